@@ -1,0 +1,337 @@
+"""The images: read once, split stratified, kept on the device as uint8; batches and augmentation.
+
+Legend: N images, C channels (3, RGB), H and W pixels.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ablation.spec import Augmentation, Data, InputError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision.datasets.folder's
+DIGITS_TEST_FRACTION = 0.2  # scikit-learn's digits come without a test split
+CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10
+
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (things, how many, description) -> the same things
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """All images of a source: uint8 NHWC, labels int64 N; `digest` is the SHA-256 of all of it."""
+
+    train_images_NHWC: np.ndarray
+    train_labels_N: np.ndarray
+    test_images_NHWC: np.ndarray
+    test_labels_N: np.ndarray
+    classes: list[str]
+    digest: str
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def load_images(data: Data, *, track: Track = lambda things, total, description: things) -> ImageSet:
+    """Read the images that a study asks for.
+
+    Raises:
+        InputError: the folder is missing, empty, has classes in one split only or unreadable images; a class is
+            unknown; a download failed.
+    """
+    images = {"cifar10": _load_cifar10, "imagefolder": _load_imagefolder, "digits": _load_digits}[data.source](
+        data, track
+    )
+    if data.classes is None:
+        return images
+    unknown = [name for name in data.classes if name not in images.classes]
+    if unknown:
+        raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(images.classes)}")
+    numbers = [images.classes.index(name) for name in data.classes]
+    arrays = []
+    for pixels, labels in (
+        (images.train_images_NHWC, images.train_labels_N),
+        (images.test_images_NHWC, images.test_labels_N),
+    ):
+        chosen = np.isin(labels, numbers)
+        renumbered = np.array([numbers.index(label) for label in labels[chosen]], np.int64)
+        arrays += [pixels[chosen], renumbered]
+    return _image_set(arrays[0], arrays[1], arrays[2], arrays[3], list(data.classes))
+
+
+def count_classes(data: Data) -> int:
+    """Return how many classes a study's images have, without reading them.
+
+    Raises:
+        InputError: the folder is not what it should be.
+    """
+    if data.classes is not None:
+        return len(data.classes)
+    if data.source == "imagefolder":
+        return len(list_imagefolder(Path(str(data.root)).expanduser())["train"])
+    return 10
+
+
+def _image_set(
+    train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray, test_labels: np.ndarray, classes: Any
+) -> ImageSet:
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for array in (train_images, train_labels, test_images, test_labels):
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return ImageSet(train_images, train_labels, test_images, test_labels, list(classes), digest.hexdigest())
+
+
+def _fit(image: "Image", size: int) -> np.ndarray:
+    """Return RGB pixels, size x size x 3: scaled so that the shorter side fits, then cropped in the middle."""
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    image = image.convert("RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), method=Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _load_digits(data: Data, track: Track) -> ImageSet:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8 pixels, 17 grey levels
+    pixels = np.stack([_fit(Image.fromarray(image), data.image_size) for image in grey])
+    labels = digits.target.astype(np.int64)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=DIGITS_TEST_FRACTION, stratify=labels, random_state=0
+    )
+    return _image_set(pixels[train], labels[train], pixels[test], labels[test], [str(digit) for digit in range(10)])
+
+
+def _load_cifar10(data: Data, track: Track) -> ImageSet:
+    from PIL import Image
+    from torchvision.datasets import CIFAR10
+
+    root = Path(data.root or "data")
+    try:
+        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"data.root: CIFAR-10 is not in {root} and could not be downloaded ({str(error).splitlines()[0]}); place "
+            f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) there by hand, or try --demo, which needs no download"
+        ) from None
+    pixels = [part.data for part in parts]
+    if data.image_size != 32:
+        pixels = [np.stack([_fit(Image.fromarray(image), data.image_size) for image in part]) for part in pixels]
+    labels = [np.array(part.targets, np.int64) for part in parts]
+    return _image_set(pixels[0], labels[0], pixels[1], labels[1], parts[0].classes)
+
+
+def _load_imagefolder(data: Data, track: Track) -> ImageSet:
+    """Decode train/<class>/* and test/<class>/* once; afterwards one cache file holds the pixels."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import save_file
+
+    root = Path(str(data.root)).expanduser().resolve()
+    files = list_imagefolder(root)
+    classes = sorted(files["train"])
+    listing = hashlib.sha256(str(data.image_size).encode())
+    for split in ("train", "test"):
+        for name in classes:
+            for path, status in files[split][name]:
+                listing.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    fingerprint = listing.hexdigest()
+    key = hashlib.sha256(f"{root}\0{data.image_size}".encode()).hexdigest()[:16]
+    cache = cache_folder() / f"imagefolder-{key}.safetensors"
+    try:
+        with safe_open(cache, framework="numpy") as cached:
+            if cached.metadata()["fingerprint"] == fingerprint:
+                arrays = [cached.get_tensor(name) for name in _CACHED]
+                return ImageSet(arrays[0], arrays[1], arrays[2], arrays[3], classes, cached.metadata()["digest"])
+    except (OSError, SafetensorError, KeyError):
+        pass  # not there, of another version, or damaged: it is made again
+
+    arrays = []
+    for split in ("train", "test"):
+        paths = [path for name in classes for path, _ in files[split][name]]
+        counts = [len(files[split][name]) for name in classes]
+        pixels = _decode_all(paths, data.image_size, track, f"Decoding {split} images")
+        arrays += [pixels, np.repeat(np.arange(len(classes)), counts)]
+    images = _image_set(arrays[0], arrays[1], arrays[2], arrays[3], classes)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+    save_file(dict(zip(_CACHED, arrays, strict=True)), temporary, {"fingerprint": fingerprint, "digest": images.digest})
+    temporary.replace(cache)
+    return images
+
+
+_CACHED = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def cache_folder() -> Path:
+    """Return the folder of decoded images: ABLATION_CACHE, else `ablation` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablation"
+    return Path(os.environ.get("ABLATION_CACHE") or default)
+
+
+def list_imagefolder(root: Path) -> dict[str, dict[str, list[tuple[str, os.stat_result]]]]:
+    """Return split -> class -> sorted (path, status) of the images below a folder.
+
+    Raises:
+        InputError: a split or its images are missing, or a class is in one split only.
+    """
+    files: dict[str, dict[str, list[tuple[str, os.stat_result]]]] = {}
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            raise InputError(f"data.root: {root} must hold {split}/<class>/*, but there is no folder {split}")
+        files[split] = {}
+        for folder in os.scandir(root / split):
+            if folder.is_dir() and not folder.name.startswith("."):
+                found = [(e.path, e.stat()) for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES)]
+                files[split][folder.name] = sorted(found, key=lambda entry: entry[0])
+        if not any(files[split].values()):
+            raise InputError(f"data.root: {root / split} holds no images in <class>/*{{{','.join(SUFFIXES)}}}")
+        for name, found in files[split].items():
+            if not found:
+                raise InputError(f"data.root: {root / split / name} holds no images")
+    for split, other in (("train", "test"), ("test", "train")):
+        only = sorted(files[split].keys() - files[other].keys())
+        if only:
+            raise InputError(f"data.root: class {only[0]!r} is in {root / split} but not in {root / other}")
+    return files
+
+
+def _decode_all(paths: list[str], size: int, track: Track, description: str) -> np.ndarray:
+    """Decode all images into uint8 NHWC.
+
+    Raises:
+        InputError: names up to ten files that cannot be decoded.
+    """
+    from PIL import Image
+
+    pixels = np.empty((len(paths), size, size, 3), np.uint8)
+    bad: list[str] = []
+
+    def decode(number: int) -> None:
+        try:
+            with Image.open(paths[number]) as image:
+                pixels[number] = _fit(image, size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for broken files
+            bad.append(paths[number])
+
+    with ThreadPoolExecutor() as pool:
+        for _ in track(pool.map(decode, range(len(paths))), len(paths), description):
+            pass
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise InputError(f"data.root: cannot be read as an image: {', '.join(sorted(bad)[:10])}{more}")
+    return pixels
+
+
+# ------------------------------------------------------------------------------------------------------ splitting
+
+
+def split_train_val(
+    labels_N: np.ndarray, val_fraction: float, limit: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split training images into those that are learnt from and those that choose: (train, val) indices, sorted.
+
+    Both parts keep the classes' shares. `limit` first takes a stratified subset of that many images.
+
+    Raises:
+        InputError: there are too few images of a class, or fewer than `limit`.
+    """
+    from sklearn.model_selection import train_test_split
+
+    random_state = seed % 2**32  # what NumPy takes
+    chosen = np.arange(len(labels_N))
+    if limit is not None and limit > len(chosen):
+        raise InputError(f"data.limit: {limit} is more than the {len(chosen)} training images")
+    try:
+        if limit is not None and limit < len(chosen):
+            chosen, _ = train_test_split(chosen, train_size=limit, stratify=labels_N, random_state=random_state)
+        train, val = train_test_split(
+            chosen, test_size=val_fraction, stratify=labels_N[chosen], random_state=random_state
+        )
+    except ValueError as error:
+        raise InputError(f"data.val_fraction: {len(chosen)} images cannot be split by class: {error}") from None
+    return np.sort(train), np.sort(val)
+
+
+# ---------------------------------------------------------------------------------------------------- on the device
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images on a device: uint8 NCHW, labels int64 N."""
+
+    images_NCHW: "torch.Tensor"
+    labels_N: "torch.Tensor"
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+def to_device(images_NHWC: np.ndarray, labels_N: np.ndarray, indices: np.ndarray, device: "torch.device") -> Images:
+    """Copy the chosen images to the device."""
+    import torch
+
+    images = torch.from_numpy(images_NHWC[indices]).permute(0, 3, 1, 2).contiguous()
+    return Images(images.to(device), torch.from_numpy(labels_N[indices]).to(device))
+
+
+def shuffled_batches(images: Images, batch_size: int, generator: "torch.Generator") -> Iterator[Images]:
+    """Yield every image once, in an order drawn from the (CPU) generator; the last batch may be smaller."""
+    import torch
+
+    order = torch.randperm(len(images), generator=generator).to(images.labels_N.device)
+    for chosen in torch.split(order, batch_size):
+        yield Images(images.images_NCHW[chosen], images.labels_N[chosen])
+
+
+def augment(images_NCHW: "torch.Tensor", kind: Augmentation, generator: "torch.Generator") -> "torch.Tensor":
+    """Flip each image with probability 1/2 and, for crop_flip, shift it by up to 4 pixels over black.
+
+    Args:
+        images_NCHW: uint8 images on any device.
+        kind: 'none', 'flip' or 'crop_flip'.
+        generator: on the CPU, so that every device gets the same numbers.
+    """
+    import torch
+
+    if kind == "none":
+        return images_NCHW
+    n, _, height, width = images_NCHW.shape
+    device = images_NCHW.device
+    flip_N = (torch.rand(n, generator=generator) < 0.5).to(device)
+    images_NCHW = torch.where(flip_N[:, None, None, None], images_NCHW.flip(3), images_NCHW)
+    if kind == "flip":
+        return images_NCHW
+    padded_NCHW = torch.nn.functional.pad(images_NCHW, (CROP_PADDING,) * 4)
+    top_N, left_N = torch.randint(0, 2 * CROP_PADDING + 1, (2, n), generator=generator).to(device)
+    rows_NH = top_N[:, None] + torch.arange(height, device=device)
+    columns_NW = left_N[:, None] + torch.arange(width, device=device)
+    numbers_N = torch.arange(n, device=device)
+    # Indexing with the channels in between puts them last: N x H x W x C.
+    return padded_NCHW[numbers_N[:, None, None], :, rows_NH[:, :, None], columns_NW[:, None, :]].permute(0, 3, 1, 2)
+
+
+def normalise(
+    images_NCHW: "torch.Tensor", mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> "torch.Tensor":
+    """Turn uint8 images into float32, channels last in memory: scaled to 0..1, minus `mean`, divided by `std`."""
+    import torch
+
+    mean_C11 = torch.tensor(mean, device=images_NCHW.device)[:, None, None]
+    std_C11 = torch.tensor(std, device=images_NCHW.device)[:, None, None]
+    images_NCHW = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
+    return (images_NCHW / 255 - mean_C11) / std_C11

@@ -1,0 +1,86 @@
+"""`--demo`: any study on a machine without network, data or GPU.
+
+The study's own factors go to scikit-learn's handwritten digits: a narrow VGG-16 is pretrained on the digits 0-4 and
+transferred to the digits 5-9, the split-class protocol of Yosinski et al. (2014, "How transferable are features in deep
+neural networks?").
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ablation import architecture
+from ablation.spec import Data
+from ablation.store import Store
+
+PRETRAINING_CLASSES = ["0", "1", "2", "3", "4"]
+TRANSFER_CLASSES = ["5", "6", "7", "8", "9"]
+TRIALS_PER_ARM, EPOCHS, PRETRAINING_EPOCHS = 3, 8, 12
+BATCH_SIZE = 32  # of 537 training images
+
+
+def weights_path(store: Store) -> Path:
+    """Return where the demo's pretrained weights are kept."""
+    return store.root / "demo" / "vgg16_narrow-digits0-4.safetensors"
+
+
+def overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str], Any]]:
+    """Return what the demo changes in a study file's content."""
+    changes: list[tuple[list[str], Any]] = [
+        (["backbone"], {"name": "vgg16_narrow", "weights": str(weights_path(store))}),
+        (["data"], {"source": "digits", "classes": TRANSFER_CLASSES, "val_fraction": 0.25}),
+        (["trials_per_arm"], TRIALS_PER_ARM),
+        (["epochs"], EPOCHS),
+        (["published"], []),
+    ]
+    if not any("batch_size" in content.get(table, {}) for table in ("factors", "search")):
+        changes.append((["fixed", "batch_size"], BATCH_SIZE))
+    return changes
+
+
+def make_weights(path: Path) -> None:
+    """Pretrain the narrow VGG-16 on the digits 0-4 and write its weights; takes a few seconds on a CPU."""
+    import torch
+    from safetensors.torch import save_file
+
+    from ablation.data import load_images, normalise, split_train_val, to_device
+    from ablation.models import build_model, calibrate, initialise
+    from ablation.strategies import apply_strategy
+    from ablation.train import Normalisation, Training, make_optimizer, train
+
+    device = torch.device("cpu")
+    images = load_images(Data(source="digits", classes=PRETRAINING_CLASSES))
+    pixels, labels = images.train_images_NHWC, images.train_labels_N
+    train_N, val_N = split_train_val(labels, 0.2, None, seed=0)
+    train_images, val_images = (to_device(pixels, labels, chosen, device) for chosen in (train_N, val_N))
+    normalisation = Normalisation((0.3,) * 3, (0.35,) * 3)  # about the mean and spread of the digits' pixels
+    model = build_model("vgg16_narrow", "block5", 64, 2, len(PRETRAINING_CLASSES), 32)
+    initialise(model, "vgg16_narrow", None, seed=0)
+    calibrate(model, normalise(train_images.images_NCHW[:256], normalisation.mean, normalisation.std))
+    groups = apply_strategy(
+        model, "from_scratch", freeze_depth=None, lr=2e-3, backbone_lr_scale=None, weight_decay=5e-4
+    )
+    optimizer = make_optimizer("adamw", groups, device)
+    training = Training(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    for _ in train(
+        training, train_images, val_images, normalisation, epochs=PRETRAINING_EPOCHS, batch_size=BATCH_SIZE,
+        schedule="cosine", augmentation="none", label_smoothing=0.0, head_warmup_epochs=0, precision="float32", seed=0,
+    ):  # fmt: skip
+        pass
+    layers = {layer.name: layer for layer in architecture.conv_layers("vgg16_narrow")}
+    tensors = {}
+    for name, tensor in model.blocks.state_dict().items():
+        _, layer, kind = name.split(".")
+        tensors[f"features.{layers[layer].torchvision_index}.{kind}"] = tensor.contiguous()
+    metadata = {
+        "architecture": "vgg16_narrow",
+        "description": f"trained on scikit-learn's digits {', '.join(PRETRAINING_CLASSES)}; "
+        f"accuracy on held-out ones {training.history[-1].val_accuracy:.4f}",
+        "input_mean": json.dumps(normalisation.mean),
+        "input_std": json.dumps(normalisation.std),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)

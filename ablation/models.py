@@ -1,0 +1,84 @@
+"""A truncated backbone with a new head.
+
+Legend: N images, C channels, H and W pixels, D features, K classes.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from ablation.backbones import build_blocks, feature_shape, initialise_blocks
+from ablation.seeding import generator
+from ablation.spec import HeadPool
+from ablation.weights import Weights
+
+
+class TransferModel(nn.Module):
+    """`blocks`, then `head`: average pool, one hidden layer, one logit per class.
+
+    `feature_scale` is a constant by which the pooled features are divided before the head, so that one range of
+    learning rates fits every cut and every set of weights (see `calibrate`).
+    """
+
+    feature_scale: torch.Tensor
+    classes: list[str]
+    """Names of the K logits; set on a model that was loaded from a run."""
+    input_mean: list[float]
+    """What is subtracted from RGB pixels scaled to 0..1; set on a model that was loaded from a run."""
+    input_std: list[float]
+    """What they are then divided by; set on a model that was loaded from a run."""
+
+    def __init__(self, blocks: nn.Sequential, pool: nn.Module, features: int, head_width: int, num_classes: int):
+        super().__init__()
+        self.blocks = blocks
+        self.pool = pool
+        self.register_buffer("feature_scale", torch.ones(()))
+        self.head = nn.Sequential(nn.Linear(features, head_width), nn.ReLU(), nn.Linear(head_width, num_classes))
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return logits NK for normalised images NCHW."""
+        logits_NK: torch.Tensor = self.head(self.pooled(images_NCHW) / self.feature_scale)
+        return logits_NK
+
+    def pooled(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return the pooled features ND, unscaled."""
+        pooled_ND: torch.Tensor = self.pool(self.blocks(images_NCHW)).flatten(1)
+        return pooled_ND
+
+
+def build_model(
+    backbone: str, truncate_at: str, head_width: int, head_pool: HeadPool, num_classes: int, image_size: int
+) -> TransferModel:
+    """Build the network of a trial; its parameters are set by `initialise`."""
+    channels, height, width = feature_shape(backbone, truncate_at, image_size)
+    if head_pool != "flatten":
+        height, width = min(head_pool, height), min(head_pool, width)
+    pool = nn.Identity() if head_pool == "flatten" else nn.AdaptiveAvgPool2d((height, width))
+    blocks = build_blocks(backbone, truncate_at)
+    return TransferModel(blocks, pool, channels * height * width, head_width, num_classes)
+
+
+def initialise(model: TransferModel, backbone: str, weights: Weights | None, seed: int) -> None:
+    """Set all parameters: the blocks from the weights (None: at random), the head at random.
+
+    The head starts as torch's Linear does (uniform within 1 / sqrt(inputs)); every part has a generator of its own.
+    """
+    initialise_blocks(model.blocks, backbone, weights, generator(seed, "backbone"))
+    head_generator = generator(seed, "head")
+    with torch.no_grad():
+        for linear in (module for module in model.head if isinstance(module, nn.Linear)):
+            bound = 1 / math.sqrt(linear.in_features)
+            linear.weight.uniform_(-bound, bound, generator=head_generator)
+            linear.bias.uniform_(-bound, bound, generator=head_generator)
+
+
+@torch.no_grad()
+def calibrate(model: TransferModel, images_NCHW: torch.Tensor) -> None:
+    """Set `feature_scale` to the root mean square of the pooled features of these (normalised) images.
+
+    Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand;
+    undivided, no learning rate would fit two of them. Data-dependent scaling: Kraehenbuehl et al. (2016).
+    """
+    scale = model.pooled(images_NCHW).square().mean().sqrt()
+    model.feature_scale.copy_(scale if scale > 0 else torch.ones_like(scale))

@@ -1,0 +1,79 @@
+"""Named seeds, determinism, and the choice of the device.
+
+Every random number comes from a generator that is seeded by a name and the seeds above it, such as (trial seed,
+'order', epoch). Nothing depends on how many numbers were drawn before, so an interrupted trial goes on exactly.
+"""
+
+import hashlib
+import os
+import re
+from typing import TYPE_CHECKING
+
+from ablation.spec import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def named_seed(*names: int | str) -> int:
+    """Return a seed (0 to 2**63 - 1) that depends on the names and on nothing else."""
+    text = "\0".join(str(name) for name in names)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(*names: int | str) -> "torch.Generator":
+    """Return a CPU generator seeded by `named_seed`; drawing on the CPU gives every device the same numbers."""
+    import torch
+
+    return torch.Generator().manual_seed(named_seed(*names))
+
+
+def check_device_name(name: str) -> str:
+    """Return a device's name if it has the right form; whether the device is there is seen later.
+
+    Raises:
+        InputError: it is not auto, cpu, cuda, cuda:N or mps.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+        raise InputError(f"--device: unknown device {name!r}; must be auto, cpu, cuda, cuda:N or mps")
+    return name
+
+
+def select_device(name: str) -> "torch.device":
+    """Return the device with this name; `auto` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
+    import torch
+
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    missing = {"cuda": (device.index or 0) >= count, "mps": not has_mps, "cpu": False}
+    if missing[device.type]:
+        found = f"{count} CUDA device{'s' * (count != 1)} found"
+        raise InputError(f"--device: {name} is not available ({found}); use --device cpu")
+    return device
+
+
+def make_deterministic() -> None:
+    """Make CUDA repeat its results to the bit (the CPU does anyway at the same number of threads)."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, says torch's documentation
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def select_precision(precision: str, device: "torch.device") -> str:
+    """Resolve `auto`: bfloat16 on a CUDA device that computes it natively, float16 on an older one, else float32."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

@@ -1,0 +1,322 @@
+"""Run a study: python -m ablation.study NAME
+
+torch, MLflow and Optuna take seconds to import, so they are imported inside the functions that need them; `--help` and
+a refused study file answer at once.
+"""
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ablation import __version__, demo
+from ablation.design import arms, published_for
+from ablation.seeding import check_device_name
+from ablation.spec import InputError, StudySpec, check_name, load_study, nearest, parse_override, read_study_file
+from ablation.store import Store, find_store
+from ablation.weights import Weights, check_layers, read_weights
+
+if TYPE_CHECKING:
+    from ablation.data import ImageSet
+    from ablation.search import TrialRecord
+
+STUDY_FOLDERS = (Path("studies"), Path(__file__).parent.parent / "studies")  # here, then the repository's
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("study", metavar="NAME", required=False)
+@click.option("--list", "list_only", is_flag=True, help="List the studies with their questions.")
+@click.option("--plan", "plan_only", is_flag=True, help="Print arms, trials, parameters and disk; run nothing.")
+@click.option("--status", "status_only", is_flag=True, help="Print what the store holds of the study.")
+@click.option("--demo", "as_demo", is_flag=True, help="Run it on bundled digits with a small network, as NAME-demo.")
+@click.option("--name", metavar="NAME", help="Run a variant as a study of its own.")
+@click.option("--store", "store_option", metavar="DIR", help="Where results go.  [default: mlruns]")
+@click.option("--trials", type=int, metavar="N", help="Trials per arm, in total.")
+@click.option("--epochs", type=int, metavar="N", help="Epochs per trial.")
+@click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
+@click.version_option(__version__)
+def cli(
+    study: str | None,
+    list_only: bool,
+    plan_only: bool,
+    status_only: bool,
+    as_demo: bool,
+    name: str | None,
+    store_option: str | None,
+    trials: int | None,
+    epochs: int | None,
+    device: str,
+    settings: tuple[str, ...],
+) -> None:
+    """Run the study NAME (a file in studies/, or a path to one): tune every arm, then compare them.
+
+    Running it again goes on where it stopped, up to the study's total of trials.
+    """
+    if list_only:
+        return list_studies()
+    if study is None:
+        raise InputError("which study? --list lists them")
+    path = find_study(study)
+    if as_demo and name is not None:
+        raise InputError("--name: a demo is always called NAME-demo")
+    study_name = check_name(name or (f"{path.stem}-demo" if as_demo else path.stem))
+    store = find_store(store_option)
+    if status_only:
+        return show_status(study_name, store)
+
+    overrides = demo.overrides(read_study_file(path), store) if as_demo else []
+    overrides += [(["trials_per_arm"], trials)] if trials is not None else []
+    overrides += [(["epochs"], epochs)] if epochs is not None else []
+    overrides += [parse_override(setting) for setting in settings]
+    spec = load_study(path, name=study_name, overrides=overrides)
+    check_device_name(device)
+    if plan_only:
+        return show_plan(spec)
+    return run_study(spec, store, device, path.read_text(encoding="utf-8"), as_demo=as_demo)
+
+
+# ------------------------------------------------------------------------------------------------- finding studies
+
+
+def study_files() -> dict[str, Path]:
+    """Return the studies by name; one in the working folder's `studies` hides one of the repository."""
+    return {path.stem: path for folder in reversed(STUDY_FOLDERS) for path in sorted(folder.glob("*.toml"))}
+
+
+def find_study(study: str) -> Path:
+    """Return the file of a study given by name or by path.
+
+    Raises:
+        InputError: there is none; says which name is nearest.
+    """
+    if study.endswith(".toml"):
+        if not Path(study).is_file():
+            raise InputError(f"{study}: no such file")
+        return Path(study)
+    files = study_files()
+    if study not in files:
+        raise InputError(f"no study {study!r}{nearest(study, sorted(files))}")
+    return files[study]
+
+
+def list_studies() -> None:
+    """Print every study with its question."""
+    from ablation.report import Table
+    from ablation.view import show_table
+
+    rows = [[name, str(read_study_file(path).get("question", ""))] for name, path in sorted(study_files().items())]
+    show_table(Table("Studies", ["name", "question"], rows))
+
+
+# ---------------------------------------------------------------------------------------------- plan and status
+
+
+def show_plan(spec: StudySpec) -> None:
+    """Print what the study would do and need."""
+    from ablation.data import count_classes
+    from ablation.plan import plan
+    from ablation.report import Table
+    from ablation.view import show_table
+
+    planned = plan(spec, count_classes(spec.data))
+    rows = [
+        [
+            p.arm.name,
+            str(p.trials),
+            f"{p.trained_parameters:,}",
+            f"{p.all_parameters:,}",
+            _megabytes(p.checkpoint_bytes),
+        ]
+        for p in planned
+    ]
+    trials = sum(p.trials for p in planned)
+    notes = [
+        f"{len(planned)} arms, {trials} trials, {trials * spec.epochs} epochs; checkpoints take up to "
+        f"{_megabytes(sum(p.checkpoint_bytes for p in planned))} (tracking.checkpoints = "
+        f'"{spec.tracking.checkpoints}").',
+        "Parameters are those of the largest network that the search can choose.",
+    ]
+    if spec.confirm.seeds:
+        notes.append(NO_CONFIRMATION.format(seeds=spec.confirm.seeds))
+    columns = ["arm", "trials", "trained parameters", "all parameters", "disk for checkpoints"]
+    show_table(Table(spec.question, columns, rows, notes))
+
+
+NO_CONFIRMATION = "[confirm] seeds = {seeds} is noted, but this version does not run confirmations yet."
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def show_status(study: str, store: Store) -> None:
+    """Print the arms of a study with their trials by state."""
+    from ablation import search
+    from ablation.report import status_table
+    from ablation.view import show_table
+
+    storage = None if store.is_empty else search.open_storage(store)
+    found = search.study_arms(storage, study) if storage else {}
+    if not found:
+        known = search.stored_studies(storage) if storage else []
+        raise InputError(f"{store.root}: has no study {study!r}{nearest(study, known) if known else ''}")
+    trials = {arm: search.records(study, arm, optuna_study, store) for arm, optuna_study in found.items()}
+    budget = next(iter(found.values())).user_attrs["content"]["trials_per_arm"]
+    show_table(status_table(study, trials, budget))
+
+
+# ------------------------------------------------------------------------------------------------------- running
+
+
+def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *, as_demo: bool) -> None:
+    """Bring every arm to its budget and print the answer.
+
+    Everything that the user can have got wrong is checked before the store is touched.
+    """
+    from ablation import view
+
+    if as_demo and not demo.weights_path(store).exists():
+        with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
+            demo.make_weights(demo.weights_path(store))
+    weights = load_weights(spec)
+    images, val_images = load_data(spec)
+    content = identity(spec, weights, images.digest)
+
+    with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
+        from ablation import search, trial
+        from ablation.seeding import select_device
+        from ablation.tracking import Tracker
+
+        device = select_device(device_name)
+        if not store.is_empty:
+            search.check_identity(search.open_storage(store), spec, content)
+        planned = arms(spec)
+        store.root.mkdir(parents=True, exist_ok=True)
+        with store.claim_lock():  # several processes at once cannot make a database
+            studies = search.create_arms(search.open_storage(store), spec, planned, content)
+            tracker = Tracker(store, spec.name, spec.question)
+        files = {"study.toml": file_text, "study.json": spec.model_dump_json(indent=2)}
+        workbench = trial.set_up(spec, images, weights, device, tracker, files)
+
+    def records() -> dict[str, list["TrialRecord"]]:
+        return {arm.name: search.records(spec.name, arm.name, studies[arm.name], store) for arm in planned}
+
+    def write_table() -> Any:
+        from ablation.report import result_table
+
+        table = result_table(
+            spec.question,
+            {arm.name: arm.levels for arm in planned},
+            records(),
+            {arm.name: published_for(spec, arm) for arm in planned},
+            spec.trials_per_arm,
+            val_images,
+        )
+        tracker.write_summary(spec.name, table.markdown())
+        return table
+
+    from ablation.report import best_of, format_params
+
+    so_far = records()
+    ended = sum(record.state in ("finished", "pruned", "failed") for found in so_far.values() for record in found)
+    best = {arm: record.value for arm, found in so_far.items() if (record := best_of(found)) and record.value}
+    total = len(planned) * spec.trials_per_arm
+    try:
+        with view.StudyView(spec.name, [arm.name for arm in planned], total, ended, best) as progress:
+            while (claim := search.claim_trial(spec, store, planned, studies)) is not None:
+                trial_spec = trial.trial_spec(workbench, claim)
+                progress.trial_started_now(trial_spec, format_params(claim.trial.params))
+                outcome = trial.run_trial(workbench, claim, trial_spec, progress.epoch)
+                progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
+    except KeyboardInterrupt:
+        write_table()
+        raise
+    view.show_table(write_table())
+    if spec.confirm.seeds:
+        view.say(NO_CONFIRMATION.format(seeds=spec.confirm.seeds))
+    view.say(f"\nLook at it in the MLflow UI:\n    {ui_command(store)}")
+    if store.has_own_tracking:
+        view.say(f"    then open {ui_address(tracker.experiment_id)}")
+
+
+def load_weights(spec: StudySpec) -> Weights | None:
+    """Read the pretrained weights if any arm starts from them, and check that they have every layer that is needed."""
+    cuts: set[str] = set()
+    for levels in spec.combinations():
+        if set(spec.possible("strategy", levels)) != {"from_scratch"}:
+            cuts.update(spec.possible("truncate_at", levels))
+    if not cuts or spec.backbone.weights is None:
+        return None
+    weights = read_weights(spec.backbone.name, spec.backbone.weights)
+    if spec.backbone.missing_layers == "error":
+        check_layers(weights, spec.backbone.weights, spec.backbone.name, cuts)
+    return weights
+
+
+def load_data(spec: StudySpec) -> tuple["ImageSet", int]:
+    """Read the images, and return how many of them the split keeps for validation."""
+    from ablation.data import load_images, split_train_val
+    from ablation.view import track_progress
+
+    images = load_images(spec.data, track=track_progress)
+    _, val_N = split_train_val(images.train_labels_N, spec.data.val_fraction, spec.data.limit, seed=0)
+    return images, len(val_N)
+
+
+def identity(spec: StudySpec, weights: Weights | None, data_digest: str) -> dict[str, Any]:
+    """Return the study's content with what its weights and its data hold, as JSON can store it."""
+    content = spec.content()
+    content["backbone"]["weights_digest"] = weights.digest if weights else None
+    content["data"]["digest"] = data_digest
+    return content
+
+
+def ui_command(store: Store) -> str:
+    """Return the command that opens the MLflow UI on a store."""
+    if store.has_own_tracking:
+        database = store.root / "mlflow.db"
+        if database.is_relative_to(Path.cwd()):
+            database = database.relative_to(Path.cwd())
+        return f"python -m mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database}')}"
+    if store.tracking_uri.startswith("http"):
+        return "open the address in MLFLOW_TRACKING_URI"
+    return 'python -m mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+
+
+def ui_address(experiment_id: str) -> str:
+    """Return the address of an experiment's chart page in a UI started by `ui_command`."""
+    query = "compareRunsMode=CHART&workflowType=machine_learning"  # the UI opens in its GenAI mode without it
+    return f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?{query}"
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the command line; return its exit status."""
+    signal.signal(signal.SIGTERM, _interrupt)  # what a container gets when it is stopped
+    try:
+        cli.main(standalone_mode=False)
+    except InputError as error:
+        return _refuse(str(error))
+    except click.ClickException as error:
+        return _refuse(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])
+        print(f"\nStopped; whatever had finished is kept. To go on:\n    {command}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

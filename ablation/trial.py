@@ -1,0 +1,330 @@
+"""One trial, top to bottom; and its model, rebuilt from its run."""
+
+import gc
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ablation import tracking
+from ablation.checkpoint import CorruptCheckpoint, load_resume_checkpoint, save_resume_checkpoint, tensors_digest
+from ablation.data import Images, ImageSet, normalise, split_train_val, to_device
+from ablation.models import TransferModel, build_model, calibrate, initialise
+from ablation.search import Claim, TrialEnd, best_trial, end_trial, report, suggest
+from ablation.seeding import make_deterministic, named_seed, select_precision
+from ablation.spec import InputError, StudySpec, TrialSpec
+from ablation.store import find_store
+from ablation.strategies import STRATEGIES, apply_strategy
+from ablation.tracking import Tracker
+from ablation.train import Diverged, EpochMetrics, Normalisation, Training, load_tensors, make_optimizer, train
+from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read_weights
+
+CHECKPOINT_SECONDS = 15  # at most this much work, or one epoch, is done again after a crash
+CALIBRATION_IMAGES = 256
+RUN_STATUS: dict[TrialEnd, tracking.RunStatus] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What all trials of a study share in one process: the images on the device, the weights, where results go."""
+
+    study: StudySpec
+    device: torch.device
+    train_images: Images
+    val_images: Images
+    classes: list[str]
+    data_digest: str
+    weights: Weights | None
+    tracker: Tracker
+    files: dict[str, str]
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What the weights were trained with; ImageNet's where there are none."""
+        return _normalisation(self.weights)
+
+
+def _normalisation(weights: Weights | None) -> Normalisation:
+    return Normalisation(weights.mean, weights.std) if weights else Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def set_up(
+    study: StudySpec,
+    images: ImageSet,
+    weights: Weights | None,
+    device: torch.device,
+    tracker: Tracker,
+    files: dict[str, str],
+) -> Workbench:
+    """Put the training and validation images onto the device; the test images stay where they are."""
+    if study.deterministic:
+        make_deterministic()
+    train_N, val_N = split_train_val(images.train_labels_N, study.data.val_fraction, study.data.limit, data_seed(study))
+    return Workbench(
+        study=study,
+        device=device,
+        train_images=to_device(images.train_images_NHWC, images.train_labels_N, train_N, device),
+        val_images=to_device(images.train_images_NHWC, images.train_labels_N, val_N, device),
+        classes=images.classes,
+        data_digest=images.digest,
+        weights=weights,
+        tracker=tracker,
+        files=files,
+    )
+
+
+def data_seed(study: StudySpec) -> int:
+    """Return the seed of the split: the same for all trials and for all seeds of confirmation runs."""
+    return named_seed(study.seed, "split")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    state: TrialEnd
+    epochs: int
+    value: float | None
+    reason: str = ""
+
+
+def run_trial(
+    workbench: Workbench, claim: Claim, spec: TrialSpec, on_epoch: Callable[[TrialSpec, EpochMetrics], None]
+) -> Outcome:
+    """Train one trial, from where it was left, and record all of it.
+
+    Divergence and lack of device memory end the trial as failed. Any other exception leaves it to be continued: its run
+    is marked SCHEDULED and its lock is freed.
+    """
+    run_id = workbench.tracker.start_trial(
+        spec, workbench.study.data.root or workbench.study.data.source, workbench.files
+    )
+    claim.trial.set_user_attr("run_id", run_id)
+    try:
+        outcome = _train_and_record(workbench, claim, spec, run_id, on_epoch)
+    except BaseException:
+        workbench.tracker.pause_run(run_id)
+        claim.lock.release()
+        raise
+    status = RUN_STATUS[outcome.state]
+    # The run is closed before the trial is told: a crash in between leaves a trial that goes on and ends again, never
+    # a run that stays open.
+    workbench.tracker.end_run(run_id, status, outcome.reason)
+    end_trial(claim, outcome.state, outcome.value, outcome.reason)
+    return outcome
+
+
+def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
+    """Return what the trial is: the study's settings and what Optuna chose."""
+    study = workbench.study
+    return TrialSpec(
+        study=study.name,
+        arm=claim.arm.name,
+        trial=claim.trial.number,
+        seed=named_seed(study.seed, "trial", claim.trial.number),
+        epochs=study.epochs,
+        precision=select_precision(study.precision, workbench.device),
+        deterministic=study.deterministic,
+        backbone=study.backbone.name,
+        weights=study.backbone.weights,
+        weights_digest=workbench.weights.digest if workbench.weights else None,
+        missing_layers=study.backbone.missing_layers,
+        data_source=study.data.source,
+        data_digest=workbench.data_digest,
+        data_seed=data_seed(study),
+        data_limit=study.data.limit,
+        val_fraction=study.data.val_fraction,
+        image_size=study.data.image_size,
+        num_classes=len(workbench.classes),
+        **suggest(claim.trial, study, claim.arm),
+    )
+
+
+def _train_and_record(
+    workbench: Workbench,
+    claim: Claim,
+    spec: TrialSpec,
+    run_id: str,
+    on_epoch: Callable[[TrialSpec, EpochMetrics], None],
+) -> Outcome:
+    training: Training | None = None
+    epochs_done = 0
+    resume_path = claim.folder / "resume.ckpt"
+    try:
+        training = make_training(spec, workbench)
+        _restore(training, resume_path, workbench.device)
+        workbench.tracker.log_epochs(run_id, training.history)
+        report(claim, training.history)  # a crash between saving and reporting must not lose a value
+        epochs_done = logged = len(training.history)
+        saved_at = time.monotonic()
+
+        try:
+            for metrics in _epochs(training, spec, workbench):
+                epochs_done = metrics.epoch
+                report(claim, [metrics])
+                on_epoch(spec, metrics)
+                pruned = metrics.epoch < spec.epochs and claim.trial.should_prune()
+                if pruned or metrics.epoch == spec.epochs or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+                    # Epochs are logged only once they are safe, so that none is ever logged twice with other figures.
+                    save_resume_checkpoint(resume_path, training.state_dict())
+                    workbench.tracker.log_epochs(run_id, training.history[logged:])
+                    logged, saved_at = len(training.history), time.monotonic()
+                if pruned:
+                    return Outcome("pruned", epochs_done, None, f"pruned after epoch {epochs_done} of {spec.epochs}")
+        except Diverged as error:
+            save_resume_checkpoint(resume_path, training.state_dict())  # continued from here, it diverges again
+            workbench.tracker.log_epochs(run_id, training.history[logged:])
+            return Outcome("failed", epochs_done, None, str(error))
+        _record_best(workbench, claim, spec, run_id, training)
+        return Outcome("finished", epochs_done, training.best.val_accuracy)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = f"out of memory on {workbench.device}: {str(error).splitlines()[0]}"
+    # Only here is the exception gone, whose traceback held the frames and with them the tensors.
+    training = None
+    _free_memory(workbench.device)
+    return Outcome("failed", epochs_done, None, reason)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _free_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
+    """Build the trial's network and optimizer, at its start."""
+    model = build_model(
+        spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
+    )
+    initialise(model, spec.backbone, workbench.weights if STRATEGIES[spec.strategy].pretrained else None, spec.seed)
+    model = model.to(workbench.device).to(memory_format=torch.channels_last)
+    first_NCHW = workbench.train_images.images_NCHW[:CALIBRATION_IMAGES]
+    calibrate(model, normalise(first_NCHW, workbench.normalisation.mean, workbench.normalisation.std))
+    groups = apply_strategy(
+        model,
+        spec.strategy,
+        freeze_depth=spec.freeze_depth,
+        lr=spec.lr,
+        backbone_lr_scale=spec.backbone_lr_scale,
+        weight_decay=spec.weight_decay,
+    )
+    optimizer = make_optimizer(spec.optimizer, groups, workbench.device)
+    scaler = torch.amp.GradScaler(workbench.device.type, enabled=spec.precision == "float16")
+    return Training(model, optimizer, scaler)
+
+
+def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Any:
+    return train(
+        training,
+        workbench.train_images,
+        workbench.val_images,
+        workbench.normalisation,
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        schedule=spec.schedule,
+        augmentation=spec.augmentation,
+        label_smoothing=spec.label_smoothing,
+        head_warmup_epochs=spec.head_warmup_epochs,
+        precision=spec.precision,
+        seed=spec.seed,
+    )
+
+
+def _restore(training: Training, path: Path, device: torch.device) -> None:
+    if not path.exists():
+        return
+    try:
+        training.load_state_dict(load_resume_checkpoint(path, device))
+    except CorruptCheckpoint as error:
+        import warnings
+
+        warnings.warn(f"{error}; the trial starts over", stacklevel=2)
+
+
+def _record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run_id: str, training: Training) -> None:
+    """Log the best epoch's figures and checkpoint; with best_per_arm, only the arm's best keeps its checkpoint."""
+    best = training.best
+    leader = best_trial(claim.study)
+    keep_all = workbench.study.tracking.checkpoints == "all"
+    keep = keep_all or leader is None or leader.value is None or best.val_accuracy > leader.value
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / Path(tracking.CHECKPOINT_FILE).name
+        if keep:
+            save_best(path, training, spec, workbench.classes, workbench.normalisation)
+        workbench.tracker.log_result(run_id, best, path if keep else None)
+    if keep and not keep_all and leader is not None:
+        workbench.tracker.delete_checkpoint(leader.user_attrs["run_id"])
+
+
+def save_best(
+    path: Path, training: Training, spec: TrialSpec, classes: list[str], normalisation: Normalisation
+) -> None:
+    """Write the best epoch's trained tensors; the metadata says what they belong to, frozen tensors by their digest."""
+    frozen = _frozen_tensors(training.model, training.best_tensors)
+    metadata = {
+        "spec": json.dumps(spec.to_params()),
+        "classes": json.dumps(classes),
+        "input_mean": json.dumps(normalisation.mean),
+        "input_std": json.dumps(normalisation.std),
+        "epoch": str(training.best.epoch),
+        "val_accuracy": str(training.best.val_accuracy),
+        "frozen_digest": tensors_digest(frozen.items()),
+    }
+    save_file({name: tensor.cpu().contiguous() for name, tensor in training.best_tensors.items()}, path, metadata)
+
+
+def _frozen_tensors(model: TransferModel, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
+
+
+def load_model(run: str, *, store: str | None = None, weights: str | None = None) -> TransferModel:
+    """Rebuild a finished trial's model at its best epoch, on the CPU, in evaluation mode.
+
+    Args:
+        run: the id of the trial's MLflow run.
+        store: the store's folder; as for `--store`, the environment's addresses or `mlruns` by default.
+        weights: where the pretrained weights are now, for a trial with frozen layers; where they were by default.
+
+    Returns:
+        A module from normalised images NCHW (float32) to logits NK. Its attributes `classes` (list of str),
+        `input_mean` and `input_std` (three floats each, for pixels scaled to 0..1) say what goes in and comes out.
+
+    Raises:
+        InputError: there is no such run, it kept no checkpoint, or the weights are not the ones it was trained with.
+    """
+    found = find_store(store)
+    record = tracking.read_run(found, run)
+    spec = TrialSpec.from_params(record.data.params)
+    with tracking.run_file(found, record, tracking.CHECKPOINT_FILE) as path, safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        trained = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    model = build_model(
+        spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
+    )
+    pretrained = None
+    if _frozen_tensors(model, trained):  # else the checkpoint holds all there is
+        named = weights or str(spec.weights)
+        pretrained = read_weights(spec.backbone, named)
+        if pretrained.digest != spec.weights_digest:
+            raise InputError(f"{named}: not the weights that run {run} was trained with")
+    initialise(model, spec.backbone, pretrained, spec.seed)
+    load_tensors(model, trained)
+    if tensors_digest(_frozen_tensors(model, trained).items()) != metadata["frozen_digest"]:
+        raise InputError(f"run {run}: its frozen layers cannot be rebuilt from {spec.weights}")
+    model.classes = json.loads(metadata["classes"])
+    model.input_mean, model.input_std = json.loads(metadata["input_mean"]), json.loads(metadata["input_std"])
+    return model.eval()
