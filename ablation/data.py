@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ablation.seeding import named_seed
 from ablation.spec import Augmentation, Data, InputError
 
 if TYPE_CHECKING:
@@ -240,10 +241,21 @@ def _decode_all(paths: list[str], size: int, track: Track, description: str) -> 
 # ------------------------------------------------------------------------------------------------------ splitting
 
 
-def split_train_val(
-    labels_N: np.ndarray, val_fraction: float, limit: int | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split training images into those that are learnt from and those that choose: (train, val) indices, sorted.
+@dataclass(frozen=True)
+class Split:
+    """Indices into the training images, sorted: those that are learnt from, and those that choose."""
+
+    train_N: np.ndarray
+    val_N: np.ndarray
+
+
+def split_seed(study_seed: int) -> int:
+    """Return the seed of a study's split: the same for all its trials and for all seeds of confirmation runs."""
+    return named_seed(study_seed, "split")
+
+
+def split_train_val(labels_N: np.ndarray, val_fraction: float, limit: int | None, seed: int) -> Split:
+    """Split the training images into training and validation images.
 
     Both parts keep the classes' shares. `limit` first takes a stratified subset of that many images.
 
@@ -264,7 +276,7 @@ def split_train_val(
         )
     except ValueError as error:
         raise InputError(f"data.val_fraction: {len(chosen)} images cannot be split by class: {error}") from None
-    return np.sort(train), np.sort(val)
+    return Split(np.sort(train), np.sort(val))
 
 
 # ---------------------------------------------------------------------------------------------------- on the device

@@ -16,7 +16,7 @@ from ablation.store import Store
 
 PRETRAINING_CLASSES = ["0", "1", "2", "3", "4"]
 TRANSFER_CLASSES = ["5", "6", "7", "8", "9"]
-TRIALS_PER_ARM, EPOCHS, PRETRAINING_EPOCHS = 3, 8, 12
+TRIALS_PER_ARM, EPOCHS, PRETRAINING_EPOCHS = 4, 10, 12
 BATCH_SIZE = 32  # of 537 training images
 
 
@@ -30,6 +30,7 @@ def overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str], An
     changes: list[tuple[list[str], Any]] = [
         (["backbone"], {"name": "vgg16_narrow", "weights": str(weights_path(store))}),
         (["data"], {"source": "digits", "classes": TRANSFER_CLASSES, "val_fraction": 0.25}),
+        (["question"], f"{content.get('question')} (demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9)"),
         (["trials_per_arm"], TRIALS_PER_ARM),
         (["epochs"], EPOCHS),
         (["published"], []),
@@ -52,12 +53,12 @@ def make_weights(path: Path) -> None:
     device = torch.device("cpu")
     images = load_images(Data(source="digits", classes=PRETRAINING_CLASSES))
     pixels, labels = images.train_images_NHWC, images.train_labels_N
-    train_N, val_N = split_train_val(labels, 0.2, None, seed=0)
-    train_images, val_images = (to_device(pixels, labels, chosen, device) for chosen in (train_N, val_N))
+    split = split_train_val(labels, 0.2, None, seed=0)
+    train_images, val_images = (to_device(pixels, labels, chosen, device) for chosen in (split.train_N, split.val_N))
     normalisation = Normalisation((0.3,) * 3, (0.35,) * 3)  # about the mean and spread of the digits' pixels
     model = build_model("vgg16_narrow", "block5", 64, 2, len(PRETRAINING_CLASSES), 32)
     initialise(model, "vgg16_narrow", None, seed=0)
-    calibrate(model, normalise(train_images.images_NCHW[:256], normalisation.mean, normalisation.std))
+    calibrate(model, normalise(train_images.images_NCHW, normalisation.mean, normalisation.std))
     groups = apply_strategy(
         model, "from_scratch", freeze_depth=None, lr=2e-3, backbone_lr_scale=None, weight_decay=5e-4
     )

@@ -9,7 +9,10 @@ from ablation.spec import StudySpec
 
 @dataclass(frozen=True)
 class Arm:
-    """One combination of factor levels; `levels` is empty in a study without factors."""
+    """One combination of factor levels; `levels` is empty in a study without factors.
+
+    The name is made of the levels, a number with its factor: `block3,fine_tune_all`, `freeze_depth=2`.
+    """
 
     name: str
     levels: dict[str, Any]
@@ -17,8 +20,12 @@ class Arm:
 
 def arms(spec: StudySpec) -> list[Arm]:
     """Return the study's arms in the order of `StudySpec.combinations`; without factors, one arm called 'all'."""
-    combinations = spec.combinations()
-    return [Arm(",".join(f"{k}={v}" for k, v in levels.items()) or "all", levels) for levels in combinations]
+    return [Arm(_name(levels), levels) for levels in spec.combinations()]
+
+
+def _name(levels: dict[str, Any]) -> str:
+    parts = [level if isinstance(level, str) else f"{factor}={level}" for factor, level in levels.items()]
+    return ",".join(parts) or "all"
 
 
 def next_arm(arms: Sequence[Arm], used: Mapping[str, int], budget: int) -> Arm | None:

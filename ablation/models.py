@@ -13,15 +13,18 @@ from ablation.seeding import generator
 from ablation.spec import HeadPool
 from ablation.weights import Weights
 
+CALIBRATION_BATCH = 256  # images; has no influence on the result
+
 
 class TransferModel(nn.Module):
-    """`blocks`, then `head`: average pool, one hidden layer, one logit per class.
+    """`blocks`, then an average pool, then `head`: one hidden layer, one logit per class.
 
-    `feature_scale` is a constant by which the pooled features are divided before the head, so that one range of
-    learning rates fits every cut and every set of weights (see `calibrate`).
+    Between pool and head, the features are standardised by the constants `feature_mean_D` and `feature_std_D`, so that
+    one range of learning rates fits every cut and every set of weights (see `calibrate`).
     """
 
-    feature_scale: torch.Tensor
+    feature_mean_D: torch.Tensor
+    feature_std_D: torch.Tensor
     classes: list[str]
     """Names of the K logits; set on a model that was loaded from a run."""
     input_mean: list[float]
@@ -33,16 +36,17 @@ class TransferModel(nn.Module):
         super().__init__()
         self.blocks = blocks
         self.pool = pool
-        self.register_buffer("feature_scale", torch.ones(()))
+        self.register_buffer("feature_mean_D", torch.zeros(features))
+        self.register_buffer("feature_std_D", torch.ones(features))
         self.head = nn.Sequential(nn.Linear(features, head_width), nn.ReLU(), nn.Linear(head_width, num_classes))
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Return logits NK for normalised images NCHW."""
-        logits_NK: torch.Tensor = self.head(self.pooled(images_NCHW) / self.feature_scale)
+        logits_NK: torch.Tensor = self.head((self.pooled(images_NCHW) - self.feature_mean_D) / self.feature_std_D)
         return logits_NK
 
     def pooled(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return the pooled features ND, unscaled."""
+        """Return the pooled features ND, not yet standardised."""
         pooled_ND: torch.Tensor = self.pool(self.blocks(images_NCHW)).flatten(1)
         return pooled_ND
 
@@ -51,12 +55,16 @@ def build_model(
     backbone: str, truncate_at: str, head_width: int, head_pool: HeadPool, num_classes: int, image_size: int
 ) -> TransferModel:
     """Build the network of a trial; its parameters are set by `initialise`."""
-    channels, height, width = feature_shape(backbone, truncate_at, image_size)
+    channels, side, _ = feature_shape(backbone, truncate_at, image_size)
+    pool: nn.Module = nn.Identity()
     if head_pool != "flatten":
-        height, width = min(head_pool, height), min(head_pool, width)
-    pool = nn.Identity() if head_pool == "flatten" else nn.AdaptiveAvgPool2d((height, width))
+        pooled_side = min(head_pool, side)
+        # The same values, but the backward pass of adaptive pooling is not deterministic on CUDA.
+        even = side % pooled_side == 0
+        pool = nn.AvgPool2d(side // pooled_side) if even else nn.AdaptiveAvgPool2d(pooled_side)
+        side = pooled_side
     blocks = build_blocks(backbone, truncate_at)
-    return TransferModel(blocks, pool, channels * height * width, head_width, num_classes)
+    return TransferModel(blocks, pool, channels * side * side, head_width, num_classes)
 
 
 def initialise(model: TransferModel, backbone: str, weights: Weights | None, seed: int) -> None:
@@ -75,10 +83,16 @@ def initialise(model: TransferModel, backbone: str, weights: Weights | None, see
 
 @torch.no_grad()
 def calibrate(model: TransferModel, images_NCHW: torch.Tensor) -> None:
-    """Set `feature_scale` to the root mean square of the pooled features of these (normalised) images.
+    """Set the constants that standardise the features: their mean and standard deviation on these normalised images.
 
-    Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand;
-    undivided, no learning rate would fit two of them. Data-dependent scaling: Kraehenbuehl et al. (2016).
+    Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand,
+    and after a ReLU none has mean zero: as they are, no learning rate would fit two of them. Data-dependent scaling:
+    Kraehenbuehl et al. (2016). A feature that hardly varies on these images is not blown up: the smallest standard
+    deviation is a tenth of the average one.
     """
-    scale = model.pooled(images_NCHW).square().mean().sqrt()
-    model.feature_scale.copy_(scale if scale > 0 else torch.ones_like(scale))
+    batches = torch.split(images_NCHW, CALIBRATION_BATCH)
+    features_ND = torch.cat([model.pooled(batch_NCHW) for batch_NCHW in batches])
+    std_D = features_ND.std(0, correction=0)
+    smallest = 0.1 * std_D.mean()
+    model.feature_mean_D.copy_(features_ND.mean(0))
+    model.feature_std_D.copy_(std_D.clamp(min=smallest) if smallest > 0 else torch.ones_like(std_D))

@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation import architecture
-from ablation.design import Arm, next_arm
+from ablation.design import Arm, arms, next_arm
 from ablation.seeding import named_seed
 from ablation.spec import Choices, Hyperparameters, InputError, StudySpec, applies
 from ablation.store import Store, try_lock
@@ -162,15 +162,11 @@ def make_sampler(spec: StudySpec, arm: Arm, trials_so_far: int) -> BaseSampler:
     seed = named_seed(spec.seed, "sampler") % 2**32  # what Optuna's samplers take
     if kind == "qmc":
         # One space for all arms, in one order: a longer or reordered one would move the points.
-        everywhere = {name: dist for other in _arms_of(spec) for name, dist in full_space(spec, other).items()}
+        everywhere = {name: dist for other in arms(spec) for name, dist in full_space(spec, other).items()}
         return NumberedQMCSampler(dict(sorted((everywhere | full_space(spec, arm)).items())), seed)
     if kind == "random":
         return NumberedRandomSampler(seed)
     return TPESampler(group=True, seed=named_seed(seed, trials_so_far) % 2**32)
-
-
-def _arms_of(spec: StudySpec) -> list[Arm]:
-    return [Arm("", levels) for levels in spec.combinations()]
 
 
 def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
@@ -245,11 +241,11 @@ def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any
 
 
 def create_arms(
-    storage: optuna.storages.RDBStorage, spec: StudySpec, arms: Sequence[Arm], content: dict[str, Any]
+    storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any]
 ) -> dict[str, optuna.Study]:
-    """Return the Optuna study of every arm, making those that do not exist."""
+    """Return the Optuna study of every arm by the arm's name, making those that do not exist."""
     studies = {}
-    for arm in arms:
+    for arm in arms(spec):
         study = optuna.create_study(
             storage=storage,
             study_name=f"{spec.name}/{arm.name}",
@@ -278,10 +274,10 @@ class Claim:
     lock: BaseFileLock
 
 
-def claim_trial(spec: StudySpec, store: Store, arms: Sequence[Arm], studies: dict[str, optuna.Study]) -> Claim | None:
+def claim_trial(spec: StudySpec, store: Store, studies: dict[str, optuna.Study]) -> Claim | None:
     """Return the next trial to work on: one that its process left unfinished, else a new one; None when all is done."""
     with store.claim_lock():
-        for arm in arms:
+        for arm in arms(spec):
             study = studies[arm.name]
             for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 folder = store.trial_folder(spec.name, arm.name, frozen.number)
@@ -296,7 +292,7 @@ def claim_trial(spec: StudySpec, store: Store, arms: Sequence[Arm], studies: dic
                 return Claim(arm, study, optuna.Trial(study, frozen._trial_id), folder, lock)
 
         used = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.items()}
-        chosen = next_arm(arms, used, spec.trials_per_arm)
+        chosen = next_arm(arms(spec), used, spec.trials_per_arm)
         if chosen is None:
             return None
         study = studies[chosen.name]

@@ -64,7 +64,9 @@ class Hyperparameters(Strict):
     weight_decay: float = Field(5e-4, ge=0, description="Decay of weights; biases are left alone.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Szegedy et al., 2016.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate over all training steps.")
-    batch_size: int = Field(128, ge=1, description="Training images per step (Krizhevsky et al., 2012).")
+    batch_size: int = Field(
+        64, ge=1, description="Training images per step; small ones learn more per epoch (Masters and Luschi, 2018)."
+    )
     augmentation: Augmentation = Field("none", description="flip, or flip and a random crop after 4 pixels of padding.")
 
 
@@ -379,15 +381,17 @@ def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
 
     if "fine_tune_top" in strategies:
         depths = spec.possible("freeze_depth", levels)
-        searched = isinstance(spec.search.get("freeze_depth"), Range)  # its upper end is lowered to what each cut keeps
+        most = min(kept)
+        if isinstance(spec.search.get("freeze_depth"), Range):  # its upper end is lowered to what each cut keeps
+            all_cuts = (cut for other in spec.combinations() for cut in spec.possible("truncate_at", other))
+            most = max(architecture.kept_blocks(spec.backbone.name, cut) for cut in all_cuts)
         table = "factors" if "freeze_depth" in levels else "search" if spec.search.get("freeze_depth") else "fixed"
         if depths == [None]:
             raise ValueError("freeze_depth: fine_tune_top needs it in [fixed], [factors] or [search]")
-        if min(depths) > min(kept) or max(depths) > (max(kept) if searched else min(kept)):
-            raise ValueError(
-                f"{table}.freeze_depth: {max(depths)} blocks cannot be frozen where "
-                f"{max(kept) if searched else min(kept)} are kept{f' ({where})' if where else ''}"
-            )
+        for depth, limit in ((min(depths), min(kept)), (max(depths), most)):
+            if depth > limit:
+                at = f" ({where})" if where else ""
+                raise ValueError(f"{table}.freeze_depth: {depth} blocks cannot be frozen where {limit} are kept{at}")
     for factor in levels:
         if not any(
             applies(factor, strategy, spec.possible("freeze_depth", levels)[0], max(kept)) for strategy in strategies
@@ -558,11 +562,11 @@ def describe(error: ValidationError) -> str:
     """Put a pydantic error into one line: the field, what is wrong with it, and the nearest key for an unknown one."""
     parts = []
     for problem in error.errors()[:3]:
-        location = [str(step) for step in problem["loc"] if step not in ("range", "choices")]
+        location = [str(step) for step in _without_tag(problem["loc"])]
         message = problem["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         if problem["type"] == "extra_forbidden":
-            message = f"unknown key{nearest(location[-1], _keys_beside(problem['loc']))}"
+            message = f"unknown key{nearest(location[-1], _keys_beside(_without_tag(problem['loc'])))}"
         elif problem["type"] == "model_type" and location[:1] == ["search"]:
             message = f"must be {{ low = ..., high = ... }} or {{ choices = [...] }}, got {problem['input']!r}"
         elif problem["type"] in ("model_type", "dict_type"):
@@ -574,16 +578,20 @@ def describe(error: ValidationError) -> str:
     return "; ".join(parts) + (f" (and {more} more)" if more > 0 else "")
 
 
+def _without_tag(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Drop what pydantic inserts into the location of a numeric search: whether it was read as range or as choices."""
+    numeric = [name for name, f in Hyperparameters.model_fields.items() if _without_none(f.annotation) in (int, float)]
+    is_tagged = len(location) > 2 and location[0] == "search" and location[1] in numeric
+    return location[:2] + location[3:] if is_tagged else location
+
+
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     """Return the keys that are known in the table in which an unknown one was found."""
     model: Any = StudySpec
     for step in location[:-1]:
-        if step == "range":
-            model = Range
-        elif step == "choices":
-            model = Choices
-        elif isinstance(step, str) and step in model.model_fields:
-            annotation = _without_none(model.model_fields[step].annotation)
-            model = Published if step == "published" else annotation
-    fields = getattr(model, "model_fields", Hyperparameters.model_fields)
+        if model is Search:
+            return list(Range.model_fields | Choices.model_fields)
+        if isinstance(step, str) and step in model.model_fields:
+            model = Published if step == "published" else _without_none(model.model_fields[step].annotation)
+    fields = model.model_fields
     return [key for key in fields if key != "name" or model is not StudySpec]

@@ -20,10 +20,11 @@ from ablation.store import Store, find_store
 from ablation.weights import Weights, check_layers, read_weights
 
 if TYPE_CHECKING:
-    from ablation.data import ImageSet
+    from ablation.data import ImageSet, Split
     from ablation.search import TrialRecord
 
 STUDY_FOLDERS = (Path("studies"), Path(__file__).parent.parent / "studies")  # here, then the repository's
+NO_CONFIRMATION = "[confirm] seeds = {seeds} is noted, but this version does not run confirmations yet."
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -146,9 +147,6 @@ def show_plan(spec: StudySpec) -> None:
     show_table(Table(spec.question, columns, rows, notes))
 
 
-NO_CONFIRMATION = "[confirm] seeds = {seeds} is noted, but this version does not run confirmations yet."
-
-
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
@@ -183,7 +181,7 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *
         with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             demo.make_weights(demo.weights_path(store))
     weights = load_weights(spec)
-    images, val_images = load_data(spec)
+    images, split = load_data(spec)
     content = identity(spec, weights, images.digest)
 
     with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
@@ -197,10 +195,10 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *
         planned = arms(spec)
         store.root.mkdir(parents=True, exist_ok=True)
         with store.claim_lock():  # several processes at once cannot make a database
-            studies = search.create_arms(search.open_storage(store), spec, planned, content)
+            studies = search.create_arms(search.open_storage(store), spec, content)
             tracker = Tracker(store, spec.name, spec.question)
         files = {"study.toml": file_text, "study.json": spec.model_dump_json(indent=2)}
-        workbench = trial.set_up(spec, images, weights, device, tracker, files)
+        workbench = trial.set_up(spec, images, split, weights, device, tracker, files)
 
     def records() -> dict[str, list["TrialRecord"]]:
         return {arm.name: search.records(spec.name, arm.name, studies[arm.name], store) for arm in planned}
@@ -214,7 +212,7 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *
             records(),
             {arm.name: published_for(spec, arm) for arm in planned},
             spec.trials_per_arm,
-            val_images,
+            len(split.val_N),
         )
         tracker.write_summary(spec.name, table.markdown())
         return table
@@ -227,7 +225,7 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *
     total = len(planned) * spec.trials_per_arm
     try:
         with view.StudyView(spec.name, [arm.name for arm in planned], total, ended, best) as progress:
-            while (claim := search.claim_trial(spec, store, planned, studies)) is not None:
+            while (claim := search.claim_trial(spec, store, studies)) is not None:
                 trial_spec = trial.trial_spec(workbench, claim)
                 progress.trial_started_now(trial_spec, format_params(claim.trial.params))
                 outcome = trial.run_trial(workbench, claim, trial_spec, progress.epoch)
@@ -257,14 +255,14 @@ def load_weights(spec: StudySpec) -> Weights | None:
     return weights
 
 
-def load_data(spec: StudySpec) -> tuple["ImageSet", int]:
-    """Read the images, and return how many of them the split keeps for validation."""
-    from ablation.data import load_images, split_train_val
+def load_data(spec: StudySpec) -> tuple["ImageSet", "Split"]:
+    """Read the images and split them."""
+    from ablation.data import load_images, split_seed, split_train_val
     from ablation.view import track_progress
 
     images = load_images(spec.data, track=track_progress)
-    _, val_N = split_train_val(images.train_labels_N, spec.data.val_fraction, spec.data.limit, seed=0)
-    return images, len(val_N)
+    seed = split_seed(spec.seed)
+    return images, split_train_val(images.train_labels_N, spec.data.val_fraction, spec.data.limit, seed)
 
 
 def identity(spec: StudySpec, weights: Weights | None, data_digest: str) -> dict[str, Any]:

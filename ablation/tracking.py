@@ -77,7 +77,7 @@ class Tracker:
             dataset = MetaDataset(  # type: ignore[abstract]
                 CodeDatasetSource({"mlflow.source.name": dataset_source}),
                 name=spec.data_source,
-                digest=spec.data_digest[:32],  # MLflow takes at most 36 characters
+                digest=spec.data_digest[:8],  # as short as those that MLflow computes
             )
             self.client.log_inputs(
                 run.info.run_id,
@@ -93,7 +93,8 @@ class Tracker:
             if found[0].info.status != "RUNNING":
                 self.client.update_run(found[0].info.run_id, status="RUNNING")
             return found[0]
-        return self.client.create_run(self.experiment_id, tags={**tags, KEY_TAG: key}, run_name=name)
+        tags = {**tags, KEY_TAG: key, "mlflow.source.name": "ablation.study", "mlflow.source.type": "LOCAL"}
+        return self.client.create_run(self.experiment_id, tags=tags, run_name=name)
 
     def log_epochs(self, run_id: str, history: Iterable["EpochMetrics"]) -> None:
         """Log epochs in one batch; logged again, they are dropped by MLflow as exact duplicates."""

@@ -68,7 +68,7 @@ class Training:
         return max(self.history, key=lambda metrics: metrics.val_accuracy)
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """Return copies of what is not frozen, and the feature scale."""
+        """Return copies of what is not frozen, and the constants that standardise the features."""
         return trained_tensors(self.model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Training:
 
 
 def trained_tensors(model: TransferModel) -> dict[str, torch.Tensor]:
-    """Return copies of the tensors that training may change, and of the feature scale, by name."""
+    """Return copies of the tensors that training may change, and of those that standardise the features, by name."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: t.detach().clone() for name, t in model.state_dict().items() if name not in frozen}
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ablation import tracking
 from ablation.checkpoint import CorruptCheckpoint, load_resume_checkpoint, save_resume_checkpoint, tensors_digest
-from ablation.data import Images, ImageSet, normalise, split_train_val, to_device
+from ablation.data import Images, ImageSet, Split, normalise, split_seed, to_device
 from ablation.models import TransferModel, build_model, calibrate, initialise
 from ablation.search import Claim, TrialEnd, best_trial, end_trial, report, suggest
 from ablation.seeding import make_deterministic, named_seed, select_precision
@@ -27,7 +27,7 @@ from ablation.train import Diverged, EpochMetrics, Normalisation, Training, load
 from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read_weights
 
 CHECKPOINT_SECONDS = 15  # at most this much work, or one epoch, is done again after a crash
-CALIBRATION_IMAGES = 256
+CALIBRATION_IMAGES = 1000
 RUN_STATUS: dict[TrialEnd, tracking.RunStatus] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -58,6 +58,7 @@ def _normalisation(weights: Weights | None) -> Normalisation:
 def set_up(
     study: StudySpec,
     images: ImageSet,
+    split: Split,
     weights: Weights | None,
     device: torch.device,
     tracker: Tracker,
@@ -66,12 +67,11 @@ def set_up(
     """Put the training and validation images onto the device; the test images stay where they are."""
     if study.deterministic:
         make_deterministic()
-    train_N, val_N = split_train_val(images.train_labels_N, study.data.val_fraction, study.data.limit, data_seed(study))
     return Workbench(
         study=study,
         device=device,
-        train_images=to_device(images.train_images_NHWC, images.train_labels_N, train_N, device),
-        val_images=to_device(images.train_images_NHWC, images.train_labels_N, val_N, device),
+        train_images=to_device(images.train_images_NHWC, images.train_labels_N, split.train_N, device),
+        val_images=to_device(images.train_images_NHWC, images.train_labels_N, split.val_N, device),
         classes=images.classes,
         data_digest=images.digest,
         weights=weights,
@@ -80,17 +80,11 @@ def set_up(
     )
 
 
-def data_seed(study: StudySpec) -> int:
-    """Return the seed of the split: the same for all trials and for all seeds of confirmation runs."""
-    return named_seed(study.seed, "split")
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a trial ended."""
 
     state: TrialEnd
-    epochs: int
     value: float | None
     reason: str = ""
 
@@ -138,7 +132,7 @@ def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         missing_layers=study.backbone.missing_layers,
         data_source=study.data.source,
         data_digest=workbench.data_digest,
-        data_seed=data_seed(study),
+        data_seed=split_seed(study.seed),
         data_limit=study.data.limit,
         val_fraction=study.data.val_fraction,
         image_size=study.data.image_size,
@@ -155,19 +149,17 @@ def _train_and_record(
     on_epoch: Callable[[TrialSpec, EpochMetrics], None],
 ) -> Outcome:
     training: Training | None = None
-    epochs_done = 0
     resume_path = claim.folder / "resume.ckpt"
     try:
         training = make_training(spec, workbench)
         _restore(training, resume_path, workbench.device)
         workbench.tracker.log_epochs(run_id, training.history)
         report(claim, training.history)  # a crash between saving and reporting must not lose a value
-        epochs_done = logged = len(training.history)
+        logged = len(training.history)
         saved_at = time.monotonic()
 
         try:
             for metrics in _epochs(training, spec, workbench):
-                epochs_done = metrics.epoch
                 report(claim, [metrics])
                 on_epoch(spec, metrics)
                 pruned = metrics.epoch < spec.epochs and claim.trial.should_prune()
@@ -177,13 +169,13 @@ def _train_and_record(
                     workbench.tracker.log_epochs(run_id, training.history[logged:])
                     logged, saved_at = len(training.history), time.monotonic()
                 if pruned:
-                    return Outcome("pruned", epochs_done, None, f"pruned after epoch {epochs_done} of {spec.epochs}")
+                    return Outcome("pruned", None, f"pruned after epoch {metrics.epoch} of {spec.epochs}")
         except Diverged as error:
             save_resume_checkpoint(resume_path, training.state_dict())  # continued from here, it diverges again
             workbench.tracker.log_epochs(run_id, training.history[logged:])
-            return Outcome("failed", epochs_done, None, str(error))
+            return Outcome("failed", None, str(error))
         _record_best(workbench, claim, spec, run_id, training)
-        return Outcome("finished", epochs_done, training.best.val_accuracy)
+        return Outcome("finished", training.best.val_accuracy)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -191,7 +183,7 @@ def _train_and_record(
     # Only here is the exception gone, whose traceback held the frames and with them the tensors.
     training = None
     _free_memory(workbench.device)
-    return Outcome("failed", epochs_done, None, reason)
+    return Outcome("failed", None, reason)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,202 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ablation import data
+from ablation.data import Images, augment, load_images, normalise, shuffled_batches, split_train_val
+from ablation.seeding import generator
+from ablation.spec import Data, InputError
+
+
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    images = load_images(Data(source="digits", image_size=8))
+    assert images.train_images_NHWC.shape == (1437, 8, 8, 3)
+    assert images.test_images_NHWC.shape == (360, 8, 8, 3)
+    grey = {(np.round(image * 255 / 16).astype(np.uint8)).tobytes() for image in load_digits().images}
+    assert {image.tobytes() for image in images.train_images_NHWC[..., 0].copy()} <= grey
+    train = {image.tobytes() for image in images.train_images_NHWC}
+    assert sum(image.tobytes() in train for image in images.test_images_NHWC) <= 2  # a few digits are drawn alike
+
+
+def test_classes_are_chosen_and_renumbered() -> None:
+    everything = load_images(Data(source="digits"))
+    some = load_images(Data(source="digits", classes=["7", "5"]))
+    assert some.classes == ["7", "5"]
+    assert np.array_equal(some.train_images_NHWC[some.train_labels_N == 0],
+                          everything.train_images_NHWC[everything.train_labels_N == 7])  # fmt: skip
+    assert some.digest != everything.digest
+    with pytest.raises(InputError, match="no class '12'; known: 0, 1"):
+        load_images(Data(source="digits", classes=["1", "12"]))
+
+
+# ------------------------------------------------------------------------------------------------------ image folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, three training images and one test image each; every image has one colour of its own."""
+    root = tmp_path / "images"
+    for c, name in enumerate(["cat", "dog"]):
+        for split, count in (("train", 3), ("test", 1)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                colour = (100 * c, 50 * number, 200 if split == "test" else 0)
+                Image.new("RGB", (32, 32), colour).save(root / split / name / f"{number}.png")
+    return root
+
+
+def load_folder(root: Path, **more: object) -> data.ImageSet:
+    return load_images(Data(source="imagefolder", root=str(root), **more))
+
+
+def test_image_folder(folder: Path) -> None:
+    images = load_folder(folder)
+    assert images.classes == ["cat", "dog"]
+    assert images.train_labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert images.train_images_NHWC[:, 5, 5].tolist() == [[100 * c, 50 * n, 0] for c in (0, 1) for n in (0, 1, 2)]
+    assert images.test_images_NHWC[:, 0, 0].tolist() == [[0, 0, 200], [100, 0, 200]]
+
+
+def test_other_sizes_and_modes_are_fitted(folder: Path) -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 8:22] = 255  # the middle square and a margin for the filter are white
+    Image.fromarray(wide).save(folder / "train" / "cat" / "0.png")
+    Image.new("L", (64, 64), 77).save(folder / "train" / "cat" / "1.png")
+    images = load_folder(folder)
+    assert (images.train_images_NHWC[0] == 255).all()
+    assert (images.train_images_NHWC[1] == 77).all()
+    assert load_folder(folder, image_size=16).train_images_NHWC.shape == (6, 16, 16, 3)
+
+
+def test_cache_is_used_and_notices_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_folder(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_decode_all", None)  # a second decoding would raise
+        again = load_folder(folder)
+    assert again.digest == first.digest
+    assert np.array_equal(again.train_images_NHWC, first.train_images_NHWC)
+    assert np.array_equal(again.test_labels_N, first.test_labels_N)
+
+    changed = folder / "train" / "dog" / "1.png"
+    before = changed.stat()
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(changed)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert load_folder(folder).train_images_NHWC[4, 0, 0].tolist() == [9, 9, 9]
+    (folder / "train" / "dog" / "2.png").unlink()
+    assert len(load_folder(folder).train_labels_N) == 5
+
+
+def test_damaged_cache_is_made_again(folder: Path) -> None:
+    first = load_folder(folder)
+    (cache,) = data.cache_folder().glob("imagefolder-*.safetensors")
+    cache.write_bytes(cache.read_bytes()[:50])
+    assert load_folder(folder).digest == first.digest
+
+
+def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            load_folder(folder)
+        assert not data.cache_folder().exists()
+
+    for number in (0, 2):
+        (folder / "train" / "dog" / f"{number}.png").write_bytes(b"no image")
+    refused(r"cannot be read as an image: \S*train/dog/0.png, \S*train/dog/2.png$")
+    (folder / "test" / "bird").mkdir()
+    refused("test/bird holds no images")
+    shutil.copy(folder / "test" / "cat" / "0.png", folder / "test" / "bird" / "0.png")
+    refused("class 'bird' is in .*test but not in .*train")
+    shutil.rmtree(folder / "train")
+    refused("there is no folder train")
+    (folder / "train").mkdir()
+    refused("train holds no images")
+    shutil.rmtree(folder)
+    refused("there is no folder train")
+
+
+# --------------------------------------------------------------------------------------------------------- splitting
+
+
+def test_split_is_disjoint_balanced_and_reproducible() -> None:
+    labels = np.repeat(np.arange(10), [50, 50, 50, 50, 50, 100, 100, 100, 100, 150])
+    split = split_train_val(labels, 0.1, 400, seed=2**40)
+    both = np.concatenate([split.train_N, split.val_N])
+    assert len(np.unique(both)) == len(both) == 400
+    assert len(split.val_N) == 40
+    # Half of the images: half of each class, and a tenth of those for validation, rounded.
+    assert np.bincount(labels[both]).tolist() == [25, 25, 25, 25, 25, 50, 50, 50, 50, 75]
+    assert all(abs(np.bincount(labels[split.val_N]) - np.bincount(labels[both]) / 10) < 1)
+    again = split_train_val(labels, 0.1, 400, seed=2**40)
+    assert np.array_equal(again.train_N, split.train_N)
+    assert np.array_equal(again.val_N, split.val_N)
+    assert not np.array_equal(split_train_val(labels, 0.1, 400, seed=1).val_N, split.val_N)
+
+
+def test_impossible_splits_are_refused() -> None:
+    with pytest.raises(InputError, match="data.limit: 11 is more than the 10 training images"):
+        split_train_val(np.arange(10) % 2, 0.2, 11, seed=0)
+    with pytest.raises(InputError, match="data.val_fraction: 3 images cannot be split by class"):
+        split_train_val(np.array([0, 0, 1]), 0.5, None, seed=0)
+
+
+# --------------------------------------------------------------------------------------------------------- on device
+
+
+def test_batches_hold_every_image_once() -> None:
+    images = Images(torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 2, 2), torch.arange(10))
+    batches = list(shuffled_batches(images, 4, generator(1)))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    labels = torch.cat([batch.labels_N for batch in batches])
+    assert sorted(labels.tolist()) == list(range(10))
+    assert labels.tolist() != list(range(10))
+    assert torch.equal(torch.cat([batch.images_NCHW[:, 0, 0, 0] for batch in batches]).long(), labels)
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    images = torch.randint(0, 256, (400, 3, 4, 4), dtype=torch.uint8)
+    flipped = augment(images, "flip", generator(3))
+    same = (flipped == images).flatten(1).all(1)
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 150 < mirrored.sum() < 250
+    assert torch.equal(augment(images, "none", generator(3)), images)
+
+
+def test_crop_shifts_over_black() -> None:
+    images = torch.randint(1, 256, (60, 3, 8, 8), dtype=torch.uint8)
+    flipped = augment(images, "flip", generator(3))
+    cropped = augment(images, "crop_flip", generator(3))
+    shifts = set()
+    for before, after in zip(flipped, cropped, strict=True):
+        padded = torch.nn.functional.pad(before, (4, 4, 4, 4))
+        found = [(y, x) for y in range(9) for x in range(9) if torch.equal(padded[:, y : y + 8, x : x + 8], after)]
+        assert len(found) == 1
+        shifts.update(found)
+    assert len(shifts) > 30
+
+
+def test_normalise() -> None:
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)[None, :, None, None]
+    out = normalise(pixels, (0.5, 0.1, 0.0), (0.5, 0.2, 2.0))
+    assert out.flatten().tolist() == pytest.approx([-1.0, 0.5, 0.5])
+    assert out.dtype == torch.float32
+
+
+def test_cifar10_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", no_network)
+    with pytest.raises(InputError) as caught:
+        load_images(Data(source="cifar10", root=str(tmp_path)))
+    for part in ("no route to host", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "--demo"):
+        assert part in str(caught.value)

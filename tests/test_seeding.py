@@ -1,0 +1,38 @@
+import hashlib
+
+import pytest
+import torch
+
+from ablation.seeding import check_device_name, generator, named_seed, select_device, select_precision
+from ablation.spec import InputError
+
+
+def test_named_seed_is_the_hash_of_its_names() -> None:
+    digest = hashlib.sha256(b"0\0trial\x001").digest()
+    assert named_seed(0, "trial", 1) == int.from_bytes(digest[:8], "big") // 2
+    assert named_seed(0, "trial", 1) != named_seed(0, "trial", 2)
+    assert named_seed(1, "2") != named_seed(12, "")
+    assert 0 <= named_seed("x") < 2**63
+
+
+def test_generators_of_one_name_agree() -> None:
+    assert torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "a")))
+    assert not torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "b")))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "CPU", "", "cuda:0:1"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="must be auto, cpu, cuda, cuda:N or mps"):
+        check_device_name(name)
+
+
+def test_missing_devices_are_refused() -> None:
+    assert select_device("cpu") == torch.device("cpu")
+    beyond = torch.cuda.device_count()
+    with pytest.raises(InputError, match=f"cuda:{beyond} is not available"):
+        select_device(f"cuda:{beyond}")
+
+
+def test_precision_on_the_cpu() -> None:
+    assert select_precision("auto", torch.device("cpu")) == "float32"
+    assert select_precision("bfloat16", torch.device("cpu")) == "bfloat16"
