@@ -4,9 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ablation.search import TrialRecord
+if TYPE_CHECKING:
+    from ablation.search import TrialRecord
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def best_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+def best_of(trials: Sequence["TrialRecord"]) -> "TrialRecord | None":
     """Return the finished trial with the highest validation accuracy; the first of equals."""
     finished = [trial for trial in trials if trial.value is not None]
     return max(finished, key=lambda trial: trial.value or 0.0, default=None)
@@ -45,7 +46,7 @@ def format_params(params: dict[str, Any]) -> str:
     return ", ".join(f"{name} {format_value(value)}" for name, value in sorted(params.items()))
 
 
-def count_states(trials: Sequence[TrialRecord]) -> str:
+def count_states(trials: Sequence["TrialRecord"]) -> str:
     """Return how many trials are in which state, such as '7 finished, 1 failed'."""
     counts: Counter[str] = Counter(trial.state for trial in trials)
     order = ("finished", "pruned", "failed", "running", "interrupted")
@@ -55,7 +56,7 @@ def count_states(trials: Sequence[TrialRecord]) -> str:
 def result_table(
     question: str,
     arms: dict[str, dict[str, Any]],
-    trials: dict[str, list[TrialRecord]],
+    trials: dict[str, list["TrialRecord"]],
     published: dict[str, list[dict[str, Any]]],
     trials_per_arm: int,
     val_images: int,
@@ -111,7 +112,7 @@ def _published(entries: list[dict[str, Any]]) -> str:
     return "; ".join(texts) or "-"
 
 
-def status_table(study: str, trials: dict[str, list[TrialRecord]], trials_per_arm: int) -> Table:
+def status_table(study: str, trials: dict[str, list["TrialRecord"]], trials_per_arm: int) -> Table:
     """Make the table of `--status`: the arms' trials by state, with the reasons of those that failed."""
     rows, notes = [], []
     for name, found in trials.items():

@@ -180,6 +180,7 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *
     if as_demo and not demo.weights_path(store).exists():
         with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             demo.make_weights(demo.weights_path(store))
+    check_places(spec)
     weights = load_weights(spec)
     images, split = load_data(spec)
     content = identity(spec, weights, images.digest)
@@ -239,6 +240,17 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *
     view.say(f"\nLook at it in the MLflow UI:\n    {ui_command(store)}")
     if store.has_own_tracking:
         view.say(f"    then open {ui_address(tracker.experiment_id)}")
+
+
+def check_places(spec: StudySpec) -> None:
+    """Refuse files and folders that are not there, before anything large is read or downloaded."""
+    weights = spec.backbone.weights
+    if weights not in (None, "imagenet") and not Path(str(weights)).expanduser().is_file():
+        raise InputError(f"backbone.weights: {weights}: no such file")
+    if spec.data.source == "imagefolder":
+        from ablation.data import list_imagefolder
+
+        list_imagefolder(Path(str(spec.data.root)).expanduser())
 
 
 def load_weights(spec: StudySpec) -> Weights | None:

@@ -1,0 +1,180 @@
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ablation.checkpoint import load_resume_checkpoint, save_resume_checkpoint
+from ablation.data import Images, normalise
+from ablation.models import build_model, calibrate, initialise
+from ablation.seeding import generator
+from ablation.strategies import apply_strategy
+from ablation.train import Diverged, Normalisation, Training, evaluate, load_tensors, lr_factor, make_optimizer, train
+
+CPU = torch.device("cpu")
+NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
+
+
+def some_images(n: int, seed: int) -> Images:
+    """Images whose brightness gives their class away."""
+    labels = torch.randint(0, 3, (n,), generator=generator(seed, "labels"))
+    noise = torch.randint(0, 60, (n, 3, 32, 32), generator=generator(seed, "pixels"))
+    return Images((noise + 60 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+TRAIN, VAL = some_images(96, 1), some_images(30, 2)
+
+
+def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str = "sgd", **more: Any) -> Training:
+    model = build_model("vgg16_narrow", "block2", 8, 2, 3, 32)
+    initialise(model, "vgg16_narrow", None, 0)
+    calibrate(model, normalise(TRAIN.images_NCHW, NORMALISATION.mean, NORMALISATION.std))
+    settings = {"freeze_depth": None, "backbone_lr_scale": 0.5, "weight_decay": 5e-4} | more
+    groups = apply_strategy(model, strategy, lr=lr, **settings)
+    return Training(model, make_optimizer(optimizer, groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
+
+
+def run(state: Training, **more: Any) -> list[dict[str, Any]]:
+    settings: dict[str, Any] = {
+        "epochs": 3, "batch_size": 16, "schedule": "cosine", "augmentation": "crop_flip", "label_smoothing": 0.0,
+        "head_warmup_epochs": 0, "precision": "float32", "seed": 5,
+    }  # fmt: skip
+    return [asdict(metrics) for metrics in train(state, TRAIN, VAL, NORMALISATION, **(settings | more))]
+
+
+def figures(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in epoch.items() if k not in ("timestamp", "images_per_second")} for epoch in epochs]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "depth", "frozen"),
+    [("feature_extraction", None, 2), ("fine_tune_top", 1, 1), ("fine_tune_all", None, 0), ("from_scratch", None, 0)],
+)
+def test_frozen_tensors_are_bitwise_unchanged_and_all_others_learn(
+    strategy: str, depth: int | None, frozen: int
+) -> None:
+    state = training(strategy, freeze_depth=depth)
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    run(state)
+    constant = {f"blocks.block{number}." for number in range(1, frozen + 1)} | {"feature_"}
+    for name, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith(tuple(constant)), name
+
+
+def test_it_learns() -> None:
+    epochs = run(training("feature_extraction", lr=0.05), epochs=5, augmentation="none")
+    assert epochs[-1]["val_accuracy"] > 0.9
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_same_seed_same_figures(optimizer: str) -> None:
+    first = figures(run(training(optimizer=optimizer)))
+    assert figures(run(training(optimizer=optimizer))) == first
+    assert figures(run(training(optimizer=optimizer), seed=6)) != first
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_continued_training_equals_an_uninterrupted_one(optimizer: str, warmup: int, tmp_path: Path) -> None:
+    whole = training(optimizer=optimizer)
+    expected = figures(run(whole, epochs=4, head_warmup_epochs=warmup))
+    for stop in (1, 2, 3):
+        begun = training(optimizer=optimizer)
+        settings: dict[str, Any] = {
+            "epochs": 4, "batch_size": 16, "schedule": "cosine", "augmentation": "crop_flip", "label_smoothing": 0.0,
+            "head_warmup_epochs": warmup, "precision": "float32", "seed": 5,
+        }  # fmt: skip
+        epochs = train(begun, TRAIN, VAL, NORMALISATION, **settings)
+        for _ in range(stop):
+            next(epochs)
+        save_resume_checkpoint(tmp_path / "c", begun.state_dict())
+        continued = training(optimizer=optimizer)
+        continued.load_state_dict(load_resume_checkpoint(tmp_path / "c", CPU))
+        list(train(continued, TRAIN, VAL, NORMALISATION, **settings))
+        assert figures([asdict(metrics) for metrics in continued.history]) == expected
+        assert all(torch.equal(t, whole.best_tensors[name]) for name, t in continued.best_tensors.items())
+        assert all(torch.equal(t, whole.trained_tensors()[name]) for name, t in continued.trained_tensors().items())
+
+
+def test_head_warmup_leaves_the_backbone_alone() -> None:
+    state = training(lr=0.1)
+    before = state.model.blocks.block1.conv1_1.weight.clone()
+    head_before = state.model.head[0].weight.clone()
+    settings: dict[str, Any] = {
+        "epochs": 3, "batch_size": 16, "schedule": "cosine", "augmentation": "none", "label_smoothing": 0.0,
+        "head_warmup_epochs": 1, "precision": "float32", "seed": 5,
+    }  # fmt: skip
+    epochs = train(state, TRAIN, VAL, NORMALISATION, **settings)
+    next(epochs)
+    assert torch.equal(state.model.blocks.block1.conv1_1.weight, before)
+    assert not torch.equal(state.model.head[0].weight, head_before)
+    assert "blocks.block1.conv1_1.weight" in state.trained_tensors()
+    next(epochs)
+    assert not torch.equal(state.model.blocks.block1.conv1_1.weight, before)
+
+
+def test_best_epoch_is_the_first_with_the_highest_accuracy() -> None:
+    state = training()
+    run(state, epochs=4)
+    accuracies = [metrics.val_accuracy for metrics in state.history]
+    assert state.best.epoch == accuracies.index(max(accuracies)) + 1
+    load_tensors(state.model, state.best_tensors)
+    assert evaluate(state.model, VAL, NORMALISATION, "float32") == (state.best.val_loss, state.best.val_accuracy)
+
+
+def test_learning_rate_by_hand() -> None:
+    assert [lr_factor("cosine", step, 4) for step in range(4)] == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    )
+    assert lr_factor("constant", 3, 4) == 1
+    # 96 images in batches of 16 are 6 steps an epoch: epochs begin at steps 0, 6 and 12 of 18.
+    epochs = run(training(lr=0.02), epochs=3)
+    assert [epoch["lr"] for epoch in epochs] == pytest.approx([0.02 * lr_factor("cosine", s, 18) for s in (0, 6, 12)])
+
+
+def test_first_step_by_hand() -> None:
+    """One step of SGD on one batch: the new weights are the old ones minus rate times (gradient + decay)."""
+    state = training("fine_tune_all", lr=0.1, backbone_lr_scale=0.25)
+    reference = training("fine_tune_all").model
+    run(state, epochs=1, batch_size=96, augmentation="none")
+    inputs = (TRAIN.images_NCHW.float() / 255 - 0.5) / 0.25
+    torch.nn.functional.cross_entropy(reference(inputs), TRAIN.labels_N).backward()
+    for name, parameter in reference.named_parameters():
+        rate = 0.1 if name.startswith("head") else 0.025
+        decay = 5e-4 * parameter if name.endswith("weight") else 0
+        # Nesterov's first step moves by (1 + momentum) times the gradient.
+        expected = parameter - rate * 1.9 * (parameter.grad + decay)
+        assert torch.allclose(dict(state.model.named_parameters())[name], expected, atol=1e-5), name
+
+
+def test_evaluation_by_hand() -> None:
+    class Constant(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([2.0, 0.0]).expand(len(images), 2)
+
+    images = Images(torch.zeros(1000, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1] * 250))
+    loss, accuracy = evaluate(Constant(), images, NORMALISATION, "float32")
+    assert accuracy == 0.75
+    assert loss == pytest.approx(math.log(1 + math.exp(-2)) + 0.25 * 2, rel=1e-6)
+
+
+def test_divergence_is_raised() -> None:
+    state = training(lr=1e30)
+    with pytest.raises(Diverged, match=r"loss became (nan|inf) in epoch 1"):
+        run(state)
+    assert state.history == []
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    exact, rounded = run(training(lr=0.01)), run(training(lr=0.01), precision="bfloat16")
+    assert rounded[-1]["train_loss"] == pytest.approx(exact[-1]["train_loss"], rel=0.05)
+    assert rounded[-1]["train_loss"] != exact[-1]["train_loss"]
+
+
+def test_tensors_of_another_model_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="no tensor other"):
+        load_tensors(training().model, {"other": torch.ones(1)})
