@@ -18,7 +18,6 @@ PLAIN_SECONDS = 5  # between two lines about epochs of one trial
 BARS = "▁▂▃▄▅▆▇█"
 
 console = Console()
-errors = Console(stderr=True)
 
 
 def show_table(table: Table) -> None:
@@ -43,11 +42,11 @@ def say(text: str) -> None:
 
 
 def track_progress(things: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """Pass things on while showing how many have come (on standard error; one line where that is no terminal)."""
-    if not errors.is_terminal:
-        errors.print(Text(f"{description} ({total})"))
+    """Pass things on while showing how many have come; one line where the output is not a terminal."""
+    if not console.is_terminal:
+        say(f"{description} ({total})")
         return things
-    return track(things, description, total, console=errors, transient=True)
+    return track(things, description, total, console=console, transient=True)
 
 
 @contextmanager

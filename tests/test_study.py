@@ -1,0 +1,522 @@
+"""Whole studies, from the command line to both stores."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+import ablation
+from ablation import study, train, trial
+from ablation.data import load_images, split_seed, split_train_val, to_device
+from ablation.spec import Data, InputError, TrialSpec
+from ablation.train import Normalisation, evaluate
+
+from .conftest import REPOSITORY, STUDY
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`python -m ablation.study ARGUMENTS` in an empty folder, in this process; returns the exit status."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            return study.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+    return run
+
+
+def client(store: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db")  # MLflow caches by address
+
+
+def runs(store: Path, name: str, kind: str = "trial") -> list[Run]:
+    """Return a study's runs, oldest first."""
+    api = client(store)
+    experiment = api.get_experiment_by_name(name)
+    assert experiment is not None
+    found = api.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", order_by=["attributes.start_time"])
+    return list(found)
+
+
+def history(store: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Return a run's curves, (step, value) by metric, without what depends on the clock."""
+    api = client(store)
+    return {
+        name: [(m.step, m.value) for m in api.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+        if name != "images_per_second"
+    }
+
+
+def arm_study(store: Path, name: str) -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{store.absolute()}/optuna.db")
+
+
+# ------------------------------------------------------------------------------------------------- a finished study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> Path:
+    """The folder of a study that has run: small.toml and its store."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.toml").write_text(STUDY.format(weights=narrow_weights))
+    done = subprocess.run(
+        [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store"],
+        cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder / "output.txt").write_text(done.stdout)
+    return folder
+
+
+def test_every_trial_is_a_finished_run(finished: Path) -> None:
+    found = runs(finished / "store", "small")
+    assert len(found) == 8
+    assert {(run.data.tags["arm"], run.data.tags["trial"]) for run in found} == {
+        (f"{cut},{strategy}", number)
+        for cut in ("block1", "conv2_1") for strategy in ("feature_extraction", "fine_tune_all") for number in "01"
+    }  # fmt: skip
+    for run in found:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["study"] == "small"
+        assert run.data.tags["arm"] == f"{run.data.tags['truncate_at']},{run.data.tags['strategy']}"
+        assert "mlflow.parentRunId" not in run.data.tags
+        (dataset,) = run.inputs.dataset_inputs
+        assert dataset.dataset.name == "digits"
+        curves = history(finished / "store", run)
+        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
+            assert [step for step, _ in curves[name]] == [1, 2, 3]
+        assert curves["best_val_accuracy"] == [(0, max(value for _, value in curves["val_accuracy"]))]
+
+
+def test_optuna_and_mlflow_agree(finished: Path) -> None:
+    for run in runs(finished / "store", "small"):
+        optuna_study = arm_study(finished / "store", f"small/{run.data.tags['arm']}")
+        frozen = optuna_study.trials[int(run.data.tags["trial"])]
+        assert frozen.state is optuna.trial.TrialState.COMPLETE
+        assert frozen.value == run.data.metrics["best_val_accuracy"]
+        assert frozen.user_attrs["run_id"] == run.info.run_id
+        assert list(frozen.intermediate_values.items()) == history(finished / "store", run)["val_accuracy"]
+
+
+def test_parameters_rebuild_the_trial(finished: Path) -> None:
+    for run in runs(finished / "store", "small"):
+        spec = TrialSpec.from_params(run.data.params)
+        assert spec.to_params() == run.data.params
+        assert (spec.epochs, spec.batch_size, spec.data_limit, spec.num_classes) == (3, 32, 200, 10)
+        frozen = arm_study(finished / "store", f"small/{spec.arm}").trials[spec.trial]
+        assert {name: getattr(spec, name) for name in frozen.params} == frozen.params
+
+
+def test_artifacts(finished: Path, narrow_weights: Path) -> None:
+    for run in runs(finished / "store", "small"):
+        folder = finished / "store" / "artifacts" / "small" / run.info.run_id / "artifacts"
+        assert run.info.artifact_uri == folder.as_uri()
+        assert (folder / "study.toml").read_text() == (finished / "small.toml").read_text()
+        assert json.loads((folder / "study.json").read_text())["fixed"]["batch_size"] == 32
+        from safetensors import safe_open
+
+        with safe_open(folder / "checkpoint" / "best.safetensors", framework="pt") as file:
+            names = set(file.keys())
+        frozen = run.data.tags["strategy"] == "feature_extraction"
+        assert any(name.startswith("blocks.") for name in names) != frozen
+
+
+def test_checkpoints_rebuild_models_with_the_same_accuracy(finished: Path) -> None:
+    images = load_images(Data(source="digits"))
+    split = split_train_val(images.train_labels_N, 0.25, 200, split_seed(0))
+    val = to_device(images.train_images_NHWC, images.train_labels_N, split.val_N, torch.device("cpu"))
+    for run in runs(finished / "store", "small"):
+        model = ablation.load_model(run.info.run_id, store=str(finished / "store"))
+        loss, accuracy = evaluate(model, val, Normalisation(tuple(model.input_mean), tuple(model.input_std)), "float32")
+        curves = history(finished / "store", run)
+        assert accuracy == run.data.metrics["best_val_accuracy"]
+        assert any(loss == pytest.approx(value, rel=1e-5) for _, value in curves["val_loss"])
+        assert model.classes == [str(digit) for digit in range(10)]
+
+
+def test_other_weights_are_refused(finished: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    run = next(r for r in runs(finished / "store", "small") if r.data.tags["strategy"] == "feature_extraction")
+    tensors = load_file(run.data.params["weights"])
+    tensors["features.0.weight"][0] += 1
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"other.safetensors: not the weights that run \w+ was trained with"):
+        ablation.load_model(run.info.run_id, store=str(finished / "store"), weights=str(tmp_path / "other.safetensors"))
+    with pytest.raises(InputError, match="has no MLflow run 'nonsense'"):
+        ablation.load_model("nonsense", store=str(finished / "store"))
+
+
+def test_summary_and_output(finished: Path) -> None:
+    (summary,) = runs(finished / "store", "small", kind="summary")
+    table = summary.data.tags["mlflow.note.content"]
+    output = (finished / "output.txt").read_text()
+    assert table in output
+    assert summary.info.status == "FINISHED"
+    for arm in ("block1 | feature_extraction", "conv2_1 | fine_tune_all"):
+        row = next(line for line in table.splitlines() if arm in line)
+        mine = [run for run in runs(finished / "store", "small") if run.data.tags["arm"] == arm.replace(" | ", ",")]
+        assert f"| {max(run.data.metrics['best_val_accuracy'] for run in mine):.4f} |" in row
+        assert row.endswith("| 2 finished | 6 |")  # two trials of three epochs
+    assert "n = 50 images" in table
+    assert "python -m mlflow ui --backend-store-uri sqlite:///store/mlflow.db" in output
+    experiment = client(finished / "store").get_experiment_by_name("small")
+    assert experiment.tags["mlflow.note.content"] == "Which cut of a small network?"
+
+
+def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, command: Command, capsys: Any) -> None:
+    store = tmp_path / "copy"
+    shutil.copytree(finished / "store", store)
+    (store / "mlflow.db").chmod(0o600)
+    run = runs(store, "small")[0]
+    original = finished / "store" / "artifacts"
+    original.rename(original.with_name("hidden"))
+    try:
+        ablation.load_model(run.info.run_id, store=str(store))
+    finally:
+        original.with_name("hidden").rename(original)
+    toml = finished / "small.toml"
+    assert command(toml, "--status", "--store", store) == 0
+    assert "small: 8 of 8 trials ended (2 per arm)" in capsys.readouterr().out
+    assert command(toml, "--trials", "3", "--store", store) == 2
+    assert "is a copy, and MLflow keeps the address of its artifacts" in capsys.readouterr().err
+
+
+def test_running_again_adds_nothing_and_a_changed_study_is_refused(
+    finished: Path, command: Command, capsys: Any
+) -> None:
+    toml, store = finished / "small.toml", finished / "store"
+    before = {run.info.run_id: history(store, run) for run in runs(store, "small")}
+    assert command(toml, "--store", store) == 0
+    assert {run.info.run_id: history(store, run) for run in runs(store, "small")} == before
+    capsys.readouterr()
+    assert command(toml, "--store", store, "--trials", "3", "--set", "fixed.weight_decay=0.001") == 2
+    error = capsys.readouterr().err
+    assert "fixed.weight_decay (was 0.0005, is 0.001)" in error
+    assert "--name small-2" in error
+    assert len(error.splitlines()) == 1
+    assert len(runs(store, "small")) == 8
+
+
+# --------------------------------------------------------------------------------------------------- things go wrong
+
+ONE_ARM = ("--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1")
+
+
+def test_divergence_fails_the_trial_and_the_study_goes_on(command: Command, study_file: Path, capsys: Any) -> None:
+    rates = ("--set", "search={lr={choices=[1e30, 0.01]}, sampler='random'}")
+    assert command(study_file, "--store", "s", *ONE_ARM, *rates, "--trials", "6") == 0
+    found = runs(Path("s"), "small")
+    assert {(run.data.params["lr"], run.info.status) for run in found} == {("1e+30", "FAILED"), ("0.01", "FINISHED")}
+    for run in found:
+        frozen = arm_study(Path("s"), "small/fine_tune_all").trials[int(run.data.tags["trial"])]
+        if run.info.status == "FAILED":
+            assert "loss became" in run.data.tags["reason"]
+            assert frozen.state is optuna.trial.TrialState.FAIL
+            assert frozen.user_attrs["reason"] == run.data.tags["reason"]
+    capsys.readouterr()
+    assert command(study_file, "--store", "s", "--status") == 0
+    output = capsys.readouterr().out
+    failed = sum(run.info.status == "FAILED" for run in found)
+    assert f"{6 - failed} finished, {failed} failed" in output
+    assert "failed: the training loss became" in output
+    assert command(study_file, "--store", "s", *ONE_ARM, *rates, "--trials", "6") == 0
+    assert len(runs(Path("s"), "small")) == 6  # failed trials count
+    assert command(study_file, "--store", "s", *ONE_ARM, *rates, "--trials", "7") == 0
+    assert len(runs(Path("s"), "small")) == 7  # and a larger budget tops up
+
+
+def patched_train(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int, int], None]) -> None:
+    """Call fault(trial number in this process, epoch) after every epoch, before anything is saved."""
+    real, count = train.train, [-1]
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        number = count[0]
+        for metrics in real(*args, **kwargs):
+            fault(number, metrics.epoch)
+            yield metrics
+
+    monkeypatch.setattr(trial, "train", faulty)
+
+
+def test_out_of_memory_fails_the_trial(command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(number: int, epoch: int) -> None:
+        if (number, epoch) == (0, 2):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore lines")
+
+    patched_train(monkeypatch, fault)
+    assert command(study_file, "--store", "s", *ONE_ARM) == 0
+    first, second = runs(Path("s"), "small")
+    assert (first.info.status, second.info.status) == ("FAILED", "FINISHED")
+    assert first.data.tags["reason"] == "out of memory on cpu: CUDA out of memory. Tried to allocate 2 GiB."
+
+
+@pytest.mark.parametrize("kind", ["bug", "ctrl-c"])
+def test_an_interrupted_trial_goes_on(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, capsys: Any
+) -> None:
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+    assert command(study_file, "--store", "whole", *ONE_ARM) == 0
+
+    def fault(number: int, epoch: int) -> None:
+        if (number, epoch) == (1, 2):
+            raise ZeroDivisionError if kind == "bug" else KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patched_train(patch, fault)
+        if kind == "bug":
+            with pytest.raises(ZeroDivisionError):
+                command(study_file, "--store", "s", *ONE_ARM)
+        else:
+            capsys.readouterr()
+            assert command(study_file, "--store", "s", *ONE_ARM) == 130
+            assert f"python -m ablation.study {study_file} --store s" in capsys.readouterr().err
+    paused = runs(Path("s"), "small")[1]
+    assert paused.info.status == "SCHEDULED"
+    assert arm_study(Path("s"), "small/fine_tune_all").trials[1].state is optuna.trial.TrialState.RUNNING
+    assert [step for step, _ in history(Path("s"), paused)["val_loss"]] == [1]
+
+    assert command(study_file, "--store", "s", *ONE_ARM) == 0
+    whole, resumed = runs(Path("whole"), "small"), runs(Path("s"), "small")
+    assert resumed[1].info.run_id == paused.info.run_id
+    assert [run.info.status for run in resumed] == ["FINISHED"] * 2
+    assert [history(Path("s"), run) for run in resumed] == [history(Path("whole"), run) for run in whole]
+    assert not list(Path("s/checkpoints").rglob("*.ckpt"))
+
+
+def test_a_damaged_resume_checkpoint_starts_the_trial_over(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+
+    def fault(number: int, epoch: int) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patched_train(patch, fault)
+        assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 130
+    (checkpoint,) = Path("s/checkpoints").rglob("*.ckpt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-7])
+    with pytest.warns(UserWarning, match="checksum is wrong; the trial starts over"):
+        assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 0
+    (run,) = runs(Path("s"), "small")
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_is_continued_exactly(
+    command: Command, study_file: Path, tmp_path: Path, signal_number: int
+) -> None:
+    """The process dies in the middle of a trial; the same command ends with the same figures as one left alone."""
+    arguments = [study_file, *ONE_ARM, "--epochs", "30", "--trials", "1"]
+    code = "import sys; from ablation import study, trial; trial.CHECKPOINT_SECONDS = 0; sys.exit(study.main())"
+    victim = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments), "--store", str(tmp_path / "s")],
+                              cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "s").rglob("*.ckpt")):
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal_number)
+    victim.wait()
+    frozen = arm_study(tmp_path / "s", "small/fine_tune_all").trials[0]
+    assert frozen.state is optuna.trial.TrialState.RUNNING
+    assert command(*arguments, "--store", tmp_path / "s") == 0
+    assert command(*arguments, "--store", tmp_path / "whole") == 0
+    (killed,), (whole,) = runs(tmp_path / "s", "small"), runs(tmp_path / "whole", "small")
+    assert killed.info.status == "FINISHED"
+    assert history(tmp_path / "s", killed) == history(tmp_path / "whole", whole)
+    values = [arm_study(tmp_path / name, "small/fine_tune_all").trials[0] for name in ("s", "whole")]
+    assert values[0].value == values[1].value
+    assert values[0].intermediate_values == values[1].intermediate_values
+
+
+def test_pruned_runs_are_killed(command: Command, study_file: Path) -> None:
+    search = ("--set", "search={pruner='median', sampler='random', lr={choices=[1e-6, 0.05]}}")
+    assert command(study_file, "--store", "s", *ONE_ARM, *search, "--trials", "10", "--epochs", "4") == 0
+    frozen = arm_study(Path("s"), "small/fine_tune_all").trials
+    pruned = [t for t in frozen if t.state is optuna.trial.TrialState.PRUNED]
+    assert pruned
+    for run in runs(Path("s"), "small"):
+        mine = frozen[int(run.data.tags["trial"])]
+        assert run.info.status == ("KILLED" if mine in pruned else "FINISHED")
+        epochs = [step for step, _ in history(Path("s"), run)["val_loss"]]
+        assert epochs == list(range(1, len(mine.intermediate_values) + 1))
+        if mine in pruned:
+            assert len(epochs) < 4
+            assert run.data.tags["reason"] == f"pruned after epoch {len(epochs)} of 4"
+
+
+def test_only_the_arms_best_checkpoint_is_kept(command: Command, study_file: Path) -> None:
+    best = ("--set", "tracking.checkpoints=best_per_arm")
+    assert command(study_file, "--store", "s", *best, "--trials", "3") == 0
+    kept = {path.parts[3] for path in Path("s/artifacts").rglob("best.safetensors")}
+    found = runs(Path("s"), "small")
+    leaders = set()
+    for arm in {run.data.tags["arm"] for run in found}:
+        mine = [run for run in found if run.data.tags["arm"] == arm]
+        leaders.add(max(mine, key=lambda run: run.data.metrics["best_val_accuracy"]).info.run_id)
+    assert len(found) == 12
+    assert kept == leaders
+    loser = next(run for run in found if run.info.run_id not in leaders)
+    with pytest.raises(InputError, match="has no checkpoint/best.safetensors"):
+        ablation.load_model(loser.info.run_id, store="s")
+
+
+# -------------------------------------------------------------------------------------------------- refusals, plans
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "which study? --list lists them"),
+        (("vgg_truncatoin",), "no study 'vgg_truncatoin'; did you mean 'vgg_truncation'?"),
+        (("other.toml",), "other.toml: no such file"),
+        (("{file}", "--name", "../x"), "--name: '../x' must be"),
+        (("{file}", "--demo", "--name", "x"), "--name: a demo is always called NAME-demo"),
+        (("{file}", "--epochs", "ten"), "'ten' is not a valid integer"),
+        (("{file}", "--trials", "0"), "trials_per_arm: input should be greater than or equal to 1"),
+        (("{file}", "--device", "tpu"), "--device: unknown device 'tpu'"),
+        (("{file}", "--device", "cuda:77"), "--device: cuda:77 is not available"),
+        (("{file}", "--set", "data.limit=99999"), "data.limit: 99999 is more than the 1437 training images"),
+        (("{file}", "--set", "data.limit=11"), "data.val_fraction: 11 images cannot be split by class"),
+        (("{file}", "--set", 'data.classes=["1","x"]'), "data.classes: no class 'x'; known: 0, 1"),
+        (("{file}", "--set", "backbone.weights=no.pth"), "backbone.weights: no.pth: no such file"),
+        (("{file}", "--set", "backbone.name=vgg16"), "holds vgg16_narrow, but backbone.name is vgg16"),
+        (("{file}", "--store", "{file}"), "is not a folder"),
+        (("{file}", "--status"), "has no study 'small'"),
+    ],
+)
+def test_bad_input_gets_one_line_and_writes_nothing(
+    command: Command, study_file: Path, arguments: tuple[str, ...], expected: str, capsys: Any
+) -> None:
+    assert command(*(argument.format(file=study_file) for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_lacking_layers_are_refused_unless_asked_for(
+    command: Command, study_file: Path, narrow_weights: Path, capsys: Any
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(narrow_weights)
+    save_file({k: v for k, v in tensors.items() if k.split(".")[1] in ("0", "2")}, "block1.safetensors")
+    weights = ("--set", "backbone.weights=block1.safetensors", "--trials", "1", "--epochs", "1", "--store", "s")
+    assert command(study_file, *weights) == 2
+    assert (
+        "block1.safetensors: has no conv2_1 (features.5.weight), which truncate_at = conv2_1" in capsys.readouterr().err
+    )
+    assert not Path("s").exists()
+    assert command(study_file, *weights, "--set", "backbone.missing_layers=random") == 0
+    for run in runs(Path("s"), "small"):
+        ablation.load_model(run.info.run_id, store="s")  # frozen random layers are rebuilt, too
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "studies").glob("*.toml")))
+def test_every_study_plans(command: Command, capsys: Any, name: str) -> None:
+    assert command(name, "--plan") == 0
+    output = capsys.readouterr().out
+    assert "arms," in output
+    assert list(Path().iterdir()) == []
+
+
+def test_plan_by_hand(command: Command, study_file: Path, capsys: Any) -> None:
+    assert command(study_file, "--plan") == 0
+    output = capsys.readouterr().out
+    # block1 of the narrow network: 3*8*9+8 + 8*8*9+8 = 808; the widest head, on 8*2*2 features: 32*16+16 + 170 = 698.
+    assert "| block1,feature_extraction | 2 | 698 | 1,506 |" in output
+    assert "| block1,fine_tune_all | 2 | 1,506 | 1,506 |" in output
+    # conv2_1 adds 8*16*9+16 = 1168; its head has 64*16+16 + 170 = 1210.
+    assert "| conv2_1,fine_tune_all | 2 | 3,186 | 3,186 |" in output
+    assert "4 arms, 8 trials, 24 epochs" in output
+
+
+def test_list(command: Command, capsys: Any) -> None:
+    assert command("--list") == 0
+    output = capsys.readouterr().out
+    assert "| vgg_truncation | Which VGG-16 truncation point transfers best to CIFAR-10? |" in output
+    assert "published_result" in output
+
+
+def test_published_figures_stand_in_the_table(command: Command, study_file: Path, capsys: Any) -> None:
+    published = "published=[{arm={truncate_at='block1'}, val_accuracy=0.8456}]"
+    assert command(study_file, "--store", "s", "--trials", "1", "--epochs", "1", "--set", published) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert next(row for row in rows if row.startswith("| block1 | fine")).endswith("| val_accuracy 0.8456 |")
+    assert next(row for row in rows if row.startswith("| conv2_1 | fine")).endswith("| - |")
+    assert any("no confirmation run has measured test accuracy" in row for row in rows)
+
+
+# ------------------------------------------------------------------------------------------------------- the demo
+
+
+def test_demo_in_small(command: Command, capsys: Any) -> None:
+    """The demo, and then a study of the same file in the same store: they don't get in each other's way."""
+    small = ("--trials", "1", "--epochs", "1")
+    assert command("strategies", "--demo", *small) == 0
+    output = capsys.readouterr().out
+    assert "demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9" in output
+    assert len(runs(Path("mlruns"), "strategies-demo")) == 8
+    weights = ("--set", "backbone.name=vgg16_narrow", "--set", "backbone.weights=" + str(
+        next(Path("mlruns/demo").glob("*.safetensors"))))  # fmt: skip
+    assert command("strategies", *small, *weights, "--set", "data={source='digits'}") == 0
+    assert len(runs(Path("mlruns"), "strategies")) == len(runs(Path("mlruns"), "strategies-demo")) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "studies").glob("*.toml")))
+def test_every_study_has_a_demo(name: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "ablation.study", name, "--demo", "--epochs", "2", "--trials", "2"],
+                          cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 180
+
+
+# ---------------------------------------------------------------------------------------- real images, real weights
+
+
+@pytest.mark.real_data
+def test_real_images_and_weights(command: Command, real_data: Path, real_images: Path) -> None:
+    """Pretrained VGG-16 features of CIFAR-10 (JPEG copy) get better from block 1 to block 3."""
+    weights = real_data / "weights" / "vgg16-imagenet-voc-blocks1-3.safetensors"
+    assert command(
+        "vgg_truncation", "--store", "s", "--trials", "1", "--epochs", "4",
+        "--set", "data.source=imagefolder", "--set", f"data.root={real_images}", "--set", "data.val_fraction=0.25",
+        "--set", f"backbone.weights={weights}",
+        "--set", "factors={truncate_at=['block1', 'block3'], strategy=['feature_extraction']}",
+        "--set", "search={lr={choices=[0.03]}}",
+    ) == 0  # fmt: skip
+    accuracy = {
+        run.data.tags["truncate_at"]: run.data.metrics["best_val_accuracy"] for run in runs(Path("s"), "vgg_truncation")
+    }
+    # Chance is 0.1, and 300 images carry a standard error of 0.03.
+    assert accuracy["block1"] > 0.25
+    assert accuracy["block3"] > accuracy["block1"] + 0.05
