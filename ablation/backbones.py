@@ -49,16 +49,17 @@ def initialise_blocks(
 ) -> None:
     """Set every parameter of the blocks: from the weights where they have the layer, else at random.
 
-    Random layers start as torchvision's VGG does: normal with variance 2 / (9 x output channels), bias zero (He et al.,
-    2015, fan-out). They draw from the generator whether they need to or not, so that a layer's start does not depend on
-    which others have weights.
+    Random layers start normal with variance 2 / (9 x input channels), bias zero (He et al., 2015, fan-in), which keeps
+    the scale of the activations from layer to layer (torchvision's fan-out shrinks them wherever a network widens).
+    They draw from the generator whether they need to or not, so that a layer's start does not depend on which others
+    have weights.
     """
     convolutions = {name: module for name, module in blocks.named_modules() if isinstance(module, nn.Conv2d)}
     layers = {layer.name: layer for layer in architecture.conv_layers(backbone)}
     with torch.no_grad():
         for path, convolution in convolutions.items():
             assert convolution.bias is not None
-            nn.init.normal_(convolution.weight, std=math.sqrt(2 / (9 * convolution.out_channels)), generator=generator)
+            nn.init.normal_(convolution.weight, std=math.sqrt(2 / (9 * convolution.in_channels)), generator=generator)
             nn.init.zeros_(convolution.bias)
             key = f"features.{layers[path.split('.')[-1]].torchvision_index}"
             if weights is not None and f"{key}.weight" in weights.tensors:

@@ -65,9 +65,20 @@ def make_weights(path: Path) -> None:
     optimizer = make_optimizer("adamw", groups, device)
     training = Training(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     for _ in train(
-        training, train_images, val_images, normalisation, epochs=PRETRAINING_EPOCHS, batch_size=BATCH_SIZE,
-        schedule="cosine", augmentation="none", label_smoothing=0.0, head_warmup_epochs=0, precision="float32", seed=0,
-    ):  # fmt: skip
+        training,
+        train_images,
+        val_images,
+        normalisation,
+        epochs=PRETRAINING_EPOCHS,
+        batch_size=BATCH_SIZE,
+        schedule="cosine",
+        augmentation="none",
+        label_smoothing=0.0,
+        max_grad_norm=5.0,
+        head_warmup_epochs=0,
+        precision="float32",
+        seed=0,
+    ):
         pass
     layers = {layer.name: layer for layer in architecture.conv_layers("vgg16_narrow")}
     tensors = {}

@@ -62,6 +62,9 @@ class Hyperparameters(Strict):
     head_warmup_epochs: int = Field(0, ge=0, description="Epochs in which only the head learns (Kumar et al., 2022).")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
     weight_decay: float = Field(5e-4, ge=0, description="Decay of weights; biases are left alone.")
+    max_grad_norm: float = Field(
+        5.0, gt=0, description="Longer gradients are scaled down to this norm (Pascanu et al., 2013)."
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Szegedy et al., 2016.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate over all training steps.")
     batch_size: int = Field(
@@ -454,6 +457,7 @@ class TrialSpec(Strict):
     head_warmup_epochs: int
     optimizer: str
     weight_decay: float
+    max_grad_norm: float
     label_smoothing: float
     schedule: str
     batch_size: int

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 
 from ablation.data import Images, augment, normalise, shuffled_batches
 from ablation.models import TransferModel
@@ -135,6 +136,7 @@ def train(
     schedule: str,
     augmentation: Augmentation,
     label_smoothing: float,
+    max_grad_norm: float,
     head_warmup_epochs: int,
     precision: str,
     seed: int,
@@ -173,6 +175,8 @@ def train(
             loss = cross_entropy(logits_NK.float(), batch.labels_N, label_smoothing=label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+            clip_grad_norm_(model.parameters(), max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
             loss_sum += loss.detach() * len(batch)  # stays on the device: reading it here would stall a GPU

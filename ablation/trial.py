@@ -230,6 +230,7 @@ def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Any:
         schedule=spec.schedule,
         augmentation=spec.augmentation,
         label_smoothing=spec.label_smoothing,
+        max_grad_norm=spec.max_grad_norm,
         head_warmup_epochs=spec.head_warmup_epochs,
         precision=spec.precision,
         seed=spec.seed,

@@ -52,10 +52,10 @@ def test_random_start_is_he_normal_and_does_not_depend_on_the_cut() -> None:
     for blocks in (deep, shallow):
         initialise_blocks(blocks, "vgg16", None, generator(5))
     assert torch.equal(deep.block2.conv2_2.weight, shallow.block2.conv2_2.weight)
-    weight = deep.block3.conv3_3.weight
-    assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
+    weight = deep.block3.conv3_1.weight  # of 128 channels to 256
+    assert weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.01)
     assert abs(weight.mean().item()) < 1e-3
-    assert not deep.block3.conv3_3.bias.any()
+    assert not deep.block3.conv3_1.bias.any()
 
 
 def test_layers_without_weights_start_at_random() -> None:

@@ -169,7 +169,8 @@ def test_trial_spec_round_trips_through_strings(weights: str | None, head_pool: 
         data_source="digits", data_digest="00ff", data_seed=5, data_limit=None, val_fraction=0.1, image_size=32,
         num_classes=10, strategy="fine_tune_all", truncate_at="block3", freeze_depth=None, head_width=8,
         head_pool=head_pool, lr=0.1 + 0.2, backbone_lr_scale=scale, head_warmup_epochs=0, optimizer="sgd",
-        weight_decay=5e-4, label_smoothing=0.0, schedule="cosine", batch_size=32, augmentation="flip",
+        weight_decay=5e-4, max_grad_norm=5.0, label_smoothing=0.0, schedule="cosine", batch_size=32,
+        augmentation="flip",
     )  # fmt: skip
     params = spec.to_params()
     assert all(isinstance(value, str) for value in params.values())
