@@ -45,10 +45,10 @@ def make_weights(path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from ablation.data import load_images, normalise, split_train_val, to_device
+    from ablation.data import load_images, split_train_val, to_device
     from ablation.models import build_model, calibrate, initialise
     from ablation.strategies import apply_strategy
-    from ablation.train import Normalisation, Training, make_optimizer, train
+    from ablation.train import Normalisation, Training, make_optimizer, normalised_batches, train
 
     device = torch.device("cpu")
     images = load_images(Data(source="digits", classes=PRETRAINING_CLASSES))
@@ -58,7 +58,7 @@ def make_weights(path: Path) -> None:
     normalisation = Normalisation((0.3,) * 3, (0.35,) * 3)  # about the mean and spread of the digits' pixels
     model = build_model("vgg16_narrow", "block5", 64, 2, len(PRETRAINING_CLASSES), 32)
     initialise(model, "vgg16_narrow", None, seed=0)
-    calibrate(model, normalise(train_images.images_NCHW, normalisation.mean, normalisation.std))
+    calibrate(model, normalised_batches(train_images, normalisation))
     groups = apply_strategy(
         model, "from_scratch", freeze_depth=None, lr=2e-3, backbone_lr_scale=None, weight_decay=5e-4
     )

@@ -4,6 +4,7 @@ Legend: N images, C channels, H and W pixels, D features, K classes.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -12,8 +13,6 @@ from ablation.backbones import build_blocks, feature_shape, initialise_blocks
 from ablation.seeding import generator
 from ablation.spec import HeadPool
 from ablation.weights import Weights
-
-CALIBRATION_BATCH = 256  # images; has no influence on the result
 
 
 class TransferModel(nn.Module):
@@ -82,16 +81,15 @@ def initialise(model: TransferModel, backbone: str, weights: Weights | None, see
 
 
 @torch.no_grad()
-def calibrate(model: TransferModel, images_NCHW: torch.Tensor) -> None:
-    """Set the constants that standardise the features: their mean and standard deviation on these normalised images.
+def calibrate(model: TransferModel, batches: Iterable[torch.Tensor]) -> None:
+    """Set the constants that standardise the features: mean and standard deviation over batches of normalised images.
 
     Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand,
     and after a ReLU none has mean zero: as they are, no learning rate would fit two of them. Data-dependent scaling:
     Kraehenbuehl et al. (2016). A feature that hardly varies on these images is not blown up: the smallest standard
     deviation is a tenth of the average one.
     """
-    batches = torch.split(images_NCHW, CALIBRATION_BATCH)
-    features_ND = torch.cat([model.pooled(batch_NCHW) for batch_NCHW in batches])
+    features_ND = torch.cat([model.pooled(images_NCHW) for images_NCHW in batches])
     std_D = features_ND.std(0, correction=0)
     smallest = 0.1 * std_D.mean()
     model.feature_mean_D.copy_(features_ND.mean(0))

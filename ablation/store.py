@@ -34,6 +34,17 @@ class Store:
         """Whether no study can have run in it yet."""
         return self.has_own_optuna and not (self.root / "optuna.db").exists()
 
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--store: {self.root} cannot be written ({error.strerror})") from None
+
     def artifacts(self, study: str) -> Path:
         """Return the folder of a study's artifacts, where MLflow's database is in the store."""
         return self.root / "artifacts" / study

@@ -77,7 +77,7 @@ def cli(
     check_device_name(device)
     if plan_only:
         return show_plan(spec)
-    return run_study(spec, store, device, path.read_text(encoding="utf-8"), as_demo=as_demo)
+    return run_study(spec, store, device, path.read_text(encoding="utf-8"))
 
 
 # ------------------------------------------------------------------------------------------------- finding studies
@@ -170,19 +170,25 @@ def show_status(study: str, store: Store) -> None:
 # ------------------------------------------------------------------------------------------------------- running
 
 
-def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *, as_demo: bool) -> None:
+def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -> None:
     """Bring every arm to its budget and print the answer.
 
     Everything that the user can have got wrong is checked before the store is touched.
     """
     from ablation import view
 
-    if as_demo and not demo.weights_path(store).exists():
-        with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
-            demo.make_weights(demo.weights_path(store))
-    check_places(spec)
-    weights = load_weights(spec)
+    needs_pretraining = spec.backbone.weights == str(demo.weights_path(store)) and not demo.weights_path(store).exists()
+    check_places(spec, needs_pretraining)
+    weights = None if needs_pretraining else load_weights(spec)
     images, split = load_data(spec)
+    if needs_pretraining:
+        with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
+            from ablation.seeding import select_device
+
+            select_device(device_name)  # refused before the store is touched
+            store.prepare()
+            demo.make_weights(demo.weights_path(store))
+        weights = load_weights(spec)
     content = identity(spec, weights, images.digest)
 
     with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
@@ -194,7 +200,7 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *
         if not store.is_empty:
             search.check_identity(search.open_storage(store), spec, content)
         planned = arms(spec)
-        store.root.mkdir(parents=True, exist_ok=True)
+        store.prepare()
         with store.claim_lock():  # several processes at once cannot make a database
             studies = search.create_arms(search.open_storage(store), spec, content)
             tracker = Tracker(store, spec.name, spec.question)
@@ -242,9 +248,9 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, *
         view.say(f"    then open {ui_address(tracker.experiment_id)}")
 
 
-def check_places(spec: StudySpec) -> None:
+def check_places(spec: StudySpec, needs_pretraining: bool) -> None:
     """Refuse files and folders that are not there, before anything large is read or downloaded."""
-    weights = spec.backbone.weights
+    weights = None if needs_pretraining else spec.backbone.weights
     if weights not in (None, "imagenet") and not Path(str(weights)).expanduser().is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
     if spec.data.source == "imagefolder":

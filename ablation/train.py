@@ -19,7 +19,8 @@ from ablation.models import TransferModel
 from ablation.seeding import generator
 from ablation.spec import Augmentation
 
-EVALUATION_BATCH = 512  # images; has no influence on the result
+EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients; has no influence on the result
+CALIBRATION_IMAGES = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -216,6 +217,23 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
 
 
+def evaluation_batch_size(images: Images) -> int:
+    """Return how many images are evaluated at once: 512 of 32x32 pixels, fewer of larger ones."""
+    return max(1, EVALUATION_PIXELS // images.images_NCHW[0, 0].numel())
+
+
+def normalised_batches(images: Images, normalisation: Normalisation) -> Iterator[torch.Tensor]:
+    """Yield all images in order, normalised (float32 NCHW), in batches of `evaluation_batch_size`."""
+    for batch_NCHW in torch.split(images.images_NCHW, evaluation_batch_size(images)):
+        yield normalise(batch_NCHW, normalisation.mean, normalisation.std)
+
+
+def calibration_sample(images: Images) -> Images:
+    """Return up to 1,000 images, evenly spaced, so that every class is among them however the images are ordered."""
+    chosen = torch.linspace(0, len(images) - 1, min(len(images), CALIBRATION_IMAGES)).long()
+    return Images(images.images_NCHW[chosen], images.labels_N[chosen])
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Images, normalisation: Normalisation, precision: str) -> tuple[float, float]:
     """Return the mean cross-entropy (nats, without label smoothing) and the accuracy over all images."""
@@ -223,11 +241,11 @@ def evaluate(model: nn.Module, images: Images, normalisation: Normalisation, pre
     device = images.labels_N.device
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
-    for start in range(0, len(images), EVALUATION_BATCH):
-        batch_NCHW = images.images_NCHW[start : start + EVALUATION_BATCH]
-        labels_N = images.labels_N[start : start + EVALUATION_BATCH]
+    batch_size = evaluation_batch_size(images)
+    batches = normalised_batches(images, normalisation)
+    for inputs_NCHW, labels_N in zip(batches, torch.split(images.labels_N, batch_size), strict=True):
         with _autocast(device, precision):
-            logits_NK = model(normalise(batch_NCHW, normalisation.mean, normalisation.std))
+            logits_NK = model(inputs_NCHW)
         loss_sum += cross_entropy(logits_NK.float(), labels_N, reduction="sum")
         correct += (logits_NK.argmax(1) == labels_N).sum()
     return loss_sum.item() / len(images), correct.item() / len(images)

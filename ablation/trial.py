@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ablation import tracking
 from ablation.checkpoint import CorruptCheckpoint, load_resume_checkpoint, save_resume_checkpoint, tensors_digest
-from ablation.data import Images, ImageSet, Split, normalise, split_seed, to_device
+from ablation.data import Images, ImageSet, Split, split_seed, to_device
 from ablation.models import TransferModel, build_model, calibrate, initialise
 from ablation.search import Claim, TrialEnd, best_trial, end_trial, report, suggest
 from ablation.seeding import make_deterministic, named_seed, select_precision
@@ -23,11 +23,20 @@ from ablation.spec import InputError, StudySpec, TrialSpec
 from ablation.store import find_store
 from ablation.strategies import STRATEGIES, apply_strategy
 from ablation.tracking import Tracker
-from ablation.train import Diverged, EpochMetrics, Normalisation, Training, load_tensors, make_optimizer, train
+from ablation.train import (
+    Diverged,
+    EpochMetrics,
+    Normalisation,
+    Training,
+    calibration_sample,
+    load_tensors,
+    make_optimizer,
+    normalised_batches,
+    train,
+)
 from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read_weights
 
 CHECKPOINT_SECONDS = 15  # at most this much work, or one epoch, is done again after a crash
-CALIBRATION_IMAGES = 1000
 RUN_STATUS: dict[TrialEnd, tracking.RunStatus] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -104,8 +113,10 @@ def run_trial(
     try:
         outcome = _train_and_record(workbench, claim, spec, run_id, on_epoch)
     except BaseException:
-        workbench.tracker.pause_run(run_id)
-        claim.lock.release()
+        try:
+            workbench.tracker.pause_run(run_id)
+        finally:
+            claim.lock.release()
         raise
     status = RUN_STATUS[outcome.state]
     # The run is closed before the trial is told: a crash in between leaves a trial that goes on and ends again, never
@@ -157,19 +168,21 @@ def _train_and_record(
         report(claim, training.history)  # a crash between saving and reporting must not lose a value
         logged = len(training.history)
         saved_at = time.monotonic()
+        if training.history and _is_pruned(claim, spec, training.history[-1]):
+            return _pruned(spec, training.history[-1])
 
         try:
             for metrics in _epochs(training, spec, workbench):
                 report(claim, [metrics])
                 on_epoch(spec, metrics)
-                pruned = metrics.epoch < spec.epochs and claim.trial.should_prune()
+                pruned = _is_pruned(claim, spec, metrics)
                 if pruned or metrics.epoch == spec.epochs or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
                     # Epochs are logged only once they are safe, so that none is ever logged twice with other figures.
                     save_resume_checkpoint(resume_path, training.state_dict())
                     workbench.tracker.log_epochs(run_id, training.history[logged:])
                     logged, saved_at = len(training.history), time.monotonic()
                 if pruned:
-                    return Outcome("pruned", None, f"pruned after epoch {metrics.epoch} of {spec.epochs}")
+                    return _pruned(spec, metrics)
         except Diverged as error:
             save_resume_checkpoint(resume_path, training.state_dict())  # continued from here, it diverges again
             workbench.tracker.log_epochs(run_id, training.history[logged:])
@@ -184,6 +197,14 @@ def _train_and_record(
     training = None
     _free_memory(workbench.device)
     return Outcome("failed", None, reason)
+
+
+def _is_pruned(claim: Claim, spec: TrialSpec, metrics: EpochMetrics) -> bool:
+    return metrics.epoch < spec.epochs and claim.trial.should_prune()
+
+
+def _pruned(spec: TrialSpec, metrics: EpochMetrics) -> Outcome:
+    return Outcome("pruned", None, f"pruned after epoch {metrics.epoch} of {spec.epochs}")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -204,8 +225,7 @@ def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
     )
     initialise(model, spec.backbone, workbench.weights if STRATEGIES[spec.strategy].pretrained else None, spec.seed)
     model = model.to(workbench.device).to(memory_format=torch.channels_last)
-    first_NCHW = workbench.train_images.images_NCHW[:CALIBRATION_IMAGES]
-    calibrate(model, normalise(first_NCHW, workbench.normalisation.mean, workbench.normalisation.std))
+    calibrate(model, normalised_batches(calibration_sample(workbench.train_images), workbench.normalisation))
     groups = apply_strategy(
         model,
         spec.strategy,

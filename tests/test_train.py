@@ -7,11 +7,22 @@ import pytest
 import torch
 
 from ablation.checkpoint import load_resume_checkpoint, save_resume_checkpoint
-from ablation.data import Images, normalise
+from ablation.data import Images
 from ablation.models import build_model, calibrate, initialise
 from ablation.seeding import generator
 from ablation.strategies import apply_strategy
-from ablation.train import Diverged, Normalisation, Training, evaluate, load_tensors, lr_factor, make_optimizer, train
+from ablation.train import (
+    Diverged,
+    Normalisation,
+    Training,
+    calibration_sample,
+    evaluate,
+    load_tensors,
+    lr_factor,
+    make_optimizer,
+    normalised_batches,
+    train,
+)
 
 CPU = torch.device("cpu")
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
@@ -30,7 +41,7 @@ TRAIN, VAL = some_images(96, 1), some_images(30, 2)
 def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str = "sgd", **more: Any) -> Training:
     model = build_model("vgg16_narrow", "block2", 8, 2, 3, 32)
     initialise(model, "vgg16_narrow", None, 0)
-    calibrate(model, normalise(TRAIN.images_NCHW, NORMALISATION.mean, NORMALISATION.std))
+    calibrate(model, normalised_batches(TRAIN, NORMALISATION))
     settings = {"freeze_depth": None, "backbone_lr_scale": 0.5, "weight_decay": 5e-4} | more
     groups = apply_strategy(model, strategy, lr=lr, **settings)
     return Training(model, make_optimizer(optimizer, groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
@@ -168,6 +179,31 @@ def test_evaluation_by_hand() -> None:
     loss, accuracy = evaluate(Constant(), images, NORMALISATION, "float32")
     assert accuracy == 0.75
     assert loss == pytest.approx(math.log(1 + math.exp(-2)) + 0.25 * 2, rel=1e-6)
+
+
+def test_calibration_sees_every_class_of_ordered_images() -> None:
+    labels = torch.arange(10).repeat_interleave(450)
+    sample = calibration_sample(Images(labels[:, None, None, None].to(torch.uint8), labels))
+    counts = torch.bincount(sample.labels_N)
+    assert len(sample) == 1000
+    assert counts.min() >= 99
+    assert torch.equal(sample.images_NCHW.flatten().long(), sample.labels_N)
+    few = Images(torch.zeros(7, 3, 2, 2, dtype=torch.uint8), torch.arange(7))
+    assert calibration_sample(few).labels_N.tolist() == list(range(7))
+
+
+def test_batches_without_gradients_shrink_with_the_image() -> None:
+    sizes = {
+        side: [
+            len(batch)
+            for batch in normalised_batches(
+                Images(torch.zeros(1030, 3, side, side, dtype=torch.uint8), torch.zeros(1030)), NORMALISATION
+            )
+        ]
+        for side in (32, 64)
+    }
+    assert sizes[32] == [512, 512, 6]
+    assert sizes[64] == [128] * 8 + [6]
 
 
 def test_divergence_is_raised() -> None:
