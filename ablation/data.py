@@ -3,6 +3,7 @@
 Legend: N images, C channels (3, RGB), H and W pixels.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ablation.seeding import named_seed
-from ablation.spec import Augmentation, Data, InputError
+from ablation.spec import Augmentation, Data, InputError, expand, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def count_classes(data: Data) -> int:
     if data.classes is not None:
         return len(data.classes)
     if data.source == "imagefolder":
-        return len(list_imagefolder(Path(str(data.root)).expanduser())["train"])
+        return len(list_imagefolder(expand(str(data.root)))["train"])
     return 10
 
 
@@ -122,12 +123,12 @@ def _load_cifar10(data: Data, track: Track) -> ImageSet:
     from PIL import Image
     from torchvision.datasets import CIFAR10
 
-    root = Path(data.root or "data")
+    root = expand(data.root or "data")
     try:
         parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"data.root: CIFAR-10 is not in {root} and could not be downloaded ({str(error).splitlines()[0]}); place "
+            f"data.root: CIFAR-10 is not in {root} and could not be downloaded ({first_line(error)}); place "
             f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) there by hand, or try --demo, which needs no download"
         ) from None
     pixels = [part.data for part in parts]
@@ -142,7 +143,7 @@ def _load_imagefolder(data: Data, track: Track) -> ImageSet:
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save_file
 
-    root = Path(str(data.root)).expanduser().resolve()
+    root = expand(str(data.root)).resolve()
     files = list_imagefolder(root)
     classes = sorted(files["train"])
     listing = hashlib.sha256(str(data.image_size).encode())
@@ -168,10 +169,12 @@ def _load_imagefolder(data: Data, track: Track) -> ImageSet:
         pixels = _decode_all(paths, data.image_size, track, f"Decoding {split} images")
         arrays += [pixels, np.repeat(np.arange(len(classes)), counts)]
     images = _image_set(arrays[0], arrays[1], arrays[2], arrays[3], classes)
-    cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-    save_file(dict(zip(_CACHED, arrays, strict=True)), temporary, {"fingerprint": fingerprint, "digest": images.digest})
-    temporary.replace(cache)
+    metadata = {"fingerprint": fingerprint, "digest": images.digest}
+    with contextlib.suppress(OSError, SafetensorError):  # without a cache, the next study decodes again
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(zip(_CACHED, arrays, strict=True)), temporary, metadata)
+        temporary.replace(cache)
     return images
 
 
@@ -195,10 +198,13 @@ def list_imagefolder(root: Path) -> dict[str, dict[str, list[tuple[str, os.stat_
         if not (root / split).is_dir():
             raise InputError(f"data.root: {root} must hold {split}/<class>/*, but there is no folder {split}")
         files[split] = {}
-        for folder in os.scandir(root / split):
-            if folder.is_dir() and not folder.name.startswith("."):
-                found = [(e.path, e.stat()) for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES)]
-                files[split][folder.name] = sorted(found, key=lambda entry: entry[0])
+        try:
+            for folder in os.scandir(root / split):
+                if folder.is_dir() and not folder.name.startswith("."):
+                    found = [(e.path, e.stat()) for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES)]
+                    files[split][folder.name] = sorted(found, key=lambda entry: entry[0])
+        except OSError as error:  # a link to nowhere, a folder that may not be read
+            raise InputError(f"data.root: {error.filename} cannot be read ({error.strerror})") from None
         if not any(files[split].values()):
             raise InputError(f"data.root: {root / split} holds no images in <class>/*{{{','.join(SUFFIXES)}}}")
         for name, found in files[split].items():
@@ -226,7 +232,7 @@ def _decode_all(paths: list[str], size: int, track: Track, description: str) -> 
         try:
             with Image.open(paths[number]) as image:
                 pixels[number] = _fit(image, size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for broken files
+        except Exception:  # Pillow raises many kinds for broken files
             bad.append(paths[number])
 
     with ThreadPoolExecutor() as pool:
@@ -271,6 +277,9 @@ def split_train_val(labels_N: np.ndarray, val_fraction: float, limit: int | None
     try:
         if limit is not None and limit < len(chosen):
             chosen, _ = train_test_split(chosen, train_size=limit, stratify=labels_N, random_state=random_state)
+    except ValueError as error:
+        raise InputError(f"data.limit: {limit} of {len(labels_N)} images cannot be taken by class: {error}") from None
+    try:
         train, val = train_test_split(
             chosen, test_size=val_fraction, stratify=labels_N[chosen], random_state=random_state
         )

@@ -35,7 +35,8 @@ def overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str], An
         (["epochs"], EPOCHS),
         (["published"], []),
     ]
-    if not any("batch_size" in content.get(table, {}) for table in ("factors", "search")):
+    varied = [content.get(table) for table in ("factors", "search")]
+    if not any(isinstance(table, dict) and "batch_size" in table for table in varied):
         changes.append((["fixed", "batch_size"], BATCH_SIZE))
     return changes
 

@@ -58,9 +58,9 @@ def build_model(
     pool: nn.Module = nn.Identity()
     if head_pool != "flatten":
         pooled_side = min(head_pool, side)
-        # The same values, but the backward pass of adaptive pooling is not deterministic on CUDA.
-        even = side % pooled_side == 0
-        pool = nn.AvgPool2d(side // pooled_side) if even else nn.AdaptiveAvgPool2d(pooled_side)
+        # The windows of adaptive pooling, whose own backward pass is not deterministic on CUDA. Those of an odd side
+        # overlap by one pixel.
+        pool = nn.AvgPool2d(kernel_size=math.ceil(side / pooled_side), stride=side // pooled_side)
         side = pooled_side
     blocks = build_blocks(backbone, truncate_at)
     return TransferModel(blocks, pool, channels * side * side, head_width, num_classes)

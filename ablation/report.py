@@ -119,6 +119,6 @@ def status_table(study: str, trials: dict[str, list["TrialRecord"]], trials_per_
         best = best_of(found)
         rows.append([name, count_states(found), "-" if best is None else f"{best.value:.4f}"])
         notes += [f"{name} #{t.number} {t.state}: {t.reason}" for t in found if t.state == "failed"]
-    ended = sum(trial.state in ("finished", "pruned", "failed") for found in trials.values() for trial in found)
+    ended = sum(trial.has_ended for found in trials.values() for trial in found)
     title = f"{study}: {ended} of {trials_per_arm * len(trials)} trials ended ({trials_per_arm} per arm)"
     return Table(title, ["arm", "trials", "best val. accuracy"], rows, notes)

@@ -1,9 +1,12 @@
 """All of Optuna: storage, samplers, pruners, claiming trials, and from an Optuna trial to hyper-parameters."""
 
+import os
 import shutil
+import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ablation import architecture
 from ablation.design import Arm, arms, next_arm
 from ablation.seeding import named_seed
-from ablation.spec import Choices, Hyperparameters, InputError, StudySpec, applies
-from ablation.store import Store, try_lock
+from ablation.spec import Choices, Hyperparameters, InputError, StudySpec, applies, first_line
+from ablation.store import Store, build_database, try_lock
 
 if TYPE_CHECKING:
     from ablation.train import EpochMetrics
@@ -192,9 +195,11 @@ def open_storage(store: Store) -> optuna.storages.RDBStorage:
     is_sqlite = store.optuna_url.startswith("sqlite")
     engine_kwargs = {"connect_args": {"timeout": 60}} if is_sqlite else None  # seconds to wait for another writer
     try:
+        if store.has_own_optuna:
+            build_database(store.root / "optuna.db", lambda url: optuna.storages.RDBStorage(url).engine.dispose())
         return optuna.storages.RDBStorage(store.optuna_url, engine_kwargs=engine_kwargs)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        reason = first_line(getattr(error, "orig", None) or error)
         where = store.root / "optuna.db" if store.has_own_optuna else "OPTUNA_STORAGE"  # an address may hold a password
         raise InputError(f"{where}: cannot be opened as Optuna's database ({reason})") from None
 
@@ -211,22 +216,35 @@ def stored_studies(storage: optuna.storages.RDBStorage) -> list[str]:
     return sorted({name.split("/")[0] for name in optuna.get_all_study_names(storage)})
 
 
-def check_identity(storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any]) -> None:
+def check_identity(
+    storage: optuna.storages.RDBStorage, study: str, content: dict[str, Any], ignored: Sequence[str] = ()
+) -> None:
     """Refuse to go on with a study whose file, data or weights differ from what its trials were made by.
 
+    Args:
+        storage: where its trials are.
+        study: its name.
+        content: what it is now.
+        ignored: fields that are not known yet.
+
     Raises:
-        InputError: names the changed fields and the option that runs the variant.
+        InputError: names the changed fields, and a name under which the variant can run.
     """
-    for arm in study_arms(storage, spec.name).values():
+    for arm in study_arms(storage, study).values():
+        if not arm.get_trials(deepcopy=False):
+            continue
         changed = [
             f"{field} (was {old!r}, is {new!r})"
             for field, old, new in differences(arm.user_attrs["content"], content)
-            if field not in MAY_CHANGE
+            if field not in (*MAY_CHANGE, *ignored)
         ]
         if changed:
+            taken = stored_studies(storage)
+            free = next(name for number in count(2) if (name := f"{study}-{number}") not in taken)
+            how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free}"
             raise InputError(
-                f"study {spec.name!r} has trials that were made with other settings: {'; '.join(changed)}; "
-                f"run this variant as a study of its own with --name {spec.name}-2"
+                f"study {study!r} has trials that were made with other settings: {'; '.join(changed)}; "
+                f"run this variant {how}"
             )
 
 
@@ -243,7 +261,11 @@ def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any
 def create_arms(
     storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any]
 ) -> dict[str, optuna.Study]:
-    """Return the Optuna study of every arm by the arm's name, making those that do not exist."""
+    """Return the Optuna study of every arm by the arm's name, making those that do not exist.
+
+    Each has user attributes `content`, what the study is, and `key`, which is the arm's alone in all the world, so that
+    its trials are told from those of a study with the same name in another database.
+    """
     studies = {}
     for arm in arms(spec):
         study = optuna.create_study(
@@ -253,6 +275,8 @@ def create_arms(
             pruner=make_pruner(spec),
             load_if_exists=True,
         )
+        if "key" not in study.user_attrs:
+            study.set_user_attr("key", uuid.uuid4().hex)
         if study.user_attrs.get("content") != content:
             study.set_user_attr("content", content)
             study.set_metric_names(["val_accuracy"])
@@ -272,6 +296,25 @@ class Claim:
     trial: optuna.Trial
     folder: Path
     lock: BaseFileLock
+
+    @property
+    def key(self) -> str:
+        """What tells this trial from every other, in whatever database."""
+        return f"{self.study.user_attrs['key']}/{self.trial.number}"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether Optuna has been told how it ended."""
+        return self.study.get_trials(deepcopy=False)[self.trial.number].state.is_finished()
+
+
+def sweep(spec: StudySpec, store: Store, studies: dict[str, optuna.Study]) -> None:
+    """Delete what trials left behind that ended, but whose process died before it could tidy up."""
+    with store.claim_lock():
+        for name, study in studies.items():
+            for frozen in study.get_trials(deepcopy=False):
+                if frozen.state.is_finished():
+                    shutil.rmtree(store.trial_folder(spec.name, name, frozen.number), ignore_errors=True)
 
 
 def claim_trial(spec: StudySpec, store: Store, studies: dict[str, optuna.Study]) -> Claim | None:
@@ -313,9 +356,15 @@ def report(claim: Claim, history: Iterable["EpochMetrics"]) -> None:
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """Return an arm's finished trial with the highest value, None where none has finished."""
+    """Return an arm's finished trial with the highest value, the first of equals; None where none has finished."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return max(finished, key=lambda trial: trial.value or 0.0, default=None)
+
+
+def is_better(value: float, number: int, than: FrozenTrial) -> bool:
+    """Say whether a trial with this value and number takes the place of `best_trial`."""
+    assert than.value is not None
+    return (value, -number) > (than.value, -than.number)
 
 
 def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str) -> None:
@@ -335,7 +384,7 @@ def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str) -
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as the storage knows it. `value` is the best epoch's validation accuracy, `seconds` its wall time."""
+    """A trial as the storage knows it. `value` is the best epoch's validation accuracy."""
 
     arm: str
     number: int
@@ -344,8 +393,11 @@ class TrialRecord:
     params: dict[str, Any]
     epochs: int
     reason: str
-    run_id: str | None
-    seconds: float | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return self.state in ("finished", "pruned", "failed")
 
 
 def records(study_name: str, arm: str, study: optuna.Study, store: Store) -> list[TrialRecord]:
@@ -355,7 +407,8 @@ def records(study_name: str, arm: str, study: optuna.Study, store: Store) -> lis
     for frozen in study.get_trials(deepcopy=False):
         state: Any = names.get(frozen.state)
         if state is None:
-            state = "running" if _is_owned(store.trial_folder(study_name, arm, frozen.number)) else "interrupted"
+            folder = store.trial_folder(study_name, arm, frozen.number)
+            state = "running" if _is_owned(store, folder) else "interrupted"
         found.append(
             TrialRecord(
                 arm=arm,
@@ -365,18 +418,16 @@ def records(study_name: str, arm: str, study: optuna.Study, store: Store) -> lis
                 params=dict(frozen.params),
                 epochs=len(frozen.intermediate_values),
                 reason=frozen.user_attrs.get("reason", ""),
-                run_id=frozen.user_attrs.get("run_id"),
-                seconds=frozen.duration.total_seconds() if frozen.duration else None,
             )
         )
     return found
 
 
-def _is_owned(folder: Path) -> bool:
-    if not folder.is_dir():
+def _is_owned(store: Store, folder: Path) -> bool:
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         return False
-    lock = try_lock(folder)
-    if lock is None:
-        return True
-    lock.release()
-    return False
+    with store.claim_lock():  # a claim must not take our look for another owner
+        lock = try_lock(folder)
+        if lock is not None:
+            lock.release()
+    return lock is None

@@ -56,6 +56,8 @@ def select_device(name: str) -> "torch.device":
     if missing[device.type]:
         found = f"{count} CUDA device{'s' * (count != 1)} found"
         raise InputError(f"--device: {name} is not available ({found}); use --device cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what is asked of "the current device" later is then asked of this one
     return device
 
 

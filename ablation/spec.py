@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,17 @@ from ablation import architecture
 
 class InputError(ValueError):
     """Something the user gave is wrong; its text is the one line the user gets."""
+
+
+def expand(path: str) -> Path:
+    """Return a path with a leading ~ replaced by the home folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no such user
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it has none; user names and passwords are hidden."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return re.sub(r"://[^/@\s]+@", "://***@", line)
 
 
 class Strict(BaseModel):
@@ -396,9 +408,8 @@ def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
                 at = f" ({where})" if where else ""
                 raise ValueError(f"{table}.freeze_depth: {depth} blocks cannot be frozen where {limit} are kept{at}")
     for factor in levels:
-        if not any(
-            applies(factor, strategy, spec.possible("freeze_depth", levels)[0], max(kept)) for strategy in strategies
-        ):
+        depths = spec.possible("freeze_depth", levels)
+        if not any(applies(factor, *case, max(kept)) for case in product(strategies, depths)):
             raise ValueError(f"factors.{factor}: has no effect in the arm with {where}")
 
 
@@ -417,6 +428,10 @@ def _check_published(spec: StudySpec, published: Published) -> None:
             raise ValueError(f"published.arm: {factor!r} is not one of the factors")
         if factor == "truncate_at":
             _known(str(published.arm[factor]), architecture.cut_names(spec.backbone.name), "block or layer")
+        try:
+            Factors(**{factor: [published.arm[factor]]})
+        except ValidationError as error:
+            raise ValueError(f"published.arm.{factor}: {error.errors()[0]['msg']}") from None
 
 
 # ------------------------------------------------------------------------------------------------------ one trial
@@ -570,7 +585,10 @@ def describe(error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         if problem["type"] == "extra_forbidden":
-            message = f"unknown key{nearest(location[-1], _keys_beside(_without_tag(problem['loc'])))}"
+            known = _keys_beside(_without_tag(problem["loc"]))
+            message = f"unknown key{nearest(location[-1], known)}"
+            if location[-1] in known:  # both kinds of search at once
+                message = "a search has either low and high, or choices"
         elif problem["type"] == "model_type" and location[:1] == ["search"]:
             message = f"must be {{ low = ..., high = ... }} or {{ choices = [...] }}, got {problem['input']!r}"
         elif problem["type"] in ("model_type", "dict_type"):

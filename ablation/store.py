@@ -1,12 +1,13 @@
 """Where the results of studies are: folders, database addresses, and the locks that die with their process."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ablation.spec import InputError
+from ablation.spec import InputError, expand
 
 DEFAULT_STORE = "mlruns"
 
@@ -33,6 +34,18 @@ class Store:
     def is_empty(self) -> bool:
         """Whether no study can have run in it yet."""
         return self.has_own_optuna and not (self.root / "optuna.db").exists()
+
+    def check_writable(self) -> None:
+        """Refuse a folder that cannot be written or made, without touching it.
+
+        Raises:
+            InputError: says which folder it is.
+        """
+        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        if not existing.is_dir():
+            raise InputError(f"--store: {existing} is not a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"--store: {existing} cannot be written")
 
     def prepare(self) -> None:
         """Make the folder.
@@ -67,16 +80,8 @@ def find_store(option: str | None) -> Store:
 
     `option` (--store) wins over MLFLOW_TRACKING_URI and OPTUNA_STORAGE, and those over the default, `mlruns` in the
     working folder.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
-    root = Path(option or DEFAULT_STORE).expanduser().absolute()
-    existing = next(folder for folder in (root, *root.parents) if folder.exists())
-    if not existing.is_dir():
-        raise InputError(f"--store: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--store: {existing} cannot be written")
+    root = expand(option or DEFAULT_STORE).resolve()
     own_tracking, own_optuna = _sqlite(root / "mlflow.db"), _sqlite(root / "optuna.db")
     if option is not None:
         return Store(root, own_tracking, own_optuna)
@@ -85,6 +90,23 @@ def find_store(option: str | None) -> Store:
         os.environ.get("MLFLOW_TRACKING_URI") or own_tracking,
         os.environ.get("OPTUNA_STORAGE") or own_optuna,
     )
+
+
+def build_database(path: Path, build: Callable[[str], object]) -> None:
+    """Make a SQLite database under another name and give it its own when it is complete.
+
+    A process that dies while it makes the tables would otherwise leave half a database that nothing can open.
+
+    Args:
+        path: where it shall be; nothing is done where it already is.
+        build: opens the database at an address and makes its tables.
+    """
+    if path.exists():
+        return
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    build(_sqlite(unfinished))
+    unfinished.replace(path)
 
 
 def try_lock(folder: Path) -> FileLock | None:

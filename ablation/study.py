@@ -15,7 +15,16 @@ import click
 from ablation import __version__, demo
 from ablation.design import arms, published_for
 from ablation.seeding import check_device_name
-from ablation.spec import InputError, StudySpec, check_name, load_study, nearest, parse_override, read_study_file
+from ablation.spec import (
+    InputError,
+    StudySpec,
+    check_name,
+    expand,
+    load_study,
+    nearest,
+    parse_override,
+    read_study_file,
+)
 from ablation.store import Store, find_store
 from ablation.weights import Weights, check_layers, read_weights
 
@@ -68,6 +77,7 @@ def cli(
     store = find_store(store_option)
     if status_only:
         return show_status(study_name, store)
+    store.check_writable()
 
     overrides = demo.overrides(read_study_file(path), store) if as_demo else []
     overrides += [(["trials_per_arm"], trials)] if trials is not None else []
@@ -163,7 +173,7 @@ def show_status(study: str, store: Store) -> None:
         known = search.stored_studies(storage) if storage else []
         raise InputError(f"{store.root}: has no study {study!r}{nearest(study, known) if known else ''}")
     trials = {arm: search.records(study, arm, optuna_study, store) for arm, optuna_study in found.items()}
-    budget = next(iter(found.values())).user_attrs["content"]["trials_per_arm"]
+    budget = max(arm.user_attrs.get("content", {}).get("trials_per_arm", 0) for arm in found.values())
     show_table(status_table(study, trials, budget))
 
 
@@ -179,13 +189,19 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -
 
     needs_pretraining = spec.backbone.weights == str(demo.weights_path(store)) and not demo.weights_path(store).exists()
     check_places(spec, needs_pretraining)
+    if device_name not in ("auto", "cpu"):
+        from ablation.seeding import select_device
+
+        select_device(device_name)  # before anything is downloaded
+    if not store.is_empty:
+        from ablation import search
+
+        digests = ("backbone.weights_digest", "data.digest")
+        search.check_identity(search.open_storage(store), spec.name, identity(spec, None, ""), ignored=digests)
     weights = None if needs_pretraining else load_weights(spec)
     images, split = load_data(spec)
     if needs_pretraining:
         with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
-            from ablation.seeding import select_device
-
-            select_device(device_name)  # refused before the store is touched
             store.prepare()
             demo.make_weights(demo.weights_path(store))
         weights = load_weights(spec)
@@ -194,17 +210,19 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -
     with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
         from ablation import search, trial
         from ablation.seeding import select_device
-        from ablation.tracking import Tracker
+        from ablation.tracking import Tracker, check_experiment
 
         device = select_device(device_name)
         if not store.is_empty:
-            search.check_identity(search.open_storage(store), spec, content)
+            search.check_identity(search.open_storage(store), spec.name, content)
+        check_experiment(store, spec.name)
         planned = arms(spec)
         store.prepare()
         with store.claim_lock():  # several processes at once cannot make a database
             studies = search.create_arms(search.open_storage(store), spec, content)
             tracker = Tracker(store, spec.name, spec.question)
         files = {"study.toml": file_text, "study.json": spec.model_dump_json(indent=2)}
+        search.sweep(spec, store, studies)
         workbench = trial.set_up(spec, images, split, weights, device, tracker, files)
 
     def records() -> dict[str, list["TrialRecord"]]:
@@ -221,13 +239,13 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -
             spec.trials_per_arm,
             len(split.val_N),
         )
-        tracker.write_summary(spec.name, table.markdown())
+        tracker.write_summary(f"{studies[planned[0].name].user_attrs['key']}/summary", spec.name, table.markdown())
         return table
 
     from ablation.report import best_of, format_params
 
     so_far = records()
-    ended = sum(record.state in ("finished", "pruned", "failed") for found in so_far.values() for record in found)
+    ended = sum(record.has_ended for found in so_far.values() for record in found)
     best = {arm: record.value for arm, found in so_far.items() if (record := best_of(found)) and record.value}
     total = len(planned) * spec.trials_per_arm
     try:
@@ -251,12 +269,12 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -
 def check_places(spec: StudySpec, needs_pretraining: bool) -> None:
     """Refuse files and folders that are not there, before anything large is read or downloaded."""
     weights = None if needs_pretraining else spec.backbone.weights
-    if weights not in (None, "imagenet") and not Path(str(weights)).expanduser().is_file():
+    if weights not in (None, "imagenet") and not expand(str(weights)).is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
     if spec.data.source == "imagefolder":
         from ablation.data import list_imagefolder
 
-        list_imagefolder(Path(str(spec.data.root)).expanduser())
+        list_imagefolder(expand(str(spec.data.root)))
 
 
 def load_weights(spec: StudySpec) -> Weights | None:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 # Set before MLflow is imported: it would otherwise send usage statistics on its user's behalf.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A tracking server that does not answer is given up after seconds; MLflow's own limits add up to many minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -18,8 +21,8 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from ablation.spec import InputError, TrialSpec
-from ablation.store import Store
+from ablation.spec import InputError, TrialSpec, first_line
+from ablation.store import Store, build_database
 
 if TYPE_CHECKING:
     from ablation.train import EpochMetrics
@@ -39,30 +42,26 @@ class Tracker:
     """A study's experiment in MLflow."""
 
     def __init__(self, store: Store, study: str, question: str):
-        """Open MLflow's store, making it and the experiment where they do not exist.
+        """Open MLflow's store, making it and the experiment where they do not exist; see `check_experiment`.
 
         Raises:
-            InputError: the store cannot be opened, its experiment was deleted, or the store was moved.
+            InputError: the store cannot be opened.
         """
         self.store = store
         self.client, experiment = open_experiment(store, study)
-        location = store.artifacts(study).as_uri()
         if experiment is None:
+            location = store.artifacts(study).as_uri() if store.has_own_tracking else None
             self.experiment_id = self.client.create_experiment(
-                study, artifact_location=location if store.has_own_tracking else None, tags={NOTE_TAG: question}
-            )
-        elif experiment.lifecycle_stage == "deleted":
-            raise InputError(f"the MLflow experiment {study!r} was deleted; restore it, or choose another --name")
-        elif store.has_own_tracking and experiment.artifact_location != location:
-            raise InputError(
-                f"--store: {store.root} is a copy, and MLflow keeps the address of its artifacts "
-                f"({experiment.artifact_location}); it can be read here, but a study goes on where it was started"
+                study, artifact_location=location, tags={NOTE_TAG: question}
             )
         else:
             self.experiment_id = experiment.experiment_id
 
-    def start_trial(self, spec: TrialSpec, dataset_source: str, files: dict[str, str]) -> str:
-        """Return the id of a trial's run, made or reopened, with its parameters, tags, data set and text files."""
+    def start_trial(self, key: str, spec: TrialSpec, dataset_source: str, files: dict[str, str]) -> str:
+        """Return the id of a trial's run, made or reopened, with its parameters, tags, data set and text files.
+
+        `key` is the trial's alone, also among studies of the same name.
+        """
         tags = {
             "study": spec.study,
             "arm": spec.arm,
@@ -71,7 +70,7 @@ class Tracker:
             "truncate_at": spec.truncate_at,
             "trial": str(spec.trial),
         }
-        run = self._find_or_create(f"{spec.arm}/{spec.trial}", f"{spec.arm} #{spec.trial}", tags)
+        run = self._find_or_create(key, f"{spec.arm} #{spec.trial}", tags)
         self.client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in spec.to_params().items()])
         if run.inputs is None or not run.inputs.dataset_inputs:
             dataset = MetaDataset(  # type: ignore[abstract]
@@ -128,12 +127,36 @@ class Tracker:
         """Mark a run as one that will go on: neither running nor ended."""
         self.client.update_run(run_id, status="SCHEDULED")
 
-    def write_summary(self, study: str, table: str) -> None:
-        """Put the study's table into its summary run."""
-        run = self._find_or_create("summary", f"{study} summary", {"study": study, "kind": "summary"})
+    def last_logged_epoch(self, run_id: str) -> int:
+        """Return the last epoch that a run has, 0 where it has none."""
+        return max((metric.step for metric in self.client.get_metric_history(run_id, "val_accuracy")), default=0)
+
+    def write_summary(self, key: str, study: str, table: str) -> None:
+        """Put the study's table into its summary run, which `key` finds."""
+        run = self._find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
         self.client.set_tag(run.info.run_id, NOTE_TAG, table)
         self.client.log_text(run.info.run_id, table, "summary.md")
         self.client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def check_experiment(store: Store, study: str) -> None:
+    """Refuse a study that could not log here, without changing anything.
+
+    Raises:
+        InputError: the store cannot be opened, its experiment was deleted, or the store was moved.
+    """
+    if store.has_own_tracking and not (store.root / "mlflow.db").exists():
+        return
+    _, experiment = open_experiment(store, study)
+    if experiment is None:
+        return
+    if experiment.lifecycle_stage == "deleted":
+        raise InputError(f"the MLflow experiment {study!r} was deleted; restore it, or choose another --name")
+    if store.has_own_tracking and experiment.artifact_location != store.artifacts(study).as_uri():
+        raise InputError(
+            f"--store: {store.root} is a copy, and MLflow keeps the address of its artifacts "
+            f"({experiment.artifact_location}); it can be read here, but a study goes on where it was started"
+        )
 
 
 def open_experiment(store: Store, study: str) -> tuple[MlflowClient, Any]:
@@ -148,10 +171,12 @@ def open_experiment(store: Store, study: str) -> tuple[MlflowClient, Any]:
     os.environ.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", str(store.root / "artifacts"))
     where = store.root / "mlflow.db" if store.has_own_tracking else "MLFLOW_TRACKING_URI"
     try:
+        if store.has_own_tracking:
+            build_database(store.root / "mlflow.db", lambda url: MlflowClient(url).search_experiments(max_results=1))
         client = MlflowClient(tracking_uri=store.tracking_uri)
         return client, client.get_experiment_by_name(study)
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise InputError(f"{where}: cannot be opened as MLflow's store ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{where}: cannot be opened as MLflow's store ({first_line(error)})") from None
 
 
 def read_run(store: Store, run_id: str) -> Run:
@@ -160,6 +185,8 @@ def read_run(store: Store, run_id: str) -> Run:
     Raises:
         InputError: there is no such run.
     """
+    if store.has_own_tracking and not (store.root / "mlflow.db").exists():
+        raise InputError(f"{store.root}: is no store, or an empty one")
     client, _ = open_experiment(store, "")
     try:
         return client.get_run(run_id)
@@ -189,5 +216,5 @@ def run_file(store: Store, run: Run, name: str) -> Iterator[Path]:
         try:
             path = Path(client.download_artifacts(run.info.run_id, name, folder))
         except (MlflowException, OSError) as error:
-            raise InputError(f"run {run.info.run_id} has no {name} ({str(error).splitlines()[0]})") from None
+            raise InputError(f"run {run.info.run_id} has no {name} ({first_line(error)})") from None
         yield path

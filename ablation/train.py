@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -109,9 +109,7 @@ def load_tensors(model: TransferModel, tensors: dict[str, torch.Tensor]) -> None
         raise RuntimeError(f"the model has no tensor {unexpected[0]}")
 
 
-def make_optimizer(
-    name: Literal["sgd", "adamw"] | str, groups: list[dict[str, Any]], device: torch.device
-) -> torch.optim.Optimizer:
+def make_optimizer(name: str, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
     """Return the optimizer over the groups of `apply_strategy`."""
     for group in groups:
         group["lr"] = group["peak_lr"]

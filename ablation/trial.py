@@ -17,9 +17,9 @@ from ablation import tracking
 from ablation.checkpoint import CorruptCheckpoint, load_resume_checkpoint, save_resume_checkpoint, tensors_digest
 from ablation.data import Images, ImageSet, Split, split_seed, to_device
 from ablation.models import TransferModel, build_model, calibrate, initialise
-from ablation.search import Claim, TrialEnd, best_trial, end_trial, report, suggest
+from ablation.search import Claim, TrialEnd, best_trial, end_trial, is_better, report, suggest
 from ablation.seeding import make_deterministic, named_seed, select_precision
-from ablation.spec import InputError, StudySpec, TrialSpec
+from ablation.spec import InputError, StudySpec, TrialSpec, first_line
 from ablation.store import find_store
 from ablation.strategies import STRATEGIES, apply_strategy
 from ablation.tracking import Tracker
@@ -73,14 +73,28 @@ def set_up(
     tracker: Tracker,
     files: dict[str, str],
 ) -> Workbench:
-    """Put the training and validation images onto the device; the test images stay where they are."""
+    """Put the training and validation images onto the device; the test images stay where they are.
+
+    Raises:
+        InputError: the images do not fit into the device's memory.
+    """
     if study.deterministic:
         make_deterministic()
+    pixels, labels = images.train_images_NHWC, images.train_labels_N
+    try:
+        train_images, val_images = (
+            to_device(pixels, labels, chosen, device) for chosen in (split.train_N, split.val_N)
+        )
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        size = (len(split.train_N) + len(split.val_N)) * pixels[0].nbytes / 1e9
+        raise InputError(f"data: {size:.1f} GB of images do not fit into {device}; set data.limit") from None
     return Workbench(
         study=study,
         device=device,
-        train_images=to_device(images.train_images_NHWC, images.train_labels_N, split.train_N, device),
-        val_images=to_device(images.train_images_NHWC, images.train_labels_N, split.val_N, device),
+        train_images=train_images,
+        val_images=val_images,
         classes=images.classes,
         data_digest=images.digest,
         weights=weights,
@@ -106,30 +120,36 @@ def run_trial(
     Divergence and lack of device memory end the trial as failed. Any other exception leaves it to be continued: its run
     is marked SCHEDULED and its lock is freed.
     """
-    run_id = workbench.tracker.start_trial(
-        spec, workbench.study.data.root or workbench.study.data.source, workbench.files
-    )
-    claim.trial.set_user_attr("run_id", run_id)
+    run_id = None
     try:
+        source = workbench.study.data.root or workbench.study.data.source
+        run_id = workbench.tracker.start_trial(claim.key, spec, source, workbench.files)
+        claim.trial.set_user_attr("run_id", run_id)
         outcome = _train_and_record(workbench, claim, spec, run_id, on_epoch)
+        # The run is closed before the trial is told: a crash in between leaves a trial that goes on and ends again,
+        # never a run that stays open.
+        workbench.tracker.end_run(run_id, RUN_STATUS[outcome.state], outcome.reason)
+        end_trial(claim, outcome.state, outcome.value, outcome.reason)
     except BaseException:
         try:
-            workbench.tracker.pause_run(run_id)
+            if run_id is not None and not claim.has_ended:
+                workbench.tracker.pause_run(run_id)
         finally:
             claim.lock.release()
         raise
-    status = RUN_STATUS[outcome.state]
-    # The run is closed before the trial is told: a crash in between leaves a trial that goes on and ends again, never
-    # a run that stays open.
-    workbench.tracker.end_run(run_id, status, outcome.reason)
-    end_trial(claim, outcome.state, outcome.value, outcome.reason)
     return outcome
 
 
 def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
-    """Return what the trial is: the study's settings and what Optuna chose."""
+    """Return what the trial is: the study's settings and what Optuna chose, as they were when it began.
+
+    A trial that goes on elsewhere, with its weights in another place or on another device, stays what it was.
+    """
+    stored = claim.trial.user_attrs.get("spec")
+    if stored is not None:
+        return TrialSpec.from_params(stored)
     study = workbench.study
-    return TrialSpec(
+    spec = TrialSpec(
         study=study.name,
         arm=claim.arm.name,
         trial=claim.trial.number,
@@ -150,6 +170,8 @@ def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         num_classes=len(workbench.classes),
         **suggest(claim.trial, study, claim.arm),
     )
+    claim.trial.set_user_attr("spec", spec.to_params())
+    return spec
 
 
 def _train_and_record(
@@ -164,9 +186,11 @@ def _train_and_record(
     try:
         training = make_training(spec, workbench)
         _restore(training, resume_path, workbench.device)
-        workbench.tracker.log_epochs(run_id, training.history)
-        report(claim, training.history)  # a crash between saving and reporting must not lose a value
-        logged = len(training.history)
+        # A crash between saving and logging must not lose an epoch, one after a damaged checkpoint not repeat one.
+        logged = workbench.tracker.last_logged_epoch(run_id)
+        workbench.tracker.log_epochs(run_id, training.history[logged:])
+        logged = max(logged, len(training.history))
+        report(claim, training.history)
         saved_at = time.monotonic()
         if training.history and _is_pruned(claim, spec, training.history[-1]):
             return _pruned(spec, training.history[-1])
@@ -180,7 +204,7 @@ def _train_and_record(
                     # Epochs are logged only once they are safe, so that none is ever logged twice with other figures.
                     save_resume_checkpoint(resume_path, training.state_dict())
                     workbench.tracker.log_epochs(run_id, training.history[logged:])
-                    logged, saved_at = len(training.history), time.monotonic()
+                    logged, saved_at = max(logged, len(training.history)), time.monotonic()
                 if pruned:
                     return _pruned(spec, metrics)
         except Diverged as error:
@@ -192,7 +216,7 @@ def _train_and_record(
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        reason = f"out of memory on {workbench.device}: {str(error).splitlines()[0]}"
+        reason = f"out of memory on {workbench.device}: {first_line(error)}"
     # Only here is the exception gone, whose traceback held the frames and with them the tensors.
     training = None
     _free_memory(workbench.device)
@@ -207,15 +231,21 @@ def _pruned(spec: TrialSpec, metrics: EpochMetrics) -> Outcome:
     return Outcome("pruned", None, f"pruned after epoch {metrics.epoch} of {spec.epochs}")
 
 
+# What the allocators of the CPU, of MPS and of CUDA's libraries say in a plain RuntimeError.
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    is_plain = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    return is_plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
@@ -273,7 +303,7 @@ def _record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run_id: st
     best = training.best
     leader = best_trial(claim.study)
     keep_all = workbench.study.tracking.checkpoints == "all"
-    keep = keep_all or leader is None or leader.value is None or best.val_accuracy > leader.value
+    keep = keep_all or leader is None or is_better(best.val_accuracy, spec.trial, leader)
     with TemporaryDirectory() as folder:
         path = Path(folder) / Path(tracking.CHECKPOINT_FILE).name
         if keep:

@@ -95,7 +95,7 @@ class StudyView:
     def _render(self) -> Group:
         table = RichTable(box=None, padding=(0, 2, 0, 0), show_header=False)
         top = max(self.best.values(), default=0.0)
-        for arm in self.arms:
+        for arm in self._arms_that_fit():
             value = self.best.get(arm)
             style = "bold green" if value is not None and value == top else ""
             bar = "" if value is None else "━" * round(30 * value)
@@ -104,6 +104,12 @@ class StudyView:
             )
         heading = Text("best validation accuracy so far", style="dim")
         return Group(self.progress, self.trial_text, self.epoch_text, Text(""), heading, table)
+
+    def _arms_that_fit(self) -> list[str]:
+        """Return the arms in order; where the terminal is too low for all of them, the best ones."""
+        room = max(3, console.height - 8)  # lines for the progress, the running trial and a margin
+        best_first = sorted(self.arms, key=lambda arm: self.best.get(arm, -1.0), reverse=True)
+        return [arm for arm in self.arms if arm in best_first[:room]]
 
     def trial_started_now(self, spec: TrialSpec, params: str) -> None:
         """A trial begins, or goes on."""

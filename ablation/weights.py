@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ablation import architecture
-from ablation.spec import InputError
+from ablation.spec import InputError, expand, first_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB pixels scaled to 0..1, as torchvision's pretrained networks expect them
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,7 +55,7 @@ def read_weights(backbone: str, weights: str) -> Weights:
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if weights == "imagenet":
         return _weights(backbone, weights, _download(backbone), mean, std)
-    path = Path(weights).expanduser()
+    path = expand(weights)
     if not path.is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
     if path.suffix != ".safetensors":
@@ -142,23 +142,27 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
             "save only the tensors, with torch.save(model.state_dict(), ...)"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"backbone.weights: {path}: cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise InputError(f"backbone.weights: {path}: cannot be read: {first_line(error)}") from None
+    is_state = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not is_state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise InputError(f"backbone.weights: {path}: must hold a state_dict: tensors by name, and nothing else")
-    return {key: tensor.float().numpy() for key, tensor in state.items() if key.startswith("features.")}
+    return {key: tensor.detach().float().numpy() for key, tensor in state.items() if key.startswith("features.")}
 
 
 def _download(backbone: str) -> dict[str, np.ndarray]:
     import torch
     import torchvision
 
-    weights = torchvision.models.get_model_weights(backbone).DEFAULT
-    try:
-        state = weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise InputError(
-            f"backbone.weights: {weights.url} could not be downloaded ({error}); place the file in {folder}, name a "
-            "local file with --set backbone.weights=FILE, or try --demo"
-        ) from None
-    return {key: tensor.float().numpy() for key, tensor in state.items() if key.startswith("features.")}
+    url = torchvision.models.get_model_weights(backbone).DEFAULT.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hash_prefix = path.stem.rpartition("-")[2]  # torchvision puts it into the name
+            torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"backbone.weights: {url} could not be downloaded ({first_line(error)}); place it at {path}, name a "
+                "local file with --set backbone.weights=FILE, or try --demo"
+            ) from None
+    return _read_pth(path)

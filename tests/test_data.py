@@ -93,6 +93,11 @@ def test_cache_is_used_and_notices_changes(folder: Path, monkeypatch: pytest.Mon
     assert len(load_folder(folder).train_labels_N) == 5
 
 
+def test_without_a_writable_cache_it_decodes_every_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABLATION_CACHE", "/dev/null/nowhere")
+    assert load_folder(folder).digest == load_folder(folder).digest
+
+
 def test_damaged_cache_is_made_again(folder: Path) -> None:
     first = load_folder(folder)
     (cache,) = data.cache_folder().glob("imagefolder-*.safetensors")
@@ -109,6 +114,9 @@ def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     for number in (0, 2):
         (folder / "train" / "dog" / f"{number}.png").write_bytes(b"no image")
     refused(r"cannot be read as an image: \S*train/dog/0.png, \S*train/dog/2.png$")
+    (folder / "train" / "dog" / "9.png").symlink_to("nowhere")
+    refused("train/dog/9.png cannot be read")
+    (folder / "train" / "dog" / "9.png").unlink()
     (folder / "test" / "bird").mkdir()
     refused("test/bird holds no images")
     shutil.copy(folder / "test" / "cat" / "0.png", folder / "test" / "bird" / "0.png")
@@ -142,6 +150,8 @@ def test_split_is_disjoint_balanced_and_reproducible() -> None:
 def test_impossible_splits_are_refused() -> None:
     with pytest.raises(InputError, match="data.limit: 11 is more than the 10 training images"):
         split_train_val(np.arange(10) % 2, 0.2, 11, seed=0)
+    with pytest.raises(InputError, match="data.limit: 3 of 100 images cannot be taken by class"):
+        split_train_val(np.arange(100) % 10, 0.2, 3, seed=0)
     with pytest.raises(InputError, match="data.val_fraction: 3 images cannot be split by class"):
         split_train_val(np.array([0, 0, 1]), 0.5, None, seed=0)
 

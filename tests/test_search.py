@@ -8,8 +8,9 @@ from optuna.distributions import IntDistribution
 
 from ablation import search
 from ablation.design import Arm, arms
+from ablation.report import best_of
 from ablation.spec import InputError, StudySpec, load_study, parse_override
-from ablation.store import Store, find_store, try_lock
+from ablation.store import Store, build_database, find_store, try_lock
 
 STUDIES = Path(__file__).parent.parent / "studies"
 
@@ -224,19 +225,88 @@ def test_differences() -> None:
 def test_only_budgets_may_change(store: Store) -> None:
     spec = study("vgg_truncation")
     storage = search.open_storage(store)
-    search.check_identity(storage, spec, spec.content())  # a new study
-    search.create_arms(storage, spec, spec.content())
+    search.check_identity(storage, spec.name, spec.content())  # a new study
+    (first, *_) = search.create_arms(storage, spec, spec.content()).values()
+    other = study("vgg_truncation", "epochs=11")
+    search.check_identity(storage, other.name, other.content())  # nothing has run yet
+    first.ask()
     for allowed in ("trials_per_arm=9", "confirm.seeds=1", "data.root=/elsewhere"):
         changed = study("vgg_truncation", allowed)
-        search.check_identity(storage, changed, changed.content())
+        search.check_identity(storage, changed.name, changed.content())
     changed = study("vgg_truncation", "epochs=11", "fixed.weight_decay=0.0", 'factors.truncate_at=["block1"]')
     with pytest.raises(InputError) as caught:
-        search.check_identity(storage, changed, changed.content())
+        search.check_identity(storage, changed.name, changed.content())
     for part in ("epochs (was 10, is 11)", "fixed.weight_decay (was 0.0005, is 0.0)", "factors.truncate_at",
                  "--name vgg_truncation-2"):  # fmt: skip
         assert part in str(caught.value)
     renamed = load_study(STUDIES / "vgg_truncation.toml", name="vgg_truncation-2")
-    search.check_identity(storage, renamed, changed.content())
+    search.check_identity(storage, renamed.name, changed.content())
+
+
+def test_unknown_fields_are_left_out(store: Store) -> None:
+    spec = study("vgg_truncation")
+    storage = search.open_storage(store)
+    search.create_arms(storage, spec, {"data": {"digest": "a"}})["block1,fine_tune_all"].ask()
+    search.check_identity(storage, spec.name, {"data": {"digest": ""}}, ignored=["data.digest"])
+    with pytest.raises(InputError, match=r"data.digest \(was 'a', is 'b'\)"):
+        search.check_identity(storage, spec.name, {"data": {"digest": "b"}})
+
+
+def test_an_arm_that_was_only_begun_to_be_made_is_completed(store: Store) -> None:
+    spec = study("vgg_truncation")
+    storage = search.open_storage(store)
+    optuna.create_study(study_name="vgg_truncation/block1,fine_tune_all", storage=storage, direction="maximize")
+    search.check_identity(storage, spec.name, spec.content())
+    arms_made = search.create_arms(storage, spec, spec.content())
+    assert arms_made["block1,fine_tune_all"].user_attrs["content"] == spec.content()
+    keys = {arm.user_attrs["key"] for arm in arms_made.values()}
+    assert len(keys) == 10
+    again = search.create_arms(storage, spec, spec.content())
+    assert {arm.user_attrs["key"] for arm in again.values()} == keys
+
+
+def test_a_crash_while_a_database_is_made_leaves_none(tmp_path: Path) -> None:
+    path = tmp_path / "some.db"
+
+    def crash(url: str) -> None:
+        Path(url.removeprefix("sqlite:///")).write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_database(path, crash)
+    assert not path.exists()
+    build_database(path, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
+    optuna.storages.RDBStorage(f"sqlite:///{path}")
+    build_database(path, crash)  # it is there, so nothing is built
+    assert [entry.name for entry in tmp_path.iterdir()] == ["some.db"]
+
+
+def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    studies = begin(spec, store)
+    ended, running = (search.claim_trial(spec, store, studies) for _ in range(2))
+    assert ended is not None
+    assert running is not None
+    search.end_trial(ended, "finished", 0.5, "")
+    ended.folder.mkdir()
+    (ended.folder / "resume.ckpt").write_text("left by a crash")
+    search.sweep(spec, store, studies)
+    assert not ended.folder.exists()
+    assert running.folder.exists()
+
+
+def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    studies = begin(spec, store)
+    claims = [search.claim_trial(spec, store, studies) for _ in range(3)]
+    for number in (1, 0, 2):  # they need not end in order
+        search.end_trial(claims[number], "finished", 0.5, "")
+        leader = search.best_trial(studies["block1"])
+        assert leader.number == {1: 1, 0: 0, 2: 0}[number]
+    assert not search.is_better(0.5, 5, leader)
+    assert search.is_better(0.6, 5, leader)
+    first = search.records(spec.name, "block1", studies["block1"], store)
+    assert best_of(first).number == 0
 
 
 def test_a_store_that_is_no_database_is_refused(store: Store) -> None:

@@ -59,6 +59,8 @@ def test_every_study_loads_and_names_its_command(path: Path) -> None:
         ('factors.strategy=["fine_tune_top"]', "freeze_depth: fine_tune_top needs it"),
         ("search.sampler=grid", "search.sampler: input should be 'auto', 'qmc', 'random' or 'tpe', got 'grid'"),
         ("name=other", "name: not a key"),
+        ("search.head_width={low=1,high=8,choices=[8]}", "a search has either low and high, or choices"),
+        ('published=[{arm={strategy="typo"}}]', "published.arm.strategy: Input should be 'feature_extraction'"),
         ('published=[{arm={lr=1.0}}]', "published.arm: 'lr' is not one of the factors"),
     ],
 )  # fmt: skip
@@ -92,6 +94,13 @@ def test_a_factor_without_effect_is_refused(study_file: Path) -> None:
     with pytest.raises(InputError, match=r"factors.freeze_depth: has no effect in the arm with .*feature_extraction"):
         load(study_file, 'factors.strategy=["feature_extraction","fine_tune_top"]', "factors.freeze_depth=[0,1]",
              "search={lr={choices=[0.1]}}")  # fmt: skip
+
+
+def test_effects_are_judged_over_all_cases(study_file: Path) -> None:
+    """With all blocks frozen no pretrained layer learns, but the search may choose another depth."""
+    for depths in ("[0, 1]", "[1, 0]"):
+        load(study_file, "factors={backbone_lr_scale=[0.1, 0.2]}", "search={freeze_depth={choices=" + depths + "}}",
+             "fixed={strategy='fine_tune_top', truncate_at='block1'}")  # fmt: skip
 
 
 def test_malformed_and_missing_files(tmp_path: Path) -> None:

@@ -84,6 +84,10 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     torch.save({"features.0.weight": Evil()}, "evil.pth")
     refused("evil.pth", "pickled code, which is not run")
     assert not Path("pickled-code-ran").exists()
+    Path("empty.pth").write_bytes(b"")
+    refused("empty.pth", "empty.pth: cannot be read")
+    torch.save({1: torch.ones(1)}, "numbers.pth")
+    refused("numbers.pth", "must hold a state_dict")
     torch.save([torch.ones(1)], "list.pth")
     refused("list.pth", "must hold a state_dict")
 
@@ -105,12 +109,30 @@ def test_real_weights(real_data: Path) -> None:
         read_weights("vgg16", str(real_data / "weights" / "vgg19-imagenet-blocks1-3.safetensors"))
 
 
-def test_download_failure_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_failure_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nonexistent-hub")
-    monkeypatch.setattr(os, "makedirs", lambda *_, **__: None)
-    with pytest.raises(InputError, match=r"vgg16-397923af.pth could not be downloaded .*place the file in .*--demo"):
+    with pytest.raises(InputError) as caught:
+        read_weights("vgg16", "imagenet")
+    for part in ("no route to host", f"{tmp_path}/hub/checkpoints/vgg16-397923af.pth", "--demo"):
+        assert part in str(caught.value)
+
+
+def test_a_file_placed_by_hand_is_read_without_running_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cached = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    cached.parent.mkdir(parents=True)
+    state = {key: torch.from_numpy(array) for key, array in tensors("block1", "vgg16").items()}
+    torch.save(state, cached)
+    assert sorted(read_weights("vgg16", "imagenet").tensors) == sorted(state)
+    torch.save({"features.0.weight": Evil()}, cached)
+    with pytest.raises(InputError, match="pickled code, which is not run"):
+        read_weights("vgg16", "imagenet")
+    assert not Path("pickled-code-ran").exists()
+    cached.write_text("<html>404</html>")
+    with pytest.raises(InputError, match="corrupt, or holds pickled code"):
         read_weights("vgg16", "imagenet")

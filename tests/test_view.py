@@ -1,0 +1,70 @@
+import re
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from ablation import view
+from ablation.view import StudyView, format_duration, sparkline
+
+
+def metrics(epoch: int, accuracy: float) -> SimpleNamespace:
+    return SimpleNamespace(epoch=epoch, train_loss=1.0, val_loss=2.0, val_accuracy=accuracy, images_per_second=1234.5)
+
+
+def spec(arm: str = "block1") -> SimpleNamespace:
+    return SimpleNamespace(arm=arm, trial=0, epochs=3)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
+    console = Console(force_terminal=True, width=100, height=14, color_system=None)
+    monkeypatch.setattr(view, "console", console)
+    return console
+
+
+def rendered(progress: StudyView, console: Console) -> str:
+    with console.capture() as capture:
+        console.print(progress._render())
+    return capture.get()
+
+
+def test_live_view_shows_progress_curve_and_the_best(terminal: Console) -> None:
+    progress = StudyView("small", ["block1", "block2"], 4, 1, {"block2": 0.5})
+    progress.trial_started_now(spec(), "lr 0.01")
+    for epoch, accuracy in enumerate((0.1, 0.45, 0.8), start=1):
+        progress.epoch(spec(), metrics(epoch, accuracy))
+    text = rendered(progress, terminal)
+    for part in ("small", "1/4", "block1 #0  lr 0.01", "epoch 3/3", "▁▄█", "val. accuracy 0.8000", "1,234 images/s"):
+        assert part in text
+    progress.trial_ended(spec(), "finished", 0.8, "")
+    text = rendered(progress, terminal)
+    assert "2/4" in text
+    assert "left" in text
+    assert re.search(r"block1 +0\.8000 +━{24} *$", text, re.MULTILINE)  # a bar of 30 at 1.0
+    assert re.search(r"block2 +0\.5000 +━{15} *$", text, re.MULTILINE)
+
+
+def test_a_low_terminal_shows_the_best_arms(terminal: Console) -> None:
+    best = {f"arm{number:02}": number / 100 for number in range(21)}
+    progress = StudyView("many", list(best), 21, 21, best)
+    text = rendered(progress, terminal)
+    assert [name for name in best if name in text] == [f"arm{number:02}" for number in range(15, 21)]
+
+
+def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(view, "console", Console(force_terminal=False, width=80))
+    progress = StudyView("small", ["block1"], 2, 0, {})
+    progress.trial_started_now(spec(), "lr 0.01")
+    progress.epoch(spec(), metrics(1, 0.5))  # too soon after the line before
+    progress.trial_ended(spec(), "failed", None, "the loss became nan")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[1/2] block1 #0: lr 0.01"
+    assert lines[1].startswith("  failed: the loss became nan (0.0 s")
+    assert len(lines) == 2
+
+
+def test_sparkline_and_durations() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([0.3]) == "▄"
+    assert [format_duration(s) for s in (40, 89.6, 720, 3 * 3600 + 300)] == ["40 s", "90 s", "12 min", "3 h 05 min"]
