@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 QUASI_RANDOM_UP_TO = 20  # trials per arm; the Tuning Playbook advises quasi-random search for small budgets
 MAY_CHANGE = ("trials_per_arm", "confirm.seeds")  # of a study that has trials
 
+ArmStudies = dict[str, optuna.Study]  # by the arm's name
 TrialEnd = Literal["finished", "pruned", "failed"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -204,7 +205,7 @@ def open_storage(store: Store) -> optuna.storages.RDBStorage:
         raise InputError(f"{where}: cannot be opened as Optuna's database ({reason})") from None
 
 
-def study_arms(storage: optuna.storages.RDBStorage, study: str) -> dict[str, optuna.Study]:
+def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
     """Return the arms that a study has in the storage, by name."""
     prefix = f"{study}/"
     names = [name for name in optuna.get_all_study_names(storage) if name.startswith(prefix)]
@@ -258,9 +259,7 @@ def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any
     return [] if old == new else [(field, old, new)]
 
 
-def create_arms(
-    storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any]
-) -> dict[str, optuna.Study]:
+def create_arms(storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any]) -> ArmStudies:
     """Return the Optuna study of every arm by the arm's name, making those that do not exist.
 
     Each has user attributes `content`, what the study is, and `key`, which is the arm's alone in all the world, so that
@@ -308,7 +307,7 @@ class Claim:
         return self.study.get_trials(deepcopy=False)[self.trial.number].state.is_finished()
 
 
-def sweep(spec: StudySpec, store: Store, studies: dict[str, optuna.Study]) -> None:
+def sweep(spec: StudySpec, store: Store, studies: ArmStudies) -> None:
     """Delete what trials left behind that ended, but whose process died before it could tidy up."""
     with store.claim_lock():
         for name, study in studies.items():
@@ -317,7 +316,7 @@ def sweep(spec: StudySpec, store: Store, studies: dict[str, optuna.Study]) -> No
                     shutil.rmtree(store.trial_folder(spec.name, name, frozen.number), ignore_errors=True)
 
 
-def claim_trial(spec: StudySpec, store: Store, studies: dict[str, optuna.Study]) -> Claim | None:
+def claim_trial(spec: StudySpec, store: Store, studies: ArmStudies) -> Claim | None:
     """Return the next trial to work on: one that its process left unfinished, else a new one; None when all is done."""
     with store.claim_lock():
         for arm in arms(spec):

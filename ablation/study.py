@@ -7,6 +7,7 @@ a refused study file answer at once.
 import shlex
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,9 @@ from ablation.weights import Weights, check_layers, read_weights
 
 if TYPE_CHECKING:
     from ablation.data import ImageSet, Split
-    from ablation.search import TrialRecord
+    from ablation.report import Table
+    from ablation.search import ArmStudies, TrialRecord
+    from ablation.trial import Workbench
 
 STUDY_FOLDERS = (Path("studies"), Path(__file__).parent.parent / "studies")  # here, then the repository's
 NO_CONFIRMATION = "[confirm] seeds = {seeds} is noted, but this version does not run confirmations yet."
@@ -180,10 +183,38 @@ def show_status(study: str, store: Store) -> None:
 # ------------------------------------------------------------------------------------------------------- running
 
 
-def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -> None:
-    """Bring every arm to its budget and print the answer.
+@dataclass(frozen=True)
+class Running:
+    """A study that is being worked on: its Optuna studies by arm, and what its trials share."""
 
-    Everything that the user can have got wrong is checked before the store is touched.
+    spec: StudySpec
+    store: Store
+    studies: "ArmStudies"
+    workbench: "Workbench"
+
+
+def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -> None:
+    """Bring every arm to its budget and print the answer."""
+    from ablation import view
+
+    running = prepare(spec, store, device_name, file_text)
+    try:
+        work(running)
+    except KeyboardInterrupt:
+        write_summary(running)
+        raise
+    view.show_table(write_summary(running))
+    if spec.confirm.seeds:
+        view.say(NO_CONFIRMATION.format(seeds=spec.confirm.seeds))
+    view.say(f"\nLook at it in the MLflow UI:\n    {ui_command(store)}")
+    if store.has_own_tracking:
+        view.say(f"    then open {ui_address(running.workbench.tracker.experiment_id)}")
+
+
+def prepare(spec: StudySpec, store: Store, device_name: str, file_text: str) -> Running:
+    """Read weights and images, and open the stores.
+
+    Everything that the user can have got wrong is checked before the store is touched, what is quick to check first.
     """
     from ablation import view
 
@@ -192,7 +223,7 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -
     if device_name not in ("auto", "cpu"):
         from ablation.seeding import select_device
 
-        select_device(device_name)  # before anything is downloaded
+        select_device(device_name)
     if not store.is_empty:
         from ablation import search
 
@@ -216,54 +247,60 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -
         if not store.is_empty:
             search.check_identity(search.open_storage(store), spec.name, content)
         check_experiment(store, spec.name)
-        planned = arms(spec)
         store.prepare()
         with store.claim_lock():  # several processes at once cannot make a database
             studies = search.create_arms(search.open_storage(store), spec, content)
             tracker = Tracker(store, spec.name, spec.question)
-        files = {"study.toml": file_text, "study.json": spec.model_dump_json(indent=2)}
         search.sweep(spec, store, studies)
+        files = {"study.toml": file_text, "study.json": spec.model_dump_json(indent=2)}
         workbench = trial.set_up(spec, images, split, weights, device, tracker, files)
+    return Running(spec, store, studies, workbench)
 
-    def records() -> dict[str, list["TrialRecord"]]:
-        return {arm.name: search.records(spec.name, arm.name, studies[arm.name], store) for arm in planned}
 
-    def write_table() -> Any:
-        from ablation.report import result_table
-
-        table = result_table(
-            spec.question,
-            {arm.name: arm.levels for arm in planned},
-            records(),
-            {arm.name: published_for(spec, arm) for arm in planned},
-            spec.trials_per_arm,
-            len(split.val_N),
-        )
-        tracker.write_summary(f"{studies[planned[0].name].user_attrs['key']}/summary", spec.name, table.markdown())
-        return table
-
+def work(running: Running) -> None:
+    """Take one trial after the other until every arm has its budget."""
+    from ablation import search, trial
     from ablation.report import best_of, format_params
+    from ablation.view import StudyView
 
-    so_far = records()
+    spec = running.spec
+    so_far = records(running)
     ended = sum(record.has_ended for found in so_far.values() for record in found)
     best = {arm: record.value for arm, found in so_far.items() if (record := best_of(found)) and record.value}
-    total = len(planned) * spec.trials_per_arm
-    try:
-        with view.StudyView(spec.name, [arm.name for arm in planned], total, ended, best) as progress:
-            while (claim := search.claim_trial(spec, store, studies)) is not None:
-                trial_spec = trial.trial_spec(workbench, claim)
-                progress.trial_started_now(trial_spec, format_params(claim.trial.params))
-                outcome = trial.run_trial(workbench, claim, trial_spec, progress.epoch)
-                progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
-    except KeyboardInterrupt:
-        write_table()
-        raise
-    view.show_table(write_table())
-    if spec.confirm.seeds:
-        view.say(NO_CONFIRMATION.format(seeds=spec.confirm.seeds))
-    view.say(f"\nLook at it in the MLflow UI:\n    {ui_command(store)}")
-    if store.has_own_tracking:
-        view.say(f"    then open {ui_address(tracker.experiment_id)}")
+    with StudyView(spec.name, list(so_far), len(so_far) * spec.trials_per_arm, ended, best) as progress:
+        while (claim := search.claim_trial(spec, running.store, running.studies)) is not None:
+            trial_spec = trial.trial_spec(running.workbench, claim)
+            progress.trial_started_now(trial_spec, format_params(claim.trial.params))
+            outcome = trial.run_trial(running.workbench, claim, trial_spec, progress.epoch)
+            progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
+
+
+def records(running: Running) -> dict[str, list["TrialRecord"]]:
+    """Return the study's trials by arm."""
+    from ablation import search
+
+    return {
+        arm.name: search.records(running.spec.name, arm.name, running.studies[arm.name], running.store)
+        for arm in arms(running.spec)
+    }
+
+
+def write_summary(running: Running) -> "Table":
+    """Put the table of results into the study's summary run, and return it."""
+    from ablation.report import result_table
+
+    spec, workbench = running.spec, running.workbench
+    table = result_table(
+        spec.question,
+        {arm.name: arm.levels for arm in arms(spec)},
+        records(running),
+        {arm.name: published_for(spec, arm) for arm in arms(spec)},
+        spec.trials_per_arm,
+        len(workbench.val_images),
+    )
+    first_arm = running.studies[arms(spec)[0].name]
+    workbench.tracker.write_summary(f"{first_arm.user_attrs['key']}/summary", spec.name, table.markdown())
+    return table
 
 
 def check_places(spec: StudySpec, needs_pretraining: bool) -> None:
