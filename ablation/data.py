@@ -124,12 +124,17 @@ def _load_cifar10(data: Data, track: Track) -> ImageSet:
     from torchvision.datasets import CIFAR10
 
     root = expand(data.root or "data")
+    existed = root.exists()
     try:
         parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
+        state = "damaged" if (root / CIFAR10.filename).exists() else "not there"
+        if not existed:
+            with contextlib.suppress(OSError):
+                root.rmdir()  # torchvision made it for the download
         raise InputError(
-            f"data.root: CIFAR-10 is not in {root} and could not be downloaded ({first_line(error)}); place "
-            f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) there by hand, or try --demo, which needs no download"
+            f"data.root: {root / CIFAR10.filename} is {state} and could not be downloaded ({first_line(error)}); place "
+            f"it there by hand (MD5 {CIFAR10.tgz_md5}), or try --demo, which needs no download"
         ) from None
     pixels = [part.data for part in parts]
     if data.image_size != 32:

@@ -36,6 +36,12 @@ def best_of(trials: Sequence["TrialRecord"]) -> "TrialRecord | None":
     return max(finished, key=lambda trial: trial.value or 0.0, default=None)
 
 
+def standard_error(accuracy: float, images: int) -> float:
+    """Return an accuracy's standard error from the images alone (Agresti and Coull, 1998: two more of each kind)."""
+    p = (accuracy * images + 2) / (images + 4)
+    return math.sqrt(p * (1 - p) / (images + 4))
+
+
 def format_value(value: Any) -> str:
     """Return a parameter's value in at most four significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -89,9 +95,12 @@ def result_table(
             ]
         )
     values = [best.value for name in arms if (best := best_of(trials[name])) is not None and best.value is not None]
+    unfinished = [trial.state for found in trials.values() for trial in found if not trial.has_ended]
     notes = [f"Best val. accuracy: best epoch of the best of up to {trials_per_arm} trials, n = {val_images} images."]
+    if unfinished:
+        notes.insert(0, f"Not complete: {len(unfinished)} trials are {' or '.join(sorted(set(unfinished)))}.")
     if values:
-        error = max(math.sqrt(p * (1 - p) / val_images) for p in values)
+        error = max(standard_error(value, val_images) for value in values)
         notes.append(
             f"Its standard error from the images alone is up to {error:.4f}; the best of several trials is biased "
             "upwards, and one seed proves nothing. The test images have not been looked at."
@@ -117,8 +126,8 @@ def status_table(study: str, trials: dict[str, list["TrialRecord"]], trials_per_
     rows, notes = [], []
     for name, found in trials.items():
         best = best_of(found)
-        rows.append([name, count_states(found), "-" if best is None else f"{best.value:.4f}"])
+        rows.append([name, count_states(found), *(["-", "-"] if best is None else [f"{best.value:.4f}", best.run_id])])
         notes += [f"{name} #{t.number} {t.state}: {t.reason}" for t in found if t.state == "failed"]
     ended = sum(trial.has_ended for found in trials.values() for trial in found)
     title = f"{study}: {ended} of {trials_per_arm * len(trials)} trials ended ({trials_per_arm} per arm)"
-    return Table(title, ["arm", "trials", "best val. accuracy"], rows, notes)
+    return Table(title, ["arm", "trials", "best val. accuracy", "its MLflow run"], rows, notes)

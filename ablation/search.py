@@ -295,6 +295,7 @@ class Claim:
     trial: optuna.Trial
     folder: Path
     lock: BaseFileLock
+    continued: bool  # whether another process began it
 
     @property
     def key(self) -> str:
@@ -331,7 +332,7 @@ def claim_trial(spec: StudySpec, store: Store, studies: ArmStudies) -> Claim | N
                     lock.release()
                     continue
                 study.sampler = make_sampler(spec, arm, frozen.number)
-                return Claim(arm, study, optuna.Trial(study, frozen._trial_id), folder, lock)
+                return Claim(arm, study, optuna.Trial(study, frozen._trial_id), folder, lock, continued=True)
 
         used = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.items()}
         chosen = next_arm(arms(spec), used, spec.trials_per_arm)
@@ -343,7 +344,7 @@ def claim_trial(spec: StudySpec, store: Store, studies: ArmStudies) -> Claim | N
         folder = store.trial_folder(spec.name, chosen.name, trial.number)
         lock = try_lock(folder)
         assert lock is not None, "a trial that was just made has no other owner"
-        return Claim(chosen, study, trial, folder, lock)
+        return Claim(chosen, study, trial, folder, lock, continued=False)
 
 
 def report(claim: Claim, history: Iterable["EpochMetrics"]) -> None:
@@ -392,6 +393,7 @@ class TrialRecord:
     params: dict[str, Any]
     epochs: int
     reason: str
+    run_id: str
 
     @property
     def has_ended(self) -> bool:
@@ -417,6 +419,7 @@ def records(study_name: str, arm: str, study: optuna.Study, store: Store) -> lis
                 params=dict(frozen.params),
                 epochs=len(frozen.intermediate_values),
                 reason=frozen.user_attrs.get("reason", ""),
+                run_id=frozen.user_attrs.get("run_id", ""),
             )
         )
     return found

@@ -492,7 +492,7 @@ class TrialSpec(Strict):
         values: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
             if name not in params:
-                raise InputError(f"the run has no parameter {name!r}: it is not a trial of this version")
+                raise InputError(f"the run has no parameter {name!r}: so it is not a trial, or one of another version")
             is_text = _without_none(field.annotation) is str and params[name] != "null"
             values[name] = params[name] if is_text else _from_json(params[name])
         return cls(**values)
@@ -562,6 +562,8 @@ def load_study(
         InputError: with the file, the field and what would be right, in one line.
     """
     content = read_study_file(path)
+    overrides = list(overrides)
+    where = f"{path}, as set on the command line" if overrides else str(path)
     for keys, value in overrides:
         table = content
         for key in keys[:-1]:
@@ -570,11 +572,11 @@ def load_study(
                 raise InputError(f"--set {'.'.join(keys)}: {key!r} is not a table")
         table[keys[-1]] = value
     if "name" in content:
-        raise InputError(f"{path}: name: not a key; the study is called after its file, or by --name")
+        raise InputError(f"{where}: name: not a key; the study is called after its file, or by --name")
     try:
         return StudySpec(name=check_name(name or path.stem), **content)
     except ValidationError as error:
-        raise InputError(f"{path}: {describe(error)}") from None
+        raise InputError(f"{where}: {describe(error)}") from None
 
 
 def describe(error: ValidationError) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ablation.trial import Workbench
 
 STUDY_FOLDERS = (Path("studies"), Path(__file__).parent.parent / "studies")  # here, then the repository's
-NO_CONFIRMATION = "[confirm] seeds = {seeds} is noted, but this version does not run confirmations yet."
+NO_CONFIRMATION = "Not done: the {seeds} confirmation runs per arm of [confirm], which this version cannot run yet."
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -270,7 +270,10 @@ def work(running: Running) -> None:
     with StudyView(spec.name, list(so_far), len(so_far) * spec.trials_per_arm, ended, best) as progress:
         while (claim := search.claim_trial(spec, running.store, running.studies)) is not None:
             trial_spec = trial.trial_spec(running.workbench, claim)
-            progress.trial_started_now(trial_spec, format_params(claim.trial.params))
+            others = records(running)  # another process may share the work
+            progress.ended = sum(record.has_ended for found in others.values() for record in found)
+            params = format_params(claim.trial.params) + (" (continued)" if claim.continued else "")
+            progress.trial_started_now(trial_spec, params)
             outcome = trial.run_trial(running.workbench, claim, trial_spec, progress.epoch)
             progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
 

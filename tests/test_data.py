@@ -207,6 +207,16 @@ def test_cifar10_without_network_says_what_to_do(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", no_network)
     with pytest.raises(InputError) as caught:
-        load_images(Data(source="cifar10", root=str(tmp_path)))
-    for part in ("no route to host", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "--demo"):
+        load_images(Data(source="cifar10", root=str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+    for part in (
+        "is not there",
+        "no route to host",
+        "cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+        "--demo",
+    ):
         assert part in str(caught.value)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"cifar-10-python.tar.gz is damaged and could not be downloaded"):
+        load_images(Data(source="cifar10", root=str(tmp_path)))

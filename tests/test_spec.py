@@ -68,7 +68,7 @@ def test_what_is_wrong_is_named(study_file: Path, setting: str, expected: str) -
     with pytest.raises(InputError) as caught:
         load(study_file, setting)
     message = str(caught.value)
-    assert message.startswith(f"{study_file}: ")
+    assert message.startswith(f"{study_file}, as set on the command line: ")
     assert expected in message
     assert "\n" not in message
 

@@ -199,7 +199,9 @@ def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, comm
         original.with_name("hidden").rename(original)
     toml = finished / "small.toml"
     assert command(toml, "--status", "--store", store) == 0
-    assert "small: 8 of 8 trials ended (2 per arm)" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "small: 8 of 8 trials ended (2 per arm)" in output
+    assert sum(run.info.run_id in output for run in runs(store, "small")) == 4  # one per arm
     assert command(toml, "--trials", "3", "--store", store) == 2
     assert "is a copy, and MLflow keeps the address of its artifacts" in capsys.readouterr().err
 
@@ -322,7 +324,10 @@ def test_an_interrupted_trial_goes_on(
     assert arm_study(Path("s"), "small/fine_tune_all").trials[1].state is optuna.trial.TrialState.RUNNING
     assert [step for step, _ in history(Path("s"), paused)["val_loss"]] == [1]
 
+    capsys.readouterr()
     assert command(study_file, "--store", "s", *ONE_ARM) == 0
+    assert "[2/2] fine_tune_all #1: " in (output := capsys.readouterr().out)
+    assert output.count("(continued)") == 1
     whole, resumed = runs(Path("whole"), "small"), runs(Path("s"), "small")
     assert resumed[1].info.run_id == paused.info.run_id
     assert [run.info.status for run in resumed] == ["FINISHED"] * 2
