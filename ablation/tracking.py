@@ -47,7 +47,6 @@ class Tracker:
         Raises:
             InputError: the store cannot be opened.
         """
-        self.store = store
         self.client, experiment = open_experiment(store, study)
         if experiment is None:
             location = store.artifacts(study).as_uri() if store.has_own_tracking else None
