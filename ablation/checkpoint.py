@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,17 +9,34 @@ from typing import Any
 
 import torch
 
+from ablation.store import write_atomically
+
 
 class CorruptCheckpoint(Exception):
     """The file is not what was written."""
 
 
-def save_resume_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values so that a crash at any moment leaves the old file or the new one."""
+def save_resume_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
+    """Write tensors and plain values so that a crash at any moment leaves the file whole or absent; return its path.
+
+    Of the older ones in the folder, the last is kept, for the case that this one cannot be read.
+
+    Raises:
+        StoreError: the disk is full, or cannot be written.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
+    path = folder / f"epoch-{epoch:06}.ckpt"
     write_atomically(path, hashlib.sha256(content).digest() + content)
+    for old in resume_checkpoints(folder)[2:]:
+        old.unlink()
+    return path
+
+
+def resume_checkpoints(folder: Path) -> list[Path]:
+    """Return the resume checkpoints in a folder, that of the last epoch first."""
+    return sorted(folder.glob("epoch-*.ckpt"), reverse=True)
 
 
 def load_resume_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
@@ -38,23 +54,6 @@ def load_resume_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise CorruptCheckpoint(f"{path} cannot be read: {error}") from None
     return state
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either the old one or complete: temporary file, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

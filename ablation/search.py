@@ -1,26 +1,27 @@
 """All of Optuna: storage, samplers, pruners, claiming trials, and from an Optuna trial to hyper-parameters."""
 
-import os
 import shutil
+import sqlite3
 import uuid
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
-from filelock import BaseFileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation import architecture
 from ablation.design import Arm, arms, next_arm
+from ablation.locks import POSTGRES_CONNECT_ARGS, Locks
 from ablation.seeding import named_seed
 from ablation.spec import Choices, Hyperparameters, InputError, StudySpec, applies, first_line
-from ablation.store import Store, build_database, try_lock
+from ablation.store import Store, StoreAway, StoreError, build_database, sqlite_path
 
 if TYPE_CHECKING:
     from ablation.train import EpochMetrics
@@ -30,9 +31,30 @@ MAY_CHANGE = ("trials_per_arm", "confirm.seeds")  # of a study that has trials
 
 ArmStudies = dict[str, optuna.Study]  # by the arm's name
 TrialEnd = Literal["finished", "pruned", "failed"]
+TRIAL_ENDS: dict[TrialState, TrialEnd] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Raise what can go wrong with the database under way as StoreAway (a server that may come back) or StoreError."""
+    import sqlalchemy.exc
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        cause: Any = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__ or error
+        reason = first_line(getattr(cause, "orig", None) or cause)
+        is_lost = isinstance(cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
+        if is_lost and not isinstance(cause.orig, sqlite3.Error):
+            raise StoreAway(f"Optuna's database does not answer ({reason})") from None
+        raise StoreError(f"Optuna's database cannot be used ({reason})") from None
 
 
 # -------------------------------------------------------------------------------------------------- search space
@@ -65,6 +87,7 @@ def full_space(spec: StudySpec, arm: Arm) -> dict[str, BaseDistribution]:
     return space
 
 
+@storage_errors()
 def suggest(trial: optuna.Trial, spec: StudySpec, arm: Arm) -> dict[str, Any]:
     """Return all hyper-parameters of a trial: its arm's levels, what Optuna chooses, and the fixed rest.
 
@@ -185,26 +208,48 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
 # ------------------------------------------------------------------------------------------------------- storage
 
 
-def open_storage(store: Store) -> optuna.storages.RDBStorage:
-    """Open Optuna's database, making it where it does not exist.
+def open_storage(store: Store, *, create: bool = False) -> optuna.storages.RDBStorage | None:
+    """Open Optuna's database; one without Optuna's tables is left as it is and None returned, unless `create`.
+
+    Making tables must not be done by several processes at once: hold the exclusive lock of `open_locks`.
 
     Raises:
         InputError: it cannot be opened.
     """
+    import sqlalchemy
     import sqlalchemy.exc
 
-    is_sqlite = store.optuna_url.startswith("sqlite")
-    engine_kwargs = {"connect_args": {"timeout": 60}} if is_sqlite else None  # seconds to wait for another writer
+    where = store.root / "optuna.db" if store.has_own_optuna else "OPTUNA_STORAGE"  # an address may hold a password
+    connect_args: dict[str, Any] = {"timeout": 60}  # seconds to wait for another writer
+    if store.has_remote_optuna:
+        connect_args = dict(POSTGRES_CONNECT_ARGS)
     try:
-        if store.has_own_optuna:
-            build_database(store.root / "optuna.db", lambda url: optuna.storages.RDBStorage(url).engine.dispose())
-        return optuna.storages.RDBStorage(store.optuna_url, engine_kwargs=engine_kwargs)
+        if not create and not _has_tables(store, connect_args):
+            return None
+        build_database(store.optuna_url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
+        return optuna.storages.RDBStorage(
+            store.optuna_url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": store.has_remote_optuna}
+        )
+    except ModuleNotFoundError as error:
+        raise InputError(f"OPTUNA_STORAGE: needs {error.name}; install ablation[postgresql]") from None
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         reason = first_line(getattr(error, "orig", None) or error)
-        where = store.root / "optuna.db" if store.has_own_optuna else "OPTUNA_STORAGE"  # an address may hold a password
         raise InputError(f"{where}: cannot be opened as Optuna's database ({reason})") from None
 
 
+def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
+    import sqlalchemy
+
+    if not store.has_remote_optuna and not sqlite_path(store.optuna_url).exists():
+        return False
+    engine = sqlalchemy.create_engine(store.optuna_url, connect_args=connect_args)
+    try:
+        return bool(sqlalchemy.inspect(engine).has_table("studies"))
+    finally:
+        engine.dispose()
+
+
+@storage_errors()
 def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
     """Return the arms that a study has in the storage, by name."""
     prefix = f"{study}/"
@@ -212,6 +257,7 @@ def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
     return {name.removeprefix(prefix): optuna.load_study(study_name=name, storage=storage) for name in names}
 
 
+@storage_errors()
 def stored_studies(storage: optuna.storages.RDBStorage) -> list[str]:
     """Return the names of all studies in the storage."""
     return sorted({name.split("/")[0] for name in optuna.get_all_study_names(storage)})
@@ -249,6 +295,12 @@ def check_identity(
             )
 
 
+def experiment_key(storage: optuna.storages.RDBStorage, study: str) -> str | None:
+    """Return the key of the MLflow experiment that a study's trials were logged to; None where none has begun."""
+    keys = [arm.user_attrs.get("experiment") for arm in study_arms(storage, study).values() if arm.get_trials(False)]
+    return next((key for key in keys if key is not None), None)
+
+
 def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any]]:
     """Return (field, old, new) for every place in which two nested contents differ."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -259,11 +311,15 @@ def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any
     return [] if old == new else [(field, old, new)]
 
 
-def create_arms(storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any]) -> ArmStudies:
+@storage_errors()
+def create_arms(
+    storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any], experiment: str
+) -> ArmStudies:
     """Return the Optuna study of every arm by the arm's name, making those that do not exist.
 
-    Each has user attributes `content`, what the study is, and `key`, which is the arm's alone in all the world, so that
-    its trials are told from those of a study with the same name in another database.
+    Each has user attributes `content`, what the study is; `key`, which is the arm's alone in all the world, so that its
+    trials are told from those of a study with the same name in another database; and `experiment`, the key of the
+    MLflow experiment that its runs are in.
     """
     studies = {}
     for arm in arms(spec):
@@ -276,6 +332,8 @@ def create_arms(storage: optuna.storages.RDBStorage, spec: StudySpec, content: d
         )
         if "key" not in study.user_attrs:
             study.set_user_attr("key", uuid.uuid4().hex)
+        if study.user_attrs.get("experiment") != experiment:
+            study.set_user_attr("experiment", experiment)
         if study.user_attrs.get("content") != content:
             study.set_user_attr("content", content)
             study.set_metric_names(["val_accuracy"])
@@ -286,53 +344,93 @@ def create_arms(storage: optuna.storages.RDBStorage, spec: StudySpec, content: d
 # ------------------------------------------------------------------------------------------------------ claiming
 
 
+class ClaimLost(Exception):
+    """The trial has another owner, or has ended: what this process did for it is not wanted any more."""
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A trial that belongs to this process until it ends or releases `lock`."""
+    """A trial that belongs to this process until it ends or is released.
+
+    `key` tells it from every other trial, in whatever database; `owner` this claim from others of the same trial, where
+    locks can be lost.
+    """
 
     arm: Arm
     study: optuna.Study
     trial: optuna.Trial
+    key: str
     folder: Path
-    lock: BaseFileLock
+    locks: Locks
     continued: bool  # whether another process began it
+    owner: str
 
-    @property
-    def key(self) -> str:
-        """What tells this trial from every other, in whatever database."""
-        return f"{self.study.user_attrs['key']}/{self.trial.number}"
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether Optuna has been told how it ended."""
-        return self.study.get_trials(deepcopy=False)[self.trial.number].state.is_finished()
+    def release(self) -> None:
+        """Let another process have it."""
+        self.locks.release(trial_lock(self.key))
 
 
-def sweep(spec: StudySpec, store: Store, studies: ArmStudies) -> None:
-    """Delete what trials left behind that ended, but whose process died before it could tidy up."""
-    with store.claim_lock():
-        for name, study in studies.items():
-            for frozen in study.get_trials(deepcopy=False):
-                if frozen.state.is_finished():
-                    shutil.rmtree(store.trial_folder(spec.name, name, frozen.number), ignore_errors=True)
+def trial_lock(key: str) -> str:
+    """Return the name of a trial's lock; where locks are files, it is in the trial's folder."""
+    return f"checkpoints/{key}"
 
 
-def claim_trial(spec: StudySpec, store: Store, studies: ArmStudies) -> Claim | None:
-    """Return the next trial to work on: one that its process left unfinished, else a new one; None when all is done."""
-    with store.claim_lock():
+@storage_errors()
+def sweep(store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[str, Path, str], bool]) -> int:
+    """Tidy up after trials that ended: hand over what MLflow has yet to get, then delete their folders.
+
+    Args:
+        store: where the study is.
+        locks: its locks.
+        studies: its arms.
+        complete: called with a trial's key, folder and last owner; returns whether MLflow has everything now.
+
+    Returns:
+        How many trials still wait for MLflow.
+    """
+    waiting = 0
+    for study in studies.values():
+        arm_key = study.user_attrs["key"]
+        for folder in sorted(store.trial_folder(arm_key).glob("*")):
+            key, number = f"{arm_key}/{folder.name}", int(folder.name)
+            with locks.exclusive():
+                is_mine = locks.try_acquire(trial_lock(key))
+            if not is_mine:
+                continue
+            trials = study.get_trials(deepcopy=False)
+            if number < len(trials) and not trials[number].state.is_finished():
+                locks.release(trial_lock(key))  # it will go on
+            elif complete(key, folder, trials[number].user_attrs.get("owner", "") if number < len(trials) else ""):
+                _drop(locks, trial_lock(key), folder)
+            else:
+                locks.release(trial_lock(key))
+                waiting += 1
+    return waiting
+
+
+def _drop(locks: Locks, lock: str, folder: Path) -> None:
+    """Free a trial's lock and delete its folder; exclusively, because nobody may just be opening the lock's file."""
+    with locks.exclusive():
+        locks.release(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@storage_errors()
+def claim_trial(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
+    """Return the next trial to work on: one that its process left unfinished, else a new one; None if none is free."""
+    with locks.exclusive():
         for arm in arms(spec):
             study = studies[arm.name]
             for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                folder = store.trial_folder(spec.name, arm.name, frozen.number)
-                lock = try_lock(folder)
-                if lock is None:
+                key = f"{study.user_attrs['key']}/{frozen.number}"
+                if not locks.try_acquire(trial_lock(key)):
                     continue  # its process lives
                 # Read again: its process may have ended it just before we got the lock.
                 if study.get_trials(deepcopy=False)[frozen.number].state is not TrialState.RUNNING:
-                    lock.release()
+                    locks.release(trial_lock(key))
                     continue
                 study.sampler = make_sampler(spec, arm, frozen.number)
-                return Claim(arm, study, optuna.Trial(study, frozen._trial_id), folder, lock, continued=True)
+                return _claim(store, locks, arm, study, optuna.Trial(study, frozen._trial_id), key, continued=True)
 
         used = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.items()}
         chosen = next_arm(arms(spec), used, spec.trials_per_arm)
@@ -341,12 +439,69 @@ def claim_trial(spec: StudySpec, store: Store, studies: ArmStudies) -> Claim | N
         study = studies[chosen.name]
         study.sampler = make_sampler(spec, chosen, used[chosen.name])
         trial = study.ask()
-        folder = store.trial_folder(spec.name, chosen.name, trial.number)
-        lock = try_lock(folder)
-        assert lock is not None, "a trial that was just made has no other owner"
-        return Claim(chosen, study, trial, folder, lock, continued=False)
+        key = f"{study.user_attrs['key']}/{trial.number}"
+        is_mine = locks.try_acquire(trial_lock(key))
+        assert is_mine, "a trial that was just made has no other owner"
+        return _claim(store, locks, chosen, study, trial, key, continued=False)
 
 
+def _claim(
+    store: Store, locks: Locks, arm: Arm, study: optuna.Study, trial: optuna.Trial, key: str, *, continued: bool
+) -> Claim:
+    owner = ""
+    if store.has_remote_optuna:  # a lock can be lost with its connection; this tells who took the trial then
+        owner = f"-{uuid.uuid4().hex}"
+        trial.set_user_attr("owner", owner)
+    return Claim(arm, study, trial, key, store.trial_folder(key), locks, continued, owner)
+
+
+def hold(claim: Claim) -> bool:
+    """Make sure that a trial still belongs to this process, before anything is written for it.
+
+    A connection that was lost took the lock with it: it is taken again, unless another process has the trial now.
+
+    Returns:
+        False while the database does not answer.
+
+    Raises:
+        ClaimLost: the trial has another owner, or has ended.
+    """
+    try:
+        if claim.locks.is_held(trial_lock(claim.key)):
+            return True
+        if not claim.locks.try_acquire(trial_lock(claim.key)):
+            raise ClaimLost("another worker has taken it over")
+        with storage_errors():
+            frozen = claim.study.get_trials(deepcopy=False)[claim.trial.number]
+    except StoreAway:
+        return False
+    if frozen.state.is_finished() or frozen.user_attrs.get("owner", "") != claim.owner:
+        claim.release()
+        raise ClaimLost("another worker took it over while the database was away")
+    return True
+
+
+@storage_errors()
+def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
+    """Return whether every arm has its budget and no trial is unfinished."""
+    trials = [study.get_trials(deepcopy=False) for study in studies.values()]
+    return all(len(found) >= spec.trials_per_arm and all(t.state.is_finished() for t in found) for found in trials)
+
+
+@storage_errors()
+def stored_spec(claim: Claim) -> dict[str, str] | None:
+    """Return what the trial was when it began (as `store_spec` got it); None if it has not begun."""
+    stored: dict[str, str] | None = claim.trial.user_attrs.get("spec")
+    return stored
+
+
+@storage_errors()
+def store_spec(claim: Claim, params: dict[str, str]) -> None:
+    """Keep what the trial is, for whoever continues it."""
+    claim.trial.set_user_attr("spec", params)
+
+
+@storage_errors()
 def report(claim: Claim, history: Iterable["EpochMetrics"]) -> None:
     """Tell Optuna the validation accuracy of epochs; those it knows already are left out."""
     known = claim.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
@@ -355,6 +510,13 @@ def report(claim: Claim, history: Iterable["EpochMetrics"]) -> None:
             claim.trial.report(metrics.val_accuracy, metrics.epoch)
 
 
+@storage_errors()
+def should_prune(claim: Claim) -> bool:
+    """Return whether the study's pruner gives the trial up, from what was reported."""
+    return claim.trial.should_prune()
+
+
+@storage_errors()
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """Return an arm's finished trial with the highest value, the first of equals; None where none has finished."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -367,16 +529,51 @@ def is_better(value: float, number: int, than: FrozenTrial) -> bool:
     return (value, -number) > (than.value, -than.number)
 
 
-def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str) -> None:
-    """Tell Optuna how a trial ended, drop what it needed to go on, and release it."""
-    if reason:
-        claim.trial.set_user_attr("reason", reason)
-    if state == "finished":
-        claim.study.tell(claim.trial, value)
+@storage_errors()
+def has_ended(claim: Claim) -> bool:
+    """Say whether Optuna has been told how the trial ended."""
+    return claim.study.get_trials(deepcopy=False)[claim.trial.number].state.is_finished()
+
+
+@storage_errors()
+def end_trial(
+    claim: Claim, state: TrialEnd, value: float | None, reason: str, run_id: str | None, complete: Callable[[], bool]
+) -> None:
+    """Tell Optuna how a trial ended, drop what it needed to go on, and release it.
+
+    Called again after the database went away in the middle, it does what is left.
+
+    Args:
+        claim: the trial.
+        state: how it ended.
+        value: its value, if it finished.
+        reason: why it did not finish, or "".
+        run_id: its MLflow run's id, if it is known, for those who look it up.
+        complete: returns whether MLflow has everything; where not, the trial's folder is left to `sweep`.
+    """
+    if not has_ended(claim):
+        if run_id is not None:
+            claim.trial.set_user_attr("run_id", run_id)
+        if reason:
+            claim.trial.set_user_attr("reason", reason)
+        if state == "finished":
+            claim.study.tell(claim.trial, value)
+        else:
+            claim.study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+    if complete():
+        _drop(claim.locks, trial_lock(claim.key), claim.folder)
     else:
-        claim.study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
-    claim.lock.release()
-    shutil.rmtree(claim.folder, ignore_errors=True)
+        claim.release()
+
+
+@storage_errors()
+def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
+    """Return how every trial ended, by its key; None for those that have not."""
+    return {
+        f"{study.user_attrs['key']}/{frozen.number}": TRIAL_ENDS.get(frozen.state)
+        for study in studies.values()
+        for frozen in study.get_trials(deepcopy=False)
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- results
@@ -401,15 +598,15 @@ class TrialRecord:
         return self.state in ("finished", "pruned", "failed")
 
 
-def records(study_name: str, arm: str, study: optuna.Study, store: Store) -> list[TrialRecord]:
+@storage_errors()
+def records(arm: str, study: optuna.Study, locks: Locks) -> list[TrialRecord]:
     """Return an arm's trials in order."""
-    names = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
     found = []
     for frozen in study.get_trials(deepcopy=False):
-        state: Any = names.get(frozen.state)
+        state: Any = TRIAL_ENDS.get(frozen.state)
         if state is None:
-            folder = store.trial_folder(study_name, arm, frozen.number)
-            state = "running" if _is_owned(store, folder) else "interrupted"
+            is_owned = locks.is_taken(trial_lock(f"{study.user_attrs['key']}/{frozen.number}"))
+            state = "running" if is_owned else "interrupted"
         found.append(
             TrialRecord(
                 arm=arm,
@@ -423,13 +620,3 @@ def records(study_name: str, arm: str, study: optuna.Study, store: Store) -> lis
             )
         )
     return found
-
-
-def _is_owned(store: Store, folder: Path) -> bool:
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return False
-    with store.claim_lock():  # a claim must not take our look for another owner
-        lock = try_lock(folder)
-        if lock is not None:
-            lock.release()
-    return lock is None

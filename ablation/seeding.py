@@ -6,6 +6,7 @@ Every random number comes from a generator that is seeded by a name and the seed
 
 import hashlib
 import os
+import random
 import re
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,17 @@ def generator(*names: int | str) -> "torch.Generator":
     return torch.Generator().manual_seed(named_seed(*names))
 
 
+def seed_globally(*names: int | str) -> None:
+    """Seed the global generators of Python, NumPy and torch (all devices), which layers and libraries may draw from."""
+    import numpy as np
+    import torch
+
+    seed = named_seed(*names)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def check_device_name(name: str) -> str:
     """Return a device's name if it has the right form; whether the device is there is seen later.
 
@@ -39,8 +51,15 @@ def check_device_name(name: str) -> str:
     return name
 
 
-def select_device(name: str) -> "torch.device":
-    """Return the device with this name; `auto` prefers CUDA, then MPS, then the CPU.
+def gpu_count() -> int:
+    """Return the number of CUDA devices, without using any."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def check_device(name: str) -> "torch.device":
+    """Return the device with this name, without using it; `auto` prefers CUDA, then MPS, then the CPU.
 
     Raises:
         InputError: this machine does not have it.
@@ -48,14 +67,22 @@ def select_device(name: str) -> "torch.device":
     import torch
 
     has_mps = torch.backends.mps.is_available()
+    count = gpu_count()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        name = "cuda" if count else "mps" if has_mps else "cpu"
     device = torch.device(name)
-    count = torch.cuda.device_count()
     missing = {"cuda": (device.index or 0) >= count, "mps": not has_mps, "cpu": False}
     if missing[device.type]:
         found = f"{count} CUDA device{'s' * (count != 1)} found"
         raise InputError(f"--device: {name} is not available ({found}); use --device cpu")
+    return device
+
+
+def select_device(name: str) -> "torch.device":
+    """Return the device with this name and make it this process's own; see `check_device`."""
+    import torch
+
+    device = check_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what is asked of "the current device" later is then asked of this one
     return device

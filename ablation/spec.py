@@ -441,7 +441,8 @@ class TrialSpec(Strict):
     """All that a trial is; it round-trips through the parameters of its MLflow run.
 
     A parameter that does not apply is None (`freeze_depth` unless the top is fine-tuned, `backbone_lr_scale` where no
-    pretrained layer learns).
+    pretrained layer learns, `threads` on a GPU). `threads` is there because the CPU's results depend on it in the last
+    bit.
     """
 
     study: str
@@ -451,6 +452,7 @@ class TrialSpec(Strict):
     epochs: int
     precision: str
     deterministic: bool
+    threads: int | None
     backbone: str
     weights: str | None
     weights_digest: str | None

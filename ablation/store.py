@@ -1,15 +1,23 @@
-"""Where the results of studies are: folders, database addresses, and the locks that die with their process."""
+"""Where the results of studies are: folders, database addresses, and files that a crash cannot leave half written."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ablation.spec import InputError, expand
 
 DEFAULT_STORE = "mlruns"
+SQLITE = "sqlite:///"
+POSTGRESQL = ("postgresql://", "postgresql+psycopg2://", "postgresql+psycopg://")
+
+
+class StoreError(Exception):
+    """A store can no longer be used: the disk is full, it cannot be written, an answer makes no sense."""
+
+
+class StoreAway(Exception):
+    """A server does not answer for now: Optuna's database, or MLflow."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,23 @@ class Store:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no study can have run in it yet."""
-        return self.has_own_optuna and not (self.root / "optuna.db").exists()
+        """Whether no study can have run in it yet, as far as can be told without a database library."""
+        return not self.has_remote_optuna and not sqlite_path(self.optuna_url).exists()
+
+    @property
+    def has_remote_tracking(self) -> bool:
+        """Whether MLflow is a server, which may be away for a while."""
+        return not self.tracking_uri.startswith(SQLITE)
+
+    @property
+    def has_remote_optuna(self) -> bool:
+        """Whether Optuna's database is a server, so that trials may be shared between machines."""
+        return not self.optuna_url.startswith(SQLITE)
+
+    @property
+    def work_root(self) -> Path:
+        """The folder of locks and unfinished trials: beside Optuna's database where that is a file, else the root."""
+        return self.root if self.has_remote_optuna else sqlite_path(self.optuna_url).parent
 
     def check_writable(self) -> None:
         """Refuse a folder that cannot be written or made, without touching it.
@@ -62,17 +85,26 @@ class Store:
         """Return the folder of a study's artifacts, where MLflow's database is in the store."""
         return self.root / "artifacts" / study
 
-    def trial_folder(self, study: str, arm: str, number: int) -> Path:
-        """Return the folder of an unfinished trial: its lock and its resume checkpoint."""
-        return self.root / "checkpoints" / study / arm / str(number)
+    def trial_folder(self, key: str) -> Path:
+        """Return the folder of an unfinished trial: its lock, its resume checkpoints, what MLflow has yet to get.
 
-    def claim_lock(self) -> FileLock:
-        """Return the lock under which databases are first made and trials are claimed."""
-        return FileLock(self.root / "claim.lock")
+        `key` (<arm's key>/<number>) is the trial's alone, whichever database it is in.
+        """
+        return self.work_root / "checkpoints" / key
 
 
 def _sqlite(path: Path) -> str:
-    return f"sqlite:///{path}"
+    return f"{SQLITE}{path}"
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the file of a SQLite address."""
+    return Path(url.removeprefix(SQLITE)).absolute()
+
+
+def has_database(url: str) -> bool:
+    """Return whether an address is that of a database we can lock: a SQLite file or PostgreSQL."""
+    return url.startswith((SQLITE, *POSTGRESQL))
 
 
 def find_store(option: str | None) -> Store:
@@ -80,28 +112,32 @@ def find_store(option: str | None) -> Store:
 
     `option` (--store) wins over MLFLOW_TRACKING_URI and OPTUNA_STORAGE, and those over the default, `mlruns` in the
     working folder.
+
+    Raises:
+        InputError: OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL.
     """
     root = expand(option or DEFAULT_STORE).resolve()
     own_tracking, own_optuna = _sqlite(root / "mlflow.db"), _sqlite(root / "optuna.db")
     if option is not None:
         return Store(root, own_tracking, own_optuna)
-    return Store(
-        root,
-        os.environ.get("MLFLOW_TRACKING_URI") or own_tracking,
-        os.environ.get("OPTUNA_STORAGE") or own_optuna,
-    )
+    optuna_url = os.environ.get("OPTUNA_STORAGE") or own_optuna
+    # Others lack a lock that dies with its owner, or have one that nobody tried with this program.
+    if not has_database(optuna_url) or optuna_url == SQLITE:
+        raise InputError("OPTUNA_STORAGE: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
+    return Store(root, os.environ.get("MLFLOW_TRACKING_URI") or own_tracking, optuna_url)
 
 
-def build_database(path: Path, build: Callable[[str], object]) -> None:
+def build_database(url: str, build: Callable[[str], object]) -> None:
     """Make a SQLite database under another name and give it its own when it is complete.
 
-    A process that dies while it makes the tables would otherwise leave half a database that nothing can open.
+    A process that dies while it makes the tables would otherwise leave half a database that nothing can open. Servers
+    make their tables in a transaction, so nothing is done for those.
 
     Args:
-        path: where it shall be; nothing is done where it already is.
+        url: its address; nothing is done where it already is.
         build: opens the database at an address and makes its tables.
     """
-    if path.exists():
+    if not url.startswith(SQLITE) or (path := sqlite_path(url)).exists():
         return
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.unlink(missing_ok=True)
@@ -109,15 +145,25 @@ def build_database(path: Path, build: Callable[[str], object]) -> None:
     unfinished.replace(path)
 
 
-def try_lock(folder: Path) -> FileLock | None:
-    """Take the lock of a trial's folder, or return None where a living process holds it.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either the old one or complete: temporary file, fsync, rename, fsync of the folder.
 
-    The operating system frees it when its process ends, however it ends.
+    Raises:
+        StoreError: the disk is full, or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    return lock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise StoreError(f"{path.parent} cannot be written ({error.strerror})") from None

@@ -4,9 +4,12 @@ torch, MLflow and Optuna take seconds to import, so they are imported inside the
 a refused study file answer at once.
 """
 
+import os
 import shlex
 import signal
 import sys
+import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +29,18 @@ from ablation.spec import (
     parse_override,
     read_study_file,
 )
-from ablation.store import Store, find_store
+from ablation.store import Store, StoreAway, StoreError, find_store, has_database
 from ablation.weights import Weights, check_layers, read_weights
 
 if TYPE_CHECKING:
     from ablation.data import ImageSet, Split
+    from ablation.locks import Locks
     from ablation.report import Table
     from ablation.search import ArmStudies, TrialRecord
-    from ablation.trial import Workbench
+    from ablation.tracking import Tracker
 
 STUDY_FOLDERS = (Path("studies"), Path(__file__).parent.parent / "studies")  # here, then the repository's
+WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
 NO_CONFIRMATION = "Not done: the {seeds} confirmation runs per arm of [confirm], which this version cannot run yet."
 
 
@@ -50,6 +55,10 @@ NO_CONFIRMATION = "Not done: the {seeds} confirmation runs per arm of [confirm],
 @click.option("--trials", type=int, metavar="N", help="Trials per arm, in total.")
 @click.option("--epochs", type=int, metavar="N", help="Epochs per trial.")
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N", help="Processes that share the work.  [default: one per GPU]"
+)
+@click.option("--as-worker", is_flag=True, hidden=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
 @click.version_option(__version__)
 def cli(
@@ -63,6 +72,8 @@ def cli(
     trials: int | None,
     epochs: int | None,
     device: str,
+    workers: int | None,
+    as_worker: bool,
     settings: tuple[str, ...],
 ) -> None:
     """Run the study NAME (a file in studies/, or a path to one): tune every arm, then compare them.
@@ -90,7 +101,10 @@ def cli(
     check_device_name(device)
     if plan_only:
         return show_plan(spec)
-    return run_study(spec, store, device, path.read_text(encoding="utf-8"))
+    file_text = path.read_text(encoding="utf-8")
+    if as_worker:
+        return run_worker(spec, store, device, file_text)
+    return run_study(spec, store, device, file_text, workers)
 
 
 # ------------------------------------------------------------------------------------------------- finding studies
@@ -167,15 +181,17 @@ def _megabytes(size: int) -> str:
 def show_status(study: str, store: Store) -> None:
     """Print the arms of a study with their trials by state."""
     from ablation import search
+    from ablation.locks import open_locks
     from ablation.report import status_table
     from ablation.view import show_table
 
     storage = None if store.is_empty else search.open_storage(store)
+    locks = open_locks(store.optuna_url)
     found = search.study_arms(storage, study) if storage else {}
     if not found:
         known = search.stored_studies(storage) if storage else []
         raise InputError(f"{store.root}: has no study {study!r}{nearest(study, known) if known else ''}")
-    trials = {arm: search.records(study, arm, optuna_study, store) for arm, optuna_study in found.items()}
+    trials = {arm: search.records(arm, optuna_study, locks) for arm, optuna_study in found.items()}
     budget = max(arm.user_attrs.get("content", {}).get("trials_per_arm", 0) for arm in found.values())
     show_table(status_table(study, trials, budget))
 
@@ -185,34 +201,75 @@ def show_status(study: str, store: Store) -> None:
 
 @dataclass(frozen=True)
 class Running:
-    """A study that is being worked on: its Optuna studies by arm, and what its trials share."""
+    """A study that is being worked on: its images and weights, its Optuna studies by arm, and where results go."""
 
     spec: StudySpec
     store: Store
+    locks: "Locks"
     studies: "ArmStudies"
-    workbench: "Workbench"
+    tracker: "Tracker"
+    images: "ImageSet"
+    split: "Split"
+    weights: Weights | None
+    device_name: str
+    file_text: str
 
 
-def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str) -> None:
+def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, workers: int | None) -> None:
     """Bring every arm to its budget and print the answer."""
     from ablation import view
 
     running = prepare(spec, store, device_name, file_text)
+    devices = worker_devices(device_name, workers)
     try:
-        work(running)
+        if len(devices) == 1:
+            work(running)
+        else:
+            supervise(running, devices)
     except KeyboardInterrupt:
-        write_summary(running)
+        finish(running)
         raise
-    view.show_table(write_summary(running))
+    view.show_table(finish(running))
     if spec.confirm.seeds:
         view.say(NO_CONFIRMATION.format(seeds=spec.confirm.seeds))
     view.say(f"\nLook at it in the MLflow UI:\n    {ui_command(store)}")
     if store.has_own_tracking:
-        view.say(f"    then open {ui_address(running.workbench.tracker.experiment_id)}")
+        view.say(f"    then open {ui_address(running.tracker.experiment_id)}")
+
+
+def run_worker(spec: StudySpec, store: Store, device_name: str, file_text: str) -> None:
+    """Work on a study until nothing is left, for a process that started this one to do so and shows the answer."""
+    stop_with_parent()
+    work(prepare(spec, store, device_name, file_text))
+
+
+def stop_with_parent() -> None:
+    """Stop this process as Ctrl-C would, when the standard input that its parent holds is closed: it asks, or died."""
+    import threading
+
+    def wait() -> None:
+        os.read(0, 1)  # sys.stdin would be locked when Python ends
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def worker_devices(device_name: str, workers: int | None) -> list[str]:
+    """Return the device of each worker: one worker per GPU unless a number is given, and GPUs shared in turn.
+
+    Raises:
+        InputError: this machine does not have the device.
+    """
+    from ablation.seeding import check_device, gpu_count
+
+    check_device(device_name)
+    gpus = gpu_count() if device_name in ("auto", "cuda") else 0
+    count = workers or (gpus if gpus and device_name == "auto" else 1)
+    return [f"cuda:{number % gpus}" if gpus > 1 else device_name for number in range(count)]
 
 
 def prepare(spec: StudySpec, store: Store, device_name: str, file_text: str) -> Running:
-    """Read weights and images, and open the stores.
+    """Read weights and images, open the stores, and tidy up what a crash left.
 
     Everything that the user can have got wrong is checked before the store is touched, what is quick to check first.
     """
@@ -221,14 +278,16 @@ def prepare(spec: StudySpec, store: Store, device_name: str, file_text: str) -> 
     needs_pretraining = spec.backbone.weights == str(demo.weights_path(store)) and not demo.weights_path(store).exists()
     check_places(spec, needs_pretraining)
     if device_name not in ("auto", "cpu"):
-        from ablation.seeding import select_device
+        from ablation.seeding import check_device
 
-        select_device(device_name)
+        check_device(device_name)
     if not store.is_empty:
         from ablation import search
 
-        digests = ("backbone.weights_digest", "data.digest")
-        search.check_identity(search.open_storage(store), spec.name, identity(spec, None, ""), ignored=digests)
+        storage = search.open_storage(store)
+        if storage is not None:
+            digests = ("backbone.weights_digest", "data.digest")
+            search.check_identity(storage, spec.name, identity(spec, None, ""), ignored=digests)
     weights = None if needs_pretraining else load_weights(spec)
     images, split = load_data(spec)
     if needs_pretraining:
@@ -236,73 +295,143 @@ def prepare(spec: StudySpec, store: Store, device_name: str, file_text: str) -> 
             store.prepare()
             demo.make_weights(demo.weights_path(store))
         weights = load_weights(spec)
-    content = identity(spec, weights, images.digest)
 
     with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
-        from ablation import search, trial
-        from ablation.seeding import select_device
-        from ablation.tracking import Tracker, check_experiment
+        locks, studies, tracker = open_stores(spec, store, identity(spec, weights, images.digest))
+        tidy_up(spec, store, locks, studies, tracker)
+    return Running(spec, store, locks, studies, tracker, images, split, weights, device_name, file_text)
 
-        device = select_device(device_name)
-        if not store.is_empty:
-            search.check_identity(search.open_storage(store), spec.name, content)
-        check_experiment(store, spec.name)
-        store.prepare()
-        with store.claim_lock():  # several processes at once cannot make a database
-            studies = search.create_arms(search.open_storage(store), spec, content)
-            tracker = Tracker(store, spec.name, spec.question)
-        search.sweep(spec, store, studies)
-        files = {"study.toml": file_text, "study.json": spec.model_dump_json(indent=2)}
-        workbench = trial.set_up(spec, images, split, weights, device, tracker, files)
-    return Running(spec, store, studies, workbench)
+
+def open_stores(spec: StudySpec, store: Store, content: dict[str, Any]) -> tuple["Locks", "ArmStudies", "Tracker"]:
+    """Check that the study can go on in its stores, then open them, making what does not exist."""
+    from ablation import search
+    from ablation.locks import open_locks
+    from ablation.tracking import Tracker, check_experiment
+
+    storage = search.open_storage(store)
+    if storage is not None:
+        search.check_identity(storage, spec.name, content)
+    check_experiment(store, spec.name, search.experiment_key(storage, spec.name) if storage is not None else None)
+    store.prepare()
+    # Several processes at once cannot make a database, nor an experiment.
+    with open_locks(store.tracking_uri).exclusive() if has_database(store.tracking_uri) else nullcontext():
+        tracker = Tracker(store, spec.name, spec.question)
+    locks = open_locks(store.optuna_url)
+    with locks.exclusive():
+        storage = search.open_storage(store, create=True)
+        assert storage is not None
+        search.check_identity(storage, spec.name, content)  # another process may have begun a moment ago
+        studies = search.create_arms(storage, spec, content, tracker.key)
+    return locks, studies, tracker
+
+
+def tidy_up(spec: StudySpec, store: Store, locks: "Locks", studies: "ArmStudies", tracker: "Tracker") -> int:
+    """Hand over what MLflow has yet to get, and close its runs whose trials have ended.
+
+    Returns:
+        How many trials still wait for MLflow.
+    """
+    from ablation import search
+    from ablation.trial import RUN_STATUS
+
+    def complete(key: str, folder: Path, owner: str) -> bool:
+        return tracker.trial_run(key, folder, owner).complete()
+
+    waiting = search.sweep(store, locks, studies, complete)
+    ends = search.trial_ends(studies)
+    with suppress(StoreAway):
+        tracker.reconcile({key: RUN_STATUS[end] if end else None for key, end in ends.items()})
+    return waiting
 
 
 def work(running: Running) -> None:
-    """Take one trial after the other until every arm has its budget."""
+    """Take one trial after the other until every arm has its budget and all trials have ended.
+
+    Where nothing is free but others still work, it waits: a worker that dies leaves a trial to go on with.
+    """
     from ablation import search, trial
-    from ablation.report import best_of, format_params
+    from ablation.report import format_params
+    from ablation.seeding import select_device
     from ablation.view import StudyView
 
     spec = running.spec
-    so_far = records(running)
-    ended = sum(record.has_ended for found in so_far.values() for record in found)
-    best = {arm: record.value for arm, found in so_far.items() if (record := best_of(found)) and record.value}
-    with StudyView(spec.name, list(so_far), len(so_far) * spec.trials_per_arm, ended, best) as progress:
-        while (claim := search.claim_trial(spec, running.store, running.studies)) is not None:
-            trial_spec = trial.trial_spec(running.workbench, claim)
-            others = records(running)  # another process may share the work
-            progress.ended = sum(record.has_ended for found in others.values() for record in found)
+    files = {"study.toml": running.file_text, "study.json": spec.model_dump_json(indent=2)}
+    workbench = trial.set_up(
+        spec, running.images, running.split, running.weights, select_device(running.device_name), running.tracker, files
+    )
+    with StudyView(spec.name, [arm.name for arm in arms(spec)], len(arms(spec)) * spec.trials_per_arm) as progress:
+        while True:
+            try:
+                progress.update(records(running))  # other processes may share the work
+                claim = search.claim_trial(spec, running.store, running.locks, running.studies)
+                if claim is None and search.all_ended(spec, running.studies):
+                    return
+                trial_spec = trial.trial_spec(workbench, claim) if claim else None
+            except StoreAway as away:
+                progress.waits(f"{away}; waiting")
+                time.sleep(trial.AWAY_SECONDS)
+                continue
+            if claim is None or trial_spec is None:
+                progress.waits("waiting for the trials of other workers")
+                time.sleep(WAIT_SECONDS)
+                continue
             params = format_params(claim.trial.params) + (" (continued)" if claim.continued else "")
             progress.trial_started_now(trial_spec, params)
-            outcome = trial.run_trial(running.workbench, claim, trial_spec, progress.epoch)
+            outcome = trial.run_trial(workbench, claim, trial_spec, progress.epoch)
             progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
+
+
+def supervise(running: Running, devices: list[str]) -> None:
+    """Let several processes work on the study, and show what they do."""
+    from ablation.view import StudyView
+    from ablation.workers import run_workers
+
+    spec = running.spec
+    with StudyView(spec.name, [arm.name for arm in arms(spec)], len(arms(spec)) * spec.trials_per_arm) as progress:
+
+        def look() -> int:
+            with suppress(StoreAway):
+                progress.update(records(running))
+            return progress.trials - progress.ended
+
+        run_workers([*sys.argv[1:], "--as-worker"], devices, progress.worker_says, look)
 
 
 def records(running: Running) -> dict[str, list["TrialRecord"]]:
     """Return the study's trials by arm."""
     from ablation import search
 
-    return {
-        arm.name: search.records(running.spec.name, arm.name, running.studies[arm.name], running.store)
-        for arm in arms(running.spec)
-    }
+    return {arm.name: search.records(arm.name, running.studies[arm.name], running.locks) for arm in arms(running.spec)}
 
 
-def write_summary(running: Running) -> "Table":
-    """Put the table of results into the study's summary run, and return it."""
+def finish(running: Running) -> "Table":
+    """Put the table of results into the study's summary run, and return it.
+
+    Raises:
+        StoreError: the results are safe, but MLflow does not answer and has yet to get some of them.
+    """
+    from ablation import view
     from ablation.report import result_table
 
-    spec, workbench = running.spec, running.workbench
+    spec = running.spec
     table = result_table(
         spec.question,
         {arm.name: arm.levels for arm in arms(spec)},
         records(running),
         {arm.name: published_for(spec, arm) for arm in arms(spec)},
         spec.trials_per_arm,
-        len(workbench.val_images),
+        len(running.split.val_N),
     )
     first_arm = running.studies[arms(spec)[0].name]
-    workbench.tracker.write_summary(f"{first_arm.user_attrs['key']}/summary", spec.name, table.markdown())
+    waiting = tidy_up(spec, running.store, running.locks, running.studies, running.tracker)
+    try:
+        running.tracker.write_summary(f"{first_arm.user_attrs['key']}/summary", spec.name, table.markdown())
+    except StoreAway as away:
+        view.show_table(table)
+        raise StoreError(
+            f"{away}; the summary and the runs of {waiting} trials wait for it, kept in {running.store.work_root}: "
+            "run the same command again when it answers"
+        ) from None
     return table
 
 
@@ -380,6 +509,9 @@ def main() -> int:
         return _refuse(str(error))
     except click.ClickException as error:
         return _refuse(error.format_message())
+    except (StoreError, StoreAway) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except (KeyboardInterrupt, click.Abort):
         command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])
         print(f"\nStopped; whatever had finished is kept. To go on:\n    {command}", file=sys.stderr)

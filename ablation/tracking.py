@@ -2,65 +2,207 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 # Set before MLflow is imported: it would otherwise send usage statistics on its user's behalf.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# A tracking server that does not answer is given up after seconds; MLflow's own limits add up to many minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+# A tracking server that does not answer is given up after 10 seconds; MLflow's own limits add up to many minutes. What
+# it did not take is kept, so nothing is gained by trying again at once.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
+import requests
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from mlflow.version import VERSION
 
+from ablation.outbox import Outbox
 from ablation.spec import InputError, TrialSpec, first_line
-from ablation.store import Store, build_database
+from ablation.store import Store, StoreAway, StoreError, build_database, sqlite_path
 
 if TYPE_CHECKING:
     from ablation.train import EpochMetrics
 
 CHECKPOINT_FILE = "checkpoint/best.safetensors"
-KEY_TAG = "ablation.key"  # unique in the experiment: finds a run again without having stored its id
+RESUME_FOLDER = "resume"
+KEY_TAG = "ablation.key"  # unique: finds a run again without having stored its id
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
-METRICS_PER_BATCH = 1000  # MLflow's limit
+EPOCHS_PER_BATCH = 100  # MLflow takes 1,000 metrics in a batch; a batch is stored whole or not at all
+AWAY_SECONDS = 10  # how long a server that did not answer is left alone
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it announces every table of a new database
 logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # else a lost database prints pages of SQL
+logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """A study's experiment in MLflow."""
+    """A study's experiment in MLflow.
+
+    While a tracking server does not answer, what belongs to a trial waits in the trial's folder; see `TrialRun`.
+    """
 
     def __init__(self, store: Store, study: str, question: str):
         """Open MLflow's store, making it and the experiment where they do not exist; see `check_experiment`.
 
+        Making tables must not be done by several processes at once: hold the exclusive lock of `open_locks`.
+
         Raises:
             InputError: the store cannot be opened.
         """
-        self.client, experiment = open_experiment(store, study)
+        self._store = store
+        # Where other machines may take a trial over, they must find its resume checkpoint.
+        self.shares_checkpoints = store.has_remote_optuna and store.has_remote_tracking
+        self._away_until = 0.0  # time.monotonic(); a server that did not answer is left alone for a while
+        self._run_ids: dict[str, str] = {}  # by key
+        client = open_client(store, create=True)
+        assert client is not None
+        self.client = client
+        experiment = client.get_experiment_by_name(study)
         if experiment is None:
-            location = store.artifacts(study).as_uri() if store.has_own_tracking else None
-            self.experiment_id = self.client.create_experiment(
-                study, artifact_location=location, tags={NOTE_TAG: question}
-            )
-        else:
-            self.experiment_id = experiment.experiment_id
+            try:
+                location = None if _is_server(store) else _artifact_location(store, study)
+                self.client.create_experiment(study, artifact_location=location, tags={NOTE_TAG: question})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine may have been faster
+                    raise InputError(f"{_where(store)}: refuses a new experiment ({first_line(error)})") from None
+            experiment = self.client.get_experiment_by_name(study)
+        assert experiment is not None
+        self.experiment_id = experiment.experiment_id
+        self.key: str = experiment.tags.get(KEY_TAG) or uuid.uuid4().hex
+        if KEY_TAG not in experiment.tags:
+            self.client.set_experiment_tag(self.experiment_id, KEY_TAG, self.key)
 
-    def start_trial(self, key: str, spec: TrialSpec, dataset_source: str, files: dict[str, str]) -> str:
-        """Return the id of a trial's run, made or reopened, with its parameters, tags, data set and text files.
+    @contextmanager
+    def calls(self) -> Iterator[None]:
+        """Make calls to MLflow in this context.
 
-        `key` is the trial's alone, also among studies of the same name.
+        Raises:
+            StoreAway: a tracking server does not answer, or did not a moment ago.
+            StoreError: MLflow refuses the call, or its database in the store cannot be used.
         """
+        if time.monotonic() < self._away_until:
+            raise StoreAway("MLflow did not answer a moment ago")
+        try:
+            yield
+        except (MlflowException, requests.RequestException, OSError) as error:
+            reason = first_line(error)
+            if not (self._store.has_remote_tracking and _is_outage(error)):
+                raise StoreError(f"{_where(self._store)}: MLflow's store cannot be used ({reason})") from None
+            if self._away_until == 0.0:
+                logger.warning("MLflow does not answer; what it should get is kept (%s)", reason)
+            self._away_until = time.monotonic() + AWAY_SECONDS
+            raise StoreAway(f"MLflow does not answer ({reason})") from None
+        if self._away_until:
+            logger.warning("MLflow answers again")
+            self._away_until = 0.0
+
+    def trial_run(self, key: str, folder: Path, owner: str) -> "TrialRun":
+        """Return the run of a trial.
+
+        Args:
+            key: the trial's alone, also among studies of the same name.
+            folder: where to keep what the server does not take.
+            owner: who claimed the trial: what an earlier owner kept is no use to a later one, who logs everything.
+        """
+        return TrialRun(self, key, Outbox(folder / f"outbox{owner}"))
+
+    def run_id(self, key: str) -> str | None:
+        """Return the id of the run that a key finds, None where there is none."""
+        if key not in self._run_ids:
+            found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+            if not found:
+                return None
+            self._run_ids[key] = found[0].info.run_id
+        return self._run_ids[key]
+
+    def find_or_create(self, key: str, name: str, tags: dict[str, str]) -> tuple[str, bool]:
+        """Return the id of the run that a key finds, and whether it was made now; one that was ended is reopened."""
+        run_id = self.run_id(key)
+        if run_id is not None:
+            self.client.update_run(run_id, status="RUNNING")
+            return run_id, False
+        tags = {**tags, KEY_TAG: key, "mlflow.source.name": "ablation.study", "mlflow.source.type": "LOCAL"}
+        self._run_ids[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        return self._run_ids[key], True
+
+    def reconcile(self, statuses: Mapping[str, RunStatus | None]) -> None:
+        """Close runs that say they go on though their trial has ended, or though there is no such trial.
+
+        That happens where another machine ended a trial for one that could not reach the tracking server any more, and
+        where an older copy of Optuna's database was put back.
+
+        Args:
+            statuses: the status that each trial's run should have, by the trial's key; None for those that go on. Runs
+                of other arms than theirs belong to another database and are left alone.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        arms = {key.rpartition("/")[0] for key in statuses}
+        with self.calls():
+            for run in _all_runs(self.client, self.experiment_id, "tags.kind = 'trial' and status != 'FINISHED'"):
+                key = run.data.tags.get(KEY_TAG, "")
+                if key.rpartition("/")[0] not in arms:
+                    continue
+                status = statuses.get(key, "FAILED")
+                if status is not None and run.info.status != status:
+                    self.client.set_terminated(run.info.run_id, status)
+
+    def write_summary(self, key: str, study: str, table: str) -> None:
+        """Put the study's table into its summary run, which `key` finds.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls():
+            run_id, _ = self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
+            self.client.set_tag(run_id, NOTE_TAG, table)
+            self.client.log_text(run_id, table, "summary.md")
+            self.client.set_terminated(run_id, "FINISHED")
+
+
+class TrialRun:
+    """A trial's run in MLflow, made or found again by the trial's key.
+
+    What a server does not take now waits in the outbox and goes first when it answers again. Whatever is called can be
+    called again: a process may die between a call and the note that it was made.
+    """
+
+    def __init__(self, tracker: Tracker, key: str, outbox: Outbox):
+        self._tracker = tracker
+        self._client = tracker.client
+        self._key = key
+        self._outbox = outbox
+        self._passed_on = 0  # the last epoch that was logged or kept
+        self._logged: int | None = None  # the last epoch that the run has; None while that is not known
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; None while the server that gives it has not answered."""
+        return self._tracker._run_ids.get(self._key)
+
+    def start(self, spec: TrialSpec, dataset_source: str, device: str, files: dict[str, str]) -> None:
+        """Make or reopen the run, with the trial's parameters, tags, data set and text files (name -> content).
+
+        What a process that died has kept is dropped, because everything is logged anew from here.
+        """
+        self._outbox.clear()
         tags = {
             "study": spec.study,
             "arm": spec.arm,
@@ -68,89 +210,238 @@ class Tracker:
             "strategy": spec.strategy,
             "truncate_at": spec.truncate_at,
             "trial": str(spec.trial),
+            "device": device,
         }
-        run = self._find_or_create(key, f"{spec.arm} #{spec.trial}", tags)
-        self.client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in spec.to_params().items()])
-        if run.inputs is None or not run.inputs.dataset_inputs:
-            dataset = MetaDataset(  # type: ignore[abstract]
-                CodeDatasetSource({"mlflow.source.name": dataset_source}),
-                name=spec.data_source,
-                digest=spec.data_digest[:8],  # as short as those that MLflow computes
-            )
-            self.client.log_inputs(
-                run.info.run_id,
-                [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])],
-            )
-        for name, text in files.items():
-            self.client.log_text(run.info.run_id, text, name)
-        return str(run.info.run_id)
+        dataset = {"source": dataset_source, "name": spec.data_source, "digest": spec.data_digest[:8]}
+        self._do("start", tags=tags, params=spec.to_params(), dataset=dataset, files=files)
 
-    def _find_or_create(self, key: str, name: str, tags: dict[str, str]) -> Run:
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        if found:
-            if found[0].info.status != "RUNNING":
-                self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return found[0]
-        tags = {**tags, KEY_TAG: key, "mlflow.source.name": "ablation.study", "mlflow.source.type": "LOCAL"}
-        return self.client.create_run(self.experiment_id, tags=tags, run_name=name)
+    def log_epochs(self, history: Iterable["EpochMetrics"]) -> None:
+        """Log epochs; those that the run has already are left out, so that it never has a step twice."""
+        new = [asdict(epoch) for epoch in history if epoch.epoch > self._passed_on]
+        if new:
+            self._do("log_epochs", epochs=new)
+            self._passed_on = new[-1]["epoch"]
 
-    def log_epochs(self, run_id: str, history: Iterable["EpochMetrics"]) -> None:
-        """Log epochs in one batch; logged again, they are dropped by MLflow as exact duplicates."""
-        metrics = []
-        for epoch in history:
-            values = asdict(epoch)
-            step, timestamp = values.pop("epoch"), values.pop("timestamp")
-            metrics += [Metric(name, value, timestamp, step) for name, value in values.items()]
-        for start in range(0, len(metrics), METRICS_PER_BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
+    def log_devices(self, devices: str) -> None:
+        """Mark a trial that went on with another kind of device: its figures are not those of one alone, to the bit."""
+        self._do("set_tag", tag="device", value=devices)
 
-    def log_result(self, run_id: str, best: "EpochMetrics", checkpoint: Path | None) -> None:
+    def log_result(self, best: "EpochMetrics", checkpoint: Path | None) -> None:
         """Log the best epoch's figures and, if given, its checkpoint."""
         values = {"best_val_accuracy": best.val_accuracy, "best_epoch": best.epoch}
-        self.client.log_batch(run_id, metrics=[Metric(k, v, best.timestamp, 0) for k, v in values.items()])
+        self._do("log_result", checkpoint, values=values, timestamp=best.timestamp)
+
+    def delete_checkpoint_of(self, number: int) -> None:
+        """Delete the checkpoint of the run of a trial of this arm; one that has none stays as it is."""
+        self._do("delete_checkpoint", key=f"{self._key.rpartition('/')[0]}/{number}")
+
+    def end(self, status: RunStatus, reason: str = "") -> None:
+        """Close the run; a reason becomes a tag and the run's description."""
+        self._do("end", status=status, reason=reason)
+
+    def pause(self) -> None:
+        """Mark the run as one that will go on: neither running nor ended."""
+        self._do("pause")
+
+    def complete(self) -> bool:
+        """Hand over what waits and delete the resume checkpoints of an ended trial; return whether all is done."""
+        if not self.deliver():
+            return False
+        if not self._tracker.shares_checkpoints:
+            return True
+        try:
+            with self._tracker.calls():
+                run_id = self._tracker.run_id(self._key)
+                for name in self._resume_checkpoints(run_id) if run_id else []:
+                    _delete_artifact(self._client, str(run_id), name)
+        except StoreAway:
+            return False
+        return True
+
+    def deliver(self) -> bool:
+        """Hand over what waits, in order; return whether nothing is left."""
+        for entry in self._outbox.entries():
+            try:
+                with self._tracker.calls():
+                    _CALLS[entry.call](self, entry.file, **entry.arguments)
+            except StoreAway:
+                return False
+            self._outbox.remove(entry)
+        return True
+
+    def _do(self, call: str, file: Path | None = None, **arguments: Any) -> None:
+        if self.deliver():
+            try:
+                with self._tracker.calls():
+                    _CALLS[call](self, file, **arguments)
+                return
+            except StoreAway:
+                pass
+        self._outbox.add(call, arguments, file)
+
+    # ----------------------------------------------------- what the calls do, now or when they are delivered
+
+    def _required_run_id(self) -> str:
+        run_id = self._tracker.run_id(self._key)
+        assert run_id is not None, "a run is started before anything else is logged"
+        return run_id
+
+    def _start(
+        self, _: None, tags: dict[str, str], params: dict[str, str], dataset: dict[str, str], files: dict[str, str]
+    ) -> None:
+        run_id, is_new = self._tracker.find_or_create(self._key, f"{tags['arm']} #{tags['trial']}", tags)
+        self._logged = 0 if is_new else self._last_logged_epoch(run_id)
+        self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
+        inputs = None if is_new else self._client.get_run(run_id).inputs
+        if inputs is None or not inputs.dataset_inputs:
+            entity = MetaDataset(  # type: ignore[abstract]
+                CodeDatasetSource({"mlflow.source.name": dataset["source"]}),
+                name=dataset["name"],
+                digest=dataset["digest"],  # as short as those that MLflow computes
+            )._to_mlflow_entity()
+            self._client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+        for name, text in files.items():
+            self._client.log_text(run_id, text, name)
+
+    def _last_logged_epoch(self, run_id: str) -> int:
+        return max((metric.step for metric in self._client.get_metric_history(run_id, "val_accuracy")), default=0)
+
+    def _log_epochs(self, _: None, epochs: list[dict[str, Any]]) -> None:
+        run_id = self._required_run_id()
+        if self._logged is None:
+            self._logged = self._last_logged_epoch(run_id)
+        new = [epoch for epoch in epochs if epoch["epoch"] > self._logged]
+        for start in range(0, len(new), EPOCHS_PER_BATCH):
+            metrics = [
+                Metric(name, value, epoch["timestamp"], epoch["epoch"])
+                for epoch in new[start : start + EPOCHS_PER_BATCH]
+                for name, value in epoch.items()
+                if name not in ("epoch", "timestamp")
+            ]
+            self._client.log_batch(run_id, metrics=metrics)
+            self._logged = metrics[-1].step
+
+    def _set_tag(self, _: None, tag: str, value: str) -> None:
+        self._client.set_tag(self._required_run_id(), tag, value)
+
+    def _log_result(self, checkpoint: Path | None, values: dict[str, float], timestamp: int) -> None:
+        run_id = self._required_run_id()
+        self._client.log_batch(run_id, metrics=[Metric(name, value, timestamp, 0) for name, value in values.items()])
         if checkpoint is not None:
-            self.client.log_artifact(run_id, str(checkpoint), "checkpoint")
+            self._client.log_artifact(run_id, str(checkpoint), "checkpoint")
 
-    def delete_checkpoint(self, run_id: str) -> None:
-        """Delete a run's checkpoint; a run that has none stays as it is."""
-        uri = self.client.get_run(run_id).info.artifact_uri
-        get_artifact_repository(uri).delete_artifacts(CHECKPOINT_FILE)  # type: ignore[no-untyped-call]
+    def _delete_checkpoint(self, _: None, key: str) -> None:
+        run_id = self._tracker.run_id(key)
+        if run_id is not None:
+            _delete_artifact(self._client, run_id, CHECKPOINT_FILE)
 
-    def end_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
-        """Close a run; a reason becomes a tag and the run's description."""
+    def _end(self, _: None, status: RunStatus, reason: str) -> None:
+        run_id = self._required_run_id()
         if reason:
-            self.client.log_batch(run_id, tags=[RunTag("reason", reason), RunTag(NOTE_TAG, reason)])
-        self.client.set_terminated(run_id, status)
+            self._client.log_batch(run_id, tags=[RunTag("reason", reason), RunTag(NOTE_TAG, reason)])
+        self._client.set_terminated(run_id, status)
 
-    def pause_run(self, run_id: str) -> None:
-        """Mark a run as one that will go on: neither running nor ended."""
-        self.client.update_run(run_id, status="SCHEDULED")
+    def _pause(self, _: None) -> None:
+        run_id = self._tracker.run_id(self._key)
+        if run_id is not None:  # else it was not even started
+            self._client.update_run(run_id, status="SCHEDULED")
 
-    def last_logged_epoch(self, run_id: str) -> int:
-        """Return the last epoch that a run has, 0 where it has none."""
-        return max((metric.step for metric in self.client.get_metric_history(run_id, "val_accuracy")), default=0)
+    # -------------------------------------------- resume checkpoints, for a machine that takes the trial over
 
-    def write_summary(self, key: str, study: str, table: str) -> None:
-        """Put the study's table into its summary run, which `key` finds."""
-        run = self._find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
-        self.client.set_tag(run.info.run_id, NOTE_TAG, table)
-        self.client.log_text(run.info.run_id, table, "summary.md")
-        self.client.set_terminated(run.info.run_id, "FINISHED")
+    def upload_resume_checkpoint(self, path: Path) -> None:
+        """Put a resume checkpoint into the run's artifacts, and delete older ones but the last.
+
+        While the server does not answer, nothing is done: only the latest checkpoint is of use.
+        """
+        with suppress(StoreAway), self._tracker.calls():
+            run_id = self._required_run_id()
+            self._client.log_artifact(run_id, str(path), RESUME_FOLDER)
+            for name in self._resume_checkpoints(run_id)[2:]:
+                _delete_artifact(self._client, run_id, name)
+
+    def download_resume_checkpoints(self, folder: Path, after: str) -> Iterator[Path]:
+        """Download the run's resume checkpoints into a folder, the last epoch's first.
+
+        Args:
+            folder: where to.
+            after: the name of the newest file that is at hand; only newer ones are downloaded.
+        """
+        with suppress(StoreAway), self._tracker.calls():
+            run_id = self._tracker.run_id(self._key)
+            for name in self._resume_checkpoints(run_id) if run_id else []:
+                if Path(name).name > after:
+                    yield Path(self._client.download_artifacts(str(run_id), name, str(folder)))
+
+    def _resume_checkpoints(self, run_id: str) -> list[str]:
+        return sorted((file.path for file in self._client.list_artifacts(run_id, RESUME_FOLDER)), reverse=True)
 
 
-def check_experiment(store: Store, study: str) -> None:
+# By the name under which they wait; a method's name may change, what waits on a disk may not.
+_CALLS: dict[str, Callable[..., None]] = {
+    "start": TrialRun._start,
+    "log_epochs": TrialRun._log_epochs,
+    "set_tag": TrialRun._set_tag,
+    "log_result": TrialRun._log_result,
+    "delete_checkpoint": TrialRun._delete_checkpoint,
+    "end": TrialRun._end,
+    "pause": TrialRun._pause,
+}
+
+
+def _delete_artifact(client: MlflowClient, run_id: str, name: str) -> None:
+    uri = client.get_run(run_id).info.artifact_uri
+    get_artifact_repository(uri, tracking_uri=client.tracking_uri).delete_artifacts(name)  # type: ignore[no-untyped-call]
+
+
+def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], query, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Say whether a call failed because a server was not there, so that it may succeed later."""
+    if isinstance(error, MlflowException):
+        cause: Any = error.__cause__
+        if getattr(cause, "connection_invalidated", False):  # a database's connection broke
+            return True
+        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        return status >= 500 or error.error_code == "REQUEST_LIMIT_EXCEEDED"
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, requests.RequestException)
+
+
+def _where(store: Store) -> str:
+    return str(store.root / "mlflow.db") if store.has_own_tracking else "MLFLOW_TRACKING_URI"
+
+
+def check_experiment(store: Store, study: str, key: str | None) -> None:
     """Refuse a study that could not log here, without changing anything.
 
+    Args:
+        store: where.
+        study: its name.
+        key: the key of the experiment that its trials were logged to, None where it has none.
+
     Raises:
-        InputError: the store cannot be opened, its experiment was deleted, or the store was moved.
+        InputError: the store cannot be opened, its experiment was deleted or is elsewhere, or the store was moved.
     """
-    if store.has_own_tracking and not (store.root / "mlflow.db").exists():
-        return
-    _, experiment = open_experiment(store, study)
+    client = open_client(store)
+    experiment = client.get_experiment_by_name(study) if client is not None else None
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise InputError(f"the MLflow experiment {study!r} was deleted; restore it, or choose another --name")
+    if key is not None and (experiment is None or experiment.tags.get(KEY_TAG) != key):
+        raise InputError(
+            f"the trials of study {study!r} were logged to another MLflow store than {_where(store)}; "
+            "go on with that one, or choose another --name"
+        )
     if experiment is None:
         return
-    if experiment.lifecycle_stage == "deleted":
-        raise InputError(f"the MLflow experiment {study!r} was deleted; restore it, or choose another --name")
     if store.has_own_tracking and experiment.artifact_location != store.artifacts(study).as_uri():
         raise InputError(
             f"--store: {store.root} is a copy, and MLflow keeps the address of its artifacts "
@@ -158,24 +449,62 @@ def check_experiment(store: Store, study: str) -> None:
         )
 
 
-def open_experiment(store: Store, study: str) -> tuple[MlflowClient, Any]:
-    """Return a client on the store and the study's experiment, None where there is none.
+def open_client(store: Store, *, create: bool = False) -> MlflowClient | None:
+    """Return a client on the store; None where a database has none of MLflow's tables, unless `create`.
 
     Raises:
-        InputError: the store cannot be opened.
+        InputError: the store cannot be opened, or its server has another major version than this client.
     """
     import sqlalchemy.exc
 
     # Otherwise MLflow makes ./mlruns for a default experiment that nobody asked for.
-    os.environ.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", str(store.root / "artifacts"))
-    where = store.root / "mlflow.db" if store.has_own_tracking else "MLFLOW_TRACKING_URI"
+    os.environ.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", (store.root / "artifacts").as_uri())
     try:
-        if store.has_own_tracking:
-            build_database(store.root / "mlflow.db", lambda url: MlflowClient(url).search_experiments(max_results=1))
+        if not _is_server(store) and not create and not _has_tables(store):
+            return None
+        build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
         client = MlflowClient(tracking_uri=store.tracking_uri)
-        return client, client.get_experiment_by_name(study)
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise InputError(f"{where}: cannot be opened as MLflow's store ({first_line(error)})") from None
+        theirs = _server_version(store) if _is_server(store) else VERSION
+        client.search_experiments(max_results=1)  # whether it lets us
+    except ModuleNotFoundError as error:
+        raise InputError(f"MLFLOW_TRACKING_URI: needs {error.name}; install ablation[postgresql]") from None
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException, OSError) as error:
+        reason = first_line(getattr(error, "orig", None) or error)
+        raise InputError(f"{_where(store)}: cannot be opened as MLflow's store ({reason})") from None
+    if theirs.split(".")[0] != VERSION.split(".")[0]:
+        raise InputError(f"MLFLOW_TRACKING_URI: the server is MLflow {theirs}, which does not go with MLflow {VERSION}")
+    return client
+
+
+def _is_server(store: Store) -> bool:
+    return store.tracking_uri.startswith(("http://", "https://"))
+
+
+def _artifact_location(store: Store, study: str) -> str:
+    """Return where a study's artifacts go, where clients write them themselves."""
+    if store.has_own_tracking:
+        return store.artifacts(study).as_uri()
+    return f"{os.environ['MLFLOW_DEFAULT_ARTIFACT_ROOT'].rstrip('/')}/{study}"
+
+
+def _server_version(store: Store) -> str:
+    """Return a server's version, or ours where it does not say: then it is something else that speaks MLflow."""
+    credentials = get_default_host_creds(store.tracking_uri)  # type: ignore[no-untyped-call]
+    response = http_request(credentials, "/version", "GET")  # type: ignore[no-untyped-call]
+    text = response.text.strip()
+    return text if response.status_code == 200 and re.fullmatch(r"\d+\.\d+\S*", text) else VERSION
+
+
+def _has_tables(store: Store) -> bool:
+    import sqlalchemy
+
+    if not store.has_remote_tracking:
+        return sqlite_path(store.tracking_uri).exists()
+    engine = sqlalchemy.create_engine(store.tracking_uri)
+    try:
+        return bool(sqlalchemy.inspect(engine).has_table("experiments"))
+    finally:
+        engine.dispose()
 
 
 def read_run(store: Store, run_id: str) -> Run:
@@ -184,9 +513,9 @@ def read_run(store: Store, run_id: str) -> Run:
     Raises:
         InputError: there is no such run.
     """
-    if store.has_own_tracking and not (store.root / "mlflow.db").exists():
-        raise InputError(f"{store.root}: is no store, or an empty one")
-    client, _ = open_experiment(store, "")
+    client = open_client(store)
+    if client is None:
+        raise InputError(f"{_where(store)}: is no store, or an empty one")
     try:
         return client.get_run(run_id)
     except MlflowException:

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ablation.data import Images, augment, normalise, shuffled_batches
 from ablation.models import TransferModel
-from ablation.seeding import generator
+from ablation.seeding import generator, seed_globally
 from ablation.spec import Augmentation
 
 EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients; has no influence on the result
@@ -61,6 +61,7 @@ class Training:
     model: TransferModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    devices: list[tuple[int, str]] = field(default_factory=list)  # (first epoch, kind); several if it went on elsewhere
     history: list[EpochMetrics] = field(default_factory=list)
     best_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -80,6 +81,7 @@ class Training:
             "best": self.best_tensors,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "devices": self.devices,
             "history": [asdict(metrics) for metrics in self.history],
         }
 
@@ -89,6 +91,7 @@ class Training:
         self.best_tensors = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.devices = state["devices"]
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
 
 
@@ -142,8 +145,9 @@ def train(
 ) -> Iterator[EpochMetrics]:
     """Train from the epoch after the training's history to the last, yielding each epoch's metrics.
 
-    The order and the augmentation of an epoch depend on (seed, epoch) alone, so that a continued training sees the same
-    batches as an uninterrupted one.
+    Every random number of an epoch depends on (seed, epoch) alone: the order, the augmentation, and what layers such as
+    dropout draw from the global generators. So a continued training does what an uninterrupted one does, and no
+    generator's state needs to be kept.
 
     Raises:
         Diverged: the loss of an epoch is not finite.
@@ -156,6 +160,7 @@ def train(
 
     for epoch in range(len(training.history) + 1, epochs + 1):
         started = time.perf_counter()
+        seed_globally(seed, "epoch", epoch)
         model.train()
         for parameter in learning:
             parameter.requires_grad_(epoch > head_warmup_epochs)

@@ -2,27 +2,49 @@
 
 import gc
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ablation import tracking
-from ablation.checkpoint import CorruptCheckpoint, load_resume_checkpoint, save_resume_checkpoint, tensors_digest
+from ablation.checkpoint import (
+    CorruptCheckpoint,
+    load_resume_checkpoint,
+    resume_checkpoints,
+    save_resume_checkpoint,
+    tensors_digest,
+)
 from ablation.data import Images, ImageSet, Split, split_seed, to_device
 from ablation.models import TransferModel, build_model, calibrate, initialise
-from ablation.search import Claim, TrialEnd, best_trial, end_trial, is_better, report, suggest
+from ablation.search import (
+    Claim,
+    ClaimLost,
+    TrialEnd,
+    best_trial,
+    end_trial,
+    has_ended,
+    hold,
+    is_better,
+    report,
+    should_prune,
+    store_spec,
+    stored_spec,
+    suggest,
+)
 from ablation.seeding import make_deterministic, named_seed, select_precision
 from ablation.spec import InputError, StudySpec, TrialSpec, first_line
-from ablation.store import find_store
+from ablation.store import StoreAway, StoreError, find_store
 from ablation.strategies import STRATEGIES, apply_strategy
-from ablation.tracking import Tracker
+from ablation.tracking import Tracker, TrialRun
 from ablation.train import (
     Diverged,
     EpochMetrics,
@@ -37,6 +59,9 @@ from ablation.train import (
 from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read_weights
 
 CHECKPOINT_SECONDS = 15  # at most this much work, or one epoch, is done again after a crash
+AWAY_SECONDS = 5  # between two attempts to reach a database that is away
+logger = logging.getLogger(__name__)
+
 RUN_STATUS: dict[TrialEnd, tracking.RunStatus] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -105,9 +130,9 @@ def set_up(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended."""
+    """How a trial ended; `lost` means that another process goes on with it."""
 
-    state: TrialEnd
+    state: TrialEnd | Literal["lost"]
     value: float | None
     reason: str = ""
 
@@ -120,24 +145,59 @@ def run_trial(
     Divergence and lack of device memory end the trial as failed. Any other exception leaves it to be continued: its run
     is marked SCHEDULED and its lock is freed.
     """
-    run_id = None
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    run = workbench.tracker.trial_run(claim.key, claim.folder, claim.owner)
     try:
         source = workbench.study.data.root or workbench.study.data.source
-        run_id = workbench.tracker.start_trial(claim.key, spec, source, workbench.files)
-        claim.trial.set_user_attr("run_id", run_id)
-        outcome = _train_and_record(workbench, claim, spec, run_id, on_epoch)
-        # The run is closed before the trial is told: a crash in between leaves a trial that goes on and ends again,
-        # never a run that stays open.
-        workbench.tracker.end_run(run_id, RUN_STATUS[outcome.state], outcome.reason)
-        end_trial(claim, outcome.state, outcome.value, outcome.reason)
+        run.start(spec, source, workbench.device.type, workbench.files)
+        outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
+        while True:
+            try:
+                _end(workbench, claim, run, spec, outcome)
+                return outcome
+            except StoreAway as away:
+                logger.warning("%s; waiting to tell it how trial %s #%d ended", away, spec.arm, spec.trial)
+                _wait_until_held(claim)
+    except ClaimLost as lost:
+        return Outcome("lost", None, str(lost))
     except BaseException:
-        try:
-            if run_id is not None and not claim.has_ended:
-                workbench.tracker.pause_run(run_id)
-        finally:
-            claim.lock.release()
+        # Whatever cannot be written now is found out when the trial goes on.
+        with suppress(StoreAway, StoreError, ClaimLost):
+            if hold(claim) and not has_ended(claim):
+                run.pause()
         raise
-    return outcome
+    finally:
+        claim.release()
+
+
+def _end(workbench: Workbench, claim: Claim, run: TrialRun, spec: TrialSpec, outcome: Outcome) -> None:
+    """Close the run, then tell Optuna: a crash in between leaves a trial that goes on and ends again, not an open run.
+
+    Raises:
+        StoreAway: Optuna's database does not answer; call it again.
+    """
+    assert outcome.state != "lost"
+    only_best = workbench.study.tracking.checkpoints == "best_per_arm"
+    # Exclusively, else two trials of an arm that end at once could both be its best.
+    with claim.locks.exclusive() if only_best else nullcontext():
+        if only_best and outcome.value is not None:
+            _keep_best(claim, run, outcome.value)
+        run.end(RUN_STATUS[outcome.state], outcome.reason)
+        end_trial(claim, outcome.state, outcome.value, outcome.reason, run.run_id, run.complete)
+
+
+def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
+    """Delete the checkpoint of the arm's best trial so far or of this one, whichever is not the best now."""
+    leader = best_trial(claim.study)
+    if leader is not None and not has_ended(claim):
+        is_best = is_better(value, claim.trial.number, leader)
+        run.delete_checkpoint_of(leader.number if is_best else claim.trial.number)
+
+
+def _wait_until_held(claim: Claim) -> None:
+    while not hold(claim):
+        time.sleep(AWAY_SECONDS)
 
 
 def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
@@ -145,7 +205,7 @@ def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
 
     A trial that goes on elsewhere, with its weights in another place or on another device, stays what it was.
     """
-    stored = claim.trial.user_attrs.get("spec")
+    stored = stored_spec(claim)
     if stored is not None:
         return TrialSpec.from_params(stored)
     study = workbench.study
@@ -157,6 +217,7 @@ def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         epochs=study.epochs,
         precision=select_precision(study.precision, workbench.device),
         deterministic=study.deterministic,
+        threads=torch.get_num_threads() if workbench.device.type == "cpu" else None,
         backbone=study.backbone.name,
         weights=study.backbone.weights,
         weights_digest=workbench.weights.digest if workbench.weights else None,
@@ -170,7 +231,7 @@ def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         num_classes=len(workbench.classes),
         **suggest(claim.trial, study, claim.arm),
     )
-    claim.trial.set_user_attr("spec", spec.to_params())
+    store_spec(claim, spec.to_params())
     return spec
 
 
@@ -178,40 +239,35 @@ def _train_and_record(
     workbench: Workbench,
     claim: Claim,
     spec: TrialSpec,
-    run_id: str,
+    run: TrialRun,
     on_epoch: Callable[[TrialSpec, EpochMetrics], None],
 ) -> Outcome:
     training: Training | None = None
-    resume_path = claim.folder / "resume.ckpt"
+    prunes = workbench.study.search.pruner != "none"
     try:
         training = make_training(spec, workbench)
-        _restore(training, resume_path, workbench.device)
-        # A crash between saving and logging must not lose an epoch, one after a damaged checkpoint not repeat one.
-        logged = workbench.tracker.last_logged_epoch(run_id)
-        workbench.tracker.log_epochs(run_id, training.history[logged:])
-        logged = max(logged, len(training.history))
-        report(claim, training.history)
+        _restore(training, claim, run, workbench)
         saved_at = time.monotonic()
-        if training.history and _is_pruned(claim, spec, training.history[-1]):
-            return _pruned(spec, training.history[-1])
-
+        _log(claim, run, training)  # a crash between saving and logging must not lose an epoch
+        if training.history and prunes and _is_pruned(claim, spec, training):
+            return _pruned(spec, training)
         try:
             for metrics in _epochs(training, spec, workbench):
-                report(claim, [metrics])
                 on_epoch(spec, metrics)
-                pruned = _is_pruned(claim, spec, metrics)
+                pruned = prunes and _is_pruned(claim, spec, training)
                 if pruned or metrics.epoch == spec.epochs or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
                     # Epochs are logged only once they are safe, so that none is ever logged twice with other figures.
-                    save_resume_checkpoint(resume_path, training.state_dict())
-                    workbench.tracker.log_epochs(run_id, training.history[logged:])
-                    logged, saved_at = max(logged, len(training.history)), time.monotonic()
+                    _save(workbench, claim, run, training)
+                    _log(claim, run, training)
+                    saved_at = time.monotonic()
                 if pruned:
-                    return _pruned(spec, metrics)
+                    return _pruned(spec, training)
         except Diverged as error:
-            save_resume_checkpoint(resume_path, training.state_dict())  # continued from here, it diverges again
-            workbench.tracker.log_epochs(run_id, training.history[logged:])
+            _save(workbench, claim, run, training)  # continued from here, it diverges again
+            _log_for_sure(claim, run, training)
             return Outcome("failed", None, str(error))
-        _record_best(workbench, claim, spec, run_id, training)
+        _log_for_sure(claim, run, training)
+        _record_best(workbench, claim, spec, run, training)
         return Outcome("finished", training.best.val_accuracy)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -220,15 +276,43 @@ def _train_and_record(
     # Only here is the exception gone, whose traceback held the frames and with them the tensors.
     training = None
     _free_memory(workbench.device)
+    _wait_until_held(claim)
     return Outcome("failed", None, reason)
 
 
-def _is_pruned(claim: Claim, spec: TrialSpec, metrics: EpochMetrics) -> bool:
-    return metrics.epoch < spec.epochs and claim.trial.should_prune()
+def _save(workbench: Workbench, claim: Claim, run: TrialRun, training: Training) -> None:
+    """Write a resume checkpoint, and put it where other machines find it if any may take the trial over."""
+    path = save_resume_checkpoint(claim.folder, len(training.history), training.state_dict())
+    if workbench.tracker.shares_checkpoints and hold(claim):
+        run.upload_resume_checkpoint(path)
 
 
-def _pruned(spec: TrialSpec, metrics: EpochMetrics) -> Outcome:
-    return Outcome("pruned", None, f"pruned after epoch {metrics.epoch} of {spec.epochs}")
+def _log(claim: Claim, run: TrialRun, training: Training) -> bool:
+    """Log epochs to MLflow and report them to Optuna; return False where the database is away, for the next call."""
+    with suppress(StoreAway):
+        if hold(claim):
+            run.log_epochs(training.history)
+            report(claim, training.history)
+            return True
+    return False
+
+
+def _log_for_sure(claim: Claim, run: TrialRun, training: Training) -> None:
+    while not _log(claim, run, training):
+        time.sleep(AWAY_SECONDS)
+
+
+def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
+    """Ask the study's pruner; while the database is away, the trial goes on."""
+    with suppress(StoreAway):
+        if len(training.history) < spec.epochs and hold(claim):
+            report(claim, training.history)
+            return should_prune(claim)
+    return False
+
+
+def _pruned(spec: TrialSpec, training: Training) -> Outcome:
+    return Outcome("pruned", None, f"pruned after epoch {len(training.history)} of {spec.epochs}")
 
 
 # What the allocators of the CPU, of MPS and of CUDA's libraries say in a plain RuntimeError.
@@ -287,30 +371,37 @@ def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Any:
     )
 
 
-def _restore(training: Training, path: Path, device: torch.device) -> None:
-    if not path.exists():
-        return
-    try:
-        training.load_state_dict(load_resume_checkpoint(path, device))
-    except CorruptCheckpoint as error:
-        import warnings
+def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workbench) -> None:
+    """Go on from the last resume checkpoint that can be read, of this machine or of another."""
+    with TemporaryDirectory() as folder:
+        for path in _checkpoints_found(claim, run, workbench, Path(folder)):
+            try:
+                training.load_state_dict(load_resume_checkpoint(path, workbench.device))
+            except CorruptCheckpoint as error:
+                logger.warning("%s; going on from the one before, or from the start", error)
+                path.unlink()
+                continue
+            break
+    if not training.devices:
+        training.devices.append((1, workbench.device.type))
+    elif training.devices[-1][1] != workbench.device.type:
+        training.devices.append((len(training.history) + 1, workbench.device.type))
+        run.log_devices(", ".join(f"{device} from epoch {epoch}" for epoch, device in training.devices))
 
-        warnings.warn(f"{error}; the trial starts over", stacklevel=2)
+
+def _checkpoints_found(claim: Claim, run: TrialRun, workbench: Workbench, folder: Path) -> Iterator[Path]:
+    here = resume_checkpoints(claim.folder)
+    if workbench.tracker.shares_checkpoints and claim.continued:
+        yield from run.download_resume_checkpoints(folder, after=here[0].name if here else "")
+    yield from here
 
 
-def _record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run_id: str, training: Training) -> None:
-    """Log the best epoch's figures and checkpoint; with best_per_arm, only the arm's best keeps its checkpoint."""
-    best = training.best
-    leader = best_trial(claim.study)
-    keep_all = workbench.study.tracking.checkpoints == "all"
-    keep = keep_all or leader is None or is_better(best.val_accuracy, spec.trial, leader)
+def _record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
+    """Log the best epoch's figures and its checkpoint."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / Path(tracking.CHECKPOINT_FILE).name
-        if keep:
-            save_best(path, training, spec, workbench.classes, workbench.normalisation)
-        workbench.tracker.log_result(run_id, best, path if keep else None)
-    if keep and not keep_all and leader is not None:
-        workbench.tracker.delete_checkpoint(leader.user_attrs["run_id"])
+        save_best(path, training, spec, workbench.classes, workbench.normalisation)
+        run.log_result(training.best, path)
 
 
 def save_best(

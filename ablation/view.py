@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,8 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ablation.report import Table
+from ablation.report import Table, best_of
 from ablation.spec import TrialSpec
+
+if TYPE_CHECKING:
+    from ablation.search import TrialRecord
 
 PLAIN_SECONDS = 5  # between two lines about epochs of one trial
 BARS = "▁▂▃▄▅▆▇█"
@@ -63,15 +66,18 @@ def waiting(what: str) -> Iterator[None]:
 class StudyView:
     """Follows a study: its progress with the time left, the running trial's curve, the best of each arm so far."""
 
-    def __init__(self, title: str, arms: list[str], trials: int, ended: int, best: dict[str, float]):
-        self.arms, self.trials, self.ended = arms, trials, ended
-        self.best = best
-        self.times: list[float] = []
+    def __init__(self, title: str, arms: list[str], trials: int):
+        self.arms, self.trials = arms, trials
+        self.ended = 0
+        self.ended_before: int | None = None  # when this view began
+        self.best: dict[str, float] = {}
         self.curve: list[float] = []
         self.trial_text = Text("")
         self.epoch_text = Text("")
-        self.trial_started = time.monotonic()
+        self.workers: dict[int, str] = {}  # what each said last
+        self.began = self.trial_started = time.monotonic()
         self.last_line = 0.0
+        self.waits_for = ""
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -80,7 +86,7 @@ class StudyView:
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
         )
-        self.task = self.progress.add_task(title, total=trials, completed=ended, left="")
+        self.task = self.progress.add_task(title, total=trials, left="")
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
     def __enter__(self) -> "StudyView":
@@ -103,17 +109,47 @@ class StudyView:
                 Text(arm, style=style), Text("-" if value is None else f"{value:.4f}", style=style), Text(bar)
             )
         heading = Text("best validation accuracy so far", style="dim")
-        return Group(self.progress, self.trial_text, self.epoch_text, Text(""), heading, table)
+        says = [Text(f"worker {number}  {line}", overflow="ellipsis", no_wrap=True) for number, line in self._workers()]
+        return Group(self.progress, *(says or [self.trial_text, self.epoch_text]), Text(""), heading, table)
+
+    def _workers(self) -> list[tuple[int, str]]:
+        return sorted(self.workers.items())
 
     def _arms_that_fit(self) -> list[str]:
         """Return the arms in order; where the terminal is too low for all of them, the best ones."""
-        room = max(3, console.height - 8)  # lines for the progress, the running trial and a margin
+        room = max(3, console.height - 6 - max(2, len(self.workers)))  # lines for the rest and a margin
         best_first = sorted(self.arms, key=lambda arm: self.best.get(arm, -1.0), reverse=True)
         return [arm for arm in self.arms if arm in best_first[:room]]
+
+    def update(self, trials: dict[str, list["TrialRecord"]]) -> None:
+        """Show what the study's arms (arm -> trials) have come to, whoever did it."""
+        self.ended = sum(trial.has_ended for found in trials.values() for trial in found)
+        if self.ended_before is None:
+            self.ended_before = self.ended
+        for arm, found in trials.items():
+            best = best_of(found)
+            if best is not None and best.value is not None:
+                self.best[arm] = best.value
+        left = self.time_left()
+        self.progress.update(self.task, completed=self.ended, left=f"about {left} left" if left else "")
+
+    def waits(self, text: str) -> None:
+        """Nothing can be done for now."""
+        self.trial_text, self.epoch_text = Text(text), Text("")
+        if text != self.waits_for and not console.is_terminal:
+            say(text)
+        self.waits_for = text
+
+    def worker_says(self, number: int, line: str) -> None:
+        """A worker process has said something."""
+        self.workers[number] = line.strip()
+        if not console.is_terminal:
+            say(f"worker {number} | {line}")
 
     def trial_started_now(self, spec: TrialSpec, params: str) -> None:
         """A trial begins, or goes on."""
         self.trial_started = self.last_line = time.monotonic()
+        self.waits_for = ""
         self.curve = []
         self.trial_text = Text(f"{spec.arm} #{spec.trial}  {params}")
         self.epoch_text = Text("")
@@ -135,26 +171,23 @@ class StudyView:
             say(f"  {text}")
 
     def trial_ended(self, spec: TrialSpec, state: str, value: float | None, reason: str) -> None:
-        """A trial has ended."""
-        self.ended += 1
+        """A trial has ended, or another process has it now (`state` is "lost")."""
         seconds = time.monotonic() - self.trial_started
-        self.times.append(seconds)
-        if value is not None:
-            self.best[spec.arm] = max(value, self.best.get(spec.arm, 0.0))
-        left = self.time_left()
-        self.progress.update(self.task, completed=self.ended, left=f"about {left} left" if left else "")
+        if state != "lost":
+            self.ended += 1
         result = f"val. accuracy {value:.4f}" if value is not None else reason
         if not console.is_terminal:
+            left = self.time_left()
             say(f"  {state}: {result} ({seconds:.1f} s{f', about {left} left' if left else ''})")
-        elif state == "failed":
-            self.live.console.print(Text(f"{spec.arm} #{spec.trial} failed: {reason}", style="yellow"))
+        elif state in ("failed", "lost"):
+            self.live.console.print(Text(f"{spec.arm} #{spec.trial} {state}: {reason}", style="yellow"))
 
     def time_left(self) -> str:
-        """Return the time that the remaining trials will take, at this session's mean time per trial."""
-        remaining = self.trials - self.ended
-        if remaining <= 0:
+        """Return the time that the remaining trials will take, at the rate of all that ended since the view began."""
+        remaining, done = self.trials - self.ended, self.ended - (self.ended_before or 0)
+        if remaining <= 0 or done <= 0:
             return ""
-        return format_duration(remaining * sum(self.times) / len(self.times))
+        return format_duration(remaining * (time.monotonic() - self.began) / done)
 
 
 def sparkline(values: list[float]) -> str:

@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
-    "architecture", "spec", "design", "store", "seeding", "weights", "data", "backbones", "models", "strategies",
-    "plan", "train", "checkpoint", "search", "tracking", "trial", "report", "view", "demo", "study",
+    "architecture", "spec", "design", "store", "locks", "outbox", "seeding", "weights", "data", "backbones", "models",
+    "strategies", "plan", "train", "checkpoint", "search", "tracking", "trial", "report", "view", "demo", "workers",
+    "study",
 ]  # fmt: skip
 TORCH = {
     "seeding",
@@ -32,11 +33,12 @@ ONLY_IN = {
     "torchvision": {"weights", "data", "backbones"},
     "safetensors": {"weights", "data", "trial", "demo"},
     "optuna": {"search"},
-    "sqlalchemy": {"search", "tracking"},
+    "sqlalchemy": {"locks", "search", "tracking"},
     "mlflow": {"tracking"},
     "rich": {"view"},
     "click": {"study"},
-    "filelock": {"store", "search"},
+    "filelock": {"locks"},
+    "requests": {"tracking"},
     "sklearn": {"data"},
     "pydantic": {"spec"},
 }

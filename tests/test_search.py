@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -8,9 +9,10 @@ from optuna.distributions import IntDistribution
 
 from ablation import search
 from ablation.design import Arm, arms
+from ablation.locks import Locks, open_locks
 from ablation.report import best_of
 from ablation.spec import InputError, StudySpec, load_study, parse_override
-from ablation.store import Store, build_database, find_store, try_lock
+from ablation.store import Store, build_database, find_store
 
 STUDIES = Path(__file__).parent.parent / "studies"
 
@@ -26,16 +28,28 @@ def store(tmp_path: Path) -> Store:
 
 
 def begin(spec: StudySpec, store: Store) -> dict[str, optuna.Study]:
-    return search.create_arms(search.open_storage(store), spec, {"made": "by a test"})
+    return search.create_arms(search.open_storage(store, create=True), spec, {"made": "by a test"}, "an experiment")
+
+
+def claim_next(spec: StudySpec, store: Store, studies: dict[str, optuna.Study], locks: Locks | None = None) -> Any:
+    return search.claim_trial(spec, store, locks or open_locks(store.optuna_url), studies)
+
+
+def end(claim: search.Claim, state: search.TrialEnd, value: float | None, reason: str = "") -> None:
+    search.end_trial(claim, state, value, reason, None, lambda: True)
+
+
+def records(study: optuna.Study, store: Store) -> list[search.TrialRecord]:
+    return search.records("block1", study, open_locks(store.optuna_url))
 
 
 def claim_all(spec: StudySpec, store: Store) -> list[search.Claim]:
     studies = begin(spec, store)
     claims = []
-    while (claim := search.claim_trial(spec, store, studies)) is not None:
+    while (claim := claim_next(spec, store, studies)) is not None:
         search.suggest(claim.trial, spec, claim.arm)
         claims.append(claim)
-        search.end_trial(claim, "finished", 0.5, "")
+        end(claim, "finished", 0.5)
     return claims
 
 
@@ -132,10 +146,10 @@ def test_tpe_searches_conditional_spaces(store: Store) -> None:
     spec = study("joint_search", "trials_per_arm=50")
     studies = begin(spec, store)
     numbers = []
-    while (claim := search.claim_trial(spec, store, studies)) is not None:
+    while (claim := claim_next(spec, store, studies)) is not None:
         chosen = search.suggest(claim.trial, spec, claim.arm)
         numbers.append(claim.trial.number)
-        search.end_trial(claim, "finished", 1.0 if chosen["strategy"] == "fine_tune_top" else 0.0, "")
+        end(claim, "finished", 1.0 if chosen["strategy"] == "fine_tune_top" else 0.0)
     assert numbers == list(range(50))
     late = [trial.params["strategy"] for trial in studies["all"].trials[20:]]
     assert late.count("fine_tune_top") > 20  # it goes where the value is
@@ -159,58 +173,48 @@ def test_failed_and_pruned_trials_count_and_interrupted_ones_are_continued(store
                  "trials_per_arm=3")  # fmt: skip
     studies = begin(spec, store)
     for state in ("failed", "pruned"):
-        claim = search.claim_trial(spec, store, studies)
+        claim = claim_next(spec, store, studies)
         assert claim is not None
         search.suggest(claim.trial, spec, claim.arm)
-        search.end_trial(claim, state, None, f"it {state}")
+        end(claim, state, None, f"it {state}")
 
-    interrupted = search.claim_trial(spec, store, studies)
+    interrupted = claim_next(spec, store, studies)
     assert interrupted is not None
     rate = search.suggest(interrupted.trial, spec, interrupted.arm)["lr"]
-    assert search.claim_trial(spec, store, studies) is None  # its owner lives, and the budget is spent
-    (record,) = search.records(spec.name, "block1", studies["block1"], store)[2:]
+    assert claim_next(spec, store, studies) is None  # its owner lives, and the budget is spent
+    (record,) = records(studies["block1"], store)[2:]
     assert record.state == "running"
-    interrupted.lock.release()  # as the death of its process does
-    states = [r.state for r in search.records(spec.name, "block1", studies["block1"], store)]
+    interrupted.release()  # as the death of its process does
+    states = [r.state for r in records(studies["block1"], store)]
     assert states == ["failed", "pruned", "interrupted"]
 
-    continued = search.claim_trial(spec, store, begin(spec, store))
+    continued = claim_next(spec, store, begin(spec, store))
     assert continued is not None
     assert continued.trial.number == 2
     assert search.suggest(continued.trial, spec, continued.arm)["lr"] == rate
-    search.end_trial(continued, "finished", 0.75, "")
-    found = search.records(spec.name, "block1", studies["block1"], store)
+    end(continued, "finished", 0.75)
+    found = records(studies["block1"], store)
     assert [(r.state, r.value, r.reason) for r in found] == [
         ("failed", None, "it failed"), ("pruned", None, "it pruned"), ("finished", 0.75, ""),
     ]  # fmt: skip
-    assert not store.trial_folder(spec.name, "block1", 2).exists()
-    assert search.claim_trial(spec, store, studies) is None
+    assert not continued.folder.exists()
+    assert claim_next(spec, store, studies) is None
 
 
 def test_a_trial_killed_before_its_parameters_gets_the_same_ones(store: Store, tmp_path: Path) -> None:
     spec = study("vgg_truncation", "trials_per_arm=1")
     studies = begin(spec, store)
-    claim = search.claim_trial(spec, store, studies)
+    claim = claim_next(spec, store, studies)
     assert claim is not None
-    claim.lock.release()  # nothing was suggested yet
-    again = search.claim_trial(spec, store, begin(spec, store))
+    claim.release()  # nothing was suggested yet
+    again = claim_next(spec, store, begin(spec, store))
     assert again is not None
     assert again.trial.number == claim.trial.number
     other = find_store(str(tmp_path / "other"))
     other.root.mkdir()
-    untouched = search.claim_trial(spec, other, begin(spec, other))
+    untouched = claim_next(spec, other, begin(spec, other))
     assert untouched is not None
     assert search.suggest(again.trial, spec, again.arm) == search.suggest(untouched.trial, spec, untouched.arm)
-
-
-def test_locks_exclude(tmp_path: Path) -> None:
-    lock = try_lock(tmp_path / "t")
-    assert lock is not None
-    assert try_lock(tmp_path / "t") is None
-    lock.release()
-    again = try_lock(tmp_path / "t")
-    assert again is not None
-    again.release()
 
 
 # ---------------------------------------------------------------------------------------------------------- identity
@@ -224,9 +228,9 @@ def test_differences() -> None:
 
 def test_only_budgets_may_change(store: Store) -> None:
     spec = study("vgg_truncation")
-    storage = search.open_storage(store)
+    storage = search.open_storage(store, create=True)
     search.check_identity(storage, spec.name, spec.content())  # a new study
-    (first, *_) = search.create_arms(storage, spec, spec.content()).values()
+    (first, *_) = search.create_arms(storage, spec, spec.content(), "an experiment").values()
     other = study("vgg_truncation", "epochs=11")
     search.check_identity(storage, other.name, other.content())  # nothing has run yet
     first.ask()
@@ -245,8 +249,8 @@ def test_only_budgets_may_change(store: Store) -> None:
 
 def test_unknown_fields_are_left_out(store: Store) -> None:
     spec = study("vgg_truncation")
-    storage = search.open_storage(store)
-    search.create_arms(storage, spec, {"data": {"digest": "a"}})["block1,fine_tune_all"].ask()
+    storage = search.open_storage(store, create=True)
+    search.create_arms(storage, spec, {"data": {"digest": "a"}}, "an experiment")["block1,fine_tune_all"].ask()
     search.check_identity(storage, spec.name, {"data": {"digest": ""}}, ignored=["data.digest"])
     with pytest.raises(InputError, match=r"data.digest \(was 'a', is 'b'\)"):
         search.check_identity(storage, spec.name, {"data": {"digest": "b"}})
@@ -254,58 +258,67 @@ def test_unknown_fields_are_left_out(store: Store) -> None:
 
 def test_an_arm_that_was_only_begun_to_be_made_is_completed(store: Store) -> None:
     spec = study("vgg_truncation")
-    storage = search.open_storage(store)
+    storage = search.open_storage(store, create=True)
     optuna.create_study(study_name="vgg_truncation/block1,fine_tune_all", storage=storage, direction="maximize")
     search.check_identity(storage, spec.name, spec.content())
-    arms_made = search.create_arms(storage, spec, spec.content())
+    arms_made = search.create_arms(storage, spec, spec.content(), "an experiment")
     assert arms_made["block1,fine_tune_all"].user_attrs["content"] == spec.content()
     keys = {arm.user_attrs["key"] for arm in arms_made.values()}
     assert len(keys) == 10
-    again = search.create_arms(storage, spec, spec.content())
+    again = search.create_arms(storage, spec, spec.content(), "an experiment")
     assert {arm.user_attrs["key"] for arm in again.values()} == keys
 
 
 def test_a_crash_while_a_database_is_made_leaves_none(tmp_path: Path) -> None:
     path = tmp_path / "some.db"
+    url = f"sqlite:///{path}"
 
     def crash(url: str) -> None:
         Path(url.removeprefix("sqlite:///")).write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_database(path, crash)
+        build_database(url, crash)
     assert not path.exists()
-    build_database(path, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
+    build_database(url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
     optuna.storages.RDBStorage(f"sqlite:///{path}")
-    build_database(path, crash)  # it is there, so nothing is built
+    build_database(url, crash)  # it is there, so nothing is built
     assert [entry.name for entry in tmp_path.iterdir()] == ["some.db"]
 
 
 def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
     spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
     studies = begin(spec, store)
-    ended, running = (search.claim_trial(spec, store, studies) for _ in range(2))
-    assert ended is not None
-    assert running is not None
-    search.end_trial(ended, "finished", 0.5, "")
-    ended.folder.mkdir()
-    (ended.folder / "resume.ckpt").write_text("left by a crash")
-    search.sweep(spec, store, studies)
+    ended, waits, interrupted, running = (claim_next(spec, store, studies) for _ in range(4))
+    for claim in (ended, waits):
+        end(claim, "finished", 0.5)
+        claim.folder.mkdir()
+        (claim.folder / "epoch-000001.ckpt").write_text("left by a crash")
+    interrupted.release()
+    asked = []
+
+    def complete(key: str, folder: Path, owner: str) -> bool:
+        asked.append((key, folder, owner))
+        return key == ended.key
+
+    assert search.sweep(store, open_locks(store.optuna_url), studies, complete) == 1
+    assert asked == [(ended.key, ended.folder, ""), (waits.key, waits.folder, "")]
     assert not ended.folder.exists()
-    assert running.folder.exists()
+    assert [claim.folder.exists() for claim in (waits, interrupted, running)] == [True] * 3
+    assert [record.state for record in records(studies["block1"], store)[2:]] == ["interrupted", "running"]
 
 
 def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
     spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
     studies = begin(spec, store)
-    claims = [search.claim_trial(spec, store, studies) for _ in range(3)]
+    claims = [claim_next(spec, store, studies) for _ in range(3)]
     for number in (1, 0, 2):  # they need not end in order
-        search.end_trial(claims[number], "finished", 0.5, "")
+        end(claims[number], "finished", 0.5)
         leader = search.best_trial(studies["block1"])
         assert leader.number == {1: 1, 0: 0, 2: 0}[number]
     assert not search.is_better(0.5, 5, leader)
     assert search.is_better(0.6, 5, leader)
-    first = search.records(spec.name, "block1", studies["block1"], store)
+    first = records(studies["block1"], store)
     assert best_of(first).number == 0
 
 
@@ -314,7 +327,7 @@ def test_a_store_that_is_no_database_is_refused(store: Store) -> None:
     with pytest.raises(
         InputError, match=r"optuna.db: cannot be opened as Optuna's database \(file is not a database\)"
     ):
-        search.open_storage(store)
+        search.open_storage(store, create=True)
 
 
 def test_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

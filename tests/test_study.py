@@ -19,6 +19,7 @@ from mlflow.entities import Run
 
 import ablation
 from ablation import study, train, trial
+from ablation.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.data import load_images, split_seed, split_train_val, to_device
 from ablation.spec import Data, InputError, TrialSpec
 from ablation.train import Normalisation, evaluate
@@ -335,9 +336,11 @@ def test_an_interrupted_trial_goes_on(
     assert not list(Path("s/checkpoints").rglob("*.ckpt"))
 
 
-def test_a_damaged_resume_checkpoint_starts_the_trial_over(
-    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("damaged", "first"), [(1, 2), (2, 1)])
+def test_a_damaged_resume_checkpoint_is_passed_over(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, damaged: int, first: int
 ) -> None:
+    """The trial goes on from the checkpoint before, or starts over where that is damaged, too; no step comes twice."""
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
 
     def fault(number: int, epoch: int) -> None:
@@ -347,13 +350,41 @@ def test_a_damaged_resume_checkpoint_starts_the_trial_over(
     with monkeypatch.context() as patch:
         patched_train(patch, fault)
         assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 130
-    (checkpoint,) = Path("s/checkpoints").rglob("*.ckpt")
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-7])
-    with pytest.warns(UserWarning, match="checksum is wrong; the trial starts over"):
-        assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 0
+    checkpoints = sorted(Path("s/checkpoints").rglob("*.ckpt"), reverse=True)
+    assert [path.name for path in checkpoints] == ["epoch-000002.ckpt", "epoch-000001.ckpt"]
+    for path in checkpoints[:damaged]:
+        path.write_bytes(path.read_bytes()[:-7])
+    trained = []
+    patched_train(monkeypatch, lambda number, epoch: trained.append(epoch))
+    assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 0
+    assert caplog.text.count("its checksum is wrong; going on from the one before, or from the start") == damaged
+    assert trained == list(range(first, 4))
     (run,) = runs(Path("s"), "small")
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(Path("s"), run)["val_loss"]] == [1, 2, 3]
+
+
+def test_another_kind_of_device_is_marked_on_the_run(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is made to say that a GPU wrote it; the trial goes on here, with its own precision."""
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+
+    def fault(number: int, epoch: int) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patched_train(patch, fault)
+        assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 130
+    (path,) = Path("s/checkpoints").rglob("*.ckpt")
+    state = load_resume_checkpoint(path, torch.device("cpu"))
+    assert state["devices"] == [(1, "cpu")]
+    save_resume_checkpoint(path.parent, 1, {**state, "devices": [(1, "cuda")]})
+    assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "2") == 0
+    continued, other = runs(Path("s"), "small")
+    assert continued.data.tags["device"] == "cuda from epoch 1, cpu from epoch 2"
+    assert other.data.tags["device"] == "cpu"
 
 
 def test_an_interrupted_trial_goes_on_with_its_weights_elsewhere(

@@ -101,9 +101,9 @@ def test_continued_training_equals_an_uninterrupted_one(optimizer: str, warmup: 
         epochs = train(begun, TRAIN, VAL, NORMALISATION, **settings)
         for _ in range(stop):
             next(epochs)
-        save_resume_checkpoint(tmp_path / "c", begun.state_dict())
+        path = save_resume_checkpoint(tmp_path, stop, begun.state_dict())
         continued = training(optimizer=optimizer)
-        continued.load_state_dict(load_resume_checkpoint(tmp_path / "c", CPU))
+        continued.load_state_dict(load_resume_checkpoint(path, CPU))
         list(train(continued, TRAIN, VAL, NORMALISATION, **settings))
         assert figures([asdict(metrics) for metrics in continued.history]) == expected
         assert all(torch.equal(t, whole.best_tensors[name]) for name, t in continued.best_tensors.items())

@@ -1,5 +1,6 @@
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,6 +17,10 @@ def spec(arm: str = "block1") -> SimpleNamespace:
     return SimpleNamespace(arm=arm, trial=0, epochs=3)
 
 
+def ended(value: float) -> SimpleNamespace:
+    return SimpleNamespace(value=value, has_ended=True)
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
     console = Console(force_terminal=True, width=100, height=14, color_system=None)
@@ -30,7 +35,8 @@ def rendered(progress: StudyView, console: Console) -> str:
 
 
 def test_live_view_shows_progress_curve_and_the_best(terminal: Console) -> None:
-    progress = StudyView("small", ["block1", "block2"], 4, 1, {"block2": 0.5})
+    progress = StudyView("small", ["block1", "block2"], 4)
+    progress.update({"block1": [], "block2": [ended(0.5)]})
     progress.trial_started_now(spec(), "lr 0.01")
     for epoch, accuracy in enumerate((0.1, 0.45, 0.8), start=1):
         progress.epoch(spec(), metrics(epoch, accuracy))
@@ -38,6 +44,7 @@ def test_live_view_shows_progress_curve_and_the_best(terminal: Console) -> None:
     for part in ("small", "1/4", "block1 #0  lr 0.01", "epoch 3/3", "▁▄█", "val. accuracy 0.8000", "1,234 images/s"):
         assert part in text
     progress.trial_ended(spec(), "finished", 0.8, "")
+    progress.update({"block1": [ended(0.8)], "block2": [ended(0.5)]})
     text = rendered(progress, terminal)
     assert "2/4" in text
     assert "left" in text
@@ -47,14 +54,16 @@ def test_live_view_shows_progress_curve_and_the_best(terminal: Console) -> None:
 
 def test_a_low_terminal_shows_the_best_arms(terminal: Console) -> None:
     best = {f"arm{number:02}": number / 100 for number in range(21)}
-    progress = StudyView("many", list(best), 21, 21, best)
+    progress = StudyView("many", list(best), 21)
+    progress.update({name: [ended(value)] for name, value in best.items()})
     text = rendered(progress, terminal)
     assert [name for name in best if name in text] == [f"arm{number:02}" for number in range(15, 21)]
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(view, "console", Console(force_terminal=False, width=80))
-    progress = StudyView("small", ["block1"], 2, 0, {})
+    progress = StudyView("small", ["block1"], 2)
+    progress.update({"block1": []})
     progress.trial_started_now(spec(), "lr 0.01")
     progress.epoch(spec(), metrics(1, 0.5))  # too soon after the line before
     progress.trial_ended(spec(), "failed", None, "the loss became nan")
@@ -62,6 +71,22 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert lines[0] == "[1/2] block1 #0: lr 0.01"
     assert lines[1].startswith("  failed: the loss became nan (0.0 s")
     assert len(lines) == 2
+
+
+def test_workers_and_waiting(terminal: Console, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    progress = StudyView("small", ["block1"], 2)
+    progress.worker_says(2, "  epoch 1/3  val. loss 2.0")
+    progress.worker_says(1, "[1/2] block1 #0: lr 0.01")
+    progress.worker_says(2, "  epoch 2/3  val. loss 1.0")
+    lines = [line.strip() for line in rendered(progress, terminal).splitlines()]
+    assert "worker 1  [1/2] block1 #0: lr 0.01" in lines
+    assert "worker 2  epoch 2/3  val. loss 1.0" in lines
+    assert "epoch 1/3" not in "".join(lines)
+    monkeypatch.setattr(view, "console", Console(force_terminal=False, width=80))
+    for _ in range(3):
+        progress.waits("waiting for others")
+    progress.worker_says(2, "  finished")
+    assert capsys.readouterr().out.splitlines() == ["waiting for others", "worker 2 |   finished"]
 
 
 def test_sparkline_and_durations() -> None:
