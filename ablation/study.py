@@ -414,25 +414,26 @@ def finish(running: Running) -> "Table":
     from ablation.report import result_table
 
     spec = running.spec
-    table = result_table(
-        spec.question,
-        {arm.name: arm.levels for arm in arms(spec)},
-        records(running),
-        {arm.name: published_for(spec, arm) for arm in arms(spec)},
-        spec.trials_per_arm,
-        len(running.split.val_N),
-    )
-    first_arm = running.studies[arms(spec)[0].name]
     waiting = tidy_up(spec, running.store, running.locks, running.studies, running.tracker)
-    try:
-        running.tracker.write_summary(f"{first_arm.user_attrs['key']}/summary", spec.name, table.markdown())
-    except StoreAway as away:
-        view.show_table(table)
-        raise StoreError(
-            f"{away}; the summary and the runs of {waiting} trials wait for it, kept in {running.store.work_root}: "
-            "run the same command again when it answers"
-        ) from None
-    return table
+    with running.locks.exclusive():  # two that end at once must not both make the run, and the later one knows more
+        table = result_table(
+            spec.question,
+            {arm.name: arm.levels for arm in arms(spec)},
+            records(running),
+            {arm.name: published_for(spec, arm) for arm in arms(spec)},
+            spec.trials_per_arm,
+            len(running.split.val_N),
+        )
+        try:
+            key = running.studies[arms(spec)[0].name].user_attrs["key"]
+            running.tracker.write_summary(f"{key}/summary", spec.name, table.markdown())
+            return table
+        except StoreAway as away:
+            view.show_table(table)
+            raise StoreError(
+                f"{away}; the summary and the runs of {waiting} trials wait for it, kept in {running.store.work_root}: "
+                "run the same command again when it answers"
+            ) from None
 
 
 def check_places(spec: StudySpec, needs_pretraining: bool) -> None:

@@ -1,8 +1,15 @@
 """Shared fixtures: small studies on scikit-learn's digits, and the real images and weights where they are at hand."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +99,105 @@ def real_images(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
                 counts[folder] = counts.get(folder, 0) + 1
                 archive.extract(member, root, filter="data")
     return root / "cifar10"
+
+
+# ------------------------------------------------------------------------------------------ processes that are killed
+
+
+class Victims:
+    """The process of `victims.py`, which forks workers that can be killed at a chosen step."""
+
+    def __init__(self, study_file: Path):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.victims", str(study_file)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )  # fmt: skip
+        self.ended: dict[int, int] = {}
+        assert self._answer() == "ready"
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def _order(self, **order: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def start(
+        self,
+        folder: Path,
+        arguments: Sequence[object],
+        *,
+        kill_at: int | None = None,
+        environment: dict[str, str] | None = None,
+        only_open: bool = False,
+    ) -> int:
+        """Start `python -m ablation.study ARGUMENTS` in a folder; return its process id."""
+        pid: int = self._order(
+            arguments=[str(argument) for argument in arguments], folder=str(folder), kill_at=kill_at,
+            environment=environment or {}, steps=str(folder / "steps"), only_open=only_open,
+        )  # fmt: skip
+        return pid
+
+    def wait(self, pid: int) -> int:
+        """Return a worker's exit status, negative for a signal."""
+        if pid not in self.ended:
+            self.ended[pid] = self._order(wait=pid)
+        return self.ended[pid]
+
+    def has_ended(self, pid: int) -> bool:
+        """Return whether a worker has ended, by itself or killed."""
+        if pid in self.ended:
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # a zombie, not waited for
+
+    def run(self, folder: Path, arguments: Sequence[object], *, kill_at: int | None = None) -> int:
+        return self.wait(self.start(folder, arguments, kill_at=kill_at))
+
+    @staticmethod
+    def steps(folder: Path) -> list[str]:
+        """Return the names of the steps of the last run that was not killed."""
+        return (folder / "steps").read_text().splitlines()
+
+    @staticmethod
+    def output(folder: Path) -> str:
+        """Return what all runs in a folder have printed."""
+        return (folder / "steps.out").read_text()
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> Path:
+    """The file of `study_file`, for all tests together."""
+    path = tmp_path_factory.mktemp("small") / "small.toml"
+    path.write_text(STUDY.format(weights=narrow_weights))
+    return path
+
+
+@pytest.fixture(scope="session")
+def victims(small_study: Path) -> Iterator[Victims]:
+    started = Victims(small_study)
+    yield started
+    assert started.process.stdin is not None
+    started.process.stdin.close()
+    started.process.wait()
+
+
+def finish_with_a_kill(
+    victims: Victims, folder: Path, arguments: Sequence[object], *, workers: int, environment: dict[str, str]
+) -> None:
+    """Let several workers finish a study; the second is killed after a trial, and another takes its place."""
+
+    def start() -> int:
+        return victims.start(folder, arguments, environment=environment)
+
+    pids = [start() for _ in range(workers)]
+    deadline = time.monotonic() + 120
+    while "finished: " not in victims.output(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(pids[1], signal.SIGKILL)
+    assert victims.wait(pids[1]) == -signal.SIGKILL
+    pids[1] = start()
+    assert [victims.wait(pid) for pid in pids] == [0] * workers, victims.output(folder)

@@ -1,0 +1,184 @@
+"""Workers killed at every step and at any moment: what remains is exactly what an undisturbed study leaves."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from safetensors import safe_open
+
+from ablation.search import NumberedRandomSampler
+from ablation.seeding import named_seed
+
+from .conftest import Victims, finish_with_a_kill
+from .test_study import arm_study
+
+ONE_ARM = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
+
+
+def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
+    """Return all that a study has left, without what is random (ids) or depends on the clock."""
+    trials = [
+        (
+            t.number,
+            t.state.name,
+            t.value,
+            t.params,
+            t.intermediate_values,
+            t.user_attrs["spec"],
+            t.user_attrs.get("reason"),
+        )
+        for t in arm_study(store, f"small/{arm}").trials
+    ]
+    database = sqlite3.connect(f"file:{store}/mlflow.db?mode=ro", uri=True)
+    runs = []
+    for run, status in database.execute("SELECT run_uuid, status FROM runs ORDER BY name"):
+
+        def rows(columns: str, table: str, of: str = run) -> list[Any]:
+            return sorted(database.execute(f"SELECT {columns} FROM {table} WHERE run_uuid = ?", (of,)))
+
+        metrics = rows("key, step, value", "metrics")
+        tags = [
+            (k, v) for k, v in rows("key, value", "tags") if k not in ("ablation.key", "mlflow.runName", "mlflow.user")
+        ]
+        (inputs,) = database.execute("SELECT count(*) FROM inputs WHERE destination_id = ?", (run,)).fetchone()
+        folder = store / "artifacts" / "small" / run / "artifacts"
+        files = {
+            str(path.relative_to(folder)): path.read_text() if path.suffix != ".safetensors" else tensors(path)
+            for path in folder.rglob("*") if path.is_file()
+        }  # fmt: skip
+        runs.append({
+            "status": status,
+            "params": rows("key, value", "params"),
+            "steps": [(key, step) for key, step, _ in metrics],
+            "metrics": [row for row in metrics if row[0] != "images_per_second"],
+            "tags": tags,
+            "inputs": inputs,
+            "files": files,
+        })  # fmt: skip
+    database.close()
+    left = [path.name for path in (store / "checkpoints").glob("*/*")]
+    return {"trials": trials, "runs": runs, "left": left}
+
+
+def tensors(path: Path) -> Any:
+    """Return the content of a safetensors file, whose metadata come in any order."""
+    with safe_open(path, framework="numpy") as file:
+        names = sorted(file.keys())
+        return sorted(file.metadata().items()), [(name, file.get_tensor(name).tobytes()) for name in names]
+
+
+# Three trials: the first finishes, the second is pruned, the third diverges; and one without a pruner, which finishes.
+THREE_ENDS = ["--trials", "3", "--set", "search={lr={choices=[0.01, 1e30]}, sampler='random', pruner='median'}"]
+ONE_END = ["--trials", "1"]
+
+
+@pytest.mark.parametrize(("budget", "begin"), [(THREE_ENDS, "INSERT INTO trials"), (ONE_END, "INSERT INTO studies")])
+def test_killed_at_every_step(
+    victims: Victims, small_study: Path, tmp_path: Path, budget: list[str], begin: str
+) -> None:
+    """Killed right before each step of a study, and so right after the one before it; then run again to its end."""
+    seed = next(seed for seed in range(99) if rates(seed) == [0.01, 0.01, 1e30])
+    arguments = [small_study, "--store", "s", "--epochs", "2", "--set", f"seed={seed}", *ONE_ARM, *budget]
+    store, template = tmp_path / "s", tmp_path / "template"
+    assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+    steps = victims.steps(tmp_path)
+    expected = state(store)
+    assert [row[1] for row in expected["trials"]] == ["COMPLETE", "PRUNED", "FAIL"][: int(budget[1])]
+    # The last one is the summary's.
+    statuses = ["FINISHED", "KILLED", "FAILED", "FINISHED"] if budget == THREE_ENDS else ["FINISHED"] * 2
+    assert [run["status"] for run in expected["runs"]] == statuses
+    assert expected["left"] == []
+
+    # MLflow's tables take seconds to make, so that is done once - after a kill in the middle of it.
+    shutil.rmtree(store)
+    assert victims.run(tmp_path, arguments, kill_at=steps.index("CREATE TABLE datasets")) == -signal.SIGKILL
+    assert victims.run(tmp_path, arguments, kill_at=steps.index(begin)) == -signal.SIGKILL
+    store.rename(template)
+    shutil.copytree(template, store)
+    assert victims.run(tmp_path, arguments) == 0
+    assert state(store) == expected
+    steps = victims.steps(tmp_path)
+    assert {"INSERT INTO runs", "INSERT INTO metrics", "fsync", "replace", "UPDATE trials SET", "_drop"} <= set(steps)
+    for number, step in enumerate(steps):
+        shutil.rmtree(store)
+        shutil.copytree(template, store)
+        assert victims.run(tmp_path, arguments, kill_at=number) == -signal.SIGKILL
+        assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+        assert state(store) == expected, f"killed before step {number}, {step}"
+
+
+def rates(seed: int) -> list[float]:
+    """Return the learning rates of the first three trials of a study with THREE_ENDS."""
+    sampler = NumberedRandomSampler(named_seed(seed, "sampler") % 2**32)
+    study = optuna.create_study(sampler=sampler)
+    return [study.ask().suggest_categorical("lr", [0.01, 1e30]) for _ in range(3)]
+
+
+def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path: Path) -> None:
+    """Four workers on three trials; 30 times one of them is killed and replaced."""
+    arguments = [small_study, "--store", "s", "--epochs", "30", "--trials", "3", *ONE_ARM]
+    arguments += ["--set", "search={lr={low=0.001, high=0.03}, sampler='random'}"]
+    store, template = tmp_path / "s", tmp_path / "template"
+    assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+    expected = state(store)
+    assert [len(trial[4]) for trial in expected["trials"]] == [30] * 3
+    begin = victims.steps(tmp_path).index("INSERT INTO trials")
+    shutil.rmtree(store)
+    assert victims.run(tmp_path, arguments, kill_at=begin) == -signal.SIGKILL
+    store.rename(template)
+
+    moments = random.Random(0)
+    kills = rounds = 0
+    while kills < 30:
+        rounds += 1
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(template, store)
+        workers = [victims.start(tmp_path, arguments) for _ in range(4)]
+        while kills < 30:
+            time.sleep(moments.uniform(0.2, 1.2))
+            if any(victims.has_ended(pid) for pid in workers):
+                break  # nothing is left to do
+            victim = moments.choice(workers)
+            os.kill(victim, signal.SIGKILL)
+            victims.wait(victim)
+            workers[workers.index(victim)] = victims.start(tmp_path, arguments)
+            kills += 1
+        assert [victims.wait(pid) for pid in workers] == [0] * 4, victims.output(tmp_path)
+        assert state(store) == expected
+    assert rounds < 30
+
+
+def test_four_workers_make_exactly_the_budget(victims: Victims, small_study: Path, tmp_path: Path) -> None:
+    """On SQLite: 40 trials, with one worker killed in the middle and replaced."""
+    arguments = [small_study, "--store", "s", "--epochs", "2", "--trials", "10"]
+    finish_with_a_kill(victims, tmp_path, arguments, workers=4, environment={})
+    store = tmp_path / "s"
+    for arm in (
+        "block1,feature_extraction",
+        "block1,fine_tune_all",
+        "conv2_1,feature_extraction",
+        "conv2_1,fine_tune_all",
+    ):
+        found = state(store, arm)
+        assert [(trial[0], trial[1], len(trial[4])) for trial in found["trials"]] == [
+            (number, "COMPLETE", 2) for number in range(10)
+        ]
+    runs = [run for run in found["runs"] if ("kind", "trial") in run["tags"]]
+    assert len(runs) == len({(dict(run["tags"])["arm"], dict(run["tags"])["trial"]) for run in runs}) == 40
+    assert {run["status"] for run in found["runs"]} == {"FINISHED"}
+    assert all(run["steps"].count(("val_accuracy", step)) == 1 for run in runs for step in (1, 2))
+    assert "locked" not in victims.output(tmp_path)
+
+
+@pytest.mark.parametrize("start", range(20))
+def test_fresh_stores_are_made_by_four_at_once(victims: Victims, small_study: Path, tmp_path: Path, start: int) -> None:
+    workers = [victims.start(tmp_path, [small_study, "--store", "s"], only_open=True) for _ in range(4)]
+    assert [victims.wait(pid) for pid in workers] == [0] * 4, victims.output(tmp_path)
+    assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path}/s/optuna.db")) == 4

@@ -1,0 +1,145 @@
+"""Runs the command line in forked children that kill themselves at a chosen step, for `test_faults.py`.
+
+Started once, this process imports everything and starts no thread, so that a victim costs a fork instead of seconds of
+imports. It reads orders, a line of JSON each, and answers each with a line of JSON:
+
+- `{"arguments": [...], "folder": ..., "environment": {...}, "kill_at": N | null, "steps": FILE, "only_open": ...}`
+  forks a child that runs `python -m ablation.study ARGUMENTS` in the folder and gets SIGKILL right before its N-th
+  step, from 0; without N it runs to its end and writes the names of its steps into the file. With `only_open` it opens
+  the stores and does nothing else. The answer is its process id.
+- `{"wait": PID}` waits for a child; the answer is its exit status, negative for a signal.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+import torch
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.db import utils as mlflow_database
+
+from ablation import data, locks, search, study, train, trial
+
+# What leaves a trace outside the process, besides the databases' transactions, and the two halves of an epoch.
+STEPS: list[tuple[Any, str]] = [
+    (os, "fsync"),
+    (Path, "replace"),
+    (Path, "unlink"),
+    (LocalArtifactRepository, "log_artifact"),
+    (search, "_drop"),
+    (locks.FileLocks, "try_acquire"),
+    (locks.FileLocks, "release"),
+    (trial, "make_training"),
+    (train, "evaluate"),
+]
+
+
+class PruneTrialOne(optuna.pruners.BasePruner):
+    """Prunes trial 1 after its first epoch."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.number == 1
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # so that no thread is there to be lost in a fork
+    trial.CHECKPOINT_SECONDS = 0
+    search.make_pruner = lambda spec: PruneTrialOne() if spec.search.pruner != "none" else optuna.pruners.NopPruner()
+    # What costs time and has no step: reading the same images, and comparing MLflow's schema with its migrations.
+    loaded: dict[str, Any] = {}
+    real_load = data.load_images
+
+    def load_once(wanted: Any, **kwargs: Any) -> Any:
+        if str(wanted) not in loaded:
+            loaded[str(wanted)] = real_load(wanted, **kwargs)
+        return loaded[str(wanted)]
+
+    data.load_images = load_once
+    data.load_images(study.load_study(Path(sys.argv[1]), name="small").data)
+    mlflow_database._verify_schema = lambda engine: None
+    answer("ready")
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            answer(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]))
+            continue
+        pid = os.fork()
+        if pid == 0:
+            run(**order)
+        answer(pid)
+
+
+def answer(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def run(
+    arguments: list[str], folder: str, environment: dict[str, str], kill_at: int | None, steps: str, only_open: bool
+) -> None:
+    """Be the child: never returns."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    output = os.open(Path(steps).with_suffix(".out"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    taken: list[str] = []
+
+    def step(name: str) -> None:
+        if len(taken) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        taken.append(name)
+
+    for owner, name in STEPS:
+        setattr(owner, name, preceded(getattr(owner, name), lambda name=name: step(name)))
+    listen_to_transactions(step)
+    if only_open:
+        study.run_study = open_stores
+    sys.argv = ["study", *arguments]
+    status = 70
+    try:
+        status = study.main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        if kill_at is None:
+            Path(steps).write_text("\n".join(taken))
+        os._exit(status)
+
+
+def open_stores(spec: Any, store: Any, *_: object) -> None:
+    study.open_stores(spec, store, spec.content())
+
+
+def preceded(function: Callable[..., Any], step: Callable[[], None]) -> Callable[..., Any]:
+    def with_step(*args: Any, **kwargs: Any) -> Any:
+        step()
+        return function(*args, **kwargs)
+
+    return with_step
+
+
+def listen_to_transactions(step: Callable[[str], None]) -> None:
+    """Call `step` before every commit of a transaction that wrote, named after the first statement that did."""
+
+    def execute(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if not statement.lstrip().upper().startswith(("SELECT", "PRAGMA", "BEGIN")):
+            connection.info.setdefault("wrote", " ".join(statement.split()[:3]))
+
+    def commit(connection: Any) -> None:
+        if wrote := connection.info.pop("wrote", None):
+            step(wrote)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", execute)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", commit)
+
+
+if __name__ == "__main__":
+    main()
