@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from ablation.spec import first_line
-from ablation.store import SQLITE, StoreAway, StoreError, sqlite_path
+from ablation.store import POSTGRESQL, SQLITE, StoreAway, StoreError, sqlite_path
 
 CONNECT_SECONDS = 10
 # A host that is lost without a goodbye keeps its locks until the server's keepalives give it up: after 30 s.
@@ -129,7 +129,7 @@ class PostgresLocks:
             return self._connection.execute(sqlalchemy.text(sql), values).scalar()
         except sqlalchemy.exc.DBAPIError as error:
             self.close()
-            raise StoreAway(f"Optuna's database does not answer ({first_line(error.orig or error)})") from None
+            raise StoreAway(f"the database does not answer ({first_line(error.orig or error)})") from None
 
     def close(self) -> None:
         """End the connection, and with it every lock."""
@@ -186,3 +186,24 @@ def _advisory_key(name: str) -> int:
 def open_locks(url: str) -> Locks:
     """Return the locks that belong to a database, by its address; they are shared by all who use that database."""
     return FileLocks(sqlite_path(url).parent) if url.startswith(SQLITE) else PostgresLocks(url)
+
+
+@contextlib.contextmanager
+def opening(url: str, *, create: bool) -> Iterator[None]:
+    """Open a database in this context, and make its tables if `create`: several processes at once cannot do that.
+
+    Even to look is to wait on a server, where another process may be half-way through. A SQLite file appears only when
+    it is complete, so nothing is written there for a look.
+    """
+    if url.startswith(POSTGRESQL):
+        locks = PostgresLocks(url)
+        try:
+            with locks.exclusive():
+                yield
+        finally:
+            locks.close()
+    elif create and url.startswith(SQLITE):
+        with FileLocks(sqlite_path(url).parent).exclusive():
+            yield
+    else:
+        yield

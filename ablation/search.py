@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablation import architecture
 from ablation.design import Arm, arms, next_arm
-from ablation.locks import POSTGRES_CONNECT_ARGS, Locks
+from ablation.locks import POSTGRES_CONNECT_ARGS, Locks, opening
 from ablation.seeding import named_seed
 from ablation.spec import Choices, Hyperparameters, InputError, StudySpec, applies, first_line
 from ablation.store import Store, StoreAway, StoreError, build_database, sqlite_path
@@ -211,8 +211,6 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
 def open_storage(store: Store, *, create: bool = False) -> optuna.storages.RDBStorage | None:
     """Open Optuna's database; one without Optuna's tables is left as it is and None returned, unless `create`.
 
-    Making tables must not be done by several processes at once: hold the exclusive lock of `open_locks`.
-
     Raises:
         InputError: it cannot be opened.
     """
@@ -224,15 +222,16 @@ def open_storage(store: Store, *, create: bool = False) -> optuna.storages.RDBSt
     if store.has_remote_optuna:
         connect_args = dict(POSTGRES_CONNECT_ARGS)
     try:
-        if not create and not _has_tables(store, connect_args):
-            return None
-        build_database(store.optuna_url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
-        return optuna.storages.RDBStorage(
-            store.optuna_url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": store.has_remote_optuna}
-        )
+        with opening(store.optuna_url, create=create):
+            if not create and not _has_tables(store, connect_args):
+                return None
+            build_database(store.optuna_url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
+            return optuna.storages.RDBStorage(
+                store.optuna_url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": store.has_remote_optuna}
+            )
     except ModuleNotFoundError as error:
         raise InputError(f"OPTUNA_STORAGE: needs {error.name}; install ablation[postgresql]") from None
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, StoreAway, ImportError, RuntimeError, ValueError) as error:
         reason = first_line(getattr(error, "orig", None) or error)
         raise InputError(f"{where}: cannot be opened as Optuna's database ({reason})") from None
 

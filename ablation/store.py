@@ -102,11 +102,6 @@ def sqlite_path(url: str) -> Path:
     return Path(url.removeprefix(SQLITE)).absolute()
 
 
-def has_database(url: str) -> bool:
-    """Return whether an address is that of a database we can lock: a SQLite file or PostgreSQL."""
-    return url.startswith((SQLITE, *POSTGRESQL))
-
-
 def find_store(option: str | None) -> Store:
     """Return the store to use, without touching it.
 
@@ -122,7 +117,7 @@ def find_store(option: str | None) -> Store:
         return Store(root, own_tracking, own_optuna)
     optuna_url = os.environ.get("OPTUNA_STORAGE") or own_optuna
     # Others lack a lock that dies with its owner, or have one that nobody tried with this program.
-    if not has_database(optuna_url) or optuna_url == SQLITE:
+    if not optuna_url.startswith((SQLITE, *POSTGRESQL)) or optuna_url == SQLITE:
         raise InputError("OPTUNA_STORAGE: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
     return Store(root, os.environ.get("MLFLOW_TRACKING_URI") or own_tracking, optuna_url)
 

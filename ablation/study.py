@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from ablation.spec import (
     parse_override,
     read_study_file,
 )
-from ablation.store import Store, StoreAway, StoreError, find_store, has_database
+from ablation.store import Store, StoreAway, StoreError, find_store
 from ablation.weights import Weights, check_layers, read_weights
 
 if TYPE_CHECKING:
@@ -306,21 +306,20 @@ def open_stores(spec: StudySpec, store: Store, content: dict[str, Any]) -> tuple
     """Check that the study can go on in its stores, then open them, making what does not exist."""
     from ablation import search
     from ablation.locks import open_locks
-    from ablation.tracking import Tracker, check_experiment
+    from ablation.tracking import Tracker, check_experiment, open_client
 
     storage = search.open_storage(store)
     if storage is not None:
         search.check_identity(storage, spec.name, content)
     check_experiment(store, spec.name, search.experiment_key(storage, spec.name) if storage is not None else None)
     store.prepare()
-    # Several processes at once cannot make a database, nor an experiment.
-    with open_locks(store.tracking_uri).exclusive() if has_database(store.tracking_uri) else nullcontext():
-        tracker = Tracker(store, spec.name, spec.question)
+    client, storage = open_client(store, create=True), search.open_storage(store, create=True)
+    assert client is not None
+    assert storage is not None
     locks = open_locks(store.optuna_url)
     with locks.exclusive():
-        storage = search.open_storage(store, create=True)
-        assert storage is not None
         search.check_identity(storage, spec.name, content)  # another process may have begun a moment ago
+        tracker = Tracker(client, store, spec.name, spec.question)
         studies = search.create_arms(storage, spec, content, tracker.key)
     return locks, studies, tracker
 

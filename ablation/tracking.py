@@ -17,6 +17,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # it did not take is kept, so nothing is gained by trying again at once.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for every run that ends
 
 import requests
 from mlflow import MlflowClient
@@ -29,6 +30,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.version import VERSION
 
+from ablation.locks import opening
 from ablation.outbox import Outbox
 from ablation.spec import InputError, TrialSpec, first_line
 from ablation.store import Store, StoreAway, StoreError, build_database, sqlite_path
@@ -57,22 +59,18 @@ class Tracker:
     While a tracking server does not answer, what belongs to a trial waits in the trial's folder; see `TrialRun`.
     """
 
-    def __init__(self, store: Store, study: str, question: str):
-        """Open MLflow's store, making it and the experiment where they do not exist; see `check_experiment`.
-
-        Making tables must not be done by several processes at once: hold the exclusive lock of `open_locks`.
+    def __init__(self, client: MlflowClient, store: Store, study: str, question: str):
+        """Find the study's experiment or make it, which must not be done by several processes at once.
 
         Raises:
-            InputError: the store cannot be opened.
+            InputError: MLflow refuses.
         """
+        self.client = client
         self._store = store
         # Where other machines may take a trial over, they must find its resume checkpoint.
         self.shares_checkpoints = store.has_remote_optuna and store.has_remote_tracking
         self._away_until = 0.0  # time.monotonic(); a server that did not answer is left alone for a while
         self._run_ids: dict[str, str] = {}  # by key
-        client = open_client(store, create=True)
-        assert client is not None
-        self.client = client
         experiment = client.get_experiment_by_name(study)
         if experiment is None:
             try:
@@ -252,8 +250,8 @@ class TrialRun:
         try:
             with self._tracker.calls():
                 run_id = self._tracker.run_id(self._key)
-                for name in self._resume_checkpoints(run_id) if run_id else []:
-                    _delete_artifact(self._client, str(run_id), name)
+                if run_id is not None and self._resume_checkpoints(run_id):
+                    _delete_artifact(self._client, run_id, RESUME_FOLDER)
         except StoreAway:
             return False
         return True
@@ -353,6 +351,8 @@ class TrialRun:
 
         While the server does not answer, nothing is done: only the latest checkpoint is of use.
         """
+        if not self.deliver():  # which may be what makes the run
+            return
         with suppress(StoreAway), self._tracker.calls():
             run_id = self._required_run_id()
             self._client.log_artifact(run_id, str(path), RESUME_FOLDER)
@@ -460,15 +460,18 @@ def open_client(store: Store, *, create: bool = False) -> MlflowClient | None:
     # Otherwise MLflow makes ./mlruns for a default experiment that nobody asked for.
     os.environ.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", (store.root / "artifacts").as_uri())
     try:
-        if not _is_server(store) and not create and not _has_tables(store):
-            return None
-        build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
-        client = MlflowClient(tracking_uri=store.tracking_uri)
+        with opening(store.tracking_uri, create=create):
+            if not _is_server(store) and not create and not _has_tables(store):
+                return None
+            build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
+            client = MlflowClient(tracking_uri=store.tracking_uri)
         theirs = _server_version(store) if _is_server(store) else VERSION
         client.search_experiments(max_results=1)  # whether it lets us
     except ModuleNotFoundError as error:
         raise InputError(f"MLFLOW_TRACKING_URI: needs {error.name}; install ablation[postgresql]") from None
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException, OSError) as error:
+    except (
+        MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException, StoreAway, OSError, ValueError
+    ) as error:  # fmt: skip
         reason = first_line(getattr(error, "orig", None) or error)
         raise InputError(f"{_where(store)}: cannot be opened as MLflow's store ({reason})") from None
     if theirs.split(".")[0] != VERSION.split(".")[0]:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,3 +204,63 @@ def finish_with_a_kill(
     assert victims.wait(pids[1]) == -signal.SIGKILL
     pids[1] = start()
     assert [victims.wait(pid) for pid in pids] == [0] * workers, victims.output(folder)
+
+
+class PostgreSQL:
+    """A PostgreSQL server of Debian's package on loopback, with a folder of its own."""
+
+    PORT = 54329
+    PASSWORD = "not-a-secret"
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (found,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:] or [None]
+        if found is None:
+            pytest.skip("no PostgreSQL: Debian's package postgresql has it")
+        self.programs = found
+        folder.mkdir()
+        password = folder / "password"
+        password.write_text(self.PASSWORD)
+        if os.getuid() == 0:  # it refuses to run as root
+            for path in (folder, password):
+                shutil.chown(path, "postgres")
+        self._run("initdb", "--auth=scram-sha-256", f"--pwfile={password}", "-U", "ablation")
+        self.start()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        subprocess.run([*user, str(self.programs / program), "-D", str(self.folder / "data"), *arguments],
+                       check=True, capture_output=True, cwd="/")  # fmt: skip
+
+    def start(self) -> None:
+        options = f"-p {self.PORT} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        self._run("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def query(self, sql: str, database: str = "postgres") -> list[Any]:
+        import psycopg
+
+        with psycopg.connect(self.address(database), autocommit=True) as connection:
+            answer = connection.execute(sql)
+            return answer.fetchall() if answer.description else []
+
+    def address(self, database: str) -> str:
+        return f"postgresql://ablation:{self.PASSWORD}@127.0.0.1:{self.PORT}/{database}"
+
+    def new_database(self) -> str:
+        """Make an empty database and return its address."""
+        name = f"d{uuid.uuid4().hex}"
+        self.query(f"CREATE DATABASE {name}")
+        return self.address(name)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    # Not in pytest's own folder, which its user could not enter.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        server = PostgreSQL(Path(folder) / "postgresql")
+        yield server
+        server.stop()

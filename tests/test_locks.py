@@ -1,0 +1,104 @@
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ablation.locks import FileLocks, Locks, PostgresLocks, open_locks
+from ablation.store import StoreAway, StoreError
+
+from .conftest import PostgreSQL
+
+TRIAL = "checkpoints/0123/4"
+
+
+@pytest.fixture(params=["files", "postgresql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "files":
+        return f"sqlite:///{tmp_path}/optuna.db"
+    postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+    return postgresql.new_database()
+
+
+def test_one_holder_at_a_time(address: str) -> None:
+    mine, theirs = open_locks(address), open_locks(address)
+    assert not mine.is_taken(TRIAL)
+    assert mine.try_acquire(TRIAL)
+    assert mine.is_held(TRIAL)
+    assert not theirs.is_held(TRIAL)
+    assert mine.is_taken(TRIAL)
+    assert theirs.is_taken(TRIAL)
+    assert not theirs.try_acquire(TRIAL)
+    assert theirs.try_acquire(TRIAL + "5")
+    mine.release(TRIAL)
+    assert not mine.is_held(TRIAL)
+    assert not theirs.is_taken(TRIAL)
+    assert theirs.try_acquire(TRIAL)
+    mine.release(TRIAL)  # not ours: nothing happens
+    assert theirs.is_held(TRIAL)
+
+
+def test_exclusive_waits_and_may_be_nested(address: str) -> None:
+    mine, theirs = open_locks(address), open_locks(address)
+    order = []
+
+    def other() -> None:
+        with theirs.exclusive():
+            order.append("theirs")
+
+    with mine.exclusive():
+        with mine.exclusive():
+            thread = threading.Thread(target=other)
+            thread.start()
+            time.sleep(0.3)
+        time.sleep(0.3)
+        order.append("mine")
+    thread.join()
+    assert order == ["mine", "theirs"]
+
+
+def test_locks_die_with_their_process(address: str) -> None:
+    code = (
+        "import sys, time; from ablation.locks import open_locks; locks = open_locks(sys.argv[1]);"
+        f"assert locks.try_acquire({TRIAL!r}); print('got it', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "got it\n"
+    mine = open_locks(address)
+    assert mine.is_taken(TRIAL)
+    assert not mine.try_acquire(TRIAL)
+    other.kill()
+    other.wait()
+    deadline = time.monotonic() + 10
+    while not mine.try_acquire(TRIAL):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_lost_connection_loses_the_locks(postgresql: PostgreSQL) -> None:
+    address = postgresql.new_database()
+    mine, theirs = PostgresLocks(address), PostgresLocks(address)
+    assert mine.try_acquire(TRIAL)
+    postgresql.query("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+    with pytest.raises(StoreAway, match="the database does not answer") as caught:
+        mine.is_held(TRIAL)
+    assert postgresql.PASSWORD not in str(caught.value)
+    assert theirs.try_acquire(TRIAL)
+    assert not mine.is_held(TRIAL)
+    assert not mine.try_acquire(TRIAL)
+    mine.release(TRIAL)
+    assert theirs.is_held(TRIAL)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    locks: Locks = FileLocks(tmp_path / "file" / "store")
+    with pytest.raises(StoreError, match="file/store cannot be written"), locks.exclusive():
+        pass
+    with pytest.raises(StoreError, match="cannot be written"):
+        locks.try_acquire(TRIAL)
+    assert not locks.is_taken(TRIAL)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
