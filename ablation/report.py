@@ -129,5 +129,6 @@ def status_table(study: str, trials: dict[str, list["TrialRecord"]], trials_per_
         rows.append([name, count_states(found), *(["-", "-"] if best is None else [f"{best.value:.4f}", best.run_id])])
         notes += [f"{name} #{t.number} {t.state}: {t.reason}" for t in found if t.state == "failed"]
     ended = sum(trial.has_ended for found in trials.values() for trial in found)
-    title = f"{study}: {ended} of {trials_per_arm * len(trials)} trials ended ({trials_per_arm} per arm)"
+    total = sum(max(trials_per_arm, len(found)) for found in trials.values())  # the budget may have been larger
+    title = f"{study}: {ended} of {total} trials ended ({trials_per_arm} per arm)"
     return Table(title, ["arm", "trials", "best val. accuracy", "its MLflow run"], rows, notes)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,4 +162,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             finally:
                 os.close(folder)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk needs the room
         raise StoreError(f"{path.parent} cannot be written ({error.strerror})") from None

@@ -249,8 +249,12 @@ def stop_with_parent() -> None:
 
     def wait() -> None:
         os.read(0, 1)  # sys.stdin would be locked when Python ends
-        signal.raise_signal(signal.SIGTERM)
+        if hasattr(signal, "pthread_kill"):  # it ends a sleep of the main thread
+            signal.pthread_kill(main_thread, signal.SIGTERM)
+        else:
+            signal.raise_signal(signal.SIGTERM)
 
+    main_thread = threading.get_ident()
     threading.Thread(target=wait, daemon=True).start()
 
 
@@ -393,7 +397,8 @@ def supervise(running: Running, devices: list[str]) -> None:
                 progress.update(records(running))
             return progress.trials - progress.ended
 
-        run_workers([*sys.argv[1:], "--as-worker"], devices, progress.worker_says, look)
+        command = [sys.executable, "-m", "ablation.study", *sys.argv[1:], "--as-worker"]
+        run_workers(command, devices, progress.worker_says, look)
 
 
 def records(running: Running) -> dict[str, list["TrialRecord"]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ablation import tracking
 from ablation.checkpoint import (
@@ -42,7 +42,7 @@ from ablation.search import (
 )
 from ablation.seeding import make_deterministic, named_seed, select_precision
 from ablation.spec import InputError, StudySpec, TrialSpec, first_line
-from ablation.store import StoreAway, StoreError, find_store
+from ablation.store import StoreAway, StoreError, find_store, write_atomically
 from ablation.strategies import STRATEGIES, apply_strategy
 from ablation.tracking import Tracker, TrialRun
 from ablation.train import (
@@ -398,16 +398,19 @@ def _checkpoints_found(claim: Claim, run: TrialRun, workbench: Workbench, folder
 
 def _record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
     """Log the best epoch's figures and its checkpoint."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / Path(tracking.CHECKPOINT_FILE).name
-        save_best(path, training, spec, workbench.classes, workbench.normalisation)
-        run.log_result(training.best, path)
+    path = claim.folder / Path(tracking.CHECKPOINT_FILE).name
+    save_best(path, training, spec, workbench.classes, workbench.normalisation)
+    run.log_result(training.best, path)
 
 
 def save_best(
     path: Path, training: Training, spec: TrialSpec, classes: list[str], normalisation: Normalisation
 ) -> None:
-    """Write the best epoch's trained tensors; the metadata says what they belong to, frozen tensors by their digest."""
+    """Write the best epoch's trained tensors; the metadata says what they belong to, frozen tensors by their digest.
+
+    Raises:
+        StoreError: the disk is full, or cannot be written.
+    """
     frozen = _frozen_tensors(training.model, training.best_tensors)
     metadata = {
         "spec": json.dumps(spec.to_params()),
@@ -418,7 +421,8 @@ def save_best(
         "val_accuracy": str(training.best.val_accuracy),
         "frozen_digest": tensors_digest(frozen.items()),
     }
-    save_file({name: tensor.cpu().contiguous() for name, tensor in training.best_tensors.items()}, path, metadata)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in training.best_tensors.items()}
+    write_atomically(path, save(tensors, metadata))
 
 
 def _frozen_tensors(model: TransferModel, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -124,6 +124,7 @@ class StudyView:
     def update(self, trials: dict[str, list["TrialRecord"]]) -> None:
         """Show what the study's arms (arm -> trials) have come to, whoever did it."""
         self.ended = sum(trial.has_ended for found in trials.values() for trial in found)
+        self.trials = max(self.trials, sum(len(found) for found in trials.values()))  # the budget may have been larger
         if self.ended_before is None:
             self.ended_before = self.ended
         for arm, found in trials.items():
@@ -131,7 +132,9 @@ class StudyView:
             if best is not None and best.value is not None:
                 self.best[arm] = best.value
         left = self.time_left()
-        self.progress.update(self.task, completed=self.ended, left=f"about {left} left" if left else "")
+        self.progress.update(
+            self.task, completed=self.ended, total=self.trials, left=f"about {left} left" if left else ""
+        )
 
     def waits(self, text: str) -> None:
         """Nothing can be done for now."""

@@ -3,7 +3,6 @@
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,14 +26,14 @@ class Worker:
 
 
 def run_workers(
-    arguments: Sequence[str], devices: Sequence[str], say: Callable[[int, str], None], look: Callable[[], int]
+    command: Sequence[str], devices: Sequence[str], say: Callable[[int, str], None], look: Callable[[], int]
 ) -> None:
     """Run one worker per entry of `devices` until they end; one that is killed is replaced.
 
     A worker stops when its standard input is closed, by us or by our death.
 
     Args:
-        arguments: of `python -m ablation.study`, for a worker.
+        command: what starts a worker; its device is added as `--device DEVICE`.
         devices: the workers' devices.
         say: called with a worker's number (from 1) and each line that it says.
         look: called every second; returns how many trials are left.
@@ -46,7 +45,7 @@ def run_workers(
 
     def start(number: int, device: str) -> Worker:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ablation.study", *arguments, "--device", device],
+            [*command, "--device", device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,13 +1,15 @@
 """Whole studies, from the command line to both stores."""
 
+import contextlib
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +414,53 @@ def test_runs_of_another_optuna_database_are_left_alone(command: Command, study_
     first, second = runs(Path("s"), "small")
     assert len(history(Path("s"), first)["val_loss"]) == len(history(Path("s"), second)["val_loss"]) == 3
     assert len(runs(Path("s"), "small", kind="summary")) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if mount.returncode != 0:
+        pytest.skip("no right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_study_and_loses_nothing(study_file: Path, small_disk: Path) -> None:
+    store = small_disk / "s"
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:  # this process must not hold a file of the disk
+        return subprocess.run(
+            [sys.executable, "-m", "ablation.study", str(study_file), "--store", str(store), *arguments],
+            capture_output=True, text=True, cwd=study_file.parent,
+        )  # fmt: skip
+
+    def rows(database: str, query: str) -> list[Any]:
+        with contextlib.closing(sqlite3.connect(store / database)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            return sorted(connection.execute(query))
+
+    full = command("--trials", "99")
+    assert full.returncode == 1
+    assert full.stderr.startswith("error: ")
+    assert full.stderr.count("\n") == 1
+    assert "full" in full.stderr or "No space" in full.stderr
+    finished = "SELECT run_uuid, key, step, value FROM metrics JOIN runs USING (run_uuid) WHERE status = 'FINISHED'"
+    before = rows("mlflow.db", finished)
+    assert before
+    assert command("--status").returncode == 0
+
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    unwritable = command("--trials", "99")
+    assert (unwritable.returncode, unwritable.stderr) == (2, f"error: --store: {store} cannot be written\n")
+
+    subprocess.run(["mount", "-o", "remount,rw,size=20m", str(small_disk)], check=True)
+    assert command("--trials", "1").returncode == 0  # the trial that was stopped goes on
+    assert rows("mlflow.db", "SELECT DISTINCT status FROM runs") == [("FINISHED",)]
+    assert rows("optuna.db", "SELECT DISTINCT state FROM trials") == [("COMPLETE",)]
+    assert set(before) <= set(rows("mlflow.db", finished))
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
