@@ -537,7 +537,7 @@ def has_ended(claim: Claim) -> bool:
 @storage_errors()
 def end_trial(
     claim: Claim, state: TrialEnd, value: float | None, reason: str, run_id: str | None, complete: Callable[[], bool]
-) -> None:
+) -> bool:
     """Tell Optuna how a trial ended, drop what it needed to go on, and release it.
 
     Called again after the database went away in the middle, it does what is left.
@@ -549,6 +549,9 @@ def end_trial(
         reason: why it did not finish, or "".
         run_id: its MLflow run's id, if it is known, for those who look it up.
         complete: returns whether MLflow has everything; where not, the trial's folder is left to `sweep`.
+
+    Returns:
+        What `complete` returned.
     """
     if not has_ended(claim):
         if run_id is not None:
@@ -559,10 +562,12 @@ def end_trial(
             claim.study.tell(claim.trial, value)
         else:
             claim.study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
-    if complete():
+    is_complete = complete()
+    if is_complete:
         _drop(claim.locks, trial_lock(claim.key), claim.folder)
     else:
         claim.release()
+    return is_complete
 
 
 @storage_errors()

@@ -452,7 +452,7 @@ class TrialSpec(Strict):
     epochs: int
     precision: str
     deterministic: bool
-    threads: int | None
+    threads: int | None = None
     backbone: str
     weights: str | None
     weights_digest: str | None
@@ -493,6 +493,8 @@ class TrialSpec(Strict):
         """
         values: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
+            if name not in params and not field.is_required():
+                continue
             if name not in params:
                 raise InputError(f"the run has no parameter {name!r}: so it is not a trial, or one of another version")
             is_text = _without_none(field.annotation) is str and params[name] != "null"

@@ -302,8 +302,9 @@ def prepare(spec: StudySpec, store: Store, device_name: str, file_text: str) -> 
 
     with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
         locks, studies, tracker = open_stores(spec, store, identity(spec, weights, images.digest))
-        tidy_up(spec, store, locks, studies, tracker)
-    return Running(spec, store, locks, studies, tracker, images, split, weights, device_name, file_text)
+        running = Running(spec, store, locks, studies, tracker, images, split, weights, device_name, file_text)
+        tidy_up(running)
+    return running
 
 
 def open_stores(spec: StudySpec, store: Store, content: dict[str, Any]) -> tuple["Locks", "ArmStudies", "Tracker"]:
@@ -328,7 +329,7 @@ def open_stores(spec: StudySpec, store: Store, content: dict[str, Any]) -> tuple
     return locks, studies, tracker
 
 
-def tidy_up(spec: StudySpec, store: Store, locks: "Locks", studies: "ArmStudies", tracker: "Tracker") -> int:
+def tidy_up(running: Running) -> int:
     """Hand over what MLflow has yet to get, and close its runs whose trials have ended.
 
     Returns:
@@ -338,12 +339,12 @@ def tidy_up(spec: StudySpec, store: Store, locks: "Locks", studies: "ArmStudies"
     from ablation.trial import RUN_STATUS
 
     def complete(key: str, folder: Path, owner: str) -> bool:
-        return tracker.trial_run(key, folder, owner).complete()
+        return running.tracker.trial_run(key, folder, owner).complete()
 
-    waiting = search.sweep(store, locks, studies, complete)
-    ends = search.trial_ends(studies)
+    waiting = search.sweep(running.store, running.locks, running.studies, complete)
+    ends = search.trial_ends(running.studies)
     with suppress(StoreAway):
-        tracker.reconcile({key: RUN_STATUS[end] if end else None for key, end in ends.items()})
+        running.tracker.reconcile({key: RUN_STATUS[end] if end else None for key, end in ends.items()})
     return waiting
 
 
@@ -363,8 +364,11 @@ def work(running: Running) -> None:
         spec, running.images, running.split, running.weights, select_device(running.device_name), running.tracker, files
     )
     with StudyView(spec.name, [arm.name for arm in arms(spec)], len(arms(spec)) * spec.trials_per_arm) as progress:
+        waits_for_mlflow = False
         while True:
             try:
+                if waits_for_mlflow:
+                    waits_for_mlflow = tidy_up(running) > 0
                 progress.update(records(running))  # other processes may share the work
                 claim = search.claim_trial(spec, running.store, running.locks, running.studies)
                 if claim is None and search.all_ended(spec, running.studies):
@@ -382,6 +386,7 @@ def work(running: Running) -> None:
             progress.trial_started_now(trial_spec, params)
             outcome = trial.run_trial(workbench, claim, trial_spec, progress.epoch)
             progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
+            waits_for_mlflow = waits_for_mlflow or not outcome.is_delivered
 
 
 def supervise(running: Running, devices: list[str]) -> None:
@@ -418,7 +423,7 @@ def finish(running: Running) -> "Table":
     from ablation.report import result_table
 
     spec = running.spec
-    waiting = tidy_up(spec, running.store, running.locks, running.studies, running.tracker)
+    waiting = tidy_up(running)
     with running.locks.exclusive():  # two that end at once must not both make the run, and the later one knows more
         table = result_table(
             spec.question,

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -78,6 +78,7 @@ class Workbench:
     weights: Weights | None
     tracker: Tracker
     files: dict[str, str]
+    threads: int | None  # of new trials on the CPU; a trial that goes on keeps its own
 
     @property
     def normalisation(self) -> Normalisation:
@@ -125,16 +126,21 @@ def set_up(
         weights=weights,
         tracker=tracker,
         files=files,
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
     )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended; `lost` means that another process goes on with it."""
+    """How a trial ended; `lost` means that another process goes on with it.
+
+    `is_delivered` says whether MLflow has all of it; what it has not waits in the trial's folder.
+    """
 
     state: TrialEnd | Literal["lost"]
     value: float | None
     reason: str = ""
+    is_delivered: bool = True
 
 
 def run_trial(
@@ -154,8 +160,7 @@ def run_trial(
         outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
         while True:
             try:
-                _end(workbench, claim, run, spec, outcome)
-                return outcome
+                return replace(outcome, is_delivered=_end(workbench, claim, run, outcome))
             except StoreAway as away:
                 logger.warning("%s; waiting to tell it how trial %s #%d ended", away, spec.arm, spec.trial)
                 _wait_until_held(claim)
@@ -171,8 +176,11 @@ def run_trial(
         claim.release()
 
 
-def _end(workbench: Workbench, claim: Claim, run: TrialRun, spec: TrialSpec, outcome: Outcome) -> None:
+def _end(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outcome) -> bool:
     """Close the run, then tell Optuna: a crash in between leaves a trial that goes on and ends again, not an open run.
+
+    Returns:
+        Whether MLflow has all of the trial.
 
     Raises:
         StoreAway: Optuna's database does not answer; call it again.
@@ -184,7 +192,7 @@ def _end(workbench: Workbench, claim: Claim, run: TrialRun, spec: TrialSpec, out
         if only_best and outcome.value is not None:
             _keep_best(claim, run, outcome.value)
         run.end(RUN_STATUS[outcome.state], outcome.reason)
-        end_trial(claim, outcome.state, outcome.value, outcome.reason, run.run_id, run.complete)
+        return end_trial(claim, outcome.state, outcome.value, outcome.reason, run.run_id, run.complete)
 
 
 def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
@@ -217,7 +225,7 @@ def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         epochs=study.epochs,
         precision=select_precision(study.precision, workbench.device),
         deterministic=study.deterministic,
-        threads=torch.get_num_threads() if workbench.device.type == "cpu" else None,
+        threads=workbench.threads,
         backbone=study.backbone.name,
         weights=study.backbone.weights,
         weights_digest=workbench.weights.digest if workbench.weights else None,
