@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ablation.spec import first_line
 from ablation.store import POSTGRESQL, SQLITE, StoreAway, StoreError, sqlite_path
 
+EXCLUSIVE = "claim"  # the name of the exclusive lock
 CONNECT_SECONDS = 10
 # A host that is lost without a goodbye keeps its locks until the server's keepalives give it up: after 30 s.
 SERVER_OPTIONS = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
@@ -40,8 +41,11 @@ class Locks(Protocol):
     def release(self, name: str) -> None:
         """Free a lock; one that was lost with its connection is free already."""
 
+    def release_all(self) -> None:
+        """Free every lock."""
+
     def is_held(self, name: str) -> bool:
-        """Return whether this process still holds the lock.
+        """Return whether this process still holds the lock; that of `exclusive` is called EXCLUSIVE.
 
         Raises:
             StoreAway: the server does not answer, so nobody knows.
@@ -56,7 +60,7 @@ class FileLocks:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._exclusive = FileLock(folder / "claim.lock")  # one object, so that it may be taken again within
+        self._exclusive = _file_lock(folder / "claim.lock")  # one object, so that it may be taken again within
         self._held: dict[str, FileLock] = {}
 
     @contextlib.contextmanager
@@ -79,7 +83,7 @@ class FileLocks:
         return lock
 
     def try_acquire(self, name: str) -> bool:
-        lock = self._acquire(FileLock(self.folder / name / "lock"))
+        lock = self._acquire(_file_lock(self.folder / name / "lock"))
         if lock is not None:
             self._held[name] = lock
         return lock is not None
@@ -89,19 +93,29 @@ class FileLocks:
         if lock is not None:
             lock.release()
 
+    def release_all(self) -> None:
+        for name in list(self._held):
+            self.release(name)
+
     def is_held(self, name: str) -> bool:
-        return name in self._held
+        return self._exclusive.is_locked if name == EXCLUSIVE else name in self._held
 
     def is_taken(self, name: str) -> bool:
+        file = self.folder / name / "lock"
         if name in self._held:
             return True
-        if not os.access(self.folder / name / "lock", os.W_OK):
+        if not os.access(file, os.W_OK):
             return False  # there is none, or nobody could run here
-        with self.exclusive():  # a claim must not take our look for another owner
-            lock = self._acquire(FileLock(self.folder / name / "lock"))
-            if lock is not None:
-                lock.release()
-        return lock is None
+        with self.exclusive():  # a claim must not take our look for another owner, nor the folder go while we look
+            lock = self._acquire(_file_lock(file)) if file.exists() else None
+            if lock is None:
+                return file.exists()
+            lock.release()
+            return False
+
+
+def _file_lock(path: Path) -> FileLock:
+    return FileLock(path, fallback_to_soft=False)  # a "soft" lock is a mere file, which outlives its process
 
 
 class PostgresLocks:
@@ -118,6 +132,7 @@ class PostgresLocks:
         )
         self._connection: Any = None
         self._held: set[str] = set()
+        self._depth = 0  # of nested `exclusive`
 
     def _ask(self, sql: str, name: str | None = None) -> Any:
         import sqlalchemy
@@ -127,9 +142,13 @@ class PostgresLocks:
                 self._connection = self._engine.connect()
             values = {} if name is None else {"key": _advisory_key(name)}
             return self._connection.execute(sqlalchemy.text(sql), values).scalar()
-        except sqlalchemy.exc.DBAPIError as error:
+        except sqlalchemy.exc.SQLAlchemyError as error:
             self.close()
-            raise StoreAway(f"the database does not answer ({first_line(error.orig or error)})") from None
+            reason = first_line(getattr(error, "orig", None) or error)
+            raise StoreAway(f"the database does not answer ({reason})") from None
+        except BaseException:  # Ctrl-C in the middle leaves a connection of which nobody knows the state
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the connection, and with it every lock."""
@@ -142,12 +161,16 @@ class PostgresLocks:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        self._ask("SELECT pg_advisory_lock(:key)", "claim")
+        if self._depth == 0:
+            self._ask("SELECT pg_advisory_lock(:key)", EXCLUSIVE)
+            self._held.add(EXCLUSIVE)
+        self._depth += 1
         try:
             yield
         finally:
-            if self._connection is not None:
-                self._ask("SELECT pg_advisory_unlock(:key)", "claim")
+            self._depth -= 1
+            if self._depth == 0:
+                self.release(EXCLUSIVE)
 
     def try_acquire(self, name: str) -> bool:
         if name in self._held:  # the server would count it twice
@@ -161,6 +184,9 @@ class PostgresLocks:
             self._held.discard(name)
             with contextlib.suppress(StoreAway):  # then it is lost anyway
                 self._ask("SELECT pg_advisory_unlock(:key)", name)
+
+    def release_all(self) -> None:
+        self.close()
 
     def is_held(self, name: str) -> bool:
         self._ask("SELECT 1")

@@ -50,8 +50,7 @@ class Outbox:
         """Forget a call that was delivered."""
         entry.path.unlink()
         if entry.file is not None:
-            entry.file.unlink(missing_ok=True)
-            entry.file.parent.rmdir()
+            shutil.rmtree(entry.file.parent, ignore_errors=True)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablation import architecture
 from ablation.design import Arm, arms, next_arm
-from ablation.locks import POSTGRES_CONNECT_ARGS, Locks, opening
+from ablation.locks import EXCLUSIVE, POSTGRES_CONNECT_ARGS, Locks, opening
 from ablation.seeding import named_seed
 from ablation.spec import Choices, Hyperparameters, InputError, StudySpec, applies, first_line
 from ablation.store import Store, StoreAway, StoreError, build_database, sqlite_path
@@ -41,13 +41,22 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
+class ClaimLost(Exception):
+    """The trial has another owner, or has ended: what this process did for it is not wanted any more."""
+
+
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Raise what can go wrong with the database under way as StoreAway (a server that may come back) or StoreError."""
+    """Raise what can go wrong with the database under way as StoreAway (a server that may come back) or StoreError.
+
+    A trial that another process has ended is a ClaimLost.
+    """
     import sqlalchemy.exc
 
     try:
         yield
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise ClaimLost("another worker has ended it") from None
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
         cause: Any = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__ or error
         reason = first_line(getattr(cause, "orig", None) or cause)
@@ -279,11 +288,7 @@ def check_identity(
     for arm in study_arms(storage, study).values():
         if not arm.get_trials(deepcopy=False):
             continue
-        changed = [
-            f"{field} (was {old!r}, is {new!r})"
-            for field, old, new in differences(arm.user_attrs["content"], content)
-            if field not in (*MAY_CHANGE, *ignored)
-        ]
+        changed = _changed(arm, content, ignored)
         if changed:
             taken = stored_studies(storage)
             free = next(name for number in count(2) if (name := f"{study}-{number}") not in taken)
@@ -292,6 +297,14 @@ def check_identity(
                 f"study {study!r} has trials that were made with other settings: {'; '.join(changed)}; "
                 f"run this variant {how}"
             )
+
+
+def _changed(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    return [
+        f"{field} (was {old!r}, is {new!r})"
+        for field, old, new in differences(arm.user_attrs["content"], content)
+        if field not in (*MAY_CHANGE, *ignored)
+    ]
 
 
 def experiment_key(storage: optuna.storages.RDBStorage, study: str) -> str | None:
@@ -343,10 +356,6 @@ def create_arms(
 # ------------------------------------------------------------------------------------------------------ claiming
 
 
-class ClaimLost(Exception):
-    """The trial has another owner, or has ended: what this process did for it is not wanted any more."""
-
-
 @dataclass(frozen=True)
 class Claim:
     """A trial that belongs to this process until it ends or is released.
@@ -375,14 +384,15 @@ def trial_lock(key: str) -> str:
 
 
 @storage_errors()
-def sweep(store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[str, Path, str], bool]) -> int:
+def sweep(store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[str, Path, str, bool], bool]) -> int:
     """Tidy up after trials that ended: hand over what MLflow has yet to get, then delete their folders.
 
     Args:
         store: where the study is.
         locks: its locks.
         studies: its arms.
-        complete: called with a trial's key, folder and last owner; returns whether MLflow has everything now.
+        complete: called with a trial's key, its folder, its last owner and whether it is its arm's best; returns
+            whether MLflow has everything now.
 
     Returns:
         How many trials still wait for MLflow.
@@ -390,33 +400,45 @@ def sweep(store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[s
     waiting = 0
     for study in studies.values():
         arm_key = study.user_attrs["key"]
-        for folder in sorted(store.trial_folder(arm_key).glob("*")):
+        folders = [folder for folder in store.trial_folder(arm_key).glob("*") if folder.name.isdecimal()]
+        for folder in sorted(folders, key=lambda folder: int(folder.name)):
             key, number = f"{arm_key}/{folder.name}", int(folder.name)
             with locks.exclusive():
                 is_mine = locks.try_acquire(trial_lock(key))
             if not is_mine:
                 continue
-            trials = study.get_trials(deepcopy=False)
-            if number < len(trials) and not trials[number].state.is_finished():
+            trials, best = study.get_trials(deepcopy=False), best_trial(study)
+            trial = trials[number] if number < len(trials) else None
+            if trial is not None and not trial.state.is_finished():
                 locks.release(trial_lock(key))  # it will go on
-            elif complete(key, folder, trials[number].user_attrs.get("owner", "") if number < len(trials) else ""):
-                _drop(locks, trial_lock(key), folder)
+                continue
+            owner = trial.user_attrs.get("owner", "") if trial is not None else ""
+            if complete(key, folder, owner, best is not None and best.number == number):
+                _drop(locks, key, folder)
             else:
                 locks.release(trial_lock(key))
                 waiting += 1
     return waiting
 
 
-def _drop(locks: Locks, lock: str, folder: Path) -> None:
+def _drop(locks: Locks, key: str, folder: Path) -> None:
     """Free a trial's lock and delete its folder; exclusively, because nobody may just be opening the lock's file."""
     with locks.exclusive():
-        locks.release(lock)
+        locks.release(trial_lock(key))
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @storage_errors()
-def claim_trial(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
-    """Return the next trial to work on: one that its process left unfinished, else a new one; None if none is free."""
+def claim_trial(
+    spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies, content: dict[str, Any]
+) -> Claim | None:
+    """Return the next trial to work on: one that its process left unfinished, else a new one; None if none is free.
+
+    Where StoreAway is raised, a lock may have been taken already: free all.
+
+    Raises:
+        InputError: another process has begun another study (`content`) of the same name at the same time.
+    """
     with locks.exclusive():
         for arm in arms(spec):
             study = studies[arm.name]
@@ -436,7 +458,11 @@ def claim_trial(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies
         if chosen is None:
             return None
         study = studies[chosen.name]
+        if changed := _changed(study, content):
+            raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changed)}")
         study.sampler = make_sampler(spec, chosen, used[chosen.name])
+        if not locks.is_held(EXCLUSIVE):  # lost with its connection: another process may be counting, too
+            raise StoreAway("the database does not answer")
         trial = study.ask()
         key = f"{study.user_attrs['key']}/{trial.number}"
         is_mine = locks.try_acquire(trial_lock(key))
@@ -463,7 +489,7 @@ def hold(claim: Claim) -> bool:
         False while the database does not answer.
 
     Raises:
-        ClaimLost: the trial has another owner, or has ended.
+        ClaimLost: the trial has another owner, or another has ended it.
     """
     try:
         if claim.locks.is_held(trial_lock(claim.key)):
@@ -473,8 +499,9 @@ def hold(claim: Claim) -> bool:
         with storage_errors():
             frozen = claim.study.get_trials(deepcopy=False)[claim.trial.number]
     except StoreAway:
+        claim.release()  # whose it is has not been seen, so the next call has to look again
         return False
-    if frozen.state.is_finished() or frozen.user_attrs.get("owner", "") != claim.owner:
+    if frozen.user_attrs.get("owner", "") != claim.owner:
         claim.release()
         raise ClaimLost("another worker took it over while the database was away")
     return True
@@ -535,12 +562,8 @@ def has_ended(claim: Claim) -> bool:
 
 
 @storage_errors()
-def end_trial(
-    claim: Claim, state: TrialEnd, value: float | None, reason: str, run_id: str | None, complete: Callable[[], bool]
-) -> bool:
-    """Tell Optuna how a trial ended, drop what it needed to go on, and release it.
-
-    Called again after the database went away in the middle, it does what is left.
+def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, run_id: str | None) -> None:
+    """Tell Optuna how a trial ended; nothing is done where that was told already.
 
     Args:
         claim: the trial.
@@ -548,26 +571,28 @@ def end_trial(
         value: its value, if it finished.
         reason: why it did not finish, or "".
         run_id: its MLflow run's id, if it is known, for those who look it up.
-        complete: returns whether MLflow has everything; where not, the trial's folder is left to `sweep`.
-
-    Returns:
-        What `complete` returned.
     """
-    if not has_ended(claim):
-        if run_id is not None:
-            claim.trial.set_user_attr("run_id", run_id)
-        if reason:
-            claim.trial.set_user_attr("reason", reason)
-        if state == "finished":
-            claim.study.tell(claim.trial, value)
-        else:
-            claim.study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
-    is_complete = complete()
-    if is_complete:
-        _drop(claim.locks, trial_lock(claim.key), claim.folder)
+    if has_ended(claim):
+        return
+    if run_id is not None:
+        claim.trial.set_user_attr("run_id", run_id)
+    if reason:
+        claim.trial.set_user_attr("reason", reason)
+    if state == "finished":
+        claim.study.tell(claim.trial, value)
     else:
-        claim.release()
-    return is_complete
+        claim.study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+
+
+def drop(claim: Claim) -> None:
+    """Delete what an ended trial needed to go on, and release it."""
+    _drop(claim.locks, claim.key, claim.folder)
+
+
+@storage_errors()
+def arm_key(study: optuna.Study) -> str:
+    """Return the key of an arm; see `create_arms`."""
+    return str(study.user_attrs["key"])
 
 
 @storage_errors()

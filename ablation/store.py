@@ -1,6 +1,7 @@
 """Where the results of studies are: folders, database addresses, and files that a crash cannot leave half written."""
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from ablation.spec import InputError, expand
 
 DEFAULT_STORE = "mlruns"
 SQLITE = "sqlite:///"
-POSTGRESQL = ("postgresql://", "postgresql+psycopg2://", "postgresql+psycopg://")
+POSTGRESQL = ("postgresql://", "postgresql+psycopg://")
 
 
 class StoreError(Exception):
@@ -110,7 +111,7 @@ def find_store(option: str | None) -> Store:
     working folder.
 
     Raises:
-        InputError: OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL.
+        InputError: OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL, or an address cannot be read with certainty.
     """
     root = expand(option or DEFAULT_STORE).resolve()
     own_tracking, own_optuna = _sqlite(root / "mlflow.db"), _sqlite(root / "optuna.db")
@@ -120,7 +121,21 @@ def find_store(option: str | None) -> Store:
     # Others lack a lock that dies with its owner, or have one that nobody tried with this program.
     if not optuna_url.startswith((SQLITE, *POSTGRESQL)) or optuna_url == SQLITE:
         raise InputError("OPTUNA_STORAGE: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
-    return Store(root, os.environ.get("MLFLOW_TRACKING_URI") or own_tracking, optuna_url)
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or own_tracking
+    _check_credentials("OPTUNA_STORAGE", optuna_url)
+    _check_credentials("MLFLOW_TRACKING_URI", tracking_uri)
+    if tracking_uri.split("?")[0] == optuna_url.split("?")[0]:
+        raise InputError(
+            "OPTUNA_STORAGE and MLFLOW_TRACKING_URI: need two databases, because some tables have one name"
+        )
+    return Store(root, tracking_uri, optuna_url)
+
+
+def _check_credentials(variable: str, url: str) -> None:
+    """Refuse a password in which an address could end: libraries would take half of it for a host, and print it."""
+    before, at, _ = url.partition("://")[2].rpartition("@")
+    if not url.startswith(SQLITE) and at and re.search(r"[@/?#]", before):
+        raise InputError(f"{variable}: write @ / ? # in a user name or password as %40 %2F %3F %23")
 
 
 def build_database(url: str, build: Callable[[str], object]) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ablation.locks import Locks
     from ablation.report import Table
     from ablation.search import ArmStudies, TrialRecord
-    from ablation.tracking import Tracker
+    from ablation.tracking import RunStatus, Tracker
 
 STUDY_FOLDERS = (Path("studies"), Path(__file__).parent.parent / "studies")  # here, then the repository's
 WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
@@ -207,6 +207,7 @@ class Running:
     store: Store
     locks: "Locks"
     studies: "ArmStudies"
+    content: dict[str, Any]
     tracker: "Tracker"
     images: "ImageSet"
     split: "Split"
@@ -227,7 +228,8 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, w
         else:
             supervise(running, devices)
     except KeyboardInterrupt:
-        finish(running)
+        with suppress(StoreAway, StoreError):
+            finish(running)
         raise
     view.show_table(finish(running))
     if spec.confirm.seeds:
@@ -296,13 +298,18 @@ def prepare(spec: StudySpec, store: Store, device_name: str, file_text: str) -> 
     images, split = load_data(spec)
     if needs_pretraining:
         with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
+            if store.has_remote_tracking:
+                from ablation.tracking import open_client
+
+                open_client(store)
             store.prepare()
             demo.make_weights(demo.weights_path(store))
         weights = load_weights(spec)
 
     with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
-        locks, studies, tracker = open_stores(spec, store, identity(spec, weights, images.digest))
-        running = Running(spec, store, locks, studies, tracker, images, split, weights, device_name, file_text)
+        content = identity(spec, weights, images.digest)
+        locks, studies, tracker = open_stores(spec, store, content)
+        running = Running(spec, store, locks, studies, content, tracker, images, split, weights, device_name, file_text)
         tidy_up(running)
     return running
 
@@ -338,13 +345,21 @@ def tidy_up(running: Running) -> int:
     from ablation import search
     from ablation.trial import RUN_STATUS
 
-    def complete(key: str, folder: Path, owner: str) -> bool:
-        return running.tracker.trial_run(key, folder, owner).complete()
+    only_best = running.spec.tracking.checkpoints == "best_per_arm"
+
+    def complete(key: str, folder: Path, owner: str, is_best: bool) -> bool:
+        run = running.tracker.trial_run(key, folder, owner)
+        if only_best and not is_best:
+            run.delete_checkpoint()  # which may have been delivered after the better one
+        return run.complete()
+
+    def statuses() -> dict[str, "RunStatus | None"]:
+        ends = search.trial_ends(running.studies)
+        return {key: RUN_STATUS[end] if end else None for key, end in ends.items()}
 
     waiting = search.sweep(running.store, running.locks, running.studies, complete)
-    ends = search.trial_ends(running.studies)
     with suppress(StoreAway):
-        running.tracker.reconcile({key: RUN_STATUS[end] if end else None for key, end in ends.items()})
+        running.tracker.reconcile(statuses)
     return waiting
 
 
@@ -370,11 +385,12 @@ def work(running: Running) -> None:
                 if waits_for_mlflow:
                     waits_for_mlflow = tidy_up(running) > 0
                 progress.update(records(running))  # other processes may share the work
-                claim = search.claim_trial(spec, running.store, running.locks, running.studies)
+                claim = search.claim_trial(spec, running.store, running.locks, running.studies, running.content)
                 if claim is None and search.all_ended(spec, running.studies):
                     return
                 trial_spec = trial.trial_spec(workbench, claim) if claim else None
             except StoreAway as away:
+                running.locks.release_all()  # whatever had been taken before it went away
                 progress.waits(f"{away}; waiting")
                 time.sleep(trial.AWAY_SECONDS)
                 continue
@@ -419,7 +435,7 @@ def finish(running: Running) -> "Table":
     Raises:
         StoreError: the results are safe, but MLflow does not answer and has yet to get some of them.
     """
-    from ablation import view
+    from ablation import search, view
     from ablation.report import result_table
 
     spec = running.spec
@@ -434,7 +450,7 @@ def finish(running: Running) -> "Table":
             len(running.split.val_N),
         )
         try:
-            key = running.studies[arms(spec)[0].name].user_attrs["key"]
+            key = search.arm_key(running.studies[arms(spec)[0].name])
             running.tracker.write_summary(f"{key}/summary", spec.name, table.markdown())
             return table
         except StoreAway as away:
@@ -523,6 +539,8 @@ def main() -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, click.Abort):
+        if "--as-worker" in sys.argv:
+            return 130
         command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])
         print(f"\nStopped; whatever had finished is kept. To go on:\n    {command}", file=sys.stderr)
         return 130

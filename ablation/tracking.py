@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlencode
 
 # Set before MLflow is imported: it would otherwise send usage statistics on its user's behalf.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -24,16 +25,16 @@ from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.version import VERSION
 
-from ablation.locks import opening
+from ablation.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.outbox import Outbox
 from ablation.spec import InputError, TrialSpec, first_line
-from ablation.store import Store, StoreAway, StoreError, build_database, sqlite_path
+from ablation.store import POSTGRESQL, Store, StoreAway, StoreError, build_database, sqlite_path
 
 if TYPE_CHECKING:
     from ablation.train import EpochMetrics
@@ -63,28 +64,30 @@ class Tracker:
         """Find the study's experiment or make it, which must not be done by several processes at once.
 
         Raises:
-            InputError: MLflow refuses.
+            InputError: MLflow does not let us read or write.
         """
         self.client = client
         self._store = store
-        # Where other machines may take a trial over, they must find its resume checkpoint.
-        self.shares_checkpoints = store.has_remote_optuna and store.has_remote_tracking
         self._away_until = 0.0  # time.monotonic(); a server that did not answer is left alone for a while
         self._run_ids: dict[str, str] = {}  # by key
-        experiment = client.get_experiment_by_name(study)
-        if experiment is None:
-            try:
-                location = None if _is_server(store) else _artifact_location(store, study)
-                self.client.create_experiment(study, artifact_location=location, tags={NOTE_TAG: question})
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine may have been faster
-                    raise InputError(f"{_where(store)}: refuses a new experiment ({first_line(error)})") from None
-            experiment = self.client.get_experiment_by_name(study)
-        assert experiment is not None
+        with _opening_errors(store):
+            experiment = client.get_experiment_by_name(study)
+            if experiment is None:
+                try:
+                    location = None if _is_server(store) else _artifact_location(store, study)
+                    client.create_experiment(study, artifact_location=location, tags={NOTE_TAG: question})
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine may have been faster
+                        raise
+                experiment = client.get_experiment_by_name(study)
+            assert experiment is not None
+            self.key: str = experiment.tags.get(KEY_TAG) or uuid.uuid4().hex
+            # Written although it may be there: who may only read finds out here, and not in the first trial.
+            client.set_experiment_tag(experiment.experiment_id, KEY_TAG, self.key)
         self.experiment_id = experiment.experiment_id
-        self.key: str = experiment.tags.get(KEY_TAG) or uuid.uuid4().hex
-        if KEY_TAG not in experiment.tags:
-            self.client.set_experiment_tag(self.experiment_id, KEY_TAG, self.key)
+        # Where other machines may take a trial over, they must find its resume checkpoint.
+        is_local = experiment.artifact_location == store.artifacts(study).as_uri()
+        self.shares_checkpoints = store.has_remote_optuna and not is_local
 
     @contextmanager
     def calls(self) -> Iterator[None]:
@@ -139,26 +142,29 @@ class Tracker:
         self._run_ids[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
         return self._run_ids[key], True
 
-    def reconcile(self, statuses: Mapping[str, RunStatus | None]) -> None:
+    def reconcile(self, statuses: Callable[[], Mapping[str, RunStatus | None]]) -> None:
         """Close runs that say they go on though their trial has ended, or though there is no such trial.
 
         That happens where another machine ended a trial for one that could not reach the tracking server any more, and
         where an older copy of Optuna's database was put back.
 
         Args:
-            statuses: the status that each trial's run should have, by the trial's key; None for those that go on. Runs
-                of other arms than theirs belong to another database and are left alone.
+            statuses: returns the status that each trial's run should have, by the trial's key; None for those that go
+                on. Asked after the runs, because a trial is there before its run. Runs of other arms belong to another
+                database and are left alone.
 
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        arms = {key.rpartition("/")[0] for key in statuses}
         with self.calls():
-            for run in _all_runs(self.client, self.experiment_id, "tags.kind = 'trial' and status != 'FINISHED'"):
+            runs = list(_all_runs(self.client, self.experiment_id, "tags.kind = 'trial' and status != 'FINISHED'"))
+            expected = statuses() if runs else {}
+            arms = {key.rpartition("/")[0] for key in expected}
+            for run in runs:
                 key = run.data.tags.get(KEY_TAG, "")
                 if key.rpartition("/")[0] not in arms:
                     continue
-                status = statuses.get(key, "FAILED")
+                status = expected.get(key, "FAILED")
                 if status is not None and run.info.status != status:
                     self.client.set_terminated(run.info.run_id, status)
 
@@ -229,6 +235,10 @@ class TrialRun:
         values = {"best_val_accuracy": best.val_accuracy, "best_epoch": best.epoch}
         self._do("log_result", checkpoint, values=values, timestamp=best.timestamp)
 
+    def delete_checkpoint(self) -> None:
+        """Delete the checkpoint of this run; one that has none stays as it is."""
+        self._do("delete_checkpoint", key=self._key)
+
     def delete_checkpoint_of(self, number: int) -> None:
         """Delete the checkpoint of the run of a trial of this arm; one that has none stays as it is."""
         self._do("delete_checkpoint", key=f"{self._key.rpartition('/')[0]}/{number}")
@@ -257,13 +267,25 @@ class TrialRun:
         return True
 
     def deliver(self) -> bool:
-        """Hand over what waits, in order; return whether nothing is left."""
+        """Hand over what waits, in order; return whether nothing is left.
+
+        What waits for a run that was deleted in MLflow is dropped.
+
+        Raises:
+            StoreError: MLflow refuses it.
+        """
         for entry in self._outbox.entries():
             try:
                 with self._tracker.calls():
+                    if entry.call != "start" and self._tracker.run_id(self._key) is None:
+                        logger.warning("what waited for the MLflow run of trial %s is dropped: it is gone", self._key)
+                        self._outbox.clear()
+                        return True
                     _CALLS[entry.call](self, entry.file, **entry.arguments)
             except StoreAway:
                 return False
+            except StoreError as error:
+                raise StoreError(f"{error}; what it refuses is in {entry.path}") from None
             self._outbox.remove(entry)
         return True
 
@@ -290,8 +312,11 @@ class TrialRun:
         run_id, is_new = self._tracker.find_or_create(self._key, f"{tags['arm']} #{tags['trial']}", tags)
         self._logged = 0 if is_new else self._last_logged_epoch(run_id)
         self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
-        inputs = None if is_new else self._client.get_run(run_id).inputs
-        if inputs is None or not inputs.dataset_inputs:
+        run = None if is_new else self._client.get_run(run_id)
+        for tag in ("reason", NOTE_TAG):  # of an end that Optuna was never told
+            if run is not None and tag in run.data.tags:
+                self._client.delete_tag(run_id, tag)
+        if run is None or run.inputs is None or not run.inputs.dataset_inputs:
             entity = MetaDataset(  # type: ignore[abstract]
                 CodeDatasetSource({"mlflow.source.name": dataset["source"]}),
                 name=dataset["name"],
@@ -404,13 +429,16 @@ def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[
 
 
 def _is_outage(error: BaseException) -> bool:
-    """Say whether a call failed because a server was not there, so that it may succeed later."""
+    """Say whether a call failed because a server was not there, so that it may succeed later.
+
+    MLflow's client raises the same class, with the same code as a server's fault, for whatever it refuses itself.
+    """
     if isinstance(error, MlflowException):
-        cause: Any = error.__cause__
-        if getattr(cause, "connection_invalidated", False):  # a database's connection broke
+        if type(error.__cause__).__name__ in ("OperationalError", "InterfaceError"):  # of a database
             return True
         status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        return status >= 500 or error.error_code == "REQUEST_LIMIT_EXCEEDED"
+        is_of_server = isinstance(error, RestException) or str(error).startswith("API request to")
+        return is_of_server and (status >= 500 or error.error_code == "REQUEST_LIMIT_EXCEEDED")
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code >= 500 or error.response.status_code == 429
     return isinstance(error, requests.RequestException)
@@ -432,7 +460,8 @@ def check_experiment(store: Store, study: str, key: str | None) -> None:
         InputError: the store cannot be opened, its experiment was deleted or is elsewhere, or the store was moved.
     """
     client = open_client(store)
-    experiment = client.get_experiment_by_name(study) if client is not None else None
+    with _opening_errors(store):
+        experiment = client.get_experiment_by_name(study) if client is not None else None
     if experiment is not None and experiment.lifecycle_stage == "deleted":
         raise InputError(f"the MLflow experiment {study!r} was deleted; restore it, or choose another --name")
     if key is not None and (experiment is None or experiment.tags.get(KEY_TAG) != key):
@@ -455,28 +484,44 @@ def open_client(store: Store, *, create: bool = False) -> MlflowClient | None:
     Raises:
         InputError: the store cannot be opened, or its server has another major version than this client.
     """
-    import sqlalchemy.exc
-
     # Otherwise MLflow makes ./mlruns for a default experiment that nobody asked for.
     os.environ.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", (store.root / "artifacts").as_uri())
-    try:
-        with opening(store.tracking_uri, create=create):
-            if not _is_server(store) and not create and not _has_tables(store):
-                return None
-            build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
-            client = MlflowClient(tracking_uri=store.tracking_uri)
+    with _opening_errors(store), opening(store.tracking_uri, create=create):
+        if not _is_server(store) and not create and not _has_tables(store):
+            return None
+        build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
+        client = MlflowClient(tracking_uri=_client_uri(store))
         theirs = _server_version(store) if _is_server(store) else VERSION
         client.search_experiments(max_results=1)  # whether it lets us
+    if theirs.split(".")[0] != VERSION.split(".")[0]:
+        raise InputError(f"MLFLOW_TRACKING_URI: the server is MLflow {theirs}, which does not go with MLflow {VERSION}")
+    return client
+
+
+@contextmanager
+def _opening_errors(store: Store) -> Iterator[None]:
+    """Raise what can go wrong while a store is opened as InputError, in one line."""
+    import sqlalchemy.exc
+
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise InputError(f"MLFLOW_TRACKING_URI: needs {error.name}; install ablation[postgresql]") from None
+    except InputError:
+        raise
     except (
         MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException, StoreAway, OSError, ValueError
     ) as error:  # fmt: skip
         reason = first_line(getattr(error, "orig", None) or error)
         raise InputError(f"{_where(store)}: cannot be opened as MLflow's store ({reason})") from None
-    if theirs.split(".")[0] != VERSION.split(".")[0]:
-        raise InputError(f"MLFLOW_TRACKING_URI: the server is MLflow {theirs}, which does not go with MLflow {VERSION}")
-    return client
+
+
+def _client_uri(store: Store) -> str:
+    """Return the address for MLflow's client: that of PostgreSQL says how long to wait for a server that is lost."""
+    if not store.tracking_uri.startswith(POSTGRESQL):
+        return store.tracking_uri
+    mark = "&" if "?" in store.tracking_uri else "?"
+    return f"{store.tracking_uri}{mark}{urlencode(POSTGRES_CONNECT_ARGS)}"
 
 
 def _is_server(store: Store) -> bool:
@@ -503,7 +548,7 @@ def _has_tables(store: Store) -> bool:
 
     if not store.has_remote_tracking:
         return sqlite_path(store.tracking_uri).exists()
-    engine = sqlalchemy.create_engine(store.tracking_uri)
+    engine = sqlalchemy.create_engine(_client_uri(store))
     try:
         return bool(sqlalchemy.inspect(engine).has_table("experiments"))
     finally:

@@ -30,6 +30,7 @@ from ablation.search import (
     ClaimLost,
     TrialEnd,
     best_trial,
+    drop,
     end_trial,
     has_ended,
     hold,
@@ -160,10 +161,16 @@ def run_trial(
         outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
         while True:
             try:
-                return replace(outcome, is_delivered=_end(workbench, claim, run, outcome))
+                _end(workbench, claim, run, outcome)
+                break
             except StoreAway as away:
                 logger.warning("%s; waiting to tell it how trial %s #%d ended", away, spec.arm, spec.trial)
                 _wait_until_held(claim)
+        is_delivered = run.complete()
+        if is_delivered:  # else the folder is needed, see `search.sweep`
+            with suppress(StoreAway):
+                drop(claim)
+        return replace(outcome, is_delivered=is_delivered)
     except ClaimLost as lost:
         return Outcome("lost", None, str(lost))
     except BaseException:
@@ -176,23 +183,23 @@ def run_trial(
         claim.release()
 
 
-def _end(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outcome) -> bool:
+def _end(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outcome) -> None:
     """Close the run, then tell Optuna: a crash in between leaves a trial that goes on and ends again, not an open run.
-
-    Returns:
-        Whether MLflow has all of the trial.
 
     Raises:
         StoreAway: Optuna's database does not answer; call it again.
+        ClaimLost: see `hold`.
     """
     assert outcome.state != "lost"
+    if not hold(claim):
+        raise StoreAway("Optuna's database does not answer")
     only_best = workbench.study.tracking.checkpoints == "best_per_arm"
     # Exclusively, else two trials of an arm that end at once could both be its best.
     with claim.locks.exclusive() if only_best else nullcontext():
         if only_best and outcome.value is not None:
             _keep_best(claim, run, outcome.value)
         run.end(RUN_STATUS[outcome.state], outcome.reason)
-        return end_trial(claim, outcome.state, outcome.value, outcome.reason, run.run_id, run.complete)
+        end_trial(claim, outcome.state, outcome.value, outcome.reason, run.run_id)
 
 
 def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
@@ -271,7 +278,7 @@ def _train_and_record(
                 if pruned:
                     return _pruned(spec, training)
         except Diverged as error:
-            _save(workbench, claim, run, training)  # continued from here, it diverges again
+            # Nothing is saved: continued from the last checkpoint, the trial diverges again.
             _log_for_sure(claim, run, training)
             return Outcome("failed", None, str(error))
         _log_for_sure(claim, run, training)
@@ -394,6 +401,7 @@ def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workben
         training.devices.append((1, workbench.device.type))
     elif training.devices[-1][1] != workbench.device.type:
         training.devices.append((len(training.history) + 1, workbench.device.type))
+    if len(training.devices) > 1:
         run.log_devices(", ".join(f"{device} from epoch {epoch}" for epoch, device in training.devices))
 
 

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ablation.spec import InputError
 from ablation.store import StoreError
 
 LOOK_SECONDS = 1  # between two looks at the study
 KILLS_IN_A_ROW = 3  # per worker and without a trial that ended: then it is no accident
 LAST_LINES = 15  # of a worker that failed, shown with its error
+STOP_SECONDS = 60  # for a worker to save where it is
 
 
 @dataclass
@@ -39,7 +41,8 @@ def run_workers(
         look: called every second; returns how many trials are left.
 
     Raises:
-        StoreError: workers failed, or were killed again and again; says how, with their last lines.
+        StoreError: a worker failed, or was killed again and again, and trials are left; has its last lines.
+        InputError: a worker refused its input, as the GPU's memory for the images.
     """
     said: queue.Queue[tuple[Worker, str]] = queue.Queue()
 
@@ -49,7 +52,8 @@ def run_workers(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=_environment(len(devices)),
             start_new_session=True,  # Ctrl-C is ours; we pass it on
         )
@@ -57,10 +61,13 @@ def run_workers(
         threading.Thread(target=_listen, args=(worker, said), daemon=True).start()
         return worker
 
-    workers = [start(number, device) for number, device in enumerate(devices, start=1)]
+    workers: list[Worker] = []
     failed: list[Worker] = []
-    left, kills = look(), 0
+    kills = 0
     try:
+        for number, device in enumerate(devices, start=1):
+            workers.append(start(number, device))
+        left = look()
         while workers:
             _pass_on(said, say)
             now_left = look()
@@ -78,20 +85,26 @@ def run_workers(
         for worker in workers:
             _close(worker)
         for worker in workers:
-            worker.process.wait()
+            _wait_or_kill(worker)
         _pass_on(said, say)
     if failed and look() > 0:
         worker = failed[0]
         status = worker.process.returncode
         how = f"was killed by signal {-status} again and again" if status < 0 else f"ended with status {status}"
-        last = " | ".join(line.strip() for line in worker.lines[-LAST_LINES:])
-        raise StoreError(f"worker {worker.number} {how}: {last}")
+        last = " | ".join(line.strip() for line in worker.lines)
+        kind = InputError if status == 2 else StoreError
+        raise kind(f"worker {worker.number} {how}: {last}")
 
 
 def _environment(workers: int) -> dict[str, str]:
     """Return the environment of a worker: it gets its share of the processor's cores, unless the user has chosen."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ, "PYTHONUNBUFFERED": "1"}
+    return {
+        "OMP_NUM_THREADS": str(max(1, cores // workers)),
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
 
 
 def _listen(worker: Worker, said: "queue.Queue[tuple[Worker, str]]") -> None:
@@ -116,3 +129,11 @@ def _pass_on(said: "queue.Queue[tuple[Worker, str]]", say: Callable[[int, str], 
 def _close(worker: Worker) -> None:
     assert worker.process.stdin is not None
     worker.process.stdin.close()
+
+
+def _wait_or_kill(worker: Worker) -> None:
+    try:
+        worker.process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        worker.process.kill()
+        worker.process.wait()

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -133,7 +133,7 @@ class Victims:
         folder: Path,
         arguments: Sequence[object],
         *,
-        kill_at: int | None = None,
+        kill_at: int | str | None = None,
         environment: dict[str, str] | None = None,
         only_open: bool = False,
     ) -> int:
@@ -156,7 +156,7 @@ class Victims:
             return True
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # a zombie, not waited for
 
-    def run(self, folder: Path, arguments: Sequence[object], *, kill_at: int | None = None) -> int:
+    def run(self, folder: Path, arguments: Sequence[object], *, kill_at: int | str | None = None) -> int:
         return self.wait(self.start(folder, arguments, kill_at=kill_at))
 
     @staticmethod
@@ -190,26 +190,28 @@ def victims(small_study: Path) -> Iterator[Victims]:
 def finish_with_a_kill(
     victims: Victims, folder: Path, arguments: Sequence[object], *, workers: int, environment: dict[str, str]
 ) -> None:
-    """Let several workers finish a study; the second is killed after a trial, and another takes its place."""
+    """Let several workers finish a study; one is killed in the middle of its first trial and replaced."""
 
-    def start() -> int:
-        return victims.start(folder, arguments, environment=environment)
+    def start(kill_at: str | None = None) -> int:
+        return victims.start(folder, arguments, environment=environment, kill_at=kill_at)
 
-    pids = [start() for _ in range(workers)]
-    deadline = time.monotonic() + 120
-    while "finished: " not in victims.output(folder):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(pids[1], signal.SIGKILL)
-    assert victims.wait(pids[1]) == -signal.SIGKILL
-    pids[1] = start()
-    assert [victims.wait(pid) for pid in pids] == [0] * workers, victims.output(folder)
+    victim = start(kill_at="evaluate")
+    others = [start() for _ in range(workers - 1)]
+    assert victims.wait(victim) == -signal.SIGKILL
+    others.append(start())
+    assert [victims.wait(pid) for pid in others] == [0] * workers, victims.output(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class PostgreSQL:
     """A PostgreSQL server of Debian's package on loopback, with a folder of its own."""
 
-    PORT = 54329
     PASSWORD = "not-a-secret"
 
     def __init__(self, folder: Path):
@@ -218,6 +220,7 @@ class PostgreSQL:
         if found is None:
             pytest.skip("no PostgreSQL: Debian's package postgresql has it")
         self.programs = found
+        self.port = free_port()
         folder.mkdir()
         password = folder / "password"
         password.write_text(self.PASSWORD)
@@ -233,7 +236,7 @@ class PostgreSQL:
                        check=True, capture_output=True, cwd="/")  # fmt: skip
 
     def start(self) -> None:
-        options = f"-p {self.PORT} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         self._run("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self) -> None:
@@ -247,7 +250,7 @@ class PostgreSQL:
             return answer.fetchall() if answer.description else []
 
     def address(self, database: str) -> str:
-        return f"postgresql://ablation:{self.PASSWORD}@127.0.0.1:{self.PORT}/{database}"
+        return f"postgresql://ablation:{self.PASSWORD}@127.0.0.1:{self.port}/{database}"
 
     def new_database(self) -> str:
         """Make an empty database and return its address."""

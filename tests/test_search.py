@@ -14,6 +14,7 @@ from ablation.report import best_of
 from ablation.spec import InputError, StudySpec, load_study, parse_override
 from ablation.store import Store, build_database, find_store
 
+CONTENT = {"made": "by a test", "trials_per_arm": 1}
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
@@ -28,15 +29,16 @@ def store(tmp_path: Path) -> Store:
 
 
 def begin(spec: StudySpec, store: Store) -> dict[str, optuna.Study]:
-    return search.create_arms(search.open_storage(store, create=True), spec, {"made": "by a test"}, "an experiment")
+    return search.create_arms(search.open_storage(store, create=True), spec, CONTENT, "an experiment")
 
 
 def claim_next(spec: StudySpec, store: Store, studies: dict[str, optuna.Study], locks: Locks | None = None) -> Any:
-    return search.claim_trial(spec, store, locks or open_locks(store.optuna_url), studies)
+    return search.claim_trial(spec, store, locks or open_locks(store.optuna_url), studies, CONTENT)
 
 
 def end(claim: search.Claim, state: search.TrialEnd, value: float | None, reason: str = "") -> None:
-    search.end_trial(claim, state, value, reason, None, lambda: True)
+    search.end_trial(claim, state, value, reason, None)
+    search.drop(claim)
 
 
 def records(study: optuna.Study, store: Store) -> list[search.TrialRecord]:
@@ -295,17 +297,30 @@ def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
         claim.folder.mkdir()
         (claim.folder / "epoch-000001.ckpt").write_text("left by a crash")
     interrupted.release()
+    (ended.folder.parent / ".DS_Store").touch()
     asked = []
 
-    def complete(key: str, folder: Path, owner: str) -> bool:
-        asked.append((key, folder, owner))
+    def complete(key: str, folder: Path, owner: str, is_best: bool) -> bool:
+        asked.append((key, folder, owner, is_best))
         return key == ended.key
 
     assert search.sweep(store, open_locks(store.optuna_url), studies, complete) == 1
-    assert asked == [(ended.key, ended.folder, ""), (waits.key, waits.folder, "")]
+    assert asked == [(ended.key, ended.folder, "", True), (waits.key, waits.folder, "", False)]
     assert not ended.folder.exists()
     assert [claim.folder.exists() for claim in (waits, interrupted, running)] == [True] * 3
     assert [record.state for record in records(studies["block1"], store)[2:]] == ["interrupted", "running"]
+
+
+def test_another_study_of_the_same_name_begun_at_the_same_time_is_noticed(store: Store) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    studies = begin(spec, store)
+    # Before our first trial, another process sees no trial and makes the name its own; a larger budget alone may come.
+    search.create_arms(studies["block1"]._storage, spec, CONTENT | {"trials_per_arm": 9}, "an experiment")
+    end(claim_next(spec, store, studies), "finished", 0.5)
+    search.create_arms(studies["block1"]._storage, spec, CONTENT | {"made": "by another"}, "an experiment")
+    with pytest.raises(InputError, match="was begun at the same time: made .was 'by another', is 'by a test'."):
+        claim_next(spec, store, studies)
+    assert len(studies["block1"].trials) == 1
 
 
 def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:

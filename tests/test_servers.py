@@ -21,8 +21,9 @@ from mlflow.entities import Run
 from ablation import search, study, tracking, trial
 from ablation.checkpoint import resume_checkpoints
 from ablation.locks import open_locks
+from ablation.store import StoreAway
 
-from .conftest import PostgreSQL, Victims, finish_with_a_kill
+from .conftest import PostgreSQL, Victims, finish_with_a_kill, free_port
 from .test_study import ONE_ARM, Command, command, patched_train
 
 __all__ = ["command"]  # a fixture
@@ -206,12 +207,13 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
         storage = search.open_storage(store)
         assert storage is not None
         studies = search.study_arms(storage, "small")
-        claim = search.claim_trial(spec, store, open_locks(store.optuna_url), studies)
+        claim = search.claim_trial(spec, store, open_locks(store.optuna_url), studies, {})
         assert claim is not None
         assert (claim.trial.number, claim.continued) == (0, True)
         taken.append(claim)
         if fate == "ended":
-            search.end_trial(claim, "finished", 0.125, "", None, lambda: True)
+            search.end_trial(claim, "finished", 0.125, "", None)
+            search.drop(claim)
 
     def give_back() -> None:
         """The other worker dies, long after ours has noticed that it is not wanted."""
@@ -235,24 +237,83 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
         assert "(continued)" in output
 
 
+def test_a_connection_that_breaks_around_a_claim_leaks_nothing(
+    command: Command, study_file: Path, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Optuna's own connection fails right after the lock of a trial was taken, and again when its owner is checked."""
+    monkeypatch.setattr(trial, "AWAY_SECONDS", 0.1)
+    real, calls = search._claim, []
+
+    def failing(*args: Any, **kwargs: Any) -> search.Claim:
+        calls.append(1)
+        if len(calls) == 1:
+            raise StoreAway("Optuna's database does not answer (for a moment)")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(search, "_claim", failing)
+    assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "1") == 0
+    assert "(for a moment); waiting" in capsys.readouterr().out
+    assert [t.state.name for t in trials(databases)] == ["COMPLETE"]
+
+
+def test_whose_a_trial_is_has_to_be_seen(
+    study_file: Path,
+    databases: dict[str, str],
+    postgresql: PostgreSQL,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lock is taken again, but the check of the owner fails once: the next `hold` must check again."""
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+    seen = []
+
+    def lose(number: int, epoch: int) -> None:
+        if epoch == 2:
+            postgresql.query("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+            database = databases["OPTUNA_STORAGE"].rpartition("/")[2]
+            postgresql.query("UPDATE trial_user_attributes SET value_json = '\"-other\"' WHERE key = 'owner'", database)
+
+    real = search.storage_errors
+
+    def failing_once() -> Any:
+        if not seen and sys._getframe(1).f_code.co_name == "hold":
+            seen.append(1)
+            raise StoreAway("starting up")
+        return real()
+
+    patched_train(monkeypatch, lose)
+    monkeypatch.setattr(search, "storage_errors", failing_once)
+    monkeypatch.setattr(study, "run_study", lambda *args: study.work(study.prepare(*args[:4])))
+    monkeypatch.setattr(search, "all_ended", lambda *_: bool(seen))
+    monkeypatch.setattr(search, "claim_trial", once(search.claim_trial))
+    assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "4") == 0
+    assert seen
+    (only,) = trials(databases)
+    assert list(only.intermediate_values) == [1]  # nothing was written for a trial that is another's
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    calls: list[Any] = []
+    return lambda *args: None if calls else (calls.append(1), function(*args))[1]
+
+
 # ----------------------------------------------------------------------------------------- the tracking server is away
 
 
 class Server:
     """An MLflow tracking server, with its artifacts."""
 
-    PORT = 54330
-
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir()
-        self.address = f"http://127.0.0.1:{self.PORT}"
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
         self.start()
 
     def start(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-             "--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.PORT), "--workers", "1"],
+             "--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.port), "--workers", "1"],
             stdout=(self.folder / "log").open("a"), stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )  # fmt: skip
@@ -313,7 +374,12 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
     assert "the summary and the runs of 1 trials wait for it" in captured.err
     assert [t.state.name for t in trials(environment)] == ["COMPLETE"] * 4
     server.start()
+    (outbox,) = Path("mlruns/checkpoints").glob("*/*/outbox-*")
+    gone = Path(*outbox.parts[:-2], "9", "outbox")  # of a trial that was deleted from both stores
+    gone.mkdir(parents=True)
+    (gone / "000001.json").write_text('{"call": "pause", "arguments": {}, "file": null}')
     assert command(*arguments, "4") == 0
+    assert "what waited for the MLflow run of trial" in caplog.text
     assert [steps(environment, run) for run in runs(environment)] == [[1, 2, 3]] * 4
     assert {run.info.status for run in runs(environment)} == {"FINISHED"}
     assert not list(Path("mlruns/checkpoints").glob("*/*"))
@@ -347,6 +413,8 @@ def refused(command: Command, capsys: Any, *arguments: object) -> str:
         ("OPTUNA_STORAGE", "mysql://u:hush@h/d", "OPTUNA_STORAGE: must be sqlite:///FILE or postgresql://"),
         ("OPTUNA_STORAGE", "postgresql://ablation:hush@127.0.0.1:{port}/x", "password authentication failed"),
         ("OPTUNA_STORAGE", "postgresql://ablation:not-a-secret@127.0.0.1:{port}/none", '"none" does not exist'),
+        ("OPTUNA_STORAGE", "postgresql://ablation:x@hush@127.0.0.1:9/x", "write @ / ? # in a user name or password as"),
+        ("MLFLOW_TRACKING_URI", "http://ablation:x/hush@127.0.0.1:9", "MLFLOW_TRACKING_URI: write @ / ? #"),
         ("OPTUNA_STORAGE", "postgresql://ablation:hush@127.0.0.1:9/x", "OPTUNA_STORAGE: cannot be opened"),
         ("OPTUNA_STORAGE", "postgresql://ablation:hush@127.0.0.1:port/x", "OPTUNA_STORAGE: cannot be opened"),
         ("MLFLOW_TRACKING_URI", "postgresql://ablation:hush@127.0.0.1:{port}/x", "password authentication failed"),
@@ -355,10 +423,10 @@ def refused(command: Command, capsys: Any, *arguments: object) -> str:
     ],
 )
 def test_wrong_addresses_are_refused(
-    command: Command, study_file: Path, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any,
-    variable: str, address: str, expected: str,
+    command: Command, study_file: Path, databases: dict[str, str], postgresql: PostgreSQL,
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, variable: str, address: str, expected: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv(variable, address.format(port=PostgreSQL.PORT))
+    monkeypatch.setenv(variable, address.format(port=postgresql.port))
     error = refused(command, capsys, study_file)
     assert expected in error
     assert "hush" not in error
@@ -424,6 +492,30 @@ def test_a_newer_schema_is_refused(
     monkeypatch.setenv(variable, f"{databases[variable]}?application_name=again")  # MLflow looks once per address
     assert expected in refused(command, capsys, *small, "2")
     assert {name: tables(databases[name]) for name in before} == before
+
+
+def test_one_database_for_both_is_refused(
+    command: Command, study_file: Path, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", databases["OPTUNA_STORAGE"])
+    assert "need two databases" in refused(command, capsys, study_file)
+    assert tables(databases["OPTUNA_STORAGE"]) == []
+
+
+def test_reconciliation_closes_what_is_left_open(command: Command, study_file: Path, databases: dict[str, str]) -> None:
+    """Runs that say they go on though their trial has ended or is not there; another database's are left alone."""
+    assert command(study_file, *ONE_ARM, "--trials", "2", "--epochs", "1") == 0
+    client = MlflowClient(databases["MLFLOW_TRACKING_URI"])
+    first, second = runs(databases)
+    arm_key = first.data.tags[tracking.KEY_TAG].rpartition("/")[0]
+    client.update_run(first.info.run_id, status="RUNNING")
+    client.update_run(second.info.run_id, status="SCHEDULED")
+    for key in (f"{arm_key}/7", "ffff/0"):
+        client.create_run(first.info.experiment_id, tags={"kind": "trial", tracking.KEY_TAG: key, "trial": key})
+    assert command(study_file, *ONE_ARM, "--trials", "2", "--epochs", "1") == 0
+    assert {run.data.tags["trial"]: run.info.status for run in runs(databases)} == {
+        "0": "FINISHED", "1": "FINISHED", f"{arm_key}/7": "FAILED", "ffff/0": "RUNNING",
+    }  # fmt: skip
 
 
 def test_passwords_are_nowhere(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ablation import workers
+from ablation.spec import InputError
 from ablation.store import StoreError
 from ablation.workers import run_workers
 
@@ -55,15 +56,22 @@ def test_a_worker_that_fails_is_reported_unless_the_others_did_its_work(left: in
     if left == 0:
         run_workers(python(code), ["a", "b"], lambda *line: None, lambda: left)
         return
-    with pytest.raises(StoreError, match="worker 2 ended with status 1: Traceback | ZeroDivisionError: x"):
+    with pytest.raises(StoreError, match=r"worker 2 ended with status 1: Traceback \| ZeroDivisionError: x"):
         run_workers(python(code), ["a", "b"], lambda *line: None, lambda: left)
+
+
+def test_refused_input_stays_refused_input() -> None:
+    code = "sys.stdout.buffer.write(b'error: caf\\xe9\\n'); sys.exit(2)"  # not UTF-8
+    with pytest.raises(InputError, match="worker 1 ended with status 2: error: caf\N{REPLACEMENT CHARACTER}"):
+        run_workers(python(code), ["cpu"], lambda *line: None, lambda: 1)
 
 
 def test_closing_its_input_stops_a_worker() -> None:
     code = (
-        "import signal; from ablation.study import stop_with_parent, _interrupt;"
-        "signal.signal(signal.SIGTERM, _interrupt); stop_with_parent(); print('on', flush=True);"
-        "exec('try:\\n import time; time.sleep(60)\\nexcept KeyboardInterrupt:\\n print(\"stopped\")')"
+        "import signal, time; from ablation.study import stop_with_parent, _interrupt\n"
+        "signal.signal(signal.SIGTERM, _interrupt)\n"
+        "try: stop_with_parent(); print('on', flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt: print('stopped')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -99,6 +107,7 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path) -> No
     status, lines = run(signal.SIGINT)
     assert status == 130, lines
     assert "Stopped; whatever had finished is kept. To go on:" in lines
+    assert not any("--as-worker" in line for line in lines)
     found = runs(tmp_path / "s", "small")
     assert {run.info.status for run in found} <= {"FINISHED", "SCHEDULED"}
     assert any(run.info.status == "SCHEDULED" for run in found)

@@ -3,10 +3,10 @@
 Started once, this process imports everything and starts no thread, so that a victim costs a fork instead of seconds of
 imports. It reads orders, a line of JSON each, and answers each with a line of JSON:
 
-- `{"arguments": [...], "folder": ..., "environment": {...}, "kill_at": N | null, "steps": FILE, "only_open": ...}`
-  forks a child that runs `python -m ablation.study ARGUMENTS` in the folder and gets SIGKILL right before its N-th
-  step, from 0; without N it runs to its end and writes the names of its steps into the file. With `only_open` it opens
-  the stores and does nothing else. The answer is its process id.
+- `{"arguments": [...], "folder": ..., "environment": {...}, "kill_at": N | NAME | null, "steps": FILE,
+  "only_open": ...}` forks a child that runs `python -m ablation.study ARGUMENTS` in the folder. It gets SIGKILL right
+  before its N-th step, from 0, or before the first of a name; with neither it runs to its end and writes the names of
+  its steps into the file. With `only_open` it opens the stores and does nothing else. The answer is its process id.
 - `{"wait": PID}` waits for a child; the answer is its exit status, negative for a signal.
 """
 
@@ -81,7 +81,12 @@ def answer(value: object) -> None:
 
 
 def run(
-    arguments: list[str], folder: str, environment: dict[str, str], kill_at: int | None, steps: str, only_open: bool
+    arguments: list[str],
+    folder: str,
+    environment: dict[str, str],
+    kill_at: int | str | None,
+    steps: str,
+    only_open: bool,
 ) -> None:
     """Be the child: never returns."""
     os.chdir(folder)
@@ -92,7 +97,7 @@ def run(
     taken: list[str] = []
 
     def step(name: str) -> None:
-        if len(taken) == kill_at:
+        if kill_at in (len(taken), name):
             os.kill(os.getpid(), signal.SIGKILL)
         taken.append(name)
 
