@@ -407,6 +407,28 @@ def test_an_interrupted_trial_goes_on_with_its_weights_elsewhere(
     assert (run.info.status, run.data.params["precision"]) == ("FINISHED", "float32")
 
 
+def test_a_trial_keeps_its_number_of_threads(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(number: int, epoch: int) -> None:
+        raise KeyboardInterrupt
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with monkeypatch.context() as patch:
+            patched_train(patch, fault)
+            assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 130
+        torch.set_num_threads(1)
+        used = []
+        patched_train(monkeypatch, lambda number, epoch: used.append(torch.get_num_threads()))
+        assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "2", "--epochs", "3") == 0
+    finally:
+        torch.set_num_threads(before)
+    assert used == [3, 3, 3, 1, 1, 1]
+    assert [run.data.params["threads"] for run in runs(Path("s"), "small")] == ["3", "1"]
+
+
 def test_runs_of_another_optuna_database_are_left_alone(command: Command, study_file: Path) -> None:
     assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 0
     Path("s/optuna.db").unlink()
