@@ -313,6 +313,9 @@ def _log(claim: Claim, run: TrialRun, training: Training) -> bool:
 
 
 def _log_for_sure(claim: Claim, run: TrialRun, training: Training) -> None:
+    if _log(claim, run, training):
+        return
+    logger.warning("Optuna's database does not answer; the trial has been trained, and waits for it")
     while not _log(claim, run, training):
         time.sleep(AWAY_SECONDS)
 
