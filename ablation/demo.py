@@ -16,7 +16,7 @@ from ablation.store import Store
 
 PRETRAINING_CLASSES = ["0", "1", "2", "3", "4"]
 TRANSFER_CLASSES = ["5", "6", "7", "8", "9"]
-TRIALS_PER_ARM, EPOCHS, PRETRAINING_EPOCHS = 4, 10, 12
+TRIALS_PER_ARM, EPOCHS, SEEDS, PRETRAINING_EPOCHS = 3, 8, 3, 12
 BATCH_SIZE = 32  # of 537 training images
 
 
@@ -33,6 +33,7 @@ def overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str], An
         (["question"], f"{content.get('question')} (demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9)"),
         (["trials_per_arm"], TRIALS_PER_ARM),
         (["epochs"], EPOCHS),
+        (["confirm", "seeds"], SEEDS),
         (["published"], []),
     ]
     varied = [content.get(table) for table in ("factors", "search")]

@@ -20,6 +20,7 @@ class ArmPlan:
 
     arm: Arm
     trials: int
+    confirmations: int
     trained_parameters: int
     all_parameters: int
     checkpoint_bytes: int
@@ -28,10 +29,11 @@ class ArmPlan:
 def plan(spec: StudySpec, num_classes: int) -> list[ArmPlan]:
     """Return the plan of every arm."""
     found = []
-    kept = spec.trials_per_arm if spec.tracking.checkpoints == "all" else 1
+    seeds = spec.confirm.seeds
+    kept = spec.trials_per_arm + seeds if spec.tracking.checkpoints == "all" else 1 + min(1, seeds)
     for arm in arms(spec):
         trained, total = _largest(spec, arm, num_classes)
-        found.append(ArmPlan(arm, spec.trials_per_arm, trained, total, kept * trained * BYTES_PER_PARAMETER))
+        found.append(ArmPlan(arm, spec.trials_per_arm, seeds, trained, total, kept * trained * BYTES_PER_PARAMETER))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from ablation.train import EpochMetrics
 
 QUASI_RANDOM_UP_TO = 20  # trials per arm; the Tuning Playbook advises quasi-random search for small budgets
-MAY_CHANGE = ("trials_per_arm", "confirm.seeds")  # of a study that has trials
+MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
+CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
 
-ArmStudies = dict[str, optuna.Study]  # by the arm's name
 TrialEnd = Literal["finished", "pruned", "failed"]
 TRIAL_ENDS: dict[TrialState, TrialEnd] = {
     TrialState.COMPLETE: "finished",
@@ -43,6 +44,22 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 class ClaimLost(Exception):
     """The trial has another owner, or has ended: what this process did for it is not wanted any more."""
+
+
+@dataclass(frozen=True)
+class ArmStudies:
+    """The Optuna studies of a study, by the arm's name: one that tunes the arm, one that confirms what tuning found.
+
+    A confirmation run is a trial of the second, so that it is claimed, continued and told like any other. Its user
+    attribute `confirms` is the number of the tuned trial whose configuration it trains again.
+    """
+
+    tuning: dict[str, optuna.Study]
+    confirmation: dict[str, optuna.Study]
+
+    def all(self) -> list[optuna.Study]:
+        """Return every Optuna study."""
+        return [*self.tuning.values(), *self.confirmation.values()]
 
 
 @contextmanager
@@ -259,10 +276,15 @@ def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
 
 @storage_errors()
 def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
-    """Return the arms that a study has in the storage, by name."""
+    """Return the arms that a study has in the storage; none where there is no such study."""
     prefix = f"{study}/"
-    names = [name for name in optuna.get_all_study_names(storage) if name.startswith(prefix)]
-    return {name.removeprefix(prefix): optuna.load_study(study_name=name, storage=storage) for name in names}
+    found = ArmStudies({}, {})
+    for name in optuna.get_all_study_names(storage):
+        if name.startswith(prefix):
+            arm, is_confirmation = name.removeprefix(prefix).removesuffix(CONFIRMATION), name.endswith(CONFIRMATION)
+            studies = found.confirmation if is_confirmation else found.tuning
+            studies[arm] = optuna.load_study(study_name=name, storage=storage)
+    return found
 
 
 @storage_errors()
@@ -285,7 +307,7 @@ def check_identity(
     Raises:
         InputError: names the changed fields, and a name under which the variant can run.
     """
-    for arm in study_arms(storage, study).values():
+    for arm in study_arms(storage, study).tuning.values():
         if not arm.get_trials(deepcopy=False):
             continue
         changed = _changed(arm, content, ignored)
@@ -303,13 +325,14 @@ def _changed(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] 
     return [
         f"{field} (was {old!r}, is {new!r})"
         for field, old, new in differences(arm.user_attrs["content"], content)
-        if field not in (*MAY_CHANGE, *ignored)
+        if not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
     ]
 
 
 def experiment_key(storage: optuna.storages.RDBStorage, study: str) -> str | None:
     """Return the key of the MLflow experiment that a study's trials were logged to; None where none has begun."""
-    keys = [arm.user_attrs.get("experiment") for arm in study_arms(storage, study).values() if arm.get_trials(False)]
+    tuning = study_arms(storage, study).tuning.values()
+    keys = [arm.user_attrs.get("experiment") for arm in tuning if arm.get_trials(deepcopy=False)]
     return next((key for key in keys if key is not None), None)
 
 
@@ -327,30 +350,35 @@ def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any
 def create_arms(
     storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any], experiment: str
 ) -> ArmStudies:
-    """Return the Optuna study of every arm by the arm's name, making those that do not exist.
+    """Return the Optuna studies of every arm, making those that do not exist.
 
-    Each has user attributes `content`, what the study is; `key`, which is the arm's alone in all the world, so that its
-    trials are told from those of a study with the same name in another database; and `experiment`, the key of the
-    MLflow experiment that its runs are in.
+    Each has a user attribute `key`, which is its alone in all the world, so that its trials are told from those of a
+    study with the same name in another database. One that tunes also has `content`, what the study is, and
+    `experiment`, the key of the MLflow experiment that its runs are in.
     """
-    studies = {}
+    studies = ArmStudies({}, {})
     for arm in arms(spec):
-        study = optuna.create_study(
-            storage=storage,
-            study_name=f"{spec.name}/{arm.name}",
-            direction="maximize",
-            pruner=make_pruner(spec),
-            load_if_exists=True,
-        )
-        if "key" not in study.user_attrs:
-            study.set_user_attr("key", uuid.uuid4().hex)
+        study = _create(storage, f"{spec.name}/{arm.name}", make_pruner(spec))
         if study.user_attrs.get("experiment") != experiment:
             study.set_user_attr("experiment", experiment)
         if study.user_attrs.get("content") != content:
             study.set_user_attr("content", content)
-            study.set_metric_names(["val_accuracy"])
-        studies[arm.name] = study
+        studies.tuning[arm.name] = study
+        if spec.confirm.seeds > 0:
+            name = f"{spec.name}/{arm.name}{CONFIRMATION}"
+            studies.confirmation[arm.name] = _create(storage, name, optuna.pruners.NopPruner())
     return studies
+
+
+def _create(storage: optuna.storages.RDBStorage, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
+    )
+    if not study.metric_names:
+        study.set_metric_names(["val_accuracy"])
+    if "key" not in study.user_attrs:
+        study.set_user_attr("key", uuid.uuid4().hex)
+    return study
 
 
 # ------------------------------------------------------------------------------------------------------ claiming
@@ -361,7 +389,8 @@ class Claim:
     """A trial that belongs to this process until it ends or is released.
 
     `key` tells it from every other trial, in whatever database; `owner` this claim from others of the same trial, where
-    locks can be lost.
+    locks can be lost. `best` is None unless it is a confirmation run: the arm's best trial, which it confirms - or did
+    when it was begun, and is `superseded`.
     """
 
     arm: Arm
@@ -372,6 +401,8 @@ class Claim:
     locks: Locks
     continued: bool  # whether another process began it
     owner: str
+    best: FrozenTrial | None
+    superseded: bool
 
     def release(self) -> None:
         """Let another process have it."""
@@ -398,7 +429,7 @@ def sweep(store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[s
         How many trials still wait for MLflow.
     """
     waiting = 0
-    for study in studies.values():
+    for study in studies.all():
         arm_key = study.user_attrs["key"]
         folders = [folder for folder in store.trial_folder(arm_key).glob("*") if folder.name.isdecimal()]
         for folder in sorted(folders, key=lambda folder: int(folder.name)):
@@ -407,8 +438,9 @@ def sweep(store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[s
                 is_mine = locks.try_acquire(trial_lock(key))
             if not is_mine:
                 continue
-            trials, best = study.get_trials(deepcopy=False), best_trial(study)
+            trials = study.get_trials(deepcopy=False)
             trial = trials[number] if number < len(trials) else None
+            best = best_trial(study, trial.user_attrs.get("confirms") if trial is not None else None)
             if trial is not None and not trial.state.is_finished():
                 locks.release(trial_lock(key))  # it will go on
                 continue
@@ -432,52 +464,111 @@ def _drop(locks: Locks, key: str, folder: Path) -> None:
 def claim_trial(
     spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies, content: dict[str, Any]
 ) -> Claim | None:
-    """Return the next trial to work on: one that its process left unfinished, else a new one; None if none is free.
+    """Return the next trial to work on: one that its process left unfinished, else a new one, else a confirmation run.
 
-    Where StoreAway is raised, a lock may have been taken already: free all.
+    Where nothing is free, None. Where StoreAway is raised, a lock may have been taken already: free all.
 
     Raises:
         InputError: another process has begun another study (`content`) of the same name at the same time.
     """
     with locks.exclusive():
         for arm in arms(spec):
-            study = studies[arm.name]
+            study = studies.tuning[arm.name]
             for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                key = f"{study.user_attrs['key']}/{frozen.number}"
-                if not locks.try_acquire(trial_lock(key)):
-                    continue  # its process lives
-                # Read again: its process may have ended it just before we got the lock.
-                if study.get_trials(deepcopy=False)[frozen.number].state is not TrialState.RUNNING:
-                    locks.release(trial_lock(key))
-                    continue
-                study.sampler = make_sampler(spec, arm, frozen.number)
-                return _claim(store, locks, arm, study, optuna.Trial(study, frozen._trial_id), key, continued=True)
+                if (key := _take_over(locks, study, frozen)) is not None:
+                    study.sampler = make_sampler(spec, arm, frozen.number)
+                    return _claim(store, locks, arm, study, optuna.Trial(study, frozen._trial_id), key, continued=True)
 
-        used = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.items()}
+        used = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.tuning.items()}
         chosen = next_arm(arms(spec), used, spec.trials_per_arm)
         if chosen is None:
-            return None
-        study = studies[chosen.name]
+            return _claim_confirmation(spec, store, locks, studies)
+        study = studies.tuning[chosen.name]
         if changed := _changed(study, content):
             raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changed)}")
         study.sampler = make_sampler(spec, chosen, used[chosen.name])
-        if not locks.is_held(EXCLUSIVE):  # lost with its connection: another process may be counting, too
-            raise StoreAway("the database does not answer")
-        trial = study.ask()
-        key = f"{study.user_attrs['key']}/{trial.number}"
-        is_mine = locks.try_acquire(trial_lock(key))
-        assert is_mine, "a trial that was just made has no other owner"
+        trial, key = _ask(locks, study)
         return _claim(store, locks, chosen, study, trial, key, continued=False)
 
 
+def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
+    """Return the next confirmation run of an arm whose tuning is complete; None if none is free.
+
+    One that was begun for a configuration which is not the best any more is returned as superseded, to be ended.
+    """
+    best_trials: dict[str, FrozenTrial] = {}
+    for arm in arms(spec):
+        best = best_trial(studies.tuning[arm.name]) if _has_ended_all(spec, studies.tuning[arm.name]) else None
+        if arm.name not in studies.confirmation or best is None:
+            continue
+        best_trials[arm.name] = best
+        study = studies.confirmation[arm.name]
+        for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if (key := _take_over(locks, study, frozen)) is not None:
+                trial = optuna.Trial(study, frozen._trial_id)
+                return _claim(store, locks, arm, study, trial, key, continued=True, best=best)
+
+    used = {
+        name: sum(_confirms(frozen, best) for frozen in studies.confirmation[name].get_trials(deepcopy=False))
+        for name, best in best_trials.items()
+    }
+    chosen = next_arm([arm for arm in arms(spec) if arm.name in best_trials], used, spec.confirm.seeds)
+    if chosen is None:
+        return None
+    study = studies.confirmation[chosen.name]
+    study.sampler = NumberedRandomSampler(0)  # nothing is sampled
+    trial, key = _ask(locks, study)
+    return _claim(store, locks, chosen, study, trial, key, continued=False, best=best_trials[chosen.name])
+
+
+def _confirms(frozen: FrozenTrial, tuned: FrozenTrial) -> bool:
+    """Say whether a confirmation run is one of this tuned trial; it died as it was made if it does not say which."""
+    return bool(frozen.user_attrs.get("confirms", tuned.number) == tuned.number)
+
+
+def _take_over(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -> str | None:
+    """Take the lock of a running trial and return its key; None where its process lives, or has just ended it."""
+    key = f"{study.user_attrs['key']}/{frozen.number}"
+    if not locks.try_acquire(trial_lock(key)):
+        return None
+    # Read again: its process may have ended it just before we got the lock.
+    if study.get_trials(deepcopy=False)[frozen.number].state is not TrialState.RUNNING:
+        locks.release(trial_lock(key))
+        return None
+    return key
+
+
+def _ask(locks: Locks, study: optuna.Study) -> tuple[optuna.Trial, str]:
+    """Make a new trial and take its lock; return it with its key."""
+    if not locks.is_held(EXCLUSIVE):  # lost with its connection: another process may be counting, too
+        raise StoreAway("the database does not answer")
+    trial = study.ask()
+    key = f"{study.user_attrs['key']}/{trial.number}"
+    is_mine = locks.try_acquire(trial_lock(key))
+    assert is_mine, "a trial that was just made has no other owner"
+    return trial, key
+
+
 def _claim(
-    store: Store, locks: Locks, arm: Arm, study: optuna.Study, trial: optuna.Trial, key: str, *, continued: bool
+    store: Store,
+    locks: Locks,
+    arm: Arm,
+    study: optuna.Study,
+    trial: optuna.Trial,
+    key: str,
+    *,
+    continued: bool,
+    best: FrozenTrial | None = None,
 ) -> Claim:
+    """Make the claim; `best` is the arm's best trial, for a confirmation run."""
     owner = ""
     if store.has_remote_optuna:  # a lock can be lost with its connection; this tells who took the trial then
         owner = f"-{uuid.uuid4().hex}"
         trial.set_user_attr("owner", owner)
-    return Claim(arm, study, trial, key, store.trial_folder(key), locks, continued, owner)
+    if best is not None and "spec" not in trial.user_attrs:  # it is new, or died before it began
+        trial.set_user_attr("confirms", best.number)
+    superseded = best is not None and trial.user_attrs["confirms"] != best.number
+    return Claim(arm, study, trial, key, store.trial_folder(key), locks, continued, owner, best, superseded)
 
 
 def hold(claim: Claim) -> bool:
@@ -509,9 +600,37 @@ def hold(claim: Claim) -> bool:
 
 @storage_errors()
 def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
-    """Return whether every arm has its budget and no trial is unfinished."""
-    trials = [study.get_trials(deepcopy=False) for study in studies.values()]
-    return all(len(found) >= spec.trials_per_arm and all(t.state.is_finished() for t in found) for found in trials)
+    """Return whether every arm has its budget and its confirmation runs, and no trial is unfinished."""
+    return all(
+        _has_ended_all(spec, studies.tuning[arm.name]) and _is_confirmed(spec, studies, arm.name) for arm in arms(spec)
+    )
+
+
+def _has_ended_all(spec: StudySpec, study: optuna.Study) -> bool:
+    trials = study.get_trials(deepcopy=False)
+    return len(trials) >= spec.trials_per_arm and all(trial.state.is_finished() for trial in trials)
+
+
+def _is_confirmed(spec: StudySpec, studies: ArmStudies, arm: str) -> bool:
+    """Say whether the arm's best trial has its confirmation runs; where no trial finished there is nothing to do."""
+    best = best_trial(studies.tuning[arm])
+    if arm not in studies.confirmation or best is None:
+        return True
+    trials = studies.confirmation[arm].get_trials(deepcopy=False)
+    ended = all(trial.state.is_finished() for trial in trials)
+    return ended and sum(_confirms(trial, best) for trial in trials) >= spec.confirm.seeds
+
+
+@storage_errors()
+def superseded_keys(studies: ArmStudies) -> list[str]:
+    """Return the keys of the confirmation runs of configurations that are not their arm's best any more."""
+    keys = []
+    for arm, study in studies.confirmation.items():
+        best = best_trial(studies.tuning[arm])
+        for frozen in study.get_trials(deepcopy=False):
+            if best is not None and not _confirms(frozen, best):
+                keys.append(f"{study.user_attrs['key']}/{frozen.number}")
+    return keys
 
 
 @storage_errors()
@@ -543,10 +662,17 @@ def should_prune(claim: Claim) -> bool:
 
 
 @storage_errors()
-def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """Return an arm's finished trial with the highest value, the first of equals; None where none has finished."""
+def best_trial(study: optuna.Study, confirms: int | None = None) -> FrozenTrial | None:
+    """Return an arm's finished trial with the highest value, the first of equals; None where none has finished.
+
+    Of confirmation runs, only those that confirm the trial with that number.
+    """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max(finished, key=lambda trial: trial.value or 0.0, default=None)
+    return max(
+        (trial for trial in finished if trial.user_attrs.get("confirms") == confirms),
+        key=lambda trial: trial.value or 0.0,
+        default=None,
+    )
 
 
 def is_better(value: float, number: int, than: FrozenTrial) -> bool:
@@ -600,7 +726,7 @@ def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
     """Return how every trial ended, by its key; None for those that have not."""
     return {
         f"{study.user_attrs['key']}/{frozen.number}": TRIAL_ENDS.get(frozen.state)
-        for study in studies.values()
+        for study in studies.all()
         for frozen in study.get_trials(deepcopy=False)
     }
 
@@ -610,10 +736,14 @@ def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as the storage knows it. `value` is the best epoch's validation accuracy."""
+    """A trial as the storage knows it. `value` is the best epoch's validation accuracy.
+
+    A confirmation run `confirms` the trial with that number; its `params` are that trial's.
+    """
 
     arm: str
     number: int
+    confirms: int | None
     state: Literal["finished", "pruned", "failed", "running", "interrupted"]
     value: float | None
     params: dict[str, Any]
@@ -628,24 +758,59 @@ class TrialRecord:
 
 
 @storage_errors()
-def records(arm: str, study: optuna.Study, locks: Locks) -> list[TrialRecord]:
-    """Return an arm's trials in order."""
-    found = []
-    for frozen in study.get_trials(deepcopy=False):
-        state: Any = TRIAL_ENDS.get(frozen.state)
-        if state is None:
-            is_owned = locks.is_taken(trial_lock(f"{study.user_attrs['key']}/{frozen.number}"))
-            state = "running" if is_owned else "interrupted"
-        found.append(
-            TrialRecord(
-                arm=arm,
-                number=frozen.number,
-                state=state,
-                value=frozen.value if frozen.state is TrialState.COMPLETE else None,
-                params=dict(frozen.params),
-                epochs=len(frozen.intermediate_values),
-                reason=frozen.user_attrs.get("reason", ""),
-                run_id=frozen.user_attrs.get("run_id", ""),
-            )
-        )
+def records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialRecord]]:
+    """Return arm -> its trials in order, then its confirmation runs."""
+    found: dict[str, list[TrialRecord]] = {}
+    for arm, study in studies.tuning.items():
+        tuned = study.get_trials(deepcopy=False)
+        found[arm] = [_record(arm, study, frozen, frozen, locks) for frozen in tuned]
+        if arm in studies.confirmation:
+            confirmation = studies.confirmation[arm]
+            for frozen in confirmation.get_trials(deepcopy=False):
+                confirmed = tuned[frozen.user_attrs.get("confirms", 0)]
+                found[arm].append(_record(arm, confirmation, frozen, confirmed, locks))
     return found
+
+
+def _record(arm: str, study: optuna.Study, frozen: FrozenTrial, tuned: FrozenTrial, locks: Locks) -> TrialRecord:
+    state: Any = TRIAL_ENDS.get(frozen.state)
+    if state is None:
+        is_owned = locks.is_taken(trial_lock(f"{study.user_attrs['key']}/{frozen.number}"))
+        state = "running" if is_owned else "interrupted"
+    return TrialRecord(
+        arm=arm,
+        number=frozen.number,
+        confirms=None if tuned is frozen else tuned.number,
+        state=state,
+        value=frozen.value if frozen.state is TrialState.COMPLETE else None,
+        params=dict(tuned.params),
+        epochs=len(frozen.intermediate_values),
+        reason=frozen.user_attrs.get("reason", ""),
+        run_id=frozen.user_attrs.get("run_id", ""),
+    )
+
+
+def parameter_importances(
+    spec: StudySpec, arm: Arm, trials: Sequence[tuple[dict[str, Any], float]]
+) -> dict[str, float]:
+    """Return the share of each searched parameter in how much an arm's validation accuracies vary; they sum to 1.
+
+    By functional ANOVA over a random forest (Hutter et al., 2014), Optuna's `FanovaImportanceEvaluator`.
+
+    Args:
+        spec: the study.
+        arm: the arm.
+        trials: the searched parameters and the value of its finished trials; those that not all of them have are left
+            out.
+
+    Returns:
+        Parameter -> share, the largest first; nothing where there are fewer than two trials or their values are equal.
+    """
+    if len({value for _, value in trials}) < 2:
+        return {}
+    study = optuna.create_study(direction="maximize")
+    for params, value in trials:
+        distributions = {name: distribution(spec, name) for name in params}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    shares = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {name: float(share) for name, share in shares.items()} if any(shares.values()) else {}

@@ -273,9 +273,12 @@ class Data(Strict):
 
 
 class Confirm(Strict):
-    """How often each arm's best configuration is retrained with a fresh seed."""
+    """How often each arm's best configuration is retrained with a fresh seed, and what is compared then."""
 
     seeds: int = Field(0, ge=0)
+    control: dict[str, str | int | float] = Field(
+        {}, description="Factor -> the level that its other levels are compared with; by default all pairs are."
+    )
 
 
 class Tracking(Strict):
@@ -324,6 +327,9 @@ class StudySpec(Strict):
         _check_effects(self)
         for published in self.published:
             _check_published(self, published)
+        for factor, level in self.confirm.control.items():
+            if level not in self.factors.entries().get(factor, []):
+                raise ValueError(f"confirm.control: {factor} = {level!r} is not a level of a factor")
         return self
 
     def combinations(self) -> list[dict[str, Any]]:
@@ -442,12 +448,14 @@ class TrialSpec(Strict):
 
     A parameter that does not apply is None (`freeze_depth` unless the top is fine-tuned, `backbone_lr_scale` where no
     pretrained layer learns, `threads` on a GPU). `threads` is there because the CPU's results depend on it in the last
-    bit.
+    bit. A confirmation run is one that `confirms` a trial of its arm: the same but for its seed, and `trial` counts the
+    arm's confirmation runs.
     """
 
     study: str
     arm: str
     trial: int
+    confirms: int | None = None
     seed: int
     epochs: int
     precision: str

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ablation import __version__, demo
-from ablation.design import arms, published_for
+from ablation.command_line import STOPPED, run_command
+from ablation.design import arms
 from ablation.seeding import check_device_name
 from ablation.spec import (
     InputError,
@@ -35,13 +36,12 @@ from ablation.weights import Weights, check_layers, read_weights
 if TYPE_CHECKING:
     from ablation.data import ImageSet, Split
     from ablation.locks import Locks
-    from ablation.report import Table
-    from ablation.search import ArmStudies, TrialRecord
+    from ablation.search import ArmStudies
     from ablation.tracking import RunStatus, Tracker
+    from ablation.view import StudyView
 
 STUDY_FOLDERS = (Path("studies"), Path(__file__).parent.parent / "studies")  # here, then the repository's
 WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
-NO_CONFIRMATION = "Not done: the {seeds} confirmation runs per arm of [confirm], which this version cannot run yet."
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -133,7 +133,7 @@ def find_study(study: str) -> Path:
 
 def list_studies() -> None:
     """Print every study with its question."""
-    from ablation.report import Table
+    from ablation.tables import Table
     from ablation.view import show_table
 
     rows = [[name, str(read_study_file(path).get("question", ""))] for name, path in sorted(study_files().items())]
@@ -147,7 +147,7 @@ def show_plan(spec: StudySpec) -> None:
     """Print what the study would do and need."""
     from ablation.data import count_classes
     from ablation.plan import plan
-    from ablation.report import Table
+    from ablation.tables import Table
     from ablation.view import show_table
 
     planned = plan(spec, count_classes(spec.data))
@@ -155,22 +155,21 @@ def show_plan(spec: StudySpec) -> None:
         [
             p.arm.name,
             str(p.trials),
+            str(p.confirmations),
             f"{p.trained_parameters:,}",
             f"{p.all_parameters:,}",
             _megabytes(p.checkpoint_bytes),
         ]
         for p in planned
     ]
-    trials = sum(p.trials for p in planned)
+    trials = sum(p.trials + p.confirmations for p in planned)
     notes = [
-        f"{len(planned)} arms, {trials} trials, {trials * spec.epochs} epochs; checkpoints take up to "
+        f"{len(planned)} arms, {trials} trainings, {trials * spec.epochs} epochs; checkpoints take up to "
         f"{_megabytes(sum(p.checkpoint_bytes for p in planned))} (tracking.checkpoints = "
         f'"{spec.tracking.checkpoints}").',
         "Parameters are those of the largest network that the search can choose.",
     ]
-    if spec.confirm.seeds:
-        notes.append(NO_CONFIRMATION.format(seeds=spec.confirm.seeds))
-    columns = ["arm", "trials", "trained parameters", "all parameters", "disk for checkpoints"]
+    columns = ["arm", "trials", "confirmation runs", "trained parameters", "all parameters", "disk for checkpoints"]
     show_table(Table(spec.question, columns, rows, notes))
 
 
@@ -182,18 +181,19 @@ def show_status(study: str, store: Store) -> None:
     """Print the arms of a study with their trials by state."""
     from ablation import search
     from ablation.locks import open_locks
-    from ablation.report import status_table
+    from ablation.tables import status_table
     from ablation.view import show_table
 
     storage = None if store.is_empty else search.open_storage(store)
     locks = open_locks(store.optuna_url)
-    found = search.study_arms(storage, study) if storage else {}
-    if not found:
+    found = search.study_arms(storage, study) if storage else search.ArmStudies({}, {})
+    if not found.tuning:
         known = search.stored_studies(storage) if storage else []
         raise InputError(f"{store.root}: has no study {study!r}{nearest(study, known) if known else ''}")
-    trials = {arm: search.records(arm, optuna_study, locks) for arm, optuna_study in found.items()}
-    budget = max(arm.user_attrs.get("content", {}).get("trials_per_arm", 0) for arm in found.values())
-    show_table(status_table(study, trials, budget))
+    contents = [arm.user_attrs.get("content", {}) for arm in found.tuning.values()]
+    budget = max(content.get("trials_per_arm", 0) for content in contents)
+    seeds = max(content.get("confirm", {}).get("seeds", 0) for content in contents)
+    show_table(status_table(study, search.records(found, locks), budget, seeds))
 
 
 # ------------------------------------------------------------------------------------------------------- running
@@ -217,11 +217,12 @@ class Running:
 
 
 def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, workers: int | None) -> None:
-    """Bring every arm to its budget and print the answer."""
+    """Bring every arm to its budget, confirm what was found, and print the answer."""
     from ablation import view
 
     running = prepare(spec, store, device_name, file_text)
     devices = worker_devices(device_name, workers)
+    begin_summary(running)
     try:
         if len(devices) == 1:
             work(running)
@@ -229,11 +230,10 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, w
             supervise(running, devices)
     except KeyboardInterrupt:
         with suppress(StoreAway, StoreError):
-            finish(running)
+            tidy_up(running)
+            running.tracker.end_summary(summary_key(running), "SCHEDULED")
         raise
-    view.show_table(finish(running))
-    if spec.confirm.seeds:
-        view.say(NO_CONFIRMATION.format(seeds=spec.confirm.seeds))
+    finish(running)
     view.say(f"\nLook at it in the MLflow UI:\n    {ui_command(store)}")
     if store.has_own_tracking:
         view.say(f"    then open {ui_address(running.tracker.experiment_id)}")
@@ -360,6 +360,7 @@ def tidy_up(running: Running) -> int:
     waiting = search.sweep(running.store, running.locks, running.studies, complete)
     with suppress(StoreAway):
         running.tracker.reconcile(statuses)
+        running.tracker.mark_superseded(search.superseded_keys(running.studies))
     return waiting
 
 
@@ -369,22 +370,22 @@ def work(running: Running) -> None:
     Where nothing is free but others still work, it waits: a worker that dies leaves a trial to go on with.
     """
     from ablation import search, trial
-    from ablation.report import format_params
     from ablation.seeding import select_device
+    from ablation.tables import format_params
     from ablation.view import StudyView
 
     spec = running.spec
-    files = {"study.toml": running.file_text, "study.json": spec.model_dump_json(indent=2)}
+    device = select_device(running.device_name)
     workbench = trial.set_up(
-        spec, running.images, running.split, running.weights, select_device(running.device_name), running.tracker, files
+        spec, running.images, running.split, running.weights, device, running.tracker, study_files_of(running)
     )
-    with StudyView(spec.name, [arm.name for arm in arms(spec)], len(arms(spec)) * spec.trials_per_arm) as progress:
+    with StudyView(spec.name, [arm.name for arm in arms(spec)]) as progress:
         waits_for_mlflow = False
         while True:
             try:
                 if waits_for_mlflow:
                     waits_for_mlflow = tidy_up(running) > 0
-                progress.update(records(running))  # other processes may share the work
+                look(running, progress)  # other processes may share the work
                 claim = search.claim_trial(spec, running.store, running.locks, running.studies, running.content)
                 if claim is None and search.all_ended(spec, running.studies):
                     return
@@ -398,7 +399,8 @@ def work(running: Running) -> None:
                 progress.waits("waiting for the trials of other workers")
                 time.sleep(WAIT_SECONDS)
                 continue
-            params = format_params(claim.trial.params) + (" (continued)" if claim.continued else "")
+            tuned = claim.trial if claim.best is None else claim.best
+            params = format_params(tuned.params) + (" (continued)" if claim.continued else "")
             progress.trial_started_now(trial_spec, params)
             outcome = trial.run_trial(workbench, claim, trial_spec, progress.epoch)
             progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
@@ -410,55 +412,85 @@ def supervise(running: Running, devices: list[str]) -> None:
     from ablation.view import StudyView
     from ablation.workers import run_workers
 
-    spec = running.spec
-    with StudyView(spec.name, [arm.name for arm in arms(spec)], len(arms(spec)) * spec.trials_per_arm) as progress:
+    with StudyView(running.spec.name, [arm.name for arm in arms(running.spec)]) as progress:
 
-        def look() -> int:
+        def trials_left() -> int:
             with suppress(StoreAway):
-                progress.update(records(running))
+                look(running, progress)
             return progress.trials - progress.ended
 
         command = [sys.executable, "-m", "ablation.study", *sys.argv[1:], "--as-worker"]
-        run_workers(command, devices, progress.worker_says, look)
+        run_workers(command, devices, progress.worker_says, trials_left)
 
 
-def records(running: Running) -> dict[str, list["TrialRecord"]]:
-    """Return the study's trials by arm."""
+def look(running: Running, progress: "StudyView") -> None:
+    """Show what the study has come to, whoever did it."""
+    from ablation import search
+    from ablation.tables import total_runs
+
+    spec = running.spec
+    found = search.records(running.studies, running.locks)
+    progress.update(
+        found, sum(total_runs(trials, spec.trials_per_arm, spec.confirm.seeds) for trials in found.values())
+    )
+
+
+def study_files_of(running: Running) -> dict[str, str]:
+    """Return the files that every run keeps: the study file, and what it says with overrides and defaults."""
+    return {"study.toml": running.file_text, "study.json": running.spec.model_dump_json(indent=2)}
+
+
+def summary_key(running: Running) -> str:
+    """Return the key of the study's summary run."""
     from ablation import search
 
-    return {arm.name: search.records(arm.name, running.studies[arm.name], running.locks) for arm in arms(running.spec)}
+    return f"{search.arm_key(running.studies.tuning[arms(running.spec)[0].name])}/summary"
 
 
-def finish(running: Running) -> "Table":
-    """Put the table of results into the study's summary run, and return it.
+def begin_summary(running: Running) -> None:
+    """Write down what the report needs to know of the study besides its runs."""
+    about = {
+        "version": __version__,
+        "spec": running.spec.model_dump(mode="json"),
+        "command": shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]]),
+        "classes": running.images.classes,
+        "data_digest": running.images.digest,
+        "weights_digest": running.weights.digest if running.weights else None,
+        "train_images": len(running.split.train_N),
+        "val_images": len(running.split.val_N),
+        "test_images": len(running.images.test_labels_N),
+    }
+    with running.locks.exclusive():  # two that begin at once must not both make the run
+        running.tracker.begin_summary(summary_key(running), running.spec.name, about, study_files_of(running))
+
+
+def finish(running: Running) -> None:
+    """Write and print the report, and register the champion.
 
     Raises:
         StoreError: the results are safe, but MLflow does not answer and has yet to get some of them.
     """
     from ablation import search, view
-    from ablation.report import result_table
+    from ablation.champion import crown
+    from ablation.report import show_report, write_report
+    from ablation.tables import status_table
 
-    spec = running.spec
+    spec, store = running.spec, running.store
     waiting = tidy_up(running)
-    with running.locks.exclusive():  # two that end at once must not both make the run, and the later one knows more
-        table = result_table(
-            spec.question,
-            {arm.name: arm.levels for arm in arms(spec)},
-            records(running),
-            {arm.name: published_for(spec, arm) for arm in arms(spec)},
-            spec.trials_per_arm,
-            len(running.split.val_N),
-        )
-        try:
-            key = search.arm_key(running.studies[arms(spec)[0].name])
-            running.tracker.write_summary(f"{key}/summary", spec.name, table.markdown())
-            return table
-        except StoreAway as away:
-            view.show_table(table)
-            raise StoreError(
-                f"{away}; the summary and the runs of {waiting} trials wait for it, kept in {running.store.work_root}: "
-                "run the same command again when it answers"
-            ) from None
+    try:
+        with running.locks.exclusive():  # two that end at once must not both write it, and the later one knows more
+            report = write_report(store, spec.name)
+            crown(store, report.result, running.images)
+            running.tracker.describe(f"{spec.question}\n\n**{report.answer}**")
+            running.tracker.end_summary(summary_key(running), "FINISHED")
+    except StoreAway as away:
+        found = search.records(running.studies, running.locks)
+        view.show_table(status_table(spec.name, found, spec.trials_per_arm, spec.confirm.seeds))
+        raise StoreError(
+            f"{away}; the report and the runs of {waiting} trials wait for it, kept in {store.work_root}: "
+            "run the same command again when it answers"
+        ) from None
+    show_report(report)
 
 
 def check_places(spec: StudySpec, needs_pretraining: bool) -> None:
@@ -529,27 +561,11 @@ def _interrupt(*_: object) -> None:
 def main() -> int:
     """Run the command line; return its exit status."""
     signal.signal(signal.SIGTERM, _interrupt)  # what a container gets when it is stopped
-    try:
-        cli.main(standalone_mode=False)
-    except InputError as error:
-        return _refuse(str(error))
-    except click.ClickException as error:
-        return _refuse(error.format_message())
-    except (StoreError, StoreAway) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, click.Abort):
-        if "--as-worker" in sys.argv:
-            return 130
+    status = run_command(cli)
+    if status == STOPPED and "--as-worker" not in sys.argv:
         command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])
         print(f"\nStopped; whatever had finished is kept. To go on:\n    {command}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == "__main__":

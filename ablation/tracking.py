@@ -1,13 +1,15 @@
-"""All of MLflow: one experiment per study, one flat run per trial, and a summary run with the study's table."""
+"""All of MLflow but the registry: an experiment per study, a flat run per trial, a summary run with the report."""
 
+import json
 import logging
 import os
 import re
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode
@@ -33,14 +35,17 @@ from mlflow.version import VERSION
 
 from ablation.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.outbox import Outbox
-from ablation.spec import InputError, TrialSpec, first_line
+from ablation.spec import InputError, TrialSpec, first_line, nearest
 from ablation.store import POSTGRESQL, Store, StoreAway, StoreError, build_database, sqlite_path
 
 if TYPE_CHECKING:
     from ablation.train import EpochMetrics
 
 CHECKPOINT_FILE = "checkpoint/best.safetensors"
+PREDICTIONS_FILE = "test/predictions.safetensors"  # of a confirmation run
+ABOUT_FILE = "about.json"  # of the summary run: what the report needs to know of the study besides its runs
 RESUME_FOLDER = "resume"
+REPORT_FOLDER = "report"  # of the summary run
 KEY_TAG = "ablation.key"  # unique: finds a run again without having stored its id
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
 EPOCHS_PER_BATCH = 100  # MLflow takes 1,000 metrics in a batch; a batch is stored whole or not at all
@@ -100,15 +105,13 @@ class Tracker:
         if time.monotonic() < self._away_until:
             raise StoreAway("MLflow did not answer a moment ago")
         try:
-            yield
-        except (MlflowException, requests.RequestException, OSError) as error:
-            reason = first_line(error)
-            if not (self._store.has_remote_tracking and _is_outage(error)):
-                raise StoreError(f"{_where(self._store)}: MLflow's store cannot be used ({reason})") from None
+            with mlflow_errors(self._store):
+                yield
+        except StoreAway as away:
             if self._away_until == 0.0:
-                logger.warning("MLflow does not answer; what it should get is kept (%s)", reason)
+                logger.warning("%s; what it should get is kept", away)
             self._away_until = time.monotonic() + AWAY_SECONDS
-            raise StoreAway(f"MLflow does not answer ({reason})") from None
+            raise
         if self._away_until:
             logger.warning("MLflow answers again")
             self._away_until = 0.0
@@ -157,7 +160,7 @@ class Tracker:
             StoreAway: the tracking server does not answer.
         """
         with self.calls():
-            runs = list(_all_runs(self.client, self.experiment_id, "tags.kind = 'trial' and status != 'FINISHED'"))
+            runs = list(_all_runs(self.client, self.experiment_id, "tags.kind != 'summary' and status != 'FINISHED'"))
             expected = statuses() if runs else {}
             arms = {key.rpartition("/")[0] for key in expected}
             for run in runs:
@@ -168,17 +171,46 @@ class Tracker:
                 if status is not None and run.info.status != status:
                     self.client.set_terminated(run.info.run_id, status)
 
-    def write_summary(self, key: str, study: str, table: str) -> None:
-        """Put the study's table into its summary run, which `key` finds.
+    def mark_superseded(self, keys: Iterable[str]) -> None:
+        """Tag confirmation runs of configurations that are not their arm's best any more.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls():
+            for run_id in [run_id for key in keys if (run_id := self.run_id(key)) is not None]:
+                self.client.set_tag(run_id, "superseded", "true")
+
+    def begin_summary(self, key: str, study: str, about: dict[str, Any], files: dict[str, str]) -> None:
+        """Make the study's summary run, which `key` finds, or go on with it; `about` is what the report needs to know.
 
         Raises:
             StoreAway: the tracking server does not answer.
         """
         with self.calls():
             run_id, _ = self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
-            self.client.set_tag(run_id, NOTE_TAG, table)
-            self.client.log_text(run_id, table, "summary.md")
-            self.client.set_terminated(run_id, "FINISHED")
+            for name, text in {**files, ABOUT_FILE: json.dumps(about, indent=2)}.items():
+                self.client.log_text(run_id, text, name)
+
+    def end_summary(self, key: str, status: RunStatus) -> None:
+        """Close the summary run.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls():
+            run_id = self.run_id(key)
+            if run_id is not None:
+                self.client.set_terminated(run_id, status)
+
+    def describe(self, text: str) -> None:
+        """Set the experiment's description (markdown).
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls():
+            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text)
 
 
 class TrialRun:
@@ -201,8 +233,12 @@ class TrialRun:
         """The run's id; None while the server that gives it has not answered."""
         return self._tracker._run_ids.get(self._key)
 
-    def start(self, spec: TrialSpec, dataset_source: str, device: str, files: dict[str, str]) -> None:
+    def start(
+        self, spec: TrialSpec, dataset_source: str, device: str, files: dict[str, str], environment: dict[str, str]
+    ) -> None:
         """Make or reopen the run, with the trial's parameters, tags, data set and text files (name -> content).
+
+        `environment` says what the trial begins with: versions, device, commit.
 
         What a process that died has kept is dropped, because everything is logged anew from here.
         """
@@ -210,12 +246,15 @@ class TrialRun:
         tags = {
             "study": spec.study,
             "arm": spec.arm,
-            "kind": "trial",
+            "kind": "trial" if spec.confirms is None else "confirmation",
             "strategy": spec.strategy,
             "truncate_at": spec.truncate_at,
             "trial": str(spec.trial),
             "device": device,
+            "environment": json.dumps(environment),
         }
+        if "commit" in environment:
+            tags["mlflow.source.git.commit"] = environment["commit"]
         dataset = {"source": dataset_source, "name": spec.data_source, "digest": spec.data_digest[:8]}
         self._do("start", tags=tags, params=spec.to_params(), dataset=dataset, files=files)
 
@@ -230,10 +269,13 @@ class TrialRun:
         """Mark a trial that went on with another kind of device: its figures are not those of one alone, to the bit."""
         self._do("set_tag", tag="device", value=devices)
 
-    def log_result(self, best: "EpochMetrics", checkpoint: Path | None) -> None:
-        """Log the best epoch's figures and, if given, its checkpoint."""
-        values = {"best_val_accuracy": best.val_accuracy, "best_epoch": best.epoch}
-        self._do("log_result", checkpoint, values=values, timestamp=best.timestamp)
+    def log_result(self, values: Mapping[str, float], timestamp: int, checkpoint: Path) -> None:
+        """Log the figures of the best epoch, which ended at `timestamp` (ms), and its checkpoint."""
+        self._do("log_result", checkpoint, values=dict(values), timestamp=timestamp)
+
+    def log_test(self, values: Mapping[str, float], timestamp: int, predictions: Path) -> None:
+        """Log the figures and the predictions of the test split."""
+        self._do("log_result", predictions, values=dict(values), timestamp=timestamp, folder="test")
 
     def delete_checkpoint(self) -> None:
         """Delete the checkpoint of this run; one that has none stays as it is."""
@@ -309,7 +351,8 @@ class TrialRun:
     def _start(
         self, _: None, tags: dict[str, str], params: dict[str, str], dataset: dict[str, str], files: dict[str, str]
     ) -> None:
-        run_id, is_new = self._tracker.find_or_create(self._key, f"{tags['arm']} #{tags['trial']}", tags)
+        kind = "" if tags["kind"] == "trial" else f"{tags['kind']} "
+        run_id, is_new = self._tracker.find_or_create(self._key, f"{tags['arm']} {kind}#{tags['trial']}", tags)
         self._logged = 0 if is_new else self._last_logged_epoch(run_id)
         self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
         run = None if is_new else self._client.get_run(run_id)
@@ -347,11 +390,13 @@ class TrialRun:
     def _set_tag(self, _: None, tag: str, value: str) -> None:
         self._client.set_tag(self._required_run_id(), tag, value)
 
-    def _log_result(self, checkpoint: Path | None, values: dict[str, float], timestamp: int) -> None:
+    def _log_result(
+        self, file: Path | None, values: dict[str, float], timestamp: int, folder: str = "checkpoint"
+    ) -> None:
         run_id = self._required_run_id()
         self._client.log_batch(run_id, metrics=[Metric(name, value, timestamp, 0) for name, value in values.items()])
-        if checkpoint is not None:
-            self._client.log_artifact(run_id, str(checkpoint), "checkpoint")
+        if file is not None:
+            self._client.log_artifact(run_id, str(file), folder)
 
     def _delete_checkpoint(self, _: None, key: str) -> None:
         run_id = self._tracker.run_id(key)
@@ -428,7 +473,19 @@ def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[
             return
 
 
-def _is_outage(error: BaseException) -> bool:
+@contextmanager
+def mlflow_errors(store: Store) -> Iterator[None]:
+    """Raise what can go wrong with calls to MLflow as StoreAway (a server that may come back) or StoreError."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException, OSError) as error:
+        reason = first_line(error)
+        if store.has_remote_tracking and is_outage(error):
+            raise StoreAway(f"MLflow does not answer ({reason})") from None
+        raise StoreError(f"{_where(store)}: MLflow's store cannot be used ({reason})") from None
+
+
+def is_outage(error: BaseException) -> bool:
     """Say whether a call failed because a server was not there, so that it may succeed later.
 
     MLflow's client raises the same class, with the same code as a server's fault, for whatever it refuses itself.
@@ -555,42 +612,145 @@ def _has_tables(store: Store) -> bool:
         engine.dispose()
 
 
-def read_run(store: Store, run_id: str) -> Run:
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as MLflow has it; `curves` holds the metrics that were asked for, a value per step."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    artifact_uri: str
+    curves: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study's experiment: what its summary run says about it (see `Tracker.begin_summary`), and its other runs."""
+
+    experiment_id: str
+    summary_run_id: str
+    about: dict[str, Any]
+    runs: list[RunRecord]
+
+
+def _reading_client(store: Store) -> MlflowClient:
+    client = open_client(store)
+    if client is None:
+        raise InputError(f"{_where(store)}: is no store, or an empty one")
+    return client
+
+
+def _record(run: Run, curves: dict[str, list[float]] | None = None) -> RunRecord:
+    data = run.data
+    return RunRecord(
+        run.info.run_id, run.info.status, data.tags, data.params, data.metrics, run.info.artifact_uri, curves or {}
+    )
+
+
+def read_run(store: Store, run_id: str) -> RunRecord:
     """Return a run of the store.
 
     Raises:
         InputError: there is no such run.
     """
-    client = open_client(store)
-    if client is None:
-        raise InputError(f"{_where(store)}: is no store, or an empty one")
+    client = _reading_client(store)
     try:
-        return client.get_run(run_id)
+        return _record(client.get_run(run_id))
     except MlflowException:
         raise InputError(f"{store.root}: has no MLflow run {run_id!r}") from None
 
 
+def read_study(store: Store, study: str, curves: Sequence[str]) -> StudyRecord:
+    """Return a study's runs; `curves` are read of the confirmation runs, or of all trials where there are none.
+
+    Raises:
+        InputError: the store cannot be opened, or has no such study.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    client = _reading_client(store)
+    with mlflow_errors(store):
+        experiment = client.get_experiment_by_name(study)
+        if experiment is None or KEY_TAG not in experiment.tags:
+            known = [found.name for found in client.search_experiments() if KEY_TAG in found.tags]
+            raise InputError(f"{_where(store)}: has no study {study!r}{nearest(study, known) if known else ''}")
+        found = list(_all_runs(client, experiment.experiment_id, "tags.kind != ''"))
+        summaries = [run for run in found if run.data.tags["kind"] == "summary"]
+        if not summaries:
+            raise InputError(f"study {study!r} was made by an older version: run it once more, then it can be read")
+        others = [run for run in found if run.data.tags["kind"] != "summary"]
+        shown = {run.info.run_id for run in others if run.data.tags["kind"] == "confirmation"}
+        records = []
+        for run in others:
+            wanted = curves if not shown or run.info.run_id in shown else []
+            histories = {name: client.get_metric_history(run.info.run_id, name) for name in wanted}
+            values = {
+                name: [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+                for name, history in histories.items()
+            }
+            records.append(_record(run, values))
+    summary = _record(summaries[0])
+    try:
+        with run_file(store, summary, ABOUT_FILE) as path:
+            about = json.loads(path.read_text(encoding="utf-8"))
+    except (InputError, ValueError):
+        raise InputError(f"study {study!r}: its summary run has no readable {ABOUT_FILE}: run it once more") from None
+    return StudyRecord(experiment.experiment_id, summary.run_id, about, records)
+
+
+def artifact_path(store: Store, run: RunRecord, name: str) -> Path:
+    """Return where an artifact of a run is in a store that has its own; it may have been moved or copied."""
+    assert store.has_own_tracking
+    # MLflow stored an absolute address; its end is <study>/<run>/artifacts.
+    study, run_folder, artifacts = run.artifact_uri.rstrip("/").split("/")[-3:]
+    return store.artifacts(study) / run_folder / artifacts / name
+
+
 @contextmanager
-def run_file(store: Store, run: Run, name: str) -> Iterator[Path]:
-    """Give the path of a run's artifact; one in the store is found there even if the store was moved or copied.
+def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
+    """Give the path of a run's artifact, a file or a folder; see `artifact_path`.
 
     Raises:
         InputError: the run has no such artifact.
+        StoreAway: the tracking server does not answer.
     """
-    import tempfile
-
     if store.has_own_tracking:
-        # MLflow stored an absolute address; its end is <study>/<run>/artifacts.
-        study, run_folder, artifacts = run.info.artifact_uri.rstrip("/").split("/")[-3:]
-        path = store.artifacts(study) / run_folder / artifacts / name
-        if not path.is_file():
-            raise InputError(f"run {run.info.run_id} has no {name}: it did not end, or its checkpoint was not kept")
+        path = artifact_path(store, run, name)
+        if not path.exists():
+            raise InputError(f"run {run.run_id} has no {name}: it did not end, or its checkpoint was not kept")
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         client = MlflowClient(tracking_uri=store.tracking_uri)
         try:
-            path = Path(client.download_artifacts(run.info.run_id, name, folder))
-        except (MlflowException, OSError) as error:
-            raise InputError(f"run {run.info.run_id} has no {name} ({first_line(error)})") from None
+            path = Path(client.download_artifacts(run.run_id, name, folder))
+        except (MlflowException, requests.RequestException, OSError) as error:
+            if store.has_remote_tracking and is_outage(error):
+                raise StoreAway(f"MLflow does not answer ({first_line(error)})") from None
+            raise InputError(f"run {run.run_id} has no {name} ({first_line(error)})") from None
         yield path
+
+
+def log_report(store: Store, run_id: str, files: Mapping[str, bytes], note: str) -> None:
+    """Put files (name -> content) into a run's folder `report`, and set the run's description (markdown).
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    client = _reading_client(store)
+    with mlflow_errors(store), tempfile.TemporaryDirectory() as folder:
+        target = Path(folder)
+        if store.has_own_tracking:  # which may have been moved
+            target = artifact_path(store, _record(client.get_run(run_id)), REPORT_FOLDER)
+            target.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (target / name).write_bytes(content)
+        if not store.has_own_tracking:
+            client.log_artifacts(run_id, folder, REPORT_FOLDER)
+        client.set_tag(run_id, NOTE_TAG, note)

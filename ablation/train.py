@@ -240,15 +240,26 @@ def calibration_sample(images: Images) -> Images:
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Images, normalisation: Normalisation, precision: str) -> tuple[float, float]:
     """Return the mean cross-entropy (nats, without label smoothing) and the accuracy over all images."""
-    model.eval()
     device = images.labels_N.device
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
-    batch_size = evaluation_batch_size(images)
-    batches = normalised_batches(images, normalisation)
-    for inputs_NCHW, labels_N in zip(batches, torch.split(images.labels_N, batch_size), strict=True):
-        with _autocast(device, precision):
-            logits_NK = model(inputs_NCHW)
-        loss_sum += cross_entropy(logits_NK.float(), labels_N, reduction="sum")
+    labels = torch.split(images.labels_N, evaluation_batch_size(images))
+    for logits_NK, labels_N in zip(_logits(model, images, normalisation, precision), labels, strict=True):
+        loss_sum += cross_entropy(logits_NK, labels_N, reduction="sum")
         correct += (logits_NK.argmax(1) == labels_N).sum()
     return loss_sum.item() / len(images), correct.item() / len(images)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Images, normalisation: Normalisation) -> torch.Tensor:
+    """Return the logits NK of all images, in float32 whatever the training's precision, so that any device agrees."""
+    return torch.cat(list(_logits(model, images, normalisation, "float32")))
+
+
+def _logits(model: nn.Module, images: Images, normalisation: Normalisation, precision: str) -> Iterator[torch.Tensor]:
+    """Yield float32 logits NK of all images in order, in batches of `evaluation_batch_size`."""
+    model.eval()
+    for inputs_NCHW in normalised_batches(images, normalisation):
+        with _autocast(images.labels_N.device, precision):
+            logits_NK = model(inputs_NCHW)
+        yield logits_NK.float()

@@ -11,9 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from torch.nn.functional import cross_entropy
 
 from ablation import tracking
 from ablation.checkpoint import (
@@ -24,6 +26,7 @@ from ablation.checkpoint import (
     tensors_digest,
 )
 from ablation.data import Images, ImageSet, Split, split_seed, to_device
+from ablation.environment import describe_environment
 from ablation.models import TransferModel, build_model, calibrate, initialise
 from ablation.search import (
     Claim,
@@ -55,6 +58,7 @@ from ablation.train import (
     load_tensors,
     make_optimizer,
     normalised_batches,
+    predict,
     train,
 )
 from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read_weights
@@ -68,17 +72,23 @@ RUN_STATUS: dict[TrialEnd, tracking.RunStatus] = {"finished": "FINISHED", "prune
 
 @dataclass(frozen=True)
 class Workbench:
-    """What all trials of a study share in one process: the images on the device, the weights, where results go."""
+    """What all trials of a study share in one process: the images on the device, the weights, where results go.
+
+    Of the test images (uint8 NHWC) only confirmation runs make use, once each.
+    """
 
     study: StudySpec
     device: torch.device
     train_images: Images
     val_images: Images
+    test_images_NHWC: np.ndarray
+    test_labels_N: np.ndarray
     classes: list[str]
     data_digest: str
     weights: Weights | None
     tracker: Tracker
     files: dict[str, str]
+    environment: dict[str, str]
     threads: int | None  # of new trials on the CPU; a trial that goes on keeps its own
 
     @property
@@ -122,11 +132,14 @@ def set_up(
         device=device,
         train_images=train_images,
         val_images=val_images,
+        test_images_NHWC=images.test_images_NHWC,
+        test_labels_N=images.test_labels_N,
         classes=images.classes,
         data_digest=images.digest,
         weights=weights,
         tracker=tracker,
         files=files,
+        environment=describe_environment(device),
         threads=torch.get_num_threads() if device.type == "cpu" else None,
     )
 
@@ -157,8 +170,12 @@ def run_trial(
     run = workbench.tracker.trial_run(claim.key, claim.folder, claim.owner)
     try:
         source = workbench.study.data.root or workbench.study.data.source
-        run.start(spec, source, workbench.device.type, workbench.files)
-        outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
+        run.start(spec, source, workbench.device.type, workbench.files, workbench.environment)
+        if claim.superseded:
+            assert claim.best is not None
+            outcome = Outcome("pruned", None, f"superseded: the arm's best trial is #{claim.best.number} now")
+        else:
+            outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
         while True:
             try:
                 _end(workbench, claim, run, outcome)
@@ -204,7 +221,7 @@ def _end(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outcome) ->
 
 def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
     """Delete the checkpoint of the arm's best trial so far or of this one, whichever is not the best now."""
-    leader = best_trial(claim.study)
+    leader = best_trial(claim.study, claim.trial.user_attrs.get("confirms"))
     if leader is not None and not has_ended(claim):
         is_best = is_better(value, claim.trial.number, leader)
         run.delete_checkpoint_of(leader.number if is_best else claim.trial.number)
@@ -218,13 +235,33 @@ def _wait_until_held(claim: Claim) -> None:
 def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
     """Return what the trial is: the study's settings and what Optuna chose, as they were when it began.
 
-    A trial that goes on elsewhere, with its weights in another place or on another device, stays what it was.
+    A trial that goes on elsewhere, with its weights in another place or on another device, stays what it was. A
+    confirmation run is the trial that it confirms, with a seed of its own.
     """
     stored = stored_spec(claim)
     if stored is not None:
         return TrialSpec.from_params(stored)
+    spec = _new_spec(workbench, claim) if claim.best is None else _confirming_spec(workbench, claim)
+    store_spec(claim, spec.to_params())
+    return spec
+
+
+def _confirming_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
+    assert claim.best is not None
+    number = claim.trial.number
+    changes = {
+        "trial": number,
+        "confirms": claim.best.number,
+        # Of the arm, too: arms are compared as if their seeds were drawn independently.
+        "seed": named_seed(workbench.study.seed, "confirmation", claim.arm.name, number),
+        "threads": workbench.threads,
+    }
+    return TrialSpec.from_params(claim.best.user_attrs["spec"]).model_copy(update=changes)
+
+
+def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
     study = workbench.study
-    spec = TrialSpec(
+    return TrialSpec(
         study=study.name,
         arm=claim.arm.name,
         trial=claim.trial.number,
@@ -246,8 +283,6 @@ def trial_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         num_classes=len(workbench.classes),
         **suggest(claim.trial, study, claim.arm),
     )
-    store_spec(claim, spec.to_params())
-    return spec
 
 
 def _train_and_record(
@@ -258,7 +293,7 @@ def _train_and_record(
     on_epoch: Callable[[TrialSpec, EpochMetrics], None],
 ) -> Outcome:
     training: Training | None = None
-    prunes = workbench.study.search.pruner != "none"
+    prunes = workbench.study.search.pruner != "none" and spec.confirms is None
     try:
         training = make_training(spec, workbench)
         _restore(training, claim, run, workbench)
@@ -283,6 +318,8 @@ def _train_and_record(
             return Outcome("failed", None, str(error))
         _log_for_sure(claim, run, training)
         _record_best(workbench, claim, spec, run, training)
+        if spec.confirms is not None:
+            _record_test(workbench, claim, run, training)
         return Outcome("finished", training.best.val_accuracy)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -419,7 +456,55 @@ def _record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: Trial
     """Log the best epoch's figures and its checkpoint."""
     path = claim.folder / Path(tracking.CHECKPOINT_FILE).name
     save_best(path, training, spec, workbench.classes, workbench.normalisation)
-    run.log_result(training.best, path)
+    best = training.best
+    images = len(workbench.train_images)
+    values = {
+        "best_val_accuracy": best.val_accuracy,
+        "best_epoch": best.epoch,
+        "trained_parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
+        "training_seconds": sum(images / metrics.images_per_second for metrics in training.history),
+    }
+    run.log_result(values, best.timestamp, path)
+
+
+def _record_test(workbench: Workbench, claim: Claim, run: TrialRun, training: Training) -> None:
+    """Evaluate the best epoch on the test split and log the figures, with what the model says of every image.
+
+    A crash after the evaluation finds its predictions in the trial's folder, so that it is made once.
+    """
+    path = claim.folder / Path(tracking.PREDICTIONS_FILE).name
+    model = tensors_digest(training.best_tensors.items())
+    if not _predictions_are_of(path, model):
+        _save_predictions(path, model, workbench, training)
+    tensors, metadata = _read_tensors(path)
+    accuracy = (tensors["predicted"] == tensors["labels"]).double().mean().item()
+    values = {"test_accuracy": accuracy, "test_loss": float(metadata["loss"])}
+    run.log_test(values, training.best.timestamp, path)
+
+
+def _save_predictions(path: Path, model: str, workbench: Workbench, training: Training) -> None:
+    labels_N = workbench.test_labels_N
+    everything = np.arange(len(labels_N))
+    load_tensors(training.model, training.best_tensors)
+    images = to_device(workbench.test_images_NHWC, labels_N, everything, workbench.device)
+    logits_NK = predict(training.model, images, workbench.normalisation).cpu()
+    loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
+    number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32
+    tensors = {
+        "probabilities": logits_NK.softmax(1).half(),
+        "predicted": logits_NK.argmax(1).to(number_type),  # float16 may make two probabilities equal
+        "labels": torch.from_numpy(labels_N).to(number_type),
+    }
+    write_atomically(path, save(tensors, {"model": model, "loss": repr(loss)}))
+
+
+def _predictions_are_of(path: Path, model: str) -> bool:
+    return path.exists() and _read_tensors(path)[1]["model"] == model
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - not a dict
 
 
 def save_best(
@@ -465,10 +550,9 @@ def load_model(run: str, *, store: str | None = None, weights: str | None = None
     """
     found = find_store(store)
     record = tracking.read_run(found, run)
-    spec = TrialSpec.from_params(record.data.params)
-    with tracking.run_file(found, record, tracking.CHECKPOINT_FILE) as path, safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        trained = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    spec = TrialSpec.from_params(record.params)
+    with tracking.run_file(found, record, tracking.CHECKPOINT_FILE) as path:
+        trained, metadata = _read_tensors(path)
     model = build_model(
         spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
     )

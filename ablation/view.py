@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ablation.report import Table, best_of
 from ablation.spec import TrialSpec
+from ablation.tables import Table, best_of
 
 if TYPE_CHECKING:
     from ablation.search import TrialRecord
@@ -66,9 +66,9 @@ def waiting(what: str) -> Iterator[None]:
 class StudyView:
     """Follows a study: its progress with the time left, the running trial's curve, the best of each arm so far."""
 
-    def __init__(self, title: str, arms: list[str], trials: int):
-        self.arms, self.trials = arms, trials
-        self.ended = 0
+    def __init__(self, title: str, arms: list[str]):
+        self.arms = arms
+        self.trials = self.ended = 0  # confirmation runs included
         self.ended_before: int | None = None  # when this view began
         self.best: dict[str, float] = {}
         self.curve: list[float] = []
@@ -82,11 +82,11 @@ class StudyView:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("trials"),
+            TextColumn("runs"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
         )
-        self.task = self.progress.add_task(title, total=trials, left="")
+        self.task = self.progress.add_task(title, total=None, left="")
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
     def __enter__(self) -> "StudyView":
@@ -121,10 +121,10 @@ class StudyView:
         best_first = sorted(self.arms, key=lambda arm: self.best.get(arm, -1.0), reverse=True)
         return [arm for arm in self.arms if arm in best_first[:room]]
 
-    def update(self, trials: dict[str, list["TrialRecord"]]) -> None:
-        """Show what the study's arms (arm -> trials) have come to, whoever did it."""
+    def update(self, trials: dict[str, list["TrialRecord"]], total: int) -> None:
+        """Show what the study's arms (arm -> trials) have come to, and how many trials it will have."""
         self.ended = sum(trial.has_ended for found in trials.values() for trial in found)
-        self.trials = max(self.trials, sum(len(found) for found in trials.values()))  # the budget may have been larger
+        self.trials = total
         if self.ended_before is None:
             self.ended_before = self.ended
         for arm, found in trials.items():
@@ -154,10 +154,10 @@ class StudyView:
         self.trial_started = self.last_line = time.monotonic()
         self.waits_for = ""
         self.curve = []
-        self.trial_text = Text(f"{spec.arm} #{spec.trial}  {params}")
+        self.trial_text = Text(f"{_label(spec)}  {params}")
         self.epoch_text = Text("")
         if not console.is_terminal:
-            say(f"[{self.ended + 1}/{self.trials}] {spec.arm} #{spec.trial}: {params}")
+            say(f"[{self.ended + 1}/{self.trials}] {_label(spec)}: {params}")
 
     def epoch(self, spec: TrialSpec, metrics: Any) -> None:
         """An epoch has ended; `metrics` is its EpochMetrics."""
@@ -183,7 +183,7 @@ class StudyView:
             left = self.time_left()
             say(f"  {state}: {result} ({seconds:.1f} s{f', about {left} left' if left else ''})")
         elif state in ("failed", "lost"):
-            self.live.console.print(Text(f"{spec.arm} #{spec.trial} {state}: {reason}", style="yellow"))
+            self.live.console.print(Text(f"{_label(spec)} {state}: {reason}", style="yellow"))
 
     def time_left(self) -> str:
         """Return the time that the remaining trials will take, at the rate of all that ended since the view began."""
@@ -191,6 +191,11 @@ class StudyView:
         if remaining <= 0 or done <= 0:
             return ""
         return format_duration(remaining * (time.monotonic() - self.began) / done)
+
+
+def _label(spec: TrialSpec) -> str:
+    """Return what a trial is called here, as its run is in MLflow."""
+    return f"{spec.arm} #{spec.trial}" if spec.confirms is None else f"{spec.arm} confirmation #{spec.trial}"
 
 
 def sparkline(values: list[float]) -> str:

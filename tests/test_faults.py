@@ -13,11 +13,8 @@ import optuna
 import pytest
 from safetensors import safe_open
 
-from ablation.search import NumberedRandomSampler
-from ablation.seeding import named_seed
-
 from .conftest import Victims, finish_with_a_kill
-from .test_study import arm_study
+from .test_study import arm_study, sampled_rates
 
 ONE_ARM = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
 
@@ -84,7 +81,7 @@ def test_killed_at_every_step(
     victims: Victims, small_study: Path, tmp_path: Path, budget: list[str], begin: str
 ) -> None:
     """Killed right before each step of a study, and so right after the one before it; then run again to its end."""
-    seed = next(seed for seed in range(99) if rates(seed) == [0.01, 0.01, 1e30])
+    seed = next(seed for seed in range(99) if sampled_rates(seed, [0.01, 1e30], 3) == [0.01, 0.01, 1e30])
     arguments = [small_study, "--store", "s", "--epochs", "2", "--set", f"seed={seed}", *ONE_ARM, *budget]
     store, template = tmp_path / "s", tmp_path / "template"
     assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
@@ -112,13 +109,6 @@ def test_killed_at_every_step(
         assert victims.run(tmp_path, arguments, kill_at=number) == -signal.SIGKILL
         assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
         assert state(store) == expected, f"killed before step {number}, {step}"
-
-
-def rates(seed: int) -> list[float]:
-    """Return the learning rates of the first three trials of a study with THREE_ENDS."""
-    sampler = NumberedRandomSampler(named_seed(seed, "sampler") % 2**32)
-    study = optuna.create_study(sampler=sampler)
-    return [study.ask().suggest_categorical("lr", [0.01, 1e30]) for _ in range(3)]
 
 
 def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path: Path) -> None:

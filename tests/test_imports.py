@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
-    "architecture", "spec", "design", "store", "locks", "outbox", "seeding", "weights", "data", "backbones", "models",
-    "strategies", "plan", "train", "checkpoint", "search", "tracking", "trial", "report", "view", "demo", "workers",
-    "study",
+    "architecture", "spec", "design", "store", "command_line", "locks", "outbox", "seeding", "weights", "data",
+    "backbones", "models", "strategies", "plan", "environment", "train", "checkpoint", "search", "tracking", "trial",
+    "tables", "view", "results", "stats", "analysis", "figures", "report", "registry", "champion", "champion_model",
+    "predict", "demo", "workers", "study",
 ]  # fmt: skip
 TORCH = {
     "seeding",
@@ -23,23 +24,30 @@ TORCH = {
     "models",
     "strategies",
     "plan",
+    "environment",
     "train",
     "checkpoint",
     "trial",
+    "champion",
+    "champion_model",
     "demo",
 }
 ONLY_IN = {
     "torch": TORCH,
     "torchvision": {"weights", "data", "backbones"},
-    "safetensors": {"weights", "data", "trial", "demo"},
+    "safetensors": {"weights", "data", "trial", "results", "demo"},
     "optuna": {"search"},
     "sqlalchemy": {"locks", "search", "tracking"},
-    "mlflow": {"tracking"},
+    "mlflow": {"tracking", "registry", "champion_model"},
     "rich": {"view"},
-    "click": {"study"},
+    "click": {"command_line", "predict", "report", "study"},
     "filelock": {"locks"},
     "requests": {"tracking"},
     "sklearn": {"data"},
+    "scipy": {"stats"},
+    "matplotlib": {"figures"},
+    "jinja2": {"report"},
+    "pandas": {"champion_model"},
     "pydantic": {"spec"},
 }
 

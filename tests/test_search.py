@@ -10,16 +10,18 @@ from optuna.distributions import IntDistribution
 from ablation import search
 from ablation.design import Arm, arms
 from ablation.locks import Locks, open_locks
-from ablation.report import best_of
 from ablation.spec import InputError, StudySpec, load_study, parse_override
 from ablation.store import Store, build_database, find_store
+from ablation.tables import best_of
 
 CONTENT = {"made": "by a test", "trials_per_arm": 1}
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
 def study(name: str, *settings: str) -> StudySpec:
-    return load_study(STUDIES / f"{name}.toml", overrides=[parse_override(setting) for setting in settings])
+    """Return one of the project's studies with other settings; without confirmation unless they ask for it."""
+    overrides = [parse_override(setting) for setting in ("confirm.seeds=0", *settings)]
+    return load_study(STUDIES / f"{name}.toml", overrides=overrides)
 
 
 @pytest.fixture
@@ -28,11 +30,11 @@ def store(tmp_path: Path) -> Store:
     return find_store(str(tmp_path / "store"))
 
 
-def begin(spec: StudySpec, store: Store) -> dict[str, optuna.Study]:
+def begin(spec: StudySpec, store: Store) -> search.ArmStudies:
     return search.create_arms(search.open_storage(store, create=True), spec, CONTENT, "an experiment")
 
 
-def claim_next(spec: StudySpec, store: Store, studies: dict[str, optuna.Study], locks: Locks | None = None) -> Any:
+def claim_next(spec: StudySpec, store: Store, studies: search.ArmStudies, locks: Locks | None = None) -> Any:
     return search.claim_trial(spec, store, locks or open_locks(store.optuna_url), studies, CONTENT)
 
 
@@ -41,8 +43,8 @@ def end(claim: search.Claim, state: search.TrialEnd, value: float | None, reason
     search.drop(claim)
 
 
-def records(study: optuna.Study, store: Store) -> list[search.TrialRecord]:
-    return search.records("block1", study, open_locks(store.optuna_url))
+def records(studies: search.ArmStudies, store: Store) -> list[search.TrialRecord]:
+    return search.records(studies, open_locks(store.optuna_url))["block1"]
 
 
 def claim_all(spec: StudySpec, store: Store) -> list[search.Claim]:
@@ -119,8 +121,8 @@ def test_parameters_depend_on_seed_and_number_alone(sampler: str, store: Store, 
     studies = begin(spec, other)
     for arm in reversed(arms(spec)):
         for number in range(4):
-            studies[arm.name].sampler = search.make_sampler(spec, arm, number)
-            trial = studies[arm.name].ask()
+            studies.tuning[arm.name].sampler = search.make_sampler(spec, arm, number)
+            trial = studies.tuning[arm.name].ask()
             search.suggest(trial, spec, arm)
             assert trial.params == first[arm.name, number]
     another_seed = study("vgg_truncation", *settings, "seed=1")
@@ -153,7 +155,7 @@ def test_tpe_searches_conditional_spaces(store: Store) -> None:
         numbers.append(claim.trial.number)
         end(claim, "finished", 1.0 if chosen["strategy"] == "fine_tune_top" else 0.0)
     assert numbers == list(range(50))
-    late = [trial.params["strategy"] for trial in studies["all"].trials[20:]]
+    late = [trial.params["strategy"] for trial in studies.tuning["all"].trials[20:]]
     assert late.count("fine_tune_top") > 20  # it goes where the value is
 
 
@@ -184,10 +186,10 @@ def test_failed_and_pruned_trials_count_and_interrupted_ones_are_continued(store
     assert interrupted is not None
     rate = search.suggest(interrupted.trial, spec, interrupted.arm)["lr"]
     assert claim_next(spec, store, studies) is None  # its owner lives, and the budget is spent
-    (record,) = records(studies["block1"], store)[2:]
+    (record,) = records(studies, store)[2:]
     assert record.state == "running"
     interrupted.release()  # as the death of its process does
-    states = [r.state for r in records(studies["block1"], store)]
+    states = [r.state for r in records(studies, store)]
     assert states == ["failed", "pruned", "interrupted"]
 
     continued = claim_next(spec, store, begin(spec, store))
@@ -195,7 +197,7 @@ def test_failed_and_pruned_trials_count_and_interrupted_ones_are_continued(store
     assert continued.trial.number == 2
     assert search.suggest(continued.trial, spec, continued.arm)["lr"] == rate
     end(continued, "finished", 0.75)
-    found = records(studies["block1"], store)
+    found = records(studies, store)
     assert [(r.state, r.value, r.reason) for r in found] == [
         ("failed", None, "it failed"), ("pruned", None, "it pruned"), ("finished", 0.75, ""),
     ]  # fmt: skip
@@ -219,6 +221,115 @@ def test_a_trial_killed_before_its_parameters_gets_the_same_ones(store: Store, t
     assert search.suggest(again.trial, spec, again.arm) == search.suggest(untouched.trial, spec, untouched.arm)
 
 
+# ------------------------------------------------------------------------------------------------------ confirmation
+
+TWO_ARMS = (
+    'factors={truncate_at=["block1","block2"]}',
+    "search={lr={low=1e-4,high=1e-1}}",
+    "trials_per_arm=2",
+    "confirm.seeds=2",
+)
+
+
+def confirmations(study: optuna.Study) -> list[tuple[int, int, str]]:
+    return [(trial.number, trial.user_attrs["confirms"], trial.state.name) for trial in study.trials]
+
+
+def test_confirmation_runs_come_after_tuning_and_arms_take_turns(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS)
+    studies = begin(spec, store)
+    value = {("block1", 0): 0.5, ("block1", 1): 0.7, ("block2", 0): 0.6, ("block2", 1): 0.6}
+    tuning = [claim_next(spec, store, studies) for _ in range(4)]
+    assert all(claim.best is None for claim in tuning)
+    for claim in tuning[:3]:
+        end(claim, "finished", value[claim.arm.name, claim.trial.number])
+    # block2's last trial goes on elsewhere: block1 alone is confirmed, because block2 has no best trial yet.
+    first, second = (claim_next(spec, store, studies) for _ in range(2))
+    assert claim_next(spec, store, studies) is None
+    assert [(c.arm.name, c.trial.number, c.best.number, c.superseded) for c in (first, second)] == [
+        ("block1", 0, 1, False), ("block1", 1, 1, False),
+    ]  # fmt: skip
+    assert not search.all_ended(spec, studies)
+    end(tuning[3], "finished", 0.6)
+    third = claim_next(spec, store, studies)
+    assert (third.arm.name, third.best.number) == ("block2", 0)  # the first of equals
+    end(first, "finished", 0.1)  # a low value makes no other trial the best
+    end(second, "failed", None, "it diverged")
+    end(third, "finished", 0.2)
+    fourth = claim_next(spec, store, studies)
+    end(fourth, "finished", 0.3)
+    assert claim_next(spec, store, studies) is None  # one that failed counts, too
+    assert search.all_ended(spec, studies)
+    assert search.superseded_keys(studies) == []
+    found = search.records(studies, open_locks(store.optuna_url))
+    assert [(r.number, r.confirms, r.state, r.value) for r in found["block1"]] == [
+        (0, None, "finished", 0.5), (1, None, "finished", 0.7), (0, 1, "finished", 0.1), (1, 1, "failed", None),
+    ]  # fmt: skip
+    assert found["block1"][2].params == found["block1"][1].params
+    keys = {claim.key for claim in (*tuning, first, second, third, fourth)}
+    assert len(keys) == 8
+
+
+def test_a_larger_budget_supersedes_the_confirmation_of_what_is_not_the_best_any_more(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}')
+    studies = begin(spec, store)
+    for value in (0.5, 0.7, 0.6):
+        end(claim_next(spec, store, studies), "finished", value)
+    interrupted = claim_next(spec, store, studies)
+    assert (interrupted.trial.number, interrupted.best.number) == (1, 1)
+    search.store_spec(interrupted, {"it has": "begun"})
+    interrupted.release()
+
+    more = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "trials_per_arm=3")
+    end(claim_next(more, store, studies), "finished", 0.8)
+    old = claim_next(more, store, studies)
+    assert (old.trial.number, old.superseded, old.best.number) == (1, True, 2)
+    end(old, "pruned", None, "superseded")
+    new = [claim_next(more, store, studies) for _ in range(2)]
+    assert [(claim.superseded, claim.best.number) for claim in new] == [(False, 2)] * 2
+    for claim in new:
+        end(claim, "finished", 0.75)
+    assert claim_next(more, store, studies) is None
+    assert search.all_ended(more, studies)
+    confirmation = studies.confirmation["block1"]
+    assert confirmations(confirmation) == [
+        (0, 1, "COMPLETE"), (1, 1, "PRUNED"), (2, 2, "COMPLETE"), (3, 2, "COMPLETE"),
+    ]  # fmt: skip
+    key = confirmation.user_attrs["key"]
+    assert search.superseded_keys(studies) == [f"{key}/0", f"{key}/1"]
+    assert search.best_trial(confirmation, confirms=1).number == 0
+    # More seeds top up, fewer take nothing away.
+    end(claim_next(study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "trials_per_arm=3",
+                         "confirm.seeds=3"), store, studies), "finished", 0.5)  # fmt: skip
+    assert claim_next(more, store, studies) is None
+    assert len(confirmations(confirmation)) == 5
+
+
+def test_an_arm_without_a_finished_trial_is_not_confirmed(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS, "trials_per_arm=1", "confirm.seeds=1")
+    studies = begin(spec, store)
+    end(claim_next(spec, store, studies), "failed", None, "it diverged")
+    end(claim_next(spec, store, studies), "finished", 0.5)
+    claim = claim_next(spec, store, studies)
+    assert claim.arm.name == "block2"
+    end(claim, "finished", 0.4)
+    assert claim_next(spec, store, studies) is None
+    assert search.all_ended(spec, studies)
+
+
+def test_parameter_importances() -> None:
+    spec = study("vgg_truncation")
+    arm = arms(spec)[0]
+    rates = (1e-4, 1e-3, 1e-2, 1e-1)
+    trials = [({"lr": lr, "head_width": width}, lr * 9) for lr in rates for width in (128, 256, 512, 1024)]
+    found = search.parameter_importances(spec, arm, trials)
+    assert list(found) == ["lr", "head_width"]
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert found["lr"] > 0.95
+    assert search.parameter_importances(spec, arm, trials[:1]) == {}
+    assert search.parameter_importances(spec, arm, [(params, 0.5) for params, _ in trials]) == {}
+
+
 # ---------------------------------------------------------------------------------------------------------- identity
 
 
@@ -232,7 +343,7 @@ def test_only_budgets_may_change(store: Store) -> None:
     spec = study("vgg_truncation")
     storage = search.open_storage(store, create=True)
     search.check_identity(storage, spec.name, spec.content())  # a new study
-    (first, *_) = search.create_arms(storage, spec, spec.content(), "an experiment").values()
+    (first, *_) = search.create_arms(storage, spec, spec.content(), "an experiment").tuning.values()
     other = study("vgg_truncation", "epochs=11")
     search.check_identity(storage, other.name, other.content())  # nothing has run yet
     first.ask()
@@ -252,7 +363,7 @@ def test_only_budgets_may_change(store: Store) -> None:
 def test_unknown_fields_are_left_out(store: Store) -> None:
     spec = study("vgg_truncation")
     storage = search.open_storage(store, create=True)
-    search.create_arms(storage, spec, {"data": {"digest": "a"}}, "an experiment")["block1,fine_tune_all"].ask()
+    search.create_arms(storage, spec, {"data": {"digest": "a"}}, "an experiment").tuning["block1,fine_tune_all"].ask()
     search.check_identity(storage, spec.name, {"data": {"digest": ""}}, ignored=["data.digest"])
     with pytest.raises(InputError, match=r"data.digest \(was 'a', is 'b'\)"):
         search.check_identity(storage, spec.name, {"data": {"digest": "b"}})
@@ -263,11 +374,11 @@ def test_an_arm_that_was_only_begun_to_be_made_is_completed(store: Store) -> Non
     storage = search.open_storage(store, create=True)
     optuna.create_study(study_name="vgg_truncation/block1,fine_tune_all", storage=storage, direction="maximize")
     search.check_identity(storage, spec.name, spec.content())
-    arms_made = search.create_arms(storage, spec, spec.content(), "an experiment")
+    arms_made = search.create_arms(storage, spec, spec.content(), "an experiment").tuning
     assert arms_made["block1,fine_tune_all"].user_attrs["content"] == spec.content()
     keys = {arm.user_attrs["key"] for arm in arms_made.values()}
     assert len(keys) == 10
-    again = search.create_arms(storage, spec, spec.content(), "an experiment")
+    again = search.create_arms(storage, spec, spec.content(), "an experiment").tuning
     assert {arm.user_attrs["key"] for arm in again.values()} == keys
 
 
@@ -308,19 +419,20 @@ def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
     assert asked == [(ended.key, ended.folder, "", True), (waits.key, waits.folder, "", False)]
     assert not ended.folder.exists()
     assert [claim.folder.exists() for claim in (waits, interrupted, running)] == [True] * 3
-    assert [record.state for record in records(studies["block1"], store)[2:]] == ["interrupted", "running"]
+    assert [record.state for record in records(studies, store)[2:]] == ["interrupted", "running"]
 
 
 def test_another_study_of_the_same_name_begun_at_the_same_time_is_noticed(store: Store) -> None:
     spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
     studies = begin(spec, store)
+    storage = studies.tuning["block1"]._storage
     # Before our first trial, another process sees no trial and makes the name its own; a larger budget alone may come.
-    search.create_arms(studies["block1"]._storage, spec, CONTENT | {"trials_per_arm": 9}, "an experiment")
+    search.create_arms(storage, spec, CONTENT | {"trials_per_arm": 9}, "an experiment")
     end(claim_next(spec, store, studies), "finished", 0.5)
-    search.create_arms(studies["block1"]._storage, spec, CONTENT | {"made": "by another"}, "an experiment")
+    search.create_arms(storage, spec, CONTENT | {"made": "by another"}, "an experiment")
     with pytest.raises(InputError, match="was begun at the same time: made .was 'by another', is 'by a test'."):
         claim_next(spec, store, studies)
-    assert len(studies["block1"].trials) == 1
+    assert len(studies.tuning["block1"].trials) == 1
 
 
 def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
@@ -329,11 +441,11 @@ def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
     claims = [claim_next(spec, store, studies) for _ in range(3)]
     for number in (1, 0, 2):  # they need not end in order
         end(claims[number], "finished", 0.5)
-        leader = search.best_trial(studies["block1"])
+        leader = search.best_trial(studies.tuning["block1"])
         assert leader.number == {1: 1, 0: 0, 2: 0}[number]
     assert not search.is_better(0.5, 5, leader)
     assert search.is_better(0.6, 5, leader)
-    first = records(studies["block1"], store)
+    first = records(studies, store)
     assert best_of(first).number == 0
 
 

@@ -10,9 +10,11 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -20,10 +22,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import ablation
-from ablation import study, train, trial
+from ablation import data, study, train, trial
 from ablation.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.data import load_images, split_seed, split_train_val, to_device
+from ablation.report import build_report
+from ablation.results import load_predictions, read_results
+from ablation.search import NumberedRandomSampler
+from ablation.seeding import named_seed
 from ablation.spec import Data, InputError, TrialSpec
+from ablation.store import find_store
 from ablation.train import Normalisation, evaluate
 
 from .conftest import REPOSITORY, STUDY
@@ -68,7 +75,7 @@ def history(store: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
     return {
         name: [(m.step, m.value) for m in api.get_metric_history(run.info.run_id, name)]
         for name in run.data.metrics
-        if name != "images_per_second"
+        if name not in ("images_per_second", "training_seconds")
     }
 
 
@@ -79,13 +86,16 @@ def arm_study(store: Path, name: str) -> optuna.Study:
 # ------------------------------------------------------------------------------------------------- a finished study
 
 
+CONFIRM = ("--set", "confirm.seeds=2")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> Path:
     """The folder of a study that has run: small.toml and its store."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.toml").write_text(STUDY.format(weights=narrow_weights))
     done = subprocess.run(
-        [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store"],
+        [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store", *CONFIRM],
         cwd=folder, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -172,21 +182,100 @@ def test_other_weights_are_refused(finished: Path, tmp_path: Path) -> None:
         ablation.load_model("nonsense", store=str(finished / "store"))
 
 
-def test_summary_and_output(finished: Path) -> None:
-    (summary,) = runs(finished / "store", "small", kind="summary")
-    table = summary.data.tags["mlflow.note.content"]
-    output = (finished / "output.txt").read_text()
-    assert table in output
+def test_confirmation_runs_train_the_best_trial_again_with_seeds_of_their_own(finished: Path) -> None:
+    store = finished / "store"
+    trials, confirmations = runs(store, "small"), runs(store, "small", kind="confirmation")
+    assert len(confirmations) == 8
+    assert min(run.info.start_time for run in confirmations) >= max(run.info.end_time for run in trials)
+    specs = [TrialSpec.from_params(run.data.params) for run in confirmations]
+    assert len({spec.seed for spec in specs}) == 8  # also among arms
+    assert {spec.seed for spec in specs}.isdisjoint(TrialSpec.from_params(run.data.params).seed for run in trials)
+    for spec, run in zip(specs, confirmations, strict=True):
+        mine = [trial for trial in trials if trial.data.tags["arm"] == spec.arm]
+        best = max(mine, key=lambda trial: (trial.data.metrics["best_val_accuracy"], -int(trial.data.tags["trial"])))
+        tuned = TrialSpec.from_params(best.data.params)
+        assert spec.confirms == tuned.trial
+        changes = {"trial": spec.trial, "confirms": tuned.trial, "seed": spec.seed}
+        assert spec == tuned.model_copy(update=changes)
+        assert run.info.status == "FINISHED"
+        assert "superseded" not in run.data.tags
+        curves = history(store, run)
+        assert curves["best_val_accuracy"] == [(0, max(value for _, value in curves["val_accuracy"]))]
+        other = arm_study(store, f"small/{spec.arm}/confirmation").trials[spec.trial]
+        assert (other.value, other.user_attrs["run_id"]) == (curves["best_val_accuracy"][0][1], run.info.run_id)
+
+
+def test_test_figures_belong_to_the_checkpoint_and_to_confirmation_runs_alone(finished: Path) -> None:
+    """An independent evaluation of the stored checkpoint gives the stored figures and predictions."""
+    store = finished / "store"
+    for run in runs(store, "small"):
+        assert not [name for name in run.data.metrics if name.startswith("test")]
+    images = load_images(Data(source="digits"))
+    for run in runs(store, "small", kind="confirmation"):
+        model = ablation.load_model(run.info.run_id, store=str(store))
+        pixels = torch.from_numpy(images.test_images_NHWC).permute(0, 3, 1, 2) / 255
+        mean, std = torch.tensor(model.input_mean), torch.tensor(model.input_std)
+        with torch.no_grad():
+            logits_NK = model((pixels - mean[:, None, None]) / std[:, None, None])
+        labels_N = torch.from_numpy(images.test_labels_N)
+        found = load_predictions(
+            store / "artifacts" / "small" / run.info.run_id / "artifacts" / "test" / "predictions.safetensors"
+        )
+        assert found.probabilities_NK.dtype == np.float16
+        np.testing.assert_allclose(found.probabilities_NK, logits_NK.softmax(1).numpy(), atol=1e-3)
+        np.testing.assert_array_equal(found.labels_N, images.test_labels_N)
+        np.testing.assert_array_equal(found.predicted_N, logits_NK.argmax(1).numpy())
+        accuracy = (logits_NK.argmax(1) == labels_N).double().mean().item()
+        assert run.data.metrics["test_accuracy"] == accuracy == (found.predicted_N == found.labels_N).mean()
+        loss = torch.nn.functional.cross_entropy(logits_NK, labels_N).item()
+        assert run.data.metrics["test_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_results_are_read_from_mlflow_alone(finished: Path, tmp_path: Path) -> None:
+    store = tmp_path / "copy"
+    shutil.copytree(finished / "store", store, ignore=shutil.ignore_patterns("optuna.db", "checkpoints"))
+    result = read_results(find_store(str(store)), "small")
+    assert (result.missing_trials, result.missing_confirmations, result.test_evaluations) == (0, 0, 8)
+    assert (result.train_images, result.val_images, result.test_images) == (150, 50, 360)
+    found = {run.info.run_id: run for run in runs(finished / "store", "small", kind="confirmation")}
+    assert len(result.arms) == 4
+    for arm in result.arms:
+        assert [trial.number for trial in arm.trials] == [run.number for run in arm.confirmations] == [0, 1]
+        assert arm.correct_SN.shape == (2, 360)
+        for run, correct_N in zip(arm.confirmations, arm.correct_SN, strict=True):
+            metrics = found[run.run_id].data.metrics
+            assert (run.val_accuracy, run.test_accuracy) == (metrics["best_val_accuracy"], metrics["test_accuracy"])
+            assert correct_N.mean() == run.test_accuracy
+            assert [len(run.curves[name]) for name in ("train_loss", "val_accuracy")] == [3, 3]
+            assert run.environment["torch"] == torch.__version__
+            trained = sum(
+                tensor.numel()
+                for name, tensor in ablation.load_model(run.run_id, store=str(store)).named_parameters()
+                if name.startswith("head") or arm.arm.levels["strategy"] == "fine_tune_all"
+            )
+            assert run.trained_parameters == trained
+
+
+def test_summary_report_and_output(finished: Path) -> None:
+    store = finished / "store"
+    (summary,) = runs(store, "small", kind="summary")
     assert summary.info.status == "FINISHED"
-    for arm in ("block1 | feature_extraction", "conv2_1 | fine_tune_all"):
-        row = next(line for line in table.splitlines() if arm in line)
-        mine = [run for run in runs(finished / "store", "small") if run.data.tags["arm"] == arm.replace(" | ", ",")]
-        assert f"| {max(run.data.metrics['best_val_accuracy'] for run in mine):.4f} |" in row
-        assert row.endswith("| 2 finished | 6 |")  # two trials of three epochs
-    assert "n = 50 images" in table
+    output = (finished / "output.txt").read_text()
+    report = build_report(read_results(find_store(str(store)), "small"))
+    assert report.answer in output
+    folder = store / "artifacts" / "small" / summary.info.run_id / "artifacts" / "report"
+    for place in (folder, store / "reports" / "small"):
+        assert (place / "report.html").read_text() == report.html
+        assert (place / "report.md").read_text() == report.markdown
+    note = summary.data.tags["mlflow.note.content"]
+    confirmations = runs(store, "small", kind="confirmation")
+    experiment = client(store).get_experiment_by_name("small")
+    assert report.answer in note
+    for run in confirmations:
+        assert f"(#/experiments/{experiment.experiment_id}/runs/{run.info.run_id})" in note
     assert "python -m mlflow ui --backend-store-uri sqlite:///store/mlflow.db" in output
-    experiment = client(finished / "store").get_experiment_by_name("small")
-    assert experiment.tags["mlflow.note.content"] == "Which cut of a small network?"
+    description = experiment.tags["mlflow.note.content"]
+    assert description == f"Which cut of a small network?\n\n**{report.answer}**"
 
 
 def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, command: Command, capsys: Any) -> None:
@@ -203,7 +292,7 @@ def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, comm
     toml = finished / "small.toml"
     assert command(toml, "--status", "--store", store) == 0
     output = capsys.readouterr().out
-    assert "small: 8 of 8 trials ended (2 per arm)" in output
+    assert "small: 16 of 16 runs ended (2 trials and 2 confirmation runs per arm)" in output
     assert sum(run.info.run_id in output for run in runs(store, "small")) == 4  # one per arm
     assert command(toml, "--trials", "3", "--store", store) == 2
     assert "is a copy, and MLflow keeps the address of its artifacts" in capsys.readouterr().err
@@ -213,9 +302,16 @@ def test_running_again_adds_nothing_and_a_changed_study_is_refused(
     finished: Path, command: Command, capsys: Any
 ) -> None:
     toml, store = finished / "small.toml", finished / "store"
-    before = {run.info.run_id: history(store, run) for run in runs(store, "small")}
-    assert command(toml, "--store", store) == 0
-    assert {run.info.run_id: history(store, run) for run in runs(store, "small")} == before
+
+    def figures() -> dict[str, Any]:
+        found = [*runs(store, "small"), *runs(store, "small", kind="confirmation")]
+        return {run.info.run_id: history(store, run) for run in found}
+
+    before = figures()
+    assert len(before) == 16
+    assert command(toml, "--store", store, *CONFIRM) == 0
+    assert figures() == before
+    assert len(runs(store, "small", kind="summary")) == 1
     capsys.readouterr()
     assert command(toml, "--store", store, "--trials", "3", "--set", "fixed.weight_decay=0.001") == 2
     error = capsys.readouterr().err
@@ -223,6 +319,126 @@ def test_running_again_adds_nothing_and_a_changed_study_is_refused(
     assert "--name small-2" in error
     assert len(error.splitlines()) == 1
     assert len(runs(store, "small")) == 8
+
+
+# ------------------------------------------------------------------------------------------------------ confirmation
+
+
+def evaluations(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None] = lambda: None) -> list[int]:
+    """Return a list that gets the number of images of every evaluation of the test split; `fault` is called after."""
+    seen: list[int] = []
+    real = trial._save_predictions
+
+    def counting(path: Path, model: str, workbench: trial.Workbench, training: Any) -> None:
+        real(path, model, workbench, training)
+        seen.append(len(workbench.test_labels_N))
+        fault()
+
+    monkeypatch.setattr(trial, "_save_predictions", counting)
+    return seen
+
+
+def test_the_test_split_is_evaluated_once_per_confirmation_run(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the process dies right after the evaluation, before anybody was told of it."""
+    arguments = (study_file, "--store", "s", *ONE_ARM, *CONFIRM)
+
+    def crash() -> None:
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    seen = evaluations(monkeypatch, crash)
+    assert command(*arguments) == 130
+    assert command(*arguments) == 0
+    assert seen == [360, 360]
+    confirmations = runs(Path("s"), "small", kind="confirmation")
+    assert [run.info.status for run in confirmations] == ["FINISHED"] * 2
+    assert command(*arguments, "--set", "confirm.seeds=3") == 0
+    assert seen == [360, 360, 360]  # more seeds top up
+
+
+def test_nothing_that_chooses_reads_a_test_figure(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Test images and labels of pure noise change test figures, and no choice: no trial, no checkpoint, no champion."""
+    arguments = (study_file, *ONE_ARM, "--set", 'factors={strategy=["feature_extraction", "fine_tune_all"]}', *CONFIRM)
+    assert command(*arguments, "--store", "real") == 0
+    noise = np.random.default_rng(0)
+    real = data.load_images
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:
+        images = real(*args, **kwargs)
+        pixels = noise.integers(0, 256, images.test_images_NHWC.shape, np.uint8)
+        return replace(images, test_images_NHWC=pixels, test_labels_N=noise.permutation(images.test_labels_N))
+
+    monkeypatch.setattr(data, "load_images", noisy)
+    assert command(*arguments, "--store", "noise") == 0
+
+    def chosen(store: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {"champion": None}
+        names = {}
+        for kind in ("trial", "confirmation"):
+            for run in runs(store, "small", kind):
+                key = names[run.info.run_id] = (run.data.tags["arm"], kind, run.data.tags["trial"])
+                curves = {name: h for name, h in history(store, run).items() if not name.startswith("test")}
+                folder = store / "artifacts" / "small" / run.info.run_id / "artifacts"
+                found[key] = (run.data.params, curves, (folder / "checkpoint" / "best.safetensors").stat().st_size)
+        version = client(store).get_model_version_by_alias("small", "champion")
+        found["champion"] = names[version.run_id]
+        return found
+
+    def test_accuracies(store: Path) -> list[float]:
+        return [run.data.metrics["test_accuracy"] for run in runs(store, "small", "confirmation")]
+
+    assert chosen(Path("noise")) == chosen(Path("real"))
+    assert max(test_accuracies(Path("noise"))) < 0.2 < min(test_accuracies(Path("real")))
+
+
+def test_a_larger_budget_supersedes(command: Command, study_file: Path) -> None:
+    """The first trial's rate is hopeless; when the second is better, the confirmation of the first is left out."""
+    seed = next(seed for seed in range(99) if sampled_rates(seed, [1e-6, 0.03], 2) == [1e-6, 0.03])
+    arguments = (study_file, "--store", "s", *ONE_ARM, "--set", f"seed={seed}", "--set",
+                 "search={lr={choices=[1e-6, 0.03]}, sampler='random'}", "--set", "confirm.seeds=1")  # fmt: skip
+    assert command(*arguments, "--trials", "1") == 0
+    assert command(*arguments, "--trials", "2") == 0
+    old, new = runs(Path("s"), "small", kind="confirmation")
+    assert (old.data.params["confirms"], old.data.tags["superseded"]) == ("0", "true")
+    assert new.data.params["confirms"] == "1"
+    assert "superseded" not in new.data.tags
+    result = read_results(find_store("s"), "small")
+    (arm,) = result.arms
+    assert [run.run_id for run in arm.confirmations] == [new.info.run_id]
+    assert [run.run_id for run in arm.superseded] == [old.info.run_id]
+    assert result.test_evaluations == 2
+
+
+def sampled_rates(seed: int, choices: list[float], trials: int) -> list[float]:
+    """Return the learning rates of the first trials of a random search over some."""
+    optuna_study = optuna.create_study(sampler=NumberedRandomSampler(named_seed(seed, "sampler") % 2**32))
+    return [optuna_study.ask().suggest_categorical("lr", choices) for _ in range(trials)]
+
+
+def test_an_interrupted_confirmation_run_goes_on(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+    arguments = (study_file, *ONE_ARM, "--trials", "1", *CONFIRM)
+    assert command(*arguments, "--store", "whole") == 0
+
+    def fault(number: int, epoch: int) -> None:
+        if (number, epoch) == (1, 2):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patched_train(patch, fault)
+        assert command(*arguments, "--store", "s") == 130
+    (summary,) = runs(Path("s"), "small", kind="summary")
+    assert summary.info.status == "SCHEDULED"
+    assert command(*arguments, "--store", "s") == 0
+    whole, resumed = (runs(Path(store), "small", kind="confirmation") for store in ("whole", "s"))
+    assert [run.info.status for run in resumed] == ["FINISHED"] * 2
+    assert [history(Path("s"), run) for run in resumed] == [history(Path("whole"), run) for run in whole]
 
 
 # --------------------------------------------------------------------------------------------------- things go wrong
@@ -632,11 +848,15 @@ def test_plan_by_hand(command: Command, study_file: Path, capsys: Any) -> None:
     assert command(study_file, "--plan") == 0
     output = capsys.readouterr().out
     # block1 of the narrow network: 3*8*9+8 + 8*8*9+8 = 808; the widest head, on 8*2*2 features: 32*16+16 + 170 = 698.
-    assert "| block1,feature_extraction | 2 | 698 | 1,506 |" in output
-    assert "| block1,fine_tune_all | 2 | 1,506 | 1,506 |" in output
+    assert "| block1,feature_extraction | 2 | 0 | 698 | 1,506 |" in output
+    assert "| block1,fine_tune_all | 2 | 0 | 1,506 | 1,506 |" in output
     # conv2_1 adds 8*16*9+16 = 1168; its head has 64*16+16 + 170 = 1210.
-    assert "| conv2_1,fine_tune_all | 2 | 3,186 | 3,186 |" in output
-    assert "4 arms, 8 trials, 24 epochs" in output
+    assert "| conv2_1,fine_tune_all | 2 | 0 | 3,186 | 3,186 |" in output
+    assert "4 arms, 8 trainings, 24 epochs" in output
+    assert command(study_file, "--plan", *CONFIRM) == 0
+    output = capsys.readouterr().out
+    assert "| block1,feature_extraction | 2 | 2 | 698 | 1,506 |" in output
+    assert "4 arms, 16 trainings, 48 epochs" in output
 
 
 def test_list(command: Command, capsys: Any) -> None:
@@ -646,21 +866,12 @@ def test_list(command: Command, capsys: Any) -> None:
     assert "published_result" in output
 
 
-def test_published_figures_stand_in_the_table(command: Command, study_file: Path, capsys: Any) -> None:
-    published = "published=[{arm={truncate_at='block1'}, val_accuracy=0.8456}]"
-    assert command(study_file, "--store", "s", "--trials", "1", "--epochs", "1", "--set", published) == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert next(row for row in rows if row.startswith("| block1 | fine")).endswith("| val_accuracy 0.8456 |")
-    assert next(row for row in rows if row.startswith("| conv2_1 | fine")).endswith("| - |")
-    assert any("no confirmation run has measured test accuracy" in row for row in rows)
-
-
 # ------------------------------------------------------------------------------------------------------- the demo
 
 
 def test_demo_in_small(command: Command, capsys: Any) -> None:
     """The demo, and then a study of the same file in the same store: they don't get in each other's way."""
-    small = ("--trials", "1", "--epochs", "1")
+    small = ("--trials", "1", "--epochs", "1", "--set", "confirm.seeds=0")
     assert command("strategies", "--demo", *small) == 0
     output = capsys.readouterr().out
     assert "demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9" in output
@@ -682,7 +893,7 @@ def test_every_study_has_a_demo(name: str, tmp_path: Path) -> None:
     if name == "vgg_truncation":
         assert time.monotonic() - started < 180
         best = [run.data.metrics["best_val_accuracy"] for run in runs(tmp_path / "mlruns", "vgg_truncation-demo")]
-        assert len(best) == 40
+        assert len(best) == 30
         assert max(best) > 0.9
 
 

@@ -14,11 +14,11 @@ def metrics(epoch: int, accuracy: float) -> SimpleNamespace:
 
 
 def spec(arm: str = "block1") -> SimpleNamespace:
-    return SimpleNamespace(arm=arm, trial=0, epochs=3)
+    return SimpleNamespace(arm=arm, trial=0, epochs=3, confirms=None)
 
 
 def ended(value: float) -> SimpleNamespace:
-    return SimpleNamespace(value=value, has_ended=True)
+    return SimpleNamespace(value=value, has_ended=True, confirms=None)
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def rendered(progress: StudyView, console: Console) -> str:
 
 
 def test_live_view_shows_progress_curve_and_the_best(terminal: Console) -> None:
-    progress = StudyView("small", ["block1", "block2"], 4)
-    progress.update({"block1": [], "block2": [ended(0.5)]})
+    progress = StudyView("small", ["block1", "block2"])
+    progress.update({"block1": [], "block2": [ended(0.5)]}, 4)
     progress.trial_started_now(spec(), "lr 0.01")
     for epoch, accuracy in enumerate((0.1, 0.45, 0.8), start=1):
         progress.epoch(spec(), metrics(epoch, accuracy))
@@ -44,7 +44,7 @@ def test_live_view_shows_progress_curve_and_the_best(terminal: Console) -> None:
     for part in ("small", "1/4", "block1 #0  lr 0.01", "epoch 3/3", "▁▄█", "val. accuracy 0.8000", "1,234 images/s"):
         assert part in text
     progress.trial_ended(spec(), "finished", 0.8, "")
-    progress.update({"block1": [ended(0.8)], "block2": [ended(0.5)]})
+    progress.update({"block1": [ended(0.8)], "block2": [ended(0.5)]}, 4)
     text = rendered(progress, terminal)
     assert "2/4" in text
     assert "left" in text
@@ -54,16 +54,16 @@ def test_live_view_shows_progress_curve_and_the_best(terminal: Console) -> None:
 
 def test_a_low_terminal_shows_the_best_arms(terminal: Console) -> None:
     best = {f"arm{number:02}": number / 100 for number in range(21)}
-    progress = StudyView("many", list(best), 21)
-    progress.update({name: [ended(value)] for name, value in best.items()})
+    progress = StudyView("many", list(best))
+    progress.update({name: [ended(value)] for name, value in best.items()}, 21)
     text = rendered(progress, terminal)
     assert [name for name in best if name in text] == [f"arm{number:02}" for number in range(15, 21)]
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(view, "console", Console(force_terminal=False, width=80))
-    progress = StudyView("small", ["block1"], 2)
-    progress.update({"block1": []})
+    progress = StudyView("small", ["block1"])
+    progress.update({"block1": []}, 2)
     progress.trial_started_now(spec(), "lr 0.01")
     progress.epoch(spec(), metrics(1, 0.5))  # too soon after the line before
     progress.trial_ended(spec(), "failed", None, "the loss became nan")
@@ -71,10 +71,14 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert lines[0] == "[1/2] block1 #0: lr 0.01"
     assert lines[1].startswith("  failed: the loss became nan (0.0 s")
     assert len(lines) == 2
+    confirmation = spec()
+    confirmation.confirms = 4
+    progress.trial_started_now(confirmation, "lr 0.01")
+    assert capsys.readouterr().out == "[2/2] block1 confirmation #0: lr 0.01\n"
 
 
 def test_workers_and_waiting(terminal: Console, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    progress = StudyView("small", ["block1"], 2)
+    progress = StudyView("small", ["block1"])
     progress.worker_says(2, "  epoch 1/3  val. loss 2.0")
     progress.worker_says(1, "[1/2] block1 #0: lr 0.01")
     progress.worker_says(2, "  epoch 2/3  val. loss 1.0")

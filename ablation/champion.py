@@ -1,0 +1,115 @@
+"""The champion: of the arm that won, the run with the best validation accuracy, registered as a model.
+
+Legend: N images, C channels, S their side in pixels, K classes.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ablation.analysis import champion_run, confirmed_validation, winner
+from ablation.data import ImageSet, normalise
+from ablation.models import TransferModel
+from ablation.registry import RegisteredVersion, register, save_model
+from ablation.results import ArmResult, RunResult, StudyResult
+from ablation.spec import InputError
+from ablation.store import Store
+from ablation.train import Normalisation
+from ablation.trial import load_model
+
+EXAMPLE_IMAGES = 2  # shown with the model; export needs more than one, else it takes their number for a constant
+logger = logging.getLogger(__name__)
+
+
+class Classifier(nn.Module):
+    """A trained network with what surrounds it: pixels as they are in a file go in, class probabilities come out."""
+
+    def __init__(self, model: TransferModel):
+        super().__init__()
+        self.model = model
+        (r_mean, g_mean, b_mean), (r_std, g_std, b_std) = model.input_mean, model.input_std
+        self.normalisation = Normalisation((r_mean, g_mean, b_mean), (r_std, g_std, b_std))
+
+    def forward(self, images_NSSC: torch.Tensor) -> torch.Tensor:
+        """Return probabilities NK (float32) for RGB images (uint8)."""
+        images_NCSS = normalise(images_NSSC.permute(0, 3, 1, 2), self.normalisation.mean, self.normalisation.std)
+        logits_NK: torch.Tensor = self.model(images_NCSS)
+        return logits_NK.softmax(1)
+
+
+def export(model: TransferModel, images_NSSC: torch.Tensor, path: Path) -> None:
+    """Write a network as a program of `torch.export`, which needs torch alone to run; frozen layers are in it, too.
+
+    Args:
+        model: as `load_model` returns it.
+        images_NSSC: at least two images, uint8; the program takes any number of that size.
+        path: the file, .pt2.
+    """
+    dynamic = ({0: torch.export.Dim("N")},)
+    program = torch.export.export(Classifier(model).eval(), (images_NSSC,), dynamic_shapes=dynamic)
+    torch.export.save(program, path)
+
+
+def crown(store: Store, result: StudyResult, images: ImageSet) -> RegisteredVersion | None:
+    """Register the winner of a study that is complete; an incomplete one keeps the champion it had, if any.
+
+    The arm with the highest mean validation accuracy over its confirmation runs wins, and of its runs the one with the
+    highest validation accuracy is the champion; test accuracies are described, but choose nothing. Where the champion
+    cannot be made (its pretrained weights are gone, say), a warning says why and the study's results stand without it.
+
+    Args:
+        store: where the study is.
+        result: the study as it stands.
+        images: its images; the first two test images become the model's input example.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    if result.spec.confirm.seeds == 0 or result.missing_trials or result.missing_confirmations:
+        return None
+    arm = winner(result)
+    if arm is None:
+        return None
+    run = champion_run(arm)
+    spec = result.spec
+
+    def build(folder: Path, model_id: str) -> None:
+        # The study may have gone on with its weights in another place than the trial found them.
+        option = str(store.root) if store.has_own_tracking else None
+        model = load_model(run.run_id, store=option, weights=spec.backbone.weights)
+        examples_NSSC = images.test_images_NHWC[:EXAMPLE_IMAGES].copy()
+        program = folder.with_name("program.pt2")
+        export(model, torch.from_numpy(examples_NSSC), program)
+        metadata = {"study": spec.name, "arm": arm.arm.name, "run_id": run.run_id}
+        save_model(folder, program, examples_NSSC, model.classes, metadata, model_id)
+
+    try:
+        return register(
+            store, spec.name, result.experiment_id, run.run_id, spec.question, description(result, arm, run), build
+        )
+    except InputError as error:
+        logger.warning("no champion is registered: %s", error)
+        return None
+
+
+def description(result: StudyResult, arm: ArmResult, run: RunResult) -> str:
+    """Return what the registry says of a version (markdown)."""
+    val_S, test_S = confirmed_validation(arm), arm.test_accuracies_S
+    run_link = f"[{run.run_id}](#/experiments/{result.experiment_id}/runs/{run.run_id})"
+    return "\n".join(
+        [
+            f"Study `{result.spec.name}`, arm `{arm.arm.name}`, confirmation run {run_link}, "
+            "chosen by validation accuracy alone.",
+            "",
+            f"| | this run | mean of the arm's {len(val_S)} runs |",
+            "| --- | --- | --- |",
+            f"| validation accuracy ({result.val_images} images) | {run.val_accuracy:.4f} | {val_S.mean():.4f} |",
+            f"| test accuracy ({result.test_images} images) | {run.test_accuracy:.4f} | {test_S.mean():.4f} |",
+            "",
+            f"Input: RGB images, uint8, any number x {run.spec.image_size} x {run.spec.image_size} x 3, as they are "
+            "(the normalisation is in the model). Output: a row per image, a column per class.",
+        ]
+    )

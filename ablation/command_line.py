@@ -1,0 +1,30 @@
+"""What the command lines have in common: errors become one line and an exit status."""
+
+import sys
+
+import click
+
+from ablation.spec import InputError
+from ablation.store import StoreAway, StoreError
+
+REFUSED, FAULT, STOPPED = 2, 1, 130  # exit statuses: the user's input, a store or server, Ctrl-C or SIGTERM
+
+
+def run_command(command: click.Command) -> int:
+    """Run a command on the arguments of this process; return its exit status."""
+    try:
+        command.main(standalone_mode=False)
+    except InputError as error:
+        return _fail(str(error), REFUSED)
+    except click.ClickException as error:
+        return _fail(error.format_message(), REFUSED)
+    except (StoreError, StoreAway) as error:
+        return _fail(str(error), FAULT)
+    except (KeyboardInterrupt, click.Abort):
+        return STOPPED
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,60 @@
+"""What a training ran on: versions, device, commit."""
+
+import platform
+import re
+import subprocess
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablation import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "numpy")
+
+
+def describe_environment(device: "torch.device") -> dict[str, str]:
+    """Return versions, the device's name, the platform and, in a checkout, the commit ('-dirty': with changes)."""
+    import torch
+
+    found = {"ablation": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+        found["cuda"] = str(torch.version.cuda)
+    else:
+        found["device"] = _processor() if device.type == "cpu" else device.type
+    found["platform"] = platform.platform()
+    if (commit := _commit()) is not None:
+        found["commit"] = commit
+    return found
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        if model := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+            return model[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this package is in; None for an installed copy, or without git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    described = []
+    for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode != 0:  # a repository of another user, say
+            return None
+        described.append(done.stdout.strip())
+    commit, changes = described
+    return f"{commit}-dirty" if changes else commit

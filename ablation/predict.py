@@ -1,0 +1,121 @@
+"""Ask a study's champion about image files: python -m ablation.predict NAME IMAGE...
+
+torch and MLflow take seconds to import, so they are imported inside the functions that need them; `--help` and a
+refused argument answer at once.
+
+Legend: N images, S their side in pixels, K classes.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ablation import __version__
+from ablation.spec import InputError, check_name, expand
+from ablation.store import StoreAway, StoreError, find_store, sqlite_path
+from ablation.tables import Table
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ablation.registry import Champion
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("study", metavar="NAME")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--store", "store_option", metavar="DIR", help="Where the study's results are.  [default: mlruns]")
+@click.option(
+    "--top", type=click.IntRange(1), default=5, metavar="K", help="The K most probable classes.  [default: 5]"
+)
+@click.version_option(__version__)
+def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int) -> None:
+    """Print what the champion of the study NAME takes each IMAGE for: its most probable classes.
+
+    Files are read as the study's own images were: as RGB, scaled so that the shorter side fits, cropped in the middle.
+    """
+    name = check_name(study)
+    paths = check_files(images)
+    store = find_store(store_option)
+    if store.has_own_tracking and not sqlite_path(store.tracking_uri).is_file():
+        raise InputError(f"{store.root}: is no store, or an empty one")
+
+    from ablation.registry import load_champion
+    from ablation.view import show_table, waiting
+
+    with waiting("Loading the champion (torch and MLflow take a few seconds to load)"):
+        champion = load_champion(store, name)
+    show_table(prediction_table(champion, paths, top))
+
+
+def check_files(images: tuple[str, ...]) -> list[Path]:
+    """Return the paths of image files.
+
+    Raises:
+        InputError: names the first that is not a file.
+    """
+    paths = [expand(image) for image in images]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    return paths
+
+
+def read_image(path: Path, size: int) -> "np.ndarray":
+    """Return an image file's RGB pixels as training would see them, uint8 size x size x 3.
+
+    Raises:
+        InputError: it cannot be read as an image.
+    """
+    from PIL import Image
+
+    from ablation.data import _fit
+
+    try:
+        with Image.open(path) as image:
+            return _fit(image, size)
+    except Exception:  # Pillow raises many kinds for broken files
+        raise InputError(f"{path}: cannot be read as an image") from None
+
+
+def prediction_table(champion: "Champion", paths: list[Path], top: int) -> Table:
+    """Make a table of each image's `top` most probable classes, the first of equals first.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    import numpy as np
+
+    images_NSSC = np.stack([read_image(path, champion.image_size) for path in paths])
+    probabilities_NK = champion.probabilities(images_NSSC)
+    rows = []
+    for path, probabilities_K in zip(paths, probabilities_NK, strict=True):
+        for number in np.argsort(-probabilities_K, kind="stable")[:top]:
+            rows.append([str(path), champion.classes[number], f"{probabilities_K[number]:.4f}"])
+    registered = champion.registered
+    title = f"{registered.name}: champion, version {registered.version} (arm {champion.arm}, run {registered.run_id})"
+    hidden = len(champion.classes) - top
+    notes = [f"{hidden} less probable classes are not shown; --top shows more."] if hidden > 0 else []
+    return Table(title, ["image", "class", "probability"], rows, notes)
+
+
+def main() -> int:
+    """Run the command line; return its exit status."""
+    try:
+        cli.main(standalone_mode=False)
+    except (InputError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except (StoreError, StoreAway) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

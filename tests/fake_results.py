@@ -1,0 +1,184 @@
+"""Study results made up without MLflow or any training, for tests of what is computed from them.
+
+Legend: S confirmation runs (seeds), N test images, K classes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ablation.design import Arm, arms, published_for
+from ablation.results import CURVES, ArmResult, Predictions, RunResult, StudyResult, best_of
+from ablation.spec import Hyperparameters, StudySpec, TrialSpec
+
+ENVIRONMENT = {"ablation": "0.1.0", "python": "3.11.2", "torch": "2.11.0", "device": "A CPU", "commit": "0123abc"}
+
+
+def fake_spec(factors: Mapping[str, list[Any]], **changes: Any) -> StudySpec:
+    """Return a study of vgg16 with these factors and three trials per arm that search `lr` and `head_width`."""
+    content = {
+        "name": "fake",
+        "question": "Which one is better?",
+        "trials_per_arm": 3,
+        "epochs": 4,
+        "factors": dict(factors),
+        "search": {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "head_width": {"choices": [128, 256, 512]}},
+    }
+    return StudySpec.model_validate({**content, **changes})
+
+
+def fake_run(
+    spec: StudySpec,
+    arm: Arm,
+    number: int,
+    val_accuracy: float | None,
+    *,
+    confirms: int | None = None,
+    predictions: Predictions | None = None,
+    state: str = "finished",
+    reason: str = "",
+    environment: dict[str, str] = ENVIRONMENT,
+) -> RunResult:
+    """Return a trial or, with `confirms` and its predictions, a confirmation run; its figures follow from these.
+
+    The learning curves rise to `val_accuracy` in the last epoch.
+    """
+    random = np.random.default_rng([number, sum(map(ord, arm.name)), 0 if confirms is None else 1])
+    values = {name: spec.default(name) for name in Hyperparameters.model_fields if name not in arm.levels}
+    values |= arm.levels
+    if spec.search.get("lr") is not None:
+        values["lr"] = float(10 ** random.uniform(-4, -1))
+    if spec.search.get("head_width") is not None:
+        values["head_width"] = int(random.choice(spec.search.get("head_width").choices))
+    trial = TrialSpec(
+        study=spec.name, arm=arm.name, trial=number, confirms=confirms, seed=1000 + number, epochs=spec.epochs,
+        precision="float32", deterministic=False, threads=2, backbone=spec.backbone.name, weights="imagenet",
+        weights_digest="w" * 64, missing_layers="error", data_source="cifar10", data_digest="d" * 64, data_seed=5,
+        data_limit=None, val_fraction=spec.data.val_fraction, image_size=32, num_classes=10, **values,
+    )  # fmt: skip
+    is_finished = state == "finished"
+    epochs_E = np.arange(1, spec.epochs + 1)
+    rise_E = 1 - np.exp(-3 * epochs_E / spec.epochs)
+    rise_E = rise_E / rise_E[-1]
+    val_E = rise_E * (val_accuracy or 0.0)
+    curves = dict(zip(CURVES, (2.3 - 2 * rise_E, np.minimum(1, 1.08 * val_E), 2.3 - 1.7 * rise_E, val_E), strict=True))
+    accuracy = None if predictions is None else float(np.mean(predictions.predicted_N == predictions.labels_N))
+    return RunResult(
+        run_id=f"{arm.name.replace(',', '-')}-{'trial' if confirms is None else 'confirmation'}-{number}",
+        number=number,
+        state=state,
+        reason=reason,
+        spec=trial,
+        device="cpu",
+        environment=environment,
+        curves=curves,
+        val_accuracy=val_accuracy if is_finished else None,
+        best_epoch=spec.epochs if is_finished else None,
+        trained_parameters=trial.head_width * len(arm.name) ** 2 if is_finished else None,
+        training_seconds=float(len(arm.name) + number) if is_finished else None,
+        test_accuracy=accuracy,
+        test_loss=None if predictions is None else 0.5,
+        predictions=predictions,
+    )
+
+
+def fake_predictions(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> Predictions:
+    """Return predictions that are sure by 0.9."""
+    probabilities_NK = np.full((len(labels_N), classes), 0.1 / max(1, classes - 1), np.float16)
+    probabilities_NK[np.arange(len(labels_N)), predicted_N] = 0.9
+    return Predictions(probabilities_NK, predicted_N.astype(np.int64), labels_N.astype(np.int64))
+
+
+def draw_predictions(
+    accuracy: float, labels_N: np.ndarray, classes: int, *, seed: int, hardness_N: np.ndarray | None = None
+) -> Predictions:
+    """Return predictions of about this accuracy; errors fall on the images that are hard, in all runs alike."""
+    random = np.random.default_rng(seed)
+    if hardness_N is None:
+        hardness_N = np.random.default_rng(0).uniform(size=len(labels_N))
+    noisy_N = 0.85 * hardness_N + 0.15 * random.uniform(size=len(labels_N))
+    is_right_N = noisy_N <= np.quantile(noisy_N, accuracy)
+    shift_N = np.where(random.uniform(size=len(labels_N)) < 0.6, 1, random.integers(1, classes, len(labels_N)))
+    return fake_predictions(np.where(is_right_N, labels_N, (labels_N + shift_N) % classes), labels_N, classes)
+
+
+def fake_arm(
+    spec: StudySpec,
+    arm: Arm,
+    trial_accuracies: list[float | None],
+    val_accuracies_S: list[float],
+    predictions_S: list[Predictions],
+) -> ArmResult:
+    """Return an arm; a trial without accuracy failed, and the confirmation runs have the given figures."""
+    trials = [
+        fake_run(spec, arm, n, v, state="failed" if v is None else "finished", reason="" if v else "the loss was NaN")
+        for n, v in enumerate(trial_accuracies)
+    ]
+    best = best_of(trials)
+    confirmations = [
+        fake_run(spec, arm, n, v, confirms=best.number if best else 0, predictions=p)
+        for n, (v, p) in enumerate(zip(val_accuracies_S, predictions_S, strict=True))
+    ]
+    return ArmResult(arm, trials, best, confirmations, [], published_for(spec, arm))
+
+
+def fake_study(spec: StudySpec, found: list[ArmResult], classes: list[str]) -> StudyResult:
+    """Return the study with these arms."""
+    runs = [run for arm in found for run in arm.confirmations if run.predictions is not None]
+    return StudyResult(
+        spec=spec,
+        experiment_id="7",
+        summary_run_id="summary0",
+        command=f"python -m ablation.study {spec.name}",
+        classes=classes,
+        data_digest="d" * 64,
+        weights_digest="w" * 64,
+        train_images=45000,
+        val_images=5000,
+        test_images=len(runs[0].predictions.labels_N) if runs else 10000,
+        arms=found,
+    )
+
+
+def fake_result(
+    factors: Mapping[str, list[Any]],
+    accuracies: Mapping[str, float],
+    *,
+    seeds: int = 3,
+    images: int = 400,
+    classes: int = 4,
+    seed_deviation: float = 0.002,
+    failed_arms: tuple[str, ...] = (),
+    **changes: Any,
+) -> StudyResult:
+    """Return a study in which each arm (by name) has about the given accuracy, validation and test alike.
+
+    Args:
+        factors: factor -> levels.
+        accuracies: arm's name -> accuracy that its confirmation runs scatter around.
+        seeds: confirmation runs per arm.
+        images: of the test split.
+        classes: how many.
+        seed_deviation: standard deviation between the seeds.
+        failed_arms: arms in which every trial failed.
+        changes: of the study's content, see `fake_spec`.
+    """
+    spec = fake_spec(factors, **{"confirm": {"seeds": seeds}, **changes})
+    labels_N = np.arange(images) % classes
+    found = []
+    for index, arm in enumerate(arms(spec)):
+        if arm.name in failed_arms:
+            found.append(fake_arm(spec, arm, [None] * spec.trials_per_arm, [], []))
+            continue
+        random = np.random.default_rng([9, index])
+        accuracy = accuracies[arm.name]
+        drawn_S = np.clip(random.normal(accuracy, seed_deviation, seeds), 0, 1)
+        tuned = [float(accuracy * (1 - 0.3 * random.uniform() ** 3)) for _ in range(spec.trials_per_arm - 1)]
+        tuned.append(min(1.0, accuracy + 0.004))
+        random.shuffle(tuned)
+        predictions_S = [
+            draw_predictions(float(a), labels_N, classes, seed=100 * index + s) for s, a in enumerate(drawn_S)
+        ]
+        found.append(fake_arm(spec, arm, tuned, [float(a) - 0.003 for a in drawn_S], predictions_S))
+    return fake_study(spec, found, [f"class {k}" for k in range(classes)])

@@ -1,0 +1,109 @@
+"""The figures: complete, inside their frame, the same bytes every time."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from matplotlib.figure import Figure
+
+from ablation import figures
+from ablation.analysis import StudyAnalysis, analyse
+from ablation.design import arms
+from tests.fake_results import fake_result, fake_spec
+
+SMALL = {"truncate_at": ["block3", "block5"]}
+ALL = [
+    "arms", "effects", "interaction", "curves_accuracy", "curves_loss", "costs", "tuning", "importances", "confusion",
+    "confusion_arms",
+]  # fmt: skip
+
+
+def many_arms() -> StudyAnalysis:
+    factors = {
+        "truncate_at": ["block1", "block2", "block3", "block4", "block5", "conv3_2"],
+        "strategy": ["feature_extraction", "fine_tune_all"],
+    }
+    names = [arm.name for arm in arms(fake_spec(factors))]
+    return analyse(fake_result(factors, {name: 0.6 + 0.02 * i for i, name in enumerate(names)}, classes=10))
+
+
+def shares(analysis: StudyAnalysis) -> dict[str, dict[str, float]]:
+    return {arm.name: {"lr": 0.75, "head_width": 0.25} for arm in analysis.arms}
+
+
+def test_a_study_of_twelve_arms_stays_inside_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Figure] = {}
+    render = figures._render
+
+    def keep(figure: Figure, name: str) -> figures.Picture:
+        picture = render(figure, name)
+        drawn[name] = figure
+        return picture
+
+    monkeypatch.setattr(figures, "_render", keep)
+    analysis = many_arms()
+    pictures = figures.draw_figures(analysis, shares(analysis))
+    assert list(pictures) == ALL
+    for name, figure in drawn.items():
+        frame = figure.bbox
+        for text in figure.findobj(lambda artist: hasattr(artist, "get_text") and bool(artist.get_text())):
+            if not text.get_visible():
+                continue
+            box = text.get_window_extent()
+            is_inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= frame.x1 + 1 and box.y1 <= frame.y1 + 1
+            is_drawn = text.axes is None or text.axes.axison
+            assert is_inside or not is_drawn or text.get_text() not in visible_labels(figure), (name, text.get_text())
+
+
+def visible_labels(figure: Figure) -> set[str]:
+    """Return titles, labels and legend texts, and the tick labels that lie on their axis."""
+    found = {t.get_text() for t in figure.texts} | {t.get_text() for legend in figure.legends for t in legend.texts}
+    for axes in figure.axes:
+        found |= {axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")}
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, sorted(axes.get_ylim()))):
+            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+            found |= {label.get_text() for at, label in ticks if low <= at <= high}
+    return found
+
+
+def test_the_same_study_gives_the_same_bytes() -> None:
+    first, second = (
+        figures.draw_figures(analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8})), {}) for _ in range(2)
+    )
+    assert first == second
+    assert list(first) == [name for name in ALL if name not in ("interaction", "importances")]
+
+
+def test_svgs_can_stand_together_in_a_page() -> None:
+    pictures = figures.draw_figures(analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8})), {})
+    ids: list[str] = []
+    for name, picture in pictures.items():
+        root = ElementTree.fromstring(picture.svg)
+        own = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        used = re.findall(r'(?:href="#|url\(#)([^")]+)', picture.svg)
+        assert used, name
+        assert set(used) <= set(own)
+        ids += own
+        assert "width" not in root.attrib  # it fills the page's column
+        assert "viewBox" in root.attrib
+        assert "<metadata" not in picture.svg
+        assert "<!--" not in picture.svg
+        assert picture.png.startswith(b"\x89PNG")
+    assert len(ids) == len(set(ids))
+
+
+def test_what_there_is_nothing_of_is_not_drawn() -> None:
+    analysis = analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8}, seeds=0))
+    assert list(figures.draw_figures(analysis, {})) == ["curves_accuracy", "curves_loss", "tuning"]
+
+
+def test_signs_in_names_are_drawn_as_they_are() -> None:
+    result = fake_result(SMALL, {"block3": 0.9, "block5": 0.8})
+    names = ["$x_1$", "<b>", "a & b", "--"]
+    analysis = analyse(type(result)(**{**vars(result), "classes": names}))
+    ElementTree.fromstring(figures.draw_figures(analysis, {})["confusion"].svg)
+
+
+def test_one_seed_has_no_interval_drawn() -> None:
+    result = fake_result(SMALL, {"block3": 0.9, "block5": 0.8}, seeds=1)
+    assert "effects" in figures.draw_figures(analyse(result), {})
