@@ -117,8 +117,9 @@ def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int
     """Return the fraction of each true class (row) that is taken for each class (column), K x K; NaN without images."""
     counts_KK = np.zeros((classes, classes))
     np.add.at(counts_KK, (labels_N, predicted_N), 1)
-    images_K = counts_KK.sum(axis=1, keepdims=True)
-    return np.divide(counts_KK, images_K, out=np.full_like(counts_KK, np.nan), where=images_K > 0)
+    images_K1 = counts_KK.sum(axis=1, keepdims=True)
+    fractions_KK: np.ndarray = np.divide(counts_KK, images_K1, out=np.full_like(counts_KK, np.nan), where=images_K1 > 0)
+    return fractions_KK
 
 
 def best_so_far(trials: Sequence[RunResult]) -> np.ndarray:
@@ -453,9 +454,9 @@ def _without_base(
 
 
 def points(difference: float) -> str:
-    """Return a difference of accuracies in percentage points, with a second decimal where the first says nothing."""
+    """Return a difference of accuracies in percentage points, with a second decimal below one point."""
     value = 100 * difference
-    text = f"{value:.1f}" if abs(value) >= 0.95 else f"{value:.2f}"
+    text = f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
     return text if float(text) else text.removeprefix("-")
 
 
@@ -489,13 +490,15 @@ def _answer(result: StudyResult, arms: list[ArmSummary], factors: list[FactorAna
         why = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
         return (
             f"The best tuned arm is {best.name} (validation accuracy {_tuned_accuracy(best):.4f}, the best of "
-            f"{trials} trials), but without confirmation runs no answer is possible: {why}."
+            f"{trials} {'trial' if trials == 1 else 'trials'}), but without confirmation runs no answer is possible: "
+            f"{why}."
         )
     if not factors:
         return _preliminary(result) + _one_arm(confirmed[0])
     if len(confirmed) == 1:
         only = confirmed[0]
         return _preliminary(result) + f"Only {only.name} is confirmed, so there is nothing to compare. {_one_arm(only)}"
+    factors = [factor for factor in factors if len(factor.levels) > 1] or factors
     clauses = [_clause(factor) for factor in factors]
     if len(factors) > 1:
         clauses = [f"{factor.factor}: {clause}" for factor, clause in zip(factors, clauses, strict=True)]
@@ -553,7 +556,7 @@ def _clause(factor: FactorAnalysis) -> str:
     if unclear:
         which = _join([_other(difference, pivot) for difference in unclear])
         clearest = min(unclear, key=lambda difference: difference.estimate.p or 0.0)
-        of = f"{_other(clearest, pivot)}: " if len(unclear) > 1 else ""
+        of = f"the clearest is {_other(clearest, pivot)}: " if len(unclear) > 1 else ""
         measured = f"{of}{points(_gain(clearest, pivot))} points, {_details(clearest, pivot)}"
         if parts:
             parts.append(f"could not be told apart from {which} ({measured})")

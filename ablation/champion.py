@@ -83,8 +83,8 @@ def crown(store: Store, result: StudyResult, images: ImageSet) -> RegisteredVers
         examples_NSSC = images.test_images_NHWC[:EXAMPLE_IMAGES].copy()
         program = folder.with_name("program.pt2")
         export(model, torch.from_numpy(examples_NSSC), program)
-        metadata = {"study": spec.name, "arm": arm.arm.name, "run_id": run.run_id}
-        save_model(folder, program, examples_NSSC, model.classes, metadata, model_id)
+        about = {"study": spec.name, "arm": arm.arm.name, "run_id": run.run_id}
+        save_model(folder, program, examples_NSSC, model.classes, about, model_id)
 
     try:
         return register(

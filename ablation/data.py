@@ -93,7 +93,7 @@ def _image_set(
     return ImageSet(train_images, train_labels, test_images, test_labels, list(classes), digest.hexdigest())
 
 
-def _fit(image: "Image", size: int) -> np.ndarray:
+def fit_image(image: "Image", size: int) -> np.ndarray:
     """Return RGB pixels, size x size x 3: scaled so that the shorter side fits, then cropped in the middle."""
     from PIL import ImageOps
     from PIL.Image import Resampling
@@ -111,7 +111,7 @@ def _load_digits(data: Data, track: Track) -> ImageSet:
 
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8 pixels, 17 grey levels
-    pixels = np.stack([_fit(Image.fromarray(image), data.image_size) for image in grey])
+    pixels = np.stack([fit_image(Image.fromarray(image), data.image_size) for image in grey])
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(
         np.arange(len(labels)), test_size=DIGITS_TEST_FRACTION, stratify=labels, random_state=0
@@ -138,7 +138,7 @@ def _load_cifar10(data: Data, track: Track) -> ImageSet:
         ) from None
     pixels = [part.data for part in parts]
     if data.image_size != 32:
-        pixels = [np.stack([_fit(Image.fromarray(image), data.image_size) for image in part]) for part in pixels]
+        pixels = [np.stack([fit_image(Image.fromarray(image), data.image_size) for image in part]) for part in pixels]
     labels = [np.array(part.targets, np.int64) for part in parts]
     return _image_set(pixels[0], labels[0], pixels[1], labels[1], parts[0].classes)
 
@@ -236,7 +236,7 @@ def _decode_all(paths: list[str], size: int, track: Track, description: str) -> 
     def decode(number: int) -> None:
         try:
             with Image.open(paths[number]) as image:
-                pixels[number] = _fit(image, size)
+                pixels[number] = fit_image(image, size)
         except Exception:  # Pillow raises many kinds for broken files
             bad.append(paths[number])
 

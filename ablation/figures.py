@@ -31,6 +31,7 @@ GREY = "#666666"
 DOTS_PER_INCH = 150  # of PNG
 WIDTH = 8.0  # inches, of every figure
 PANELS_PER_ROW = 4
+MOST_MARKERS = 20  # on a curve; more of them touch
 MOST_CLASSES_NAMED = 20  # more of them cannot be read beside a confusion matrix
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -46,6 +47,7 @@ STYLE: Any = {
     "lines.markersize": 5,
     "svg.hashsalt": "ablation",
     "svg.fonttype": "path",  # text looks the same on a machine without the font
+    "text.hinting": "no_hinting",  # else text is as wide as its resolution lets it, and was laid out for another
     "text.parse_math": False,  # a $ in a class name is a dollar
 }
 
@@ -196,6 +198,9 @@ def _effects(analysis: StudyAnalysis) -> Figure | None:
                     _error(left, level.estimate, y, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
         left.set_title(f"{factor.factor}: marginal means", loc="left")
         left.set_xlabel("test accuracy (fraction)")
+        if not factor.family:
+            right.set_axis_off()
+            continue
         with _rows(right, [_minus(difference) for difference in factor.family]):
             right.axvline(0, color=GREY, linewidth=1)
             for y, difference in enumerate(factor.family):
@@ -227,7 +232,7 @@ def _interaction(analysis: StudyAnalysis) -> Figure | None:
     """Test accuracy at each level of the first factor, a line per level of the second."""
     factors = list(analysis.result.spec.factors.entries().items())
     confirmed = [arm for arm in analysis.arms if arm.test is not None]
-    if len(factors) != 2 or len(confirmed) < 2:
+    if not analysis.interactions and not analysis.interaction_missing:
         return None
     (first, first_levels), (second, second_levels) = factors
     figure, grid = _figure(3.4)
@@ -276,15 +281,17 @@ def _learning_curves(analysis: StudyAnalysis, quantity: str, label: str) -> Figu
     figure, panels, _ = _panels(len(arms), 1.5)
     for axes, (arm, val_SE) in zip(panels, arms, strict=True):
         train_SE = _curves(arm.result, f"train_{quantity}")
-        for name, curves_SE, colour, dashes in (
-            ("training", train_SE, COLOURS[1], "--"),
-            ("validation", val_SE, COLOURS[0], "-"),
+        for name, curves_SE, colour, dashes, marker in (
+            ("training", train_SE, COLOURS[1], "--", "s"),
+            ("validation", val_SE, COLOURS[0], "-", "o"),
         ):
             epochs = np.arange(1, curves_SE.shape[1] + 1)
             axes.fill_between(
                 epochs, curves_SE.min(axis=0), curves_SE.max(axis=0), color=colour, alpha=0.25, linewidth=0
             )
-            axes.plot(epochs, curves_SE.mean(axis=0), color=colour, linestyle=dashes, label=name)
+            (line,) = axes.plot(epochs, curves_SE.mean(axis=0), color=colour, linestyle=dashes, label=name)
+            if len(epochs) <= MOST_MARKERS:
+                line.set(marker=marker, markersize=2.5)
         axes.set_title(_panel_title(arm.name, len(val_SE)), loc="left", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     figure.supxlabel("epoch; lines: mean over n runs, bands: lowest to highest run", fontsize=9)
@@ -414,8 +421,9 @@ def _confusion(analysis: StudyAnalysis) -> Figure | None:
     axes.set_title(
         f"{arm.name} (mean of n = {format_seeds((arm.test.seeds,) * 2)}, {images:,} test images)", loc="left"
     )
-    axes.set_xlabel("predicted class (each row sums to 1)")
-    axes.set_ylabel("true class")
+    what = "class" if is_named else "class (its number)"
+    axes.set_xlabel(f"predicted {what}; each row sums to 1")
+    axes.set_ylabel(f"true {what}")
     return figure
 
 

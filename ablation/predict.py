@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ablation import __version__
+from ablation.command_line import run_command
 from ablation.spec import InputError, check_name, expand
-from ablation.store import StoreAway, StoreError, find_store, sqlite_path
+from ablation.store import find_store, sqlite_path
 from ablation.tables import Table
 
 if TYPE_CHECKING:
@@ -71,11 +72,11 @@ def read_image(path: Path, size: int) -> "np.ndarray":
     """
     from PIL import Image
 
-    from ablation.data import _fit
+    from ablation.data import fit_image
 
     try:
         with Image.open(path) as image:
-            return _fit(image, size)
+            return fit_image(image, size)
     except Exception:  # Pillow raises many kinds for broken files
         raise InputError(f"{path}: cannot be read as an image") from None
 
@@ -101,21 +102,5 @@ def prediction_table(champion: "Champion", paths: list[Path], top: int) -> Table
     return Table(title, ["image", "class", "probability"], rows, notes)
 
 
-def main() -> int:
-    """Run the command line; return its exit status."""
-    try:
-        cli.main(standalone_mode=False)
-    except (InputError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-    except (StoreError, StoreAway) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(cli))

@@ -7,18 +7,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 from ablation.spec import InputError, first_line, nearest
-from ablation.store import Store, StoreError
+from ablation.store import Store, StoreAway, StoreError
 from ablation.tracking import KEY_TAG, mlflow_errors, open_client
-
-if TYPE_CHECKING:
-    import numpy as np
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
-    from mlflow.entities.model_registry import ModelVersion
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for every copy of a file
 # Else it complains where there is no pip, whose version it would write down.
@@ -50,11 +55,11 @@ class Champion:
     arm: str
     classes: list[str]
     image_size: int
-    probabilities: "Callable[[np.ndarray], np.ndarray]"
+    probabilities: Callable[[np.ndarray], np.ndarray]
 
 
 def save_model(
-    folder: Path, program: Path, images_NSSC: "np.ndarray", classes: list[str], metadata: dict[str, Any], model_id: str
+    folder: Path, program: Path, images_NSSC: np.ndarray, classes: list[str], about: dict[str, Any], model_id: str
 ) -> None:
     """Write an MLflow model that loads where MLflow and torch are, but this package is not.
 
@@ -63,21 +68,16 @@ def save_model(
         program: a file of `torch.export`: RGB images (uint8 N x S x S x 3, any N) to class probabilities (N x K).
         images_NSSC: an example of its input.
         classes: the names of the K classes.
-        metadata: what else to say about the model.
+        about: what else to say about the model; its `run_id` is the run that it comes from.
         model_id: the logged model that the folder will be uploaded to.
     """
-    from importlib.metadata import version
-
-    import mlflow.pyfunc
-    import numpy as np
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-
     outputs = Schema([ColSpec("float", name) for name in classes])
     inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *images_NSSC.shape[1:]))])
     # Said here, they need not be found out by loading the model in a process of its own, which takes ten seconds. A
     # build's own suffix, such as +cpu, is left out: package indexes do not have it.
-    requirements = [f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "torch", "numpy", "pandas")]
+    requirements = [
+        f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("mlflow", "torch", "numpy", "pandas")
+    ]
     mlflow.pyfunc.save_model(
         path=str(folder),
         python_model=str(MODEL_CODE),
@@ -88,8 +88,8 @@ def save_model(
         pip_requirements=requirements,
         # Else a uv.lock that happens to be in the working folder would be packed with the model.
         uv_project_path=str(program.parent),
-        metadata={**metadata, "classes": classes, "image_size": images_NSSC.shape[1]},
-        mlflow_model=Model(run_id=metadata["run_id"], model_uuid=model_id, model_id=model_id),
+        metadata={**about, "classes": classes, "image_size": images_NSSC.shape[1]},
+        mlflow_model=Model(run_id=about["run_id"], model_uuid=model_id, model_id=model_id),
     )
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache)
@@ -123,7 +123,10 @@ def register(
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    client = _registry_client(store)
+    try:
+        client = _registry_client(store)
+    except InputError as error:  # it was open a moment ago
+        raise (StoreAway if store.has_remote_tracking else StoreError)(str(error)) from None
     with mlflow_errors(store):
         key = client.get_experiment(experiment_id).tags[KEY_TAG]
         _find_or_create(client, study, key, question)
@@ -144,14 +147,12 @@ def register(
     return RegisteredVersion(study, number, run_id)
 
 
-def _find_or_create(client: "MlflowClient", study: str, key: str, question: str) -> None:
+def _find_or_create(client: MlflowClient, study: str, key: str, question: str) -> None:
     """Make the registered model unless the study has it.
 
     Raises:
         InputError: one of that name is not the study's.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         client.create_registered_model(study, tags={KEY_TAG: key}, description=question)
     except MlflowException as error:
@@ -165,11 +166,9 @@ def _find_or_create(client: "MlflowClient", study: str, key: str, question: str)
 
 
 def _log_model(
-    client: "MlflowClient", experiment_id: str, run_id: str, build: Callable[[Path, str], None]
-) -> "LoggedModel":
+    client: MlflowClient, experiment_id: str, run_id: str, build: Callable[[Path, str], None]
+) -> LoggedModel:
     """Return the run's logged model; one whose upload did not end is uploaded again."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
     query = f"source_run_id = '{run_id}' and name = '{MODEL_NAME}'"
     found = client.search_logged_models([experiment_id], query, max_results=1)
     model = found[0] if found else client.create_logged_model(experiment_id, MODEL_NAME, run_id)
@@ -185,14 +184,12 @@ def _log_model(
     return model
 
 
-def _registry_client(store: Store) -> "MlflowClient":
+def _registry_client(store: Store) -> MlflowClient:
     """Return a client whose registry is where the runs are, whatever MLFLOW_REGISTRY_URI says.
 
     Raises:
         InputError: the store cannot be opened, or is empty.
     """
-    from mlflow import MlflowClient
-
     client = open_client(store)
     if client is None:
         raise InputError(f"{store.root}: is no store, or an empty one")
@@ -202,7 +199,7 @@ def _registry_client(store: Store) -> "MlflowClient":
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def find_champion(store: Store, study: str) -> "ModelVersion":
+def find_champion(store: Store, study: str) -> ModelVersion:
     """Return the version that a study's alias `champion` names, as MLflow has it.
 
     Raises:
@@ -236,33 +233,29 @@ def load_champion(store: Store, study: str) -> Champion:
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used, or the champion's files are damaged.
     """
-    import mlflow.pyfunc
-
     version = find_champion(store, study)
     with _model_folder(store, version) as folder:
         try:
             model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
         except Exception as error:  # whatever its code and torch raise for damaged files
             raise StoreError(f"the champion of {study!r} cannot be loaded ({first_line(error)})") from None
-    metadata = model.metadata.metadata
+    about = model.metadata.metadata
     return Champion(
         RegisteredVersion(study, str(version.version), str(version.run_id)),
-        metadata["arm"],
-        list(metadata["classes"]),
-        int(metadata["image_size"]),
+        about["arm"],
+        list(about["classes"]),
+        int(about["image_size"]),
         lambda images_NSSC: model.predict(images_NSSC).to_numpy(),
     )
 
 
 @contextmanager
-def _model_folder(store: Store, version: "ModelVersion") -> Iterator[Path]:
+def _model_folder(store: Store, version: ModelVersion) -> Iterator[Path]:
     """Give the folder of a version's files.
 
     Raises:
         InputError: it is gone.
     """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     if store.has_own_tracking:
         # MLflow stored an absolute address; its end is <study>/models/<model>/artifacts.
         models, model, artifacts = str(version.source).rstrip("/").split("/")[-3:]

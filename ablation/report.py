@@ -6,6 +6,7 @@ pictures beside it (report.md); a short form goes to the terminal.
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ablation import __version__
+from ablation.command_line import run_command
 from ablation.spec import Choices, InputError, StudySpec, check_name, expand
-from ablation.store import Store, StoreAway, StoreError, find_store, write_atomically
+from ablation.store import Store, find_store, write_atomically
 from ablation.tables import Table, format_params, format_value
 
 if TYPE_CHECKING:
@@ -98,13 +100,13 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
 
 
 def show_report(report: Report) -> None:
-    """Print the answer, the short tables, and where the whole report is."""
+    """Print the question, the answer, the short tables, and where the whole report is."""
     from ablation.view import say, show_table
 
+    say(f"\n{report.result.spec.question}\n\n{report.answer}")
     for table in report.short:
         say("")
         show_table(table)
-    say(f"\n{report.answer}")
     if report.folder is not None:
         say(f"\nThe whole report: {report.folder / 'report.html'}")
 
@@ -413,18 +415,17 @@ def _arm_notes(analysis: "StudyAnalysis", *, with_tuned: bool, with_published: b
 
 
 def _failures(analysis: "StudyAnalysis") -> list[str]:
-    """Return a line for each arm in which no trial finished, and for each run that failed in another."""
+    """Return a line for each arm and kind of run of which some failed, with the reasons."""
     notes = []
     for arm in analysis.arms:
-        if arm.failed and arm.result.best is None and all(t.state == "failed" for t in arm.result.trials):
-            reasons = sorted({run.reason or "no reason is known" for run in arm.failed})
-            count = len(arm.result.trials)
-            notes.append(
-                f"{arm.name}: {'all ' if count > 1 else ''}{_plural(count, 'trial')} failed ({'; '.join(reasons)}); "
-                "the comparison goes on without it."
-            )
-            continue
-        notes += [f"{_run_name(run)} failed: {run.reason or 'no reason is known'}" for run in arm.failed]
+        for kind, runs in (("trial", arm.result.trials), ("confirmation run", arm.result.confirmations)):
+            failed = [run for run in runs if run.state == "failed"]
+            if not failed:
+                continue
+            reasons = "; ".join(sorted({run.reason or "no reason is known" for run in failed}))
+            is_lost = kind == "trial" and len(failed) == len(runs)
+            consequence = "; the comparison goes on without it" if is_lost else ""
+            notes.append(f"{arm.name}: {len(failed)} of {_plural(len(runs), kind)} failed ({reasons}){consequence}.")
     return notes
 
 
@@ -502,8 +503,8 @@ def _difference_table(factor: "FactorAnalysis") -> Table:
         ]
     elif any(not difference.is_shown for difference in factor.family):
         notes.append(
-            "Seeds needed: how many seeds per arm would find a difference of the measured size with a chance of 80 %, "
-            "on the same test images. A difference near zero needs more than can be run, because there may be none."
+            "Seeds needed: about how many seeds per arm would find a difference of the measured size with a chance of "
+            "80 %, on the same test images. '> 1,000' means that these test images are too few, or that there is none."
         )
     notes += [f"Not every combination of the other factors is confirmed for {text}." for text in factor.partial]
     notes += [f"Not compared: {text}." for text in factor.not_compared]
@@ -528,11 +529,13 @@ def _difference_row(difference: "Difference", *, tested: bool) -> list[str]:
     if difference.is_shown:
         needed = "-"
     else:
-        needed = "more than 1,000" if difference.seeds_needed is None else f"about {difference.seeds_needed:,}"
+        needed = "> 1,000" if difference.seeds_needed is None else f"{difference.seeds_needed:,}"
     return [*row, p, "yes" if difference.is_shown else "no", _n(difference.seeds), needed]
 
 
 def _differences(analysis: "StudyAnalysis") -> list[Block]:
+    if sum(arm.test is not None for arm in analysis.arms) < 2:
+        return []
     blocks: list[Block] = [_difference_table(f) for f in analysis.factors if f.family or f.not_compared]
     if analysis.arm_pairs:
         columns = ["difference of", "minus", "points", f"{BOTH_INTERVAL} (points)", "n (seeds per arm)"]
@@ -633,15 +636,19 @@ def _classes(analysis: "StudyAnalysis", pictures: Mapping[str, "Picture"]) -> li
     table: Block
     if len(classes) <= MOST_CLASSES:
         rows = [
-            [arm.name, str(arm.test.seeds if arm.test else 0), *(f"{value:.4f}" for value in accuracies_K)]
+            [arm.name, str(arm.test.seeds if arm.test else 0), *(_fraction(value) for value in accuracies_K)]
             for arm, accuracies_K in found
         ]
         table = Table(title, ["arm", "n (seeds)", *classes], rows, notes)
     else:
         heads = [f"{arm.name} (n = {arm.test.seeds if arm.test else 0})" for arm, _ in found]
-        rows = [[name, *(f"{accuracies_K[k]:.4f}" for _, accuracies_K in found)] for k, name in enumerate(classes)]
+        rows = [[name, *(_fraction(accuracies_K[k]) for _, accuracies_K in found)] for k, name in enumerate(classes)]
         table = Folded(Table(title, ["class", *heads], rows, notes))
     return [table, *_figure("confusion", pictures), *_figure("confusion_arms", pictures)]
+
+
+def _fraction(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"  # a class without test images
 
 
 def _runs(analysis: "StudyAnalysis") -> list[Block]:
@@ -754,8 +761,8 @@ def _seeds_text(result: "StudyResult") -> str:
 
 
 def _short_tables(analysis: "StudyAnalysis") -> list[Table]:
-    """Return the question with the arms, and the tested differences."""
-    arms = dataclasses.replace(_arms_table(analysis), title=analysis.result.spec.question)
+    """Return the arms and the tested differences."""
+    arms = dataclasses.replace(_arms_table(analysis), title="Arms")
     return [arms, *(_difference_table(factor) for factor in analysis.factors if factor.family)]
 
 
@@ -816,7 +823,7 @@ def _numeric_columns(table: Table) -> set[int]:
         index
         for index in range(len(table.columns))
         if any(row[index] != "-" for row in table.rows)
-        and all(row[index] == "-" or row[index].lstrip("<- ")[:1].isdigit() for row in table.rows)
+        and all(row[index] == "-" or row[index].lstrip("<>- ")[:1].isdigit() for row in table.rows)
     }
 
 
@@ -856,32 +863,6 @@ def escape_markdown(text: str) -> str:
         f"\\{c}" if c == "_" and not (text[i - 1 : i].isalnum() and text[i + 1 : i + 2].isalnum()) else c
         for i, c in enumerate(text)
     )
-
-
-# ------------------------------------------------------------------------------------------------- command line
-
-
-def run_command(command: click.Command) -> int:
-    """Run a command of ours and return its exit status; what goes wrong is told in one line.
-
-    2 is a refusal of what the user gave, 1 a store that failed, 130 an interruption.
-    """
-    try:
-        command.main(standalone_mode=False)
-    except InputError as error:
-        return _fail(str(error), 2)
-    except click.ClickException as error:
-        return _fail(error.format_message(), 2)
-    except (StoreError, StoreAway) as error:
-        return _fail(str(error), 1)
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    return 0
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -23,13 +23,17 @@ from PIL import Image
 
 from ablation import predict
 from ablation.champion import crown
+from ablation.command_line import run_command
 from ablation.data import ImageSet, load_images
-from ablation.registry import find_champion, load_champion
+from ablation.registry import RegisteredVersion, find_champion, load_champion
 from ablation.results import StudyResult, load_predictions, read_results
-from ablation.spec import InputError
-from ablation.store import Store, StoreError, find_store
+from ablation.spec import Data, InputError
+from ablation.store import Store, StoreAway, StoreError, find_store
 
 from .conftest import REPOSITORY, STUDY, free_port
+from .test_servers import Server, server
+
+__all__ = ["server"]  # a fixture
 
 FLOAT16_ROUNDING = 2**-12 + 1e-6  # half a step between 0.5 and 1, where it is largest, and float32's own error
 
@@ -125,7 +129,8 @@ def test_a_finished_study_has_its_champion(crowned: Crowned) -> None:
     assert (version.run_id, crowned.versions()) == (run_id, {run_id: "1"})
     (model,) = crowned.models()
     assert version.source == model.artifact_location
-    assert [output.model_id for output in crowned.client.get_run(run_id).outputs.model_outputs] == [model.model_id]
+    outputs = [output.model_id for output in crowned.client.get_run(run_id).outputs.model_outputs]
+    assert outputs.count(model.model_id) == 1
     run = next(r for arm in crowned.result.arms for r in arm.confirmations if r.run_id == run_id)
     assert f"arm `{run.spec.arm}`" in version.description
     for figure in (run.val_accuracy, run.test_accuracy):
@@ -208,6 +213,13 @@ def test_lost_weights_cost_the_champion_alone(crowned: Crowned, caplog: pytest.L
     again = crown(crowned.store, result, crowned.images)  # they are where they were: what was begun is finished
     assert again is not None
     assert len(crowned.models()) == 1
+
+
+def test_a_server_that_went_away_is_said_to_be_away(crowned: Crowned) -> None:
+    """So that the end of a study says what waits, and the same command goes on; no warning would do that."""
+    store = replace(crowned.store, tracking_uri=f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreAway):
+        crown(store, crowned.result, crowned.images)
 
 
 @pytest.mark.parametrize(
@@ -351,12 +363,23 @@ def test_a_damaged_model_is_one_line(crowned: Crowned, tmp_path: Path) -> None:
         load_champion(store, "small")
 
 
-def test_the_requirements_are_what_the_model_code_imports(crowned: Crowned) -> None:
+def test_the_model_holds_what_it_needs_and_nothing_of_the_working_folder(
+    crowned: Crowned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crowned.forget()
+    monkeypatch.chdir(tmp_path)
+    for name in ("uv.lock", "pyproject.toml"):  # MLflow packs those that it finds
+        (tmp_path / name).write_text('[project]\nname = "unrelated"\n')
+    crown(crowned.store, crowned.result, crowned.images)
     folder = model_folder(crowned, crowned.store)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "MLmodel", "artifacts/program.pt2", "champion_model.py", "conda.yaml", "input_example.json", "python_env.yaml",
+        "requirements.txt", "serving_input_example.json",
+    }  # fmt: skip
     lines = (folder / "requirements.txt").read_text().splitlines()
     assert [line.partition("==")[0] for line in lines] == ["mlflow", "torch", "numpy", "pandas"]
-    assert all(line.partition("==")[2] and "+" not in line for line in lines)
-    assert not list(folder.rglob("*.pkl"))
+    assert all(line.partition("==")[2] and "+" not in line for line in lines)  # a local version is on no index
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pyproject.toml", "uv.lock"]
 
 
 @pytest.mark.slow
@@ -397,6 +420,27 @@ def wait_for(address: str, process: "subprocess.Popen[bytes]") -> None:
     raise AssertionError(f"{address} does not answer")
 
 
+@pytest.mark.slow
+def test_a_tracking_server_keeps_it_too(
+    server: Server, narrow_weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(STUDY.format(weights=narrow_weights))
+    command = [sys.executable, "-m", "ablation.study", "small.toml", "--trials", "1", "--epochs", "1"]
+    done = subprocess.run([*command, "--set", "confirm.seeds=1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    store = find_store(None)
+    study = Crowned(store, read_results(store, "small"), load_images(Data(source="digits")))
+    run = next(r for arm in study.result.arms for r in arm.confirmations if r.run_id == winning_run(study.result))
+    assert study.champion().source.startswith("mlflow-artifacts:")
+    answer_NK = load_champion(store, "small").probabilities(study.images.test_images_NHWC)
+    assert run.predictions is not None
+    assert np.abs(answer_NK - run.predictions.probabilities_NK.astype(np.float32)).max() < FLOAT16_ROUNDING
+    assert crown(store, study.result, study.images) == RegisteredVersion("small", "1", run.run_id)
+    assert (study.versions(), len(study.models())) == ({run.run_id: "1"}, 1)
+
+
 # ----------------------------------------------------------------------------------------- python -m ablation.predict
 
 Predict = Callable[..., tuple[int, str, str]]
@@ -408,7 +452,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
-        status = predict.main()
+        status = run_command(predict.cli)
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 
@@ -509,7 +553,7 @@ def test_refusals_are_one_line(
 )
 def test_quick_answers_import_nothing_large(tmp_path: Path, arguments: list[str], status: int) -> None:
     code = (
-        "import sys; from ablation import predict; status = predict.main();"
+        "import sys; from ablation import predict; status = predict.run_command(predict.cli);"
         "print(sorted({'torch', 'mlflow', 'optuna', 'sklearn', 'pandas'} & set(sys.modules)), status)"
     )
     arguments = [argument.format(file=__file__) for argument in arguments]

@@ -21,6 +21,14 @@ ONE_ARM = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.trun
 
 def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
     """Return all that a study has left, without what is random (ids) or depends on the clock."""
+    database = sqlite3.connect(f"file:{store}/mlflow.db?mode=ro", uri=True)
+    names = dict(database.execute("SELECT run_uuid, name FROM runs"))
+
+    def readable(text: str) -> str:
+        for run, name in names.items():
+            text = text.replace(run, name)
+        return text
+
     trials = [
         (
             t.number,
@@ -29,11 +37,13 @@ def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
             t.params,
             t.intermediate_values,
             t.user_attrs["spec"],
+            t.user_attrs.get("confirms"),
             t.user_attrs.get("reason"),
         )
-        for t in arm_study(store, f"small/{arm}").trials
+        for name in sorted(optuna.get_all_study_names(f"sqlite:///{store}/optuna.db"))
+        if name in (f"small/{arm}", f"small/{arm}/confirmation")
+        for t in arm_study(store, name).trials
     ]
-    database = sqlite3.connect(f"file:{store}/mlflow.db?mode=ro", uri=True)
     runs = []
     for run, status in database.execute("SELECT run_uuid, status FROM runs ORDER BY name"):
 
@@ -42,26 +52,35 @@ def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
 
         metrics = rows("key, step, value", "metrics")
         tags = [
-            (k, v) for k, v in rows("key, value", "tags") if k not in ("ablation.key", "mlflow.runName", "mlflow.user")
+            (k, readable(v))
+            for k, v in rows("key, value", "tags")
+            if k not in ("ablation.key", "mlflow.runName", "mlflow.user")
         ]
         (inputs,) = database.execute("SELECT count(*) FROM inputs WHERE destination_id = ?", (run,)).fetchone()
         folder = store / "artifacts" / "small" / run / "artifacts"
         files = {
             str(path.relative_to(folder)): path.read_text() if path.suffix != ".safetensors" else tensors(path)
-            for path in folder.rglob("*") if path.is_file()
+            for path in folder.rglob("*") if path.is_file() and path.parent.name != "report"  # it says how long it took
         }  # fmt: skip
         runs.append({
             "status": status,
             "params": rows("key, value", "params"),
             "steps": [(key, step) for key, step, _ in metrics],
-            "metrics": [row for row in metrics if row[0] != "images_per_second"],
+            "metrics": [row for row in metrics if row[0] not in ("images_per_second", "training_seconds")],
             "tags": tags,
             "inputs": inputs,
             "files": files,
         })  # fmt: skip
+    query = (
+        "SELECT name, alias, version, run_id FROM registered_model_aliases JOIN model_versions USING (name, version)"
+    )
+    champions = [(*row[:3], readable(row[3])) for row in database.execute(query)]
+    models = database.execute("SELECT name, status FROM logged_models").fetchall()
+    versions = database.execute("SELECT name, version FROM model_versions").fetchall()
     database.close()
     left = [path.name for path in (store / "checkpoints").glob("*/*")]
-    return {"trials": trials, "runs": runs, "left": left}
+    registry = {"champions": champions, "models": models, "versions": versions}
+    return {"trials": trials, "runs": runs, "registry": registry, "left": left}
 
 
 def tensors(path: Path) -> Any:
@@ -71,9 +90,9 @@ def tensors(path: Path) -> Any:
         return sorted(file.metadata().items()), [(name, file.get_tensor(name).tobytes()) for name in names]
 
 
-# Three trials: the first finishes, the second is pruned, the third diverges; and one without a pruner, which finishes.
+# Three trials: the first finishes, the second is pruned, the third diverges; and one that finishes, and is confirmed.
 THREE_ENDS = ["--trials", "3", "--set", "search={lr={choices=[0.01, 1e30]}, sampler='random', pruner='median'}"]
-ONE_END = ["--trials", "1"]
+ONE_END = ["--trials", "1", "--set", "confirm.seeds=1"]
 
 
 @pytest.mark.parametrize(("budget", "begin"), [(THREE_ENDS, "INSERT INTO trials"), (ONE_END, "INSERT INTO studies")])
@@ -87,10 +106,16 @@ def test_killed_at_every_step(
     assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
     steps = victims.steps(tmp_path)
     expected = state(store)
-    assert [row[1] for row in expected["trials"]] == ["COMPLETE", "PRUNED", "FAIL"][: int(budget[1])]
-    # The last one is the summary's.
-    statuses = ["FINISHED", "KILLED", "FAILED", "FINISHED"] if budget == THREE_ENDS else ["FINISHED"] * 2
-    assert [run["status"] for run in expected["runs"]] == statuses
+    ends = [row[1] for row in expected["trials"]]
+    statuses = [run["status"] for run in expected["runs"]]  # the last one is the summary's
+    if budget == THREE_ENDS:
+        assert ends == ["COMPLETE", "PRUNED", "FAIL"]
+        assert statuses == ["FINISHED", "KILLED", "FAILED", "FINISHED"]
+        assert expected["registry"]["versions"] == []
+    else:
+        assert ends == ["COMPLETE"] * 2
+        assert statuses == ["FINISHED"] * 3
+        assert len(expected["registry"]["champions"]) == 1
     assert expected["left"] == []
 
     # MLflow's tables take seconds to make, so that is done once - after a kill in the middle of it.
