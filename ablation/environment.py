@@ -13,14 +13,15 @@ from ablation import __version__
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "numpy")
+PACKAGES = ("torchvision", "optuna", "mlflow", "numpy")
 
 
 def describe_environment(device: "torch.device") -> dict[str, str]:
     """Return versions, the device's name, the platform and, in a checkout, the commit ('-dirty': with changes)."""
     import torch
 
-    found = {"ablation": __version__, "python": platform.python_version()}
+    # torch itself says which build it is, such as +cpu; its package's metadata may not.
+    found = {"ablation": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)

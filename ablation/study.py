@@ -473,10 +473,15 @@ def finish(running: Running) -> None:
     from ablation import search, view
     from ablation.champion import crown
     from ablation.report import show_report, write_report
-    from ablation.tables import status_table
 
     spec, store = running.spec, running.store
     waiting = tidy_up(running)
+    if not any(search.best_trial(study) for study in running.studies.tuning.values()):
+        with suppress(StoreAway):
+            running.tracker.end_summary(summary_key(running), "FAILED")
+        show_how_far(running)
+        view.say("No trial has finished, so there is nothing to report.")
+        return
     try:
         with running.locks.exclusive():  # two that end at once must not both write it, and the later one knows more
             report = write_report(store, spec.name)
@@ -484,13 +489,22 @@ def finish(running: Running) -> None:
             running.tracker.describe(f"{spec.question}\n\n**{report.answer}**")
             running.tracker.end_summary(summary_key(running), "FINISHED")
     except StoreAway as away:
-        found = search.records(running.studies, running.locks)
-        view.show_table(status_table(spec.name, found, spec.trials_per_arm, spec.confirm.seeds))
+        show_how_far(running)
         raise StoreError(
             f"{away}; the report and the runs of {waiting} trials wait for it, kept in {store.work_root}: "
             "run the same command again when it answers"
         ) from None
     show_report(report)
+
+
+def show_how_far(running: Running) -> None:
+    """Print the study's arms with their trials by state."""
+    from ablation import search
+    from ablation.tables import status_table
+    from ablation.view import show_table
+
+    spec, found = running.spec, search.records(running.studies, running.locks)
+    show_table(status_table(spec.name, found, spec.trials_per_arm, spec.confirm.seeds))
 
 
 def check_places(spec: StudySpec, needs_pretraining: bool) -> None:
