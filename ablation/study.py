@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 import click
 
@@ -236,7 +237,8 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, w
     finish(running)
     view.say(f"\nLook at it in the MLflow UI:\n    {ui_command(store)}")
     if store.has_own_tracking:
-        view.say(f"    then open {ui_address(running.tracker.experiment_id)}")
+        address = ui_address(running.tracker.experiment_id, has_confirmations=spec.confirm.seeds > 0)
+        view.say(f"    then open {address}")
 
 
 def run_worker(spec: StudySpec, store: Store, device_name: str, file_text: str) -> None:
@@ -486,7 +488,7 @@ def finish(running: Running) -> None:
         with running.locks.exclusive():  # two that end at once must not both write it, and the later one knows more
             report = write_report(store, spec.name)
             crown(store, report.result, running.images)
-            running.tracker.describe(f"{spec.question}\n\n**{report.answer}**")
+            running.tracker.describe(f"**{report.answer}**\n\n{spec.question}")  # the UI shows the first line
             running.tracker.end_summary(summary_key(running), "FINISHED")
     except StoreAway as away:
         show_how_far(running)
@@ -562,10 +564,12 @@ def ui_command(store: Store) -> str:
     return 'python -m mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
 
 
-def ui_address(experiment_id: str) -> str:
-    """Return the address of an experiment's chart page in a UI started by `ui_command`."""
-    query = "compareRunsMode=CHART&workflowType=machine_learning"  # the UI opens in its GenAI mode without it
-    return f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?{query}"
+def ui_address(experiment_id: str, *, has_confirmations: bool) -> str:
+    """Return the address of an experiment's charts in a UI started by `ui_command`, of confirmation runs if it has any."""
+    query = {"compareRunsMode": "CHART", "workflowType": "machine_learning"}  # the UI opens in its GenAI mode without it
+    if has_confirmations:
+        query |= {"searchFilter": "tags.kind = 'confirmation'", "orderByKey": "metrics.`test_accuracy`"}
+    return f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
 def _interrupt(*_: object) -> None:

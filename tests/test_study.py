@@ -279,7 +279,7 @@ def test_summary_report_and_output(finished: Path) -> None:
         assert f"(#/experiments/{experiment.experiment_id}/runs/{run.info.run_id})" in note
     assert "python -m mlflow ui --backend-store-uri sqlite:///store/mlflow.db" in output
     description = experiment.tags["mlflow.note.content"]
-    assert description == f"Which cut of a small network?\n\n**{report.answer}**"
+    assert description == f"**{report.answer}**\n\nWhich cut of a small network?"
 
 
 def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, command: Command, capsys: Any) -> None:
