@@ -565,10 +565,12 @@ def ui_command(store: Store) -> str:
 
 
 def ui_address(experiment_id: str, *, has_confirmations: bool) -> str:
-    """Return the address of an experiment's charts in a UI started by `ui_command`, of confirmation runs if it has any."""
-    query = {"compareRunsMode": "CHART", "workflowType": "machine_learning"}  # the UI opens in its GenAI mode without it
+    """Return the address of an experiment's charts in a UI started by `ui_command`, of confirmation runs if there are."""
+    # The UI opens in its GenAI mode without the workflow.
+    query = {"compareRunsMode": "CHART", "workflowType": "machine_learning"}
     if has_confirmations:
-        query |= {"searchFilter": "tags.kind = 'confirmation'", "orderByKey": "metrics.`test_accuracy`"}
+        query |= {"searchFilter": "tags.kind = 'confirmation'"}
+        query |= {"orderByKey": "metrics.`test_accuracy`", "orderByAsc": "false"}
     return f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
