@@ -565,7 +565,7 @@ def ui_command(store: Store) -> str:
 
 
 def ui_address(experiment_id: str, *, has_confirmations: bool) -> str:
-    """Return the address of an experiment's charts in a UI started by `ui_command`, of confirmation runs if there are."""
+    """Return the address of an experiment's charts in a UI started by `ui_command`, of confirmation runs if any."""
     # The UI opens in its GenAI mode without the workflow.
     query = {"compareRunsMode": "CHART", "workflowType": "machine_learning"}
     if has_confirmations:
