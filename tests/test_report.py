@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ablation import figures, report, results, tracking, view
+from ablation import figures, report, results, tracking
 from ablation.design import arms
 from ablation.report import Report, build_report, escape_markdown, searched_params, write_report
 from ablation.results import ArmResult, StudyResult
@@ -338,7 +338,6 @@ def test_the_terminal_shows_the_short_form(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_in_store(monkeypatch, fake_result(CUTS, ACCURACIES))
-    monkeypatch.setattr(view.console, "file", sys.stdout)
     monkeypatch.setattr(sys, "argv", ["report", "fake", "--store", str(tmp_path)])
     assert report.run_command(report.cli) == 0
     shown = capsys.readouterr().out
