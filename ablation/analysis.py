@@ -538,9 +538,11 @@ def _clause(factor: FactorAnalysis) -> str:
     """Return what the tested family of a factor says, without a full stop."""
     if factor.leader is None or not factor.family:
         return "nothing can be compared"
+    pivot = factor.control or factor.leader
+    if not any(pivot in (difference.first, difference.second) for difference in factor.family):
+        return f"nothing can be compared with {pivot} yet{_elsewhere(factor)}"
     if any(difference.estimate.p is None for difference in factor.family):
         return _untested_clause(factor)
-    pivot = factor.control or factor.leader
     name = f"the control {pivot}" if factor.control else pivot
     seen = [difference for difference in factor.family if pivot in (difference.first, difference.second)]
     parts: list[str] = []

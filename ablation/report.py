@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ablation import __version__
+from ablation.architecture import kept_blocks
 from ablation.command_line import run_command
-from ablation.spec import Choices, InputError, StudySpec, check_name, expand
+from ablation.spec import Choices, InputError, StudySpec, applies, check_name, expand
 from ablation.store import Store, find_store, write_atomically
 from ablation.tables import Table, format_params, format_value
 
@@ -144,8 +145,10 @@ def _importances(result: "StudyResult") -> dict[str, dict[str, float]]:
 
 def searched_params(spec: StudySpec, run: "RunResult") -> dict[str, Any]:
     """Return the values that the search chose for a run, without parameters that do not apply to it."""
-    values = {name: getattr(run.spec, name) for name in spec.search.entries()}
-    return {name: value for name, value in values.items() if value is not None}
+    trial = run.spec
+    blocks = kept_blocks(trial.backbone, trial.truncate_at)
+    found = [name for name in spec.search.entries() if applies(name, trial.strategy, trial.freeze_depth, blocks)]
+    return {name: getattr(trial, name) for name in found if getattr(trial, name) is not None}
 
 
 # ------------------------------------------------------------------------------------------- what a report is made of
@@ -312,11 +315,12 @@ def _answer_blocks(analysis: "StudyAnalysis") -> list[Block]:
     blocks: list[Block] = [Answer(analysis.answer)]
     if analysis.winner is not None and analysis.winner.arm.levels:
         val_S = confirmed_validation(analysis.winner)
+        place = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
         blocks.append(
             Paragraph(
                 f"The arm with the highest mean validation accuracy is {analysis.winner.arm.name} ({val_S.mean():.4f}, "
-                f"n = {len(val_S)} seeds); its confirmation run #{champion_run(analysis.winner).number} is the "
-                "champion. Test accuracies played no part in this choice."
+                f"n = {len(val_S)} seeds); its confirmation run #{champion_run(analysis.winner).number} "
+                f"{place}. Test accuracies played no part in this choice."
             )
         )
     weights = spec.backbone.weights
@@ -328,6 +332,8 @@ def _answer_blocks(analysis: "StudyAnalysis") -> list[Block]:
         f"the best configuration of each was then retrained with {spec.confirm.seeds} fresh seeds, and each of these "
         "confirmation runs evaluated the test images once, at its end"
         if spec.confirm.seeds
+        else "the best configuration of each was retrained with fresh seeds while [confirm] seeds was larger"
+        if result.test_evaluations
         else "nothing was retrained ([confirm] seeds = 0), so the test images have not been used"
     )
     blocks.append(

@@ -357,6 +357,7 @@ def create_arms(
     `experiment`, the key of the MLflow experiment that its runs are in.
     """
     studies = ArmStudies({}, {})
+    existing = set(optuna.get_all_study_names(storage))
     for arm in arms(spec):
         study = _create(storage, f"{spec.name}/{arm.name}", make_pruner(spec))
         if study.user_attrs.get("experiment") != experiment:
@@ -364,8 +365,8 @@ def create_arms(
         if study.user_attrs.get("content") != content:
             study.set_user_attr("content", content)
         studies.tuning[arm.name] = study
-        if spec.confirm.seeds > 0:
-            name = f"{spec.name}/{arm.name}{CONFIRMATION}"
+        name = f"{spec.name}/{arm.name}{CONFIRMATION}"
+        if spec.confirm.seeds > 0 or name in existing:
             studies.confirmation[arm.name] = _create(storage, name, optuna.pruners.NopPruner())
     return studies
 
@@ -804,13 +805,16 @@ def parameter_importances(
             out.
 
     Returns:
-        Parameter -> share, the largest first; nothing where there are fewer than two trials or their values are equal.
+        Parameter -> share, the largest first; nothing where parameters or values do not vary.
     """
-    if len({value for _, value in trials}) < 2:
+    if len({value for _, value in trials}) < 2 or len({str(params) for params, _ in trials}) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
     for params, value in trials:
         distributions = {name: distribution(spec, name) for name in params}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
-    shares = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    try:
+        shares = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    except RuntimeError:  # no tree of the forest found a split
+        return {}
     return {name: float(share) for name, share in shares.items()} if any(shares.values()) else {}

@@ -229,12 +229,13 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, w
             work(running)
         else:
             supervise(running, devices)
-    except KeyboardInterrupt:
+        finish(running)
+    except BaseException as error:
         with suppress(StoreAway, StoreError):
-            tidy_up(running)
             running.tracker.end_summary(summary_key(running), "SCHEDULED")
+            if isinstance(error, KeyboardInterrupt):
+                tidy_up(running)
         raise
-    finish(running)
     view.say(f"\nLook at it in the MLflow UI:\n    {ui_command(store)}")
     if store.has_own_tracking:
         address = ui_address(running.tracker.experiment_id, has_confirmations=spec.confirm.seeds > 0)
@@ -451,6 +452,8 @@ def summary_key(running: Running) -> str:
 
 def begin_summary(running: Running) -> None:
     """Write down what the report needs to know of the study besides its runs."""
+    from ablation import search
+
     about = {
         "version": __version__,
         "spec": running.spec.model_dump(mode="json"),
@@ -461,6 +464,7 @@ def begin_summary(running: Running) -> None:
         "train_images": len(running.split.train_N),
         "val_images": len(running.split.val_N),
         "test_images": len(running.images.test_labels_N),
+        "arm_keys": [search.arm_key(study) for study in running.studies.all()],
     }
     with running.locks.exclusive():  # two that begin at once must not both make the run
         running.tracker.begin_summary(summary_key(running), running.spec.name, about, study_files_of(running))

@@ -48,6 +48,7 @@ RESUME_FOLDER = "resume"
 REPORT_FOLDER = "report"  # of the summary run
 KEY_TAG = "ablation.key"  # unique: finds a run again without having stored its id
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
+EXPERIMENT_NOTE_LIMIT = 5000  # characters; MLflow refuses longer ones
 EPOCHS_PER_BATCH = 100  # MLflow takes 1,000 metrics in a batch; a batch is stored whole or not at all
 AWAY_SECONDS = 10  # how long a server that did not answer is left alone
 
@@ -210,7 +211,7 @@ class Tracker:
             StoreAway: the tracking server does not answer.
         """
         with self.calls():
-            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text)
+            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text[:EXPERIMENT_NOTE_LIMIT])
 
 
 class TrialRun:
@@ -639,6 +640,9 @@ class StudyRecord:
 
 
 def _reading_client(store: Store) -> MlflowClient:
+    if _is_server(store):
+        with mlflow_errors(store):  # one that is away may come back, which `open_client` does not tell
+            MlflowClient(tracking_uri=_client_uri(store)).search_experiments(max_results=1)
     client = open_client(store)
     if client is None:
         raise InputError(f"{_where(store)}: is no store, or an empty one")
@@ -683,7 +687,17 @@ def read_study(store: Store, study: str, curves: Sequence[str]) -> StudyRecord:
         summaries = [run for run in found if run.data.tags["kind"] == "summary"]
         if not summaries:
             raise InputError(f"study {study!r} was made by an older version: run it once more, then it can be read")
-        others = [run for run in found if run.data.tags["kind"] != "summary"]
+        newest = _record(max(summaries, key=lambda run: run.info.start_time))
+        about = _about(store, study, newest)
+        # An experiment may hold the runs of another Optuna database, and a run that was made a moment ago.
+        keys = set(about.get("arm_keys", []))
+        others = [
+            run
+            for run in found
+            if run.data.tags.get(KEY_TAG, "").rpartition("/")[0] in keys
+            and run.data.tags["kind"] != "summary"
+            and "study" in run.data.params
+        ]
         shown = {run.info.run_id for run in others if run.data.tags["kind"] == "confirmation"}
         records = []
         for run in others:
@@ -694,13 +708,16 @@ def read_study(store: Store, study: str, curves: Sequence[str]) -> StudyRecord:
                 for name, history in histories.items()
             }
             records.append(_record(run, values))
-    summary = _record(summaries[0])
+    return StudyRecord(experiment.experiment_id, newest.run_id, about, records)
+
+
+def _about(store: Store, study: str, summary: RunRecord) -> dict[str, Any]:
     try:
         with run_file(store, summary, ABOUT_FILE) as path:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (InputError, ValueError):
         raise InputError(f"study {study!r}: its summary run has no readable {ABOUT_FILE}: run it once more") from None
-    return StudyRecord(experiment.experiment_id, summary.run_id, about, records)
+    return about
 
 
 def artifact_path(store: Store, run: RunRecord, name: str) -> Path:

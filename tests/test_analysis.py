@@ -187,6 +187,16 @@ def test_levels_without_a_common_combination_are_not_compared() -> None:
     assert analysis.answer.startswith("truncate_at: nothing can be compared; strategy: nothing can be compared.")
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_leader_that_shares_no_combination_is_said_to_be_incomparable(seeds: int) -> None:
+    """One cut is confirmed with one strategy alone, the two others with the other alone."""
+    factors = {"truncate_at": ["block1", "block2", "block3"], "strategy": ["feature_extraction", "fine_tune_all"]}
+    failed = ("block1,fine_tune_all", "block2,feature_extraction", "block3,feature_extraction")
+    accuracies = {"block1,feature_extraction": 0.9, "block2,fine_tune_all": 0.6, "block3,fine_tune_all": 0.7}
+    analysis = analyse(fake_result(factors, accuracies, seeds=seeds, failed_arms=failed))
+    assert analysis.answer.startswith("truncate_at: nothing can be compared with block")
+
+
 def test_the_leader_is_found_where_all_levels_are_present() -> None:
     # block5 lacks its worse arm, so its plain mean would be the highest
     result = fake_result(TWO_BY_TWO, FOUR, failed_arms=("block5,feature_extraction",))

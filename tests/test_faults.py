@@ -1,5 +1,6 @@
 """Workers killed at every step and at any moment: what remains is exactly what an undisturbed study leaves."""
 
+import json
 import os
 import random
 import shutil
@@ -63,6 +64,9 @@ def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
             str(path.relative_to(folder)): path.read_text() if path.suffix != ".safetensors" else tensors(path)
             for path in folder.rglob("*") if path.is_file() and path.parent.name != "report"  # it says how long it took
         }  # fmt: skip
+        if "about.json" in files:
+            about = json.loads(files["about.json"])
+            files["about.json"] = {**about, "arm_keys": len(about["arm_keys"])}  # which are random
         runs.append({
             "status": status,
             "params": rows("key, value", "params"),

@@ -295,6 +295,12 @@ def test_searched_params_leave_out_what_does_not_apply() -> None:
     run = fake_run(spec, arms(spec)[0], 0, 0.5)
     run = dataclasses.replace(run, spec=run.spec.model_copy(update={"backbone_lr_scale": None}))
     assert list(searched_params(spec, run)) == ["lr"]
+    warmed = fake_spec(
+        {"strategy": ["feature_extraction", "fine_tune_all"]}, search={"head_warmup_epochs": {"low": 1, "high": 2}}
+    )
+    run = fake_run(warmed, arms(warmed)[0], 0, 0.5)
+    run = dataclasses.replace(run, spec=run.spec.model_copy(update={"head_warmup_epochs": 0}))
+    assert searched_params(warmed, run) == {}  # 0, because it does not apply
 
 
 def test_importances_come_from_the_trials() -> None:

@@ -327,6 +327,7 @@ def test_parameter_importances() -> None:
     assert sum(found.values()) == pytest.approx(1.0)
     assert found["lr"] > 0.95
     assert search.parameter_importances(spec, arm, trials[:1]) == {}
+    assert search.parameter_importances(spec, arm, [({"lr": 0.1}, 0.5), ({"lr": 0.1}, 0.6)]) == {}
     assert search.parameter_importances(spec, arm, [(params, 0.5) for params, _ in trials]) == {}
 
 

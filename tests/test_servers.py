@@ -371,7 +371,7 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
     assert command(*arguments, "4") == 1
     captured = capsys.readouterr()
     assert "4 finished" in captured.out
-    assert "the summary and the runs of 1 trials wait for it" in captured.err
+    assert "the report and the runs of 1 trials wait for it" in captured.err
     assert [t.state.name for t in trials(environment)] == ["COMPLETE"] * 4
     server.start()
     (outbox,) = Path("mlruns/checkpoints").glob("*/*/outbox-*")
