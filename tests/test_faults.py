@@ -7,7 +7,6 @@ import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +106,9 @@ def test_killed_at_every_step(
     """Killed right before each step of a study, and so right after the one before it; then run again to its end."""
     seed = next(seed for seed in range(99) if sampled_rates(seed, [0.01, 1e30], 3) == [0.01, 0.01, 1e30])
     arguments = [small_study, "--store", "s", "--epochs", "2", "--set", f"seed={seed}", *ONE_ARM, *budget]
-    store, template = tmp_path / "s", tmp_path / "template"
     assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
     steps = victims.steps(tmp_path)
-    expected = state(store)
+    expected = state(tmp_path / "s")
     ends = [row[1] for row in expected["trials"]]
     statuses = [run["status"] for run in expected["runs"]]  # the last one is the summary's
     if budget == THREE_ENDS:
@@ -123,33 +121,34 @@ def test_killed_at_every_step(
         assert len(expected["registry"]["champions"]) == 1
     assert expected["left"] == []
 
-    # MLflow's tables take seconds to make, so that is done once - after a kill in the middle of it.
-    shutil.rmtree(store)
-    assert victims.run(tmp_path, arguments, kill_at=steps.index("CREATE TABLE datasets")) == -signal.SIGKILL
-    assert victims.run(tmp_path, arguments, kill_at=steps.index(begin)) == -signal.SIGKILL
-    store.rename(template)
-    shutil.copytree(template, store)
-    assert victims.run(tmp_path, arguments) == 0
-    assert state(store) == expected
-    steps = victims.steps(tmp_path)
+    # MLflow's tables take seconds to make, so that is done once - after a kill in the middle of it - in each of two
+    # folders, because two kills at a time take two cores half the time.
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+        assert victims.run(folder, arguments, kill_at=steps.index("CREATE TABLE datasets")) == -signal.SIGKILL
+        assert victims.run(folder, arguments, kill_at=steps.index(begin)) == -signal.SIGKILL
+        (folder / "s").rename(folder / "template")
+
+    def start_over(folder: Path) -> None:
+        shutil.rmtree(folder / "s", ignore_errors=True)
+        shutil.copytree(folder / "template", folder / "s")
+
+    start_over(folders[0])
+    assert victims.run(folders[0], arguments) == 0
+    assert state(folders[0] / "s") == expected
+    steps = victims.steps(folders[0])
     assert {"INSERT INTO runs", "INSERT INTO metrics", "fsync", "replace", "UPDATE trials SET", "_drop"} <= set(steps)
-    # Two at a time, each in a folder of its own, which takes two cores half the time.
-    for numbers in batched(range(len(steps)), 2):
-        folders = {number: tmp_path / str(number % 2) for number in numbers}
-        for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(template, folder / "s")
-        killed = [victims.start(folder, arguments, kill_at=number) for number, folder in folders.items()]
-        assert {victims.wait(pid) for pid in killed} == {-signal.SIGKILL}
-        resumed = {number: victims.start(folder, arguments) for number, folder in folders.items()}
-        for number, folder in folders.items():
+    for first in range(0, len(steps), 2):
+        pair = dict(zip(range(first, len(steps)), folders, strict=False))
+        for folder in pair.values():
+            start_over(folder)
+        killed = [victims.start(folder, arguments, kill_at=number) for number, folder in pair.items()]
+        assert [victims.wait(pid) for pid in killed] == [-signal.SIGKILL] * len(pair)
+        resumed = {number: victims.start(folder, arguments) for number, folder in pair.items()}
+        for number, folder in pair.items():
             assert victims.wait(resumed[number]) == 0, victims.output(folder)
             assert state(folder / "s") == expected, f"killed before step {number}, {steps[number]}"
-
-
-def batched(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Return the numbers in groups (`itertools.batched` is newer than Python 3.11)."""
-    return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
 def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path: Path) -> None:
