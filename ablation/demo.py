@@ -16,7 +16,7 @@ from ablation.store import Store
 
 PRETRAINING_CLASSES = ["0", "1", "2", "3", "4"]
 TRANSFER_CLASSES = ["5", "6", "7", "8", "9"]
-TRIALS_PER_ARM, EPOCHS, SEEDS, PRETRAINING_EPOCHS = 3, 8, 3, 12
+TRIALS_PER_ARM, EPOCHS, SEEDS, PRETRAINING_EPOCHS = 2, 6, 3, 12
 BATCH_SIZE = 32  # of 537 training images
 
 

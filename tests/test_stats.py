@@ -81,6 +81,8 @@ def test_contrast_by_hand() -> None:
     assert estimate.low == pytest.approx(0.375 - margin)
     assert estimate.high == 1.0  # 0.375 + margin is more than two accuracies can differ by
     assert 0.375 + margin > 1
+    reverse = contrast({"a": -1.0, "b": 1.0}, {"a": runs("1111", "1100"), "b": runs("1000", "1010")})
+    assert (reverse.low, reverse.high) == pytest.approx((-1.0, -estimate.low))
 
 
 def test_contrast_scales_with_its_weights() -> None:
@@ -260,6 +262,7 @@ def two_arms_apart(effect_size: float) -> dict[str, np.ndarray]:
         (1.25, 10, 0.9, 24),  # 23.431
         (1.5, 1, 0.9, 11),  # 10.401
         (2.0, 5, 0.9, 10),  # 9.252
+        (2.0, 45, 0.8, 12),  # 11.162; a shifted central t would say 11
     ],
 )
 def test_seeds_needed_without_image_variance_agrees_with_statsmodels(
@@ -316,8 +319,8 @@ def test_no_number_of_seeds_shows_what_the_images_hide() -> None:
 def test_intervals_are_calibrated_in_simulated_studies() -> None:
     """A small part of `tests/calibration.py`, with bounds that a wrong variance would break.
 
-    Without the images' variance most studies would declare something, and with the residual counted twice the variance
-    would be a third too large.
+    Without the images' variance 31 of the 200 studies would declare a difference, and with the residual counted twice
+    about 99 % of the intervals would cover.
     """
     rng = np.random.default_rng(11)
     truth = dict.fromkeys("abcd", 0.88)
@@ -333,7 +336,7 @@ def test_intervals_are_calibrated_in_simulated_studies() -> None:
     variances = np.array([[e.standard_error**2 for e in row] for row in estimates])
     assert sum(declared) <= 16  # 5 % of 200 and twice the standard deviation of that number
     assert 0.93 < np.mean(covered) < 0.97
-    assert 0.85 < variances.mean() / (values**2).mean() < 1.15
+    assert 0.8 < variances.mean() / (values**2).mean() < 1.25
 
 
 # ------------------------------------------------------------------------------------------------------- imports
