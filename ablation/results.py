@@ -20,6 +20,10 @@ from ablation.tracking import PREDICTIONS_FILE, RunRecord, read_study, run_file
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
+class NothingFinished(InputError):
+    """No trial of a study has finished, so there is nothing to read."""
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a confirmation run's model says of the test images, in the order of the data set.
@@ -132,7 +136,8 @@ def read_results(store: Store, study: str) -> StudyResult:
     """Read a study from its MLflow store.
 
     Raises:
-        InputError: there is no such study, no trial of it has finished, or another version has made it.
+        NothingFinished: no trial of it has finished, as far as MLflow knows.
+        InputError: there is no such study, or another version has made it.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
@@ -148,7 +153,7 @@ def read_results(store: Store, study: str) -> StudyResult:
         for arm in arms(spec)
     ]
     if not any(arm.best for arm in found):
-        raise InputError(f"study {study!r} has no finished trial yet; --status says how far it is")
+        raise NothingFinished(f"study {study!r} has no finished trial yet")
     return StudyResult(
         spec=spec,
         experiment_id=recorded.experiment_id,

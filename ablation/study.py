@@ -476,24 +476,25 @@ def finish(running: Running) -> None:
     Raises:
         StoreError: the results are safe, but MLflow does not answer and has yet to get some of them.
     """
-    from ablation import search, view
+    from ablation import view
     from ablation.champion import crown
     from ablation.report import show_report, write_report
+    from ablation.results import NothingFinished
 
     spec, store = running.spec, running.store
     waiting = tidy_up(running)
-    if not any(search.best_trial(study) for study in running.studies.tuning.values()):
-        with suppress(StoreAway):
-            running.tracker.end_summary(summary_key(running), "FAILED")
-        show_how_far(running)
-        view.say("No trial has finished, so there is nothing to report.")
-        return
     try:
         with running.locks.exclusive():  # two that end at once must not both write it, and the later one knows more
             report = write_report(store, spec.name)
             crown(store, report.result, running.images)
             running.tracker.describe(f"**{report.answer}**\n\n{spec.question}")  # the UI shows the first line
             running.tracker.end_summary(summary_key(running), "FINISHED")
+    except NothingFinished as nothing:
+        with suppress(StoreAway):
+            running.tracker.end_summary(summary_key(running), "FAILED")
+        show_how_far(running)
+        view.say(f"There is nothing to report: {nothing}.")
+        return
     except StoreAway as away:
         show_how_far(running)
         raise StoreError(

@@ -478,7 +478,7 @@ def test_a_study_in_which_everything_failed(command: Command, study_file: Path, 
     assert command(study_file, "--store", "s", *ONE_ARM, *rates, *CONFIRM) == 0
     output = capsys.readouterr().out
     assert "| fine_tune_all | 2 failed | - | - | none |" in output
-    assert "No trial has finished, so there is nothing to report." in output
+    assert "There is nothing to report: study 'small' has no finished trial yet." in output
     (summary,) = runs(Path("s"), "small", kind="summary")
     assert summary.info.status == "FAILED"
     with pytest.raises(InputError, match="study 'small' has no finished trial yet"):
