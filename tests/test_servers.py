@@ -170,8 +170,9 @@ def test_a_trial_trains_on_while_the_database_is_away(
     sleep = trial.time.sleep
 
     def come_back(seconds: float) -> None:
-        if seconds != trial.AWAY_SECONDS:
-            return sleep(seconds)  # of a subprocess, say
+        if seconds != trial.AWAY_SECONDS:  # somebody else's, such as a subprocess's
+            sleep(seconds)
+            return
         waits.append(seconds)
         if len(waits) == 3:
             postgresql.start()
