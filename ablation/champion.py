@@ -6,6 +6,7 @@ Legend: N images, C channels, S their side in pixels, K classes.
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -97,7 +98,9 @@ def crown(store: Store, result: StudyResult, images: ImageSet) -> RegisteredVers
 
 def description(result: StudyResult, arm: ArmResult, run: RunResult) -> str:
     """Return what the registry says of a version (markdown)."""
-    val_S, test_S = confirmed_validation(arm), arm.test_accuracies_S
+    val_S = confirmed_validation(arm)
+    # Not only of the runs whose predictions are still there.
+    test_S = np.array([found.test_accuracy for found in arm.confirmations if found.test_accuracy is not None])
     run_link = f"[{run.run_id}](#/experiments/{result.experiment_id}/runs/{run.run_id})"
     return "\n".join(
         [

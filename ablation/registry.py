@@ -21,9 +21,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-from ablation.spec import InputError, first_line, nearest
+from ablation.spec import InputError, first_line
 from ablation.store import Store, StoreAway, StoreError
-from ablation.tracking import KEY_TAG, mlflow_errors, open_client
+from ablation.tracking import KEY_TAG, find_study, mlflow_errors, reading_client
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for every copy of a file
 # Else it complains where there is no pip, whose version it would write down.
@@ -189,10 +189,10 @@ def _registry_client(store: Store) -> MlflowClient:
 
     Raises:
         InputError: the store cannot be opened, or is empty.
+        StoreAway: the tracking server does not answer.
+        StoreError: it answers with a fault.
     """
-    client = open_client(store)
-    if client is None:
-        raise InputError(f"{store.root}: is no store, or an empty one")
+    client = reading_client(store)
     return MlflowClient(client.tracking_uri, registry_uri=client.tracking_uri)
 
 
@@ -209,10 +209,7 @@ def find_champion(store: Store, study: str) -> ModelVersion:
     """
     client = _registry_client(store)
     with mlflow_errors(store):
-        experiment = client.get_experiment_by_name(study)
-        if experiment is None or KEY_TAG not in experiment.tags:
-            known = [found.name for found in client.search_experiments() if KEY_TAG in found.tags]
-            raise InputError(f"no study {study!r} in the store{nearest(study, known) if known else ''}")
+        experiment = find_study(client, store, study)
         registered = [model for model in client.search_registered_models(f"name = '{study}'") if model.name == study]
         if not registered or registered[0].tags.get(KEY_TAG) != experiment.tags[KEY_TAG]:
             raise InputError(f"study {study!r} has no champion: it gets one when all its confirmation runs have ended")

@@ -525,7 +525,9 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 def check_name(name: str) -> str:
     """Return the name of a study if it is safe as a file name and in a query, else raise InputError."""
     if not NAME_PATTERN.fullmatch(name):
-        raise InputError(f"--name: {name!r} must be 1-100 letters, digits, '_', '-' or '.', not starting with a sign")
+        raise InputError(
+            f"the study's name {name!r} must be 1-100 letters, digits, '_', '-' or '.', not starting with a sign"
+        )
     return name
 
 

@@ -26,7 +26,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.credentials import get_default_host_creds
@@ -639,7 +639,14 @@ class StudyRecord:
     runs: list[RunRecord]
 
 
-def _reading_client(store: Store) -> MlflowClient:
+def reading_client(store: Store) -> MlflowClient:
+    """Return a client on a store that holds something.
+
+    Raises:
+        InputError: the store cannot be opened, or is empty.
+        StoreAway: the tracking server does not answer.
+        StoreError: it answers with a fault.
+    """
     if _is_server(store):
         with mlflow_errors(store):  # one that is away may come back, which `open_client` does not tell
             MlflowClient(tracking_uri=_client_uri(store)).search_experiments(max_results=1)
@@ -647,6 +654,19 @@ def _reading_client(store: Store) -> MlflowClient:
     if client is None:
         raise InputError(f"{_where(store)}: is no store, or an empty one")
     return client
+
+
+def find_study(client: MlflowClient, store: Store, study: str) -> Experiment:
+    """Return a study's experiment.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None or KEY_TAG not in experiment.tags:
+        known = [found.name for found in client.search_experiments() if KEY_TAG in found.tags]
+        raise InputError(f"{_where(store)}: has no study {study!r}{nearest(study, known) if known else ''}")
+    return experiment
 
 
 def _record(run: Run, curves: dict[str, list[float]] | None = None) -> RunRecord:
@@ -662,7 +682,7 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     Raises:
         InputError: there is no such run.
     """
-    client = _reading_client(store)
+    client = reading_client(store)
     try:
         return _record(client.get_run(run_id))
     except MlflowException:
@@ -677,12 +697,9 @@ def read_study(store: Store, study: str, curves: Sequence[str]) -> StudyRecord:
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    client = _reading_client(store)
+    client = reading_client(store)
     with mlflow_errors(store):
-        experiment = client.get_experiment_by_name(study)
-        if experiment is None or KEY_TAG not in experiment.tags:
-            known = [found.name for found in client.search_experiments() if KEY_TAG in found.tags]
-            raise InputError(f"{_where(store)}: has no study {study!r}{nearest(study, known) if known else ''}")
+        experiment = find_study(client, store, study)
         found = list(_all_runs(client, experiment.experiment_id, "tags.kind != ''"))
         summaries = [run for run in found if run.data.tags["kind"] == "summary"]
         if not summaries:
@@ -760,7 +777,7 @@ def log_report(store: Store, run_id: str, files: Mapping[str, bytes], note: str)
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    client = _reading_client(store)
+    client = reading_client(store)
     with mlflow_errors(store), tempfile.TemporaryDirectory() as folder:
         target = Path(folder)
         if store.has_own_tracking:  # which may have been moved

@@ -22,7 +22,7 @@ from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
 from ablation import predict
-from ablation.champion import crown
+from ablation.champion import crown, description
 from ablation.command_line import run_command
 from ablation.data import ImageSet, load_images
 from ablation.registry import RegisteredVersion, find_champion, load_champion
@@ -136,6 +136,15 @@ def test_a_finished_study_has_its_champion(crowned: Crowned) -> None:
     for figure in (run.val_accuracy, run.test_accuracy):
         assert f"| {figure:.4f} |" in version.description
     assert crowned.client.get_registered_model("small").description == "Which cut of a small network?"
+
+
+def test_its_description_does_not_need_the_predictions(crowned: Crowned) -> None:
+    arm = next(
+        arm for arm in crowned.result.arms if winning_run(crowned.result) in {r.run_id for r in arm.confirmations}
+    )
+    lost = replace(arm, confirmations=[replace(run, predictions=None) for run in arm.confirmations])
+    run = lost.confirmations[0]
+    assert description(crowned.result, lost, run) == description(crowned.result, arm, run)
 
 
 def test_crowning_again_changes_nothing(crowned: Crowned) -> None:
@@ -524,8 +533,8 @@ def test_files_of_every_kind_are_read_as_training_images_are(
         (["small", "{tmp}"], "{tmp}: is a folder"),
         (["small", "{image}", "{tmp}/text.png"], "{tmp}/text.png: cannot be read as an image"),
         (["small", "{image}", "{tmp}/cut.png"], "{tmp}/cut.png: cannot be read as an image"),
-        (["smal", "{image}"], "no study 'smal' in the store; did you mean 'small'?"),
-        (["../small", "{image}"], "--name: '../small' must be"),
+        (["smal", "{image}"], "{store}/mlflow.db: has no study 'smal'; did you mean 'small'?"),
+        (["../small", "{image}"], "the study's name '../small' must be"),
         (["small"], "Missing argument 'IMAGE...'"),
         (["small", "{image}", "--top", "0"], "Invalid value for '--top'"),
         (["small", "{image}", "--store", "{tmp}/nowhere"], "{tmp}/nowhere: is no store, or an empty one"),
@@ -543,7 +552,7 @@ def test_refusals_are_one_line(
         arguments += ["--store", str(crowned.store.root)]
     status, output, errors = command(*arguments)
     assert (status, rows_of(output)) == (2, [])
-    assert errors.startswith(f"error: {message.format(tmp=tmp_path)}")
+    assert errors.startswith(f"error: {message.format(tmp=tmp_path, store=crowned.store.root)}")
     assert len(errors.splitlines()) == 1
     assert not (tmp_path / "nowhere").exists()
 

@@ -356,7 +356,7 @@ def test_the_terminal_shows_the_short_form(
     ("arguments", "status", "said"),
     [
         (["--help"], 0, ""),
-        (["../x"], 2, "error: --name: '../x' must be"),
+        (["../x"], 2, "error: the study's name '../x' must be"),
         ([], 2, "error: Missing argument 'NAME'."),
         (["a", "b"], 2, "error: Got unexpected extra argument (b)"),
         (["vgg", "--nonsense"], 2, "error: No such option"),

@@ -798,7 +798,7 @@ def test_only_the_arms_best_checkpoint_is_kept(command: Command, study_file: Pat
         ((), "which study? --list lists them"),
         (("vgg_truncatoin",), "no study 'vgg_truncatoin'; did you mean 'vgg_truncation'?"),
         (("other.toml",), "other.toml: no such file"),
-        (("{file}", "--name", "../x"), "--name: '../x' must be"),
+        (("{file}", "--name", "../x"), "the study's name '../x' must be"),
         (("{file}", "--demo", "--name", "x"), "--name: a demo is always called NAME-demo"),
         (("{file}", "--epochs", "ten"), "'ten' is not a valid integer"),
         (("{file}", "--trials", "0"), "trials_per_arm: input should be greater than or equal to 1"),
