@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from ablation.analysis import champion_run, confirmed_validation, winner
-from ablation.data import ImageSet, normalise
+from ablation.data import ImageSet, Normalisation, normalise
 from ablation.models import TransferModel
 from ablation.registry import RegisteredVersion, register, save_model
 from ablation.results import ArmResult, RunResult, StudyResult
 from ablation.spec import InputError
 from ablation.store import Store
-from ablation.train import Normalisation
 from ablation.trial import load_model
 
 EXAMPLE_IMAGES = 2  # shown with the model; export needs more than one, else it takes their number for a constant
@@ -35,7 +34,7 @@ class Classifier(nn.Module):
 
     def forward(self, images_NSSC: torch.Tensor) -> torch.Tensor:
         """Return probabilities NK (float32) for RGB images (uint8)."""
-        images_NCSS = normalise(images_NSSC.permute(0, 3, 1, 2), self.normalisation.mean, self.normalisation.std)
+        images_NCSS = normalise(images_NSSC.permute(0, 3, 1, 2), self.normalisation)
         logits_NK: torch.Tensor = self.model(images_NCSS)
         return logits_NK.softmax(1)
 

@@ -6,9 +6,10 @@ Legend: N images, C channels (3, RGB), H and W pixels.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision.datasets.folder's
 DIGITS_TEST_FRACTION = 0.2  # scikit-learn's digits come without a test split
+EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients
 CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (things, how many, description) -> the same things
@@ -297,8 +299,16 @@ def split_train_val(labels_N: np.ndarray, val_fraction: float, limit: int | None
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of the channels, for pixels scaled to 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class Images:
-    """Images on a device: uint8 NCHW, labels int64 N."""
+    """Images: uint8 NCHW, labels int64 N, both on the device; pixels that do not fit are in the host's memory."""
 
     images_NCHW: "torch.Tensor"
     labels_N: "torch.Tensor"
@@ -306,22 +316,34 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the pixels."""
+        pixels = self.images_NCHW.cpu().contiguous().numpy()
+        digest = hashlib.sha256(str(pixels.shape).encode())
+        digest.update(pixels.data)
+        return digest.hexdigest()
+
 
 def to_device(images_NHWC: np.ndarray, labels_N: np.ndarray, indices: np.ndarray, device: "torch.device") -> Images:
-    """Copy the chosen images to the device."""
+    """Copy the chosen images to the device; where half of its free memory does not suffice, the pixels stay here."""
     import torch
 
     images = torch.from_numpy(images_NHWC[indices]).permute(0, 3, 1, 2).contiguous()
-    return Images(images.to(device), torch.from_numpy(labels_N[indices]).to(device))
+    if device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+        images = images.to(device)
+    return Images(images, torch.from_numpy(labels_N[indices]).to(device))
 
 
-def shuffled_batches(images: Images, batch_size: int, generator: "torch.Generator") -> Iterator[Images]:
-    """Yield every image once, in an order drawn from the (CPU) generator; the last batch may be smaller."""
-    import torch
+def take(rows_N: "torch.Tensor", chosen_B: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Return the chosen rows on the device; those of the host's memory are copied while the device goes on working."""
+    rows_B = rows_N[chosen_B.to(rows_N.device)]
+    return rows_B if rows_B.device == device else rows_B.pin_memory().to(device, non_blocking=True)
 
-    order = torch.randperm(len(images), generator=generator).to(images.labels_N.device)
-    for chosen in torch.split(order, batch_size):
-        yield Images(images.images_NCHW[chosen], images.labels_N[chosen])
+
+def evaluation_batch_size(images: Images) -> int:
+    """Return how many images go through a network at once without gradients: 512 of 32x32 pixels, fewer larger ones."""
+    return max(1, EVALUATION_PIXELS // images.images_NCHW[0, 0].numel())
 
 
 def augment(images_NCHW: "torch.Tensor", kind: Augmentation, generator: "torch.Generator") -> "torch.Tensor":
@@ -338,12 +360,12 @@ def augment(images_NCHW: "torch.Tensor", kind: Augmentation, generator: "torch.G
         return images_NCHW
     n, _, height, width = images_NCHW.shape
     device = images_NCHW.device
-    flip_N = (torch.rand(n, generator=generator) < 0.5).to(device)
+    flip_N = draw_flips(n, generator, device)
     images_NCHW = torch.where(flip_N[:, None, None, None], images_NCHW.flip(3), images_NCHW)
     if kind == "flip":
         return images_NCHW
     padded_NCHW = torch.nn.functional.pad(images_NCHW, (CROP_PADDING,) * 4)
-    top_N, left_N = torch.randint(0, 2 * CROP_PADDING + 1, (2, n), generator=generator).to(device)
+    top_N, left_N = torch.randint(0, 2 * CROP_PADDING + 1, (2, n), generator=generator).to(device, non_blocking=True)
     rows_NH = top_N[:, None] + torch.arange(height, device=device)
     columns_NW = left_N[:, None] + torch.arange(width, device=device)
     numbers_N = torch.arange(n, device=device)
@@ -351,13 +373,19 @@ def augment(images_NCHW: "torch.Tensor", kind: Augmentation, generator: "torch.G
     return padded_NCHW[numbers_N[:, None, None], :, rows_NH[:, :, None], columns_NW[:, None, :]].permute(0, 3, 1, 2)
 
 
-def normalise(
-    images_NCHW: "torch.Tensor", mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> "torch.Tensor":
-    """Turn uint8 images into float32, channels last in memory: scaled to 0..1, minus `mean`, divided by `std`."""
+def draw_flips(n: int, generator: "torch.Generator", device: "torch.device") -> "torch.Tensor":
+    """Return which of n images are mirrored, bool N: each with probability 1/2."""
     import torch
 
-    mean_C11 = torch.tensor(mean, device=images_NCHW.device)[:, None, None]
-    std_C11 = torch.tensor(std, device=images_NCHW.device)[:, None, None]
+    return (torch.rand(n, generator=generator) < 0.5).to(device, non_blocking=True)
+
+
+def normalise(images_NCHW: "torch.Tensor", normalisation: Normalisation) -> "torch.Tensor":
+    """Turn uint8 images into float32, channels last in memory: scaled to 0..1, minus the mean, divided by the std."""
+    import torch
+
+    device = images_NCHW.device
+    mean_C11 = torch.tensor(normalisation.mean).to(device, non_blocking=True)[:, None, None]
+    std_C11 = torch.tensor(normalisation.std).to(device, non_blocking=True)[:, None, None]
     images_NCHW = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
     return (images_NCHW / 255 - mean_C11) / std_C11

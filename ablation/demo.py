@@ -47,10 +47,11 @@ def make_weights(path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from ablation.data import load_images, split_train_val, to_device
+    from ablation.data import Normalisation, load_images, split_train_val, to_device
+    from ablation.features import ImageSource, frozen_part
     from ablation.models import build_model, calibrate, initialise
     from ablation.strategies import apply_strategy
-    from ablation.train import Normalisation, Training, make_optimizer, normalised_batches, train
+    from ablation.train import Training, make_optimizer, train
 
     device = torch.device("cpu")
     images = load_images(Data(source="digits", classes=PRETRAINING_CLASSES))
@@ -60,21 +61,21 @@ def make_weights(path: Path) -> None:
     normalisation = Normalisation((0.3,) * 3, (0.35,) * 3)  # about the mean and spread of the digits' pixels
     model = build_model("vgg16_narrow", "block5", 64, 2, len(PRETRAINING_CLASSES), 32)
     initialise(model, "vgg16_narrow", None, seed=0)
-    calibrate(model, normalised_batches(train_images, normalisation))
+    frozen = frozen_part(model, 0, normalisation, "float32")
+    train_source, val_source = (ImageSource(part, frozen, "none") for part in (train_images, val_images))
+    calibrate(model, train_source.in_order(), 0, "float32")
     groups = apply_strategy(
         model, "from_scratch", freeze_depth=None, lr=2e-3, backbone_lr_scale=None, weight_decay=5e-4
     )
     optimizer = make_optimizer("adamw", groups, device)
-    training = Training(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    training = Training(model, frozen, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     for _ in train(
         training,
-        train_images,
-        val_images,
-        normalisation,
+        train_source,
+        val_source,
         epochs=PRETRAINING_EPOCHS,
         batch_size=BATCH_SIZE,
         schedule="cosine",
-        augmentation="none",
         label_smoothing=0.0,
         max_grad_norm=5.0,
         head_warmup_epochs=0,

@@ -60,7 +60,7 @@ class FileLocks:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._exclusive = _file_lock(folder / "claim.lock")  # one object, so that it may be taken again within
+        self._exclusive = file_lock(folder / "claim.lock")  # one object, so that it may be taken again within
         self._held: dict[str, FileLock] = {}
 
     @contextlib.contextmanager
@@ -83,7 +83,7 @@ class FileLocks:
         return lock
 
     def try_acquire(self, name: str) -> bool:
-        lock = self._acquire(_file_lock(self.folder / name / "lock"))
+        lock = self._acquire(file_lock(self.folder / name / "lock"))
         if lock is not None:
             self._held[name] = lock
         return lock is not None
@@ -107,14 +107,15 @@ class FileLocks:
         if not os.access(file, os.W_OK):
             return False  # there is none, or nobody could run here
         with self.exclusive():  # a claim must not take our look for another owner, nor the folder go while we look
-            lock = self._acquire(_file_lock(file)) if file.exists() else None
+            lock = self._acquire(file_lock(file)) if file.exists() else None
             if lock is None:
                 return file.exists()
             lock.release()
             return False
 
 
-def _file_lock(path: Path) -> FileLock:
+def file_lock(path: Path) -> FileLock:
+    """Return a lock of a file, which dies with its process; a context manager that waits for it."""
     return FileLock(path, fallback_to_soft=False)  # a "soft" lock is a mere file, which outlives its process
 
 

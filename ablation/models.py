@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ablation.backbones import build_blocks, feature_shape, initialise_blocks
-from ablation.seeding import generator
+from ablation.seeding import autocast, generator
 from ablation.spec import HeadPool
 from ablation.weights import Weights
 
@@ -39,14 +39,23 @@ class TransferModel(nn.Module):
         self.register_buffer("feature_std_D", torch.ones(features))
         self.head = nn.Sequential(nn.Linear(features, head_width), nn.ReLU(), nn.Linear(head_width, num_classes))
 
-    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return logits NK for normalised images NCHW."""
-        logits_NK: torch.Tensor = self.head((self.pooled(images_NCHW) - self.feature_mean_D) / self.feature_std_D)
+    def forward(self, images_NCHW: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Return logits NK for normalised images NCHW; with `start`, for what comes out of so many blocks."""
+        features_ND = self.pooled(images_NCHW, start)
+        logits_NK: torch.Tensor = self.head((features_ND - self.feature_mean_D) / self.feature_std_D)
         return logits_NK
 
-    def pooled(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return the pooled features ND, not yet standardised."""
-        pooled_ND: torch.Tensor = self.pool(self.blocks(images_NCHW)).flatten(1)
+    def pooled(self, activations: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Return the pooled features ND, not yet standardised, of what comes out of the first `start` blocks.
+
+        That is NCHW, and behind all blocks the pooled features themselves.
+        """
+        blocks = list(self.blocks)
+        if start == len(blocks):
+            return activations
+        for block in blocks[start:]:
+            activations = block(activations)
+        pooled_ND: torch.Tensor = self.pool(activations).flatten(1)
         return pooled_ND
 
 
@@ -55,15 +64,19 @@ def build_model(
 ) -> TransferModel:
     """Build the network of a trial; its parameters are set by `initialise`."""
     channels, side, _ = feature_shape(backbone, truncate_at, image_size)
-    pool: nn.Module = nn.Identity()
-    if head_pool != "flatten":
-        pooled_side = min(head_pool, side)
-        # The windows of adaptive pooling, whose own backward pass is not deterministic on CUDA. Those of an odd side
-        # overlap by one pixel.
-        pool = nn.AvgPool2d(kernel_size=math.ceil(side / pooled_side), stride=side // pooled_side)
-        side = pooled_side
+    pooled_side = side if head_pool == "flatten" else min(head_pool, side)
     blocks = build_blocks(backbone, truncate_at)
-    return TransferModel(blocks, pool, channels * side * side, head_width, num_classes)
+    return TransferModel(blocks, build_pool(side, head_pool), channels * pooled_side**2, head_width, num_classes)
+
+
+def build_pool(side: int, head_pool: HeadPool) -> nn.Module:
+    """Build the average pool between activations, side x side, and the head."""
+    if head_pool == "flatten":
+        return nn.Identity()
+    pooled_side = min(head_pool, side)
+    # The windows of adaptive pooling, whose own backward pass is not deterministic on CUDA. Those of an odd side
+    # overlap by one pixel.
+    return nn.AvgPool2d(kernel_size=math.ceil(side / pooled_side), stride=side // pooled_side)
 
 
 def initialise(model: TransferModel, backbone: str, weights: Weights | None, seed: int) -> None:
@@ -81,15 +94,22 @@ def initialise(model: TransferModel, backbone: str, weights: Weights | None, see
 
 
 @torch.no_grad()
-def calibrate(model: TransferModel, batches: Iterable[torch.Tensor]) -> None:
-    """Set the constants that standardise the features: mean and standard deviation over batches of normalised images.
+def calibrate(model: TransferModel, batches: Iterable[torch.Tensor], start: int, precision: str) -> None:
+    """Set the constants that standardise the features: their mean and standard deviation over images.
 
     Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand,
     and after a ReLU none has mean zero: as they are, no learning rate would fit two of them. Data-dependent scaling:
     Kraehenbuehl et al. (2016). A feature that hardly varies on these images is not blown up: the smallest standard
     deviation is a tenth of the average one.
+
+    Args:
+        model: the network, at its start.
+        batches: what comes out of its first `start` blocks for the images; normalised images where that is 0.
+        start: see above.
+        precision: what the training computes in.
     """
-    features_ND = torch.cat([model.pooled(images_NCHW) for images_NCHW in batches])
+    with autocast(model.feature_mean_D.device, precision):
+        features_ND = torch.cat([model.pooled(activations, start).float() for activations in batches])
     std_D = features_ND.std(0, correction=0)
     smallest = 0.1 * std_D.mean()
     model.feature_mean_D.copy_(features_ND.mean(0))

@@ -97,6 +97,13 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def autocast(device: "torch.device", precision: str) -> "torch.autocast":
+    """Return a context in which layers compute in a precision ('float32', 'bfloat16', 'float16')."""
+    import torch
+
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
 def select_precision(precision: str, device: "torch.device") -> str:
     """Resolve `auto`: bfloat16 on a CUDA device that computes it natively, float16 on an older one, else float32."""
     import torch

@@ -59,6 +59,13 @@ WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Processes that share the work.  [default: one per GPU]"
 )
+@click.option(
+    "--feature-cache",
+    type=click.FloatRange(0),
+    default=10,
+    metavar="GB",
+    help="Disk for what frozen layers compute, kept in the store; with 0 it is computed in every epoch.  [default: 10]",
+)
 @click.option("--as-worker", is_flag=True, hidden=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
 @click.version_option(__version__)
@@ -74,6 +81,7 @@ def cli(
     epochs: int | None,
     device: str,
     workers: int | None,
+    feature_cache: float,
     as_worker: bool,
     settings: tuple[str, ...],
 ) -> None:
@@ -100,12 +108,13 @@ def cli(
     overrides += [parse_override(setting) for setting in settings]
     spec = load_study(path, name=study_name, overrides=overrides)
     check_device_name(device)
+    feature_limit = round(feature_cache * 1e9)
     if plan_only:
         return show_plan(spec)
     file_text = path.read_text(encoding="utf-8")
     if as_worker:
-        return run_worker(spec, store, device, file_text)
-    return run_study(spec, store, device, file_text, workers)
+        return run_worker(spec, store, device, feature_limit, file_text)
+    return run_study(spec, store, device, feature_limit, file_text, workers)
 
 
 # ------------------------------------------------------------------------------------------------- finding studies
@@ -214,14 +223,17 @@ class Running:
     split: "Split"
     weights: Weights | None
     device_name: str
+    feature_limit: int
     file_text: str
 
 
-def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, workers: int | None) -> None:
+def run_study(
+    spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str, workers: int | None
+) -> None:
     """Bring every arm to its budget, confirm what was found, and print the answer."""
     from ablation import view
 
-    running = prepare(spec, store, device_name, file_text)
+    running = prepare(spec, store, device_name, feature_limit, file_text)
     devices = worker_devices(device_name, workers)
     begin_summary(running)
     try:
@@ -242,10 +254,10 @@ def run_study(spec: StudySpec, store: Store, device_name: str, file_text: str, w
         view.say(f"    then open {address}")
 
 
-def run_worker(spec: StudySpec, store: Store, device_name: str, file_text: str) -> None:
+def run_worker(spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str) -> None:
     """Work on a study until nothing is left, for a process that started this one to do so and shows the answer."""
     stop_with_parent()
-    work(prepare(spec, store, device_name, file_text))
+    work(prepare(spec, store, device_name, feature_limit, file_text))
 
 
 def stop_with_parent() -> None:
@@ -277,7 +289,7 @@ def worker_devices(device_name: str, workers: int | None) -> list[str]:
     return [f"cuda:{number % gpus}" if gpus > 1 else device_name for number in range(count)]
 
 
-def prepare(spec: StudySpec, store: Store, device_name: str, file_text: str) -> Running:
+def prepare(spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str) -> Running:
     """Read weights and images, open the stores, and tidy up what a crash left.
 
     Everything that the user can have got wrong is checked before the store is touched, what is quick to check first.
@@ -312,7 +324,9 @@ def prepare(spec: StudySpec, store: Store, device_name: str, file_text: str) -> 
     with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
         content = identity(spec, weights, images.digest)
         locks, studies, tracker = open_stores(spec, store, content)
-        running = Running(spec, store, locks, studies, content, tracker, images, split, weights, device_name, file_text)
+        running = Running(
+            spec, store, locks, studies, content, tracker, images, split, weights, device_name, feature_limit, file_text
+        )
         tidy_up(running)
     return running
 
@@ -373,16 +387,30 @@ def work(running: Running) -> None:
     Where nothing is free but others still work, it waits: a worker that dies leaves a trial to go on with.
     """
     from ablation import search, trial
+    from ablation.features import FeatureCache, pretrained_network
     from ablation.seeding import select_device
     from ablation.tables import format_params
     from ablation.view import StudyView
 
     spec = running.spec
     device = select_device(running.device_name)
-    workbench = trial.set_up(
-        spec, running.images, running.split, running.weights, device, running.tracker, study_files_of(running)
-    )
     with StudyView(spec.name, [arm.name for arm in arms(spec)]) as progress:
+        features = FeatureCache(
+            running.store.work_root / "features",
+            running.feature_limit,
+            lambda: pretrained_network(spec, running.weights, device),
+            progress.computes,
+        )
+        workbench = trial.set_up(
+            spec,
+            running.images,
+            running.split,
+            running.weights,
+            device,
+            features,
+            running.tracker,
+            study_files_of(running),
+        )
         waits_for_mlflow = False
         while True:
             try:

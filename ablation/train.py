@@ -1,6 +1,6 @@
 """The training loop and the evaluation of one trial.
 
-Legend: N images, C channels, H and W pixels, K classes.
+Legend: N images, B images of a batch, K classes.
 """
 
 import math
@@ -14,14 +14,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from ablation.data import Images, augment, normalise, shuffled_batches
+from ablation.features import FrozenPart, Source
 from ablation.models import TransferModel
-from ablation.seeding import generator, seed_globally
-from ablation.spec import Augmentation
+from ablation.seeding import autocast, generator, seed_globally
 
-EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients; has no influence on the result
 CALIBRATION_IMAGES = 1000
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Diverged(Exception):
@@ -46,19 +43,12 @@ class EpochMetrics:
     timestamp: int
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and standard deviation of the channels, for pixels scaled to 0..1."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
 @dataclass
 class Training:
     """A training in progress: everything that a checkpoint holds."""
 
     model: TransferModel
+    frozen: FrozenPart
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     devices: list[tuple[int, str]] = field(default_factory=list)  # (first epoch, kind); several if it went on elsewhere
@@ -129,14 +119,12 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
 
 def train(
     training: Training,
-    train_images: Images,
-    val_images: Images,
-    normalisation: Normalisation,
+    train_source: Source,
+    val_source: Source,
     *,
     epochs: int,
     batch_size: int,
     schedule: str,
-    augmentation: Augmentation,
     label_smoothing: float,
     max_grad_norm: float,
     head_warmup_epochs: int,
@@ -154,9 +142,10 @@ def train(
         torch.OutOfMemoryError: the device's memory does not suffice.
     """
     model, optimizer, scaler = training.model, training.optimizer, training.scaler
-    device = train_images.labels_N.device
+    labels_N, device = train_source.labels_N, train_source.labels_N.device
+    start = train_source.start
     learning = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad]
-    steps_per_epoch = math.ceil(len(train_images) / batch_size)
+    steps_per_epoch = math.ceil(len(labels_N) / batch_size)
 
     for epoch in range(len(training.history) + 1, epochs + 1):
         started = time.perf_counter()
@@ -164,33 +153,32 @@ def train(
         model.train()
         for parameter in learning:
             parameter.requires_grad_(epoch > head_warmup_epochs)
-        order, noise = generator(seed, "order", epoch), generator(seed, "augmentation", epoch)
+        order_N = torch.randperm(len(labels_N), generator=generator(seed, "order", epoch)).to(device)
+        noise = generator(seed, "augmentation", epoch)
         loss_sum = torch.zeros((), device=device)
         correct = torch.zeros((), device=device, dtype=torch.int64)
         first_step = (epoch - 1) * steps_per_epoch
-        for step, batch in enumerate(shuffled_batches(train_images, batch_size, order), start=first_step):
+        batches = train_source.shuffled(order_N, batch_size, noise)
+        for step, (inputs, labels_B) in enumerate(batches, start=first_step):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_factor(schedule, step, epochs * steps_per_epoch)
-            inputs_NCHW = normalise(
-                augment(batch.images_NCHW, augmentation, noise), normalisation.mean, normalisation.std
-            )
-            with _autocast(device, precision):
-                logits_NK = model(inputs_NCHW)
-            loss = cross_entropy(logits_NK.float(), batch.labels_N, label_smoothing=label_smoothing)
+            with autocast(device, precision):
+                logits_BK = model(inputs, start)
+            loss = cross_entropy(logits_BK.float(), labels_B, label_smoothing=label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.unscale_(optimizer)
             clip_grad_norm_(model.parameters(), max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
-            loss_sum += loss.detach() * len(batch)  # stays on the device: reading it here would stall a GPU
-            correct += (logits_NK.argmax(1) == batch.labels_N).sum()
-        train_loss, train_accuracy = loss_sum.item() / len(train_images), correct.item() / len(train_images)
+            loss_sum += loss.detach() * len(labels_B)  # stays on the device: reading it here would stall a GPU
+            correct += (logits_BK.argmax(1) == labels_B).sum()
+        train_loss, train_accuracy = loss_sum.item() / len(labels_N), correct.item() / len(labels_N)
         seconds = time.perf_counter() - started
 
         if not math.isfinite(train_loss):
             raise Diverged(f"the training loss became {train_loss} in epoch {epoch}")
-        val_loss, val_accuracy = evaluate(model, val_images, normalisation, precision)
+        val_loss, val_accuracy = evaluate(model, val_source, precision)
         if not math.isfinite(val_loss):
             raise Diverged(f"the validation loss became {val_loss} in epoch {epoch}")
         metrics = EpochMetrics(
@@ -200,7 +188,7 @@ def train(
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             lr=_head_peak_lr(optimizer) * lr_factor(schedule, first_step, epochs * steps_per_epoch),
-            images_per_second=len(train_images) / seconds,
+            images_per_second=len(labels_N) / seconds,
             timestamp=time.time_ns() // 1_000_000,
         )
         for parameter in learning:
@@ -216,50 +204,36 @@ def _head_peak_lr(optimizer: torch.optim.Optimizer) -> float:
     return peak
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
-
-
-def evaluation_batch_size(images: Images) -> int:
-    """Return how many images are evaluated at once: 512 of 32x32 pixels, fewer of larger ones."""
-    return max(1, EVALUATION_PIXELS // images.images_NCHW[0, 0].numel())
-
-
-def normalised_batches(images: Images, normalisation: Normalisation) -> Iterator[torch.Tensor]:
-    """Yield all images in order, normalised (float32 NCHW), in batches of `evaluation_batch_size`."""
-    for batch_NCHW in torch.split(images.images_NCHW, evaluation_batch_size(images)):
-        yield normalise(batch_NCHW, normalisation.mean, normalisation.std)
-
-
-def calibration_sample(images: Images) -> Images:
-    """Return up to 1,000 images, evenly spaced, so that every class is among them however the images are ordered."""
-    chosen = torch.linspace(0, len(images) - 1, min(len(images), CALIBRATION_IMAGES)).long()
-    return Images(images.images_NCHW[chosen], images.labels_N[chosen])
+def calibration_sample(images: int) -> torch.Tensor:
+    """Return the numbers of up to 1,000 of so many images, evenly spaced, so that every class is among them."""
+    return torch.linspace(0, images - 1, min(images, CALIBRATION_IMAGES)).long()
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Images, normalisation: Normalisation, precision: str) -> tuple[float, float]:
+def evaluate(model: nn.Module, source: Source, precision: str) -> tuple[float, float]:
     """Return the mean cross-entropy (nats, without label smoothing) and the accuracy over all images."""
-    device = images.labels_N.device
+    device = source.labels_N.device
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
-    labels = torch.split(images.labels_N, evaluation_batch_size(images))
-    for logits_NK, labels_N in zip(_logits(model, images, normalisation, precision), labels, strict=True):
-        loss_sum += cross_entropy(logits_NK, labels_N, reduction="sum")
-        correct += (logits_NK.argmax(1) == labels_N).sum()
-    return loss_sum.item() / len(images), correct.item() / len(images)
+    begin = 0
+    for logits_BK in _logits(model, source, precision):
+        labels_B = source.labels_N[begin : begin + len(logits_BK)]
+        loss_sum += cross_entropy(logits_BK, labels_B, reduction="sum")
+        correct += (logits_BK.argmax(1) == labels_B).sum()
+        begin += len(logits_BK)
+    return loss_sum.item() / begin, correct.item() / begin
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Images, normalisation: Normalisation) -> torch.Tensor:
+def predict(model: nn.Module, source: Source) -> torch.Tensor:
     """Return the logits NK of all images, in float32 whatever the training's precision, so that any device agrees."""
-    return torch.cat(list(_logits(model, images, normalisation, "float32")))
+    return torch.cat(list(_logits(model, source, "float32")))
 
 
-def _logits(model: nn.Module, images: Images, normalisation: Normalisation, precision: str) -> Iterator[torch.Tensor]:
-    """Yield float32 logits NK of all images in order, in batches of `evaluation_batch_size`."""
+def _logits(model: nn.Module, source: Source, precision: str) -> Iterator[torch.Tensor]:
+    """Yield float32 logits BK of all images in order."""
     model.eval()
-    for inputs_NCHW in normalised_batches(images, normalisation):
-        with _autocast(images.labels_N.device, precision):
-            logits_NK = model(inputs_NCHW)
-        yield logits_NK.float()
+    for inputs in source.in_order():
+        with autocast(source.labels_N.device, precision):
+            logits_BK = model(inputs, source.start)
+        yield logits_BK.float()

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from ablation.checkpoint import (
     save_resume_checkpoint,
     tensors_digest,
 )
-from ablation.data import Images, ImageSet, Split, split_seed, to_device
+from ablation.data import Images, ImageSet, Normalisation, Split, split_seed, to_device
 from ablation.environment import describe_environment
+from ablation.features import FeatureCache, frozen_part
 from ablation.models import TransferModel, build_model, calibrate, initialise
 from ablation.search import (
     Claim,
@@ -52,12 +53,10 @@ from ablation.tracking import Tracker, TrialRun
 from ablation.train import (
     Diverged,
     EpochMetrics,
-    Normalisation,
     Training,
     calibration_sample,
     load_tensors,
     make_optimizer,
-    normalised_batches,
     predict,
     train,
 )
@@ -72,7 +71,7 @@ RUN_STATUS: dict[TrialEnd, tracking.RunStatus] = {"finished": "FINISHED", "prune
 
 @dataclass(frozen=True)
 class Workbench:
-    """What all trials of a study share in one process: the images on the device, the weights, where results go.
+    """What all trials of a study share in one process: images and features on the device, weights, where results go.
 
     Of the test images (uint8 NHWC) only confirmation runs make use, once each.
     """
@@ -86,6 +85,7 @@ class Workbench:
     classes: list[str]
     data_digest: str
     weights: Weights | None
+    features: FeatureCache
     tracker: Tracker
     files: dict[str, str]
     environment: dict[str, str]
@@ -107,10 +107,21 @@ def set_up(
     split: Split,
     weights: Weights | None,
     device: torch.device,
+    features: FeatureCache,
     tracker: Tracker,
     files: dict[str, str],
 ) -> Workbench:
     """Put the training and validation images onto the device; the test images stay where they are.
+
+    Args:
+        study: what is studied.
+        images: its images.
+        split: which are for training and which for validation.
+        weights: its pretrained weights, if any.
+        device: where to train.
+        features: what frozen layers computed before.
+        tracker: where results go.
+        files: name -> content of the files that every run keeps.
 
     Raises:
         InputError: the images do not fit into the device's memory.
@@ -137,6 +148,7 @@ def set_up(
         classes=images.classes,
         data_digest=images.digest,
         weights=weights,
+        features=features,
         tracker=tracker,
         files=files,
         environment=describe_environment(device),
@@ -394,7 +406,11 @@ def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
     )
     initialise(model, spec.backbone, workbench.weights if STRATEGIES[spec.strategy].pretrained else None, spec.seed)
     model = model.to(workbench.device).to(memory_format=torch.channels_last)
-    calibrate(model, normalised_batches(calibration_sample(workbench.train_images), workbench.normalisation))
+    blocks = STRATEGIES[spec.strategy].frozen_blocks(len(model.blocks), spec.freeze_depth)
+    frozen = frozen_part(model, blocks, workbench.normalisation, spec.precision)
+    images = workbench.features.source(workbench.train_images, frozen, spec.augmentation)
+    sample = images.subset(calibration_sample(len(workbench.train_images)))
+    calibrate(model, sample.in_order(), sample.start, spec.precision)
     groups = apply_strategy(
         model,
         spec.strategy,
@@ -405,19 +421,17 @@ def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
     )
     optimizer = make_optimizer(spec.optimizer, groups, workbench.device)
     scaler = torch.amp.GradScaler(workbench.device.type, enabled=spec.precision == "float16")
-    return Training(model, optimizer, scaler)
+    return Training(model, frozen, optimizer, scaler)
 
 
-def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Any:
+def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Iterator[EpochMetrics]:
     return train(
         training,
-        workbench.train_images,
-        workbench.val_images,
-        workbench.normalisation,
+        workbench.features.source(workbench.train_images, training.frozen, spec.augmentation),
+        workbench.features.source(workbench.val_images, training.frozen, "none"),
         epochs=spec.epochs,
         batch_size=spec.batch_size,
         schedule=spec.schedule,
-        augmentation=spec.augmentation,
         label_smoothing=spec.label_smoothing,
         max_grad_norm=spec.max_grad_norm,
         head_warmup_epochs=spec.head_warmup_epochs,
@@ -487,7 +501,8 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, training: Tr
     everything = np.arange(len(labels_N))
     load_tensors(training.model, training.best_tensors)
     images = to_device(workbench.test_images_NHWC, labels_N, everything, workbench.device)
-    logits_NK = predict(training.model, images, workbench.normalisation).cpu()
+    frozen = replace(training.frozen, precision="float32")
+    logits_NK = predict(training.model, workbench.features.source(images, frozen, "none")).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
     number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32
     tensors = {

@@ -143,6 +143,12 @@ class StudyView:
             say(text)
         self.waits_for = text
 
+    def computes(self, text: str) -> None:
+        """The trial waits for something that is computed once."""
+        self.epoch_text = Text(text)
+        if not console.is_terminal:
+            say(f"  {text}")
+
     def worker_says(self, number: int, line: str) -> None:
         """A worker process has said something."""
         self.workers[number] = line.strip()

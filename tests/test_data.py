@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ablation import data
-from ablation.data import Images, augment, load_images, normalise, shuffled_batches, split_train_val
+from ablation.data import Normalisation, augment, load_images, normalise, split_train_val
 from ablation.seeding import generator
 from ablation.spec import Data, InputError
 
@@ -159,16 +159,6 @@ def test_impossible_splits_are_refused() -> None:
 # --------------------------------------------------------------------------------------------------------- on device
 
 
-def test_batches_hold_every_image_once() -> None:
-    images = Images(torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 2, 2), torch.arange(10))
-    batches = list(shuffled_batches(images, 4, generator(1)))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    labels = torch.cat([batch.labels_N for batch in batches])
-    assert sorted(labels.tolist()) == list(range(10))
-    assert labels.tolist() != list(range(10))
-    assert torch.equal(torch.cat([batch.images_NCHW[:, 0, 0, 0] for batch in batches]).long(), labels)
-
-
 def test_flip_mirrors_about_half_of_the_images() -> None:
     images = torch.randint(0, 256, (400, 3, 4, 4), dtype=torch.uint8)
     flipped = augment(images, "flip", generator(3))
@@ -194,7 +184,7 @@ def test_crop_shifts_over_black() -> None:
 
 def test_normalise() -> None:
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)[None, :, None, None]
-    out = normalise(pixels, (0.5, 0.1, 0.0), (0.5, 0.2, 2.0))
+    out = normalise(pixels, Normalisation((0.5, 0.1, 0.0), (0.5, 0.2, 2.0)))
     assert out.flatten().tolist() == pytest.approx([-1.0, 0.5, 0.5])
     assert out.dtype == torch.float32
 

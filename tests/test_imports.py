@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
     "architecture", "spec", "design", "store", "command_line", "locks", "outbox", "seeding", "weights", "data",
-    "backbones", "models", "strategies", "plan", "environment", "train", "checkpoint", "search", "tracking", "trial",
-    "tables", "view", "results", "stats", "analysis", "figures", "report", "registry", "champion", "champion_model",
-    "predict", "demo", "workers", "study",
+    "backbones", "models", "strategies", "features", "plan", "environment", "train", "checkpoint", "search",
+    "tracking", "trial", "tables", "view", "results", "stats", "analysis", "figures", "report", "registry", "champion",
+    "champion_model", "predict", "demo", "workers", "study",
 ]  # fmt: skip
 TORCH = {
     "seeding",
@@ -23,6 +23,7 @@ TORCH = {
     "backbones",
     "models",
     "strategies",
+    "features",
     "plan",
     "environment",
     "train",

@@ -44,7 +44,7 @@ def test_calibration_standardises_the_features() -> None:
         model.blocks.block2.conv2_2.weight[0] = 0  # a feature that never varies
         model.blocks.block2.conv2_2.weight[1] *= 1000  # and one that varies a lot
     images = torch.randn(300, 3, 32, 32, generator=generator(0))
-    calibrate(model, images.split(70))
+    calibrate(model, images.split(70), 0, "float32")
     with torch.no_grad():
         inputs = (model.pooled(images) - model.feature_mean_D) / model.feature_std_D
     assert inputs.mean(0).abs().max() < 1e-3
@@ -59,5 +59,5 @@ def test_calibration_standardises_the_features() -> None:
 def test_calibration_of_features_that_never_vary() -> None:
     model = build_model("vgg16_narrow", "block1", 8, 2, 5, 32)
     initialise(model, "vgg16_narrow", None, 0)
-    calibrate(model, [torch.zeros(4, 3, 32, 32)])
+    calibrate(model, [torch.zeros(4, 3, 32, 32)], 0, "float32")
     assert (model.feature_std_D == 1).all()

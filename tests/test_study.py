@@ -24,14 +24,15 @@ from mlflow.entities import Run
 import ablation
 from ablation import data, figures, study, train, trial
 from ablation.checkpoint import load_resume_checkpoint, save_resume_checkpoint
-from ablation.data import load_images, split_seed, split_train_val, to_device
+from ablation.data import Normalisation, load_images, split_seed, split_train_val, to_device
+from ablation.features import ImageSource, frozen_part
 from ablation.report import build_report
 from ablation.results import load_predictions, read_results
 from ablation.search import NumberedRandomSampler
 from ablation.seeding import named_seed
 from ablation.spec import Data, InputError, TrialSpec
 from ablation.store import find_store
-from ablation.train import Normalisation, evaluate
+from ablation.train import evaluate
 
 from .conftest import REPOSITORY, STUDY
 
@@ -166,7 +167,8 @@ def test_checkpoints_rebuild_models_with_the_same_accuracy(finished: Path) -> No
     val = to_device(images.train_images_NHWC, images.train_labels_N, split.val_N, torch.device("cpu"))
     for run in runs(finished / "store", "small"):
         model = ablation.load_model(run.info.run_id, store=str(finished / "store"))
-        loss, accuracy = evaluate(model, val, Normalisation(tuple(model.input_mean), tuple(model.input_std)), "float32")
+        frozen = frozen_part(model, 0, Normalisation(tuple(model.input_mean), tuple(model.input_std)), "float32")
+        loss, accuracy = evaluate(model, ImageSource(val, frozen, "none"), "float32")
         curves = history(finished / "store", run)
         assert accuracy == run.data.metrics["best_val_accuracy"]
         assert any(loss == pytest.approx(value, rel=1e-5) for _, value in curves["val_loss"])

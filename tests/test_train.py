@@ -1,5 +1,5 @@
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,25 +7,26 @@ import pytest
 import torch
 
 from ablation.checkpoint import load_resume_checkpoint, save_resume_checkpoint
-from ablation.data import Images
+from ablation.data import Images, Normalisation
+from ablation.features import FrozenPart, ImageSource, frozen_part
 from ablation.models import build_model, calibrate, initialise
 from ablation.seeding import generator
-from ablation.strategies import apply_strategy
+from ablation.spec import Augmentation
+from ablation.strategies import STRATEGIES, apply_strategy
 from ablation.train import (
     Diverged,
-    Normalisation,
     Training,
     calibration_sample,
     evaluate,
     load_tensors,
     lr_factor,
     make_optimizer,
-    normalised_batches,
     train,
 )
 
 CPU = torch.device("cpu")
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
+AS_THEY_ARE = FrozenPart(0, [], None, NORMALISATION, "float32")
 
 
 def some_images(n: int, seed: int) -> Images:
@@ -41,20 +42,27 @@ TRAIN, VAL = some_images(96, 1), some_images(30, 2)
 def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str = "sgd", **more: Any) -> Training:
     model = build_model("vgg16_narrow", "block2", 8, 2, 3, 32)
     initialise(model, "vgg16_narrow", None, 0)
-    calibrate(model, normalised_batches(TRAIN, NORMALISATION))
+    calibrate(model, ImageSource(TRAIN, AS_THEY_ARE, "none").in_order(), 0, "float32")
     settings = {"freeze_depth": None, "backbone_lr_scale": 0.5, "weight_decay": 5e-4} | more
     groups = apply_strategy(model, strategy, lr=lr, **settings)
-    return Training(model, make_optimizer(optimizer, groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
+    blocks = STRATEGIES[strategy].frozen_blocks(2, settings["freeze_depth"])
+    frozen = frozen_part(model, blocks, NORMALISATION, "float32")
+    return Training(model, frozen, make_optimizer(optimizer, groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
 
 
 SETTINGS: dict[str, Any] = {
-    "epochs": 3, "batch_size": 16, "schedule": "cosine", "augmentation": "crop_flip", "label_smoothing": 0.0,
+    "epochs": 3, "batch_size": 16, "schedule": "cosine", "label_smoothing": 0.0,
     "max_grad_norm": 1e9, "head_warmup_epochs": 0, "precision": "float32", "seed": 5,
 }  # fmt: skip
 
 
-def run(state: Training, **more: Any) -> list[dict[str, Any]]:
-    return [asdict(metrics) for metrics in train(state, TRAIN, VAL, NORMALISATION, **(SETTINGS | more))]
+def run(state: Training, augmentation: Augmentation = "crop_flip", **more: Any) -> list[dict[str, Any]]:
+    frozen = replace(state.frozen, precision=more.get("precision", "float32"))
+    return [asdict(metrics) for metrics in train(state, *sources(frozen, augmentation), **(SETTINGS | more))]
+
+
+def sources(frozen: FrozenPart, augmentation: Augmentation = "crop_flip") -> tuple[ImageSource, ImageSource]:
+    return ImageSource(TRAIN, frozen, augmentation), ImageSource(VAL, frozen, "none")
 
 
 def figures(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -98,13 +106,13 @@ def test_continued_training_equals_an_uninterrupted_one(optimizer: str, warmup: 
     for stop in (1, 2, 3):
         begun = training(optimizer=optimizer)
         settings = SETTINGS | {"epochs": 4, "head_warmup_epochs": warmup}
-        epochs = train(begun, TRAIN, VAL, NORMALISATION, **settings)
+        epochs = train(begun, *sources(begun.frozen), **settings)
         for _ in range(stop):
             next(epochs)
         path = save_resume_checkpoint(tmp_path, stop, begun.state_dict())
         continued = training(optimizer=optimizer)
         continued.load_state_dict(load_resume_checkpoint(path, CPU))
-        list(train(continued, TRAIN, VAL, NORMALISATION, **settings))
+        list(train(continued, *sources(continued.frozen), **settings))
         assert figures([asdict(metrics) for metrics in continued.history]) == expected
         assert all(torch.equal(t, whole.best_tensors[name]) for name, t in continued.best_tensors.items())
         assert all(torch.equal(t, whole.trained_tensors()[name]) for name, t in continued.trained_tensors().items())
@@ -115,7 +123,7 @@ def test_head_warmup_leaves_the_backbone_alone() -> None:
     before = state.model.blocks.block1.conv1_1.weight.clone()
     head_before = state.model.head[0].weight.clone()
     settings = SETTINGS | {"head_warmup_epochs": 1}
-    epochs = train(state, TRAIN, VAL, NORMALISATION, **settings)
+    epochs = train(state, *sources(state.frozen), **settings)
     next(epochs)
     assert torch.equal(state.model.blocks.block1.conv1_1.weight, before)
     assert not torch.equal(state.model.head[0].weight, head_before)
@@ -130,7 +138,8 @@ def test_best_epoch_is_the_first_with_the_highest_accuracy() -> None:
     accuracies = [metrics.val_accuracy for metrics in state.history]
     assert state.best.epoch == accuracies.index(max(accuracies)) + 1
     load_tensors(state.model, state.best_tensors)
-    assert evaluate(state.model, VAL, NORMALISATION, "float32") == (state.best.val_loss, state.best.val_accuracy)
+    expected = (state.best.val_loss, state.best.val_accuracy)
+    assert evaluate(state.model, ImageSource(VAL, AS_THEY_ARE, "none"), "float32") == expected
 
 
 def test_learning_rate_by_hand() -> None:
@@ -172,33 +181,30 @@ def test_long_gradients_are_shortened() -> None:
 
 def test_evaluation_by_hand() -> None:
     class Constant(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: torch.Tensor, start: int) -> torch.Tensor:
             return torch.tensor([2.0, 0.0]).expand(len(images), 2)
 
     images = Images(torch.zeros(1000, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1] * 250))
-    loss, accuracy = evaluate(Constant(), images, NORMALISATION, "float32")
+    loss, accuracy = evaluate(Constant(), ImageSource(images, AS_THEY_ARE, "none"), "float32")
     assert accuracy == 0.75
     assert loss == pytest.approx(math.log(1 + math.exp(-2)) + 0.25 * 2, rel=1e-6)
 
 
 def test_calibration_sees_every_class_of_ordered_images() -> None:
     labels = torch.arange(10).repeat_interleave(450)
-    sample = calibration_sample(Images(labels[:, None, None, None].to(torch.uint8), labels))
-    counts = torch.bincount(sample.labels_N)
+    sample = calibration_sample(len(labels))
     assert len(sample) == 1000
-    assert counts.min() >= 99
-    assert torch.equal(sample.images_NCHW.flatten().long(), sample.labels_N)
-    few = Images(torch.zeros(7, 3, 2, 2, dtype=torch.uint8), torch.arange(7))
-    assert calibration_sample(few).labels_N.tolist() == list(range(7))
+    assert torch.bincount(labels[sample]).min() >= 99
+    assert calibration_sample(7).tolist() == list(range(7))
 
 
 def test_batches_without_gradients_shrink_with_the_image() -> None:
     sizes = {
         side: [
             len(batch)
-            for batch in normalised_batches(
-                Images(torch.zeros(1030, 3, side, side, dtype=torch.uint8), torch.zeros(1030)), NORMALISATION
-            )
+            for batch in ImageSource(
+                Images(torch.zeros(1030, 3, side, side, dtype=torch.uint8), torch.zeros(1030)), AS_THEY_ARE, "none"
+            ).in_order()
         ]
         for side in (32, 64)
     }

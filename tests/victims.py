@@ -1,7 +1,7 @@
 """Runs the command line in forked children that kill themselves at a chosen step, for `test_faults.py`.
 
-Started once, this process imports everything and starts no thread, so that a victim costs a fork instead of seconds of
-imports. It reads orders, a line of JSON each, and answers each with a line of JSON:
+Started once, this process imports everything and runs a study, so that a victim costs a fork instead of
+seconds of imports. It reads orders, a line of JSON each, and answers each with a line of JSON:
 
 - `{"arguments": [...], "folder": ..., "environment": {...}, "kill_at": N | NAME | null, "steps": FILE,
   "only_open": ...}` forks a child that runs `python -m ablation.study ARGUMENTS` in the folder. It gets SIGKILL right
@@ -10,10 +10,12 @@ imports. It reads orders, a line of JSON each, and answers each with a line of J
 - `{"wait": PID}` waits for a child; the answer is its exit status, negative for a signal.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +69,7 @@ def main() -> None:
     mlflow_database._verify_schema = lambda engine: None
     figures.draw_figures = lambda analysis, importances: {}
     champion.export = lambda model, images, path: path.write_text("a program")
+    run_once(sys.argv[1])
     answer("ready")
     for line in sys.stdin:
         order = json.loads(line)
@@ -77,6 +80,13 @@ def main() -> None:
         if pid == 0:
             run(**order)
         answer(pid)
+
+
+def run_once(study_file: str) -> None:
+    """Run a study here, so that no child has to compile SQL and templates anew, which takes longest."""
+    with tempfile.TemporaryDirectory() as store, contextlib.redirect_stdout(sys.stderr):
+        sys.argv = ["study", study_file, "--store", store, "--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1"]
+        assert study.main() == 0
 
 
 def answer(value: object) -> None:

@@ -1,0 +1,491 @@
+"""What the frozen blocks compute, computed once and reused by every trial that shares them.
+
+A trial's frozen layers see the same images in every epoch, so what comes out of them is stored and trained on. The
+files are named by a digest of all that it depends on - the images, their normalisation, the layers and their tensors,
+the precision, what computes - so that nothing stale is ever met: whatever changes has another name.
+
+Legend: N images, B images of a batch, C channels, H and W pixels, D features.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import nn
+
+from ablation import architecture
+from ablation.backbones import build_blocks, feature_shape, initialise_blocks
+from ablation.data import Images, Normalisation, augment, draw_flips, evaluation_batch_size, normalise, take
+from ablation.locks import file_lock
+from ablation.models import TransferModel, build_pool
+from ablation.seeding import autocast
+from ablation.spec import Augmentation, HeadPool, StudySpec, first_line
+from ablation.store import StoreError, write_atomically
+from ablation.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+
+# -------------------------------------------------------------------------------------- the layers that are frozen
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a network: behind so many of its layers, as the activations are, or pooled and flattened."""
+
+    layers: int
+    pool: nn.Module | None
+
+
+@dataclass(frozen=True)
+class FrozenPart:
+    """The leading layers of a network that a training leaves as they are; with none of them, the normalisation alone.
+
+    Attributes:
+        blocks: how many whole blocks of the network they are.
+        layers: their modules, in order.
+        pool: the network's pool where all blocks are frozen: then the pooled features are all that is needed of them.
+        normalisation: of the images that go in.
+        precision: what they compute in.
+    """
+
+    blocks: int
+    layers: list[nn.Module]
+    pool: nn.Module | None
+    normalisation: Normalisation
+    precision: str
+
+    @cached_property
+    def layer_digests(self) -> list[str]:
+        """What each layer is, its tensors included."""
+        return [_layer_digest(layer) for layer in self.layers]
+
+    @property
+    def end(self) -> Point:
+        """Where the rest of the network begins."""
+        return Point(len(self.layers), self.pool)
+
+    def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return what the rest of the network gets for uint8 images: activations NCHW, or pooled features ND."""
+        return run_layers(normalise(images_NCHW, self.normalisation), self.layers, [self.end], self.precision)[0]
+
+
+def frozen_part(model: TransferModel, blocks: int, normalisation: Normalisation, precision: str) -> FrozenPart:
+    """Return the first `blocks` blocks of a network, with its pool where they are all."""
+    layers = [layer for block in list(model.blocks)[:blocks] for layer in block.children()]
+    return FrozenPart(blocks, layers, model.pool if blocks == len(model.blocks) else None, normalisation, precision)
+
+
+@torch.no_grad()
+def run_layers(
+    activations: torch.Tensor, layers: Sequence[nn.Module], points: Sequence[Point], precision: str, first: int = 0
+) -> list[torch.Tensor]:
+    """Return what comes out at points of a network, which are in its order.
+
+    Args:
+        activations: NCHW, what the layer with the number `first` gets.
+        layers: all of the network, from its first.
+        points: none before `first`.
+        precision: what is computed in.
+        first: how many layers are behind the activations.
+    """
+    images = len(activations)
+    if images == 1:  # for one image, the CPU's convolutions add up in another order than for several
+        activations = torch.cat([activations, activations])
+    found = []
+    with autocast(activations.device, precision):
+        for number in range(first, points[-1].layers + 1):
+            for point in points:
+                if point.layers == number:
+                    pooled = activations if point.pool is None else point.pool(activations).flatten(1)
+                    found.append(pooled[:images])
+            if number < points[-1].layers:
+                activations = layers[number](activations)
+    return found
+
+
+# ---------------------------------------------------------------------------------------- what a training reads from
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images, of which the frozen part is computed whenever they are read."""
+
+    images: Images
+    frozen: FrozenPart
+    augmentation: Augmentation
+
+    @property
+    def labels_N(self) -> torch.Tensor:
+        """The labels, on the device."""
+        return self.images.labels_N
+
+    @property
+    def start(self) -> int:
+        """How many of the network's blocks are behind what is read."""
+        return self.frozen.blocks
+
+    def shuffled(
+        self, order_N: torch.Tensor, batch_size: int, noise: torch.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (inputs of the rest of the network, labels) in an order, augmented."""
+        for chosen_B in torch.split(order_N, batch_size):
+            images_BCHW = take(self.images.images_NCHW, chosen_B, self.labels_N.device)
+            yield (
+                self.frozen(augment(images_BCHW, self.augmentation, noise)),
+                take(self.labels_N, chosen_B, self.labels_N.device),
+            )
+
+    def in_order(self) -> Iterator[torch.Tensor]:
+        """Yield the inputs of the rest of the network as they are, in batches of `evaluation_batch_size`."""
+        for images_BCHW in torch.split(self.images.images_NCHW, evaluation_batch_size(self.images)):
+            yield self.frozen(images_BCHW.to(self.labels_N.device, non_blocking=True))
+
+    def subset(self, chosen_N: torch.Tensor) -> "ImageSource":
+        """Return the chosen images."""
+        chosen = Images(self.images.images_NCHW[chosen_N], self.labels_N[chosen_N.to(self.labels_N.device)])
+        return ImageSource(chosen, self.frozen, self.augmentation)
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """What the frozen part has computed of images, and of their mirror images where flips are wanted.
+
+    Attributes:
+        features: rows N x D, or N x H x W x C (channels last, as convolutions want them).
+        mirrored: the same of the mirrored images; None where nothing is flipped.
+        labels_N: on the device.
+        start: how many of the network's blocks are behind them.
+        batch_size: of `in_order`, the same as for the images.
+    """
+
+    features: torch.Tensor
+    mirrored: torch.Tensor | None
+    labels_N: torch.Tensor
+    start: int
+    batch_size: int
+
+    def shuffled(
+        self, order_N: torch.Tensor, batch_size: int, noise: torch.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (inputs of the rest of the network, labels) in an order; flips are those of `ImageSource`."""
+        device = self.labels_N.device
+        for chosen_B in torch.split(order_N, batch_size):
+            rows = take(self.features, chosen_B, device)
+            if self.mirrored is not None:
+                flip_B = draw_flips(len(chosen_B), noise, device)
+                flip = flip_B.view(-1, *(1,) * (rows.ndim - 1))
+                rows = torch.where(flip, take(self.mirrored, chosen_B, device), rows)
+            yield _channels_first(rows), take(self.labels_N, chosen_B, device)
+
+    def in_order(self) -> Iterator[torch.Tensor]:
+        """Yield the inputs of the rest of the network in order, in the batches of `ImageSource`."""
+        for rows in torch.split(self.features, self.batch_size):
+            yield _channels_first(rows.to(self.labels_N.device, non_blocking=True))
+
+    def subset(self, chosen_N: torch.Tensor) -> "FeatureSource":
+        """Return the chosen images' features, not mirrored."""
+        features, labels_N = (rows[chosen_N.to(rows.device)] for rows in (self.features, self.labels_N))
+        return FeatureSource(features, None, labels_N, self.start, self.batch_size)
+
+
+Source = ImageSource | FeatureSource
+
+
+def _channels_first(rows: torch.Tensor) -> torch.Tensor:
+    return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
+
+
+# ----------------------------------------------------------------------------------------------------- stored features
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The longest network that trials of a study freeze whole, and the points at which they cut and pool it, in order.
+
+    The first trial that needs one of them lets all be computed, in one pass over the images.
+    """
+
+    layers: list[nn.Module]
+    points: list[Point]
+
+    @cached_property
+    def layer_digests(self) -> list[str]:
+        """What each layer is, its tensors included."""
+        return [_layer_digest(layer) for layer in self.layers]
+
+
+def pretrained_network(spec: StudySpec, weights: Weights | None, device: torch.device) -> Pretrained:
+    """Return what trials of a study have in common that freeze a whole network; no points where none does.
+
+    Cuts for which the weights lack a layer are left out: there, every trial has random layers of its own.
+    """
+    layers_of = {cut: architecture.kept_layers(spec.backbone.name, cut) for cut in frozen_cuts(spec)}
+    complete = {
+        cut: pools
+        for cut, pools in frozen_cuts(spec).items()
+        if weights is not None
+        and all(f"features.{layer.torchvision_index}.weight" in weights.tensors for layer in layers_of[cut])
+    }
+    if not complete:
+        return Pretrained([], [])
+    ends = {cut: 2 * len(layers_of[cut]) + architecture.kept_pools(spec.backbone.name, cut) for cut in complete}
+    longest = max(complete, key=lambda cut: ends[cut])
+    blocks = build_blocks(spec.backbone.name, longest)
+    initialise_blocks(blocks, spec.backbone.name, weights, torch.Generator())
+    blocks = blocks.to(device).to(memory_format=torch.channels_last)
+    points = [
+        Point(ends[cut], build_pool(feature_shape(spec.backbone.name, cut, spec.data.image_size)[1], pool))
+        for cut in sorted(complete, key=lambda cut: ends[cut])
+        for pool in complete[cut]
+    ]
+    return Pretrained([layer for block in blocks for layer in block.children()], points)
+
+
+def frozen_cuts(spec: StudySpec) -> dict[str, list[HeadPool]]:
+    """Return the cuts of networks that a study's trials may freeze whole, each with the pools that may follow."""
+    found: dict[str, list[HeadPool]] = {}
+    for levels in spec.combinations():
+        if "feature_extraction" in spec.possible("strategy", levels):
+            for cut in spec.possible("truncate_at", levels):
+                pools = found.setdefault(cut, [])
+                pools += [pool for pool in spec.possible("head_pool", levels) if pool not in pools]
+    return found
+
+
+class FeatureCache:
+    """Stored features: files in a folder, which several processes may share, and those that this one has open.
+
+    Args:
+        folder: where the files are; made when there is something to store.
+        limit: bytes that they may take together; what was used least recently is deleted. With 0 nothing is stored.
+        make_pretrained: makes what the study's trials have in common, once it is needed.
+        say: called with what is being computed, which may take minutes.
+    """
+
+    def __init__(self, folder: Path, limit: int, make_pretrained: Callable[[], Pretrained], say: Callable[[str], None]):
+        self.folder = folder
+        self.limit = limit
+        self.make_pretrained = make_pretrained
+        self.say = say
+        self._opened: OrderedDict[str, torch.Tensor] = OrderedDict()  # the one that was used last is the last
+
+    @cached_property
+    def pretrained(self) -> Pretrained:
+        """What the study's trials have in common."""
+        return self.make_pretrained()
+
+    def source(self, images: Images, frozen: FrozenPart, augmentation: Augmentation) -> Source:
+        """Return where a training reads images from: stored features if there can be any, else the images.
+
+        Random crops cannot be stored; nor can what exceeds the limit, or what the disk has no room for.
+        """
+        read_images = ImageSource(images, frozen, augmentation)
+        if not frozen.layers or augmentation == "crop_flip":
+            return read_images
+        plain = self._features(images, frozen, mirror=False)
+        mirrored = self._features(images, frozen, mirror=True) if augmentation == "flip" else None
+        if plain is None or (augmentation == "flip" and mirrored is None):
+            return read_images
+        return FeatureSource(plain, mirrored, images.labels_N, frozen.blocks, evaluation_batch_size(images))
+
+    def _features(self, images: Images, frozen: FrozenPart, *, mirror: bool) -> torch.Tensor | None:
+        if self.limit == 0:
+            return None
+        origin = _origin(images, frozen, mirror)
+        name = _name(_digests(origin, frozen.layer_digests), frozen.end)
+        if name not in self._opened:
+            try:
+                found = self._read(name)
+                if found is None:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    with file_lock(self.folder / "lock"):  # another process may be computing it just now
+                        found = self._read(name)
+                        if found is None and self._compute(images, frozen, origin, mirror):
+                            found = self._read(name)
+            except (OSError, StoreError) as error:
+                self._give_up(str(error))
+                found = None
+            if found is None:
+                return None
+            self._opened[name] = self._place(found, images.labels_N.device)
+        self._opened.move_to_end(name)
+        return self._opened[name]
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning("the frozen layers are computed in every epoch, because features are not stored: %s", reason)
+        self.limit = 0
+
+    def _place(self, features: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Return features where they are read fastest: on the device if half of what is free suffices.
+
+        On the CPU they stay in the file, which the system keeps in memory, once for all processes.
+        """
+        if device.type != "cuda":
+            return features.to(device)
+        while features.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+            oldest = next((name for name, opened in self._opened.items() if opened.device == device), None)
+            if oldest is None:
+                return features
+            del self._opened[oldest]
+            torch.cuda.empty_cache()
+        return features.to(device)
+
+    def _read(self, name: str) -> torch.Tensor | None:
+        """Return stored features as they are in their file; None where there are none, or damaged ones."""
+        about, path = self._paths(name)
+        try:
+            described = json.loads(about.read_text())
+            if _file_digest(path) != described["sha256"]:
+                raise ValueError("wrong checksum")
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s) and made anew", path, first_line(error))
+            return None
+        with suppress(OSError):
+            os.utime(about)  # a file of another user may be read
+        # Copy on write, because torch wants to be able to write.
+        return torch.from_numpy(np.load(path, mmap_mode="c")).view(getattr(torch, described["dtype"]))
+
+    def _paths(self, name: str) -> tuple[Path, Path]:
+        return self.folder / f"{name}.json", self.folder / f"{name}.npy"
+
+    def _compute(self, images: Images, frozen: FrozenPart, origin: str, mirror: bool) -> bool:
+        """Compute and store features at the frozen part's end, or at all points of the study that it is one of.
+
+        Returns:
+            Whether there was room for them.
+        """
+        for layers, digests, points in (self._shared(frozen, origin), self._alone(frozen, origin)):
+            if not points:
+                continue
+            two_NCHW = normalise(images.images_NCHW[:2].to(images.labels_N.device), frozen.normalisation)
+            samples = run_layers(two_NCHW, layers, points, frozen.precision)
+            if self._make_room(len(images) * sum(sample[0].nbytes for sample in samples)):
+                self._store(images, frozen, mirror, layers, points, digests)
+                return True
+        return False
+
+    def _alone(self, frozen: FrozenPart, origin: str) -> tuple[list[nn.Module], list[str], list[Point]]:
+        return frozen.layers, _digests(origin, frozen.layer_digests), [frozen.end]
+
+    def _shared(self, frozen: FrozenPart, origin: str) -> tuple[list[nn.Module], list[str], list[Point]]:
+        """Return the study's longest frozen network and what is missing of its points; no points if it does not fit."""
+        digests = _digests(origin, self.pretrained.layer_digests)
+        points = {_name(digests, point): point for point in self.pretrained.points}
+        if _name(_digests(origin, frozen.layer_digests), frozen.end) not in points:
+            return [], [], []  # a part of a network, or one with random layers of its own
+        missing = [point for name, point in points.items() if self._read(name) is None]
+        return self.pretrained.layers, digests, missing
+
+    def _make_room(self, needed: int) -> bool:
+        """Delete what was used least recently, and what crashes left, until so many bytes may be stored."""
+        for left in [*self.folder.glob("*.tmp"), *self.folder.glob("*.npy")]:
+            if left.suffix == ".tmp" or not left.with_suffix(".json").exists():
+                left.unlink()
+        sizes = {path: path.stat().st_size for path in self.folder.glob("*.npy")}
+        used_first = sorted(sizes, key=lambda path: path.with_suffix(".json").stat().st_mtime)
+        while used_first and sum(sizes.values()) + needed > self.limit:
+            oldest = used_first.pop(0)
+            oldest.with_suffix(".json").unlink()
+            oldest.unlink()
+            del sizes[oldest]
+        return needed <= min(self.limit, shutil.disk_usage(self.folder).free)
+
+    def _store(
+        self,
+        images: Images,
+        frozen: FrozenPart,
+        mirror: bool,
+        layers: list[nn.Module],
+        points: list[Point],
+        digests: list[str],
+    ) -> None:
+        """Write a file for each point, in batches of a fixed size in the images' order; start from stored ones."""
+        self.say(f"computing once what frozen layers make of {len(images):,} images")
+        device = images.labels_N.device
+        first = points[0].layers
+        begun = None
+        while first > 0 and (begun := self._read(digests[first])) is None:
+            first -= 1
+        paths = [self._paths(_name(digests, point)) for point in points]
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.with_suffix(".tmp").open("wb")) for _, path in paths]
+            for batch_B in torch.split(torch.arange(len(images)), evaluation_batch_size(images)):
+                if begun is not None:
+                    activations = _channels_first(begun[batch_B].to(device))
+                else:
+                    images_BCHW = take(images.images_NCHW, batch_B, device)
+                    activations = normalise(images_BCHW.flip(3) if mirror else images_BCHW, frozen.normalisation)
+                for file, rows in zip(
+                    files, run_layers(activations, layers, points, frozen.precision, first), strict=True
+                ):
+                    dtype = _append(file, rows, len(images))
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for about, path in paths:
+            path.with_suffix(".tmp").replace(path)
+            described = {"sha256": _file_digest(path), "dtype": dtype}
+            write_atomically(about, json.dumps(described).encode())
+
+
+def _append(file: BinaryIO, rows: torch.Tensor, total: int) -> str:
+    """Append rows to a .npy file that will have `total` of them, channels last; return their dtype's name."""
+    array = (rows.permute(0, 2, 3, 1) if rows.ndim == 4 else rows).cpu().contiguous()
+    numbers = (array if array.dtype == torch.float32 else array.view(torch.int16)).numpy()  # NumPy has no bfloat16
+    if file.tell() == 0:
+        header = {"descr": numbers.dtype.str, "fortran_order": False, "shape": (total, *numbers.shape[1:])}
+        np.lib.format.write_array_header_2_0(file, header)
+    file.write(numbers.data)
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _origin(images: Images, frozen: FrozenPart, mirror: bool) -> str:
+    """Return a digest of all that activations depend on besides the layers and their tensors."""
+    device = images.labels_N.device
+    is_cuda = device.type == "cuda"
+    computed_by = torch.cuda.get_device_name(device) if is_cuda else torch.backends.cpu.get_cpu_capability()
+    things = [images.digest, mirror, asdict(frozen.normalisation), frozen.precision, evaluation_batch_size(images)]
+    return _sha256(json.dumps([*things, device.type, computed_by, str(torch.__version__)]))
+
+
+def _digests(origin: str, layer_digests: Sequence[str]) -> list[str]:
+    """Return what stands for the activations behind the first 0, 1, 2, ... layers."""
+    return list(accumulate(layer_digests, lambda before, layer: _sha256(before + layer), initial=origin))
+
+
+def _name(digests: Sequence[str], point: Point) -> str:
+    """Return the name of what is stored at a point."""
+    behind = digests[point.layers]
+    return behind if point.pool is None else _sha256(f"{behind}{point.pool}")
+
+
+def _layer_digest(layer: nn.Module) -> str:
+    digest = hashlib.sha256(str(layer).encode())
+    for name, tensor in layer.state_dict().items():
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
