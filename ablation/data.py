@@ -72,17 +72,33 @@ def load_images(data: Data, *, track: Track = lambda things, total, description:
     return _image_set(arrays[0], arrays[1], arrays[2], arrays[3], list(data.classes))
 
 
-def count_classes(data: Data) -> int:
-    """Return how many classes a study's images have, without reading them.
+@dataclass(frozen=True)
+class DataSize:
+    """How many classes, training images (validation included) and test images a study has."""
+
+    classes: int
+    train: int
+    test: int
+
+
+def measure(data: Data) -> DataSize:
+    """Return how large a study's data are, without decoding or downloading an image.
 
     Raises:
         InputError: the folder is not what it should be.
     """
-    if data.classes is not None:
-        return len(data.classes)
-    if data.source == "imagefolder":
-        return len(list_imagefolder(expand(str(data.root)))["train"])
-    return 10
+    if data.source == "cifar10":
+        classes = len(data.classes or range(10))
+        train, test = 5000 * classes, 1000 * classes
+    elif data.source == "imagefolder":
+        files = list_imagefolder(expand(str(data.root)))
+        names = [name for name in files["train"] if data.classes is None or name in data.classes]
+        classes = len(names)
+        train, test = (sum(len(files[split][name]) for name in names) for split in ("train", "test"))
+    else:
+        images = load_images(data)  # they come with scikit-learn
+        classes, train, test = len(images.classes), len(images.train_labels_N), len(images.test_labels_N)
+    return DataSize(classes, min(train, data.limit or train), test)
 
 
 def _image_set(

@@ -80,6 +80,7 @@ def make_weights(path: Path) -> None:
         max_grad_norm=5.0,
         head_warmup_epochs=0,
         precision="float32",
+        compile_mode="none",
         seed=0,
     ):
         pass

@@ -1,16 +1,21 @@
 """What a study will cost, before anything runs."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ablation import architecture
+from ablation.backbones import feature_shape
+from ablation.data import DataSize
 from ablation.design import Arm, arms
 from ablation.models import build_model
-from ablation.spec import StudySpec
+from ablation.spec import Augmentation, HeadPool, Range, StudySpec
 from ablation.strategies import apply_strategy
 
 BYTES_PER_PARAMETER = 4  # checkpoints are float32
+BYTES_PER_FEATURE = {"bfloat16": 2, "float16": 2}  # else 4
 HEAD_POOL_SIZE = {1: 1, 2: 2, "flatten": 1024}  # for finding the largest
 
 
@@ -56,3 +61,37 @@ def _largest(spec: StudySpec, arm: Arm, num_classes: int) -> tuple[int, int]:
                 )
             )
     return max(sizes)
+
+
+def feature_bytes(spec: StudySpec, size: DataSize) -> int:
+    """Return the bytes of everything that a study's trials may store of frozen layers, see `features`."""
+    numbers: dict[tuple[str, HeadPool | None], int] = {}  # of an image, behind a cut or block, pooled or not
+    augmentations: set[Augmentation] = set()
+    for levels in spec.combinations():
+        augmentations.update(spec.possible("augmentation", levels))
+        for cut in spec.possible("truncate_at", levels):
+            channels, side, _ = feature_shape(spec.backbone.name, cut, spec.data.image_size)
+            kept = architecture.kept_blocks(spec.backbone.name, cut)
+            for depth in _frozen_blocks(spec, levels, kept):
+                if depth == kept:
+                    for pool in spec.possible("head_pool", levels):
+                        numbers[cut, pool] = channels * (side if pool == "flatten" else min(pool, side)) ** 2
+                else:
+                    shape = feature_shape(spec.backbone.name, f"block{depth}", spec.data.image_size)
+                    numbers[f"block{depth}", None] = math.prod(shape)
+    validation = round(size.train * spec.data.val_fraction)
+    orientations = 2 if "flip" in augmentations else 1 if "none" in augmentations else 0  # random crops are not stored
+    images = (size.train - validation) * orientations + validation + (size.test if spec.confirm.seeds > 0 else 0)
+    return images * sum(numbers.values()) * BYTES_PER_FEATURE.get(spec.precision, 4)
+
+
+def _frozen_blocks(spec: StudySpec, levels: dict[str, Any], kept: int) -> set[int]:
+    """Return how many of the kept blocks trials of an arm may freeze, if any."""
+    strategies = spec.possible("strategy", levels)
+    found = {kept} if "feature_extraction" in strategies else set()
+    if "fine_tune_top" in strategies:
+        depths = spec.possible("freeze_depth", levels)
+        if isinstance(spec.search.get("freeze_depth"), Range):
+            depths = list(range(depths[0], depths[1] + 1))
+        found |= {depth for depth in depths if 0 < depth <= kept}
+    return found

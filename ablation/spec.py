@@ -309,6 +309,9 @@ class StudySpec(Strict):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, where the device has it, else float32."
     )
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        "none", description="Mode of torch.compile for the training step; compiled once for all trials of one shape."
+    )
     deterministic: bool = Field(False, description="Bit-identical repeats on CUDA; slower. The CPU always is.")
     backbone: Backbone = Backbone()
     data: Data = Data()
@@ -362,6 +365,8 @@ class StudySpec(Strict):
             content[table] = {key: value for key, value in content[table].items() if value is not None}
         varied = content["factors"].keys() | content["search"].keys()
         content["fixed"] = {name: self.default(name) for name in Hyperparameters.model_fields if name not in varied}
+        if self.compile == "none":
+            del content["compile"]  # what all studies were before there was a choice
         if self.backbone.weights not in (None, "imagenet"):
             content["backbone"]["weights"] = "file"  # what it holds, its digest, is added when it has been read
         return content
@@ -459,6 +464,7 @@ class TrialSpec(Strict):
     seed: int
     epochs: int
     precision: str
+    compile: str = "none"
     deterministic: bool
     threads: int | None = None
     backbone: str

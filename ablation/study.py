@@ -155,12 +155,13 @@ def list_studies() -> None:
 
 def show_plan(spec: StudySpec) -> None:
     """Print what the study would do and need."""
-    from ablation.data import count_classes
-    from ablation.plan import plan
+    from ablation.data import measure
+    from ablation.plan import feature_bytes, plan
     from ablation.tables import Table
     from ablation.view import show_table
 
-    planned = plan(spec, count_classes(spec.data))
+    size = measure(spec.data)
+    planned = plan(spec, size.classes)
     rows = [
         [
             p.arm.name,
@@ -178,6 +179,8 @@ def show_plan(spec: StudySpec) -> None:
         f"{_megabytes(sum(p.checkpoint_bytes for p in planned))} (tracking.checkpoints = "
         f'"{spec.tracking.checkpoints}").',
         "Parameters are those of the largest network that the search can choose.",
+        f"What frozen layers compute takes up to {_megabytes(feature_bytes(spec, size))} in the store, "
+        "at most what --feature-cache allows.",
     ]
     columns = ["arm", "trials", "confirmation runs", "trained parameters", "all parameters", "disk for checkpoints"]
     show_table(Table(spec.question, columns, rows, notes))
@@ -337,12 +340,12 @@ def open_stores(spec: StudySpec, store: Store, content: dict[str, Any]) -> tuple
     from ablation.locks import open_locks
     from ablation.tracking import Tracker, check_experiment, open_client
 
-    storage = search.open_storage(store)
+    storage = search.open_storage(store)  # once: it takes a tenth of a second
     if storage is not None:
         search.check_identity(storage, spec.name, content)
     check_experiment(store, spec.name, search.experiment_key(storage, spec.name) if storage is not None else None)
     store.prepare()
-    client, storage = open_client(store, create=True), search.open_storage(store, create=True)
+    client, storage = open_client(store, create=True), storage or search.open_storage(store, create=True)
     assert client is not None
     assert storage is not None
     locks = open_locks(store.optuna_url)

@@ -3,9 +3,10 @@
 Legend: N images, B images of a batch, K classes.
 """
 
+import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from ablation.features import FrozenPart, Source
 from ablation.models import TransferModel
 from ablation.seeding import autocast, generator, seed_globally
+from ablation.spec import InputError, first_line
 
 CALIBRATION_IMAGES = 1000
 
@@ -129,6 +131,7 @@ def train(
     max_grad_norm: float,
     head_warmup_epochs: int,
     precision: str,
+    compile_mode: str,
     seed: int,
 ) -> Iterator[EpochMetrics]:
     """Train from the epoch after the training's history to the last, yielding each epoch's metrics.
@@ -143,7 +146,7 @@ def train(
     """
     model, optimizer, scaler = training.model, training.optimizer, training.scaler
     labels_N, device = train_source.labels_N, train_source.labels_N.device
-    start = train_source.start
+    start, forward = train_source.start, compiled_forward(compile_mode)
     learning = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad]
     steps_per_epoch = math.ceil(len(labels_N) / batch_size)
 
@@ -163,7 +166,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_factor(schedule, step, epochs * steps_per_epoch)
             with autocast(device, precision):
-                logits_BK = model(inputs, start)
+                logits_BK = forward(model, inputs, start)
             loss = cross_entropy(logits_BK.float(), labels_B, label_smoothing=label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -197,6 +200,32 @@ def train(
         if training.best is metrics:
             training.best_tensors = training.trained_tensors()
         yield metrics
+
+
+def _forward(model: TransferModel, inputs: torch.Tensor, start: int) -> torch.Tensor:
+    logits_BK: torch.Tensor = model(inputs, start)
+    return logits_BK
+
+
+@functools.cache
+def compiled_forward(mode: str) -> Callable[[TransferModel, torch.Tensor, int], torch.Tensor]:
+    """Return the network's forward pass, compiled once per process and shape for whatever network is given to it."""
+    if mode == "none":
+        return _forward
+    torch._dynamo.config.recompile_limit = 256  # a study's cuts, heads and batch sizes are all wanted
+    return torch.compile(_forward, mode=mode, dynamic=False)
+
+
+def check_compiler(mode: str, device: torch.device) -> None:
+    """Refuse to compile where that does not work.
+
+    Raises:
+        InputError: says what torch says.
+    """
+    try:
+        torch.compile(lambda x: (x.sin() + 1).relu(), mode=mode)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, by backend
+        raise InputError(f"compile: torch.compile does not work here ({first_line(error)}); leave it at none") from None
 
 
 def _head_peak_lr(optimizer: torch.optim.Optimizer) -> float:

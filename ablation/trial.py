@@ -55,6 +55,7 @@ from ablation.train import (
     EpochMetrics,
     Training,
     calibration_sample,
+    check_compiler,
     load_tensors,
     make_optimizer,
     predict,
@@ -124,10 +125,12 @@ def set_up(
         files: name -> content of the files that every run keeps.
 
     Raises:
-        InputError: the images do not fit into the device's memory.
+        InputError: the images do not fit into the device's memory, or `torch.compile` does not work here.
     """
     if study.deterministic:
         make_deterministic()
+    if study.compile != "none":
+        check_compiler(study.compile, device)
     pixels, labels = images.train_images_NHWC, images.train_labels_N
     try:
         train_images, val_images = (
@@ -280,6 +283,7 @@ def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         seed=named_seed(study.seed, "trial", claim.trial.number),
         epochs=study.epochs,
         precision=select_precision(study.precision, workbench.device),
+        compile=study.compile,
         deterministic=study.deterministic,
         threads=workbench.threads,
         backbone=study.backbone.name,
@@ -436,6 +440,7 @@ def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Iterat
         max_grad_norm=spec.max_grad_norm,
         head_warmup_epochs=spec.head_warmup_epochs,
         precision=spec.precision,
+        compile_mode=spec.compile,
         seed=spec.seed,
     )
 

@@ -883,6 +883,7 @@ def test_plan_by_hand(command: Command, study_file: Path, capsys: Any) -> None:
     # conv2_1 adds 8*16*9+16 = 1168; its head has 64*16+16 + 170 = 1210.
     assert "| conv2_1,fine_tune_all | 2 | 0 | 3,186 | 3,186 |" in output
     assert "4 arms, 8 trainings, 24 epochs" in output
+    assert "What frozen layers compute takes up to 0.1 MB in the store" in output
     assert command(study_file, "--plan", *CONFIRM) == 0
     output = capsys.readouterr().out
     assert "| block1,feature_extraction | 2 | 2 | 698 | 1,506 |" in output

@@ -1,4 +1,5 @@
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from ablation.data import Images, Normalisation
 from ablation.features import FrozenPart, ImageSource, frozen_part
 from ablation.models import build_model, calibrate, initialise
 from ablation.seeding import generator
-from ablation.spec import Augmentation
+from ablation.spec import Augmentation, InputError
 from ablation.strategies import STRATEGIES, apply_strategy
 from ablation.train import (
     Diverged,
     Training,
     calibration_sample,
+    check_compiler,
     evaluate,
     load_tensors,
     lr_factor,
@@ -52,7 +54,7 @@ def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str =
 
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch_size": 16, "schedule": "cosine", "label_smoothing": 0.0,
-    "max_grad_norm": 1e9, "head_warmup_epochs": 0, "precision": "float32", "seed": 5,
+    "max_grad_norm": 1e9, "head_warmup_epochs": 0, "precision": "float32", "compile_mode": "none", "seed": 5,
 }  # fmt: skip
 
 
@@ -228,3 +230,27 @@ def test_bfloat16_is_close_to_float32() -> None:
 def test_tensors_of_another_model_are_refused() -> None:
     with pytest.raises(RuntimeError, match="no tensor other"):
         load_tensors(training().model, {"other": torch.ones(1)})
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_training_is_close_and_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    eager = run(training(), epochs=2)
+    for seed in (5, 6):  # another trial of the same shape
+        compiled = run(training(), epochs=2, compile_mode="default", seed=seed)
+        assert counters["stats"]["unique_graphs"] == 1
+        if seed == 5:
+            for mine, theirs in zip(compiled, eager, strict=True):
+                assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+                assert mine["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=1 / 30 + 1e-9)
+
+
+def test_a_compiler_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler found\nlong advice")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(InputError, match=r"compile: torch.compile does not work here \(no compiler found\)"):
+        check_compiler("default", CPU)

@@ -1,0 +1,38 @@
+import pytest
+
+from ablation.data import DataSize
+from ablation.plan import feature_bytes
+from ablation.spec import StudySpec
+
+SPEC = {
+    "name": "s",
+    "question": "?",
+    "trials_per_arm": 1,
+    "epochs": 1,
+    "backbone": {"name": "vgg16", "weights": "imagenet"},
+    "data": {"source": "cifar10"},
+}
+EXTRACTION = {"strategy": ["feature_extraction"], "truncate_at": ["block1", "conv2_1"]}
+TOP = {"strategy": ["fine_tune_top"], "truncate_at": ["block3"]}
+DEPTHS = {"search": {"freeze_depth": {"low": 1, "high": 3}}}
+
+# Of 1,000 training images 100 are for validation, and there are 200 test images; in 4 bytes unless the precision is 16.
+BLOCK1, BLOCK1_POOLED, CONV2_1_POOLED = 64 * 16 * 16, 64 * 4, 128 * 4
+BLOCK2, BLOCK3_POOLED = 128 * 8 * 8, 256 * 4
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"factors": EXTRACTION}, 1000 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        ({"factors": EXTRACTION, "precision": "bfloat16"}, 1000 * (BLOCK1_POOLED + CONV2_1_POOLED) * 2),
+        ({"factors": EXTRACTION, "fixed": {"augmentation": "flip"}}, 1900 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        ({"factors": EXTRACTION, "fixed": {"augmentation": "crop_flip"}}, 100 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        ({"factors": EXTRACTION, "confirm": {"seeds": 2}}, 1200 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        ({"factors": EXTRACTION, "fixed": {"head_pool": "flatten"}}, 1000 * (BLOCK1 + 128 * 16 * 16) * 4),
+        ({"factors": TOP} | DEPTHS, 1000 * (BLOCK1 + BLOCK2 + BLOCK3_POOLED) * 4),
+        ({"factors": {"strategy": ["fine_tune_all", "from_scratch"]}}, 0),
+    ],
+)
+def test_bytes_of_features_by_hand(more: dict[str, object], expected: int) -> None:
+    assert feature_bytes(StudySpec(**(SPEC | more)), DataSize(10, 1000, 200)) == expected
