@@ -8,6 +8,8 @@ import hashlib
 import os
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ablation.spec import InputError
@@ -84,6 +86,7 @@ def select_device(name: str) -> "torch.device":
 
     device = check_device(name)
     if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
         torch.cuda.set_device(device)  # what is asked of "the current device" later is then asked of this one
     return device
 
@@ -102,6 +105,21 @@ def autocast(device: "torch.device", precision: str) -> "torch.autocast":
     import torch
 
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let CUDA compute float32 in float32 here, not in TF32, whose 10 bits other devices do not repeat."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def select_precision(precision: str, device: "torch.device") -> str:

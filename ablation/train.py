@@ -255,7 +255,7 @@ def evaluate(model: nn.Module, source: Source, precision: str) -> tuple[float, f
 
 @torch.no_grad()
 def predict(model: nn.Module, source: Source) -> torch.Tensor:
-    """Return the logits NK of all images, in float32 whatever the training's precision, so that any device agrees."""
+    """Return the logits NK of all images, in float32 whatever the training's precision."""
     return torch.cat(list(_logits(model, source, "float32")))
 
 

@@ -45,7 +45,7 @@ from ablation.search import (
     stored_spec,
     suggest,
 )
-from ablation.seeding import make_deterministic, named_seed, select_precision
+from ablation.seeding import exact_float32, make_deterministic, named_seed, select_precision
 from ablation.spec import InputError, StudySpec, TrialSpec, first_line
 from ablation.store import StoreAway, StoreError, find_store, write_atomically
 from ablation.strategies import STRATEGIES, apply_strategy
@@ -507,7 +507,8 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, training: Tr
     load_tensors(training.model, training.best_tensors)
     images = to_device(workbench.test_images_NHWC, labels_N, everything, workbench.device)
     frozen = replace(training.frozen, precision="float32")
-    logits_NK = predict(training.model, workbench.features.source(images, frozen, "none")).cpu()
+    with exact_float32():  # so that the champion, wherever it is loaded, agrees
+        logits_NK = predict(training.model, workbench.features.source(images, frozen, "none")).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
     number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32
     tensors = {

@@ -14,7 +14,7 @@ ORDER = [
     "architecture", "spec", "design", "store", "command_line", "locks", "outbox", "seeding", "weights", "data",
     "backbones", "models", "strategies", "features", "plan", "environment", "train", "checkpoint", "search",
     "tracking", "trial", "tables", "view", "results", "stats", "analysis", "figures", "report", "registry", "champion",
-    "champion_model", "predict", "demo", "workers", "study",
+    "champion_model", "predict", "demo", "workers", "study", "bench",
 ]  # fmt: skip
 TORCH = {
     "seeding",
@@ -32,16 +32,17 @@ TORCH = {
     "champion",
     "champion_model",
     "demo",
+    "bench",
 }
 ONLY_IN = {
     "torch": TORCH,
-    "torchvision": {"weights", "data", "backbones"},
-    "safetensors": {"weights", "data", "trial", "results", "demo"},
+    "torchvision": {"weights", "data", "backbones", "bench"},
+    "safetensors": {"weights", "data", "trial", "results", "demo", "bench"},
     "optuna": {"search"},
     "sqlalchemy": {"locks", "search", "tracking"},
     "mlflow": {"tracking", "registry", "champion_model"},
     "rich": {"view"},
-    "click": {"command_line", "predict", "report", "study"},
+    "click": {"command_line", "predict", "report", "study", "bench"},
     "filelock": {"locks"},
     "requests": {"tracking"},
     "sklearn": {"data"},
