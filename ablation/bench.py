@@ -10,6 +10,7 @@ Legend: N images, B images of a batch, C channels, H and W pixels, K classes.
 import contextlib
 import io
 import json
+import math
 import os
 import resource
 import statistics
@@ -471,7 +472,7 @@ def tracking(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
     rate = next(our_epochs(subject, "block3", "fine_tune_all", first_images(subject, 256, 20_000)))
     content = {
         "trials_per_arm": 1,
-        "epochs": max(1, round(MINUTE * rate / len(subject.train_images))),
+        "epochs": math.ceil(MINUTE * rate / len(subject.train_images)),
         "fixed": {"strategy": "fine_tune_all", "truncate_at": "block3", "lr": 1e-3},
     }
     spent: list[float] = []

@@ -280,6 +280,7 @@ class FeatureCache:
         self.limit = limit
         self.make_pretrained = make_pretrained
         self.say = say
+        self._has_refused = False
         self._opened: OrderedDict[str, torch.Tensor] = OrderedDict()  # the one that was used last is the last
 
     @cached_property
@@ -377,13 +378,16 @@ class FeatureCache:
             if self._make_room(len(images) * sum(sample[0].nbytes for sample in samples)):
                 self._store(images, frozen, mirror, layers, points, digests)
                 return True
+        if not self._has_refused:
+            logger.warning("features that exceed --feature-cache, or the disk, are computed in every epoch")
+            self._has_refused = True
         return False
 
     def _alone(self, frozen: FrozenPart, origin: str) -> tuple[list[nn.Module], list[str], list[Point]]:
         return frozen.layers, _digests(origin, frozen.layer_digests), [frozen.end]
 
     def _shared(self, frozen: FrozenPart, origin: str) -> tuple[list[nn.Module], list[str], list[Point]]:
-        """Return the study's longest frozen network and what is missing of its points; no points if it does not fit."""
+        """Return the study's longest frozen network and which of its points are missing; none if this is not one."""
         digests = _digests(origin, self.pretrained.layer_digests)
         points = {_name(digests, point): point for point in self.pretrained.points}
         if _name(_digests(origin, frozen.layer_digests), frozen.end) not in points:
@@ -392,7 +396,13 @@ class FeatureCache:
         return self.pretrained.layers, digests, missing
 
     def _make_room(self, needed: int) -> bool:
-        """Delete what was used least recently, and what crashes left, until so many bytes may be stored."""
+        """Delete what crashes left, and what was used least recently, until so many bytes may be stored.
+
+        Returns:
+            Whether they may; nothing is deleted for what exceeds the limit anyway.
+        """
+        if needed > self.limit:
+            return False
         for left in [*self.folder.glob("*.tmp"), *self.folder.glob("*.npy")]:
             if left.suffix == ".tmp" or not left.with_suffix(".json").exists():
                 left.unlink()
@@ -403,7 +413,7 @@ class FeatureCache:
             oldest.with_suffix(".json").unlink()
             oldest.unlink()
             del sizes[oldest]
-        return needed <= min(self.limit, shutil.disk_usage(self.folder).free)
+        return needed <= shutil.disk_usage(self.folder).free
 
     def _store(
         self,
@@ -422,25 +432,29 @@ class FeatureCache:
         while first > 0 and (begun := self._read(digests[first])) is None:
             first -= 1
         paths = [self._paths(_name(digests, point)) for point in points]
-        with ExitStack() as stack:
-            files = [stack.enter_context(path.with_suffix(".tmp").open("wb")) for _, path in paths]
-            for batch_B in torch.split(torch.arange(len(images)), evaluation_batch_size(images)):
-                if begun is not None:
-                    activations = _channels_first(begun[batch_B].to(device))
-                else:
-                    images_BCHW = take(images.images_NCHW, batch_B, device)
-                    activations = normalise(images_BCHW.flip(3) if mirror else images_BCHW, frozen.normalisation)
-                for file, rows in zip(
-                    files, run_layers(activations, layers, points, frozen.precision, first), strict=True
-                ):
-                    dtype = _append(file, rows, len(images))
-            for file in files:
-                file.flush()
-                os.fsync(file.fileno())
-        for about, path in paths:
-            path.with_suffix(".tmp").replace(path)
-            described = {"sha256": _file_digest(path), "dtype": dtype}
-            write_atomically(about, json.dumps(described).encode())
+        temporary = [path.with_suffix(".tmp") for _, path in paths]
+        try:
+            with ExitStack() as stack:
+                files = [stack.enter_context(path.open("wb")) for path in temporary]
+                for batch_B in torch.split(torch.arange(len(images)), evaluation_batch_size(images)):
+                    if begun is not None:
+                        activations = _channels_first(begun[batch_B].to(device))
+                    else:
+                        images_BCHW = take(images.images_NCHW, batch_B, device)
+                        activations = normalise(images_BCHW.flip(3) if mirror else images_BCHW, frozen.normalisation)
+                    found = run_layers(activations, layers, points, frozen.precision, first)
+                    for file, rows in zip(files, found, strict=True):
+                        dtype = _append(file, rows, len(images))
+                for file in files:
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError:
+            for path in temporary:
+                path.unlink(missing_ok=True)  # a full disk needs the room
+            raise
+        for unfinished, (about, path) in zip(temporary, paths, strict=True):
+            unfinished.replace(path)
+            write_atomically(about, json.dumps({"sha256": _file_digest(path), "dtype": dtype}).encode())
 
 
 def _append(file: BinaryIO, rows: torch.Tensor, total: int) -> str:

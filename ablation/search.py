@@ -6,7 +6,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,6 +56,8 @@ class ArmStudies:
 
     tuning: dict[str, optuna.Study]
     confirmation: dict[str, optuna.Study]
+    ended: dict[tuple[str, int], "TrialRecord"] = field(default_factory=dict)
+    """What is known of trials that have ended, by Optuna study and number, so that a long study costs no more."""
 
     def all(self) -> list[optuna.Study]:
         """Return every Optuna study."""
@@ -764,21 +766,26 @@ def records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialRecord]]:
     found: dict[str, list[TrialRecord]] = {}
     for arm, study in studies.tuning.items():
         tuned = study.get_trials(deepcopy=False)
-        found[arm] = [_record(arm, study, frozen, frozen, locks) for frozen in tuned]
+        found[arm] = [_record(studies, arm, study, frozen, frozen, locks) for frozen in tuned]
         if arm in studies.confirmation:
             confirmation = studies.confirmation[arm]
             for frozen in confirmation.get_trials(deepcopy=False):
                 confirmed = tuned[frozen.user_attrs.get("confirms", 0)]
-                found[arm].append(_record(arm, confirmation, frozen, confirmed, locks))
+                found[arm].append(_record(studies, arm, confirmation, frozen, confirmed, locks))
     return found
 
 
-def _record(arm: str, study: optuna.Study, frozen: FrozenTrial, tuned: FrozenTrial, locks: Locks) -> TrialRecord:
+def _record(
+    studies: ArmStudies, arm: str, study: optuna.Study, frozen: FrozenTrial, tuned: FrozenTrial, locks: Locks
+) -> TrialRecord:
+    key = study.study_name, frozen.number
+    if key in studies.ended:
+        return studies.ended[key]
     state: Any = TRIAL_ENDS.get(frozen.state)
     if state is None:
         is_owned = locks.is_taken(trial_lock(f"{study.user_attrs['key']}/{frozen.number}"))
         state = "running" if is_owned else "interrupted"
-    return TrialRecord(
+    record = TrialRecord(
         arm=arm,
         number=frozen.number,
         confirms=None if tuned is frozen else tuned.number,
@@ -789,6 +796,9 @@ def _record(arm: str, study: optuna.Study, frozen: FrozenTrial, tuned: FrozenTri
         reason=frozen.user_attrs.get("reason", ""),
         run_id=frozen.user_attrs.get("run_id", ""),
     )
+    if record.has_ended:
+        studies.ended[key] = record
+    return record
 
 
 def parameter_importances(

@@ -139,16 +139,52 @@ def test_killed_at_every_step(
     assert state(folders[0] / "s") == expected
     steps = victims.steps(folders[0])
     assert {"INSERT INTO runs", "INSERT INTO metrics", "fsync", "replace", "UPDATE trials SET", "_drop"} <= set(steps)
-    for first in range(0, len(steps), 2):
+    resumed: dict[int, Path] = {}
+    for first in range(0, len(steps) + 2, 2):
         pair = dict(zip(range(first, len(steps)), folders, strict=False))
         for folder in pair.values():
             start_over(folder)
         killed = [victims.start(folder, arguments, kill_at=number) for number, folder in pair.items()]
+        for number, store in resumed.items():  # those of the pair before, while this one is killed
+            assert state(store) == expected, f"killed before step {number}, {steps[number]}"
         assert [victims.wait(pid) for pid in killed] == [-signal.SIGKILL] * len(pair)
-        resumed = {number: victims.start(folder, arguments) for number, folder in pair.items()}
+        going_on = {number: victims.start(folder, arguments) for number, folder in pair.items()}
+        resumed = {}
         for number, folder in pair.items():
-            assert victims.wait(resumed[number]) == 0, victims.output(folder)
-            assert state(folder / "s") == expected, f"killed before step {number}, {steps[number]}"
+            assert victims.wait(going_on[number]) == 0, victims.output(folder)
+            shutil.rmtree(folder / "ended", ignore_errors=True)
+            resumed[number] = (folder / "s").rename(folder / "ended")
+
+
+def test_killed_while_features_are_stored(victims: Victims, small_study: Path, tmp_path: Path) -> None:
+    """What is left of them is made again, and the study is one that was not disturbed."""
+    arguments = [small_study, "--store", "s", "--epochs", "1", "--trials", "1", "--set", "fixed.truncate_at=block1"]
+    arguments += ["--set", 'factors={strategy=["feature_extraction"]}', "--set", "search={lr={low=0.001, high=0.03}}"]
+    store, template = tmp_path / "s", tmp_path / "template"
+    assert victims.run(tmp_path, arguments, kill_at="make_training") == -signal.SIGKILL
+    store.rename(template)
+
+    def start_over() -> None:
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(template, store)
+
+    def features() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (store / "features").iterdir()}
+
+    start_over()
+    assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+    expected, stored = state(store, "feature_extraction"), features()
+    assert len(stored) == 5  # of training and validation images, each with its description; and the lock
+    steps = victims.steps(tmp_path)
+    begun = steps.index("make_training")
+    while_storing = range(begun + 1, steps.index("evaluate") + 1)
+    assert [steps[number] for number in while_storing].count("replace") == 4
+    for number in while_storing:
+        start_over()
+        assert victims.run(tmp_path, arguments, kill_at=number) == -signal.SIGKILL
+        assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+        assert state(store, "feature_extraction") == expected, f"killed before step {number}, {steps[number]}"
+        assert features() == stored
 
 
 def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,15 @@ def test_layers_without_weights_are_every_trials_own(tmp_path: Path, narrow_weig
     assert not torch.equal(*found)
 
 
+def test_several_processes_compute_it_once(tmp_path: Path, computed: list[int]) -> None:
+    """Each with its own open files, as processes have: the others wait for the first, then read."""
+    with ThreadPoolExecutor(4) as pool:
+        sources = list(pool.map(lambda _: cache(tmp_path).source(TRAIN, part(3), "none"), range(4)))
+    assert computed == [17]
+    expected = part(3)(TRAIN.images_NCHW)
+    assert all(torch.equal(next(iter(source.in_order())), expected) for source in sources)
+
+
 # ------------------------------------------------------------------------------------------------ never stale
 
 
@@ -306,10 +316,28 @@ def test_the_folder_stays_below_its_limit(tmp_path: Path, computed: list[int]) -
     assert torch.equal(next(iter(one.in_order())), part(3)(TRAIN.images_NCHW)), "what is open can still be read"
 
 
-def test_what_exceeds_the_limit_is_computed_in_every_epoch(tmp_path: Path) -> None:
-    store = cache(tmp_path, limit=1000)
-    assert isinstance(store.source(TRAIN, part(3), "none"), ImageSource)
-    assert files(tmp_path) == []
+def test_what_exceeds_the_limit_is_computed_in_every_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And costs nothing that is stored already."""
+    cache(tmp_path).source(VAL, part(3), "none")
+    stored = files(tmp_path)
+    store = cache(tmp_path, limit=stored[0].stat().st_size + 100)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert isinstance(store.source(TRAIN, part(3), "none"), ImageSource)
+    assert caplog.text.count("exceed --feature-cache") == 1
+    assert files(tmp_path) == stored
+    assert isinstance(store.source(VAL, part(3), "none"), FeatureSource)
+
+
+def test_cuts_are_computed_alone_where_all_of_them_exceed_the_limit(tmp_path: Path, narrow_weights: Path) -> None:
+    weights = read_weights("vgg16_narrow", str(narrow_weights))
+    model = build_model("vgg16_narrow", "block2", 8, 1, 3, 32)
+    initialise(model, "vgg16_narrow", weights, 0)
+    frozen = frozen_part(model.to(memory_format=torch.channels_last), 2, NORMALISATION, "float32")
+    shared = pretrained_network(StudySpec(**STUDY), weights, torch.device("cpu"))
+    store = cache(tmp_path, limit=97 * 16 * 4 + 200, pretrained=shared)
+    assert isinstance(store.source(TRAIN, frozen, "none"), FeatureSource)
+    assert len(files(tmp_path)) == 1
 
 
 def test_a_full_disk_is_no_reason_to_stop(
@@ -324,7 +352,7 @@ def test_a_full_disk_is_no_reason_to_stop(
         assert isinstance(store.source(TRAIN, part(3), "none"), ImageSource)
         assert isinstance(store.source(TRAIN, part(3, seed=1), "none"), ImageSource)
     assert caplog.text.count("No space left") == 1
-    assert files(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
     monkeypatch.undo()
     assert isinstance(cache(tmp_path).source(TRAIN, part(3), "none"), FeatureSource)
     assert list(tmp_path.glob("*.tmp")) == []

@@ -85,7 +85,9 @@ def main() -> None:
 def run_once(study_file: str) -> None:
     """Run a study here, so that no child has to compile SQL and templates anew, which takes longest."""
     with tempfile.TemporaryDirectory() as store, contextlib.redirect_stdout(sys.stderr):
-        sys.argv = ["study", study_file, "--store", store, "--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1"]
+        one_arm = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
+        budget = ["--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1"]
+        sys.argv = ["study", study_file, "--store", store, *one_arm, *budget]
         assert study.main() == 0
 
 
