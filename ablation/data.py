@@ -352,8 +352,14 @@ def to_device(images_NHWC: np.ndarray, labels_N: np.ndarray, indices: np.ndarray
 
 
 def take(rows_N: "torch.Tensor", chosen_B: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """Return the chosen rows on the device; those of the host's memory are copied while the device goes on working."""
-    rows_B = rows_N[chosen_B.to(rows_N.device)]
+    """Return the chosen rows (numbers on the CPU) on the device, which goes on working while they are copied."""
+    if rows_N.device == device:
+        return rows_N[chosen_B.to(device, non_blocking=True)]
+    return copy_to(rows_N[chosen_B], device)
+
+
+def copy_to(rows_B: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Return rows on the device; from the host's memory without waiting for the device."""
     return rows_B if rows_B.device == device else rows_B.pin_memory().to(device, non_blocking=True)
 
 

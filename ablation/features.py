@@ -27,7 +27,7 @@ from torch import nn
 
 from ablation import architecture
 from ablation.backbones import build_blocks, feature_shape, initialise_blocks
-from ablation.data import Images, Normalisation, augment, draw_flips, evaluation_batch_size, normalise, take
+from ablation.data import Images, Normalisation, augment, copy_to, draw_flips, evaluation_batch_size, normalise, take
 from ablation.locks import file_lock
 from ablation.models import TransferModel, build_pool
 from ablation.seeding import autocast
@@ -35,6 +35,9 @@ from ablation.spec import Augmentation, HeadPool, StudySpec, first_line
 from ablation.store import StoreError, write_atomically
 from ablation.weights import Weights
 
+FORMAT = 1  # of the files, and of what is done to images before the first layer: another number makes all of it anew
+SHARE_OF_DEVICE = 0.25  # of a GPU's memory, for features; the rest is for trainings
+KEPT_FREE = 1_000_000_000  # bytes of the disk that checkpoints and databases may need
 logger = logging.getLogger(__name__)
 
 
@@ -151,7 +154,7 @@ class ImageSource:
     def in_order(self) -> Iterator[torch.Tensor]:
         """Yield the inputs of the rest of the network as they are, in batches of `evaluation_batch_size`."""
         for images_BCHW in torch.split(self.images.images_NCHW, evaluation_batch_size(self.images)):
-            yield self.frozen(images_BCHW.to(self.labels_N.device, non_blocking=True))
+            yield self.frozen(copy_to(images_BCHW, self.labels_N.device))
 
     def subset(self, chosen_N: torch.Tensor) -> "ImageSource":
         """Return the chosen images."""
@@ -193,7 +196,7 @@ class FeatureSource:
     def in_order(self) -> Iterator[torch.Tensor]:
         """Yield the inputs of the rest of the network in order, in the batches of `ImageSource`."""
         for rows in torch.split(self.features, self.batch_size):
-            yield _channels_first(rows.to(self.labels_N.device, non_blocking=True))
+            yield _channels_first(copy_to(rows, self.labels_N.device))
 
     def subset(self, chosen_N: torch.Tensor) -> "FeatureSource":
         """Return the chosen images' features, not mirrored."""
@@ -280,8 +283,10 @@ class FeatureCache:
         self.limit = limit
         self.make_pretrained = make_pretrained
         self.say = say
-        self._has_refused = False
+        self._can_store = True  # until the disk says no
+        self._refused: set[str] = set()  # what there is no room for
         self._opened: OrderedDict[str, torch.Tensor] = OrderedDict()  # the one that was used last is the last
+        self._may_use_device = True
 
     @cached_property
     def pretrained(self) -> Pretrained:
@@ -302,47 +307,61 @@ class FeatureCache:
             return read_images
         return FeatureSource(plain, mirrored, images.labels_N, frozen.blocks, evaluation_batch_size(images))
 
+    def release_device(self) -> bool:
+        """Take features off the device for good, whose memory a training needs; return whether there were any."""
+        on_device = [name for name, opened in self._opened.items() if opened.device.type == "cuda"]
+        for name in on_device:
+            del self._opened[name]
+        self._may_use_device = False
+        return bool(on_device)
+
     def _features(self, images: Images, frozen: FrozenPart, *, mirror: bool) -> torch.Tensor | None:
         if self.limit == 0:
             return None
         origin = _origin(images, frozen, mirror)
         name = _name(_digests(origin, frozen.layer_digests), frozen.end)
+        for other in [other for other in self._opened if not self._paths(other)[0].exists()]:
+            del self._opened[other]  # another process needed the room, which an open file would keep
         if name not in self._opened:
             try:
                 found = self._read(name)
-                if found is None:
+                if found is None and self._can_store and name not in self._refused:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     with file_lock(self.folder / "lock"):  # another process may be computing it just now
                         found = self._read(name)
                         if found is None and self._compute(images, frozen, origin, mirror):
                             found = self._read(name)
             except (OSError, StoreError) as error:
-                self._give_up(str(error))
+                logger.warning("no more features of frozen layers are stored, but computed in every epoch: %s", error)
+                self._can_store = False
                 found = None
             if found is None:
+                self._refused.add(name)
                 return None
             self._opened[name] = self._place(found, images.labels_N.device)
         self._opened.move_to_end(name)
+        with suppress(OSError):
+            os.utime(self._paths(name)[0])  # that it was used now; the file may be another user's
         return self._opened[name]
 
-    def _give_up(self, reason: str) -> None:
-        logger.warning("the frozen layers are computed in every epoch, because features are not stored: %s", reason)
-        self.limit = 0
-
     def _place(self, features: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Return features where they are read fastest: on the device if half of what is free suffices.
+        """Return features where they are read fastest: on a GPU if they fit into a quarter of its memory.
 
         On the CPU they stay in the file, which the system keeps in memory, once for all processes.
         """
         if device.type != "cuda":
             return features.to(device)
-        while features.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-            oldest = next((name for name, opened in self._opened.items() if opened.device == device), None)
-            if oldest is None:
-                return features
-            del self._opened[oldest]
-            torch.cuda.empty_cache()
-        return features.to(device)
+        budget = torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE
+        if features.nbytes > budget or not self._may_use_device:
+            return features
+        resident = {name: opened.nbytes for name, opened in self._opened.items() if opened.device.type == "cuda"}
+        for name in list(resident):
+            if sum(resident.values()) + features.nbytes > budget:
+                del self._opened[name], resident[name]
+        try:
+            return features.to(device)
+        except torch.OutOfMemoryError:
+            return features
 
     def _read(self, name: str) -> torch.Tensor | None:
         """Return stored features as they are in their file; None where there are none, or damaged ones."""
@@ -351,15 +370,13 @@ class FeatureCache:
             described = json.loads(about.read_text())
             if _file_digest(path) != described["sha256"]:
                 raise ValueError("wrong checksum")
-        except FileNotFoundError:
+            # Copy on write, because torch wants to be able to write.
+            return torch.from_numpy(np.load(path, mmap_mode="c")).view(getattr(torch, described["dtype"]))
+        except FileNotFoundError:  # never there, or deleted while we looked
             return None
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s) and made anew", path, first_line(error))
             return None
-        with suppress(OSError):
-            os.utime(about)  # a file of another user may be read
-        # Copy on write, because torch wants to be able to write.
-        return torch.from_numpy(np.load(path, mmap_mode="c")).view(getattr(torch, described["dtype"]))
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.folder / f"{name}.json", self.folder / f"{name}.npy"
@@ -378,9 +395,8 @@ class FeatureCache:
             if self._make_room(len(images) * sum(sample[0].nbytes for sample in samples)):
                 self._store(images, frozen, mirror, layers, points, digests)
                 return True
-        if not self._has_refused:
+        if not self._refused:
             logger.warning("features that exceed --feature-cache, or the disk, are computed in every epoch")
-            self._has_refused = True
         return False
 
     def _alone(self, frozen: FrozenPart, origin: str) -> tuple[list[nn.Module], list[str], list[Point]]:
@@ -390,30 +406,36 @@ class FeatureCache:
         """Return the study's longest frozen network and which of its points are missing; none if this is not one."""
         digests = _digests(origin, self.pretrained.layer_digests)
         points = {_name(digests, point): point for point in self.pretrained.points}
-        if _name(_digests(origin, frozen.layer_digests), frozen.end) not in points:
+        wanted = _name(_digests(origin, frozen.layer_digests), frozen.end)
+        if wanted not in points:
             return [], [], []  # a part of a network, or one with random layers of its own
-        missing = [point for name, point in points.items() if self._read(name) is None]
-        return self.pretrained.layers, digests, missing
+        missing = {name for name in points if not self._paths(name)[0].exists()} | {wanted}  # which may be damaged
+        return self.pretrained.layers, digests, [point for name, point in points.items() if name in missing]
 
     def _make_room(self, needed: int) -> bool:
         """Delete what crashes left, and what was used least recently, until so many bytes may be stored.
 
         Returns:
-            Whether they may; nothing is deleted for what exceeds the limit anyway.
+            Whether they may; nothing that is of use is deleted if not.
         """
-        if needed > self.limit:
-            return False
         for left in [*self.folder.glob("*.tmp"), *self.folder.glob("*.npy")]:
             if left.suffix == ".tmp" or not left.with_suffix(".json").exists():
                 left.unlink()
         sizes = {path: path.stat().st_size for path in self.folder.glob("*.npy")}
-        used_first = sorted(sizes, key=lambda path: path.with_suffix(".json").stat().st_mtime)
-        while used_first and sum(sizes.values()) + needed > self.limit:
-            oldest = used_first.pop(0)
-            oldest.with_suffix(".json").unlink()
-            oldest.unlink()
-            del sizes[oldest]
-        return needed <= shutil.disk_usage(self.folder).free
+        used, free = sum(sizes.values()), shutil.disk_usage(self.folder).free - KEPT_FREE
+        evicted = []
+        for path in sorted(sizes, key=lambda path: path.with_suffix(".json").stat().st_mtime):
+            if used + needed <= self.limit and needed <= free:
+                break
+            evicted.append(path)
+            used, free = used - sizes[path], free + sizes[path]
+        if used + needed > self.limit or needed > free:
+            return False
+        for path in evicted:
+            self._opened.pop(path.stem, None)
+            path.with_suffix(".json").unlink()
+            path.unlink()
+        return True
 
     def _store(
         self,
@@ -448,13 +470,15 @@ class FeatureCache:
                 for file in files:
                     file.flush()
                     os.fsync(file.fileno())
-        except OSError:
-            for path in temporary:
-                path.unlink(missing_ok=True)  # a full disk needs the room
+            for unfinished, (about, path) in zip(temporary, paths, strict=True):
+                unfinished.replace(path)
+                write_atomically(about, json.dumps({"sha256": _file_digest(path), "dtype": dtype}).encode())
+        except (OSError, StoreError):  # a full disk needs the room
+            for unfinished, (about, path) in zip(temporary, paths, strict=True):
+                unfinished.unlink(missing_ok=True)
+                if not about.exists():
+                    path.unlink(missing_ok=True)
             raise
-        for unfinished, (about, path) in zip(temporary, paths, strict=True):
-            unfinished.replace(path)
-            write_atomically(about, json.dumps({"sha256": _file_digest(path), "dtype": dtype}).encode())
 
 
 def _append(file: BinaryIO, rows: torch.Tensor, total: int) -> str:
@@ -473,8 +497,14 @@ def _origin(images: Images, frozen: FrozenPart, mirror: bool) -> str:
     device = images.labels_N.device
     is_cuda = device.type == "cuda"
     computed_by = torch.cuda.get_device_name(device) if is_cuda else torch.backends.cpu.get_cpu_capability()
-    things = [images.digest, mirror, asdict(frozen.normalisation), frozen.precision, evaluation_batch_size(images)]
-    return _sha256(json.dumps([*things, device.type, computed_by, str(torch.__version__)]))
+    modes = [
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+    ]
+    read = [images.digest, mirror, asdict(frozen.normalisation), evaluation_batch_size(images)]
+    computed = [frozen.precision, device.type, computed_by, *modes, str(torch.__version__)]
+    return _sha256(json.dumps([FORMAT, *read, *computed]))
 
 
 def _digests(origin: str, layer_digests: Sequence[str]) -> list[str]:

@@ -81,8 +81,11 @@ def feature_bytes(spec: StudySpec, size: DataSize) -> int:
                     numbers[f"block{depth}", None] = math.prod(shape)
     validation = round(size.train * spec.data.val_fraction)
     orientations = 2 if "flip" in augmentations else 1 if "none" in augmentations else 0  # random crops are not stored
-    images = (size.train - validation) * orientations + validation + (size.test if spec.confirm.seeds > 0 else 0)
-    return images * sum(numbers.values()) * BYTES_PER_FEATURE.get(spec.precision, 4)
+    trained = ((size.train - validation) * orientations + validation) * BYTES_PER_FEATURE.get(spec.precision, 4)
+    tested = (size.test if spec.confirm.seeds > 0 else 0) * 4  # always in float32
+    # Layers without weights are random, in every trial others.
+    networks = spec.trials_per_arm + spec.confirm.seeds if spec.backbone.missing_layers == "random" else 1
+    return (trained + tested) * sum(numbers.values()) * networks
 
 
 def _frozen_blocks(spec: StudySpec, levels: dict[str, Any], kept: int) -> set[int]:

@@ -72,7 +72,7 @@ def check_device(name: str) -> "torch.device":
     count = gpu_count()
     if name == "auto":
         name = "cuda" if count else "mps" if has_mps else "cpu"
-    device = torch.device(name)
+    device = torch.device("cuda:0" if name == "cuda" else name)  # one without a number cannot be made the current one
     missing = {"cuda": (device.index or 0) >= count, "mps": not has_mps, "cpu": False}
     if missing[device.type]:
         found = f"{count} CUDA device{'s' * (count != 1)} found"

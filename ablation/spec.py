@@ -309,7 +309,7 @@ class StudySpec(Strict):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, where the device has it, else float32."
     )
-    compile: Literal["none", "default", "reduce-overhead"] = Field(
+    compile: Literal["none", "default"] = Field(
         "none", description="Mode of torch.compile for the training step; compiled once for all trials of one shape."
     )
     deterministic: bool = Field(False, description="Bit-identical repeats on CUDA; slower. The CPU always is.")

@@ -4,6 +4,7 @@ torch, MLflow and Optuna take seconds to import, so they are imported inside the
 a refused study file answer at once.
 """
 
+import math
 import os
 import shlex
 import signal
@@ -108,6 +109,8 @@ def cli(
     overrides += [parse_override(setting) for setting in settings]
     spec = load_study(path, name=study_name, overrides=overrides)
     check_device_name(device)
+    if not math.isfinite(feature_cache):
+        raise InputError(f"--feature-cache: must be a number of GB, got {feature_cache}")
     feature_limit = round(feature_cache * 1e9)
     if plan_only:
         return show_plan(spec)

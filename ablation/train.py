@@ -47,7 +47,7 @@ class EpochMetrics:
 
 @dataclass
 class Training:
-    """A training in progress: everything that a checkpoint holds."""
+    """A training in progress: what a checkpoint holds, and the network's frozen part."""
 
     model: TransferModel
     frozen: FrozenPart
@@ -156,7 +156,7 @@ def train(
         model.train()
         for parameter in learning:
             parameter.requires_grad_(epoch > head_warmup_epochs)
-        order_N = torch.randperm(len(labels_N), generator=generator(seed, "order", epoch)).to(device)
+        order_N = torch.randperm(len(labels_N), generator=generator(seed, "order", epoch))
         noise = generator(seed, "augmentation", epoch)
         loss_sum = torch.zeros((), device=device)
         correct = torch.zeros((), device=device, dtype=torch.int64)

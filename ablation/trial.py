@@ -343,8 +343,11 @@ def _train_and_record(
         reason = f"out of memory on {workbench.device}: {first_line(error)}"
     # Only here is the exception gone, whose traceback held the frames and with them the tensors.
     training = None
+    shared = workbench.features.release_device()
     _free_memory(workbench.device)
     _wait_until_held(claim)
+    if shared:  # without features in its way the trial may fit; it goes on from its last checkpoint
+        return _train_and_record(workbench, claim, spec, run, on_epoch)
     return Outcome("failed", None, reason)
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from ablation import features
-from ablation.data import Images, Normalisation
+from ablation.data import Images, Normalisation, normalise
 from ablation.features import (
     FeatureCache,
     FeatureSource,
     FrozenPart,
     ImageSource,
+    Point,
     Pretrained,
     Source,
     frozen_part,
@@ -111,6 +113,27 @@ def test_training_is_bitwise_the_same_with_and_without(
         assert again == figures
         assert all(torch.equal(tensors[name], tensors_again[name]) for name in tensors)
     assert len({epoch["train_loss"] for epoch in figures}) == 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_layer_of_vgg16_gives_an_image_the_same_in_any_batch(threads: int) -> None:
+    """What storing rests on: to the bit, whatever the batch, its size and the number of threads."""
+    model = build_model("vgg16", "block5", 8, 1, 3, 32)
+    initialise(model, "vgg16", None, 0)
+    frozen = frozen_part(model.to(memory_format=torch.channels_last), 5, NORMALISATION, "float32")
+    points = [Point(number, None) for number in range(len(frozen.layers) + 1)]
+    order = torch.randperm(30, generator=generator(4))
+    before = torch.get_num_threads()
+    try:
+        whole = features.run_layers(normalise(VAL.images_NCHW, NORMALISATION), frozen.layers, points, "float32")
+        torch.set_num_threads(threads)
+        for size in (16, 7, 1):
+            for chosen in order.split(size)[:3]:
+                inputs = normalise(VAL.images_NCHW[chosen], NORMALISATION)
+                found = features.run_layers(inputs, frozen.layers, points, "float32")
+                assert all(torch.equal(rows, expected[chosen]) for rows, expected in zip(found, whole, strict=True))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_flips_are_those_of_the_images(tmp_path: Path) -> None:
@@ -314,6 +337,38 @@ def test_the_folder_stays_below_its_limit(tmp_path: Path, computed: list[int]) -
         use(seed)
     assert len(computed) == 3, "1 and 2 are computed, and 1 again, which had to go for 2"
     assert torch.equal(next(iter(one.in_order())), part(3)(TRAIN.images_NCHW)), "what is open can still be read"
+
+
+def test_what_another_process_deletes_is_let_go(tmp_path: Path) -> None:
+    """An open file would keep its room on the disk."""
+    store = cache(tmp_path)
+    store.source(TRAIN, part(3), "none")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    store.source(VAL, part(3), "none")
+    assert [len(opened) for opened in store._opened.values()] == [len(VAL)]
+
+
+def test_room_is_kept_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is deleted where that does not help."""
+    cache(tmp_path).source(VAL, part(3), "none")
+    stored = files(tmp_path)
+    free = shutil._ntuple_diskusage(10**12, 10**12, features.KEPT_FREE + 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    assert isinstance(cache(tmp_path).source(TRAIN, part(3), "none"), ImageSource)
+    assert files(tmp_path) == stored
+    assert isinstance(cache(tmp_path).source(VAL, part(3), "none"), FeatureSource)
+
+
+def test_what_is_stored_is_read_even_if_nothing_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    cache(tmp_path).source(VAL, part(3), "none")
+    store = cache(tmp_path)
+    monkeypatch.setattr(features, "_append", full)
+    assert isinstance(store.source(TRAIN, part(3), "none"), ImageSource)
+    assert isinstance(store.source(VAL, part(3), "none"), FeatureSource)
 
 
 def test_what_exceeds_the_limit_is_computed_in_every_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

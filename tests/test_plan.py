@@ -29,6 +29,14 @@ BLOCK2, BLOCK3_POOLED = 128 * 8 * 8, 256 * 4
         ({"factors": EXTRACTION, "fixed": {"augmentation": "flip"}}, 1900 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
         ({"factors": EXTRACTION, "fixed": {"augmentation": "crop_flip"}}, 100 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
         ({"factors": EXTRACTION, "confirm": {"seeds": 2}}, 1200 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        (
+            {"factors": EXTRACTION, "confirm": {"seeds": 2}, "precision": "bfloat16"},
+            (1000 * 2 + 200 * 4) * (BLOCK1_POOLED + CONV2_1_POOLED),
+        ),
+        (
+            {"factors": EXTRACTION, "trials_per_arm": 3, "backbone": {"name": "vgg16", "missing_layers": "random"}},
+            3 * 1000 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4,
+        ),
         ({"factors": EXTRACTION, "fixed": {"head_pool": "flatten"}}, 1000 * (BLOCK1 + 128 * 16 * 16) * 4),
         ({"factors": TOP} | DEPTHS, 1000 * (BLOCK1 + BLOCK2 + BLOCK3_POOLED) * 4),
         ({"factors": {"strategy": ["fine_tune_all", "from_scratch"]}}, 0),

@@ -25,7 +25,7 @@ import ablation
 from ablation import data, figures, study, train, trial
 from ablation.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.data import Normalisation, load_images, split_seed, split_train_val, to_device
-from ablation.features import ImageSource, frozen_part
+from ablation.features import FeatureCache, ImageSource, frozen_part
 from ablation.report import build_report
 from ablation.results import load_predictions, read_results
 from ablation.search import NumberedRandomSampler
@@ -548,6 +548,25 @@ def test_out_of_memory_fails_the_trial_and_is_released(
     assert len(models) == 2
 
 
+def test_a_trial_that_features_leave_no_memory_goes_on_without_them(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU that holds features: they are released once, then the trial is what it would have been."""
+    released = iter([True, False])
+    monkeypatch.setattr(FeatureCache, "release_device", lambda self: next(released))
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+
+    def fault(number: int, epoch: int) -> None:
+        if (number, epoch) in ((0, 2), (2, 2)):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    patched_train(monkeypatch, fault)
+    assert command(study_file, "--store", "s", *ONE_ARM) == 0
+    first, second = runs(Path("s"), "small")
+    assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
+    assert [step for step, _ in history(Path("s"), first)["val_loss"]] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("kind", ["bug", "ctrl-c"])
 def test_an_interrupted_trial_goes_on(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, capsys: Any
@@ -803,6 +822,9 @@ def test_only_the_arms_best_checkpoint_is_kept(command: Command, study_file: Pat
         (("{file}", "--name", "../x"), "the study's name '../x' must be"),
         (("{file}", "--demo", "--name", "x"), "--name: a demo is always called NAME-demo"),
         (("{file}", "--epochs", "ten"), "'ten' is not a valid integer"),
+        (("{file}", "--feature-cache", "inf"), "--feature-cache: must be a number of GB, got inf"),
+        (("{file}", "--feature-cache", "nan"), "--feature-cache: must be a number of GB, got nan"),
+        (("{file}", "--feature-cache", "-1"), "Invalid value for '--feature-cache'"),
         (("{file}", "--trials", "0"), "trials_per_arm: input should be greater than or equal to 1"),
         (("{file}", "--device", "tpu"), "--device: unknown device 'tpu'"),
         (("{file}", "--device", "cuda:77"), "--device: cuda:77 is not available"),
