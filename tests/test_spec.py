@@ -116,7 +116,7 @@ def test_malformed_and_missing_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "a'b", "x" * 101])
 def test_unsafe_names_are_refused(study_file: Path, name: str) -> None:
-    with pytest.raises(InputError, match="--name"):
+    with pytest.raises(InputError, match="the study.s name"):
         load_study(study_file, name=name or "\0")
 
 
