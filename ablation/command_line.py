@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from ablation.interrupts import handle_interrupts
 from ablation.spec import InputError
 from ablation.store import StoreAway, StoreError
 
@@ -12,6 +13,7 @@ REFUSED, FAULT, STOPPED = 2, 1, 130  # exit statuses: the user's input, a store 
 
 def run_command(command: click.Command) -> int:
     """Run a command on the arguments of this process; return its exit status."""
+    handle_interrupts()
     try:
         command.main(standalone_mode=False)
     except InputError as error:

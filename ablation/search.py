@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablation import architecture
 from ablation.design import Arm, arms, next_arm
+from ablation.interrupts import uninterrupted
 from ablation.locks import EXCLUSIVE, POSTGRES_CONNECT_ARGS, Locks, opening
 from ablation.seeding import named_seed
 from ablation.spec import Choices, Hyperparameters, InputError, StudySpec, applies, first_line
@@ -73,7 +74,8 @@ def storage_errors() -> Iterator[None]:
     import sqlalchemy.exc
 
     try:
-        yield
+        with uninterrupted():
+            yield
     except optuna.exceptions.UpdateFinishedTrialError:
         raise ClaimLost("another worker has ended it") from None
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:

@@ -613,13 +613,8 @@ def ui_address(experiment_id: str, *, has_confirmations: bool) -> str:
     return f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run the command line; return its exit status."""
-    signal.signal(signal.SIGTERM, _interrupt)  # what a container gets when it is stopped
     status = run_command(cli)
     if status == STOPPED and "--as-worker" not in sys.argv:
         command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])

@@ -33,6 +33,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.version import VERSION
 
+from ablation.interrupts import uninterrupted
 from ablation.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.outbox import Outbox
 from ablation.spec import InputError, TrialSpec, first_line, nearest
@@ -478,7 +479,8 @@ def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[
 def mlflow_errors(store: Store) -> Iterator[None]:
     """Raise what can go wrong with calls to MLflow as StoreAway (a server that may come back) or StoreError."""
     try:
-        yield
+        with uninterrupted():
+            yield
     except (MlflowException, requests.RequestException, OSError) as error:
         reason = first_line(error)
         if store.has_remote_tracking and is_outage(error):

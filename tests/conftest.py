@@ -1,5 +1,6 @@
 """Shared fixtures: small studies on scikit-learn's digits, and the real images and weights where they are at hand."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -105,6 +106,17 @@ def real_images(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 # ------------------------------------------------------------------------------------------ processes that are killed
+
+
+@contextlib.contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Let a command line set its signal handlers in this process for the time of this context."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Victims:

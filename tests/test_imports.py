@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
-    "architecture", "spec", "design", "store", "command_line", "locks", "outbox", "seeding", "weights", "data",
-    "backbones", "models", "strategies", "features", "plan", "environment", "train", "checkpoint", "search",
-    "tracking", "trial", "tables", "view", "results", "stats", "analysis", "figures", "report", "registry", "champion",
-    "champion_model", "predict", "demo", "workers", "study", "bench",
+    "architecture", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox", "seeding",
+    "weights", "data", "backbones", "models", "strategies", "features", "plan", "environment", "train",
+    "checkpoint", "search", "tracking", "trial", "tables", "view", "results", "stats", "analysis", "figures",
+    "report", "registry", "champion", "champion_model", "predict", "demo", "workers", "study", "bench",
 ]  # fmt: skip
 TORCH = {
     "seeding",

@@ -1,7 +1,9 @@
 """`--workers N`: processes that share a study, are replaced when they are killed, and stop with the one that began."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -68,8 +70,9 @@ def test_refused_input_stays_refused_input() -> None:
 
 def test_closing_its_input_stops_a_worker() -> None:
     code = (
-        "import signal, time; from ablation.study import stop_with_parent, _interrupt\n"
-        "signal.signal(signal.SIGTERM, _interrupt)\n"
+        "import time; from ablation.interrupts import handle_interrupts\n"
+        "from ablation.study import stop_with_parent\n"
+        "handle_interrupts()\n"
         "try: stop_with_parent(); print('on', flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt: print('stopped')"
     )
@@ -87,6 +90,14 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path) -> No
     command = [sys.executable, "-m", "ablation.study", str(study_file), "--store", "s", *ONE_ARM]
     command += ["--trials", "6", "--epochs", "25", "--workers", "2"]
 
+    def in_the_middle_of_a_trial() -> None:
+        """Wait for a trial to begin; it takes a second, and the signal after this a hundredth."""
+        with contextlib.closing(sqlite3.connect(tmp_path / "s" / "mlflow.db")) as connection:
+            first = newest = connection.execute("SELECT max(start_time) FROM runs").fetchone()
+            while newest == first:
+                time.sleep(0.005)
+                newest = connection.execute("SELECT max(start_time) FROM runs").fetchone()
+
     def run(act: int) -> tuple[int, list[str]]:
         """Send a signal after a trial: SIGINT to the command, SIGKILL to its first worker."""
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -99,6 +110,7 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path) -> No
             lines.append(line.rstrip())
             if "finished: " in line and not acted:
                 acted = True
+                in_the_middle_of_a_trial()
                 children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
                 os.kill(process.pid if act == signal.SIGINT else int(children[0]), act)
         deadline.cancel()
