@@ -1,68 +1,117 @@
-"""torchvision's networks as an ordered list of named blocks, cut where the study says.
+"""`python -m ablation.backbones NAME`: where a backbone can be cut, and what each cut leaves of it."""
 
-Legend: N images, C channels, H and W pixels.
-"""
+import sys
 
-import math
-from collections import OrderedDict
+import click
 
-import torch
-from torch import nn
-from torchvision.models.vgg import make_layers
-
-from ablation import architecture
-from ablation.weights import Weights
+from ablation import __version__
+from ablation.architecture import BACKBONES, block_names, smallest_image
+from ablation.command_line import run_command
+from ablation.spec import InputError, nearest
+from ablation.tables import Table
 
 
-def build_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
-    """Build the kept part of a backbone, its parameters allocated but not yet set.
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option(
+    "--image-size", type=click.IntRange(1), default=32, metavar="S", help="Of S x S pixels.  [default: 32, CIFAR-10's]"
+)
+@click.version_option(__version__)
+def cli(name: str | None, image_size: int) -> None:
+    """Show the blocks and units of the backbone NAME; without NAME, all backbones."""
+    from ablation import view
 
-    Returns:
-        A Sequential of blocks `block1`, ...; each a Sequential of torchvision's own modules, named `conv1_1`,
-        `relu1_1`, ..., `pool1`. A cut at a block keeps its max-pool, one at a layer ends after its ReLU.
+    if name is None:
+        view.show_table(all_backbones())
+        return
+    if name not in BACKBONES:
+        raise InputError(f"unknown backbone {name!r}{nearest(name, BACKBONES)}")
+    view.show_table(cuts_table(name, image_size))
+    view.show_table(weights_table(name))
+
+
+def all_backbones() -> Table:
+    """Make the table of all backbones."""
+    rows = [[name, str(len(block_names(name))), str(sum(about.units))] for name, about in BACKBONES.items()]
+    return Table("Backbones", ["name", "blocks", "units"], rows, ["python -m ablation.backbones NAME shows one."])
+
+
+def cuts_table(backbone: str, image_size: int) -> Table:
+    """Make the table of a backbone's cuts, from the input on: what each keeps of the network, and what that costs.
+
+    Raises:
+        InputError: the images are too small for any of them.
     """
-    configuration = [entry for widths in architecture.VGG_CHANNELS[backbone] for entry in (*widths, "M")]
-    with torch.device("meta"):
-        modules = list(make_layers(configuration, batch_norm=False))
-    blocks: OrderedDict[str, OrderedDict[str, nn.Module]] = OrderedDict()
-    for layer in architecture.kept_layers(backbone, truncate_at):
-        block = blocks.setdefault(layer.block, OrderedDict())
-        block[layer.name] = modules[layer.torchvision_index]
-        block[layer.name.replace("conv", "relu")] = modules[layer.torchvision_index + 1]
-        last = layer
-    for number, block in enumerate(blocks.values(), start=1):
-        if number <= architecture.kept_pools(backbone, truncate_at):
-            block[f"pool{number}"] = nn.MaxPool2d(kernel_size=2, stride=2)
-    assert last.name in blocks[last.block]
-    kept: OrderedDict[str, nn.Module] = OrderedDict((name, nn.Sequential(block)) for name, block in blocks.items())
-    return nn.Sequential(kept).to_empty(device="cpu")
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ablation.blocks import build_blocks_on_meta, kept_parts
+
+    last = block_names(backbone)[-1]
+    parts = kept_parts(backbone, last)
+    smallest = smallest_image(backbone, parts[0].unit)
+    if image_size < smallest:
+        raise InputError(f"--image-size: {image_size} is too small for {backbone}, it needs {smallest}")
+    blocks = build_blocks_on_meta(backbone, last).eval()
+    maps = torch.empty(1, 3, image_size, image_size, device="meta")
+    rows: list[list[str]] = []
+    parameters = operations = 0
+    for number, part in enumerate(parts):
+        module = blocks.get_submodule(f"block{part.block}.{part.name}")
+        is_first = number == 0 or parts[number - 1].unit != part.unit
+        if is_first and image_size < smallest_image(backbone, part.unit):
+            break
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            maps = module(maps)
+        parameters += sum(parameter.numel() for parameter in module.parameters())
+        operations += counter.get_total_flops()
+        row = [
+            part.unit,
+            part.path,
+            " x ".join(str(length) for length in maps.shape[1:]),
+            f"{parameters:,}",
+            f"{operations / 1e9:.3f}",
+        ]
+        if is_first:
+            rows.append(row)
+        else:  # a unit of several modules
+            rows[-1] = [row[0], f"{rows[-1][1]}, {part.path}", *row[2:]]
+        is_last = number + 1 == len(parts) or parts[number + 1].block != part.block
+        if is_last and part.unit != f"block{part.block}":  # no pool: the block ends with the unit
+            rows.append([f"block{part.block}", "", *row[2:]])
+    columns = ["truncate_at", "torchvision's modules", "output (C x H x W)", "parameters", "GFLOP per image"]
+    notes = [
+        "Parameters and floating point operations (a multiplication and an addition are two) are those of everything "
+        "up to the cut; normalisations and activations are not counted."
+    ]
+    if rows[-1][0] != last:
+        notes.append(f"Deeper cuts need larger images: {last} needs {smallest_image(backbone, last)} pixels.")
+    return Table(f"{backbone} at {image_size} x {image_size}", columns, rows, notes)
 
 
-def feature_shape(backbone: str, truncate_at: str, image_size: int) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of the features of one image."""
-    side = image_size >> architecture.kept_pools(backbone, truncate_at)
-    return architecture.kept_layers(backbone, truncate_at)[-1].out_channels, side, side
+def weights_table(backbone: str) -> Table:
+    """Make the table of the weights that torchvision has for a backbone."""
+    import torchvision
+
+    if backbone not in torchvision.models.list_models():
+        notes = ["torchvision has none; backbone.weights names a file."]
+        return Table("Weights", ["backbone.weights"], [], notes)
+    known = torchvision.models.get_model_weights(backbone)
+    rows = []
+    for weights in known:
+        accuracy = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+        name = f"{weights.name} (imagenet)" if weights == known.DEFAULT else weights.name
+        rows.append(
+            [
+                name,
+                "-" if accuracy is None else f"{accuracy:.2f}",
+                f"{weights.meta['_file_size']:.0f}",
+                str(weights.transforms().crop_size[0]),
+            ]
+        )
+    columns = ["backbone.weights", "ImageNet accuracy, whole network (%)", "size (MB)", "trained at (pixels)"]
+    return Table("Weights that torchvision has", columns, rows, ["A file of your own may be named instead."])
 
 
-def initialise_blocks(
-    blocks: nn.Sequential, backbone: str, weights: Weights | None, generator: torch.Generator
-) -> None:
-    """Set every parameter of the blocks: from the weights where they have the layer, else at random.
-
-    Random layers start normal with variance 2 / (9 x input channels), bias zero (He et al., 2015, fan-in), which keeps
-    the scale of the activations from layer to layer (torchvision's fan-out shrinks them wherever a network widens).
-    They draw from the generator whether they need to or not, so that a layer's start does not depend on which others
-    have weights.
-    """
-    convolutions = {name: module for name, module in blocks.named_modules() if isinstance(module, nn.Conv2d)}
-    layers = {layer.name: layer for layer in architecture.conv_layers(backbone)}
-    with torch.no_grad():
-        for path, convolution in convolutions.items():
-            assert convolution.bias is not None
-            nn.init.normal_(convolution.weight, std=math.sqrt(2 / (9 * convolution.in_channels)), generator=generator)
-            nn.init.zeros_(convolution.bias)
-            key = f"features.{layers[path.split('.')[-1]].torchvision_index}"
-            if weights is not None and f"{key}.weight" in weights.tensors:
-                convolution.weight.copy_(torch.from_numpy(weights.tensors[f"{key}.weight"]))
-            if weights is not None and f"{key}.bias" in weights.tensors:
-                convolution.bias.copy_(torch.from_numpy(weights.tensors[f"{key}.bias"]))
+if __name__ == "__main__":
+    sys.exit(run_command(cli))

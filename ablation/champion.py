@@ -30,7 +30,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.model = model
         (r_mean, g_mean, b_mean), (r_std, g_std, b_std) = model.input_mean, model.input_std
-        self.normalisation = Normalisation((r_mean, g_mean, b_mean), (r_std, g_std, b_std))
+        self.normalisation = Normalisation((r_mean, g_mean, b_mean), (r_std, g_std, b_std), model.image_size)
 
     def forward(self, images_NSSC: torch.Tensor) -> torch.Tensor:
         """Return probabilities NK (float32) for RGB images (uint8)."""
@@ -88,15 +88,21 @@ def crown(store: Store, result: StudyResult, images: ImageSet) -> RegisteredVers
 
     try:
         return register(
-            store, spec.name, result.experiment_id, run.run_id, spec.question, description(result, arm, run), build
+            store,
+            spec.name,
+            result.experiment_id,
+            run.run_id,
+            spec.question,
+            description(result, arm, run, images.test_images_NHWC.shape[1]),
+            build,
         )
     except InputError as error:
         logger.warning("no champion is registered: %s", error)
         return None
 
 
-def description(result: StudyResult, arm: ArmResult, run: RunResult) -> str:
-    """Return what the registry says of a version (markdown)."""
+def description(result: StudyResult, arm: ArmResult, run: RunResult, side: int) -> str:
+    """Return what the registry says of a version (markdown), whose images have a side of so many pixels."""
     val_S = confirmed_validation(arm)
     # Not only of the runs whose predictions are still there.
     test_S = np.array([found.test_accuracy for found in arm.confirmations if found.test_accuracy is not None])
@@ -111,7 +117,7 @@ def description(result: StudyResult, arm: ArmResult, run: RunResult) -> str:
             f"| validation accuracy ({result.val_images} images) | {run.val_accuracy:.4f} | {val_S.mean():.4f} |",
             f"| test accuracy ({result.test_images} images) | {run.test_accuracy:.4f} | {test_S.mean():.4f} |",
             "",
-            f"Input: RGB images, uint8, any number x {run.spec.image_size} x {run.spec.image_size} x 3, as they are "
-            "(the normalisation is in the model). Output: a row per image, a column per class.",
+            f"Input: RGB images, uint8, any number x {side} x {side} x 3, as they are (what is done to them before the "
+            "network is in the model). Output: a row per image, a column per class.",
         ]
     )

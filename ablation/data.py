@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision.datasets.folder's
 DIGITS_TEST_FRACTION = 0.2  # scikit-learn's digits come without a test split
 EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients
+DECODING = 2  # of image files: another number makes their caches anew
 CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (things, how many, description) -> the same things
@@ -116,10 +117,29 @@ def fit_image(image: "Image", size: int) -> np.ndarray:
     from PIL import ImageOps
     from PIL.Image import Resampling
 
-    image = image.convert("RGB")
+    image = _as_rgb(image)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def _as_rgb(image: "Image") -> "Image":
+    """Return an image of any mode in RGB, the way it is meant to be seen.
+
+    Greys of 16 bits are scaled (Pillow would cut them off at 255), what is transparent becomes white, and a photo that
+    its camera holds on the side is turned.
+    """
+    import PIL.Image
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).clip(0, 65535) / 257
+        return PIL.Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _load_digits(data: Data, track: Track) -> ImageSet:
@@ -138,7 +158,6 @@ def _load_digits(data: Data, track: Track) -> ImageSet:
 
 
 def _load_cifar10(data: Data, track: Track) -> ImageSet:
-    from PIL import Image
     from torchvision.datasets import CIFAR10
 
     root = expand(data.root or "data")
@@ -155,8 +174,6 @@ def _load_cifar10(data: Data, track: Track) -> ImageSet:
             f"it there by hand (MD5 {CIFAR10.tgz_md5}), or try --demo, which needs no download"
         ) from None
     pixels = [part.data for part in parts]
-    if data.image_size != 32:
-        pixels = [np.stack([fit_image(Image.fromarray(image), data.image_size) for image in part]) for part in pixels]
     labels = [np.array(part.targets, np.int64) for part in parts]
     return _image_set(pixels[0], labels[0], pixels[1], labels[1], parts[0].classes)
 
@@ -169,7 +186,7 @@ def _load_imagefolder(data: Data, track: Track) -> ImageSet:
     root = expand(str(data.root)).resolve()
     files = list_imagefolder(root)
     classes = sorted(files["train"])
-    listing = hashlib.sha256(str(data.image_size).encode())
+    listing = hashlib.sha256(f"{DECODING}\0{data.image_size}".encode())
     for split in ("train", "test"):
         for name in classes:
             for path, status in files[split][name]:
@@ -316,10 +333,17 @@ def split_train_val(labels_N: np.ndarray, val_fraction: float, limit: int | None
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation of the channels, for pixels scaled to 0..1."""
+    """What is done to pixels before the first layer.
+
+    Attributes:
+        mean: of the channels, subtracted from pixels scaled to 0..1.
+        std: of the channels; what is left is divided by it.
+        image_size: height and width in pixels to which images are resized before; None leaves them as they are.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -363,9 +387,10 @@ def copy_to(rows_B: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     return rows_B if rows_B.device == device else rows_B.pin_memory().to(device, non_blocking=True)
 
 
-def evaluation_batch_size(images: Images) -> int:
+def evaluation_batch_size(images: Images, normalisation: Normalisation) -> int:
     """Return how many images go through a network at once without gradients: 512 of 32x32 pixels, fewer larger ones."""
-    return max(1, EVALUATION_PIXELS // images.images_NCHW[0, 0].numel())
+    side = normalisation.image_size or images.images_NCHW.shape[-1]
+    return max(1, EVALUATION_PIXELS // side**2)
 
 
 def augment(images_NCHW: "torch.Tensor", kind: Augmentation, generator: "torch.Generator") -> "torch.Tensor":
@@ -403,11 +428,15 @@ def draw_flips(n: int, generator: "torch.Generator", device: "torch.device") -> 
 
 
 def normalise(images_NCHW: "torch.Tensor", normalisation: Normalisation) -> "torch.Tensor":
-    """Turn uint8 images into float32, channels last in memory: scaled to 0..1, minus the mean, divided by the std."""
+    """Turn uint8 images into float32, channels last in memory: resized, scaled to 0..1 and standardised."""
     import torch
+    from torch.nn.functional import interpolate
 
     device = images_NCHW.device
     mean_C11 = torch.tensor(normalisation.mean).to(device, non_blocking=True)[:, None, None]
     std_C11 = torch.tensor(normalisation.std).to(device, non_blocking=True)[:, None, None]
     images_NCHW = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
+    side, wanted = images_NCHW.shape[-1], normalisation.image_size
+    if wanted is not None and wanted != side:
+        images_NCHW = interpolate(images_NCHW, size=wanted, mode="bilinear", antialias=wanted < side)
     return (images_NCHW / 255 - mean_C11) / std_C11

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ablation import architecture
 from ablation.spec import Data
 from ablation.store import Store
 
@@ -47,6 +46,7 @@ def make_weights(path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from ablation.blocks import torchvision_tensors
     from ablation.data import Normalisation, load_images, split_train_val, to_device
     from ablation.features import ImageSource, frozen_part
     from ablation.models import build_model, calibrate, initialise
@@ -84,11 +84,7 @@ def make_weights(path: Path) -> None:
         seed=0,
     ):
         pass
-    layers = {layer.name: layer for layer in architecture.conv_layers("vgg16_narrow")}
-    tensors = {}
-    for name, tensor in model.blocks.state_dict().items():
-        _, layer, kind = name.split(".")
-        tensors[f"features.{layers[layer].torchvision_index}.{kind}"] = tensor.contiguous()
+    tensors = {key: t.contiguous() for key, t in torchvision_tensors(model.blocks, "vgg16_narrow").items()}
     metadata = {
         "architecture": "vgg16_narrow",
         "description": f"trained on scikit-learn's digits {', '.join(PRETRAINING_CLASSES)}; "

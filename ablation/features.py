@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ablation import architecture
-from ablation.backbones import build_blocks, feature_shape, initialise_blocks
+from ablation.blocks import build_blocks, expected_tensors, feature_shape, initialise_blocks, kept_parts
 from ablation.data import Images, Normalisation, augment, copy_to, draw_flips, evaluation_batch_size, normalise, take
 from ablation.locks import file_lock
 from ablation.models import TransferModel, build_pool
@@ -86,8 +85,8 @@ class FrozenPart:
 
 
 def frozen_part(model: TransferModel, blocks: int, normalisation: Normalisation, precision: str) -> FrozenPart:
-    """Return the first `blocks` blocks of a network, with its pool where they are all."""
-    layers = [layer for block in list(model.blocks)[:blocks] for layer in block.children()]
+    """Return the first `blocks` blocks of a network, put into evaluation mode, with its pool where they are all."""
+    layers = [layer.eval() for block in list(model.blocks)[:blocks] for layer in block.children()]
     return FrozenPart(blocks, layers, model.pool if blocks == len(model.blocks) else None, normalisation, precision)
 
 
@@ -122,6 +121,17 @@ def run_layers(
 # ---------------------------------------------------------------------------------------- what a training reads from
 
 
+def in_batches(order_N: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Split an order into batches; a single image that is left over joins the last one.
+
+    Batch norm learns nothing from one image, and cannot be computed for one at a resolution of 1x1.
+    """
+    batches = list(torch.split(order_N, batch_size))
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """Images, of which the frozen part is computed whenever they are read."""
@@ -140,11 +150,16 @@ class ImageSource:
         """How many of the network's blocks are behind what is read."""
         return self.frozen.blocks
 
+    @property
+    def batch_size(self) -> int:
+        """How many images `in_order` reads at once."""
+        return evaluation_batch_size(self.images, self.frozen.normalisation)
+
     def shuffled(
         self, order_N: torch.Tensor, batch_size: int, noise: torch.Generator
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (inputs of the rest of the network, labels) in an order, augmented."""
-        for chosen_B in torch.split(order_N, batch_size):
+        for chosen_B in in_batches(order_N, batch_size):
             images_BCHW = take(self.images.images_NCHW, chosen_B, self.labels_N.device)
             yield (
                 self.frozen(augment(images_BCHW, self.augmentation, noise)),
@@ -152,8 +167,8 @@ class ImageSource:
             )
 
     def in_order(self) -> Iterator[torch.Tensor]:
-        """Yield the inputs of the rest of the network as they are, in batches of `evaluation_batch_size`."""
-        for images_BCHW in torch.split(self.images.images_NCHW, evaluation_batch_size(self.images)):
+        """Yield the inputs of the rest of the network as they are, in batches of `batch_size`."""
+        for images_BCHW in torch.split(self.images.images_NCHW, self.batch_size):
             yield self.frozen(copy_to(images_BCHW, self.labels_N.device))
 
     def subset(self, chosen_N: torch.Tensor) -> "ImageSource":
@@ -185,7 +200,7 @@ class FeatureSource:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (inputs of the rest of the network, labels) in an order; flips are those of `ImageSource`."""
         device = self.labels_N.device
-        for chosen_B in torch.split(order_N, batch_size):
+        for chosen_B in in_batches(order_N, batch_size):
             rows = take(self.features, chosen_B, device)
             if self.mirrored is not None:
                 flip_B = draw_flips(len(chosen_B), noise, device)
@@ -235,20 +250,18 @@ def pretrained_network(spec: StudySpec, weights: Weights | None, device: torch.d
 
     Cuts for which the weights lack a layer are left out: there, every trial has random layers of its own.
     """
-    layers_of = {cut: architecture.kept_layers(spec.backbone.name, cut) for cut in frozen_cuts(spec)}
     complete = {
         cut: pools
         for cut, pools in frozen_cuts(spec).items()
-        if weights is not None
-        and all(f"features.{layer.torchvision_index}.weight" in weights.tensors for layer in layers_of[cut])
+        if weights is not None and expected_tensors(spec.backbone.name, cut).keys() <= weights.tensors.keys()
     }
-    if not complete:
+    if weights is None or not complete:
         return Pretrained([], [])
-    ends = {cut: 2 * len(layers_of[cut]) + architecture.kept_pools(spec.backbone.name, cut) for cut in complete}
+    ends = {cut: len(kept_parts(spec.backbone.name, cut)) for cut in complete}
     longest = max(complete, key=lambda cut: ends[cut])
     blocks = build_blocks(spec.backbone.name, longest)
-    initialise_blocks(blocks, spec.backbone.name, weights, torch.Generator())
-    blocks = blocks.to(device).to(memory_format=torch.channels_last)
+    initialise_blocks(blocks, spec.backbone.name, weights.tensors, torch.Generator())
+    blocks = blocks.eval().to(device).to(memory_format=torch.channels_last)
     points = [
         Point(ends[cut], build_pool(feature_shape(spec.backbone.name, cut, spec.data.image_size)[1], pool))
         for cut in sorted(complete, key=lambda cut: ends[cut])
@@ -305,7 +318,7 @@ class FeatureCache:
         mirrored = self._features(images, frozen, mirror=True) if augmentation == "flip" else None
         if plain is None or (augmentation == "flip" and mirrored is None):
             return read_images
-        return FeatureSource(plain, mirrored, images.labels_N, frozen.blocks, evaluation_batch_size(images))
+        return FeatureSource(plain, mirrored, images.labels_N, frozen.blocks, read_images.batch_size)
 
     def release_device(self) -> bool:
         """Take features off the device for good, whose memory a training needs; return whether there were any."""
@@ -458,7 +471,8 @@ class FeatureCache:
         try:
             with ExitStack() as stack:
                 files = [stack.enter_context(path.open("wb")) for path in temporary]
-                for batch_B in torch.split(torch.arange(len(images)), evaluation_batch_size(images)):
+                batch_size = evaluation_batch_size(images, frozen.normalisation)
+                for batch_B in torch.split(torch.arange(len(images)), batch_size):
                     if begun is not None:
                         activations = _channels_first(begun[batch_B].to(device))
                     else:
@@ -502,7 +516,7 @@ def _origin(images: Images, frozen: FrozenPart, mirror: bool) -> str:
         torch.backends.cudnn.allow_tf32,
         torch.are_deterministic_algorithms_enabled(),
     ]
-    read = [images.digest, mirror, asdict(frozen.normalisation), evaluation_batch_size(images)]
+    read = [images.digest, mirror, asdict(frozen.normalisation), evaluation_batch_size(images, frozen.normalisation)]
     computed = [frozen.precision, device.type, computed_by, *modes, str(torch.__version__)]
     return _sha256(json.dumps([FORMAT, *read, *computed]))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ablation.backbones import build_blocks, feature_shape, initialise_blocks
+from ablation.blocks import build_blocks, feature_shape, initialise_blocks
 from ablation.seeding import autocast, generator
 from ablation.spec import HeadPool
 from ablation.weights import Weights
@@ -26,6 +26,8 @@ class TransferModel(nn.Module):
     feature_std_D: torch.Tensor
     classes: list[str]
     """Names of the K logits; set on a model that was loaded from a run."""
+    image_size: int
+    """Height and width in pixels of its images; set on a model that was loaded from a run."""
     input_mean: list[float]
     """What is subtracted from RGB pixels scaled to 0..1; set on a model that was loaded from a run."""
     input_std: list[float]
@@ -84,7 +86,8 @@ def initialise(model: TransferModel, backbone: str, weights: Weights | None, see
 
     The head starts as torch's Linear does (uniform within 1 / sqrt(inputs)); every part has a generator of its own.
     """
-    initialise_blocks(model.blocks, backbone, weights, generator(seed, "backbone"))
+    tensors = None if weights is None else weights.tensors
+    initialise_blocks(model.blocks, backbone, tensors, generator(seed, "backbone"))
     head_generator = generator(seed, "head")
     with torch.no_grad():
         for linear in (module for module in model.head if isinstance(module, nn.Linear)):
@@ -97,6 +100,8 @@ def initialise(model: TransferModel, backbone: str, weights: Weights | None, see
 def calibrate(model: TransferModel, batches: Iterable[torch.Tensor], start: int, precision: str) -> None:
     """Set the constants that standardise the features: their mean and standard deviation over images.
 
+    Batch norms that are to learn standardise over each batch here, as they will in training.
+
     Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand,
     and after a ReLU none has mean zero: as they are, no learning rate would fit two of them. Data-dependent scaling:
     Kraehenbuehl et al. (2016). A feature that hardly varies on these images is not blown up: the smallest standard
@@ -108,8 +113,19 @@ def calibrate(model: TransferModel, batches: Iterable[torch.Tensor], start: int,
         start: see above.
         precision: what the training computes in.
     """
+    model.eval()
+    learning = [module for block in list(model.blocks)[start:] for module in block.modules()]
+    momenta = {module: module.momentum for module in learning if isinstance(module, nn.BatchNorm2d)}
+    for module in momenta:
+        module.train().momentum = 0.0  # their own statistics stay as they are
+    pooled = []
     with autocast(model.feature_mean_D.device, precision):
-        features_ND = torch.cat([model.pooled(activations, start).float() for activations in batches])
+        for activations in batches:
+            several = activations if len(activations) > 1 else torch.cat([activations] * 2)  # as batch norm needs
+            pooled.append(model.pooled(several, start).float()[: len(activations)])
+    for module, momentum in momenta.items():
+        module.momentum = momentum
+    features_ND = torch.cat(pooled)
     std_D = features_ND.std(0, correction=0)
     smallest = 0.1 * std_D.mean()
     model.feature_mean_D.copy_(features_ND.mean(0))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ablation import architecture
-from ablation.backbones import feature_shape
+from ablation.blocks import feature_shape
 from ablation.data import DataSize
 from ablation.design import Arm, arms
 from ablation.models import build_model

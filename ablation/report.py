@@ -324,7 +324,7 @@ def _answer_blocks(analysis: "StudyAnalysis") -> list[Block]:
             )
         )
     weights = spec.backbone.weights
-    if weights not in (None, "imagenet"):
+    if spec.backbone.has_weights_file:
         weights = Path(str(weights)).name
     searched = ", ".join(f"{name} ({_range(value)})" for name, value in spec.search.entries().items())
     tuned = f"tuned over {searched}" if searched else "with nothing to tune"

@@ -226,31 +226,45 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+WEIGHTS_FILES = (".safetensors", ".pth")
+TORCHVISIONS = re.compile("imagenet|[A-Z][A-Z0-9_]*")  # names of weights
+
+
 class Backbone(Strict):
     """The network that is reused."""
 
     name: str = Field("vgg16", description="A torchvision network, or vgg16_narrow (an eighth of the channels).")
     weights: str | None = Field(
-        "imagenet", description="torchvision's ImageNet weights, or a .safetensors / .pth file in torchvision's names."
+        "imagenet",
+        description="imagenet (torchvision's default), the name of other weights that torchvision has, such as "
+        "IMAGENET1K_V1, or a .safetensors or .pth file in torchvision's names.",
     )
     missing_layers: Literal["error", "random"] = Field("error", description="What a layer the file lacks means.")
 
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        return _known(name, architecture.VGG_CHANNELS, "backbone")
+        return _known(name, architecture.BACKBONES, "backbone")
 
     @field_validator("weights")
     @classmethod
     def _check_weights(cls, weights: str | None) -> str | None:
-        if weights not in (None, "imagenet") and not str(weights).endswith((".safetensors", ".pth")):
-            raise ValueError(f"must be 'imagenet' or a .safetensors or .pth file, got {weights!r}")
+        if weights is not None and not weights.endswith(WEIGHTS_FILES) and not TORCHVISIONS.fullmatch(weights):
+            raise ValueError(
+                f"must be 'imagenet', a name of torchvision's such as 'IMAGENET1K_V1', or a .safetensors or .pth file, "
+                f"got {weights!r}"
+            )
         return weights
+
+    @property
+    def has_weights_file(self) -> bool:
+        """Whether the weights are read from a file that the user names."""
+        return self.weights is not None and self.weights.endswith(WEIGHTS_FILES)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.weights == "imagenet" and self.name == "vgg16_narrow":
-            raise ValueError("there are no ImageNet weights for vgg16_narrow: weights must name a file")
+        if self.weights is not None and not self.has_weights_file and self.name == "vgg16_narrow":
+            raise ValueError("torchvision has no weights for vgg16_narrow: weights must name a file")
         return self
 
 
@@ -262,7 +276,9 @@ class Data(Strict):
     val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the training images, split off stratified.")
     limit: int | None = Field(None, ge=2, description="Stratified subset of this many images, before that split.")
     classes: Annotated[list[str], Field(min_length=2)] | None = Field(None, description="Only these classes.")
-    image_size: int = Field(32, ge=1, le=1024, description="Height and width in pixels; other images are resized.")
+    image_size: int = Field(
+        32, ge=1, le=1024, description="Height and width in pixels that the network gets; other images are resized."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -367,7 +383,7 @@ class StudySpec(Strict):
         content["fixed"] = {name: self.default(name) for name in Hyperparameters.model_fields if name not in varied}
         if self.compile == "none":
             del content["compile"]  # what all studies were before there was a choice
-        if self.backbone.weights not in (None, "imagenet"):
+        if self.backbone.has_weights_file:
             content["backbone"]["weights"] = "file"  # what it holds, its digest, is added when it has been read
         return content
 
@@ -396,11 +412,13 @@ def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
     strategies = spec.possible("strategy", levels)
     kept = [architecture.kept_blocks(spec.backbone.name, cut) for cut in cuts]
     for cut in cuts:
-        pools = architecture.kept_pools(spec.backbone.name, cut)
-        if spec.data.image_size >> pools < 1:
-            raise ValueError(f"data.image_size: {spec.data.image_size} is too small for {cut}, it needs {1 << pools}")
+        needed = architecture.smallest_image(spec.backbone.name, cut)
+        if spec.data.image_size < needed:
+            raise ValueError(f"data.image_size: {spec.data.image_size} is too small for {cut}, it needs {needed}")
     if spec.backbone.weights is None and set(strategies) != {"from_scratch"}:
         raise ValueError("backbone.weights: only from_scratch can do without pretrained weights")
+    if architecture.BACKBONES[spec.backbone.name].has_batch_norm and 1 in spec.possible("batch_size", levels):
+        raise ValueError(f"batch_size: {spec.backbone.name} has batch norm, which learns nothing from single images")
     warmup = max(spec.possible("head_warmup_epochs", levels))
     if warmup > spec.epochs:
         raise ValueError(f"head_warmup_epochs: {warmup} is more than epochs = {spec.epochs}")

@@ -46,7 +46,8 @@ def apply_strategy(
 ) -> list[dict[str, Any]]:
     """Freeze what the strategy freezes and return the optimizer's groups for everything else.
 
-    Each group has `params`, `name` ('head' or 'backbone'), `peak_lr` and `weight_decay`; biases are not decayed.
+    Each group has `params`, `name` ('head' or 'backbone'), `peak_lr` and `weight_decay`; biases and what scales
+    channels (in batch and layer norms, and ConvNeXt's layer scale) are not decayed.
     """
     blocks = list(model.blocks)
     frozen = STRATEGIES[strategy].frozen_blocks(len(blocks), freeze_depth)
@@ -55,11 +56,10 @@ def apply_strategy(
     backbone_lr = lr * backbone_lr_scale if STRATEGIES[strategy].pretrained and backbone_lr_scale is not None else lr
     groups = []
     for name, peak_lr, modules in (("head", lr, [model.head]), ("backbone", backbone_lr, blocks[frozen:])):
-        parameters = [parameter for module in modules for parameter in module.parameters()]
-        for decay, members in (
-            (weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
-        ):
+        named = [named for module in modules for named in module.named_parameters()]
+        decayed = [p for name, p in named if p.ndim > 1 and not name.endswith("layer_scale")]
+        others = [p for name, p in named if p.ndim <= 1 or name.endswith("layer_scale")]
+        for decay, members in ((weight_decay, decayed), (0.0, others)):
             if members:
                 groups.append({"params": members, "name": name, "peak_lr": peak_lr, "weight_decay": decay})
     check_coverage(model, groups)

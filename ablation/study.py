@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from ablation.tracking import RunStatus, Tracker
     from ablation.view import StudyView
 
-STUDY_FOLDERS = (Path("studies"), Path(__file__).parent.parent / "studies")  # here, then the repository's
+PACKAGE = Path(__file__).parent
+# The working folder's, then those of an installed copy or of the repository.
+STUDY_FOLDERS = (Path("studies"), PACKAGE / "studies", PACKAGE.parent / "studies")
 WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
 
 
@@ -124,7 +126,7 @@ def cli(
 
 
 def study_files() -> dict[str, Path]:
-    """Return the studies by name; one in the working folder's `studies` hides one of the repository."""
+    """Return the studies by name; one in the working folder's `studies` hides one that comes along."""
     return {path.stem: path for folder in reversed(STUDY_FOLDERS) for path in sorted(folder.glob("*.toml"))}
 
 
@@ -550,8 +552,8 @@ def show_how_far(running: Running) -> None:
 
 def check_places(spec: StudySpec, needs_pretraining: bool) -> None:
     """Refuse files and folders that are not there, before anything large is read or downloaded."""
-    weights = None if needs_pretraining else spec.backbone.weights
-    if weights not in (None, "imagenet") and not expand(str(weights)).is_file():
+    weights = spec.backbone.weights
+    if spec.backbone.has_weights_file and not needs_pretraining and not expand(str(weights)).is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
     if spec.data.source == "imagefolder":
         from ablation.data import list_imagefolder

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from ablation.features import FrozenPart, Source
+from ablation.features import FrozenPart, Source, in_batches
 from ablation.models import TransferModel
 from ablation.seeding import autocast, generator, seed_globally
 from ablation.spec import InputError, first_line
@@ -88,9 +88,29 @@ class Training:
 
 
 def trained_tensors(model: TransferModel) -> dict[str, torch.Tensor]:
-    """Return copies of the tensors that training may change, and of those that standardise the features, by name."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    """Return copies of the tensors that training may change, and of those that standardise the features, by name.
+
+    The statistics of a frozen block's batch norms are as frozen as its parameters.
+    """
+    frozen = {
+        f"blocks.{name}.{inside}"
+        for name, block in model.blocks.named_children()
+        if not learns(block)
+        for inside in block.state_dict()
+    }
     return {name: t.detach().clone() for name, t in model.state_dict().items() if name not in frozen}
+
+
+def learns(block: nn.Module) -> bool:
+    """Say whether a block is not frozen."""
+    return any(parameter.requires_grad for parameter in block.parameters())
+
+
+def set_training_mode(model: TransferModel) -> None:
+    """Put what learns into training mode, the rest into evaluation mode: frozen batch norms keep their statistics."""
+    model.train()
+    for block in model.blocks:
+        block.train(learns(block))
 
 
 def load_tensors(model: TransferModel, tensors: dict[str, torch.Tensor]) -> None:
@@ -148,14 +168,14 @@ def train(
     labels_N, device = train_source.labels_N, train_source.labels_N.device
     start, forward = train_source.start, compiled_forward(compile_mode)
     learning = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad]
-    steps_per_epoch = math.ceil(len(labels_N) / batch_size)
+    steps_per_epoch = len(in_batches(torch.arange(len(labels_N)), batch_size))
 
     for epoch in range(len(training.history) + 1, epochs + 1):
         started = time.perf_counter()
         seed_globally(seed, "epoch", epoch)
-        model.train()
         for parameter in learning:
             parameter.requires_grad_(epoch > head_warmup_epochs)
+        set_training_mode(model)
         order_N = torch.randperm(len(labels_N), generator=generator(seed, "order", epoch))
         noise = generator(seed, "augmentation", epoch)
         loss_sum = torch.zeros((), device=device)

@@ -94,12 +94,9 @@ class Workbench:
 
     @property
     def normalisation(self) -> Normalisation:
-        """What the weights were trained with; ImageNet's where there are none."""
-        return _normalisation(self.weights)
-
-
-def _normalisation(weights: Weights | None) -> Normalisation:
-    return Normalisation(weights.mean, weights.std) if weights else Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+        """What the weights were trained with, ImageNet's where there are none, at the study's image size."""
+        mean, std = (self.weights.mean, self.weights.std) if self.weights else (IMAGENET_MEAN, IMAGENET_STD)
+        return Normalisation(mean, std, self.study.data.image_size)
 
 
 def set_up(
@@ -567,7 +564,8 @@ def load_model(run: str, *, store: str | None = None, weights: str | None = None
 
     Returns:
         A module from normalised images NCHW (float32) to logits NK. Its attributes `classes` (list of str),
-        `input_mean` and `input_std` (three floats each, for pixels scaled to 0..1) say what goes in and comes out.
+        `image_size` (height and width in pixels), `input_mean` and `input_std` (three floats each, for pixels scaled to
+        0..1) say what goes in and comes out.
 
     Raises:
         InputError: there is no such run, it kept no checkpoint, or the weights are not the ones it was trained with.
@@ -591,5 +589,6 @@ def load_model(run: str, *, store: str | None = None, weights: str | None = None
     if tensors_digest(_frozen_tensors(model, trained).items()) != metadata["frozen_digest"]:
         raise InputError(f"run {run}: its frozen layers cannot be rebuilt from {spec.weights}")
     model.classes = json.loads(metadata["classes"])
+    model.image_size = spec.image_size
     model.input_mean, model.input_std = json.loads(metadata["input_mean"]), json.loads(metadata["input_std"])
     return model.eval()

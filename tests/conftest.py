@@ -36,7 +36,7 @@ def narrow_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from ablation.weights import expected_tensors
+    from ablation.blocks import expected_tensors
 
     random = torch.Generator().manual_seed(7)
     shapes = {key: shape for key, (_, shape) in expected_tensors("vgg16_narrow", "block5").items()}

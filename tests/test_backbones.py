@@ -1,69 +1,76 @@
+"""The tables of `python -m ablation.backbones`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-import torch
-import torchvision
 
-from ablation.backbones import build_blocks, feature_shape, initialise_blocks
-from ablation.seeding import generator
-from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights
+from ablation.architecture import BACKBONES
+from ablation.backbones import all_backbones, cuts_table, weights_table
+from ablation.spec import InputError
 
-# By hand, from Simonyan and Zisserman's table: out * in * 9 + out for each 3x3 convolution.
-CONV_PARAMETERS = [
-    64 * 3 * 9 + 64, 64 * 64 * 9 + 64,
-    128 * 64 * 9 + 128, 128 * 128 * 9 + 128,
-    256 * 128 * 9 + 256, 256 * 256 * 9 + 256, 256 * 256 * 9 + 256,
-    512 * 256 * 9 + 512, 512 * 512 * 9 + 512, 512 * 512 * 9 + 512,
-    512 * 512 * 9 + 512, 512 * 512 * 9 + 512, 512 * 512 * 9 + 512,
-]  # fmt: skip
+
+def rows(name: str, image_size: int) -> dict[str, list[str]]:
+    return {cut: others for cut, *others in cuts_table(name, image_size).rows}
+
+
+def test_cuts_of_vgg16_by_hand() -> None:
+    found = rows("vgg16", 32)
+    assert list(found)[:4] == ["conv1_1", "conv1_2", "block1", "conv2_1"]
+    first, second = 64 * 3 * 9 + 64, 64 * 64 * 9 + 64
+    operations = 2 * 32 * 32 * (64 * 3 * 9 + 64 * 64 * 9)
+    assert found["conv1_1"] == ["features.0, features.1", "64 x 32 x 32", f"{first:,}",
+                                f"{2 * 32 * 32 * 64 * 3 * 9 / 1e9:.3f}"]  # fmt: skip
+    assert found["block1"] == ["features.4", "64 x 16 x 16", f"{first + second:,}", f"{operations / 1e9:.3f}"]
+    assert found["block5"][1:] == ["512 x 1 x 1", "14,714,688", "0.626"]  # 0.313 billion multiplications
+
+
+def test_cuts_of_resnet50_at_224_pixels() -> None:
+    found = rows("resnet50", 224)
+    assert found["unit1_1"][:2] == ["conv1, bn1, relu", "64 x 112 x 112"]
+    assert found["block1"][:2] == ["maxpool", "64 x 56 x 56"]
+    assert found["unit2_3"][:2] == ["layer1.2", "256 x 56 x 56"]
+    assert found["block2"] == ["", *found["unit2_3"][1:]]
+    assert found["block5"][1:3] == ["2048 x 7 x 7", "23,508,032"]  # 25,557,032 less the classifier's 2,049,000
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_cut_is_there(name: str) -> None:
+    from ablation.architecture import cut_names
+
+    assert sorted(rows(name, 224)) == sorted(cut_names(name))
+
+
+def test_small_images() -> None:
+    table = cuts_table("convnext_tiny", 15)
+    assert [cut for cut, *_ in table.rows][-1] == "block2"
+    assert table.notes[-1] == "Deeper cuts need larger images: block4 needs 32 pixels."
+    with pytest.raises(InputError, match="--image-size: 3 is too small for convnext_tiny, it needs 4"):
+        cuts_table("convnext_tiny", 3)
+
+
+def test_weights() -> None:
+    assert weights_table("resnet50").rows == [
+        ["IMAGENET1K_V1", "76.13", "98", "224"],
+        ["IMAGENET1K_V2 (imagenet)", "80.86", "98", "224"],
+    ]
+    assert weights_table("vgg16_narrow").rows == []
+
+
+def test_all_backbones_are_listed() -> None:
+    assert ["resnet50", "5", "17"] in all_backbones().rows
 
 
 @pytest.mark.parametrize(
-    ("cut", "shape", "convolutions", "torchvision_layers"),
+    ("arguments", "said"),
     [
-        ("block1", (64, 16, 16), 2, 5), ("block2", (128, 8, 8), 4, 10), ("block3", (256, 4, 4), 7, 17),
-        ("block4", (512, 2, 2), 10, 24), ("block5", (512, 1, 1), 13, 31),
-        ("conv1_1", (64, 32, 32), 1, 2), ("conv2_2", (128, 16, 16), 4, 9), ("conv3_2", (256, 8, 8), 6, 14),
-        ("conv5_3", (512, 2, 2), 13, 30),
+        (["resnet5"], "error: unknown backbone 'resnet5'; did you mean 'resnet50'?"),
+        (["resnet50", "--image-size", "0"], "error: Invalid value for '--image-size': 0 is not in the range x>=1."),
     ],
-)  # fmt: skip
-def test_truncation(cut: str, shape: tuple[int, int, int], convolutions: int, torchvision_layers: int) -> None:
-    """Shapes and sizes are as computed by hand, and the output is that of torchvision's own layers."""
-    theirs = torchvision.models.vgg16(weights=None).features
-    weights = Weights({f"features.{k}": v.numpy() for k, v in theirs.state_dict().items()},
-                      IMAGENET_MEAN, IMAGENET_STD, "")  # fmt: skip
-    blocks = build_blocks("vgg16", cut)
-    initialise_blocks(blocks, "vgg16", weights, generator(0))
-    images = torch.randn(2, 3, 32, 32, generator=generator(1))
-    with torch.no_grad():
-        ours, expected = blocks(images), theirs[:torchvision_layers](images)
-    assert tuple(ours.shape[1:]) == shape == feature_shape("vgg16", cut, 32)
-    assert sum(p.numel() for p in blocks.parameters()) == sum(CONV_PARAMETERS[:convolutions])
-    assert torch.equal(ours, expected)
-
-
-def test_blocks_and_layers_have_their_names() -> None:
-    blocks = build_blocks("vgg16", "conv2_1")
-    assert [name for name, _ in blocks.named_children()] == ["block1", "block2"]
-    assert [name for name, _ in blocks.block1.named_children()] == ["conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1"]
-    assert [name for name, _ in blocks.block2.named_children()] == ["conv2_1", "relu2_1"]
-
-
-def test_random_start_is_he_normal_and_does_not_depend_on_the_cut() -> None:
-    deep, shallow = build_blocks("vgg16", "block3"), build_blocks("vgg16", "block2")
-    for blocks in (deep, shallow):
-        initialise_blocks(blocks, "vgg16", None, generator(5))
-    assert torch.equal(deep.block2.conv2_2.weight, shallow.block2.conv2_2.weight)
-    weight = deep.block3.conv3_1.weight  # of 128 channels to 256
-    assert weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.01)
-    assert abs(weight.mean().item()) < 1e-3
-    assert not deep.block3.conv3_1.bias.any()
-
-
-def test_layers_without_weights_start_at_random() -> None:
-    full = build_blocks("vgg16_narrow", "block1")
-    initialise_blocks(full, "vgg16_narrow", None, generator(1))
-    tensors = {"features.0.weight": torch.ones(8, 3, 3, 3).numpy(), "features.0.bias": torch.ones(8).numpy()}
-    only_first = Weights(tensors, IMAGENET_MEAN, IMAGENET_STD, "")
-    partly = build_blocks("vgg16_narrow", "block1")
-    initialise_blocks(partly, "vgg16_narrow", only_first, generator(1))
-    assert (partly.block1.conv1_1.weight == 1).all()
-    assert torch.equal(partly.block1.conv1_2.weight, full.block1.conv1_2.weight)
+)
+def test_bad_input(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ablation.backbones", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (2, said, "")

@@ -144,7 +144,7 @@ def test_its_description_does_not_need_the_predictions(crowned: Crowned) -> None
     )
     lost = replace(arm, confirmations=[replace(run, predictions=None) for run in arm.confirmations])
     run = lost.confirmations[0]
-    assert description(crowned.result, lost, run) == description(crowned.result, arm, run)
+    assert description(crowned.result, lost, run, 32) == description(crowned.result, arm, run, 32)
 
 
 def test_crowning_again_changes_nothing(crowned: Crowned) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import resize
 
 from ablation import data
 from ablation.data import Normalisation, augment, load_images, normalise, split_train_val
@@ -37,6 +38,37 @@ def test_classes_are_chosen_and_renumbered() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ image folder
+
+
+def modes() -> dict[str, Image.Image]:
+    """One picture, a ramp of greys from left to right, as files of other modes may hold it."""
+    ramp_HW = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
+    grey = Image.fromarray(ramp_HW)
+    sixteen = Image.fromarray(ramp_HW.astype(np.uint16) * 257)
+    alpha = Image.fromarray(np.stack([np.zeros_like(ramp_HW)] * 3 + [255 - ramp_HW], 2))  # black, on white
+    turned = grey.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # the camera was held on its side
+    palette = grey.convert("P")
+    palette.info["transparency"] = 0  # its black is white then
+    return {"L": grey, "P": grey.convert("P"), "RGBA": alpha, "I;16": sixteen, "I": sixteen.convert("I"),
+            "LA": Image.merge("LA", [Image.new("L", (32, 32)), grey.point(lambda v: 255 - v)]), "turned": turned,
+            "P with transparency": palette}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", modes())
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_images_of_any_mode_are_seen_as_they_are_meant(tmp_path: Path, mode: str, suffix: str) -> None:
+    if (mode, suffix) == ("I", "png"):
+        pytest.skip("PNG has no 32 bits")
+    picture = modes()[mode]
+    picture.save(tmp_path / f"image.{suffix}", exif=picture.getexif())
+    with Image.open(tmp_path / f"image.{suffix}") as image:
+        pixels = data.fit_image(image, 32)
+    expected = np.tile(np.arange(0, 256, 8)[:, None], (32, 1, 3))
+    if mode == "P with transparency" and suffix == "png":  # TIFF has none
+        expected[:, 0] = 255
+    assert pixels.shape == (32, 32, 3)
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
 @pytest.fixture
@@ -187,6 +219,14 @@ def test_normalise() -> None:
     out = normalise(pixels, Normalisation((0.5, 0.1, 0.0), (0.5, 0.2, 2.0)))
     assert out.flatten().tolist() == pytest.approx([-1.0, 0.5, 0.5])
     assert out.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [8, 12, 32, 50])
+def test_images_are_resized_before_they_are_normalised(size: int) -> None:
+    """As torchvision resizes them, smoothed where they shrink."""
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=generator(0))
+    expected = resize(pixels.float(), [size, size], antialias=True) / 255 / 0.25 - 2
+    torch.testing.assert_close(normalise(pixels, Normalisation((0.5,) * 3, (0.25,) * 3, size)), expected)
 
 
 def test_cifar10_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,15 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
     "architecture", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox", "seeding",
-    "weights", "data", "backbones", "models", "strategies", "features", "plan", "environment", "train",
-    "checkpoint", "search", "tracking", "trial", "tables", "view", "results", "stats", "analysis", "figures",
-    "report", "registry", "champion", "champion_model", "predict", "demo", "workers", "study", "bench",
+    "blocks", "weights", "data", "models", "strategies", "features", "plan", "environment", "train", "checkpoint",
+    "search", "tracking", "trial", "tables", "view", "backbones", "results", "stats", "analysis", "figures",
+    "report", "registry", "champion", "champion_model", "predict", "demo", "workers", "study", "bench", "ui",
+    "__main__",
 ]  # fmt: skip
 TORCH = {
     "seeding",
     "weights",
     "data",
     "backbones",
+    "blocks",
     "models",
     "strategies",
     "features",
@@ -36,13 +38,13 @@ TORCH = {
 }
 ONLY_IN = {
     "torch": TORCH,
-    "torchvision": {"weights", "data", "backbones", "bench"},
+    "torchvision": {"backbones", "blocks", "weights", "data", "bench"},
     "safetensors": {"weights", "data", "trial", "results", "demo", "bench"},
     "optuna": {"search"},
     "sqlalchemy": {"locks", "search", "tracking"},
     "mlflow": {"tracking", "registry", "champion_model"},
     "rich": {"view"},
-    "click": {"command_line", "predict", "report", "study", "bench"},
+    "click": {"command_line", "backbones", "ui", "predict", "report", "study", "bench"},
     "filelock": {"locks"},
     "requests": {"tracking"},
     "sklearn": {"data"},

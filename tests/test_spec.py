@@ -14,7 +14,7 @@ def load(path: Path, *settings: str):
 def test_there_are_studies() -> None:
     assert {path.stem for path in STUDIES} >= {
         "vgg_truncation", "freeze_depth", "head_width", "learning_rate", "strategies", "joint_search",
-        "published_result",
+        "published_result", "resnet50_truncation",
     }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_every_study_loads_and_names_its_command(path: Path) -> None:
         ('factors.truncate_at=["block1","block1"]', "factors: 'block1' is listed twice"),
         ('factors.strategy=["freeze"]', "factors.strategy.0: input should be 'feature_extraction'"),
         ("backbone.name=vgg17", "backbone.name: unknown backbone 'vgg17'; did you mean"),
-        ("backbone.weights=weights.zip", "backbone.weights: must be 'imagenet' or a .safetensors or .pth file"),
+        ("backbone.weights=weights.zip", "backbone.weights: must be 'imagenet', a name of torchvision's"),
         ("data.source=mnist", "data.source: input should be 'cifar10', 'imagefolder' or 'digits', got 'mnist'"),
         ("data.val_fraction=1.5", "data.val_fraction: input should be less than 1, got 1.5"),
         ("data.image_size=1", "data.image_size: 1 is too small for block1, it needs 2"),

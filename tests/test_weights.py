@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from ablation.blocks import expected_tensors
 from ablation.spec import InputError
-from ablation.weights import IMAGENET_MEAN, check_layers, expected_tensors, read_weights
+from ablation.weights import IMAGENET_MEAN, check_layers, read_weights
 
 
 def tensors(cut: str = "block2", backbone: str = "vgg16_narrow") -> dict[str, np.ndarray]:
@@ -73,7 +74,9 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     save_file(tensors() | {"features.1.weight": np.ones(1, np.float32)}, "extra.safetensors")
     refused("extra.safetensors", "features.1.weight does not belong to vgg16_narrow: another architecture")
     save_file({"layer1.weight": np.ones(1, np.float32)}, "resnet.safetensors")
-    refused("resnet.safetensors", "not a VGG network")
+    refused("resnet.safetensors", "layer1.weight does not belong to vgg16_narrow: another architecture")
+    save_file({"classifier.0.bias": np.ones(1, np.float32)}, "classifier.safetensors")
+    refused("classifier.safetensors", "has none of vgg16_narrow's tensors, such as features.0.weight")
     broken = tensors()
     broken["features.0.bias"][0] = np.nan
     save_file(broken, "nan.safetensors")
