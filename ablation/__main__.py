@@ -1,0 +1,45 @@
+"""The console command `ablation`: `ablation study NAME` is `python -m ablation.study NAME`."""
+
+import runpy
+import sys
+
+from ablation import __version__
+from ablation.spec import nearest
+
+COMMANDS = {
+    "study": "Run a study: tune every arm, confirm the best, compare them.",
+    "report": "Print and write what a study found.",
+    "predict": "Ask a study's champion about images.",
+    "ui": "Open MLflow's UI on a store.",
+    "backbones": "Show where a network can be cut.",
+    "bench": "Measure how fast it all is here.",
+}
+USAGE = "\n".join(
+    [
+        "Usage: ablation COMMAND [OPTIONS] ...",
+        "",
+        "Commands, each the same as python -m ablation.COMMAND:",
+        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
+        "",
+        "ablation COMMAND --help tells more.",
+    ]
+)
+
+
+def main() -> None:
+    """Run the command that is named first."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(USAGE)
+    elif name == "--version":
+        print(f"ablation, version {__version__}")
+    elif name in COMMANDS:
+        del sys.argv[1]
+        runpy.run_module(f"ablation.{name}", run_name="__main__", alter_sys=True)
+    else:
+        print(f"error: no command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
