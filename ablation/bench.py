@@ -509,15 +509,17 @@ def start_up(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
         for trials, name in ((1, "new_store"), (2, "old_store")):
             arguments = [*command, "--store", str(folder / f"start-{repeat}"), "--trials", str(trials)]
             begun = time.perf_counter()
-            with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=os.environ | UNBUFFERED) as process:
+            seconds, line = None, ""
+            with subprocess.Popen(
+                arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | UNBUFFERED
+            ) as process:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    if line.startswith("["):
-                        found[name].append(time.perf_counter() - begun)
-                        break
-                process.stdout.read()
-            if process.returncode != 0:
-                raise StoreError(f"the study that was started ended with exit status {process.returncode}")
+                    if seconds is None and line.startswith("["):
+                        seconds = time.perf_counter() - begun
+            if process.returncode != 0 or seconds is None:
+                raise StoreError(f"the study that was started ended with status {process.returncode}: {line.strip()}")
+            found[name].append(seconds)
     return dict(found)
 
 

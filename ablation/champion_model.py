@@ -36,7 +36,7 @@ class ChampionModel(PythonModel):
             A row per image and a column per class (float32), called as the class.
         """
         with torch.inference_mode():
-            batches = torch.split(torch.from_numpy(np.ascontiguousarray(model_input)), BATCH_SIZE)
+            batches = torch.split(torch.from_numpy(np.array(model_input)), BATCH_SIZE)
             probabilities_NK = torch.cat([self.program(images_NSSC) for images_NSSC in batches])
         return pd.DataFrame(probabilities_NK.numpy(), columns=self.classes)
 

@@ -389,6 +389,7 @@ class FeatureCache:
             return None
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s) and made anew", path, first_line(error))
+            about.unlink(missing_ok=True)  # it is no use to anybody, and found damaged once is enough
             return None
 
     def _paths(self, name: str) -> tuple[Path, Path]:

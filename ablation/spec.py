@@ -62,7 +62,10 @@ class Hyperparameters(Strict):
     and Zisserman's (2014).
     """
 
-    truncate_at: str | None = Field(None, description="Last block or layer that is kept; all blocks by default.")
+    truncate_at: str | None = Field(
+        None,
+        description="Last block or unit that is kept, all blocks by default; `ablation backbones NAME` lists them.",
+    )
     strategy: StrategyName = Field("feature_extraction", description="How the pretrained network is reused.")
     freeze_depth: int | None = Field(None, ge=0, description="Leading blocks that stay frozen under fine_tune_top.")
     head_width: int = Field(256, ge=1, le=65536, description="Hidden units of the new head.")
@@ -222,8 +225,11 @@ def _known(value: str, known: Iterable[str], what: str) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean ...?' with the closest known word, else '; known: ...'."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if not close:
+        return f"; known: {', '.join(known)}"
+    best = next((candidate for candidate in close if sorted(candidate) == sorted(word)), close[0])  # letters swapped
+    return f"; did you mean {best!r}?"
 
 
 WEIGHTS_FILES = (".safetensors", ".pth")
@@ -233,7 +239,11 @@ TORCHVISIONS = re.compile("imagenet|[A-Z][A-Z0-9_]*")  # names of weights
 class Backbone(Strict):
     """The network that is reused."""
 
-    name: str = Field("vgg16", description="A torchvision network, or vgg16_narrow (an eighth of the channels).")
+    name: str = Field(
+        "vgg16",
+        description="A torchvision network, or vgg16_narrow (an eighth of the channels).",
+        json_schema_extra={"enum": list(architecture.BACKBONES)},
+    )
     weights: str | None = Field(
         "imagenet",
         description="imagenet (torchvision's default), the name of other weights that torchvision has, such as "
@@ -463,6 +473,39 @@ def _check_published(spec: StudySpec, published: Published) -> None:
             raise ValueError(f"published.arm.{factor}: {error.errors()[0]['msg']}") from None
 
 
+def study_schema() -> dict[str, Any]:
+    """Return a JSON Schema (draft 7) of a study file, with which editors complete and check it while it is written.
+
+    What it cannot say, such as that a cut belongs to the backbone, `load_study` checks.
+    """
+    made = StudySpec.model_json_schema()
+    del made["properties"]["name"]  # that of the file
+    made["required"].remove("name")
+    schema = _for_toml(made, made["$defs"])
+    del schema["$defs"]
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+
+
+def _for_toml(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Return a part of pydantic's schema without references, and without null, which TOML does not have."""
+    if isinstance(schema, list):
+        return [_for_toml(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        schema = {**definitions[schema["$ref"].rpartition("/")[2]], **schema}
+    schema = {key: _for_toml(value, definitions) for key, value in schema.items() if key != "$ref"}
+    if isinstance(schema.get("title"), str):
+        del schema["title"]  # made of Python's names
+    if "default" in schema and (schema["default"] is None or isinstance(schema["default"], dict)):
+        del schema["default"]  # not given, or a table of which each key has its own
+    if isinstance(schema.get("anyOf"), list):
+        others = [part for part in schema["anyOf"] if part != {"type": "null"}]
+        schema = {**schema, "anyOf": others} if len(others) > 1 else {**others[0], **schema, "anyOf": None}
+        schema = {key: value for key, value in schema.items() if value is not None}
+    return schema
+
+
 # ------------------------------------------------------------------------------------------------------ one trial
 
 
@@ -657,3 +700,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
             model = Published if step == "published" else _without_none(model.model_fields[step].annotation)
     fields = model.model_fields
     return [key for key in fields if key != "name" or model is not StudySpec]
+
+
+if __name__ == "__main__":  # python -m ablation.spec >ablation/study.schema.json
+    print(json.dumps(study_schema(), indent=2))

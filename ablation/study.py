@@ -51,10 +51,12 @@ WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("study", metavar="NAME", required=False)
 @click.option("--list", "list_only", is_flag=True, help="List the studies with their questions.")
+@click.option("--new", "as_new", is_flag=True, help="Write studies/NAME.toml, a commented file to begin with.")
+@click.option("--check", "check_only", is_flag=True, help="Say whether NAME could run: its file, data and weights.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print arms, trials, parameters and disk; run nothing.")
 @click.option("--status", "status_only", is_flag=True, help="Print what the store holds of the study.")
 @click.option("--demo", "as_demo", is_flag=True, help="Run it on bundled digits with a small network, as NAME-demo.")
-@click.option("--name", metavar="NAME", help="Run a variant as a study of its own.")
+@click.option("--name", metavar="NAME", help="Run a variant as a study of its own, not with --demo.")
 @click.option("--store", "store_option", metavar="DIR", help="Where results go.  [default: mlruns]")
 @click.option("--trials", type=int, metavar="N", help="Trials per arm, in total.")
 @click.option("--epochs", type=int, metavar="N", help="Epochs per trial.")
@@ -75,6 +77,8 @@ WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
 def cli(
     study: str | None,
     list_only: bool,
+    as_new: bool,
+    check_only: bool,
     plan_only: bool,
     status_only: bool,
     as_demo: bool,
@@ -96,6 +100,8 @@ def cli(
         return list_studies()
     if study is None:
         raise InputError("which study? --list lists them")
+    if as_new:
+        return write_new_study(study)
     path = find_study(study)
     if as_demo and name is not None:
         raise InputError("--name: a demo is always called NAME-demo")
@@ -114,6 +120,8 @@ def cli(
     if not math.isfinite(feature_cache):
         raise InputError(f"--feature-cache: must be a number of GB, got {feature_cache}")
     feature_limit = round(feature_cache * 1e9)
+    if check_only:
+        return check_study(spec, store, path)
     if plan_only:
         return show_plan(spec)
     file_text = path.read_text(encoding="utf-8")
@@ -155,6 +163,51 @@ def list_studies() -> None:
     show_table(Table("Studies", ["name", "question"], rows))
 
 
+def write_new_study(name: str) -> None:
+    """Write a commented study file to the working folder's `studies`.
+
+    Raises:
+        InputError: there is one of that name, or it cannot be written.
+    """
+    from ablation.view import say
+
+    path = STUDY_FOLDERS[0] / f"{check_name(name)}.toml"
+    if name in study_files():
+        raise InputError(f"--new: there is a study {name!r}: {study_files()[name]}")
+    schema = PACKAGE / "study.schema.json"
+    if PACKAGE.parent == Path.cwd():  # so that the file suits every clone of the repository
+        schema = Path("..") / schema.relative_to(Path.cwd())
+    template = (PACKAGE / "templates" / "study.toml").read_text(encoding="utf-8")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template.format(schema=schema, command=name))
+    except OSError as error:
+        raise InputError(f"--new: {path} cannot be written ({error.strerror})") from None
+    say(f"{path} is written. Change it to what you want to know, then:\n    python -m ablation.study --check {name}")
+
+
+def check_study(spec: StudySpec, store: Store, path: Path) -> None:
+    """Say that a study can run, once its images and its weights file have been looked at, too; nothing is downloaded.
+
+    Raises:
+        InputError: something is wrong with them.
+    """
+    from ablation.data import measure
+    from ablation.view import say
+
+    is_to_pretrain = needs_pretraining(spec, store)
+    check_places(spec, is_to_pretrain)
+    if spec.backbone.has_weights_file and not is_to_pretrain:
+        load_weights(spec)
+    size = measure(spec.data)
+    trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.seeds)
+    say(
+        f"{path} is fine: {_arms(len(arms(spec)))}, {trainings} trainings on {size.train:,} images of "
+        f"{size.classes} classes (with those for validation)"
+    )
+
+
 # ---------------------------------------------------------------------------------------------- plan and status
 
 
@@ -180,7 +233,7 @@ def show_plan(spec: StudySpec) -> None:
     ]
     trials = sum(p.trials + p.confirmations for p in planned)
     notes = [
-        f"{len(planned)} arms, {trials} trainings, {trials * spec.epochs} epochs; checkpoints take up to "
+        f"{_arms(len(planned))}, {trials} trainings, {trials * spec.epochs} epochs; checkpoints take up to "
         f"{_megabytes(sum(p.checkpoint_bytes for p in planned))} (tracking.checkpoints = "
         f'"{spec.tracking.checkpoints}").',
         "Parameters are those of the largest network that the search can choose.",
@@ -189,6 +242,10 @@ def show_plan(spec: StudySpec) -> None:
     ]
     columns = ["arm", "trials", "confirmation runs", "trained parameters", "all parameters", "disk for checkpoints"]
     show_table(Table(spec.question, columns, rows, notes))
+
+
+def _arms(count: int) -> str:
+    return f"{count} arm" if count == 1 else f"{count} arms"
 
 
 def _megabytes(size: int) -> str:
@@ -304,8 +361,8 @@ def prepare(spec: StudySpec, store: Store, device_name: str, feature_limit: int,
     """
     from ablation import view
 
-    needs_pretraining = spec.backbone.weights == str(demo.weights_path(store)) and not demo.weights_path(store).exists()
-    check_places(spec, needs_pretraining)
+    is_to_pretrain = needs_pretraining(spec, store)
+    check_places(spec, is_to_pretrain)
     if device_name not in ("auto", "cpu"):
         from ablation.seeding import check_device
 
@@ -317,9 +374,9 @@ def prepare(spec: StudySpec, store: Store, device_name: str, feature_limit: int,
         if storage is not None:
             digests = ("backbone.weights_digest", "data.digest")
             search.check_identity(storage, spec.name, identity(spec, None, ""), ignored=digests)
-    weights = None if needs_pretraining else load_weights(spec)
+    weights = None if is_to_pretrain else load_weights(spec)
     images, split = load_data(spec)
-    if needs_pretraining:
+    if is_to_pretrain:
         with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             if store.has_remote_tracking:
                 from ablation.tracking import open_client
@@ -550,10 +607,15 @@ def show_how_far(running: Running) -> None:
     show_table(status_table(spec.name, found, spec.trials_per_arm, spec.confirm.seeds))
 
 
-def check_places(spec: StudySpec, needs_pretraining: bool) -> None:
+def needs_pretraining(spec: StudySpec, store: Store) -> bool:
+    """Say whether the weights are those of a demo, and are still to be made."""
+    return spec.backbone.weights == str(demo.weights_path(store)) and not demo.weights_path(store).exists()
+
+
+def check_places(spec: StudySpec, is_to_pretrain: bool) -> None:
     """Refuse files and folders that are not there, before anything large is read or downloaded."""
     weights = spec.backbone.weights
-    if spec.backbone.has_weights_file and not needs_pretraining and not expand(str(weights)).is_file():
+    if spec.backbone.has_weights_file and not is_to_pretrain and not expand(str(weights)).is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
     if spec.data.source == "imagefolder":
         from ablation.data import list_imagefolder

@@ -1,8 +1,12 @@
+import json
+import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 
-from ablation.spec import InputError, TrialSpec, load_study, nearest, parse_override
+import ablation
+from ablation.spec import InputError, TrialSpec, load_study, nearest, parse_override, study_schema
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
 
@@ -23,14 +27,55 @@ def test_every_study_loads_and_names_its_command(path: Path) -> None:
     spec = load_study(path)
     header = path.read_text().partition("\n\n")[0]
     assert spec.question.endswith("?")
-    assert "?" in header.splitlines()[0]
+    assert header.splitlines()[0] == "#:schema ../ablation/study.schema.json"
+    assert "?" in header.splitlines()[1]
     assert f"python -m ablation.study {path.stem}" in path.read_text()
+
+
+# ---------------------------------------------------------------------------------------------- the schema of the file
+
+
+def test_the_schema_is_the_models() -> None:
+    committed = json.loads((Path(ablation.__file__).parent / "study.schema.json").read_text())
+    assert committed == study_schema(), "python -m ablation.spec >ablation/study.schema.json"
+    jsonschema.Draft7Validator.check_schema(committed)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_schema_accepts_every_study(path: Path) -> None:
+    jsonschema.validate(tomllib.loads(path.read_text()), study_schema())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "searh.lr=1", "search.lr.hihg=1", "factors.truncate_att=[1]", 'epochs="ten"', "trials_per_arm=true",
+        "trials_per_arm=0", "search.lr=0.1", "search.lr.low=-1", "search.head_width={low=1,high=2.5}",
+        "search.head_width={choices=[]}", 'factors.strategy=["freeze"]', "backbone.name=vgg17", "data.source=mnist",
+        "data.val_fraction=1.5", "search.sampler=grid", "name=other", 'published=[{arm={a=1},accuracyy=1.0}]',
+        "search.lr={low=1e-4,high=0.1,choices=[0.1]}",
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_is_wrong(study_file: Path, setting: str) -> None:
+    content = tomllib.loads(study_file.read_text())
+    jsonschema.validate(content, study_schema())
+    (*tables, key), value = parse_override(setting)
+    table = content
+    for name in tables:
+        table = table.setdefault(name, {})
+    table[key] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, study_schema())
+
+
+# ------------------------------------------------------------------------------------------------------- what is wrong
 
 
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
         ("searh.lr=1", "searh: unknown key; did you mean 'search'?"),
+        ("search.lr.lgo=true", "search.lr.lgo: unknown key; did you mean 'log'?"),
         ("search.lr.hihg=1", "search.lr.hihg: unknown key; did you mean 'high'?"),
         ("factors.truncate_att=[1]", "factors.truncate_att: unknown key; did you mean 'truncate_at'?"),
         ('epochs="ten"', "epochs: input should be a valid integer, got 'ten'"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import sqlite3
@@ -21,6 +22,7 @@ import sqlalchemy
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
 import ablation
 from ablation import data, figures, study, train, trial
@@ -31,7 +33,7 @@ from ablation.report import build_report
 from ablation.results import load_predictions, read_results
 from ablation.search import NumberedRandomSampler
 from ablation.seeding import named_seed
-from ablation.spec import Data, InputError, TrialSpec
+from ablation.spec import Data, InputError, TrialSpec, load_study, study_schema
 from ablation.store import find_store
 from ablation.train import evaluate
 
@@ -448,6 +450,56 @@ def test_an_interrupted_confirmation_run_goes_on(
 # --------------------------------------------------------------------------------------------------- things go wrong
 
 ONE_ARM = ("--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1")
+
+
+def test_a_new_study_is_written_and_checked(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It loads as it is written, and also with every default that it shows."""
+    assert command("--new", "mine") == 0
+    path = Path("studies/mine.toml")
+    written = path.read_text()
+    schema = written.splitlines()[0].removeprefix("#:schema ")
+    assert json.loads(Path(schema).read_text()) == study_schema()
+    content = load_study(path).content()
+    path.write_text(re.sub(r"^# (\w+ *=)", r"\1", written, flags=re.MULTILINE))
+    shown = load_study(path).content()
+    assert shown["data"].pop("limit") == 1000
+    assert content["data"].pop("limit") is None
+    assert shown == content
+    path.write_text(written)
+
+    capsys.readouterr()
+    assert command("--check", "mine") == 2
+    assert "data.root: pictures must hold train/<class>/*" in capsys.readouterr().err
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            Path("pictures", split, name).mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (40, 30)).save(Path("pictures", split, name, f"{number}.png"))
+    assert command("--check", "mine") == 0
+    assert "6 arms, 78 trainings on 20 images of 2 classes" in " ".join(capsys.readouterr().out.split())
+    assert sorted(path.name for path in Path().iterdir()) == ["pictures", "studies"]  # nothing else was written
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vgg_truncation", "error: --new: there is a study 'vgg_truncation': "),
+        ("../mine", "error: the study's name '../mine' must be"),
+    ],
+)
+def test_a_new_study_that_cannot_be(command: Command, name: str, said: str, capsys: Any) -> None:
+    assert command("--new", name) == 2
+    assert capsys.readouterr().err.startswith(said)
+    assert not list(Path().iterdir())
+
+
+def test_check_reads_the_weights(command: Command, study_file: Path, narrow_weights: Path, capsys: Any) -> None:
+    assert command("--check", study_file) == 0
+    assert command("--check", study_file, "--set", "backbone.name=vgg16") == 2
+    assert "holds vgg16_narrow, but backbone.name is vgg16" in capsys.readouterr().err
+    assert not list(Path().iterdir())
 
 
 def test_divergence_fails_the_trial_and_the_study_goes_on(command: Command, study_file: Path, capsys: Any) -> None:
