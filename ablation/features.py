@@ -8,6 +8,7 @@ Legend: N images, B images of a batch, C channels, H and W pixels, D features.
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -535,6 +536,9 @@ def _name(digests: Sequence[str], point: Point) -> str:
 
 def _layer_digest(layer: nn.Module) -> str:
     digest = hashlib.sha256(str(layer).encode())
+    for kind in sorted({type(module) for module in layer.modules()}, key=lambda kind: kind.__qualname__):
+        if not kind.__module__.startswith(("torch.", "torchvision.")):  # a user's own, which may compute anything
+            digest.update(Path(inspect.getfile(kind)).read_bytes())
     for name, tensor in layer.state_dict().items():
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)

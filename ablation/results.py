@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ablation.design import Arm, arms, published_for
-from ablation.spec import InputError, StudySpec, TrialSpec
+from ablation.spec import InputError, StudySpec, TrialSpec, describe
 from ablation.store import Store
 from ablation.tracking import PREDICTIONS_FILE, RunRecord, read_study, run_file
 
@@ -145,9 +145,12 @@ def read_results(store: Store, study: str) -> StudyResult:
     about = recorded.about
     try:
         spec = StudySpec.model_validate_json(json.dumps(about["spec"]))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError) as error:
         made_by = about.get("version", "another version")
-        raise InputError(f"study {study!r} was made by ablation {made_by}, which this version cannot read") from None
+        why = f" ({describe(error)})" if isinstance(error, ValueError) else ""
+        raise InputError(
+            f"study {study!r} was made by ablation {made_by}, which this version cannot read{why}"
+        ) from None
     found = [
         _arm_result(store, spec, arm, [run for run in recorded.runs if run.tags["arm"] == arm.name])
         for arm in arms(spec)

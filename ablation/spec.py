@@ -241,8 +241,9 @@ class Backbone(Strict):
 
     name: str = Field(
         "vgg16",
-        description="A torchvision network, or vgg16_narrow (an eighth of the channels).",
-        json_schema_extra={"enum": list(architecture.BACKBONES)},
+        description="A torchvision network, vgg16_narrow (an eighth of the channels), or FILE.py:FUNCTION, a function "
+        "of yours that returns the blocks.",
+        json_schema_extra={"anyOf": [{"enum": list(architecture.BACKBONES)}, {"pattern": r"\.py:\w+$"}]},
     )
     weights: str | None = Field(
         "imagenet",
@@ -254,6 +255,9 @@ class Backbone(Strict):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
+        if architecture.is_custom(name):
+            architecture.load_custom(name)
+            return name
         return _known(name, architecture.BACKBONES, "backbone")
 
     @field_validator("weights")
@@ -273,8 +277,9 @@ class Backbone(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.weights is not None and not self.has_weights_file and self.name == "vgg16_narrow":
-            raise ValueError("torchvision has no weights for vgg16_narrow: weights must name a file")
+        is_torchvisions = self.name != "vgg16_narrow" and not architecture.is_custom(self.name)
+        if self.weights is not None and not self.has_weights_file and not is_torchvisions:
+            raise ValueError(f"torchvision has no weights for {self.name}: weights must name a file")
         return self
 
 
@@ -393,6 +398,9 @@ class StudySpec(Strict):
         content["fixed"] = {name: self.default(name) for name in Hyperparameters.model_fields if name not in varied}
         if self.compile == "none":
             del content["compile"]  # what all studies were before there was a choice
+        if self.backbone.name in architecture.CUSTOM:  # what it is, not where
+            content["backbone"]["name"] = Path(self.backbone.name).name
+            content["backbone"]["code_digest"] = architecture.CODE_DIGESTS[self.backbone.name]
         if self.backbone.has_weights_file:
             content["backbone"]["weights"] = "file"  # what it holds, its digest, is added when it has been read
         return content
@@ -660,8 +668,10 @@ def load_study(
         raise InputError(f"{where}: {describe(error)}") from None
 
 
-def describe(error: ValidationError) -> str:
+def describe(error: ValueError) -> str:
     """Put a pydantic error into one line: the field, what is wrong with it, and the nearest key for an unknown one."""
+    if not isinstance(error, ValidationError):
+        return first_line(error)
     parts = []
     for problem in error.errors()[:3]:
         location = [str(step) for step in _without_tag(problem["loc"])]

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 
 import click
 
-from ablation import __version__, demo
+from ablation import __version__, architecture, demo
 from ablation.command_line import STOPPED, run_command
 from ablation.design import arms
 from ablation.seeding import check_device_name
@@ -218,6 +218,7 @@ def show_plan(spec: StudySpec) -> None:
     from ablation.tables import Table
     from ablation.view import show_table
 
+    check_backbone(spec)
     size = measure(spec.data)
     planned = plan(spec, size.classes)
     rows = [
@@ -614,6 +615,7 @@ def needs_pretraining(spec: StudySpec, store: Store) -> bool:
 
 def check_places(spec: StudySpec, is_to_pretrain: bool) -> None:
     """Refuse files and folders that are not there, before anything large is read or downloaded."""
+    check_backbone(spec)
     weights = spec.backbone.weights
     if spec.backbone.has_weights_file and not is_to_pretrain and not expand(str(weights)).is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
@@ -621,6 +623,18 @@ def check_places(spec: StudySpec, is_to_pretrain: bool) -> None:
         from ablation.data import list_imagefolder
 
         list_imagefolder(expand(str(spec.data.root)))
+
+
+def check_backbone(spec: StudySpec) -> None:
+    """Refuse a backbone of the user's own that does not compute what it should."""
+    if architecture.is_custom(spec.backbone.name):
+        from ablation.blocks import check_custom
+
+        cuts = {cut for levels in spec.combinations() for cut in spec.possible("truncate_at", levels)}
+        try:
+            check_custom(spec.backbone.name, sorted(cuts), spec.data.image_size)
+        except ValueError as error:
+            raise InputError(f"backbone.name: {error}") from None
 
 
 def load_weights(spec: StudySpec) -> Weights | None:

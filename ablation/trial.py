@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn.functional import cross_entropy
 
-from ablation import tracking
+from ablation import architecture, tracking
 from ablation.checkpoint import (
     CorruptCheckpoint,
     load_resume_checkpoint,
@@ -573,6 +573,11 @@ def load_model(run: str, *, store: str | None = None, weights: str | None = None
     found = find_store(store)
     record = tracking.read_run(found, run)
     spec = TrialSpec.from_params(record.params)
+    if architecture.is_custom(spec.backbone):
+        try:
+            architecture.load_custom(spec.backbone)
+        except ValueError as error:
+            raise InputError(f"run {run}: its backbone cannot be made: {error}") from None
     with tracking.run_file(found, record, tracking.CHECKPOINT_FILE) as path:
         trained, metadata = _read_tensors(path)
     model = build_model(

@@ -102,7 +102,7 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
     known = all_tensor_names(backbone)
     expected = expected_tensors(backbone, architecture.block_names(backbone)[-1])
     for key in tensors:
-        if key not in known:
+        if key not in known and backbone not in architecture.CUSTOM:  # which is not known beyond its blocks
             raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
     kept = {key: tensor for key, tensor in tensors.items() if key in expected}
     if not kept:

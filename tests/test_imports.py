@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 ORDER = [
     "architecture", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox", "seeding",
     "blocks", "weights", "data", "models", "strategies", "features", "plan", "environment", "train", "checkpoint",
-    "search", "tracking", "trial", "tables", "view", "backbones", "results", "stats", "analysis", "figures",
-    "report", "registry", "champion", "champion_model", "predict", "demo", "workers", "study", "bench", "ui",
-    "__main__",
+    "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame", "stats", "analysis",
+    "figures", "report", "registry", "champion", "champion_model", "predict", "demo", "workers", "study", "bench",
+    "ui", "__main__",
 ]  # fmt: skip
 TORCH = {
     "seeding",
@@ -39,7 +39,7 @@ TORCH = {
 ONLY_IN = {
     "torch": TORCH,
     "torchvision": {"backbones", "blocks", "weights", "data", "bench"},
-    "safetensors": {"weights", "data", "trial", "results", "demo", "bench"},
+    "safetensors": {"weights", "data", "trial", "results", "frame", "demo", "bench"},
     "optuna": {"search"},
     "sqlalchemy": {"locks", "search", "tracking"},
     "mlflow": {"tracking", "registry", "champion_model"},
@@ -51,7 +51,7 @@ ONLY_IN = {
     "scipy": {"stats"},
     "matplotlib": {"figures"},
     "jinja2": {"report"},
-    "pandas": {"champion_model"},
+    "pandas": {"champion_model", "frame"},
     "pydantic": {"spec"},
 }
 

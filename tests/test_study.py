@@ -262,6 +262,50 @@ def test_results_are_read_from_mlflow_alone(finished: Path, tmp_path: Path) -> N
             assert run.trained_parameters == trained
 
 
+def test_results_as_a_table(finished: Path) -> None:
+    """Every run is a row, with the figures that MLflow has of it."""
+    table = ablation.load_results("small", store=str(finished / "store"))
+    assert dict(table.dtypes.astype(str)) == {
+        "run_id": "string", "arm": "string", "kind": "string", "number": "int64", "state": "string",
+        "reason": "string", "is_best": "bool", "is_superseded": "bool", "val_accuracy": "float64",
+        "best_epoch": "Int64", "test_accuracy": "float64", "test_loss": "float64", "trained_parameters": "Int64",
+        "training_seconds": "float64", "seed": "int64", "truncate_at": "string", "strategy": "string",
+        "freeze_depth": "Int64", "head_width": "int64", "head_pool": "string", "lr": "float64",
+        "backbone_lr_scale": "float64", "head_warmup_epochs": "int64", "optimizer": "string",
+        "weight_decay": "float64", "max_grad_norm": "float64", "label_smoothing": "float64", "schedule": "string",
+        "batch_size": "int64", "augmentation": "string",
+    }  # fmt: skip
+    found = {
+        run.info.run_id: run
+        for kind in ("trial", "confirmation")
+        for run in runs(finished / "store", "small", kind=kind)
+    }
+    assert len(table) == len(found) == 4 * (2 + 2)
+    for row in table.itertuples():
+        run = found[row.run_id]
+        assert (row.arm, row.kind, row.number) == (
+            run.data.tags["arm"],
+            run.data.tags["kind"],
+            int(run.data.tags["trial"]),
+        )
+        assert (row.state, row.reason, row.is_superseded) == ("finished", "", False)
+        assert row.val_accuracy == run.data.metrics["best_val_accuracy"]
+        assert row.best_epoch == run.data.metrics["best_epoch"]
+        assert row.trained_parameters == run.data.metrics["trained_parameters"]
+        assert row.lr == float(run.data.params["lr"])
+        assert row.head_pool == run.data.params["head_pool"]
+        expected = run.data.metrics.get("test_accuracy")
+        assert row.test_accuracy == expected if expected is not None else np.isnan(row.test_accuracy)
+    best = table[table.is_best]
+    assert list(best.arm) == sorted(set(table.arm), key=list(table.arm).index)
+    trials = table[table.kind == "trial"]
+    assert list(best.val_accuracy) == [trials[trials.arm == arm].val_accuracy.max() for arm in best.arm]
+    assert table.freeze_depth.isna().all()
+    assert list(table.backbone_lr_scale.isna()) == [strategy == "feature_extraction" for strategy in table.strategy]
+    with pytest.raises(InputError, match="smal"):
+        ablation.load_results("smal", store=str(finished / "store"))
+
+
 def test_summary_report_and_output(finished: Path) -> None:
     store = finished / "store"
     (summary,) = runs(store, "small", kind="summary")
