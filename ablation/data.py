@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ablation.datasets import SETS, TorchvisionSet, class_names, labels_of, open_set
 from ablation.seeding import named_seed
 from ablation.spec import Augmentation, Data, InputError, expand, first_line
 
@@ -53,9 +54,8 @@ def load_images(data: Data, *, track: Track = lambda things, total, description:
         InputError: the folder is missing, empty, has classes in one split only or unreadable images; a class is
             unknown; a download failed.
     """
-    images = {"cifar10": _load_cifar10, "imagefolder": _load_imagefolder, "digits": _load_digits}[data.source](
-        data, track
-    )
+    load = {"imagefolder": _load_imagefolder, "digits": _load_digits}.get(data.source, _load_torchvision)
+    images = load(data, track)
     if data.classes is None:
         return images
     unknown = [name for name in data.classes if name not in images.classes]
@@ -88,9 +88,10 @@ def measure(data: Data) -> DataSize:
     Raises:
         InputError: the folder is not what it should be.
     """
-    if data.source == "cifar10":
-        classes = len(data.classes or range(10))
-        train, test = 5000 * classes, 1000 * classes
+    if data.source in SETS:
+        found = SETS[data.source]
+        classes = len(data.classes) if data.classes else found.classes
+        train, test = (n * classes // found.classes for n in (found.train_images, found.test_images))
     elif data.source == "imagefolder":
         files = list_imagefolder(expand(str(data.root)))
         names = [name for name in files["train"] if data.classes is None or name in data.classes]
@@ -157,25 +158,51 @@ def _load_digits(data: Data, track: Track) -> ImageSet:
     return _image_set(pixels[train], labels[train], pixels[test], labels[test], [str(digit) for digit in range(10)])
 
 
-def _load_cifar10(data: Data, track: Track) -> ImageSet:
-    from torchvision.datasets import CIFAR10
-
+def _load_torchvision(data: Data, track: Track) -> ImageSet:
+    """Read one of torchvision's sets; pixels of one size stay as they are, others are fitted to `image_size`."""
+    found = SETS[data.source]
     root = expand(data.root or "data")
     existed = root.exists()
     try:
-        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
+        train, test = open_set(found, root)
     except (OSError, RuntimeError) as error:
-        state = "damaged" if (root / CIFAR10.filename).exists() else "not there"
+        what, checksum = _missing(found, root)
+        raise InputError(
+            f"data.root: {what} and could not be downloaded ({first_line(error)}); place it there by hand{checksum}, "
+            "or try --demo, which needs no download"
+        ) from None
+    finally:
         if not existed:
             with contextlib.suppress(OSError):
-                root.rmdir()  # torchvision made it for the download
-        raise InputError(
-            f"data.root: {root / CIFAR10.filename} is {state} and could not be downloaded ({first_line(error)}); place "
-            f"it there by hand (MD5 {CIFAR10.tgz_md5}), or try --demo, which needs no download"
-        ) from None
-    pixels = [part.data for part in parts]
-    labels = [np.array(part.targets, np.int64) for part in parts]
-    return _image_set(pixels[0], labels[0], pixels[1], labels[1], parts[0].classes)
+                root.rmdir()  # torchvision made it for a download that failed
+    arrays = []
+    for description, parts in (("training", train), ("test", [test])):
+        pixels = [_pixels(part, data, track, f"Decoding {description} images") for part in parts]
+        labels = [np.array(labels_of(part), np.int64) for part in parts]
+        arrays += [np.concatenate(pixels), np.concatenate(labels)]
+    return _image_set(arrays[0], arrays[1], arrays[2], arrays[3], class_names(train[0], found.classes))
+
+
+def _missing(found: TorchvisionSet, root: Path) -> tuple[str, str]:
+    """Say what is missing or damaged, and the checksum of its archive, where torchvision has a single one."""
+    import torchvision
+
+    kind = getattr(torchvision.datasets, found.name)
+    name, md5 = (getattr(kind, attribute, None) for attribute in ("filename", "tgz_md5"))
+    if not name or not md5:
+        return f"{found.name} is not in {root}", ""
+    return f"{root / name} is {'damaged' if (root / name).exists() else 'not there'}", f" (MD5 {md5})"
+
+
+def _pixels(dataset: Any, data: Data, track: Track, description: str) -> np.ndarray:
+    """Return the pixels of a torchvision data set, uint8 NHWC."""
+    if not hasattr(dataset, "data"):  # files of many sizes
+        names = [f"{data.source}, image {number}" for number in range(len(dataset))]
+        return _decode_all(names, lambda number: dataset[number][0], data.image_size, track, description)
+    pixels = np.asarray(dataset.data)
+    if pixels.ndim == 3:  # greys
+        pixels = pixels[..., None].repeat(3, 3)
+    return pixels if pixels.shape[-1] == 3 else pixels.transpose(0, 2, 3, 1)
 
 
 def _load_imagefolder(data: Data, track: Track) -> ImageSet:
@@ -206,7 +233,7 @@ def _load_imagefolder(data: Data, track: Track) -> ImageSet:
     for split in ("train", "test"):
         paths = [path for name in classes for path, _ in files[split][name]]
         counts = [len(files[split][name]) for name in classes]
-        pixels = _decode_all(paths, data.image_size, track, f"Decoding {split} images")
+        pixels = _decode_all(paths, partial(_open, paths), data.image_size, track, f"Decoding {split} images")
         arrays += [pixels, np.repeat(np.arange(len(classes)), counts)]
     images = _image_set(arrays[0], arrays[1], arrays[2], arrays[3], classes)
     temporary = cache.with_suffix(f".{os.getpid()}.tmp")
@@ -257,26 +284,32 @@ def list_imagefolder(root: Path) -> dict[str, dict[str, list[tuple[str, os.stat_
     return files
 
 
-def _decode_all(paths: list[str], size: int, track: Track, description: str) -> np.ndarray:
+def _open(paths: list[str], number: int) -> "Image":
+    from PIL import Image
+
+    return Image.open(paths[number])
+
+
+def _decode_all(
+    names: list[str], open_image: Callable[[int], "Image"], size: int, track: Track, description: str
+) -> np.ndarray:
     """Decode all images into uint8 NHWC.
 
     Raises:
-        InputError: names up to ten files that cannot be decoded.
+        InputError: names up to ten that cannot be decoded.
     """
-    from PIL import Image
-
-    pixels = np.empty((len(paths), size, size, 3), np.uint8)
+    pixels = np.empty((len(names), size, size, 3), np.uint8)
     bad: list[str] = []
 
     def decode(number: int) -> None:
         try:
-            with Image.open(paths[number]) as image:
+            with open_image(number) as image:
                 pixels[number] = fit_image(image, size)
         except Exception:  # Pillow raises many kinds for broken files
-            bad.append(paths[number])
+            bad.append(names[number])
 
     with ThreadPoolExecutor() as pool:
-        for _ in track(pool.map(decode, range(len(paths))), len(paths), description):
+        for _ in track(pool.map(decode, range(len(names))), len(names), description):
             pass
     if bad:
         more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""

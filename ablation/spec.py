@@ -286,8 +286,13 @@ class Backbone(Strict):
 class Data(Strict):
     """The images."""
 
-    source: Literal["cifar10", "imagefolder", "digits"] = "cifar10"
-    root: str | None = Field(None, description="Folder of the images (cifar10: downloaded to it; default data).")
+    source: Literal[
+        "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn", "stl10", "flowers102", "oxford_pets", "dtd",
+        "food101", "imagefolder", "digits",
+    ] = "cifar10"  # fmt: skip
+    root: str | None = Field(
+        None, description="Folder of the images; torchvision's sets are downloaded to it, by default to data."
+    )
     val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the training images, split off stratified.")
     limit: int | None = Field(None, ge=2, description="Stratified subset of this many images, before that split.")
     classes: Annotated[list[str], Field(min_length=2)] | None = Field(None, description="Only these classes.")

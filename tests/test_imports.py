@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
     "architecture", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox", "seeding",
-    "blocks", "weights", "data", "models", "strategies", "features", "plan", "environment", "train", "checkpoint",
-    "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame", "stats", "analysis",
-    "figures", "report", "registry", "champion", "champion_model", "predict", "demo", "workers", "study", "bench",
-    "ui", "__main__",
+    "blocks", "weights", "datasets", "data", "models", "strategies", "features", "plan", "environment", "train",
+    "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame", "stats",
+    "analysis", "figures", "report", "registry", "champion", "champion_model", "predict", "demo", "workers",
+    "study", "bench", "ui", "__main__",
 ]  # fmt: skip
 TORCH = {
     "seeding",
@@ -38,7 +38,7 @@ TORCH = {
 }
 ONLY_IN = {
     "torch": TORCH,
-    "torchvision": {"backbones", "blocks", "weights", "data", "bench"},
+    "torchvision": {"datasets", "backbones", "blocks", "weights", "data", "bench"},
     "safetensors": {"weights", "data", "trial", "results", "frame", "demo", "bench"},
     "optuna": {"search"},
     "sqlalchemy": {"locks", "search", "tracking"},

@@ -51,7 +51,7 @@ def test_the_schema_accepts_every_study(path: Path) -> None:
     [
         "searh.lr=1", "search.lr.hihg=1", "factors.truncate_att=[1]", 'epochs="ten"', "trials_per_arm=true",
         "trials_per_arm=0", "search.lr=0.1", "search.lr.low=-1", "search.head_width={low=1,high=2.5}",
-        "search.head_width={choices=[]}", 'factors.strategy=["freeze"]', "backbone.name=vgg17", "data.source=mnist",
+        "search.head_width={choices=[]}", 'factors.strategy=["freeze"]', "backbone.name=vgg17", "data.source=cifar",
         "data.val_fraction=1.5", "search.sampler=grid", "name=other", 'published=[{arm={a=1},accuracyy=1.0}]',
         "search.lr={low=1e-4,high=0.1,choices=[0.1]}",
     ],
@@ -96,7 +96,7 @@ def test_the_schema_refuses_what_is_wrong(study_file: Path, setting: str) -> Non
         ('factors.strategy=["freeze"]', "factors.strategy.0: input should be 'feature_extraction'"),
         ("backbone.name=vgg17", "backbone.name: unknown backbone 'vgg17'; did you mean"),
         ("backbone.weights=weights.zip", "backbone.weights: must be 'imagenet', a name of torchvision's"),
-        ("data.source=mnist", "data.source: input should be 'cifar10', 'imagefolder' or 'digits', got 'mnist'"),
+        ("data.source=cifar", "data.source: input should be 'cifar10', 'cifar100', 'mnist',"),
         ("data.val_fraction=1.5", "data.val_fraction: input should be less than 1, got 1.5"),
         ("data.image_size=1", "data.image_size: 1 is too small for block1, it needs 2"),
         ("fixed.freeze_depth=1", "fixed.freeze_depth: has no effect under feature_extraction, fine_tune_all"),
