@@ -6,13 +6,7 @@ block, as Simonyan and Zisserman, 2014, name it), elsewhere a stem, a residual o
 torchvision stacks (`unit3_2`). `blocks` finds them in torchvision's networks.
 """
 
-import hashlib
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -108,68 +102,6 @@ BACKBONES: dict[str, Backbone] = {
     "regnet_y_32gf": _strided(1, 2, 5, 12, 1),
     "regnet_y_128gf": _strided(1, 2, 7, 17, 1),
 }
-
-
-# ----------------------------------------------------------------------------------------------- backbones of one's own
-
-CUSTOM: dict[str, Callable[[], Mapping[str, Any]]] = {}
-"""What makes the blocks of each custom backbone that was loaded: a module by its path in the user's network."""
-CODE_DIGESTS: dict[str, str] = {}
-"""The SHA-256 of the file that each of them came from."""
-
-
-def is_custom(name: str) -> bool:
-    """Say whether a backbone's name is that of a function in a file, `nets.py:tiny`."""
-    return name.partition(":")[0].endswith(".py")
-
-
-def load_custom(name: str) -> None:
-    """Add a backbone that a function of the user makes, `nets.py:tiny`, to BACKBONES; its file is run.
-
-    The function takes nothing and returns the blocks in order: a list of modules, or a dict of them by their path in
-    the network that they come from, by which a weights file knows them.
-
-    Raises:
-        ValueError: the file or the function is not there, fails, or returns something else.
-    """
-    if name in CUSTOM:
-        return
-    file, _, function_name = name.partition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"{file}: no such file")
-    module_name = f"ablation_backbone_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{file}: cannot be imported ({type(error).__name__}: {error})") from None
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(f"{file}: has no function {function_name!r}")
-
-    def make() -> Mapping[str, Any]:
-        blocks = function()
-        return blocks if isinstance(blocks, Mapping) else {str(i): block for i, block in enumerate(blocks)}
-
-    try:
-        blocks = make()
-    except Exception as error:
-        raise ValueError(f"{function_name}() of {file} failed ({type(error).__name__}: {error})") from None
-    if not blocks or not all(callable(getattr(block, "state_dict", None)) for block in blocks.values()):
-        raise ValueError(f"{function_name}() of {file} must return blocks: a list of modules, or a dict path -> module")
-    layers = [type(layer).__name__ for block in blocks.values() for layer in block.modules()]
-    has_batch_norm = any("BatchNorm" in layer for layer in layers)
-    BACKBONES[name] = Backbone((1,) * len(blocks), "unit", 0, (1,) * (len(blocks) + 1), has_batch_norm)
-    CUSTOM[name] = make
-    CODE_DIGESTS[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------- blocks and units
 
 
 def block_names(backbone: str) -> list[str]:

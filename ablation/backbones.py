@@ -5,7 +5,7 @@ import sys
 import click
 
 from ablation import __version__
-from ablation.architecture import BACKBONES, block_names, is_custom, load_custom, smallest_image
+from ablation.architecture import BACKBONES, block_names, smallest_image
 from ablation.command_line import run_command
 from ablation.spec import InputError, nearest
 from ablation.tables import Table
@@ -24,11 +24,6 @@ def cli(name: str | None, image_size: int) -> None:
     if name is None:
         view.show_table(all_backbones())
         return
-    if is_custom(name):
-        try:
-            load_custom(name)
-        except ValueError as error:
-            raise InputError(str(error)) from None
     if name not in BACKBONES:
         raise InputError(f"unknown backbone {name!r}{nearest(name, BACKBONES)}")
     view.show_table(cuts_table(name, image_size))
@@ -50,15 +45,15 @@ def cuts_table(backbone: str, image_size: int) -> Table:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ablation.blocks import an_image, copy_blocks, kept_parts
+    from ablation.blocks import build_blocks_on_meta, kept_parts
 
     last = block_names(backbone)[-1]
     parts = kept_parts(backbone, last)
     smallest = smallest_image(backbone, parts[0].unit)
     if image_size < smallest:
         raise InputError(f"--image-size: {image_size} is too small for {backbone}, it needs {smallest}")
-    blocks = copy_blocks(backbone, last).eval()
-    maps = an_image(blocks, image_size)
+    blocks = build_blocks_on_meta(backbone, last).eval()
+    maps = torch.empty(1, 3, image_size, image_size, device="meta")
     rows: list[list[str]] = []
     parameters = operations = 0
     for number, part in enumerate(parts):

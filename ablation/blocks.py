@@ -6,7 +6,7 @@ Legend: N images, C channels, H and W pixels.
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,6 @@ from torchvision.models.convnext import CNBlock
 from torchvision.models.vgg import VGG, make_layers
 
 from ablation import architecture
-from ablation.spec import first_line
 
 NARROW_CHANNELS = ((8,) * 2, (16,) * 2, (32,) * 3, (64,) * 3, (64,) * 3)  # of vgg16_narrow, block by block
 LINEAR_STD = 0.02  # Liu et al. (2022, "A ConvNet for the 2020s"), whose blocks alone have linear layers
@@ -127,11 +126,8 @@ class Part:
 @functools.cache
 def _parts(backbone: str) -> list[Part]:
     """Return the modules of a backbone in order, by the units that `architecture` gives each block."""
-    if backbone in architecture.CUSTOM:
-        paths = enumerate(_custom_network(backbone).paths, start=1)
-        return [Part(number, number, f"unit{number}_1", f"unit{number}_1", path) for number, path in paths]
     family = next(steps for beginning, steps in FAMILIES.items() if backbone.startswith(beginning))
-    steps = family(_torchvision_network(backbone))
+    steps = family(_network(backbone))
     parts: list[Part] = []
     units = 0
     for block, names in enumerate(architecture.unit_names(backbone), start=1):
@@ -154,7 +150,10 @@ def kept_parts(backbone: str, truncate_at: str) -> list[Part]:
 
 
 class _ParametersOnMeta(TorchFunctionMode):
-    """Allocate no memory for tensors; `with torch.device("meta")` would stop RegNets from computing their widths."""
+    """Allocate no memory for tensors.
+
+    `with torch.device("meta")` would stop RegNets from computing their widths; an outer one must not, either.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = dict(kwargs or {})
@@ -163,36 +162,10 @@ class _ParametersOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _CustomNetwork:
-    """The blocks of a custom backbone, each by the path that its function gives."""
-
-    def __init__(self, blocks: Mapping[str, nn.Module]):
-        self.paths = dict(blocks)
-        for block in self.paths.values():
-            for module in block.modules():
-                if hasattr(module, "inplace"):
-                    module.inplace = False  # type: ignore[assignment]  # stored features must not be overwritten
-
-    def get_submodule(self, path: str) -> nn.Module:
-        return self.paths[path]
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return {f"{path}.{k}": tensor for path, block in self.paths.items() for k, tensor in block.state_dict().items()}
-
-
-@functools.cache
-def _custom_network(backbone: str) -> _CustomNetwork:
-    return _CustomNetwork(architecture.CUSTOM[backbone]())
-
-
-def _network(backbone: str) -> nn.Module | _CustomNetwork:
-    return (_custom_network if backbone in architecture.CUSTOM else _torchvision_network)(backbone)
-
-
 @functools.lru_cache(maxsize=4)
-def _torchvision_network(backbone: str) -> nn.Module:
+def _network(backbone: str) -> nn.Module:
     """Return torchvision's network, its tensors on the meta device."""
-    with _ParametersOnMeta():
+    with torch.device("cpu"), _ParametersOnMeta():
         if backbone == "vgg16_narrow":
             layers = make_layers([entry for widths in NARROW_CHANNELS for entry in (*widths, "M")])
             narrow: nn.Module = VGG(layers, init_weights=False)
@@ -211,12 +184,11 @@ def build_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
         A Sequential of blocks `block1`, ...; each a Sequential of torchvision's own modules, named `conv1_1`,
         `relu1_1`, ..., `pool1`, or `unit2_1`, .... A cut at a block keeps its pool, one at a unit does not.
     """
-    blocks = copy_blocks(backbone, truncate_at)
-    return blocks if backbone in architecture.CUSTOM else blocks.to_empty(device="cpu")
+    return build_blocks_on_meta(backbone, truncate_at).to_empty(device="cpu")
 
 
-def copy_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
-    """Build the same with its tensors on the meta device, without memory; those of a custom backbone on the CPU."""
+def build_blocks_on_meta(backbone: str, truncate_at: str) -> nn.Sequential:
+    """Build the same without memory for its tensors."""
     blocks = nn.Sequential()
     network = _network(backbone)
     for part in kept_parts(backbone, truncate_at):
@@ -231,31 +203,9 @@ def copy_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
 def feature_shape(backbone: str, truncate_at: str, image_size: int) -> tuple[int, int, int]:
     """Return the shape (C, H, W) of the features of one image."""
     with torch.no_grad():
-        blocks = copy_blocks(backbone, truncate_at).eval()
-        _, channels, height, width = blocks(an_image(blocks, image_size)).shape
+        blocks = build_blocks_on_meta(backbone, truncate_at).eval()
+        _, channels, height, width = blocks(torch.empty(1, 3, image_size, image_size, device="meta")).shape
     return channels, height, width
-
-
-def an_image(blocks: nn.Module, image_size: int) -> torch.Tensor:
-    """Return an image 1 x 3 x H x W, of which only the shape counts, where the tensors of the blocks are."""
-    device = next((tensor.device for tensor in blocks.state_dict().values()), torch.device("cpu"))
-    return torch.zeros(1, 3, image_size, image_size, device=device)
-
-
-def check_custom(backbone: str, cuts: Iterable[str], image_size: int) -> None:
-    """Refuse a custom backbone whose blocks do not work, one behind the other, on images of a size.
-
-    Raises:
-        ValueError: names the cut, and what is wrong.
-    """
-    for cut in cuts:
-        try:
-            shape = feature_shape(backbone, cut, image_size)
-        except Exception as error:
-            images = f"{image_size} x {image_size} images"
-            raise ValueError(f"{backbone}: its blocks up to {cut} fail on {images} ({first_line(error)})") from None
-        if shape[1] != shape[2]:
-            raise ValueError(f"{backbone}: its blocks up to {cut} make {shape[1]} x {shape[2]} maps of square images")
 
 
 @functools.cache
@@ -290,11 +240,8 @@ def initialise_blocks(
     start does not depend on which others have weights.
     """
     with torch.no_grad():
-        if backbone in architecture.CUSTOM:
-            _initialise_custom(blocks, backbone, generator)
-        else:
-            for module in blocks.modules():
-                _initialise_module(module, generator)
+        for module in blocks.modules():
+            _initialise_module(module, generator)
         for key, tensor in torchvision_tensors(blocks, backbone).items():
             if tensors is not None and key in tensors:
                 tensor.copy_(torch.from_numpy(tensors[key]))
@@ -308,15 +255,6 @@ def torchvision_tensors(blocks: nn.Sequential, backbone: str) -> dict[str, torch
         block, part, inside = name.split(".", 2)
         found[f"{paths[f'{block}.{part}']}.{inside}"] = tensor
     return found
-
-
-def _initialise_custom(blocks: nn.Sequential, backbone: str, generator: torch.Generator) -> None:
-    """Set the tensors of blocks as the user's function does, with random numbers that depend on the generator alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        made = _CustomNetwork(architecture.CUSTOM[backbone]()).state_dict()
-    for key, tensor in torchvision_tensors(blocks, backbone).items():
-        tensor.copy_(made[key])
 
 
 def _initialise_module(module: nn.Module, generator: torch.Generator) -> None:

@@ -15,7 +15,7 @@ from ablation.data import ImageSet, Normalisation, normalise
 from ablation.models import TransferModel
 from ablation.registry import RegisteredVersion, register, save_model
 from ablation.results import ArmResult, RunResult, StudyResult
-from ablation.spec import InputError
+from ablation.spec import InputError, first_line
 from ablation.store import Store
 from ablation.trial import load_model
 
@@ -46,9 +46,15 @@ def export(model: TransferModel, images_NSSC: torch.Tensor, path: Path) -> None:
         model: as `load_model` returns it.
         images_NSSC: at least two images, uint8; the program takes any number of that size.
         path: the file, .pt2.
+
+    Raises:
+        InputError: torch cannot export the network.
     """
     dynamic = ({0: torch.export.Dim("N")},)
-    program = torch.export.export(Classifier(model).eval(), (images_NSSC,), dynamic_shapes=dynamic)
+    try:
+        program = torch.export.export(Classifier(model).eval(), (images_NSSC,), dynamic_shapes=dynamic)
+    except Exception as error:  # of many kinds, for a network that it does not understand
+        raise InputError(f"torch.export cannot export it ({first_line(error)})") from None
     torch.export.save(program, path)
 
 

@@ -58,9 +58,7 @@ def load_images(data: Data, *, track: Track = lambda things, total, description:
     images = load(data, track)
     if data.classes is None:
         return images
-    unknown = [name for name in data.classes if name not in images.classes]
-    if unknown:
-        raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(images.classes)}")
+    _check_classes(data, images.classes)
     numbers = [images.classes.index(name) for name in data.classes]
     arrays = []
     for pixels, labels in (
@@ -71,6 +69,12 @@ def load_images(data: Data, *, track: Track = lambda things, total, description:
         renumbered = np.array([numbers.index(label) for label in labels[chosen]], np.int64)
         arrays += [pixels[chosen], renumbered]
     return _image_set(arrays[0], arrays[1], arrays[2], arrays[3], list(data.classes))
+
+
+def _check_classes(data: Data, known: list[str]) -> None:
+    unknown = [name for name in data.classes or [] if name not in known]
+    if unknown:
+        raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def measure(data: Data) -> DataSize:
         train, test = (n * classes // found.classes for n in (found.train_images, found.test_images))
     elif data.source == "imagefolder":
         files = list_imagefolder(expand(str(data.root)))
+        _check_classes(data, sorted(files["train"]))
         names = [name for name in files["train"] if data.classes is None or name in data.classes]
         classes = len(names)
         train, test = (sum(len(files[split][name]) for name in names) for split in ("train", "test"))
@@ -129,13 +134,20 @@ def _as_rgb(image: "Image") -> "Image":
 
     Greys of 16 bits are scaled (Pillow would cut them off at 255), what is transparent becomes white, and a photo that
     its camera holds on the side is turned.
+
+    Raises:
+        ValueError: it has 32 bits per channel.
     """
     import PIL.Image
     from PIL import ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).clip(0, 65535) / 257
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits, which may stand for anything")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image) / 257
         return PIL.Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -8,7 +8,6 @@ Legend: N images, B images of a batch, C channels, H and W pixels, D features.
 """
 
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -481,12 +480,11 @@ class FeatureCache:
                         images_BCHW = take(images.images_NCHW, batch_B, device)
                         activations = normalise(images_BCHW.flip(3) if mirror else images_BCHW, frozen.normalisation)
                     found = run_layers(activations, layers, points, frozen.precision, first)
-                    for file, rows in zip(files, found, strict=True):
-                        dtype = _append(file, rows, len(images))
+                    dtypes = [_append(file, rows, len(images)) for file, rows in zip(files, found, strict=True)]
                 for file in files:
                     file.flush()
                     os.fsync(file.fileno())
-            for unfinished, (about, path) in zip(temporary, paths, strict=True):
+            for unfinished, (about, path), dtype in zip(temporary, paths, dtypes, strict=True):
                 unfinished.replace(path)
                 write_atomically(about, json.dumps({"sha256": _file_digest(path), "dtype": dtype}).encode())
         except (OSError, StoreError):  # a full disk needs the room
@@ -536,9 +534,6 @@ def _name(digests: Sequence[str], point: Point) -> str:
 
 def _layer_digest(layer: nn.Module) -> str:
     digest = hashlib.sha256(str(layer).encode())
-    for kind in sorted({type(module) for module in layer.modules()}, key=lambda kind: kind.__qualname__):
-        if not kind.__module__.startswith(("torch.", "torchvision.")):  # a user's own, which may compute anything
-            digest.update(Path(inspect.getfile(kind)).read_bytes())
     for name, tensor in layer.state_dict().items():
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)

@@ -97,10 +97,12 @@ def initialise(model: TransferModel, backbone: str, weights: Weights | None, see
 
 
 @torch.no_grad()
-def calibrate(model: TransferModel, batches: Iterable[torch.Tensor], start: int, precision: str) -> None:
+def calibrate(
+    model: TransferModel, batches: Iterable[torch.Tensor], start: int, precision: str, *, head_alone: bool = False
+) -> None:
     """Set the constants that standardise the features: their mean and standard deviation over images.
 
-    Batch norms that are to learn standardise over each batch here, as they will in training.
+    Batch norms that are to learn standardise over each batch here, as they will in the first epoch.
 
     Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand,
     and after a ReLU none has mean zero: as they are, no learning rate would fit two of them. Data-dependent scaling:
@@ -112,9 +114,10 @@ def calibrate(model: TransferModel, batches: Iterable[torch.Tensor], start: int,
         batches: what comes out of its first `start` blocks for the images; normalised images where that is 0.
         start: see above.
         precision: what the training computes in.
+        head_alone: whether only the head learns in the first epoch.
     """
     model.eval()
-    learning = [module for block in list(model.blocks)[start:] for module in block.modules()]
+    learning = [] if head_alone else [module for block in list(model.blocks)[start:] for module in block.modules()]
     momenta = {module: module.momentum for module in learning if isinstance(module, nn.BatchNorm2d)}
     for module in momenta:
         module.train().momentum = 0.0  # their own statistics stay as they are

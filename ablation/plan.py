@@ -81,7 +81,9 @@ def feature_bytes(spec: StudySpec, size: DataSize) -> int:
                     numbers[f"block{depth}", None] = math.prod(shape)
     validation = round(size.train * spec.data.val_fraction)
     orientations = 2 if "flip" in augmentations else 1 if "none" in augmentations else 0  # random crops are not stored
-    trained = ((size.train - validation) * orientations + validation) * BYTES_PER_FEATURE.get(spec.precision, 4)
+    # ConvNeXt's blocks end in what autocast leaves in float32.
+    bytes_each = 4 if spec.backbone.name.startswith("convnext") else BYTES_PER_FEATURE.get(spec.precision, 4)
+    trained = ((size.train - validation) * orientations + validation) * bytes_each
     tested = (size.test if spec.confirm.seeds > 0 else 0) * 4  # always in float32
     # Layers without weights are random, in every trial others.
     networks = spec.trials_per_arm + spec.confirm.seeds if spec.backbone.missing_layers == "random" else 1

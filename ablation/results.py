@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ablation.design import Arm, arms, published_for
-from ablation.spec import InputError, StudySpec, TrialSpec, describe
+from ablation.spec import InputError, StudySpec, TrialSpec
 from ablation.store import Store
 from ablation.tracking import PREDICTIONS_FILE, RunRecord, read_study, run_file
 
@@ -145,12 +145,9 @@ def read_results(store: Store, study: str) -> StudyResult:
     about = recorded.about
     try:
         spec = StudySpec.model_validate_json(json.dumps(about["spec"]))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError):
         made_by = about.get("version", "another version")
-        why = f" ({describe(error)})" if isinstance(error, ValueError) else ""
-        raise InputError(
-            f"study {study!r} was made by ablation {made_by}, which this version cannot read{why}"
-        ) from None
+        raise InputError(f"study {study!r} was made by ablation {made_by}, which this version cannot read") from None
     found = [
         _arm_result(store, spec, arm, [run for run in recorded.runs if run.tags["arm"] == arm.name])
         for arm in arms(spec)

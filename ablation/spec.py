@@ -241,9 +241,8 @@ class Backbone(Strict):
 
     name: str = Field(
         "vgg16",
-        description="A torchvision network, vgg16_narrow (an eighth of the channels), or FILE.py:FUNCTION, a function "
-        "of yours that returns the blocks.",
-        json_schema_extra={"anyOf": [{"enum": list(architecture.BACKBONES)}, {"pattern": r"\.py:\w+$"}]},
+        description="A torchvision network, or vgg16_narrow (an eighth of the channels).",
+        json_schema_extra={"enum": list(architecture.BACKBONES)},
     )
     weights: str | None = Field(
         "imagenet",
@@ -255,9 +254,6 @@ class Backbone(Strict):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        if architecture.is_custom(name):
-            architecture.load_custom(name)
-            return name
         return _known(name, architecture.BACKBONES, "backbone")
 
     @field_validator("weights")
@@ -277,9 +273,8 @@ class Backbone(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        is_torchvisions = self.name != "vgg16_narrow" and not architecture.is_custom(self.name)
-        if self.weights is not None and not self.has_weights_file and not is_torchvisions:
-            raise ValueError(f"torchvision has no weights for {self.name}: weights must name a file")
+        if self.weights is not None and not self.has_weights_file and self.name == "vgg16_narrow":
+            raise ValueError("torchvision has no weights for vgg16_narrow: weights must name a file")
         return self
 
 
@@ -403,9 +398,6 @@ class StudySpec(Strict):
         content["fixed"] = {name: self.default(name) for name in Hyperparameters.model_fields if name not in varied}
         if self.compile == "none":
             del content["compile"]  # what all studies were before there was a choice
-        if self.backbone.name in architecture.CUSTOM:  # what it is, not where
-            content["backbone"]["name"] = Path(self.backbone.name).name
-            content["backbone"]["code_digest"] = architecture.CODE_DIGESTS[self.backbone.name]
         if self.backbone.has_weights_file:
             content["backbone"]["weights"] = "file"  # what it holds, its digest, is added when it has been read
         return content
@@ -440,7 +432,10 @@ def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
             raise ValueError(f"data.image_size: {spec.data.image_size} is too small for {cut}, it needs {needed}")
     if spec.backbone.weights is None and set(strategies) != {"from_scratch"}:
         raise ValueError("backbone.weights: only from_scratch can do without pretrained weights")
-    if architecture.BACKBONES[spec.backbone.name].has_batch_norm and 1 in spec.possible("batch_size", levels):
+    learns_batch_norm = architecture.BACKBONES[spec.backbone.name].has_batch_norm and set(strategies) != {
+        "feature_extraction"
+    }
+    if learns_batch_norm and 1 in spec.possible("batch_size", levels):
         raise ValueError(f"batch_size: {spec.backbone.name} has batch norm, which learns nothing from single images")
     warmup = max(spec.possible("head_warmup_epochs", levels))
     if warmup > spec.epochs:
@@ -673,10 +668,8 @@ def load_study(
         raise InputError(f"{where}: {describe(error)}") from None
 
 
-def describe(error: ValueError) -> str:
+def describe(error: ValidationError) -> str:
     """Put a pydantic error into one line: the field, what is wrong with it, and the nearest key for an unknown one."""
-    if not isinstance(error, ValidationError):
-        return first_line(error)
     parts = []
     for problem in error.errors()[:3]:
         location = [str(step) for step in _without_tag(problem["loc"])]

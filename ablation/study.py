@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 
 import click
 
-from ablation import __version__, architecture, demo
+from ablation import __version__, demo
 from ablation.command_line import STOPPED, run_command
 from ablation.design import arms
 from ablation.seeding import check_device_name
@@ -33,7 +33,7 @@ from ablation.spec import (
     read_study_file,
 )
 from ablation.store import Store, StoreAway, StoreError, find_store
-from ablation.weights import Weights, check_layers, read_weights
+from ablation.weights import Weights, check_layers, read_weights, torchvision_weights
 
 if TYPE_CHECKING:
     from ablation.data import ImageSet, Split
@@ -200,6 +200,8 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     check_places(spec, is_to_pretrain)
     if spec.backbone.has_weights_file and not is_to_pretrain:
         load_weights(spec)
+    elif spec.backbone.weights is not None and not is_to_pretrain:
+        torchvision_weights(spec.backbone.name, spec.backbone.weights)
     size = measure(spec.data)
     trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.seeds)
     say(
@@ -218,7 +220,6 @@ def show_plan(spec: StudySpec) -> None:
     from ablation.tables import Table
     from ablation.view import show_table
 
-    check_backbone(spec)
     size = measure(spec.data)
     planned = plan(spec, size.classes)
     rows = [
@@ -615,7 +616,6 @@ def needs_pretraining(spec: StudySpec, store: Store) -> bool:
 
 def check_places(spec: StudySpec, is_to_pretrain: bool) -> None:
     """Refuse files and folders that are not there, before anything large is read or downloaded."""
-    check_backbone(spec)
     weights = spec.backbone.weights
     if spec.backbone.has_weights_file and not is_to_pretrain and not expand(str(weights)).is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
@@ -623,18 +623,6 @@ def check_places(spec: StudySpec, is_to_pretrain: bool) -> None:
         from ablation.data import list_imagefolder
 
         list_imagefolder(expand(str(spec.data.root)))
-
-
-def check_backbone(spec: StudySpec) -> None:
-    """Refuse a backbone of the user's own that does not compute what it should."""
-    if architecture.is_custom(spec.backbone.name):
-        from ablation.blocks import check_custom
-
-        cuts = {cut for levels in spec.combinations() for cut in spec.possible("truncate_at", levels)}
-        try:
-            check_custom(spec.backbone.name, sorted(cuts), spec.data.image_size)
-        except ValueError as error:
-            raise InputError(f"backbone.name: {error}") from None
 
 
 def load_weights(spec: StudySpec) -> Weights | None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn.functional import cross_entropy
 
-from ablation import architecture, tracking
+from ablation import tracking
 from ablation.checkpoint import (
     CorruptCheckpoint,
     load_resume_checkpoint,
@@ -414,7 +414,7 @@ def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
     frozen = frozen_part(model, blocks, workbench.normalisation, spec.precision)
     images = workbench.features.source(workbench.train_images, frozen, spec.augmentation)
     sample = images.subset(calibration_sample(len(workbench.train_images)))
-    calibrate(model, sample.in_order(), sample.start, spec.precision)
+    calibrate(model, sample.in_order(), sample.start, spec.precision, head_alone=spec.head_warmup_epochs > 0)
     groups = apply_strategy(
         model,
         spec.strategy,
@@ -573,11 +573,6 @@ def load_model(run: str, *, store: str | None = None, weights: str | None = None
     found = find_store(store)
     record = tracking.read_run(found, run)
     spec = TrialSpec.from_params(record.params)
-    if architecture.is_custom(spec.backbone):
-        try:
-            architecture.load_custom(spec.backbone)
-        except ValueError as error:
-            raise InputError(f"run {run}: its backbone cannot be made: {error}") from None
     with tracking.run_file(found, record, tracking.CHECKPOINT_FILE) as path:
         trained, metadata = _read_tensors(path)
     model = build_model(

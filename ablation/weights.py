@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def read_weights(backbone: str, weights: str) -> Weights:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {_todays_name(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, TypeError) as error:
         raise InputError(f"backbone.weights: {weights}: not a readable safetensors file ({error})") from None
     made_for = metadata.get("architecture", backbone)
@@ -102,7 +103,7 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
     known = all_tensor_names(backbone)
     expected = expected_tensors(backbone, architecture.block_names(backbone)[-1])
     for key in tensors:
-        if key not in known and backbone not in architecture.CUSTOM:  # which is not known beyond its blocks
+        if key not in known:
             raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
     kept = {key: tensor for key, tensor in tensors.items() if key in expected}
     if not kept:
@@ -148,6 +149,21 @@ def _todays_name(key: str) -> str:
     return re.sub(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key)
 
 
+def torchvision_weights(backbone: str, weights: str) -> Any:
+    """Return torchvision's entry of weights that it has for a backbone; nothing is downloaded.
+
+    Raises:
+        InputError: it has none of that name.
+    """
+    import torchvision
+
+    known = torchvision.models.get_model_weights(backbone)
+    if weights != "imagenet" and weights not in known.__members__:
+        named = nearest(weights, known.__members__)
+        raise InputError(f"backbone.weights: torchvision has no {weights!r} for {backbone}{named}")
+    return known.DEFAULT if weights == "imagenet" else known[weights]
+
+
 def _read_torchvisions(backbone: str, weights: str) -> Weights:
     """Read weights that torchvision has, downloading them once.
 
@@ -155,13 +171,8 @@ def _read_torchvisions(backbone: str, weights: str) -> Weights:
         InputError: there are none of that name, or the download failed.
     """
     import torch
-    import torchvision
 
-    known = torchvision.models.get_model_weights(backbone)
-    if weights != "imagenet" and weights not in known.__members__:
-        named = nearest(weights, known.__members__)
-        raise InputError(f"backbone.weights: torchvision has no {weights!r} for {backbone}{named}")
-    chosen = known.DEFAULT if weights == "imagenet" else known[weights]
+    chosen = torchvision_weights(backbone, weights)
     path = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
     if not path.is_file():
         try:

@@ -73,7 +73,6 @@ def test_all_blocks_compute_what_torchvisions_network_does(name: str) -> None:
     with torch.no_grad():
         ours, theirs = blocks.eval()(images), features_of(network, images)
     assert tuple(ours.shape[1:]) == feature_shape(name, last, 64)
-    # Ours are not in place, which may change the order of a convolution's sums.
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

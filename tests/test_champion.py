@@ -211,6 +211,21 @@ def test_a_model_of_somebody_else_is_left_alone(crowned: Crowned, caplog: pytest
         find_champion(crowned.store, "small")
 
 
+def test_what_cannot_be_exported_costs_the_champion_alone(
+    crowned: Crowned, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("data-dependent control flow\nand 300 lines more")
+
+    crowned.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.export.export", refuse)
+        assert crown(crowned.store, crowned.result, crowned.images) is None
+    said = "no champion is registered: torch.export cannot export it (data-dependent control flow)"
+    assert caplog.messages.count(said) == 1
+    assert crown(crowned.store, crowned.result, crowned.images) is not None
+
+
 def test_lost_weights_cost_the_champion_alone(crowned: Crowned, caplog: pytest.LogCaptureFixture) -> None:
     crowned.forget()
     arm = next(arm for arm in crowned.result.arms if arm.arm.levels["strategy"] == "feature_extraction")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ablation import architecture
+from ablation.blocks import build_blocks, kept_parts
 from ablation.data import Images, Normalisation
 from ablation.features import FeatureCache, FeatureSource, Pretrained, frozen_part
 from ablation.models import TransferModel, build_model, calibrate, initialise
@@ -78,6 +79,20 @@ def test_what_is_frozen_stays_and_all_else_learns(name: str, cut: str, strategy:
     assert len(learnt) > 0.9 * len(names)
     statistics = [key for key in before if key.endswith("running_mean") and not key.startswith(constant)]
     assert all(not torch.equal(model.state_dict()[key], before[key]) for key in statistics)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_unit_works_in_place_on_what_it_gets(name: str) -> None:
+    """Else training on stored features, or a later unit of the same pass, would change them."""
+    last = architecture.block_names(name)[-1]
+    blocks = build_blocks(name, last)
+    maps = torch.zeros(2, 3, 64, 64)
+    unit = ""
+    for part in kept_parts(name, last):
+        before, version = maps, maps._version
+        maps = blocks.get_submodule(f"block{part.block}.{part.name}")(maps.detach())
+        assert part.unit == unit or before._version == version, part
+        unit = part.unit
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -255,6 +255,19 @@ def test_several_processes_compute_it_once(tmp_path: Path, computed: list[int]) 
     assert all(torch.equal(next(iter(source.in_order())), expected) for source in sources)
 
 
+def test_points_of_different_types(tmp_path: Path) -> None:
+    """Autocast leaves some layers in float32: each file says what it holds."""
+    layers = [torch.nn.BatchNorm2d(3).eval(), torch.nn.Conv2d(3, 4, 3).eval()]
+    shared = Pretrained(layers, [Point(1, torch.nn.AvgPool2d(16)), Point(2, torch.nn.AvgPool2d(15))])
+    store = cache(tmp_path, pretrained=shared)
+    for point, dtype in zip(shared.points, (torch.float32, torch.bfloat16), strict=True):
+        frozen = FrozenPart(1, layers[: point.layers], point.pool, NORMALISATION, "bfloat16")
+        (rows,) = store.source(TRAIN, frozen, "none").in_order()
+        assert rows.dtype == dtype
+        assert torch.equal(rows, frozen(TRAIN.images_NCHW))
+    assert len(files(tmp_path)) == 2
+
+
 # ------------------------------------------------------------------------------------------------ never stale
 
 

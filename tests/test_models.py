@@ -56,6 +56,24 @@ def test_calibration_standardises_the_features() -> None:
         assert torch.allclose(model(images), model.head(inputs), atol=1e-4)
 
 
+@pytest.mark.parametrize("head_alone", [False, True])
+def test_batch_norm_is_calibrated_as_it_will_be_used(head_alone: bool) -> None:
+    """It standardises over the batch where it learns in the first epoch; its own statistics stay as they are."""
+    model = build_model("resnet18", "block2", 8, 2, 5, 32)
+    initialise(model, "resnet18", None, 0)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items() if not key.startswith("feature_")}
+    images = 3 + 2 * torch.randn(100, 3, 32, 32, generator=generator(0))
+    calibrate(model, [images], 0, "float32", head_alone=head_alone)
+    model.eval() if head_alone else model.train()
+    tracked = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {module.momentum for module in tracked} == {0.1}
+    for key, tensor in before.items():
+        assert torch.equal(model.state_dict()[key], tensor) or key.endswith("num_batches_tracked"), key
+    with torch.no_grad():
+        inputs = (model.pooled(images) - model.feature_mean_D) / model.feature_std_D
+    assert inputs.mean(0).abs().max() < 1e-3
+
+
 def test_calibration_of_features_that_never_vary() -> None:
     model = build_model("vgg16_narrow", "block1", 8, 2, 5, 32)
     initialise(model, "vgg16_narrow", None, 0)

@@ -1,7 +1,8 @@
 import pytest
 
+from ablation.architecture import BACKBONES
 from ablation.data import DataSize
-from ablation.plan import feature_bytes
+from ablation.plan import feature_bytes, plan
 from ablation.spec import StudySpec
 
 SPEC = {
@@ -44,3 +45,17 @@ BLOCK2, BLOCK3_POOLED = 128 * 8 * 8, 256 * 4
 )
 def test_bytes_of_features_by_hand(more: dict[str, object], expected: int) -> None:
     assert feature_bytes(StudySpec(**(SPEC | more)), DataSize(10, 1000, 200)) == expected
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_can_be_planned(name: str) -> None:
+    weights = "w.pth" if name == "vgg16_narrow" else "imagenet"
+    more = {"backbone": {"name": name, "weights": weights}, "data": {"image_size": 224}}
+    (arm,) = plan(StudySpec(**(SPEC | more | {"fixed": {"strategy": "fine_tune_all"}})), 10)
+    assert arm.trained_parameters == arm.all_parameters > 10_000
+
+
+def test_convnext_features_stay_in_float32() -> None:
+    more = {"backbone": {"name": "convnext_tiny"}, "data": {"image_size": 32}}
+    spec = StudySpec(**(SPEC | more | {"precision": "bfloat16", "fixed": {"truncate_at": "block1"}}))
+    assert feature_bytes(spec, DataSize(10, 1000, 200)) == 1000 * 96 * 4 * 4

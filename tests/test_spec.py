@@ -71,6 +71,16 @@ def test_the_schema_refuses_what_is_wrong(study_file: Path, setting: str) -> Non
 # ------------------------------------------------------------------------------------------------------- what is wrong
 
 
+def test_batch_norm_that_learns_needs_more_than_one_image(study_file: Path) -> None:
+    settings = ["backbone={name='resnet18'}", "fixed.batch_size=1", "factors={strategy=['feature_extraction']}"]
+    settings += ["search={lr={low=0.1,high=1.0}}"]
+    load(study_file, *settings)
+    with pytest.raises(
+        InputError, match="batch_size: resnet18 has batch norm, which learns nothing from single images"
+    ):
+        load(study_file, *settings, "factors={strategy=['from_scratch']}")
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [

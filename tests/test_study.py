@@ -543,6 +543,9 @@ def test_check_reads_the_weights(command: Command, study_file: Path, narrow_weig
     assert command("--check", study_file) == 0
     assert command("--check", study_file, "--set", "backbone.name=vgg16") == 2
     assert "holds vgg16_narrow, but backbone.name is vgg16" in capsys.readouterr().err
+    assert command("--check", study_file, "--set", "backbone={name='vgg16', weights='IMAGENET1K_V9'}") == 2
+    said = capsys.readouterr().err
+    assert "torchvision has no 'IMAGENET1K_V9' for vgg16; did you mean 'IMAGENET1K_V1'?" in said
     assert not list(Path().iterdir())
 
 

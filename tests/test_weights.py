@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_missing_layers_are_named(tmp_path: Path) -> None:
     check_layers(weights, "w", "vgg16_narrow", ["block1", "conv2_1"])
     with pytest.raises(InputError, match=r"w: has no conv2_2 \(features.7.weight\), which truncate_at = block2 needs"):
         check_layers(weights, "w", "vgg16_narrow", ["block5", "block1", "block2"])
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_the_names_of_old_densenet_files(tmp_path: Path, suffix: str) -> None:
+    """torchvision's files still say denselayer1.norm.1 where its networks say denselayer1.norm1."""
+    state = tensors("block2", "densenet121")
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): tensor for key, tensor in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    if suffix == "pth":
+        torch.save({key: torch.from_numpy(tensor) for key, tensor in old.items()}, tmp_path / "w.pth")
+    else:
+        save_file(old, tmp_path / "w.safetensors")
+    weights = read_weights("densenet121", str(tmp_path / f"w.{suffix}"))
+    check_layers(weights, "w", "densenet121", ["block2"])
+    assert all(np.array_equal(weights.tensors[key], state[key]) for key in state)
 
 
 @pytest.mark.real_data
