@@ -415,7 +415,7 @@ def _check_tables(spec: StudySpec) -> None:
         cuts = [value] if isinstance(value, str) else value.choices if isinstance(value, Choices) else value or []
         for cut in cuts:
             try:
-                _known(cut, architecture.cut_names(spec.backbone.name), "block or layer")
+                _known(cut, architecture.cut_names(spec.backbone.name), "block or unit")
             except ValueError as error:
                 raise ValueError(f"{table}.truncate_at: {error}") from None
 
@@ -474,7 +474,7 @@ def _check_published(spec: StudySpec, published: Published) -> None:
         if factor not in spec.factors.entries():
             raise ValueError(f"published.arm: {factor!r} is not one of the factors")
         if factor == "truncate_at":
-            _known(str(published.arm[factor]), architecture.cut_names(spec.backbone.name), "block or layer")
+            _known(str(published.arm[factor]), architecture.cut_names(spec.backbone.name), "block or unit")
         try:
             Factors(**{factor: [published.arm[factor]]})
         except ValidationError as error:

@@ -101,7 +101,7 @@ def test_batch_norm_that_learns_needs_more_than_one_image(study_file: Path) -> N
         ("search.head_width={low=1,high=2.5}", "search.head_width.high: input should be a valid integer, got 2.5"),
         ("fixed.lr=0.1", "search.lr: also in [fixed]"),
         ("factors.lr=[0.1]", "search.lr: also in [factors]"),
-        ('factors.truncate_at=["block9"]', "factors.truncate_at: unknown block or layer 'block9'; did you mean"),
+        ('factors.truncate_at=["block9"]', "factors.truncate_at: unknown block or unit 'block9'; did you mean"),
         ('factors.truncate_at=["block1","block1"]', "factors: 'block1' is listed twice"),
         ('factors.strategy=["freeze"]', "factors.strategy.0: input should be 'feature_extraction'"),
         ("backbone.name=vgg17", "backbone.name: unknown backbone 'vgg17'; did you mean"),
