@@ -15,6 +15,7 @@ import numpy as np
 
 from ablation import stats
 from ablation.results import ArmResult, RunResult, StudyResult
+from ablation.scores import balanced_accuracy_and_macro_f1
 from ablation.stats import Estimate
 
 ALPHA = 0.05
@@ -75,6 +76,8 @@ class ArmSummary:
         result: the arm's runs.
         val: validation accuracy over its confirmation runs.
         test: test accuracy over its confirmation runs.
+        balanced: balanced test accuracy over its confirmation runs, the mean of the classes' recalls.
+        macro_f1: macro F1 of the test images over its confirmation runs, the mean of the classes' F1 scores.
         class_accuracies_K: mean test accuracy of each class over seeds, NaN for a class without test images.
         confusion_KK: mean over seeds of the fraction of each true class (row) that is taken for each class (column).
         selection_bias: the tuned trial's validation accuracy minus the mean of its confirmation runs.
@@ -89,6 +92,8 @@ class ArmSummary:
     result: ArmResult
     val: Summary | None
     test: Summary | None
+    balanced: Summary | None
+    macro_f1: Summary | None
     class_accuracies_K: np.ndarray | None
     confusion_KK: np.ndarray | None
     selection_bias: float | None
@@ -141,6 +146,9 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
     """Return what an arm's runs come to."""
     val = summarise(confirmed_validation(arm))
     predictions = [run.predictions for run in arm.confirmed if run.predictions is not None]
+    scores_S2 = np.array(
+        [balanced_accuracy_and_macro_f1(p.labels_N, p.predicted_N, classes) for p in predictions], np.float64
+    ).reshape(-1, 2)
     confusion_KK = None
     if predictions:
         confusion_KK = np.mean([confusion_matrix(p.predicted_N, p.labels_N, classes) for p in predictions], axis=0)
@@ -151,6 +159,8 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
         result=arm,
         val=val,
         test=summarise(arm.test_accuracies_S),
+        balanced=summarise(scores_S2[:, 0]),
+        macro_f1=summarise(scores_S2[:, 1]),
         class_accuracies_K=None if confusion_KK is None else np.diagonal(confusion_KK).copy(),
         confusion_KK=confusion_KK,
         selection_bias=None if val is None or arm.best is None else (arm.best.val_accuracy or 0.0) - val.mean,

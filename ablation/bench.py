@@ -285,6 +285,7 @@ def our_epochs(
         batch_size=batch_size,
         schedule="constant",
         label_smoothing=0.0,
+        class_weights="none",
         max_grad_norm=5.0,
         head_warmup_epochs=0,
         precision=precision,

@@ -77,6 +77,7 @@ def make_weights(path: Path) -> None:
         batch_size=BATCH_SIZE,
         schedule="cosine",
         label_smoothing=0.0,
+        class_weights="none",
         max_grad_norm=5.0,
         head_warmup_epochs=0,
         precision="float32",

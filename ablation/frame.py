@@ -23,6 +23,8 @@ DTYPES = {
     "val_accuracy": "float64",
     "best_epoch": "Int64",
     "test_accuracy": "float64",
+    "test_balanced_accuracy": "float64",
+    "test_macro_f1": "float64",
     "test_loss": "float64",
     "trained_parameters": "Int64",
     "training_seconds": "float64",
@@ -50,7 +52,8 @@ def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
         - `is_superseded`: whether it confirms a configuration that is not the arm's best any more; bool.
         - `val_accuracy`: that of its best epoch, a fraction; float64, NaN unless it finished, as all that follows.
         - `best_epoch`: counted from 1; Int64.
-        - `test_accuracy`, `test_loss`: of confirmation runs, a fraction and nats; float64.
+        - `test_accuracy`, `test_balanced_accuracy`, `test_macro_f1`, `test_loss`: of confirmation runs, fractions and
+          nats (balanced accuracy and macro F1: the means over classes of recall and of the F1 score); float64.
         - `trained_parameters`: how many learn; Int64.
         - `training_seconds`: of all epochs, without evaluation; float64.
         - `seed`: what its random numbers derive from; int64.
@@ -83,6 +86,8 @@ def _row(arm: ArmResult, run: RunResult) -> dict[str, Any]:
         "val_accuracy": run.val_accuracy,
         "best_epoch": run.best_epoch,
         "test_accuracy": run.test_accuracy,
+        "test_balanced_accuracy": run.test_balanced_accuracy,
+        "test_macro_f1": run.test_macro_f1,
         "test_loss": run.test_loss,
         "trained_parameters": run.trained_parameters,
         "training_seconds": run.training_seconds,

@@ -35,6 +35,7 @@ class TransferModel(nn.Module):
 
     def __init__(self, blocks: nn.Sequential, pool: nn.Module, features: int, head_width: int, num_classes: int):
         super().__init__()
+        self.num_classes = num_classes
         self.blocks = blocks
         self.pool = pool
         self.register_buffer("feature_mean_D", torch.zeros(features))

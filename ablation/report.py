@@ -23,7 +23,7 @@ from ablation.store import Store, find_store, write_atomically
 from ablation.tables import Table, format_params, format_value
 
 if TYPE_CHECKING:
-    from ablation.analysis import ArmSummary, Difference, FactorAnalysis, StudyAnalysis
+    from ablation.analysis import ArmSummary, Difference, FactorAnalysis, StudyAnalysis, Summary
     from ablation.figures import Picture
     from ablation.results import RunResult, StudyResult
     from ablation.stats import Estimate
@@ -638,6 +638,23 @@ def _classes(analysis: "StudyAnalysis", pictures: Mapping[str, "Picture"]) -> li
     if not found:
         return []
     classes = analysis.result.classes
+    scores = [
+        [
+            arm.name,
+            *(_mean_and_deviation(score) for score in (arm.test, arm.balanced, arm.macro_f1)),
+            str(arm.test.seeds if arm.test else 0),
+        ]
+        for arm, _ in found
+    ]
+    counted_alike = Table(
+        "Scores in which each class counts the same",
+        ["arm", "test accuracy", "balanced accuracy", "macro F1", "n (seeds)"],
+        scores,
+        [
+            "Means \u00b1 standard deviations over n seeds. Balanced accuracy is the mean of the classes' recalls, "
+            "macro F1 that of their F1 scores; where classes are of equal size, balanced accuracy is accuracy."
+        ],
+    )
     title, notes = "Test accuracy of each class", ["The part of a class that is recognised, mean over n seeds."]
     table: Block
     if len(classes) <= MOST_CLASSES:
@@ -650,7 +667,13 @@ def _classes(analysis: "StudyAnalysis", pictures: Mapping[str, "Picture"]) -> li
         heads = [f"{arm.name} (n = {arm.test.seeds if arm.test else 0})" for arm, _ in found]
         rows = [[name, *(_fraction(accuracies_K[k]) for _, accuracies_K in found)] for k, name in enumerate(classes)]
         table = Folded(Table(title, ["class", *heads], rows, notes))
-    return [table, *_figure("confusion", pictures), *_figure("confusion_arms", pictures)]
+    return [counted_alike, table, *_figure("confusion", pictures), *_figure("confusion_arms", pictures)]
+
+
+def _mean_and_deviation(score: "Summary | None") -> str:
+    if score is None or score.standard_deviation is None:
+        return _optional(score.mean if score else None)
+    return f"{score.mean:.4f} \u00b1 {score.standard_deviation:.4f}"
 
 
 def _fraction(value: float) -> str:

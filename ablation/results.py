@@ -57,6 +57,8 @@ class RunResult:
     training_seconds: float | None
     test_accuracy: float | None = None
     test_loss: float | None = None
+    test_balanced_accuracy: float | None = None
+    test_macro_f1: float | None = None
     predictions: Predictions | None = None
 
 
@@ -219,6 +221,8 @@ def _run_result(store: Store, run: RunRecord) -> RunResult:
         training_seconds=figure("training_seconds"),
         test_accuracy=figure("test_accuracy"),
         test_loss=figure("test_loss"),
+        test_balanced_accuracy=figure("test_balanced_accuracy"),
+        test_macro_f1=figure("test_macro_f1"),
         predictions=_predictions(store, run) if has_predictions else None,
     )
 

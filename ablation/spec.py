@@ -52,6 +52,7 @@ class Strict(BaseModel):
 StrategyName = Literal["feature_extraction", "fine_tune_top", "fine_tune_all", "from_scratch"]
 Augmentation = Literal["none", "flip", "crop_flip"]
 HeadPool = Literal[1, 2, "flatten"]
+ClassWeights = Literal["none", "balanced"]
 
 
 class Hyperparameters(Strict):
@@ -81,6 +82,9 @@ class Hyperparameters(Strict):
         5.0, gt=0, description="Longer gradients are scaled down to this norm (Pascanu et al., 2013)."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Szegedy et al., 2016.")
+    class_weights: ClassWeights = Field(
+        "none", description="balanced: every class has the same weight in the training loss, whatever its size."
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate over all training steps.")
     batch_size: int = Field(
         64, ge=1, description="Training images per step; small ones learn more per epoch (Masters and Luschi, 2018)."
@@ -396,8 +400,11 @@ class StudySpec(Strict):
             content[table] = {key: value for key, value in content[table].items() if value is not None}
         varied = content["factors"].keys() | content["search"].keys()
         content["fixed"] = {name: self.default(name) for name in Hyperparameters.model_fields if name not in varied}
+        # What all studies were before there was a choice.
         if self.compile == "none":
-            del content["compile"]  # what all studies were before there was a choice
+            del content["compile"]
+        if content["fixed"].get("class_weights") == "none":
+            del content["fixed"]["class_weights"]
         if self.backbone.has_weights_file:
             content["backbone"]["weights"] = "file"  # what it holds, its digest, is added when it has been read
         return content
@@ -559,6 +566,7 @@ class TrialSpec(Strict):
     weight_decay: float
     max_grad_norm: float
     label_smoothing: float
+    class_weights: ClassWeights = "none"
     schedule: str
     batch_size: int
     augmentation: Augmentation

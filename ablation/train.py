@@ -17,8 +17,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from ablation.features import FrozenPart, Source, in_batches
 from ablation.models import TransferModel
+from ablation.scores import balanced_accuracy_and_macro_f1
 from ablation.seeding import autocast, generator, seed_globally
-from ablation.spec import InputError, first_line
+from ablation.spec import ClassWeights, InputError, first_line
 
 CALIBRATION_IMAGES = 1000
 
@@ -29,10 +30,11 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies fractions; `epoch` counts from 1.
+    """What one epoch gave. Losses are mean cross-entropies in nats, other scores fractions; `epoch` counts from 1.
 
-    `lr` is the head's learning rate at the epoch's first step; `train_loss` and `train_accuracy` are averages over the
-    epoch, while the network changed. `timestamp` is the time of day in milliseconds at which the epoch ended.
+    `lr` is the head's learning rate at the epoch's first step; `train_loss`, which is what is minimised (label
+    smoothing and class weights included), and `train_accuracy` are averages over the epoch, while the network changed.
+    `timestamp` is the time of day in milliseconds at which the epoch ended.
     """
 
     epoch: int
@@ -40,6 +42,8 @@ class EpochMetrics:
     train_accuracy: float
     val_loss: float
     val_accuracy: float
+    val_balanced_accuracy: float
+    val_macro_f1: float
     lr: float
     images_per_second: float
     timestamp: int
@@ -148,6 +152,7 @@ def train(
     batch_size: int,
     schedule: str,
     label_smoothing: float,
+    class_weights: ClassWeights,
     max_grad_norm: float,
     head_warmup_epochs: int,
     precision: str,
@@ -169,6 +174,7 @@ def train(
     start, forward = train_source.start, compiled_forward(compile_mode)
     learning = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad]
     steps_per_epoch = len(in_batches(torch.arange(len(labels_N)), batch_size))
+    weights_K = balanced_weights(labels_N, model.num_classes) if class_weights == "balanced" else None
 
     for epoch in range(len(training.history) + 1, epochs + 1):
         started = time.perf_counter()
@@ -187,7 +193,7 @@ def train(
                 group["lr"] = group["peak_lr"] * lr_factor(schedule, step, epochs * steps_per_epoch)
             with autocast(device, precision):
                 logits_BK = forward(model, inputs, start)
-            loss = cross_entropy(logits_BK.float(), labels_B, label_smoothing=label_smoothing)
+            loss = cross_entropy(logits_BK.float(), labels_B, weights_K, label_smoothing=label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.unscale_(optimizer)
@@ -201,15 +207,17 @@ def train(
 
         if not math.isfinite(train_loss):
             raise Diverged(f"the training loss became {train_loss} in epoch {epoch}")
-        val_loss, val_accuracy = evaluate(model, val_source, precision)
-        if not math.isfinite(val_loss):
-            raise Diverged(f"the validation loss became {val_loss} in epoch {epoch}")
+        validation = evaluate(model, val_source, precision)
+        if not math.isfinite(validation.loss):
+            raise Diverged(f"the validation loss became {validation.loss} in epoch {epoch}")
         metrics = EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_loss=validation.loss,
+            val_accuracy=validation.accuracy,
+            val_balanced_accuracy=validation.balanced_accuracy,
+            val_macro_f1=validation.macro_f1,
             lr=_head_peak_lr(optimizer) * lr_factor(schedule, first_step, epochs * steps_per_epoch),
             images_per_second=len(labels_N) / seconds,
             timestamp=time.time_ns() // 1_000_000,
@@ -258,19 +266,43 @@ def calibration_sample(images: int) -> torch.Tensor:
     return torch.linspace(0, images - 1, min(images, CALIBRATION_IMAGES)).long()
 
 
+def balanced_weights(labels_N: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return the weight of each class in the loss, float32 K: images / (classes x images of the class).
+
+    Every class then has the same part in the loss, and an image the weight 1 on average (King and Zeng, 2001, "Logistic
+    Regression in Rare Events Data").
+    """
+    images_K = torch.bincount(labels_N.cpu(), minlength=classes).clamp(min=1)  # one that is not there weighs nothing
+    return (len(labels_N) / (classes * images_K)).to(labels_N.device, torch.float32)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network makes of images: mean cross-entropy in nats (unweighted, without label smoothing), fractions."""
+
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, source: Source, precision: str) -> tuple[float, float]:
-    """Return the mean cross-entropy (nats, without label smoothing) and the accuracy over all images."""
-    device = source.labels_N.device
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
-    begin = 0
+def evaluate(model: nn.Module, source: Source, precision: str) -> Evaluation:
+    """Evaluate a network on all images."""
+    loss_sum = torch.zeros((), device=source.labels_N.device)
+    predicted = []
+    begin = classes = 0
     for logits_BK in _logits(model, source, precision):
         labels_B = source.labels_N[begin : begin + len(logits_BK)]
         loss_sum += cross_entropy(logits_BK, labels_B, reduction="sum")
-        correct += (logits_BK.argmax(1) == labels_B).sum()
-        begin += len(logits_BK)
-    return loss_sum.item() / begin, correct.item() / begin
+        predicted.append(logits_BK.argmax(1))
+        begin, classes = begin + len(logits_BK), logits_BK.shape[1]
+    labels_N, predicted_N = source.labels_N.cpu().numpy(), torch.cat(predicted).cpu().numpy()
+    return Evaluation(
+        loss_sum.item() / begin,
+        float((predicted_N == labels_N).mean()),
+        *balanced_accuracy_and_macro_f1(labels_N, predicted_N, classes),
+    )
 
 
 @torch.no_grad()

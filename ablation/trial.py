@@ -29,6 +29,7 @@ from ablation.data import Images, ImageSet, Normalisation, Split, split_seed, to
 from ablation.environment import describe_environment
 from ablation.features import FeatureCache, frozen_part
 from ablation.models import TransferModel, build_model, calibrate, initialise
+from ablation.scores import balanced_accuracy_and_macro_f1
 from ablation.search import (
     Claim,
     ClaimLost,
@@ -437,6 +438,7 @@ def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Iterat
         batch_size=spec.batch_size,
         schedule=spec.schedule,
         label_smoothing=spec.label_smoothing,
+        class_weights=spec.class_weights,
         max_grad_norm=spec.max_grad_norm,
         head_warmup_epochs=spec.head_warmup_epochs,
         precision=spec.precision,
@@ -496,8 +498,14 @@ def _record_test(workbench: Workbench, claim: Claim, run: TrialRun, training: Tr
     if not _predictions_are_of(path, model):
         _save_predictions(path, model, workbench, training)
     tensors, metadata = _read_tensors(path)
-    accuracy = (tensors["predicted"] == tensors["labels"]).double().mean().item()
-    values = {"test_accuracy": accuracy, "test_loss": float(metadata["loss"])}
+    labels_N, predicted_N = tensors["labels"].long().numpy(), tensors["predicted"].long().numpy()
+    balanced_accuracy, macro_f1 = balanced_accuracy_and_macro_f1(labels_N, predicted_N, len(workbench.classes))
+    values = {
+        "test_accuracy": float((predicted_N == labels_N).mean()),
+        "test_balanced_accuracy": balanced_accuracy,
+        "test_macro_f1": macro_f1,
+        "test_loss": float(metadata["loss"]),
+    }
     run.log_test(values, training.best.timestamp, path)
 
 

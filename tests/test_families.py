@@ -61,7 +61,8 @@ def test_what_is_frozen_stays_and_all_else_learns(name: str, cut: str, strategy:
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     training = Training(model, frozen, make_optimizer("sgd", groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
     (epoch,) = train(
-        training, source, source, epochs=1, batch_size=3, schedule="constant", label_smoothing=0.0, max_grad_norm=5.0,
+        training, source, source, epochs=1, batch_size=3, schedule="constant", label_smoothing=0.0,
+        class_weights="none", max_grad_norm=5.0,
         head_warmup_epochs=0, precision="float32", compile_mode="none", seed=0,
     )  # fmt: skip
     assert 0 < epoch.val_loss < 100

@@ -98,7 +98,8 @@ def test_training_is_bitwise_the_same_with_and_without(
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         state = Training(model, frozen, make_optimizer("sgd", groups, torch.device("cpu")), scaler)
         epochs = train(
-            state, source, val, epochs=3, batch_size=16, schedule="cosine", label_smoothing=0.0, max_grad_norm=5.0,
+            state, source, val, epochs=3, batch_size=16, schedule="cosine", label_smoothing=0.0,
+            class_weights="none", max_grad_norm=5.0,
             head_warmup_epochs=0, precision="float32", compile_mode="none", seed=5,
         )  # fmt: skip
         clock = ("timestamp", "images_per_second")

@@ -23,6 +23,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 import ablation
 from ablation import data, figures, study, train, trial
@@ -168,10 +169,10 @@ def test_checkpoints_rebuild_models_with_the_same_accuracy(finished: Path) -> No
     for run in runs(finished / "store", "small"):
         model = ablation.load_model(run.info.run_id, store=str(finished / "store"))
         frozen = frozen_part(model, 0, Normalisation(tuple(model.input_mean), tuple(model.input_std)), "float32")
-        loss, accuracy = evaluate(model, ImageSource(val, frozen, "none"), "float32")
+        evaluation = evaluate(model, ImageSource(val, frozen, "none"), "float32")
         curves = history(finished / "store", run)
-        assert accuracy == run.data.metrics["best_val_accuracy"]
-        assert any(loss == pytest.approx(value, rel=1e-5) for _, value in curves["val_loss"])
+        assert evaluation.accuracy == run.data.metrics["best_val_accuracy"]
+        assert any(evaluation.loss == pytest.approx(value, rel=1e-5) for _, value in curves["val_loss"])
         assert model.classes == [str(digit) for digit in range(10)]
 
 
@@ -268,11 +269,13 @@ def test_results_as_a_table(finished: Path) -> None:
     assert dict(table.dtypes.astype(str)) == {
         "run_id": "string", "arm": "string", "kind": "string", "number": "int64", "state": "string",
         "reason": "string", "is_best": "bool", "is_superseded": "bool", "val_accuracy": "float64",
-        "best_epoch": "Int64", "test_accuracy": "float64", "test_loss": "float64", "trained_parameters": "Int64",
+        "best_epoch": "Int64", "test_accuracy": "float64", "test_balanced_accuracy": "float64",
+        "test_macro_f1": "float64", "test_loss": "float64", "trained_parameters": "Int64",
         "training_seconds": "float64", "seed": "int64", "truncate_at": "string", "strategy": "string",
         "freeze_depth": "Int64", "head_width": "int64", "head_pool": "string", "lr": "float64",
         "backbone_lr_scale": "float64", "head_warmup_epochs": "int64", "optimizer": "string",
-        "weight_decay": "float64", "max_grad_norm": "float64", "label_smoothing": "float64", "schedule": "string",
+        "weight_decay": "float64", "max_grad_norm": "float64", "label_smoothing": "float64", "class_weights": "string",
+        "schedule": "string",
         "batch_size": "int64", "augmentation": "string",
     }  # fmt: skip
     found = {
@@ -296,6 +299,12 @@ def test_results_as_a_table(finished: Path) -> None:
         assert row.head_pool == run.data.params["head_pool"]
         expected = run.data.metrics.get("test_accuracy")
         assert row.test_accuracy == expected if expected is not None else np.isnan(row.test_accuracy)
+    result = read_results(find_store(str(finished / "store")), "small")
+    confirmed = [run for arm in result.arms for run in arm.confirmations]
+    scores = table.set_index("run_id").loc[[run.run_id for run in confirmed]]
+    for run, balanced, f1 in zip(confirmed, scores.test_balanced_accuracy, scores.test_macro_f1, strict=True):
+        assert balanced == pytest.approx(balanced_accuracy_score(run.predictions.labels_N, run.predictions.predicted_N))
+        assert f1 == pytest.approx(f1_score(run.predictions.labels_N, run.predictions.predicted_N, average="macro"))
     best = table[table.is_best]
     assert list(best.arm) == sorted(set(table.arm), key=list(table.arm).index)
     trials = table[table.kind == "trial"]

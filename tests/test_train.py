@@ -16,7 +16,9 @@ from ablation.spec import Augmentation, InputError
 from ablation.strategies import STRATEGIES, apply_strategy
 from ablation.train import (
     Diverged,
+    Evaluation,
     Training,
+    balanced_weights,
     calibration_sample,
     check_compiler,
     evaluate,
@@ -53,7 +55,7 @@ def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str =
 
 
 SETTINGS: dict[str, Any] = {
-    "epochs": 3, "batch_size": 16, "schedule": "cosine", "label_smoothing": 0.0,
+    "epochs": 3, "batch_size": 16, "schedule": "cosine", "label_smoothing": 0.0, "class_weights": "none",
     "max_grad_norm": 1e9, "head_warmup_epochs": 0, "precision": "float32", "compile_mode": "none", "seed": 5,
 }  # fmt: skip
 
@@ -140,7 +142,8 @@ def test_best_epoch_is_the_first_with_the_highest_accuracy() -> None:
     accuracies = [metrics.val_accuracy for metrics in state.history]
     assert state.best.epoch == accuracies.index(max(accuracies)) + 1
     load_tensors(state.model, state.best_tensors)
-    expected = (state.best.val_loss, state.best.val_accuracy)
+    best = state.best
+    expected = Evaluation(best.val_loss, best.val_accuracy, best.val_balanced_accuracy, best.val_macro_f1)
     assert evaluate(state.model, ImageSource(VAL, AS_THEY_ARE, "none"), "float32") == expected
 
 
@@ -187,9 +190,34 @@ def test_evaluation_by_hand() -> None:
             return torch.tensor([2.0, 0.0]).expand(len(images), 2)
 
     images = Images(torch.zeros(1000, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1] * 250))
-    loss, accuracy = evaluate(Constant(), ImageSource(images, AS_THEY_ARE, "none"), "float32")
-    assert accuracy == 0.75
-    assert loss == pytest.approx(math.log(1 + math.exp(-2)) + 0.25 * 2, rel=1e-6)
+    found = evaluate(Constant(), ImageSource(images, AS_THEY_ARE, "none"), "float32")
+    assert (found.accuracy, found.balanced_accuracy) == (0.75, 0.5)
+    assert found.macro_f1 == pytest.approx((2 * 0.75 / 1.75 + 0) / 2)  # precision 0.75, recall 1; and nothing
+    assert found.loss == pytest.approx(math.log(1 + math.exp(-2)) + 0.25 * 2, rel=1e-6)
+
+
+def test_balanced_weights_by_hand() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 3])
+    # 9 images of 4 classes; the third has none and weighs what one image would.
+    assert balanced_weights(labels, 4).tolist() == pytest.approx([9 / 24, 9 / 8, 9 / 4, 9 / 4])
+
+
+def test_class_weights_make_a_step_that_counts_classes_alike() -> None:
+    """A step on all images moves by the gradient of the mean over classes of the classes' mean losses."""
+    labels = torch.cat([torch.zeros(60), torch.ones(30), torch.full((6,), 2)]).long()
+    images = Images(TRAIN.images_NCHW, labels)
+    state, reference = (training("fine_tune_all", lr=0.1, weight_decay=0.0) for _ in range(2))
+    source = ImageSource(images, state.frozen, "none")
+    settings = SETTINGS | {"epochs": 1, "batch_size": 96, "class_weights": "balanced"}
+    (metrics,) = train(state, source, source, **settings)
+    losses_N = torch.nn.functional.cross_entropy(
+        reference.model((images.images_NCHW.float() / 255 - 0.5) / 0.25), labels, reduction="none"
+    )
+    loss = torch.stack([losses_N[labels == number].mean() for number in range(3)]).mean()
+    loss.backward()
+    assert metrics.train_loss == pytest.approx(loss.item(), rel=1e-5)
+    head, expected = state.model.head[2].weight, reference.model.head[2].weight
+    assert torch.allclose(head, expected - 0.1 * 1.9 * expected.grad, atol=1e-6)
 
 
 def test_calibration_sees_every_class_of_ordered_images() -> None:
