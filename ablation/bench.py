@@ -140,7 +140,8 @@ def prepare(
     from safetensors.torch import save_file
 
     from ablation.blocks import expected_tensors
-    from ablation.data import load_images, split_seed, split_train_val, to_device
+    from ablation.data import load_split, split_seed, to_device
+    from ablation.data import measure as measure_data
     from ablation.seeding import generator, select_device
     from ablation.spec import Data
     from ablation.weights import check_layers, read_weights
@@ -153,9 +154,8 @@ def prepare(
         tensors = {key: torch.randn(shape, generator=random) * he[key] for key, shape in shapes.items()}
         save_file(tensors, weights, {"architecture": "vgg16"})
     data = Data(source="imagefolder", root=images) if images else Data(source="digits")
-    found = load_images(data)
-    limit = min(limit, len(found.train_labels_N))
-    split = split_train_val(found.train_labels_N, 0.1, limit, split_seed(0))
+    data = data.model_copy(update={"limit": min(limit, measure_data(data).train)})
+    found, split = load_split(data, split_seed(0))
     device = select_device(device_name)
     train_images, val_images = (
         to_device(found.train_images_NHWC, found.train_labels_N, chosen, device)

@@ -6,16 +6,17 @@ Legend: N images, C channels (3, RGB), H and W pixels.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ablation.datasets import SETS, TorchvisionSet, class_names, labels_of, open_set
+from ablation.environment import available_memory
 from ablation.seeding import named_seed
 from ablation.spec import Augmentation, Data, InputError, expand, first_line
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision.datasets.folder's
 DIGITS_TEST_FRACTION = 0.2  # scikit-learn's digits come without a test split
 EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients
-DECODING = 2  # of image files: another number makes their caches anew
+COPIES = 3  # of the training images: as they were decoded, put in order, and on the device where that is the CPU
+SHARE_OF_MEMORY = 0.9  # of what is free, for images
+DECODING = 3  # of image files: another number makes their caches anew
 CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (things, how many, description) -> the same things
@@ -48,27 +51,116 @@ class ImageSet:
 
 
 def load_images(data: Data, *, track: Track = lambda things, total, description: things) -> ImageSet:
-    """Read the images that a study asks for.
+    """Read all images of a source and of the classes that are wanted, whatever `data.limit`.
 
     Raises:
         InputError: the folder is missing, empty, has classes in one split only or unreadable images; a class is
-            unknown; a download failed.
+            unknown; a download failed; they do not fit into memory.
     """
-    load = {"imagefolder": _load_imagefolder, "digits": _load_digits}.get(data.source, _load_torchvision)
-    images = load(data, track)
+    found = _find_images(data)
+    return _read(data, found, np.arange(len(found.train_labels_N)), track, 1)
+
+
+def load_split(
+    data: Data, seed: int, *, track: Track = lambda things, total, description: things, processes: int = 1
+) -> tuple[ImageSet, "Split"]:
+    """Read the images of a study, those that `data.limit` leaves out aside, and split the training images.
+
+    Args:
+        data: what the study says of them.
+        seed: see `split_seed`.
+        track: shows how far the decoding is.
+        processes: how many will hold them in memory.
+
+    Raises:
+        InputError: as `load_images` and `split_train_val`.
+    """
+    found = _find_images(data)
+    split = split_train_val(found.train_labels_N, data.val_fraction, data.limit, seed)
+    kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
+    images = _read(data, found, kept_N, track, processes)
+    return images, Split(np.searchsorted(kept_N, split.train_N), np.searchsorted(kept_N, split.val_N))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The images of a source before they are read.
+
+    Attributes:
+        train_labels_N: int64.
+        test_labels_N: int64.
+        classes: what the labels stand for.
+        side: height and width of what `read` returns, in pixels.
+        read: returns the pixels of the training and the test images with these numbers, uint8 NHWC.
+    """
+
+    train_labels_N: np.ndarray
+    test_labels_N: np.ndarray
+    classes: list[str]
+    side: int
+    read: Callable[[np.ndarray, np.ndarray, Track], tuple[np.ndarray, np.ndarray]]
+
+
+def _find_images(data: Data) -> _Found:
+    """Find the images of the classes that a study asks for."""
+    find = {"imagefolder": _find_imagefolder, "digits": _find_digits}.get(data.source, _find_torchvision)
+    found = find(data)
     if data.classes is None:
-        return images
-    _check_classes(data, images.classes)
-    numbers = [images.classes.index(name) for name in data.classes]
-    arrays = []
-    for pixels, labels in (
-        (images.train_images_NHWC, images.train_labels_N),
-        (images.test_images_NHWC, images.test_labels_N),
-    ):
-        chosen = np.isin(labels, numbers)
-        renumbered = np.array([numbers.index(label) for label in labels[chosen]], np.int64)
-        arrays += [pixels[chosen], renumbered]
-    return _image_set(arrays[0], arrays[1], arrays[2], arrays[3], list(data.classes))
+        return found
+    _check_classes(data, found.classes)
+    numbers = [found.classes.index(name) for name in data.classes]
+    train_N, test_N = (
+        np.flatnonzero(np.isin(labels, numbers)) for labels in (found.train_labels_N, found.test_labels_N)
+    )
+    train_labels_N, test_labels_N = (
+        np.array([numbers.index(label) for label in labels], np.int64)
+        for labels in (found.train_labels_N[train_N], found.test_labels_N[test_N])
+    )
+    return _Found(
+        train_labels_N,
+        test_labels_N,
+        list(data.classes),
+        found.side,
+        lambda train, test, track: found.read(train_N[train], test_N[test], track),
+    )
+
+
+def _read(data: Data, found: _Found, train_N: np.ndarray, track: Track, processes: int) -> ImageSet:
+    test_N = np.arange(len(found.test_labels_N))
+    check_memory(found.side, len(train_N), len(test_N), processes)
+    train_images, test_images = found.read(train_N, test_N, track)
+    labels = found.train_labels_N[train_N], found.test_labels_N
+    digest = hashlib.sha256("\0".join(found.classes).encode())
+    for array in (train_images, labels[0], test_images, labels[1]):
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return ImageSet(train_images, labels[0], test_images, labels[1], found.classes, digest.hexdigest())
+
+
+def check_memory(side: int, train: int, test: int, processes: int = 1) -> None:
+    """Refuse images that do not fit into what is free of this machine's memory.
+
+    Args:
+        side: their height and width in pixels.
+        train: how many training images there are, those for validation among them.
+        test: how many test images.
+        processes: how many will hold all of them.
+
+    Raises:
+        InputError: says how large they are, and which `data.limit` would fit.
+    """
+    image = 3 * side**2 * processes  # bytes
+    needed, free = (COPIES * train + test) * image, available_memory()
+    if needed <= SHARE_OF_MEMORY * free:
+        return
+    limit = max(0, int((SHARE_OF_MEMORY * free / image - test) / COPIES))
+    limit -= limit % 10 ** max(0, len(str(limit)) - 2)  # two digits say enough
+    fitting = f"set data.limit = {limit}" if limit >= 2 else "the test images alone are too many: delete some"
+    raise InputError(
+        f"data: {train:,} training and {test:,} test images of {side} x {side} pixels take "
+        f"{needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are free; "
+        f"{fitting}, or make data.image_size smaller"
+    )
 
 
 def _check_classes(data: Data, known: list[str]) -> None:
@@ -108,16 +200,6 @@ def measure(data: Data) -> DataSize:
     return DataSize(classes, min(train, data.limit or train), test)
 
 
-def _image_set(
-    train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray, test_labels: np.ndarray, classes: Any
-) -> ImageSet:
-    digest = hashlib.sha256("\0".join(classes).encode())
-    for array in (train_images, train_labels, test_images, test_labels):
-        digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return ImageSet(train_images, train_labels, test_images, test_labels, list(classes), digest.hexdigest())
-
-
 def fit_image(image: "Image", size: int) -> np.ndarray:
     """Return RGB pixels, size x size x 3: scaled so that the shorter side fits, then cropped in the middle."""
     from PIL import ImageOps
@@ -155,30 +237,35 @@ def _as_rgb(image: "Image") -> "Image":
     return image.convert("RGB")
 
 
-def _load_digits(data: Data, track: Track) -> ImageSet:
+def _find_digits(data: Data) -> _Found:
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8 pixels, 17 grey levels
-    pixels = np.stack([fit_image(Image.fromarray(image), data.image_size) for image in grey])
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(
         np.arange(len(labels)), test_size=DIGITS_TEST_FRACTION, stratify=labels, random_state=0
     )
-    return _image_set(pixels[train], labels[train], pixels[test], labels[test], [str(digit) for digit in range(10)])
+
+    def read(train_N: np.ndarray, test_N: np.ndarray, track: Track) -> tuple[np.ndarray, np.ndarray]:
+        grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8 pixels, 17 grey levels
+        pixels = np.stack([fit_image(Image.fromarray(image), data.image_size) for image in grey])
+        return pixels[train[train_N]], pixels[test[test_N]]
+
+    classes = [str(digit) for digit in range(10)]
+    return _Found(labels[train], labels[test], classes, data.image_size, read)
 
 
-def _load_torchvision(data: Data, track: Track) -> ImageSet:
-    """Read one of torchvision's sets; pixels of one size stay as they are, others are fitted to `image_size`."""
-    found = SETS[data.source]
+def _find_torchvision(data: Data) -> _Found:
+    """Find one of torchvision's sets; pixels of one size stay as they are, others are fitted to `image_size`."""
+    known = SETS[data.source]
     root = expand(data.root or "data")
     existed = root.exists()
     try:
-        train, test = open_set(found, root)
+        train, test = open_set(known, root)
     except (OSError, RuntimeError) as error:
-        what, checksum = _missing(found, root)
+        what, checksum = _missing(known, root)
         raise InputError(
             f"data.root: {what} and could not be downloaded ({first_line(error)}); place it there by hand{checksum}, "
             "or try --demo, which needs no download"
@@ -187,12 +274,22 @@ def _load_torchvision(data: Data, track: Track) -> ImageSet:
         if not existed:
             with contextlib.suppress(OSError):
                 root.rmdir()  # torchvision made it for a download that failed
-    arrays = []
-    for description, parts in (("training", train), ("test", [test])):
-        pixels = [_pixels(part, data, track, f"Decoding {description} images") for part in parts]
-        labels = [np.array(labels_of(part), np.int64) for part in parts]
-        arrays += [np.concatenate(pixels), np.concatenate(labels)]
-    return _image_set(arrays[0], arrays[1], arrays[2], arrays[3], class_names(train[0], found.classes))
+
+    def read(train_N: np.ndarray, test_N: np.ndarray, track: Track) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            _pixels(train, train_N, data, track, "training image"),
+            _pixels([test], test_N, data, track, "test image"),
+        )
+
+    labels = [label for part in train for label in labels_of(part)]
+    side = len(train[0].data[0][0]) if hasattr(train[0], "data") else data.image_size
+    return _Found(
+        np.array(labels, np.int64),
+        np.array(labels_of(test), np.int64),
+        class_names(train[0], known.classes),
+        side,
+        read,
+    )
 
 
 def _missing(found: TorchvisionSet, root: Path) -> tuple[str, str]:
@@ -206,58 +303,76 @@ def _missing(found: TorchvisionSet, root: Path) -> tuple[str, str]:
     return f"{root / name} is {'damaged' if (root / name).exists() else 'not there'}", f" (MD5 {md5})"
 
 
-def _pixels(dataset: Any, data: Data, track: Track, description: str) -> np.ndarray:
-    """Return the pixels of a torchvision data set, uint8 NHWC."""
-    if not hasattr(dataset, "data"):  # files of many sizes
-        names = [f"{data.source}, image {number}" for number in range(len(dataset))]
-        return _decode_all(names, lambda number: dataset[number][0], data.image_size, track, description)
-    pixels = np.asarray(dataset.data)
+def _pixels(parts: Sequence[Any], chosen_N: np.ndarray, data: Data, track: Track, what: str) -> np.ndarray:
+    """Return the pixels of chosen images of torchvision's data sets, which are counted through; uint8 NHWC."""
+    if hasattr(parts[0], "data"):
+        pixels: np.ndarray = np.concatenate([_channels_last(part.data) for part in parts])[chosen_N]
+        return pixels
+    places = [(part, number) for part in parts for number in range(len(part))]  # files of many sizes
+    names = [f"{data.source}, {what} {number}" for number in chosen_N]
+
+    def open_image(number: int) -> "Image":
+        part, number_there = places[chosen_N[number]]
+        return cast("Image", part[number_there][0])
+
+    return _decode_all(names, open_image, data.image_size, track, f"Decoding {what}s")
+
+
+def _channels_last(array: Any) -> np.ndarray:
+    """Return pixels as torchvision's sets hold them, NHW, NHWC or NCHW, as NHWC."""
+    pixels: np.ndarray = np.asarray(array)
     if pixels.ndim == 3:  # greys
         pixels = pixels[..., None].repeat(3, 3)
-    return pixels if pixels.shape[-1] == 3 else pixels.transpose(0, 2, 3, 1)
+    return pixels if pixels.shape[-1] == 3 else np.moveaxis(pixels, 1, -1)
 
 
-def _load_imagefolder(data: Data, track: Track) -> ImageSet:
-    """Decode train/<class>/* and test/<class>/* once; afterwards one cache file holds the pixels."""
+def _find_imagefolder(data: Data) -> _Found:
+    """Find train/<class>/* and test/<class>/*, which are decoded once; afterwards one cache file holds the pixels."""
+    root = expand(str(data.root)).resolve()
+    listed = list_imagefolder(root)
+    classes = sorted(listed["train"])
+    files = {split: [file for name in classes for file in listed[split][name]] for split in ("train", "test")}
+    labels = {
+        split: np.repeat(np.arange(len(classes)), [len(listed[split][name]) for name in classes]) for split in files
+    }
+
+    def read(train_N: np.ndarray, test_N: np.ndarray, track: Track) -> tuple[np.ndarray, np.ndarray]:
+        chosen = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
+        listing = hashlib.sha256(f"{DECODING}\0{data.image_size}".encode())
+        for found in chosen.values():
+            for path, status in found:
+                listing.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        about = f"{root}\0{data.image_size}\0{data.limit}\0{data.classes}"
+        cache = cache_folder() / f"imagefolder-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
+        return _decoded_once(cache, listing.hexdigest(), chosen, data.image_size, track)
+
+    return _Found(labels["train"], labels["test"], classes, data.image_size, read)
+
+
+def _decoded_once(
+    cache: Path, fingerprint: str, files: Mapping[str, list[tuple[str, os.stat_result]]], size: int, track: Track
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels of training and test images from a cache file, which is made unless it is as it should be."""
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save_file
 
-    root = expand(str(data.root)).resolve()
-    files = list_imagefolder(root)
-    classes = sorted(files["train"])
-    listing = hashlib.sha256(f"{DECODING}\0{data.image_size}".encode())
-    for split in ("train", "test"):
-        for name in classes:
-            for path, status in files[split][name]:
-                listing.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    fingerprint = listing.hexdigest()
-    key = hashlib.sha256(f"{root}\0{data.image_size}".encode()).hexdigest()[:16]
-    cache = cache_folder() / f"imagefolder-{key}.safetensors"
     try:
         with safe_open(cache, framework="numpy") as cached:
             if cached.metadata()["fingerprint"] == fingerprint:
-                arrays = [cached.get_tensor(name) for name in _CACHED]
-                return ImageSet(arrays[0], arrays[1], arrays[2], arrays[3], classes, cached.metadata()["digest"])
+                return cached.get_tensor("train"), cached.get_tensor("test")
     except (OSError, SafetensorError, KeyError):
         pass  # not there, of another version, or damaged: it is made again
 
-    arrays = []
-    for split in ("train", "test"):
-        paths = [path for name in classes for path, _ in files[split][name]]
-        counts = [len(files[split][name]) for name in classes]
-        pixels = _decode_all(paths, partial(_open, paths), data.image_size, track, f"Decoding {split} images")
-        arrays += [pixels, np.repeat(np.arange(len(classes)), counts)]
-    images = _image_set(arrays[0], arrays[1], arrays[2], arrays[3], classes)
+    pixels = {}
+    for split, found in files.items():
+        paths = [path for path, _ in found]
+        pixels[split] = _decode_all(paths, partial(_open, paths), size, track, f"Decoding {split} images")
     temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-    metadata = {"fingerprint": fingerprint, "digest": images.digest}
     with contextlib.suppress(OSError, SafetensorError):  # without a cache, the next study decodes again
         cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(zip(_CACHED, arrays, strict=True)), temporary, metadata)
+        save_file(pixels, temporary, {"fingerprint": fingerprint})
         temporary.replace(cache)
-    return images
-
-
-_CACHED = ("train_images", "train_labels", "test_images", "test_labels")
+    return pixels["train"], pixels["test"]
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""What a training ran on: versions, device, commit."""
+"""What a training runs on: versions, device, commit, memory."""
 
 import platform
 import re
@@ -13,6 +13,7 @@ from ablation import __version__
 if TYPE_CHECKING:
     import torch
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 PACKAGES = ("torchvision", "optuna", "mlflow", "numpy")
 
 
@@ -34,6 +35,20 @@ def describe_environment(device: "torch.device") -> dict[str, str]:
     if (commit := _commit()) is not None:
         found["commit"] = commit
     return found
+
+
+def available_memory() -> int:
+    """Return how many bytes of memory are free, in a container of what it may use."""
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    with suppress(OSError, ValueError, KeyError):  # no control group of Linux, or one without a limit
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
+        cached = int(dict(line.split() for line in lines)["inactive_file"])  # files, which are dropped for programs
+        free = min(free, limit - used + cached)
+    return free
 
 
 def _processor() -> str:

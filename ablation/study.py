@@ -193,7 +193,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     Raises:
         InputError: something is wrong with them.
     """
-    from ablation.data import measure
+    from ablation.data import check_memory, measure
     from ablation.view import say
 
     is_to_pretrain = needs_pretraining(spec, store)
@@ -203,6 +203,8 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     elif spec.backbone.weights is not None and not is_to_pretrain:
         torchvision_weights(spec.backbone.name, spec.backbone.weights)
     size = measure(spec.data)
+    if spec.data.source == "imagefolder":  # other sets of files may not be there yet
+        check_memory(spec.data.image_size, size.train, size.test)
     trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.seeds)
     say(
         f"{path} is fine: {_arms(len(arms(spec)))}, {trainings} trainings on {size.train:,} images of "
@@ -300,7 +302,8 @@ def run_study(
     """Bring every arm to its budget, confirm what was found, and print the answer."""
     from ablation import view
 
-    running = prepare(spec, store, device_name, feature_limit, file_text)
+    processes = 1 + workers if workers is not None and workers > 1 else 1  # this one and its workers
+    running = prepare(spec, store, device_name, feature_limit, file_text, processes)
     devices = worker_devices(device_name, workers)
     begin_summary(running)
     try:
@@ -356,7 +359,9 @@ def worker_devices(device_name: str, workers: int | None) -> list[str]:
     return [f"cuda:{number % gpus}" if gpus > 1 else device_name for number in range(count)]
 
 
-def prepare(spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str) -> Running:
+def prepare(
+    spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str, processes: int = 1
+) -> Running:
     """Read weights and images, open the stores, and tidy up what a crash left.
 
     Everything that the user can have got wrong is checked before the store is touched, what is quick to check first.
@@ -377,7 +382,7 @@ def prepare(spec: StudySpec, store: Store, device_name: str, feature_limit: int,
             digests = ("backbone.weights_digest", "data.digest")
             search.check_identity(storage, spec.name, identity(spec, None, ""), ignored=digests)
     weights = None if is_to_pretrain else load_weights(spec)
-    images, split = load_data(spec)
+    images, split = load_data(spec, processes)
     if is_to_pretrain:
         with view.waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             if store.has_remote_tracking:
@@ -639,14 +644,12 @@ def load_weights(spec: StudySpec) -> Weights | None:
     return weights
 
 
-def load_data(spec: StudySpec) -> tuple["ImageSet", "Split"]:
-    """Read the images and split them."""
-    from ablation.data import load_images, split_seed, split_train_val
+def load_data(spec: StudySpec, processes: int) -> tuple["ImageSet", "Split"]:
+    """Read the images and split them; so many processes will hold them."""
+    from ablation.data import load_split, split_seed
     from ablation.view import track_progress
 
-    images = load_images(spec.data, track=track_progress)
-    seed = split_seed(spec.seed)
-    return images, split_train_val(images.train_labels_N, spec.data.val_fraction, spec.data.limit, seed)
+    return load_split(spec.data, split_seed(spec.seed), track=track_progress, processes=processes)
 
 
 def identity(spec: StudySpec, weights: Weights | None, data_digest: str) -> dict[str, Any]:

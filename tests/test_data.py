@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import resize
 
-from ablation import data
-from ablation.data import Normalisation, augment, load_images, normalise, split_train_val
+from ablation import data, environment
+from ablation.data import Normalisation, augment, load_images, load_split, normalise, split_train_val
 from ablation.seeding import generator
 from ablation.spec import Data, InputError
 
@@ -184,6 +184,64 @@ def test_split_is_disjoint_balanced_and_reproducible() -> None:
     assert np.array_equal(again.train_N, split.train_N)
     assert np.array_equal(again.val_N, split.val_N)
     assert not np.array_equal(split_train_val(labels, 0.1, 400, seed=1).val_N, split.val_N)
+
+
+def test_only_what_the_limit_keeps_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels, labels and parts are those that all images would be split into."""
+    for number in range(3, 30):
+        for c, name in enumerate(["cat", "dog"]):
+            Image.new("RGB", (8, 8), (100 * c, number, 7)).save(folder / "train" / name / f"{number}.png")
+    opened: list[str] = []
+    real = data._open
+    monkeypatch.setattr(data, "_open", lambda paths, number: opened.append(paths[number]) or real(paths, number))
+    everything = load_folder(folder)
+    assert len(opened) == 62
+    whole = split_train_val(everything.train_labels_N, 0.25, 20, seed=4)
+    opened.clear()
+    wanted = Data(source="imagefolder", root=str(folder), limit=20, val_fraction=0.25)
+    images, split = load_split(wanted, seed=4)
+    assert len(set(opened)) == len(opened) == 20 + 2
+    for part, expected in ((split.train_N, whole.train_N), (split.val_N, whole.val_N)):
+        assert np.array_equal(images.train_images_NHWC[part], everything.train_images_NHWC[expected])
+        assert np.array_equal(images.train_labels_N[part], everything.train_labels_N[expected])
+    assert np.array_equal(images.test_images_NHWC, everything.test_images_NHWC)
+    opened.clear()
+    again, _ = load_split(wanted, seed=4)
+    assert (again.digest, opened) == (images.digest, [])
+    other, _ = load_split(wanted, seed=5)
+    assert other.digest != images.digest
+
+
+def test_what_does_not_fit_into_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three copies of 50,000 training images and one of 10,000 test images of 3,072 bytes are 0.49 GB."""
+    monkeypatch.setattr(data, "available_memory", lambda: 10**9)
+    data.check_memory(32, 50_000, 10_000)
+    monkeypatch.setattr(data, "available_memory", lambda: 4 * 10**8)
+    with pytest.raises(InputError) as refused:
+        data.check_memory(32, 50_000, 10_000)
+    assert str(refused.value) == (
+        "data: 50,000 training and 10,000 test images of 32 x 32 pixels take 0.5 GB of memory, of which 0.4 GB are "
+        "free; set data.limit = 35000, or make data.image_size smaller"  # (0.9 * 4e8 / 3072 - 10,000) / 3 = 35,729
+    )
+    data.check_memory(32, 35_000, 10_000)
+    with pytest.raises(InputError, match="set data.limit = 16000"):  # (0.9 * 2e8 / 3072 - 10,000) / 3 = 16,198
+        data.check_memory(32, 50_000, 10_000, processes=2)
+    monkeypatch.setattr(data, "available_memory", lambda: 10_000)
+    with pytest.raises(InputError, match="the test images alone are too many"):
+        data.check_memory(32, 50_000, 10_000)
+    monkeypatch.setattr(data, "_decode_all", None)  # nothing is decoded first
+    with pytest.raises(InputError, match="6 training and 2 test images of 32 x 32 pixels"):
+        load_folder(folder)
+
+
+def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "CONTROL_GROUP", tmp_path)
+    whole = environment.available_memory()
+    for name, text in (("max", "5000000"), ("current", "4000000"), ("stat", "anon 7\ninactive_file 250000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert environment.available_memory() == 5_000_000 - 4_000_000 + 250_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert environment.available_memory() == pytest.approx(whole, rel=0.2)
 
 
 def test_impossible_splits_are_refused() -> None:

@@ -95,7 +95,7 @@ def test_flowers_of_many_sizes_with_validation_images(tmp_path: Path, monkeypatc
     assert images.test_labels_N.tolist() == [0, 101]
     assert len(images.classes) == 102
     (folder / "jpg" / "image_00003.jpg").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="cannot be read as an image: flowers102, image 0"):
+    with pytest.raises(InputError, match="cannot be read as an image: flowers102, training image 2"):
         load("flowers102", tmp_path, image_size=24)
 
 

@@ -424,14 +424,15 @@ def test_nothing_that_chooses_reads_a_test_figure(
     arguments = (study_file, *ONE_ARM, "--set", 'factors={strategy=["feature_extraction", "fine_tune_all"]}', *CONFIRM)
     assert command(*arguments, "--store", "real") == 0
     noise = np.random.default_rng(0)
-    real = data.load_images
+    real = data.load_split
 
     def noisy(*args: Any, **kwargs: Any) -> Any:
-        images = real(*args, **kwargs)
+        images, split = real(*args, **kwargs)
         pixels = noise.integers(0, 256, images.test_images_NHWC.shape, np.uint8)
-        return replace(images, test_images_NHWC=pixels, test_labels_N=noise.permutation(images.test_labels_N))
+        labels = noise.permutation(images.test_labels_N)
+        return replace(images, test_images_NHWC=pixels, test_labels_N=labels), split
 
-    monkeypatch.setattr(data, "load_images", noisy)
+    monkeypatch.setattr(data, "load_split", noisy)
     assert command(*arguments, "--store", "noise") == 0
 
     def chosen(store: Path) -> dict[str, Any]:
@@ -530,6 +531,9 @@ def test_a_new_study_is_written_and_checked(
             Path("pictures", split, name).mkdir(parents=True)
             for number in range(10):
                 Image.new("RGB", (40, 30)).save(Path("pictures", split, name, f"{number}.png"))
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "available_memory", lambda: 10_000)
+        assert command("--check", "mine") == 2
     assert command("--check", "mine") == 0
     assert "6 arms, 78 trainings on 20 images of 2 classes" in " ".join(capsys.readouterr().out.split())
     assert sorted(path.name for path in Path().iterdir()) == ["pictures", "studies"]  # nothing else was written

@@ -57,15 +57,15 @@ def main() -> None:
     # What costs time and has no step: reading the same images, comparing MLflow's schema with its migrations, drawing,
     # and translating the champion's network.
     loaded: dict[str, Any] = {}
-    real_load = data.load_images
+    real_load = data.load_split
 
-    def load_once(wanted: Any, **kwargs: Any) -> Any:
+    def load_once(wanted: Any, seed: int, **kwargs: Any) -> Any:
         if str(wanted) not in loaded:
-            loaded[str(wanted)] = real_load(wanted, **kwargs)
+            loaded[str(wanted)] = real_load(wanted, seed, **kwargs)
         return loaded[str(wanted)]
 
-    data.load_images = load_once
-    data.load_images(study.load_study(Path(sys.argv[1]), name="small").data)
+    data.load_split = load_once
+    data.load_split(study.load_study(Path(sys.argv[1]), name="small").data, data.split_seed(0))
     mlflow_database._verify_schema = lambda engine: None
     figures.draw_figures = lambda analysis, importances: {}
     champion.export = lambda model, images, path: path.write_text("a program")
