@@ -104,6 +104,14 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+def register(name: str, blocks: int, has_batch_norm: bool) -> None:
+    """Add a backbone that is somebody's own, of so many blocks, each a single unit (see `custom`).
+
+    How large its images must be is found out by computing with it.
+    """
+    BACKBONES[name] = Backbone((1,) * blocks, "unit", 0, (1,) * (blocks + 1), has_batch_norm)
+
+
 def block_names(backbone: str) -> list[str]:
     """Return the names of the backbone's blocks, from the input on."""
     return [f"block{number}" for number in range(1, len(BACKBONES[backbone].units) + 1)]

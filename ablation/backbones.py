@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from ablation import __version__
+from ablation import __version__, custom
 from ablation.architecture import BACKBONES, block_names, smallest_image
 from ablation.command_line import run_command
 from ablation.spec import InputError, nearest
@@ -16,18 +16,39 @@ from ablation.tables import Table
 @click.option(
     "--image-size", type=click.IntRange(1), default=32, metavar="S", help="Of S x S pixels.  [default: 32, CIFAR-10's]"
 )
+@click.option(
+    "--module", metavar="FILE", help="NAME is a function in this Python file that returns a network's blocks."
+)
 @click.version_option(__version__)
-def cli(name: str | None, image_size: int) -> None:
+def cli(name: str | None, image_size: int, module: str | None) -> None:
     """Show the blocks and units of the backbone NAME; without NAME, all backbones."""
     from ablation import view
 
     if name is None:
         view.show_table(all_backbones())
         return
+    if module is not None:
+        name = load_own(module, name, image_size)
     if name not in BACKBONES:
         raise InputError(f"unknown backbone {name!r}{nearest(name, BACKBONES)}")
     view.show_table(cuts_table(name, image_size))
     view.show_table(weights_table(name))
+
+
+def load_own(module: str, function: str, image_size: int) -> str:
+    """Load a backbone of the user's own, see `custom.load`; return its name.
+
+    Raises:
+        InputError: it cannot be loaded, or its blocks do not fit each other or the images.
+    """
+    from ablation.blocks import check_custom
+
+    try:
+        name = custom.load(module, function)
+        check_custom(name, [block_names(name)[-1]], image_size, may_start_random=False)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return name
 
 
 def all_backbones() -> Table:
@@ -45,15 +66,15 @@ def cuts_table(backbone: str, image_size: int) -> Table:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ablation.blocks import build_blocks_on_meta, kept_parts
+    from ablation.blocks import blank_image, kept_parts, outline_blocks
 
     last = block_names(backbone)[-1]
     parts = kept_parts(backbone, last)
     smallest = smallest_image(backbone, parts[0].unit)
     if image_size < smallest:
         raise InputError(f"--image-size: {image_size} is too small for {backbone}, it needs {smallest}")
-    blocks = build_blocks_on_meta(backbone, last).eval()
-    maps = torch.empty(1, 3, image_size, image_size, device="meta")
+    blocks = outline_blocks(backbone, last).eval()
+    maps = blank_image(backbone, image_size)
     rows: list[list[str]] = []
     parameters = operations = 0
     for number, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""torchvision's networks as an ordered list of named blocks, cut where the study says.
+"""torchvision's networks, and one's own, as an ordered list of named blocks, cut where the study says.
 
 Legend: N images, C channels, H and W pixels.
 """
@@ -6,7 +6,7 @@ Legend: N images, C channels, H and W pixels.
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.convnext import CNBlock
 from torchvision.models.vgg import VGG, make_layers
 
-from ablation import architecture
+from ablation import architecture, custom
+from ablation.spec import first_line
 
 NARROW_CHANNELS = ((8,) * 2, (16,) * 2, (32,) * 3, (64,) * 3, (64,) * 3)  # of vgg16_narrow, block by block
 LINEAR_STD = 0.02  # Liu et al. (2022, "A ConvNet for the 2020s"), whose blocks alone have linear layers
@@ -126,6 +127,9 @@ class Part:
 @functools.cache
 def _parts(backbone: str) -> list[Part]:
     """Return the modules of a backbone in order, by the units that `architecture` gives each block."""
+    if custom.is_custom(backbone):
+        paths = enumerate(_paths(backbone), start=1)
+        return [Part(number, number, f"unit{number}_1", f"unit{number}_1", path) for number, path in paths]
     family = next(steps for beginning, steps in FAMILIES.items() if backbone.startswith(beginning))
     steps = family(_network(backbone))
     parts: list[Part] = []
@@ -164,13 +168,35 @@ class _ParametersOnMeta(TorchFunctionMode):
 
 @functools.lru_cache(maxsize=4)
 def _network(backbone: str) -> nn.Module:
-    """Return torchvision's network, its tensors on the meta device."""
+    """Return torchvision's network, its tensors on the meta device; the blocks of one's own, as they are made."""
+    if custom.is_custom(backbone):
+        return _as_network(custom.make_blocks(backbone, 0))
     with torch.device("cpu"), _ParametersOnMeta():
         if backbone == "vgg16_narrow":
             layers = make_layers([entry for widths in NARROW_CHANNELS for entry in (*widths, "M")])
             narrow: nn.Module = VGG(layers, init_weights=False)
             return narrow
         network: nn.Module = torchvision.models.get_model(backbone, weights=None)
+    return network
+
+
+@functools.cache
+def _paths(backbone: str) -> list[str]:
+    """Return where in their network the blocks of one's own are, in order."""
+    return list(custom.make_blocks(backbone, 0))
+
+
+def _as_network(blocks: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a network that holds blocks at their paths."""
+    network = nn.Module()
+    for path, block in blocks.items():
+        place = network
+        *above, last = path.split(".")
+        for name in above:
+            if name not in dict(place.named_children()):
+                place.add_module(name, nn.Module())
+            place = place.get_submodule(name)
+        place.add_module(last, block)
     return network
 
 
@@ -184,17 +210,21 @@ def build_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
         A Sequential of blocks `block1`, ...; each a Sequential of torchvision's own modules, named `conv1_1`,
         `relu1_1`, ..., `pool1`, or `unit2_1`, .... A cut at a block keeps its pool, one at a unit does not.
     """
-    return build_blocks_on_meta(backbone, truncate_at).to_empty(device="cpu")
+    blocks = outline_blocks(backbone, truncate_at)
+    return blocks if custom.is_custom(backbone) else blocks.to_empty(device="cpu")
 
 
-def build_blocks_on_meta(backbone: str, truncate_at: str) -> nn.Sequential:
-    """Build the same without memory for its tensors."""
+def outline_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
+    """Build the same to look at: without memory for its tensors, those of a backbone of one's own aside."""
     blocks = nn.Sequential()
     network = _network(backbone)
     for part in kept_parts(backbone, truncate_at):
         if f"block{part.block}" not in dict(blocks.named_children()):
             blocks.add_module(f"block{part.block}", nn.Sequential())
         module = nn.ReLU() if part.path == FUNCTION else copy.deepcopy(network.get_submodule(part.path))
+        if custom.is_custom(backbone):
+            # Its code, on which stored features depend: see `custom.description`.
+            module.ablation_backbone = backbone  # type: ignore[assignment]
         blocks.get_submodule(f"block{part.block}").add_module(part.name, module)
     return blocks
 
@@ -203,9 +233,61 @@ def build_blocks_on_meta(backbone: str, truncate_at: str) -> nn.Sequential:
 def feature_shape(backbone: str, truncate_at: str, image_size: int) -> tuple[int, int, int]:
     """Return the shape (C, H, W) of the features of one image."""
     with torch.no_grad():
-        blocks = build_blocks_on_meta(backbone, truncate_at).eval()
-        _, channels, height, width = blocks(torch.empty(1, 3, image_size, image_size, device="meta")).shape
+        blocks = outline_blocks(backbone, truncate_at).eval()
+        _, channels, height, width = blocks(blank_image(backbone, image_size)).shape
     return channels, height, width
+
+
+def blank_image(backbone: str, image_size: int) -> torch.Tensor:
+    """Return an image 1 x 3 x H x W of which only the shape counts, on the device of `outline_blocks`."""
+    device = "cpu" if custom.is_custom(backbone) else "meta"
+    return torch.zeros(1, 3, image_size, image_size, device=device)
+
+
+@torch.no_grad()
+def check_custom(backbone: str, cuts: Iterable[str], image_size: int, *, may_start_random: bool) -> None:
+    """Refuse a backbone of one's own whose blocks do not fit each other, or what is done with them.
+
+    Args:
+        backbone: its name.
+        cuts: where it is cut.
+        image_size: height and width in pixels of its images.
+        may_start_random: whether trainings start without pretrained weights.
+
+    Raises:
+        ValueError: says which block is wrong, and how.
+    """
+    kept = max(architecture.kept_blocks(backbone, cut) for cut in cuts)
+    name = f"function: {custom.function_name(backbone)}()"
+    blocks = custom.make_blocks(backbone, 0)
+    maps_NCHW = torch.rand(2, 3, image_size, image_size, generator=torch.Generator())
+    for number, (path, block) in enumerate(list(blocks.items())[:kept], start=1):
+        where = f"{name}: block{number} ({path})"
+        given = "x".join(map(str, maps_NCHW.shape[1:]))
+        version = maps_NCHW._version
+        try:
+            made = block.eval()(maps_NCHW)
+        except Exception as error:
+            raise ValueError(
+                f"{where} fails on maps {given} of {image_size}x{image_size} images ({first_line(error)})"
+            ) from None
+        if maps_NCHW._version != version:
+            raise ValueError(f"{where} changes its input in place, which may be kept for other trials")
+        if not isinstance(made, torch.Tensor) or made.ndim != 4 or len(made) != 2 or made.shape[2] != made.shape[3]:
+            shape = "x".join(map(str, made.shape)) if isinstance(made, torch.Tensor) else type(made).__name__
+            raise ValueError(f"{where} must make square maps NxCxHxH, but makes {shape} of maps 2x{given}")
+        maps_NCHW = made
+    others = custom.make_blocks(backbone, 1)
+    pairs = [
+        pair
+        for path, block in blocks.items()
+        for pair in zip(block.parameters(), others[path].parameters(), strict=True)
+    ]
+    if may_start_random and pairs and all(torch.equal(one, other) for one, other in pairs):
+        raise ValueError(
+            f"{name} returns the same tensors whatever the random seed: pretrained ones, say, from which from_scratch "
+            "must not start; let it return random ones, and name the file in backbone.weights"
+        )
 
 
 @functools.cache
@@ -237,11 +319,16 @@ def initialise_blocks(
     Random convolutions start normal with variance 2 / (their inputs), bias zero (He et al., 2015, fan-in), which keeps
     the scale of the activations from layer to layer (torchvision's fan-out shrinks them wherever a network widens);
     normalisations start as the identity. All draw from the generator whether they need to or not, so that a layer's
-    start does not depend on which others have weights.
+    start does not depend on which others have weights. A backbone of one's own starts as its function makes it.
     """
     with torch.no_grad():
-        for module in blocks.modules():
-            _initialise_module(module, generator)
+        if custom.is_custom(backbone):
+            made = _as_network(custom.make_blocks(backbone, generator.initial_seed())).state_dict()
+            for key, tensor in torchvision_tensors(blocks, backbone).items():
+                tensor.copy_(made[key])
+        else:
+            for module in blocks.modules():
+                _initialise_module(module, generator)
         for key, tensor in torchvision_tensors(blocks, backbone).items():
             if tensors is not None and key in tensors:
                 tensor.copy_(torch.from_numpy(tensors[key]))

@@ -85,7 +85,7 @@ def crown(store: Store, result: StudyResult, images: ImageSet) -> RegisteredVers
     def build(folder: Path, model_id: str) -> None:
         # The study may have gone on with its weights in another place than the trial found them.
         option = str(store.root) if store.has_own_tracking else None
-        model = load_model(run.run_id, store=option, weights=spec.backbone.weights)
+        model = load_model(run.run_id, store=option, weights=spec.backbone.weights, module=spec.backbone.module)
         examples_NSSC = images.test_images_NHWC[:EXAMPLE_IMAGES].copy()
         program = folder.with_name("program.pt2")
         export(model, torch.from_numpy(examples_NSSC), program)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ablation import custom
 from ablation.blocks import build_blocks, expected_tensors, feature_shape, initialise_blocks, kept_parts
 from ablation.data import Images, Normalisation, augment, copy_to, draw_flips, evaluation_batch_size, normalise, take
 from ablation.locks import file_lock
@@ -533,7 +534,7 @@ def _name(digests: Sequence[str], point: Point) -> str:
 
 
 def _layer_digest(layer: nn.Module) -> str:
-    digest = hashlib.sha256(str(layer).encode())
+    digest = hashlib.sha256(f"{layer}\0{custom.description(layer)}".encode())
     for name, tensor in layer.state_dict().items():
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)

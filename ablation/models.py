@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ablation.blocks import build_blocks, feature_shape, initialise_blocks
 from ablation.seeding import autocast, generator
@@ -26,6 +27,8 @@ class TransferModel(nn.Module):
     feature_std_D: torch.Tensor
     classes: list[str]
     """Names of the K logits; set on a model that was loaded from a run."""
+    frozen_blocks: int
+    """How many leading blocks training leaves as they are."""
     image_size: int
     """Height and width in pixels of its images; set on a model that was loaded from a run."""
     input_mean: list[float]
@@ -36,6 +39,7 @@ class TransferModel(nn.Module):
     def __init__(self, blocks: nn.Sequential, pool: nn.Module, features: int, head_width: int, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
+        self.frozen_blocks = 0
         self.blocks = blocks
         self.pool = pool
         self.register_buffer("feature_mean_D", torch.zeros(features))
@@ -119,7 +123,7 @@ def calibrate(
     """
     model.eval()
     learning = [] if head_alone else [module for block in list(model.blocks)[start:] for module in block.modules()]
-    momenta = {module: module.momentum for module in learning if isinstance(module, nn.BatchNorm2d)}
+    momenta = {module: module.momentum for module in learning if isinstance(module, _BatchNorm)}
     for module in momenta:
         module.train().momentum = 0.0  # their own statistics stay as they are
     pooled = []

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ablation import architecture
 from ablation.design import Arm, arms, published_for
 from ablation.spec import InputError, StudySpec, TrialSpec
 from ablation.store import Store
@@ -146,6 +147,8 @@ def read_results(store: Store, study: str) -> StudyResult:
     recorded = read_study(store, study, CURVES)
     about = recorded.about
     try:
+        if about.get("own_backbone"):
+            architecture.register(about["spec"]["backbone"]["name"], **about["own_backbone"])
         spec = StudySpec.model_validate_json(json.dumps(about["spec"]))
     except (KeyError, ValueError):
         made_by = about.get("version", "another version")

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from ablation import architecture
+from ablation import architecture, custom
 
 
 class InputError(ValueError):
@@ -248,6 +248,11 @@ class Backbone(Strict):
         description="A torchvision network, or vgg16_narrow (an eighth of the channels).",
         json_schema_extra={"enum": list(architecture.BACKBONES)},
     )
+    module: str | None = Field(
+        None,
+        description="Python file with a function that returns the blocks of a network of your own, in place of name.",
+    )
+    function: str | None = Field(None, description="That function's name; it takes nothing.")
     weights: str | None = Field(
         "imagenet",
         description="imagenet (torchvision's default), the name of other weights that torchvision has, such as "
@@ -277,8 +282,9 @@ class Backbone(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.weights is not None and not self.has_weights_file and self.name == "vgg16_narrow":
-            raise ValueError("torchvision has no weights for vgg16_narrow: weights must name a file")
+        is_torchvisions = self.name != "vgg16_narrow" and not custom.is_custom(self.name)
+        if self.weights is not None and not self.has_weights_file and not is_torchvisions:
+            raise ValueError(f"torchvision has no weights for {self.name}: weights must name a file")
         return self
 
 
@@ -395,7 +401,8 @@ class StudySpec(Strict):
 
     def content(self) -> dict[str, Any]:
         """Return what identifies the study besides its name: all of the file, without places."""
-        content: dict[str, Any] = self.model_dump(mode="json", exclude={"name": True, "data": {"root"}})
+        places = {"data": {"root"}, "backbone": {"module", "function"}}
+        content: dict[str, Any] = self.model_dump(mode="json", exclude={"name": True, **places})
         for table in ("factors", "search"):
             content[table] = {key: value for key, value in content[table].items() if value is not None}
         varied = content["factors"].keys() | content["search"].keys()
@@ -544,6 +551,7 @@ class TrialSpec(Strict):
     deterministic: bool
     threads: int | None = None
     backbone: str
+    backbone_module: str | None = None
     weights: str | None
     weights_digest: str | None
     missing_layers: str
@@ -671,9 +679,33 @@ def load_study(
     if "name" in content:
         raise InputError(f"{where}: name: not a key; the study is called after its file, or by --name")
     try:
+        content = _with_own_backbone(content)
+    except ValueError as error:
+        raise InputError(f"{where}: backbone.{error}") from None
+    try:
         return StudySpec(name=check_name(name or path.stem), **content)
     except ValidationError as error:
         raise InputError(f"{where}: {describe(error)}") from None
+
+
+def _with_own_backbone(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a file's content with the name of a backbone of one's own, if it has one, after running its module.
+
+    Raises:
+        ValueError: begins with the key that is wrong.
+    """
+    backbone = content.get("backbone")
+    if not isinstance(backbone, dict) or not {"module", "function"} & backbone.keys():
+        return content
+    for key, other in (("module", "function"), ("function", "module")):
+        if not isinstance(backbone.get(key), str):
+            raise ValueError(f"{key}: must be a text, beside backbone.{other}")
+    if "name" in backbone:
+        raise ValueError("name: not beside backbone.module, which takes its place")
+    return {
+        **content,
+        "backbone": {"weights": None, **backbone, "name": custom.load(backbone["module"], backbone["function"])},
+    }
 
 
 def describe(error: ValidationError) -> str:

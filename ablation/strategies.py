@@ -51,6 +51,7 @@ def apply_strategy(
     """
     blocks = list(model.blocks)
     frozen = STRATEGIES[strategy].frozen_blocks(len(blocks), freeze_depth)
+    model.frozen_blocks = frozen
     for block in blocks[:frozen]:
         block.requires_grad_(False)
     backbone_lr = lr * backbone_lr_scale if STRATEGIES[strategy].pretrained and backbone_lr_scale is not None else lr

@@ -18,7 +18,8 @@ from urllib.parse import quote, urlencode
 
 import click
 
-from ablation import __version__, demo
+from ablation import __version__, custom, demo
+from ablation.architecture import BACKBONES, block_names
 from ablation.command_line import STOPPED, run_command
 from ablation.design import arms
 from ablation.seeding import check_device_name
@@ -116,6 +117,7 @@ def cli(
     overrides += [(["epochs"], epochs)] if epochs is not None else []
     overrides += [parse_override(setting) for setting in settings]
     spec = load_study(path, name=study_name, overrides=overrides)
+    check_own_backbone(spec)
     check_device_name(device)
     if not math.isfinite(feature_cache):
         raise InputError(f"--feature-cache: must be a number of GB, got {feature_cache}")
@@ -554,8 +556,14 @@ def begin_summary(running: Running) -> None:
     """Write down what the report needs to know of the study besides its runs."""
     from ablation import search
 
+    backbone = running.spec.backbone.name
+    own_backbone = {  # what the report needs to know of it without its code
+        "blocks": len(block_names(backbone)),
+        "has_batch_norm": BACKBONES[backbone].has_batch_norm,
+    }
     about = {
         "version": __version__,
+        "own_backbone": own_backbone if custom.is_custom(backbone) else None,
         "spec": running.spec.model_dump(mode="json"),
         "command": shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]]),
         "classes": running.images.classes,
@@ -612,6 +620,20 @@ def show_how_far(running: Running) -> None:
 
     spec, found = running.spec, search.records(running.studies, running.locks)
     show_table(status_table(spec.name, found, spec.trials_per_arm, spec.confirm.seeds))
+
+
+def check_own_backbone(spec: StudySpec) -> None:
+    """Refuse a backbone of the user's own that does not compute what it should on the study's images."""
+    if not custom.is_custom(spec.backbone.name):
+        return
+    from ablation.blocks import check_custom
+
+    cuts = {cut for levels in spec.combinations() for cut in spec.possible("truncate_at", levels)}
+    strategies = {strategy for levels in spec.combinations() for strategy in spec.possible("strategy", levels)}
+    try:
+        check_custom(spec.backbone.name, cuts, spec.data.image_size, may_start_random="from_scratch" in strategies)
+    except ValueError as error:
+        raise InputError(f"backbone.{error}") from None
 
 
 def needs_pretraining(spec: StudySpec, store: Store) -> bool:

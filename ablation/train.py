@@ -98,23 +98,17 @@ def trained_tensors(model: TransferModel) -> dict[str, torch.Tensor]:
     """
     frozen = {
         f"blocks.{name}.{inside}"
-        for name, block in model.blocks.named_children()
-        if not learns(block)
+        for name, block in list(model.blocks.named_children())[: model.frozen_blocks]
         for inside in block.state_dict()
     }
     return {name: t.detach().clone() for name, t in model.state_dict().items() if name not in frozen}
 
 
-def learns(block: nn.Module) -> bool:
-    """Say whether a block is not frozen."""
-    return any(parameter.requires_grad for parameter in block.parameters())
-
-
-def set_training_mode(model: TransferModel) -> None:
+def set_training_mode(model: TransferModel, *, head_alone: bool) -> None:
     """Put what learns into training mode, the rest into evaluation mode: frozen batch norms keep their statistics."""
     model.train()
-    for block in model.blocks:
-        block.train(learns(block))
+    for number, block in enumerate(model.blocks):
+        block.train(number >= model.frozen_blocks and not head_alone)
 
 
 def load_tensors(model: TransferModel, tensors: dict[str, torch.Tensor]) -> None:
@@ -179,9 +173,10 @@ def train(
     for epoch in range(len(training.history) + 1, epochs + 1):
         started = time.perf_counter()
         seed_globally(seed, "epoch", epoch)
+        head_alone = epoch <= head_warmup_epochs
         for parameter in learning:
-            parameter.requires_grad_(epoch > head_warmup_epochs)
-        set_training_mode(model)
+            parameter.requires_grad_(not head_alone)
+        set_training_mode(model, head_alone=head_alone)
         order_N = torch.randperm(len(labels_N), generator=generator(seed, "order", epoch))
         noise = generator(seed, "augmentation", epoch)
         loss_sum = torch.zeros((), device=device)

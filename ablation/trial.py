@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn.functional import cross_entropy
 
-from ablation import tracking
+from ablation import custom, tracking
 from ablation.checkpoint import (
     CorruptCheckpoint,
     load_resume_checkpoint,
@@ -285,6 +285,7 @@ def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         deterministic=study.deterministic,
         threads=workbench.threads,
         backbone=study.backbone.name,
+        backbone_module=study.backbone.module,
         weights=study.backbone.weights,
         weights_digest=workbench.weights.digest if workbench.weights else None,
         missing_layers=study.backbone.missing_layers,
@@ -562,13 +563,16 @@ def _frozen_tensors(model: TransferModel, trained: dict[str, torch.Tensor]) -> d
     return {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
 
 
-def load_model(run: str, *, store: str | None = None, weights: str | None = None) -> TransferModel:
+def load_model(
+    run: str, *, store: str | None = None, weights: str | None = None, module: str | None = None
+) -> TransferModel:
     """Rebuild a finished trial's model at its best epoch, on the CPU, in evaluation mode.
 
     Args:
         run: the id of the trial's MLflow run.
         store: the store's folder; as for `--store`, the environment's addresses or `mlruns` by default.
         weights: where the pretrained weights are now, for a trial with frozen layers; where they were by default.
+        module: where the Python file of a backbone of one's own is now; it is run.
 
     Returns:
         A module from normalised images NCHW (float32) to logits NK. Its attributes `classes` (list of str),
@@ -576,11 +580,14 @@ def load_model(run: str, *, store: str | None = None, weights: str | None = None
         0..1) say what goes in and comes out.
 
     Raises:
-        InputError: there is no such run, it kept no checkpoint, or the weights are not the ones it was trained with.
+        InputError: there is no such run, it kept no checkpoint, or the weights, or the code of a backbone of one's own,
+            are not those that it was trained with.
     """
     found = find_store(store)
     record = tracking.read_run(found, run)
     spec = TrialSpec.from_params(record.params)
+    if custom.is_custom(spec.backbone):
+        _load_own_backbone(run, spec, module)
     with tracking.run_file(found, record, tracking.CHECKPOINT_FILE) as path:
         trained, metadata = _read_tensors(path)
     model = build_model(
@@ -600,3 +607,14 @@ def load_model(run: str, *, store: str | None = None, weights: str | None = None
     model.image_size = spec.image_size
     model.input_mean, model.input_std = json.loads(metadata["input_mean"]), json.loads(metadata["input_std"])
     return model.eval()
+
+
+def _load_own_backbone(run: str, spec: TrialSpec, module: str | None) -> None:
+    """Run the file of a trial's backbone, if it is what it was."""
+    named = module or str(spec.backbone_module)
+    try:
+        found = custom.load(named, custom.function_name(spec.backbone))
+    except ValueError as error:
+        raise InputError(f"run {run}: its backbone cannot be made: {error}") from None
+    if found != spec.backbone:
+        raise InputError(f"{named}: makes {found}, but run {run} was trained with {spec.backbone}")

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ablation import architecture
+from ablation import architecture, custom
 from ablation.spec import WEIGHTS_FILES, InputError, expand, first_line, nearest
 
 Three = tuple[float, float, float]
+STATE_KEYS = ("state_dict", "model_state_dict", "model")  # under which training checkpoints hold the network
 IMAGENET_MEAN: Three = (0.485, 0.456, 0.406)  # of RGB pixels scaled to 0..1, as most pretrained networks expect them
 IMAGENET_STD: Three = (0.229, 0.224, 0.225)
 
@@ -64,7 +65,7 @@ def read_weights(backbone: str, weights: str) -> Weights:
     except (SafetensorError, OSError, TypeError) as error:
         raise InputError(f"backbone.weights: {weights}: not a readable safetensors file ({error})") from None
     made_for = metadata.get("architecture", backbone)
-    if made_for != backbone:
+    if made_for != backbone and not custom.is_custom(backbone):
         raise InputError(f"backbone.weights: {weights}: holds {made_for}, but backbone.name is {backbone}")
     try:
         mean = _three_numbers(metadata["input_mean"]) if "input_mean" in metadata else IMAGENET_MEAN
@@ -103,7 +104,7 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
     known = all_tensor_names(backbone)
     expected = expected_tensors(backbone, architecture.block_names(backbone)[-1])
     for key in tensors:
-        if key not in known:
+        if key not in known and not custom.is_custom(backbone):  # which is not known beyond its blocks
             raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
     kept = {key: tensor for key, tensor in tensors.items() if key in expected}
     if not kept:
@@ -138,10 +139,20 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"backbone.weights: {path}: cannot be read: {first_line(error)}") from None
+    if isinstance(state, dict):  # of a checkpoint, what holds the network
+        state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), dict)), state)
     is_state = isinstance(state, dict) and all(isinstance(key, str) for key in state)
     if not is_state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f"backbone.weights: {path}: must hold a state_dict: tensors by name, and nothing else")
-    return {_todays_name(key): tensor.detach().float().numpy() for key, tensor in state.items()}
+        raise InputError(
+            f"backbone.weights: {path}: must hold a state_dict, tensors by name and nothing else, or one as "
+            f"{' or '.join(STATE_KEYS)}"
+        )
+    return {_todays_name(_unwrapped(key)): tensor.detach().float().numpy() for key, tensor in state.items()}
+
+
+def _unwrapped(key: str) -> str:
+    """Return a tensor's name without what torch's wrappers for several GPUs and for compiling put in front of it."""
+    return re.sub(r"^((module|_orig_mod)\.)+", "", key)
 
 
 def _todays_name(key: str) -> str:

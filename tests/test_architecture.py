@@ -5,7 +5,7 @@ import torch
 
 from ablation import architecture
 from ablation.architecture import BACKBONES
-from ablation.blocks import build_blocks_on_meta, feature_shape, kept_parts
+from ablation.blocks import feature_shape, kept_parts, outline_blocks
 
 # By hand, from torchvision's modules: what some blocks begin and end with.
 BLOCKS = {
@@ -42,7 +42,7 @@ def test_blocks_are_torchvisions(name: str) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_block_is_what_works_at_one_resolution(name: str) -> None:
     """Units of a block give maps of one size, and another one than the blocks beside it; a pool may end it."""
-    blocks = build_blocks_on_meta(name, architecture.block_names(name)[-1]).eval()
+    blocks = outline_blocks(name, architecture.block_names(name)[-1]).eval()
     assert len(blocks) == len(BACKBONES[name].units)
     sides = []
     maps = torch.empty(1, 3, 256, 256, device="meta")

@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
-    "scores", "architecture", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox", "seeding",
-    "environment", "blocks", "weights", "datasets", "data", "models", "strategies", "features", "plan", "train",
-    "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame", "stats",
-    "analysis", "figures", "report", "registry", "champion", "champion_model", "predict", "demo", "workers",
-    "study", "bench", "ui", "__main__",
+    "scores", "architecture", "custom", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox",
+    "seeding", "environment", "blocks", "weights", "datasets", "data", "models", "strategies", "features", "plan",
+    "train", "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame",
+    "stats", "analysis", "figures", "report", "registry", "champion", "champion_model", "predict", "demo",
+    "workers", "study", "bench", "ui", "__main__",
 ]  # fmt: skip
 TORCH = {
+    "custom",
     "seeding",
     "weights",
     "data",

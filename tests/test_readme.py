@@ -52,6 +52,8 @@ def test_its_arguments_are_understood(command: list[str]) -> None:
 
 
 def test_quick_ones_run(tmp_path: Path) -> None:
+    (network,) = re.findall(r"```python\n(# nets.py\n.*?)```", README, re.DOTALL)
+    (tmp_path / "nets.py").write_text(network)
     for command in filter(is_quick, commands()):
         module, *arguments = command
         done = subprocess.run(
