@@ -18,6 +18,7 @@ import numpy as np
 from ablation.datasets import SETS, TorchvisionSet, class_names, labels_of, open_set
 from ablation.seeding import named_seed
 from ablation.spec import Augmentation, Data, InputError, expand, first_line
+from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -389,6 +390,12 @@ class Normalisation:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     image_size: int | None = None
+
+
+def normalisation_for(weights: Weights | None, image_size: int) -> Normalisation:
+    """Return what pretrained weights were trained with, ImageNet's where there are none, at an image size."""
+    mean, std = (weights.mean, weights.std) if weights else (IMAGENET_MEAN, IMAGENET_STD)
+    return Normalisation(mean, std, image_size)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
     "architecture", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox", "seeding",
-    "blocks", "weights", "datasets", "data", "models", "strategies", "features", "plan", "environment", "train",
-    "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame", "stats",
+    "blocks", "weights", "datasets", "data", "gallery", "models", "strategies", "features", "plan", "environment",
+    "train", "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame", "stats",
     "analysis", "figures", "report", "registry", "champion", "champion_model", "predict", "demo", "workers",
     "study", "bench", "ui", "__main__",
 ]  # fmt: skip
@@ -21,6 +21,7 @@ TORCH = {
     "seeding",
     "weights",
     "data",
+    "gallery",
     "backbones",
     "blocks",
     "models",
@@ -39,7 +40,7 @@ TORCH = {
 ONLY_IN = {
     "torch": TORCH,
     "torchvision": {"datasets", "backbones", "blocks", "weights", "data", "bench"},
-    "safetensors": {"weights", "data", "trial", "results", "frame", "demo", "bench"},
+    "safetensors": {"weights", "data", "gallery", "trial", "results", "frame", "demo", "bench"},
     "optuna": {"search"},
     "sqlalchemy": {"locks", "search", "tracking"},
     "mlflow": {"tracking", "registry", "champion_model"},
