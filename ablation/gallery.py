@@ -108,8 +108,8 @@ def as_fed(images_NCHW: "torch.Tensor", normalisation: Normalisation) -> np.ndar
     mean_C11 = torch.tensor(normalisation.mean)[:, None, None]
     std_C11 = torch.tensor(normalisation.std)[:, None, None]
     fed_NSSC = np.empty((len(images_NCHW), side, side, 3), np.uint8)
-    for number, image_1CHW in enumerate(torch.split(images_NCHW, 1)):  # large ones take much memory in float32
-        scaled_CSS = normalise(image_1CHW, normalisation)[0] * std_C11 + mean_C11
+    for number in range(len(images_NCHW)):  # one at a time: large ones take much memory in float32
+        scaled_CSS = normalise(images_NCHW[number : number + 1], normalisation)[0] * std_C11 + mean_C11
         pixels_SSC = (255 * scaled_CSS).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         fed_NSSC[number] = fit_image(Image.fromarray(pixels_SSC), side)
     return fed_NSSC

@@ -657,7 +657,7 @@ def _classes(analysis: "StudyAnalysis", pictures: Mapping[str, "Picture"]) -> li
 
 AUGMENTATIONS = {
     "flip": "flip mirrors an image with probability 1/2",
-    "crop_flip": "crop_flip also shifts it by up to 4 pixels over black",
+    "crop_flip": "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black",
 }
 
 
