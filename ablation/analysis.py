@@ -266,11 +266,33 @@ class Interaction:
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A test image that a run takes for another class.
+
+    Attributes:
+        number: of the image, from 0 in the order of the test split.
+        image_SSC: as it goes into the network, uint8.
+        true: its class.
+        predicted: what it is taken for.
+        probability: of that.
+        true_probability: of its own class.
+    """
+
+    number: int
+    image_SSC: np.ndarray
+    true: str
+    predicted: str
+    probability: float
+    true_probability: float
+
+
+@dataclass(frozen=True)
 class StudyAnalysis:
     """All that the report says in figures.
 
     `interactions` belong to studies with exactly two factors; `interaction_missing` are combinations that lack an arm.
-    `arm_pairs` are all pairs of confirmed arms of a study with several factors.
+    `arm_pairs` are all pairs of confirmed arms of a study with several factors. `mistakes` are the champion run's most
+    confident ones, as many as its predictions hold images of.
     """
 
     result: StudyResult
@@ -280,6 +302,7 @@ class StudyAnalysis:
     interaction_missing: list[str]
     arm_pairs: list[Difference]
     winner: ArmResult | None
+    mistakes: list[Mistake]
     answer: str
 
 
@@ -293,6 +316,7 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     if len(factors) > 1:
         pairs = [_difference(a, b, [(confirmed[a], confirmed[b])], correct) for a, b in combinations(confirmed, 2)]
     summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
+    won = winner(result)
     return StudyAnalysis(
         result=result,
         arms=summaries,
@@ -300,9 +324,27 @@ def analyse(result: StudyResult) -> StudyAnalysis:
         interactions=interactions,
         interaction_missing=interaction_missing,
         arm_pairs=pairs,
-        winner=winner(result),
+        winner=won,
+        mistakes=_mistakes(champion_run(won), result.classes) if won is not None else [],
         answer=_answer(result, summaries, factors),
     )
+
+
+def _mistakes(run: RunResult, classes: list[str]) -> list[Mistake]:
+    found = run.predictions
+    if found is None or found.mistakes is None:
+        return []
+    return [
+        Mistake(
+            int(number),
+            image_SSC,
+            classes[found.labels_N[number]],
+            classes[found.predicted_N[number]],
+            float(found.probabilities_NK[number, found.predicted_N[number]]),
+            float(found.probabilities_NK[number, found.labels_N[number]]),
+        )
+        for number, image_SSC in zip(found.mistakes.numbers_M, found.mistakes.images_MSSC, strict=True)
+    ]
 
 
 def level_label(factor: str, level: Any) -> str:

@@ -19,6 +19,7 @@ from ablation.datasets import SETS, TorchvisionSet, class_names, labels_of, open
 from ablation.environment import available_memory
 from ablation.seeding import named_seed
 from ablation.spec import Augmentation, Data, InputError, expand, first_line
+from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients
 COPIES = 3  # of the training images: as they were decoded, put in order, and on the device where that is the CPU
 SHARE_OF_MEMORY = 0.9  # of what is free, for images
 DECODING = 3  # of image files: another number makes their caches anew
-CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10
+CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10; named in `report.AUGMENTATIONS`
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (things, how many, description) -> the same things
 
@@ -504,6 +505,12 @@ class Normalisation:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     image_size: int | None = None
+
+
+def normalisation_for(weights: Weights | None, image_size: int) -> Normalisation:
+    """Return what pretrained weights were trained with, ImageNet's where there are none, at an image size."""
+    mean, std = (weights.mean, weights.std) if weights else (IMAGENET_MEAN, IMAGENET_STD)
+    return Normalisation(mean, std, image_size)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 Colours are Okabe and Ito's (2008), which the colour-blind can tell apart, and every colour goes with a marker or a line
 style of its own, so that figures can be read in grey print. The same analysis gives the same bytes.
 
-Legend: S confirmation runs (seeds), E epochs, K classes, T trials.
+Legend: S confirmation runs (seeds), E epochs, K classes, T trials; of images, see `gallery`.
 """
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ablation.analysis import ArmSummary, Difference, StudyAnalysis, format_seeds
+from ablation.gallery import DRAWS, VIEWS_PER_CLASS
 from ablation.results import ArmResult
 from ablation.stats import Estimate
 
@@ -33,6 +36,7 @@ WIDTH = 8.0  # inches, of every figure
 PANELS_PER_ROW = 4
 MOST_MARKERS = 20  # on a curve; more of them touch
 MOST_CLASSES_NAMED = 20  # more of them cannot be read beside a confusion matrix
+MISTAKES_PER_ROW = 6
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -45,6 +49,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
+    "image.composite_image": False,  # else an SVG has images at its own resolution, not at theirs
     "svg.hashsalt": "ablation",
     "svg.fonttype": "path",  # text looks the same on a machine without the font
     "text.hinting": "no_hinting",  # else text is as wide as its resolution lets it, and was laid out for another
@@ -76,8 +81,10 @@ def draw_figures(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str,
         "costs": _costs,
         "tuning": _tuning,
         "importances": lambda a: _importances(a, importances),
+        "samples": _samples,
         "confusion": _confusion,
         "confusion_arms": _confusion_arms,
+        "mistakes": _mistakes,
     }
     pictures = {}
     with mpl.rc_context(STYLE):
@@ -446,3 +453,72 @@ def _confusion_arms(analysis: StudyAnalysis) -> Figure | None:
 
 def _winner_summary(analysis: StudyAnalysis) -> ArmSummary | None:
     return next((arm for arm in analysis.arms if arm.result is analysis.winner), None)
+
+
+# ------------------------------------------------------------------------------------------------------ images
+
+
+def _empty(axes: Axes, columns: float, rows: float) -> None:
+    """Make an axis a blank page of columns and rows, the first on top."""
+    axes.set_xlim(0, columns)
+    axes.set_ylim(rows, 0)
+    axes.set_aspect("equal", anchor="NW")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+
+
+def _place(axes: Axes, image_SSC: np.ndarray, x: float, y: float) -> None:
+    """Draw an image's own pixels, one unit wide, with its left upper corner at a place."""
+    axes.imshow(image_SSC, extent=(x, x + 1, y + 1, y), interpolation="none")
+
+
+def _samples(analysis: StudyAnalysis) -> Figure | None:
+    """A row per class: images as they are, each followed by what augmentations make of it."""
+    samples = analysis.result.samples
+    if samples is None:
+        return None
+    classes, images, views = samples.images_RIVSSC.shape[:3]
+    pitch = 1.08
+    header, gap = (0.25, 0.2) if views > 1 else (0.0, 0.0)
+    height = header + classes * pitch
+    figure, grid = _figure(0.4 + 0.74 * height)
+    axes = grid[0, 0]
+    for image in range(images):
+        left_V = [image * (views * pitch + gap) + view * pitch for view in range(views)]
+        for row, view in np.ndindex(classes, views):
+            _place(axes, samples.images_RIVSSC[row, image, view], left_V[view], header + row * pitch)
+        if views > 1:
+            axes.text(left_V[0] + 0.5, 0, "as it is", ha="center", va="top", fontsize=8)
+        for number, kind in enumerate(samples.augmentations):
+            middle = left_V[1 + number * DRAWS] + DRAWS * pitch / 2
+            axes.text(middle, 0, kind, ha="center", va="top", fontsize=8)
+    _empty(axes, VIEWS_PER_CLASS * pitch + 0.2, height)
+    names = [textwrap.fill(analysis.result.classes[k], 18, max_lines=2, placeholder="...") for k in samples.classes_R]
+    axes.set_yticks([header + row * pitch + 0.5 for row in range(classes)], names)
+    size = samples.normalisation.image_size
+    axes.set_xlabel(f"training images, {size} x {size} pixels", loc="left", fontsize=8)
+    return figure
+
+
+def _mistakes(analysis: StudyAnalysis) -> Figure | None:
+    """The champion's most confident mistakes: each image with its class, what it is taken for, and how surely."""
+    mistakes = analysis.mistakes
+    if not mistakes:
+        return None
+    rows = -(-len(mistakes) // MISTAKES_PER_ROW)
+    width, height = 1.25, 1.5  # of an image with its text
+    figure, grid = _figure(0.3 + rows * height * WIDTH / (MISTAKES_PER_ROW * width))
+    axes = grid[0, 0]
+    for index, mistake in enumerate(mistakes):
+        x, y = index % MISTAKES_PER_ROW * width, index // MISTAKES_PER_ROW * height
+        _place(axes, mistake.image_SSC, x, y)
+        classes = f"{_short(mistake.true, 20)}\n\u2192 {_short(mistake.predicted, 20)}"
+        text = f"{classes}\n{mistake.probability:.3f}, test image {mistake.number}"
+        written = axes.text(x, y + 1.03, text, va="top", fontsize=7, clip_on=True)
+        written.set_clip_path(Rectangle((x, y), width - 0.05, height, transform=axes.transData))  # W is a wide letter
+    _empty(axes, MISTAKES_PER_ROW * width, rows * height)
+    axes.set_xlabel("true class \u2192 what it is taken for, with its probability", loc="left", fontsize=8)
+    return figure

@@ -226,7 +226,9 @@ def _sections(analysis: "StudyAnalysis", pictures: Mapping[str, "Picture"]) -> l
         ),
         Section("costs", "What each arm costs", [*_figure("costs", pictures), _cost_table(analysis)]),
         Section("tuning", "Tuning", _tuning(analysis, pictures)),
+        Section("data", "Data as the network sees it", _samples(analysis, pictures)),
         Section("classes", "Classes", _classes(analysis, pictures)),
+        Section("mistakes", "Most confident mistakes", _mistakes(analysis, pictures)),
         Section("runs", "Runs", _runs(analysis)),
         Section("meaning", "What the intervals mean", _meaning(analysis)),
         Section("environment", "Environment", _environment(analysis)),
@@ -674,6 +676,65 @@ def _mean_and_deviation(score: "Summary | None") -> str:
     if score is None or score.standard_deviation is None:
         return _optional(score.mean if score else None)
     return f"{score.mean:.4f} \u00b1 {score.standard_deviation:.4f}"
+
+
+AUGMENTATIONS = {
+    "flip": "flip mirrors an image with probability 1/2",
+    "crop_flip": "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black, before it "
+    "is resized",
+}
+
+
+def _samples(analysis: "StudyAnalysis", pictures: Mapping[str, "Picture"]) -> list[Block]:
+    samples, result = analysis.result.samples, analysis.result
+    if samples is None or "samples" not in pictures:
+        return []
+    classes, per_class = samples.images_RIVSSC.shape[:2]
+    size, shown = samples.normalisation.image_size, samples.images_RIVSSC.shape[-2]
+    known = len(result.classes)
+    of_classes = "each class" if classes == known else f"each of {classes} of the {known} classes"
+    caption = f"{_plural(per_class, 'training image')} of {of_classes}, resized to {size} x {size} pixels"
+    caption += f" (shown with {shown} x {shown})." if shown != size else " unless they have that size."
+    if samples.augmentations:
+        caption += (
+            " Beside each image is what augmentation makes of it, drawn a few times; a training draws anew in every "
+            f"epoch. {'; '.join(AUGMENTATIONS[kind] for kind in samples.augmentations)}."
+        )
+    else:
+        caption += " No trial augments them."
+    statistics = (samples.normalisation.mean, samples.normalisation.std)
+    mean, std = (", ".join(f"{value:g}" for value in of_channels) for of_channels in statistics)
+    source = "the pretrained weights'" if result.weights_digest else "ImageNet's"
+    caption += (
+        f" After that, the channels (red, green, blue; 0 to 1) are standardised with {source} mean {mean} and standard "
+        f"deviation {std}."
+    )
+    return [Figure("samples", "Training images of several classes as they go into the network", caption)]
+
+
+def _mistakes(analysis: "StudyAnalysis", pictures: Mapping[str, "Picture"]) -> list[Block]:
+    from ablation.analysis import champion_run
+
+    if analysis.winner is None or not analysis.mistakes or "mistakes" not in pictures:
+        return []
+    run = champion_run(analysis.winner)
+    wrong = 0 if run.predictions is None else int((run.predictions.predicted_N != run.predictions.labels_N).sum())
+    shown = len(analysis.mistakes)
+    which = f"Here are the {shown} that it is surest of" if shown < wrong else "Here they are, the surest first"
+    caption = (
+        f"{_run_name(run)} is wrong about {wrong:,} of {analysis.result.test_images:,} test images. {which}: the true "
+        "class, what the image is taken for, and the probability that the model gives this. Images are shown as they "
+        "go into the network and numbered from 0 in the order of the test split. Nothing is chosen by them."
+    )
+    columns = ["test image", "true class", "taken for", "its probability", "probability of the true class"]
+    rows = [
+        [str(m.number), m.true, m.predicted, f"{m.probability:.3f}", f"{m.true_probability:.3f}"]
+        for m in analysis.mistakes
+    ]
+    return [
+        Figure("mistakes", "Test images that the champion takes for another class, with both classes", caption),
+        Folded(Table("The same mistakes as a table", columns, rows)),
+    ]
 
 
 def _fraction(value: float) -> str:

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from ablation import architecture
 from ablation.design import Arm, arms, published_for
+from ablation.gallery import Mistakes, Samples, load_samples
 from ablation.spec import InputError, StudySpec, TrialSpec
 from ablation.store import Store
-from ablation.tracking import PREDICTIONS_FILE, RunRecord, read_study, run_file
+from ablation.tracking import PREDICTIONS_FILE, SAMPLES_FILE, RunRecord, read_study, run_file
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -29,12 +30,14 @@ class NothingFinished(InputError):
 class Predictions:
     """What a confirmation run's model says of the test images, in the order of the data set.
 
-    `probabilities_NK` is float16, `predicted_N` and `labels_N` are int64 numbers of classes.
+    `probabilities_NK` is float16, `predicted_N` and `labels_N` are int64 numbers of classes. `mistakes` are some of the
+    images; None where an older version made the predictions.
     """
 
     probabilities_NK: np.ndarray
     predicted_N: np.ndarray
     labels_N: np.ndarray
+    mistakes: Mistakes | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,10 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study as it stands. `command` is the one that ran it last; image counts are of each split."""
+    """A study as it stands. `command` is the one that ran it last; image counts are of each split.
+
+    `samples` are some of its training images; None where an older version began it.
+    """
 
     spec: StudySpec
     experiment_id: str
@@ -116,6 +122,7 @@ class StudyResult:
     val_images: int
     test_images: int
     arms: list[ArmResult]
+    samples: Samples | None = None
 
     @property
     def missing_trials(self) -> int:
@@ -162,7 +169,7 @@ def read_results(store: Store, study: str) -> StudyResult:
     return StudyResult(
         spec=spec,
         experiment_id=recorded.experiment_id,
-        summary_run_id=recorded.summary_run_id,
+        summary_run_id=recorded.summary.run_id,
         command=about["command"],
         classes=about["classes"],
         data_digest=about["data_digest"],
@@ -171,6 +178,7 @@ def read_results(store: Store, study: str) -> StudyResult:
         val_images=about["val_images"],
         test_images=about["test_images"],
         arms=found,
+        samples=_samples(store, recorded.summary),
     )
 
 
@@ -239,6 +247,14 @@ def _predictions(store: Store, run: RunRecord) -> Predictions | None:
         return None
 
 
+def _samples(store: Store, summary: RunRecord) -> Samples | None:
+    try:
+        with run_file(store, summary, SAMPLES_FILE) as path:
+            return load_samples(path)
+    except InputError:
+        return None
+
+
 def load_predictions(path: Path) -> Predictions:
     """Read a file of predictions.
 
@@ -247,10 +263,14 @@ def load_predictions(path: Path) -> Predictions:
     """
     try:
         with safe_open(path, framework="numpy") as file:
+            mistakes = None
+            if "mistakes" in file.keys():  # noqa: SIM118 - not a dict
+                mistakes = Mistakes(file.get_tensor("mistakes"), file.get_tensor("mistake_images"))
             return Predictions(
                 file.get_tensor("probabilities"),
                 file.get_tensor("predicted").astype(np.int64),
                 file.get_tensor("labels").astype(np.int64),
+                mistakes,
             )
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error})") from None

@@ -555,8 +555,12 @@ def summary_key(running: Running) -> str:
 def begin_summary(running: Running) -> None:
     """Write down what the report needs to know of the study besides its runs."""
     from ablation import search
+    from ablation.data import normalisation_for
+    from ablation.gallery import draw_samples, samples_file
+    from ablation.tracking import SAMPLES_FILE
 
-    backbone = running.spec.backbone.name
+    spec, images, split = running.spec, running.images, running.split
+    backbone = spec.backbone.name
     own_backbone = {  # what the report needs to know of it without its code
         "blocks": len(block_names(backbone)),
         "has_batch_norm": BACKBONES[backbone].has_batch_norm,
@@ -564,18 +568,24 @@ def begin_summary(running: Running) -> None:
     about = {
         "version": __version__,
         "own_backbone": own_backbone if custom.is_custom(backbone) else None,
-        "spec": running.spec.model_dump(mode="json"),
+        "spec": spec.model_dump(mode="json"),
         "command": shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]]),
-        "classes": running.images.classes,
-        "data_digest": running.images.digest,
+        "classes": images.classes,
+        "data_digest": images.digest,
         "weights_digest": running.weights.digest if running.weights else None,
-        "train_images": len(running.split.train_N),
-        "val_images": len(running.split.val_N),
-        "test_images": len(running.images.test_labels_N),
+        "train_images": len(split.train_N),
+        "val_images": len(split.val_N),
+        "test_images": len(images.test_labels_N),
         "arm_keys": [search.arm_key(study) for study in running.studies.all()],
     }
+    possible = {kind for levels in spec.combinations() for kind in spec.possible("augmentation", levels)}
+    augmentations = sorted(possible - {"none"}, reverse=True)  # flip before crop_flip, which does more
+    normalisation = normalisation_for(running.weights, spec.data.image_size)
+    samples = draw_samples(images, split.train_N, normalisation, augmentations, spec.seed)
+    files = {name: text.encode() for name, text in study_files_of(running).items()}
+    files[SAMPLES_FILE] = samples_file(samples)
     with running.locks.exclusive():  # two that begin at once must not both make the run
-        running.tracker.begin_summary(summary_key(running), running.spec.name, about, study_files_of(running))
+        running.tracker.begin_summary(summary_key(running), spec.name, about, files)
 
 
 def finish(running: Running) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 CHECKPOINT_FILE = "checkpoint/best.safetensors"
 PREDICTIONS_FILE = "test/predictions.safetensors"  # of a confirmation run
 ABOUT_FILE = "about.json"  # of the summary run: what the report needs to know of the study besides its runs
+SAMPLES_FILE = "samples.safetensors"  # of the summary run: training images that the report shows
 RESUME_FOLDER = "resume"
 REPORT_FOLDER = "report"  # of the summary run
 KEY_TAG = "ablation.key"  # unique: finds a run again without having stored its id
@@ -183,16 +184,18 @@ class Tracker:
             for run_id in [run_id for key in keys if (run_id := self.run_id(key)) is not None]:
                 self.client.set_tag(run_id, "superseded", "true")
 
-    def begin_summary(self, key: str, study: str, about: dict[str, Any], files: dict[str, str]) -> None:
+    def begin_summary(self, key: str, study: str, about: dict[str, Any], files: Mapping[str, bytes]) -> None:
         """Make the study's summary run, which `key` finds, or go on with it; `about` is what the report needs to know.
 
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with self.calls():
+        with self.calls(), tempfile.TemporaryDirectory() as folder:
             run_id, _ = self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
-            for name, text in {**files, ABOUT_FILE: json.dumps(about, indent=2)}.items():
-                self.client.log_text(run_id, text, name)
+            for name, content in {**files, ABOUT_FILE: json.dumps(about, indent=2).encode()}.items():
+                path = Path(folder) / name
+                path.write_bytes(content)
+                self.client.log_artifact(run_id, str(path))
 
     def end_summary(self, key: str, status: RunStatus) -> None:
         """Close the summary run.
@@ -633,10 +636,10 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study's experiment: what its summary run says about it (see `Tracker.begin_summary`), and its other runs."""
+    """A study's experiment: its summary run, what that says of it (see `Tracker.begin_summary`), and its other runs."""
 
     experiment_id: str
-    summary_run_id: str
+    summary: RunRecord
     about: dict[str, Any]
     runs: list[RunRecord]
 
@@ -727,7 +730,7 @@ def read_study(store: Store, study: str, curves: Sequence[str]) -> StudyRecord:
                 for name, history in histories.items()
             }
             records.append(_record(run, values))
-    return StudyRecord(experiment.experiment_id, newest.run_id, about, records)
+    return StudyRecord(experiment.experiment_id, newest, about, records)
 
 
 def _about(store: Store, study: str, summary: RunRecord) -> dict[str, Any]:

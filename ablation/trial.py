@@ -25,9 +25,10 @@ from ablation.checkpoint import (
     save_resume_checkpoint,
     tensors_digest,
 )
-from ablation.data import Images, ImageSet, Normalisation, Split, split_seed, to_device
+from ablation.data import Images, ImageSet, Normalisation, Split, normalisation_for, split_seed, to_device
 from ablation.environment import describe_environment
 from ablation.features import FeatureCache, frozen_part
+from ablation.gallery import as_fed, confident_mistakes
 from ablation.models import TransferModel, build_model, calibrate, initialise
 from ablation.scores import balanced_accuracy_and_macro_f1
 from ablation.search import (
@@ -62,7 +63,7 @@ from ablation.train import (
     predict,
     train,
 )
-from ablation.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read_weights
+from ablation.weights import Weights, read_weights
 
 CHECKPOINT_SECONDS = 15  # at most this much work, or one epoch, is done again after a crash
 AWAY_SECONDS = 5  # between two attempts to reach a database that is away
@@ -96,8 +97,7 @@ class Workbench:
     @property
     def normalisation(self) -> Normalisation:
         """What the weights were trained with, ImageNet's where there are none, at the study's image size."""
-        mean, std = (self.weights.mean, self.weights.std) if self.weights else (IMAGENET_MEAN, IMAGENET_STD)
-        return Normalisation(mean, std, self.study.data.image_size)
+        return normalisation_for(self.weights, self.study.data.image_size)
 
 
 def set_up(
@@ -520,10 +520,16 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, training: Tr
         logits_NK = predict(training.model, workbench.features.source(images, frozen, "none")).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
     number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32
+    probabilities_NK, predicted_N = logits_NK.softmax(1).half(), logits_NK.argmax(1)
+    mistakes_M = confident_mistakes(probabilities_NK.numpy(), predicted_N.numpy(), labels_N)
+    mistaken_MCHW = torch.from_numpy(workbench.test_images_NHWC[mistakes_M]).permute(0, 3, 1, 2)
     tensors = {
-        "probabilities": logits_NK.softmax(1).half(),
-        "predicted": logits_NK.argmax(1).to(number_type),  # float16 may make two probabilities equal
+        "probabilities": probabilities_NK,
+        "predicted": predicted_N.to(number_type),  # float16 may make two probabilities equal
         "labels": torch.from_numpy(labels_N).to(number_type),
+        # The report has no other way to the images.
+        "mistakes": torch.from_numpy(mistakes_M),
+        "mistake_images": torch.from_numpy(as_fed(mistaken_MCHW, workbench.normalisation)),
     }
     write_atomically(path, save(tensors, {"model": model, "loss": repr(loss)}))
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ablation.data import Normalisation
 from ablation.design import Arm, arms, published_for
+from ablation.gallery import DRAWS, Mistakes, Samples, confident_mistakes
 from ablation.results import CURVES, ArmResult, Predictions, RunResult, StudyResult, best_of
-from ablation.spec import Hyperparameters, StudySpec, TrialSpec
+from ablation.spec import Augmentation, Hyperparameters, StudySpec, TrialSpec
 
 ENVIRONMENT = {"ablation": "0.1.0", "python": "3.11.2", "torch": "2.11.0", "device": "A CPU", "commit": "0123abc"}
 
@@ -84,10 +86,13 @@ def fake_run(
 
 
 def fake_predictions(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> Predictions:
-    """Return predictions that are sure by 0.9."""
+    """Return predictions that are sure by 0.9, with images of mistakes (8 x 8 pixels) that are of one grey each."""
     probabilities_NK = np.full((len(labels_N), classes), 0.1 / max(1, classes - 1), np.float16)
     probabilities_NK[np.arange(len(labels_N)), predicted_N] = 0.9
-    return Predictions(probabilities_NK, predicted_N.astype(np.int64), labels_N.astype(np.int64))
+    numbers_M = confident_mistakes(probabilities_NK, predicted_N, labels_N)
+    greys_MSSC = np.broadcast_to((numbers_M % 256).astype(np.uint8)[:, None, None, None], (len(numbers_M), 8, 8, 3))
+    mistakes = Mistakes(numbers_M, greys_MSSC)
+    return Predictions(probabilities_NK, predicted_N.astype(np.int64), labels_N.astype(np.int64), mistakes)
 
 
 def draw_predictions(
@@ -123,6 +128,14 @@ def fake_arm(
     return ArmResult(arm, trials, best, confirmations, [], published_for(spec, arm))
 
 
+def fake_samples(classes: int, augmentations: list[Augmentation]) -> Samples:
+    """Return samples of up to eight classes, an image (8 x 8 pixels) of each."""
+    shape = (min(classes, 8), 1, 1 + DRAWS * len(augmentations), 8, 8, 3)
+    images_RIVSSC = np.random.default_rng(classes).integers(0, 256, shape, np.uint8)
+    normalisation = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)
+    return Samples(images_RIVSSC, np.arange(shape[0]), augmentations, normalisation)
+
+
 def fake_study(spec: StudySpec, found: list[ArmResult], classes: list[str]) -> StudyResult:
     """Return the study with these arms."""
     runs = [run for arm in found for run in arm.confirmations if run.predictions is not None]
@@ -138,6 +151,7 @@ def fake_study(spec: StudySpec, found: list[ArmResult], classes: list[str]) -> S
         val_images=5000,
         test_images=len(runs[0].predictions.labels_N) if runs else 10000,
         arms=found,
+        samples=fake_samples(len(classes), ["crop_flip"]),
     )
 
 

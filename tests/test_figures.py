@@ -1,22 +1,27 @@
 """The figures: complete, inside their frame, the same bytes every time."""
 
+import base64
+import dataclasses
+import io
 import re
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ablation import figures
 from ablation.analysis import StudyAnalysis, analyse
 from ablation.design import arms
-from tests.fake_results import fake_result, fake_spec
+from tests.fake_results import fake_result, fake_samples, fake_spec
 
 SMALL = {"truncate_at": ["block3", "block5"]}
 ALL = [
-    "arms", "effects", "interaction", "curves_accuracy", "curves_loss", "costs", "tuning", "importances", "confusion",
-    "confusion_arms",
+    "arms", "effects", "interaction", "curves_accuracy", "curves_loss", "costs", "tuning", "importances", "samples",
+    "confusion", "confusion_arms", "mistakes",
 ]  # fmt: skip
 
 
@@ -26,7 +31,9 @@ def many_arms() -> StudyAnalysis:
         "strategy": ["feature_extraction", "fine_tune_all"],
     }
     names = [arm.name for arm in arms(fake_spec(factors))]
-    return analyse(fake_result(factors, {name: 0.6 + 0.02 * i for i, name in enumerate(names)}, classes=10))
+    result = fake_result(factors, {name: 0.6 + 0.02 * i for i, name in enumerate(names)}, classes=10)
+    both = fake_samples(10, ["flip", "crop_flip"])
+    return analyse(dataclasses.replace(result, classes=["W" * 40, "a b" * 20, *result.classes[2:]], samples=both))
 
 
 def shares(analysis: StudyAnalysis) -> dict[str, dict[str, float]]:
@@ -82,7 +89,9 @@ def test_svgs_can_stand_together_in_a_page() -> None:
 
 def test_what_there_is_nothing_of_is_not_drawn() -> None:
     analysis = analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8}, seeds=0))
-    assert list(figures.draw_figures(analysis, {})) == ["curves_accuracy", "curves_loss", "tuning"]
+    assert list(figures.draw_figures(analysis, {})) == ["curves_accuracy", "curves_loss", "tuning", "samples"]
+    result = dataclasses.replace(analysis.result, samples=None)
+    assert "samples" not in figures.draw_figures(analyse(result), {})
 
 
 def test_signs_in_names_are_drawn_as_they_are() -> None:
@@ -95,3 +104,20 @@ def test_signs_in_names_are_drawn_as_they_are() -> None:
 def test_one_seed_has_no_interval_drawn() -> None:
     result = fake_result(SMALL, {"block3": 0.9, "block5": 0.8}, seeds=1)
     assert "effects" in figures.draw_figures(analyse(result), {})
+
+
+def embedded(svg: str) -> list[np.ndarray]:
+    """Return the images in an SVG."""
+    found = re.findall(r'href="data:image/png;base64,([^"]+)"', svg)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")) for data in found]
+
+
+def test_images_are_in_the_page_pixel_by_pixel() -> None:
+    analysis = analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8}))
+    pictures = figures.draw_figures(analysis, {})
+    assert analysis.result.samples is not None
+    wanted = {image.tobytes() for image in analysis.result.samples.images_RIVSSC.reshape(-1, 8, 8, 3)}
+    assert {image.tobytes() for image in embedded(pictures["samples"].svg)} == wanted
+    mistakes = embedded(pictures["mistakes"].svg)
+    assert len(mistakes) == 12
+    np.testing.assert_array_equal(mistakes, [mistake.image_SSC for mistake in analysis.mistakes])

@@ -12,16 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
     "scores", "architecture", "custom", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox",
-    "seeding", "environment", "blocks", "weights", "datasets", "data", "models", "strategies", "features", "plan",
-    "train", "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame",
-    "stats", "analysis", "figures", "report", "registry", "champion", "champion_model", "predict", "demo",
-    "workers", "study", "bench", "ui", "__main__",
+    "seeding", "environment", "blocks", "weights", "datasets", "data", "gallery", "models", "strategies",
+    "features", "plan", "train", "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones",
+    "results", "frame", "stats", "analysis", "figures", "report", "registry", "champion", "champion_model",
+    "predict", "demo", "workers", "study", "bench", "ui", "__main__",
 ]  # fmt: skip
 TORCH = {
     "custom",
     "seeding",
     "weights",
     "data",
+    "gallery",
     "backbones",
     "blocks",
     "models",
@@ -40,7 +41,7 @@ TORCH = {
 ONLY_IN = {
     "torch": TORCH,
     "torchvision": {"datasets", "backbones", "blocks", "weights", "data", "bench"},
-    "safetensors": {"weights", "data", "trial", "results", "frame", "demo", "bench"},
+    "safetensors": {"weights", "data", "gallery", "trial", "results", "frame", "demo", "bench"},
     "optuna": {"search"},
     "sqlalchemy": {"locks", "search", "tracking"},
     "mlflow": {"tracking", "registry", "champion_model"},

@@ -8,15 +8,25 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ablation import figures, report, results, tracking
 from ablation.design import arms
 from ablation.report import Report, build_report, escape_markdown, searched_params, write_report
-from ablation.results import ArmResult, StudyResult
+from ablation.results import ArmResult, Predictions, StudyResult
 from ablation.spec import InputError
 from ablation.store import find_store
-from tests.fake_results import ENVIRONMENT, fake_arm, fake_result, fake_run, fake_spec, fake_study
+from tests.fake_results import (
+    ENVIRONMENT,
+    fake_arm,
+    fake_predictions,
+    fake_result,
+    fake_run,
+    fake_samples,
+    fake_spec,
+    fake_study,
+)
 
 CUTS = {"truncate_at": ["block3", "block5"]}
 ACCURACIES = {"block3": 0.9, "block5": 0.8}
@@ -37,7 +47,8 @@ def made() -> Report:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take seconds, and have tests of their own; those of `made` are real."""
-    drawn = {name: figures.Picture(f'<svg id="{name}-1"></svg>', b"png") for name in ("arms", "effects", "confusion")}
+    names = ("arms", "effects", "samples", "confusion", "mistakes")
+    drawn = {name: figures.Picture(f'<svg id="{name}-1"></svg>', b"png") for name in names}
     monkeypatch.setattr(figures, "draw_figures", lambda analysis, importances: drawn)
 
 
@@ -79,8 +90,8 @@ def test_the_page_is_well_formed_and_in_order(made: Report) -> None:
     headings = re.findall(r"<h2>(.*?)</h2>", made.html)
     assert headings == [
         "Answer", "Arms", "Effect of each factor", "Differences", "Interaction of the two factors",
-        "How each arm learned", "What each arm costs", "Tuning", "Classes", "Runs", "What the intervals mean",
-        "Environment",
+        "How each arm learned", "What each arm costs", "Tuning", "Data as the network sees it", "Classes",
+        "Most confident mistakes", "Runs", "What the intervals mean", "Environment",
     ]  # fmt: skip
     anchors = [str(a["href"]).removeprefix("#") for a in page.all("a")]
     assert anchors == [section["id"] for section in page.all("section")]
@@ -312,6 +323,71 @@ def test_importances_come_from_the_trials() -> None:
     found = report._importances(fake_study(spec, [ArmResult(arm, trials, trials[0], [], [])], ["a", "b"]))
     assert found["block3"]["lr"] > 0.8
     assert sum(found["block3"].values()) == pytest.approx(1)
+
+
+# ----------------------------------------------------------------------------------------------------- images
+
+
+def caption_under(markdown: str, figure: str) -> str:
+    return markdown.split(f"]({figure}.png)\n\n")[1].split("\n")[0]
+
+
+def test_what_is_said_of_the_samples() -> None:
+    result = fake_result(CUTS, ACCURACIES, classes=20)
+    said = caption_under(build_report(result).markdown, "samples")
+    assert said.startswith(
+        "1 training image of each of 8 of the 20 classes, resized to 32 x 32 pixels (shown with 8 x 8)"
+    )
+    assert "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black" in said
+    assert "with the pretrained weights' mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225" in said
+    plain = dataclasses.replace(result, samples=fake_samples(20, []), weights_digest=None)
+    said = caption_under(build_report(plain).markdown, "samples")
+    assert "No trial augments them." in said
+    assert "with ImageNet's mean" in said
+
+
+def test_the_mistakes_are_the_leading_runs() -> None:
+    """Another run's are shown once it leads, by validation; its test figures are of no account."""
+    spec = fake_spec(CUTS, confirm={"seeds": 1})
+    labels_N = np.array([0, 1, 2, 0, 1, 2])
+    wrong = {"block3": np.array([0, 1, 2, 1, 1, 2]), "block5": np.array([0, 2, 2, 0, 0, 1])}  # image 3; images 1, 4, 5
+
+    def made(validation: dict[str, float]) -> Report:
+        found = [
+            fake_arm(spec, arm, [0.5], [validation[arm.name]], [fake_predictions(wrong[arm.name], labels_N, 3)])
+            for arm in arms(spec)
+        ]
+        return build_report(fake_study(spec, found, ["ant", "bee", "cow"]))
+
+    first, second = made({"block3": 0.9, "block5": 0.8}), made({"block3": 0.7, "block5": 0.8})
+    heads = "| test image | true class | taken for | its probability | probability of the true class |\n"
+    tables = [report.markdown.split(heads)[1].split("\n\n")[0].splitlines()[1:] for report in (first, second)]
+    assert tables[0] == ["| 3 | ant | bee | 0.900 | 0.050 |"]
+    assert [line.split(" | ")[:3] for line in tables[1]] == [
+        ["| 1", "bee", "cow"], ["| 4", "bee", "ant"], ["| 5", "cow", "bee"]
+    ]  # fmt: skip
+    assert caption_under(first.markdown, "mistakes").startswith("block3 confirmation run #0 is wrong about 1 of 6 test")
+    assert caption_under(second.markdown, "mistakes").startswith(
+        "block5 confirmation run #0 is wrong about 3 of 6 test"
+    )
+
+
+def test_a_store_without_images_has_a_report_without_them() -> None:
+    result = dataclasses.replace(fake_result(CUTS, ACCURACIES), samples=None)
+
+    def without(predictions: Predictions | None) -> Predictions | None:
+        return None if predictions is None else dataclasses.replace(predictions, mistakes=None)
+
+    found = [
+        dataclasses.replace(
+            arm, confirmations=[dataclasses.replace(r, predictions=without(r.predictions)) for r in arm.confirmations]
+        )
+        for arm in result.arms
+    ]
+    made = build_report(dataclasses.replace(result, arms=found))
+    assert "## Classes" in made.markdown
+    assert "## Data as the network sees it" not in made.markdown
+    assert "## Most confident mistakes" not in made.markdown
 
 
 # --------------------------------------------------------------------------------------- files and command line

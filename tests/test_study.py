@@ -263,6 +263,43 @@ def test_results_are_read_from_mlflow_alone(finished: Path, tmp_path: Path) -> N
             assert run.trained_parameters == trained
 
 
+def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path: Path) -> None:
+    """In a copy of the store; without them, as older versions left it, it is read all the same."""
+    store = tmp_path / "copy"
+    shutil.copytree(finished / "store", store, ignore=shutil.ignore_patterns("optuna.db", "checkpoints"))
+    result = read_results(find_store(str(store)), "small")
+    images = load_images(Data(source="digits"))
+    split = split_train_val(images.train_labels_N, 0.25, 200, split_seed(0))
+    assert result.samples is not None
+    assert result.samples.augmentations == []
+    assert result.samples.normalisation == Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)
+    for k, images_IVSSC in zip(result.samples.classes_R, result.samples.images_RIVSSC, strict=True):
+        learnt = [number for number in split.train_N if images.train_labels_N[number] == k]
+        learnt_from = {images.train_images_NHWC[number].tobytes() for number in learnt}
+        assert {image.tobytes() for image in images_IVSSC[:, 0]} <= learnt_from
+    runs_of_arms = [run for arm in result.arms for run in arm.confirmations]
+    assert len(runs_of_arms) == 8
+    for run in runs_of_arms:
+        assert run.predictions is not None
+        assert run.predictions.mistakes is not None
+        wrong = [n for n in range(360) if run.predictions.predicted_N[n] != images.test_labels_N[n]]
+        surest = sorted(wrong, key=lambda n: (-run.predictions.probabilities_NK[n].max(), n))[:12]
+        assert list(run.predictions.mistakes.numbers_M) == surest
+        np.testing.assert_array_equal(run.predictions.mistakes.images_MSSC, images.test_images_NHWC[surest])
+    report = build_report(result)
+    assert {"samples.png", "mistakes.svg"} <= report.figures.keys()
+
+    from safetensors.numpy import load_file, save_file
+
+    for path in store.rglob("predictions.safetensors"):
+        save_file({name: array for name, array in load_file(path).items() if "mistake" not in name}, path)
+    (samples,) = store.rglob("samples.safetensors")
+    samples.unlink()
+    old = build_report(read_results(find_store(str(store)), "small"))
+    assert not {"samples.png", "mistakes.svg"} & old.figures.keys()
+    assert old.answer == report.answer
+
+
 def test_results_as_a_table(finished: Path) -> None:
     """Every run is a row, with the figures that MLflow has of it."""
     table = ablation.load_results("small", store=str(finished / "store"))
