@@ -680,8 +680,8 @@ def _mean_and_deviation(score: "Summary | None") -> str:
 
 AUGMENTATIONS = {
     "flip": "flip mirrors an image with probability 1/2",
-    "crop_flip": "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black, before it "
-    "is resized",
+    "crop_flip": "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black, before "
+    "it is resized",
 }
 
 
