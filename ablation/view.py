@@ -30,7 +30,7 @@ def show_table(table: Table) -> None:
         return
     rich_table = RichTable(title=table.title, title_justify="left", title_style="bold")
     for column in table.columns:
-        numeric = column.startswith(("best val", "epochs", "trained", "all p", "disk"))
+        numeric = column.startswith(("best val", "epochs", "trained", "all p", "disk", "time", "best tenth"))
         rich_table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in table.rows:
         rich_table.add_row(*(Text(cell) for cell in row))

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 # From top to bottom: what a module may import is what stands above it.
 ORDER = [
     "architecture", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox", "seeding",
-    "blocks", "weights", "datasets", "data", "models", "strategies", "features", "plan", "environment", "train",
-    "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame", "stats",
-    "analysis", "figures", "report", "registry", "champion", "champion_model", "predict", "demo", "workers",
+    "blocks", "weights", "datasets", "data", "models", "strategies", "features", "environment", "train",
+    "probe", "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones", "results", "frame", "stats",
+    "plan", "analysis", "figures", "report", "registry", "champion", "champion_model", "predict", "demo", "workers",
     "study", "bench", "ui", "__main__",
 ]  # fmt: skip
 TORCH = {
@@ -26,11 +26,12 @@ TORCH = {
     "models",
     "strategies",
     "features",
-    "plan",
     "environment",
     "train",
+    "probe",
     "checkpoint",
     "trial",
+    "plan",
     "champion",
     "champion_model",
     "demo",
@@ -53,6 +54,7 @@ ONLY_IN = {
     "jinja2": {"report"},
     "pandas": {"champion_model", "frame"},
     "pydantic": {"spec"},
+    "psutil": {"probe"},
 }
 
 
