@@ -31,6 +31,7 @@ HEAD_POOL_SIZE = {1: 1, 2: 2, "flatten": 1024}  # for finding the largest
 RUN_SECONDS = 0.1  # of a run, for MLflow, Optuna and checkpoints
 STUDY_SECONDS = 10  # for starting and for the report
 LIBRARY_BYTES = 200_000_000  # of MLflow, Optuna and scikit-learn, which are not loaded here
+BUSY_CORES = 0.3  # of other processes, which are worth a word
 STEP_OPERATIONS = 1000  # for which an optimizer's step of one parameter stands, in choosing what is measured
 ALIKE = 0.8  # kinds of training whose operations differ by less are not worth two measurements
 
@@ -265,9 +266,18 @@ class Span:
         return Span(self.least * count, self.most * count)
 
     def text(self) -> str:
-        """Return it as '40 s' or '40 s to 12 min'."""
-        least, most = (f"{s:.1f} s" if s < 9.95 else format_duration(s) for s in (self.least, self.most))
-        return least if least == most else f"{least} to {most}"
+        """Return it as '40 s', '5 to 12 min' or '40 s to 12 min'."""
+        least, most = (_duration(seconds) for seconds in (self.least, self.most))
+        if least == most:
+            return least
+        number, unit = least.split(maxsplit=1)
+        return f"{number if most.split(maxsplit=1)[1] == unit else least} to {most}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    return format_duration(seconds) if seconds < 10 * 3600 else f"{seconds / 3600:,.0f} h"
 
 
 def trial_seconds(speed: Speed, given: Conditions, epochs: int) -> float:
@@ -286,8 +296,8 @@ def arm_spans(study: StudyPlan, arm: ArmPlan) -> tuple[Span, Span] | Failure:
             return speed
         trials.append(trial_seconds(speed, study.given, study.spec.epochs))
         tests.append(study.given.test_images * speed.test)
-    trial = Span(*trials)
-    return trial, trial + Span(*tests)
+    trial = Span(min(trials), max(trials))
+    return trial, trial + Span(min(tests), max(tests))
 
 
 def feature_seconds(study: StudyPlan, budget: Budget) -> float:
@@ -375,12 +385,10 @@ def arms_table(study: StudyPlan) -> Table:
     for arm in study.arms:
         spans = arm_spans(study, arm)
         if isinstance(spans, Failure):
-            failed.append(f"{arm.arm.name} cannot run here: {spans.reason}.")
+            failed.append(f"{arm.arm.name} cannot run here: {spans.reason.rstrip('.')}.")
         rows.append(
             [
                 arm.arm.name,
-                str(arm.trials),
-                str(arm.confirmations),
                 f"{arm.trained_parameters:,}",
                 f"{arm.all_parameters:,}",
                 _megabytes(arm.checkpoint_bytes),
@@ -388,23 +396,24 @@ def arms_table(study: StudyPlan) -> Table:
             ]
         )
     failed += [
-        f"What frozen layers compute cannot be computed here: {speed.reason}."
+        f"What frozen layers compute cannot be computed here: {speed.reason.rstrip('.')}."
         for speed in study.measured.frozen.values()
         if isinstance(speed, Failure)
     ]
     runs = sum(arm.trials + arm.confirmations for arm in study.arms)
     notes = [
-        f"{count_arms(len(study.arms))}, {runs} trainings, {runs * study.spec.epochs} epochs; checkpoints take up to "
-        f"{_megabytes(sum(arm.checkpoint_bytes for arm in study.arms))} (tracking.checkpoints = "
-        f'"{study.spec.tracking.checkpoints}").',
+        f"{count_arms(len(study.arms))}, {runs} trainings, {runs * study.spec.epochs} epochs: an arm has "
+        f"{study.spec.trials_per_arm} trials and {study.spec.confirm.seeds} confirmation runs.",
+        f"Checkpoints take up to {_megabytes(sum(arm.checkpoint_bytes for arm in study.arms))} "
+        f'(tracking.checkpoints = "{study.spec.tracking.checkpoints}").',
         "Parameters are those of the largest network that the search can choose.",
         _feature_note(study),
         *failed,
         *_time_notes(study),
         _memory_note(study),
     ]
-    columns = ["arm", "trials", "confirmation runs", "trained parameters", "all parameters", "disk for checkpoints"]
-    return Table(study.spec.question, [*columns, "time of a run"], rows, notes)
+    columns = ["arm", "trained parameters", "all parameters", "disk", "run time"]
+    return Table(study.spec.question, columns, rows, notes)
 
 
 def _feature_note(study: StudyPlan) -> str:
@@ -421,15 +430,19 @@ def _time_notes(study: StudyPlan) -> list[str]:
     budget = planned_budget(study.spec)
     once = feature_seconds(study, budget)
     total = f"With one worker on {study.given.device}, the study takes about {study_span(study, budget).text()}"
-    if once:
-        total += f", {Span(once, once).text()} of it for what frozen layers compute"
     if any(arm.cheapest != arm.costliest for arm in study.arms):
-        total += "; from where the search always chooses what is cheapest to where it chooses what is costliest"
+        total += ", as cheap or as costly as its searches can choose"
+    if once:
+        total += f"; {_duration(once)} of it for what frozen layers compute"
     measured = (
         f"Measured here in {format_duration(study.measured.seconds)}, on random images. Assumed: {RUN_SECONDS} s a run "
         f"for MLflow, Optuna and checkpoints, {STUDY_SECONDS} s for the start and the report. Not counted: downloads, "
         "decoding images."
     )
+    if study.measured.busy_cores >= BUSY_CORES:
+        measured += (
+            f" Other processes kept {study.measured.busy_cores:.1f} cores busy meanwhile; without them it is faster."
+        )
     spec = study.spec
     warms_up = any(max(spec.possible("head_warmup_epochs", levels)) > 0 for levels in spec.combinations())
     shorter = ["pruned trials end earlier"] if spec.search.pruner != "none" else []
@@ -461,7 +474,7 @@ def budget_table(study: StudyPlan) -> Table:
                 str(budget.trials),
                 str(budget.seeds),
                 study_span(study, budget).text(),
-                f"{100 * chance_of_best_tenth(budget.trials):.0f} %" if is_searched else "-",
+                _percent(chance_of_best_tenth(budget.trials)) if is_searched else "-",
                 ", ".join(named) or "-",
             ]
         )
@@ -474,7 +487,7 @@ def budget_table(study: StudyPlan) -> Table:
         "Fewer epochs would save time, too, but favour arms that learn fast, as feature extraction does; how much that "
         "would change cannot be said beforehand.",
     ]
-    columns = ["budget", "trials per arm", "seeds", "time", "best tenth", "smallest difference found (points)"]
+    columns = ["budget", "trials", "seeds", "time", "best tenth", "smallest difference (points)"]
     return Table("What a smaller budget would give up", columns, rows, notes)
 
 
@@ -491,6 +504,10 @@ def _difference_note(spec: StudySpec, size: DataSize) -> str:
         f"{100 * ASSUMED.seed_sd} points, an accuracy of 0.88 with runs of one arm disagreeing on "
         f"{100 * ASSUMED.same_arm:.0f} % and of two on {100 * ASSUMED.other_arm:.0f} % of the images."
     )
+
+
+def _percent(share: float) -> str:
+    return "over 99 %" if share > 0.99 else f"{100 * share:.0f} %"
 
 
 def _megabytes(size: int) -> str:

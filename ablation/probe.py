@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import TypeVar
 
 import psutil
@@ -28,7 +27,8 @@ from ablation.strategies import apply_strategy
 from ablation.train import Diverged, Training, evaluate, make_optimizer, predict, train
 from ablation.weights import IMAGENET_MEAN, IMAGENET_STD
 
-SECONDS = 0.3  # that a measurement should last, where two batches do not take longer
+SECONDS = 0.5  # in which a measurement is repeated
+EPOCH_SECONDS = 0.05  # about so much of a training is one measurement, but at least a batch
 SAMPLING_SECONDS = 0.01  # between two looks at the memory
 LR = 1e-4  # small, so that random networks do not diverge
 
@@ -111,6 +111,7 @@ class Probe:
         speeds: of every kind of training.
         frozen: (cut, blocks) of every frozen part -> seconds for each image, in the study's precision and in float32.
         seconds: what the measurements took.
+        busy_cores: how many cores other processes kept busy meanwhile.
         peak_bytes: of memory while they were made: the GPU's, else the process's.
         free_bytes: of memory before.
     """
@@ -118,6 +119,7 @@ class Probe:
     speeds: dict[Kind, Speed | Failure]
     frozen: dict[tuple[str, int], tuple[float, float] | Failure]
     seconds: float
+    busy_cores: float
     peak_bytes: int
     free_bytes: int
 
@@ -127,10 +129,18 @@ def probe(kinds: Iterable[Kind], frozen_parts: Iterable[tuple[str, int]], condit
     device = conditions.device
     started = time.perf_counter()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    busy_before = _others_seconds()
     with peak_memory(device) as peak:
         speeds = {kind: _or_failure(measure_training, kind, conditions) for kind in dict.fromkeys(kinds)}
         frozen = {part: _or_failure(measure_frozen, part, conditions) for part in dict.fromkeys(frozen_parts)}
-    return Probe(speeds, frozen, time.perf_counter() - started, peak[0], free)
+    seconds = time.perf_counter() - started
+    return Probe(speeds, frozen, seconds, (_others_seconds() - busy_before) / seconds, peak[0], free)
+
+
+def _others_seconds() -> float:
+    """Return for how many seconds the cores have worked for other processes."""
+    all_times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    return float(all_times.user + all_times.system - own.user - own.system)
 
 
 def _or_failure(
@@ -192,12 +202,12 @@ def measure_training(kind: Kind, conditions: Conditions) -> Speed:
     calibrate(training.model, evaluated.in_order(), evaluated.start, conditions.precision)
     train_seconds = _train_seconds(training, kind, conditions)
     images = len(evaluated.labels_N)
-    seconds = _seconds(lambda: evaluate(training.model, evaluated, conditions.precision)) / images
+    seconds = _least_seconds(lambda: evaluate(training.model, evaluated, conditions.precision)) / images
     if conditions.precision == "float32":
         return Speed(begin, train_seconds, seconds, seconds)
     tested = _source(replace(training.frozen, precision="float32"), kind, images, conditions)
     with exact_float32():
-        test_seconds = _seconds(lambda: predict(training.model, tested).cpu()) / images
+        test_seconds = _least_seconds(lambda: predict(training.model, tested).cpu()) / images
     return Speed(begin, train_seconds, seconds, test_seconds)
 
 
@@ -210,11 +220,11 @@ def measure_frozen(part: tuple[str, int], conditions: Conditions) -> tuple[float
     cut, blocks = part
     frozen = _frozen(_make_model(cut, 1, 1, conditions), blocks, conditions)
     images = _random_images(_evaluation_images(conditions), conditions).images_NCHW
-    seconds = _seconds(lambda: frozen(images).cpu()) / len(images)
+    seconds = _least_seconds(lambda: frozen(images).cpu()) / len(images)
     if conditions.precision == "float32":
         return seconds, seconds
     with exact_float32():
-        return seconds, _seconds(lambda: replace(frozen, precision="float32")(images).cpu()) / len(images)
+        return seconds, _least_seconds(lambda: replace(frozen, precision="float32")(images).cpu()) / len(images)
 
 
 def _make_training(kind: Kind, conditions: Conditions) -> Training:
@@ -270,14 +280,14 @@ def _evaluation_images(conditions: Conditions) -> int:
 
 def _train_seconds(training: Training, kind: Kind, conditions: Conditions) -> float:
     """Return the seconds for each image of an epoch, after a first batch that does not count."""
-    images = min(kind.batch_size, conditions.train_images)
     one = _source(training.frozen, kind, 1, conditions)
-    for epoch in count(1):
+
+    def train_on(images: int) -> float:
         (metrics,) = train(
             training,
             _source(training.frozen, kind, images, conditions),
             one,
-            epochs=epoch,
+            epochs=len(training.history) + 1,
             batch_size=kind.batch_size,
             schedule="constant",
             label_smoothing=0.0,
@@ -287,22 +297,29 @@ def _train_seconds(training: Training, kind: Kind, conditions: Conditions) -> fl
             compile_mode="none",
             seed=0,
         )
-        seconds = images / metrics.images_per_second
-        if epoch > 1 and (seconds >= SECONDS / 2 or images == conditions.train_images):
-            break
-        batches = max(2, round(SECONDS * metrics.images_per_second / kind.batch_size))
+        return 1 / metrics.images_per_second
+
+    images = min(kind.batch_size, conditions.train_images)
+    train_on(images)
+    while (seconds := images * train_on(images)) < EPOCH_SECONDS / 2 and images < conditions.train_images:
+        batches = math.ceil(images / seconds * EPOCH_SECONDS / kind.batch_size)
         images = min(batches * kind.batch_size, conditions.train_images)
-    return seconds / images
+    return _least(lambda: train_on(images))
 
 
-def _seconds(step: Callable[[], object]) -> float:
-    """Return the seconds that a step takes: the first time where that is long, else the mean of later ones."""
-    first = _timed(step, 1)
-    return first if first >= SECONDS else _timed(step, math.ceil(SECONDS / first))
-
-
-def _timed(step: Callable[[], object], times: int) -> float:
-    started = time.perf_counter()
-    for _ in range(times):
+def _least_seconds(step: Callable[[], object]) -> float:
+    def timed() -> float:
+        started = time.perf_counter()
         step()
-    return (time.perf_counter() - started) / times
+        return time.perf_counter() - started
+
+    return _least(timed)
+
+
+def _least(measure: Callable[[], float]) -> float:
+    """Return the smallest of the measurements that can be made in a moment, which other processes disturbed least."""
+    until = time.perf_counter() + SECONDS
+    least = measure()
+    while time.perf_counter() < until:
+        least = min(least, measure())
+    return least
