@@ -30,7 +30,7 @@ HEAD_POOL_SIZE = {1: 1, 2: 2, "flatten": 1024}  # for finding the largest
 
 RUN_SECONDS = 0.1  # of a run, for MLflow, Optuna and checkpoints
 STUDY_SECONDS = 10  # for starting and for the report
-LIBRARY_BYTES = 200_000_000  # of MLflow, Optuna and scikit-learn, which are not loaded here
+LIBRARY_BYTES = 300_000_000  # of MLflow, Optuna and what the report needs, which are not loaded here
 BUSY_CORES = 0.3  # of other processes, which are worth a word
 STEP_OPERATIONS = 1000  # for which an optimizer's step of one parameter stands, in choosing what is measured
 ALIKE = 0.8  # kinds of training whose operations differ by less are not worth two measurements
@@ -440,9 +440,7 @@ def _time_notes(study: StudyPlan) -> list[str]:
         "decoding images."
     )
     if study.measured.busy_cores >= BUSY_CORES:
-        measured += (
-            f" Other processes kept {study.measured.busy_cores:.1f} cores busy meanwhile; without them it is faster."
-        )
+        measured += f" Other processes kept {study.measured.busy_cores:.1f} cores busy meanwhile: it is a rough figure."
     spec = study.spec
     warms_up = any(max(spec.possible("head_warmup_epochs", levels)) > 0 for levels in spec.combinations())
     shorter = ["pruned trials end earlier"] if spec.search.pruner != "none" else []

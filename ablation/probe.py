@@ -27,7 +27,7 @@ from ablation.strategies import apply_strategy
 from ablation.train import Diverged, Training, evaluate, make_optimizer, predict, train
 from ablation.weights import IMAGENET_MEAN, IMAGENET_STD
 
-SECONDS = 0.5  # in which a measurement is repeated
+SECONDS = 0.3  # in which a measurement is repeated
 EPOCH_SECONDS = 0.05  # about so much of a training is one measurement, but at least a batch
 SAMPLING_SECONDS = 0.01  # between two looks at the memory
 LR = 1e-4  # small, so that random networks do not diverge
@@ -304,7 +304,7 @@ def _train_seconds(training: Training, kind: Kind, conditions: Conditions) -> fl
     while (seconds := images * train_on(images)) < EPOCH_SECONDS / 2 and images < conditions.train_images:
         batches = math.ceil(images / seconds * EPOCH_SECONDS / kind.batch_size)
         images = min(batches * kind.batch_size, conditions.train_images)
-    return _least(lambda: train_on(images))
+    return seconds / images if seconds >= SECONDS else _least(lambda: train_on(images))
 
 
 def _least_seconds(step: Callable[[], object]) -> float:

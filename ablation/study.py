@@ -53,7 +53,7 @@ WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
 @click.option("--list", "list_only", is_flag=True, help="List the studies with their questions.")
 @click.option("--new", "as_new", is_flag=True, help="Write studies/NAME.toml, a commented file to begin with.")
 @click.option("--check", "check_only", is_flag=True, help="Say whether NAME could run: its file, data and weights.")
-@click.option("--plan", "plan_only", is_flag=True, help="Print arms, trials, parameters and disk; run nothing.")
+@click.option("--plan", "plan_only", is_flag=True, help="Print what it would take, measured for a moment; run nothing.")
 @click.option("--status", "status_only", is_flag=True, help="Print what the store holds of the study.")
 @click.option("--demo", "as_demo", is_flag=True, help="Run it on bundled digits with a small network, as NAME-demo.")
 @click.option("--name", metavar="NAME", help="Run a variant as a study of its own, not with --demo.")

@@ -1029,7 +1029,8 @@ def test_every_study_is_measured(command: Command, capsys: Any, name: str) -> No
     assert list(Path().iterdir()) == []
 
 
-def test_plan_by_hand(command: Command, study_file: Path, capsys: Any) -> None:
+def test_plan_by_hand(command: Command, study_file: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SECONDS", 0.01)
     before = sorted(Path().rglob("*"))
     assert command(study_file, "--plan") == 0
     output = capsys.readouterr().out
