@@ -46,6 +46,9 @@ SETS: dict[str, TorchvisionSet] = {
     "food101": TorchvisionSet("Food101", _SPLIT, _TEST_SPLIT, 101, 75_750, 25_250),
 }
 
+# Height and width of the sets whose images have all one size and are kept as they are.
+SIDES = {"cifar10": 32, "cifar100": 32, "mnist": 28, "fashion_mnist": 28, "kmnist": 28, "svhn": 32, "stl10": 96}
+
 
 def open_set(found: TorchvisionSet, root: Path) -> tuple[list[Any], Any]:
     """Open a data set, downloading it to a folder where it is not there.

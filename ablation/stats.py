@@ -15,6 +15,7 @@ import numpy as np
 from ablation.spec import InputError
 
 CONFIDENCE = 0.95
+DRAWS = 4000  # of variances, which make a power certain to less than one percent
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,80 @@ def seeds_needed(
     found = nct.sf(critical, degrees_of_freedom, abs(parts.value) / np.sqrt(variance))
     enough = np.flatnonzero(found >= power)
     return int(candidates[enough[0]]) if enough.size else None
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What is taken for granted of runs that have yet to be made.
+
+    Attributes:
+        seed_sd: standard deviation of a run's accuracy over other images than the test split's, as a fraction.
+        same_arm: share of the images on which two runs of an arm disagree.
+        other_arm: the same of two runs of two arms that are equally good.
+    """
+
+    seed_sd: float
+    same_arm: float
+    other_arm: float
+
+
+def smallest_difference(
+    arms_per_level: int,
+    assumed: Assumed,
+    *,
+    seeds: int,
+    images: int,
+    family: int,
+    power: float = 0.8,
+    alpha: float = 0.05,
+) -> float | None:
+    """Return the smallest difference between two levels that a study of so many seeds would probably show.
+
+    What is tested is `contrast`, at level alpha / family as in `seeds_needed`. Its power is the mean over many studies'
+    variances of seeds, drawn as they would be estimated: with two or three seeds, a noncentral t distribution with the
+    degrees of freedom of the true ones would promise 80 % where it is 65 %.
+
+    That runs disagree on a share d of the images makes the residual mean square d / 2; by what disagreement is larger
+    between arms than within, each arm has its own image effect.
+
+    Args:
+        arms_per_level: how many arms each level has, all with the same weight.
+        assumed: of the runs.
+        seeds: of each arm.
+        images: of the test split.
+        family: how many differences are tested together.
+        power: the chance to find the difference.
+        alpha: the chance of any false declaration in the family.
+
+    Returns:
+        The difference as a fraction; None where there are fewer than two seeds or images.
+    """
+    if seeds < 2 or images < 2:
+        return None
+    from scipy.optimize import brentq
+    from scipy.stats import norm, t
+
+    arms, weight = 2 * arms_per_level, 1 / arms_per_level
+    residual = assumed.same_arm / 2 / images
+    by_seed = weight**2 * (assumed.seed_sd**2 + residual)
+    parts = _Components(
+        value=0.0,
+        lowest=-1.0,
+        highest=1.0,
+        seeds_A=np.full(arms, seeds),
+        images=images,
+        by_seed_A=by_seed * np.random.default_rng(0).chisquare(seeds - 1, (DRAWS, arms)) / (seeds - 1),
+        residual_A=np.full(arms, weight**2 * residual),
+        by_image=arms * weight**2 * (assumed.other_arm - assumed.same_arm) / 2 / images,
+    )
+    variance, degrees_of_freedom = _variance(parts, parts.seeds_A)
+    threshold = t.isf(alpha / family / 2, degrees_of_freedom) * np.sqrt(variance)
+    true_error = np.sqrt(arms * by_seed / seeds + parts.by_image)
+
+    def lacking(difference: float) -> float:
+        return power - float(norm.cdf((difference - threshold) / true_error).mean())
+
+    return float(brentq(lacking, 0.0, threshold.max() + 10 * true_error))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
 @click.option("--list", "list_only", is_flag=True, help="List the studies with their questions.")
 @click.option("--new", "as_new", is_flag=True, help="Write studies/NAME.toml, a commented file to begin with.")
 @click.option("--check", "check_only", is_flag=True, help="Say whether NAME could run: its file, data and weights.")
-@click.option("--plan", "plan_only", is_flag=True, help="Print arms, trials, parameters and disk; run nothing.")
+@click.option("--plan", "plan_only", is_flag=True, help="Print what it would take, measured for a moment; run nothing.")
 @click.option("--status", "status_only", is_flag=True, help="Print what the store holds of the study.")
 @click.option("--demo", "as_demo", is_flag=True, help="Run it on bundled digits with a small network, as NAME-demo.")
 @click.option("--name", metavar="NAME", help="Run a variant as a study of its own, not with --demo.")
@@ -125,7 +125,7 @@ def cli(
     if check_only:
         return check_study(spec, store, path)
     if plan_only:
-        return show_plan(spec)
+        return show_plan(spec, device, feature_limit)
     file_text = path.read_text(encoding="utf-8")
     if as_worker:
         return run_worker(spec, store, device, feature_limit, file_text)
@@ -196,6 +196,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
         InputError: something is wrong with them.
     """
     from ablation.data import check_memory, measure
+    from ablation.tables import count_arms
     from ablation.view import say
 
     is_to_pretrain = needs_pretraining(spec, store)
@@ -209,7 +210,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
         check_memory(spec.data.image_size, size.train, size.test)
     trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.seeds)
     say(
-        f"{path} is fine: {_arms(len(arms(spec)))}, {trainings} trainings on {size.train:,} images of "
+        f"{path} is fine: {count_arms(len(arms(spec)))}, {trainings} trainings on {size.train:,} images of "
         f"{size.classes} classes (with those for validation)"
     )
 
@@ -217,45 +218,26 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- plan and status
 
 
-def show_plan(spec: StudySpec) -> None:
-    """Print what the study would do and need."""
+def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
+    """Print what the study would do and need, by a short measurement on its device, and what less would give up."""
     from ablation.data import measure
-    from ablation.plan import feature_bytes, plan
-    from ablation.tables import Table
-    from ablation.view import show_table
+    from ablation.plan import StudyPlan, arms_table, budget_table, conditions, feature_bytes, frozen_parts, plan
+    from ablation.probe import probe
+    from ablation.seeding import make_deterministic, select_device
+    from ablation.view import show_table, waiting
 
     size = measure(spec.data)
-    planned = plan(spec, size.classes)
-    rows = [
-        [
-            p.arm.name,
-            str(p.trials),
-            str(p.confirmations),
-            f"{p.trained_parameters:,}",
-            f"{p.all_parameters:,}",
-            _megabytes(p.checkpoint_bytes),
-        ]
-        for p in planned
-    ]
-    trials = sum(p.trials + p.confirmations for p in planned)
-    notes = [
-        f"{_arms(len(planned))}, {trials} trainings, {trials * spec.epochs} epochs; checkpoints take up to "
-        f"{_megabytes(sum(p.checkpoint_bytes for p in planned))} (tracking.checkpoints = "
-        f'"{spec.tracking.checkpoints}").',
-        "Parameters are those of the largest network that the search can choose.",
-        f"What frozen layers compute takes up to {_megabytes(feature_bytes(spec, size))} in the store, "
-        "at most what --feature-cache allows.",
-    ]
-    columns = ["arm", "trials", "confirmation runs", "trained parameters", "all parameters", "disk for checkpoints"]
-    show_table(Table(spec.question, columns, rows, notes))
-
-
-def _arms(count: int) -> str:
-    return f"{count} arm" if count == 1 else f"{count} arms"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+    given = conditions(spec, size, select_device(device_name))
+    if spec.deterministic:
+        make_deterministic()
+    stores_features = feature_bytes(spec, size) <= feature_limit
+    planned = plan(spec, size.classes, stores_features=stores_features)
+    kinds = [kind for arm in planned for kind in (arm.cheapest, arm.costliest)]
+    with waiting("Measuring how fast this machine is"):
+        measured = probe(kinds, frozen_parts(spec) if stores_features else [], given)
+    study = StudyPlan(spec, size, feature_limit, planned, given, measured)
+    show_table(arms_table(study))
+    show_table(budget_table(study))
 
 
 def show_status(study: str, store: Store) -> None:

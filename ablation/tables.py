@@ -45,6 +45,11 @@ def format_params(params: dict[str, Any]) -> str:
     return ", ".join(f"{name} {format_value(value)}" for name, value in sorted(params.items()))
 
 
+def count_arms(count: int) -> str:
+    """Return '1 arm' or '5 arms'."""
+    return f"{count} arm" if count == 1 else f"{count} arms"
+
+
 def count_states(trials: Sequence["TrialRecord"]) -> str:
     """Return how many trials are in which state, such as '7 finished, 1 failed'."""
     counts: Counter[str] = Counter(trial.state for trial in trials)

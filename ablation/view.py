@@ -1,5 +1,6 @@
 """What the person sees in the terminal: a live view, or plain lines where the output is not a terminal."""
 
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,9 +30,12 @@ def show_table(table: Table) -> None:
         console.file.write(table.markdown())
         return
     rich_table = RichTable(title=table.title, title_justify="left", title_style="bold")
-    for column in table.columns:
-        numeric = column.startswith(("best val", "epochs", "trained", "all p", "disk"))
-        rich_table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for column, *cells in zip(table.columns, *table.rows, strict=True):
+        numeric = column.startswith(
+            ("best val", "epochs", "trained", "all p", "disk", "run time", "time", "best tenth")
+        )
+        narrowest = max(map(len, [*column.split(), *cells]))  # at which headings make no column wider than its cells
+        rich_table.add_column(textwrap.fill(column, narrowest), justify="right" if numeric else "left", overflow="fold")
     for row in table.rows:
         rich_table.add_row(*(Text(cell) for cell in row))
     console.print(rich_table)

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "ablation"
 ORDER = [
     "scores", "architecture", "custom", "spec", "design", "store", "interrupts", "command_line", "locks", "outbox",
     "seeding", "environment", "blocks", "weights", "datasets", "data", "gallery", "models", "strategies",
-    "features", "plan", "train", "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones",
-    "results", "frame", "stats", "analysis", "figures", "report", "registry", "champion", "champion_model",
+    "features", "train", "probe", "checkpoint", "search", "tracking", "trial", "tables", "view", "backbones",
+    "results", "frame", "stats", "plan", "analysis", "figures", "report", "registry", "champion", "champion_model",
     "predict", "demo", "workers", "study", "bench", "ui", "__main__",
 ]  # fmt: skip
 TORCH = {
@@ -28,11 +28,12 @@ TORCH = {
     "models",
     "strategies",
     "features",
-    "plan",
     "environment",
     "train",
+    "probe",
     "checkpoint",
     "trial",
+    "plan",
     "champion",
     "champion_model",
     "demo",
@@ -55,6 +56,7 @@ ONLY_IN = {
     "jinja2": {"report"},
     "pandas": {"champion_model", "frame"},
     "pydantic": {"spec"},
+    "psutil": {"probe", "environment"},
 }
 
 

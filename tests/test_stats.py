@@ -13,7 +13,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from ablation.spec import InputError
-from ablation.stats import Estimate, contrast, holm, seed_interval, seeds_needed
+from ablation.stats import Assumed, Estimate, contrast, holm, seed_interval, seeds_needed, smallest_difference
 from tests.calibration import judge, pairs, simulate
 
 DIFFERENCE = {"a": 1.0, "b": -1.0}
@@ -345,3 +345,31 @@ def test_intervals_are_calibrated_in_simulated_studies() -> None:
 def test_import_does_not_wait_for_scipy_stats() -> None:
     code = "import sys, ablation.stats; sys.exit('scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arms_per_level", "seeds", "images", "family"),
+    [(1, 5, 3000, 1), (1, 3, 3000, 10), (1, 3, 360, 1), (2, 4, 3000, 1)],
+)
+def test_the_smallest_difference_is_found_in_four_of_five_simulated_studies(
+    arms_per_level: int, seeds: int, images: int, family: int
+) -> None:
+    assumed = Assumed(seed_sd=0.005, same_arm=0.09, other_arm=0.122)  # as two of calibration's equal arms disagree
+    difference = smallest_difference(arms_per_level, assumed, seeds=seeds, images=images, family=family)
+    assert difference is not None
+    names = [(f"{level}{number}", sign) for level, sign in (("a", 1), ("b", -1)) for number in range(arms_per_level)]
+    accuracies = {name: 0.88 + sign * difference / 2 for name, sign in names}
+    weights = {name: sign / arms_per_level for name, sign in names}
+    rng = np.random.default_rng(3)
+    studies = 200
+    found = 0
+    for _ in range(studies):
+        estimate = contrast(weights, simulate(rng, accuracies, assumed.seed_sd, seeds, images))
+        found += estimate.value > 0 and estimate.p is not None and estimate.p < 0.05 / family
+    assert abs(found / studies - 0.8) < 3 * np.sqrt(0.8 * 0.2 / studies)
+
+
+def test_no_smallest_difference_without_two_seeds_and_images() -> None:
+    assumed = Assumed(seed_sd=0.005, same_arm=0.09, other_arm=0.122)
+    assert smallest_difference(1, assumed, seeds=1, images=1000, family=1) is None
+    assert smallest_difference(1, assumed, seeds=5, images=1, family=1) is None

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from ablation import view
+from ablation.tables import Table
 from ablation.view import StudyView, format_duration, sparkline
 
 
@@ -97,3 +98,11 @@ def test_sparkline_and_durations() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
     assert sparkline([0.3]) == "▄"
     assert [format_duration(s) for s in (40, 89.6, 720, 3 * 3600 + 300)] == ["40 s", "90 s", "12 min", "3 h 05 min"]
+
+
+def test_headings_make_no_column_wider_than_its_cells(terminal: Console) -> None:
+    with terminal.capture() as capture:
+        view.show_table(Table("Title", ["arm", "smallest difference (points)"], [["block1,fine_tune_all", "0.5"]]))
+    lines = [re.sub(" +", " ", line.replace("┃", "").replace("│", "")).strip() for line in capture.get().splitlines()]
+    assert lines[2:5] == ["smallest", "difference", "arm (points)"]
+    assert lines[6] == "block1,fine_tune_all 0.5"
