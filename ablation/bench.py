@@ -551,7 +551,7 @@ def run_study(
     spec = load_study(path, name="bench", overrides=[*subject.overrides, *(overrides or [])])
     store = find_store(str(folder))
     with contextlib.redirect_stdout(io.StringIO()):
-        study.run_study(spec, store, str(subject.device), 10**10, text, workers=1)
+        study.run_study(spec, store, str(subject.device), 10**10, text, system_metrics=False, workers=1)
     return store
 
 

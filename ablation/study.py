@@ -72,6 +72,13 @@ WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
     metavar="GB",
     help="Disk for what frozen layers compute, kept in the store; with 0 it is computed in every epoch.  [default: 10]",
 )
+@click.option(
+    "--system-metrics",
+    is_flag=True,
+    envvar="MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
+    show_envvar=True,
+    help="Log the use of CPU, memory, disk, network and GPUs with every run.",
+)
 @click.option("--as-worker", is_flag=True, hidden=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
 @click.version_option(__version__)
@@ -90,6 +97,7 @@ def cli(
     device: str,
     workers: int | None,
     feature_cache: float,
+    system_metrics: bool,
     as_worker: bool,
     settings: tuple[str, ...],
 ) -> None:
@@ -122,14 +130,37 @@ def cli(
     if not math.isfinite(feature_cache):
         raise InputError(f"--feature-cache: must be a number of GB, got {feature_cache}")
     feature_limit = round(feature_cache * 1e9)
+    if system_metrics:
+        check_system_metrics()
     if check_only:
         return check_study(spec, store, path)
     if plan_only:
         return show_plan(spec, device, feature_limit)
     file_text = path.read_text(encoding="utf-8")
     if as_worker:
-        return run_worker(spec, store, device, feature_limit, file_text)
-    return run_study(spec, store, device, feature_limit, file_text, workers)
+        return run_worker(spec, store, device, feature_limit, file_text, system_metrics)
+    return run_study(spec, store, device, feature_limit, file_text, system_metrics, workers)
+
+
+def check_system_metrics() -> None:
+    """Refuse what MLflow could not use of its variables for system metrics.
+
+    Raises:
+        InputError: names the variable.
+    """
+    variables: tuple[tuple[str, type[float]], ...] = (
+        ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", float),  # seconds
+        ("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", int),
+    )
+    for name, number_type in variables:
+        text = os.environ.get(name) or "1"
+        try:
+            is_fine = 0 < number_type(text) < math.inf
+        except ValueError:
+            is_fine = False
+        if not is_fine:
+            kind = "whole number" if number_type is int else "number"
+            raise InputError(f"{name}: must be a {kind} above 0, got {text!r}")
 
 
 # ------------------------------------------------------------------------------------------------- finding studies
@@ -278,16 +309,23 @@ class Running:
     device_name: str
     feature_limit: int
     file_text: str
+    system_metrics: bool
 
 
 def run_study(
-    spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str, workers: int | None
+    spec: StudySpec,
+    store: Store,
+    device_name: str,
+    feature_limit: int,
+    file_text: str,
+    system_metrics: bool,
+    workers: int | None,
 ) -> None:
     """Bring every arm to its budget, confirm what was found, and print the answer."""
     from ablation import view
 
     processes = 1 + workers if workers is not None and workers > 1 else 1  # this one and its workers
-    running = prepare(spec, store, device_name, feature_limit, file_text, processes)
+    running = prepare(spec, store, device_name, feature_limit, file_text, system_metrics, processes)
     devices = worker_devices(device_name, workers)
     begin_summary(running)
     try:
@@ -308,10 +346,12 @@ def run_study(
         view.say(f"    then open {address}")
 
 
-def run_worker(spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str) -> None:
+def run_worker(
+    spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str, system_metrics: bool
+) -> None:
     """Work on a study until nothing is left, for a process that started this one to do so and shows the answer."""
     stop_with_parent()
-    work(prepare(spec, store, device_name, feature_limit, file_text))
+    work(prepare(spec, store, device_name, feature_limit, file_text, system_metrics))
 
 
 def stop_with_parent() -> None:
@@ -344,7 +384,13 @@ def worker_devices(device_name: str, workers: int | None) -> list[str]:
 
 
 def prepare(
-    spec: StudySpec, store: Store, device_name: str, feature_limit: int, file_text: str, processes: int = 1
+    spec: StudySpec,
+    store: Store,
+    device_name: str,
+    feature_limit: int,
+    file_text: str,
+    system_metrics: bool,
+    processes: int = 1,
 ) -> Running:
     """Read weights and images, open the stores, and tidy up what a crash left.
 
@@ -381,7 +427,19 @@ def prepare(
         content = identity(spec, weights, images.digest)
         locks, studies, tracker = open_stores(spec, store, content)
         running = Running(
-            spec, store, locks, studies, content, tracker, images, split, weights, device_name, feature_limit, file_text
+            spec,
+            store,
+            locks,
+            studies,
+            content,
+            tracker,
+            images,
+            split,
+            weights,
+            device_name,
+            feature_limit,
+            file_text,
+            system_metrics,
         )
         tidy_up(running)
     return running
@@ -466,6 +524,7 @@ def work(running: Running) -> None:
             features,
             running.tracker,
             study_files_of(running),
+            running.system_metrics,
         )
         waits_for_mlflow = False
         while True:

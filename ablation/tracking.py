@@ -29,6 +29,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.version import VERSION
@@ -52,12 +53,16 @@ KEY_TAG = "ablation.key"  # unique: finds a run again without having stored its 
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
 EXPERIMENT_NOTE_LIMIT = 5000  # characters; MLflow refuses longer ones
 EPOCHS_PER_BATCH = 100  # MLflow takes 1,000 metrics in a batch; a batch is stored whole or not at all
+POINTS_PER_BATCH = 10  # of system metrics, which are 8 and 5 for every GPU
+NO_POINT = -1, 0  # step and timestamp (ms) before the first point of system metrics
 AWAY_SECONDS = 10  # how long a server that did not answer is left alone
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it announces every table of a new database
 logging.getLogger("alembic").setLevel(logging.WARNING)
+# Else a GPU that does not tell everything, such as its power, is announced with every sample.
+logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # else a lost database prints pages of SQL
 logger = logging.getLogger(__name__)
 
@@ -218,6 +223,58 @@ class Tracker:
             self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text[:EXPERIMENT_NOTE_LIMIT])
 
 
+class SystemMonitor(SystemMetricsMonitor):
+    """MLflow's monitor of processor, memory, disk, network and GPUs, which keeps what it measures until it is taken.
+
+    MLflow's own asks the store for the run after every sample, from its thread, ends for good where it gets no answer,
+    and drops what it measured since it last wrote: all there is of a short trial. This one's thread never writes.
+    """
+
+    def __init__(self, tracking_uri: str):
+        """Prepare to measure every second and keep the mean of 10 seconds, unless MLflow's variables say otherwise."""
+        super().__init__("", tracking_uri=tracking_uri)  # type: ignore[no-untyped-call]
+        variables = ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING")
+        if not any(os.environ.get(name) for name in variables):  # else MLflow's defaults are 10 seconds and 1 sample
+            self.sampling_interval, self.samples_before_logging = 1, 10
+        self._points: list[dict[str, Any]] = []
+
+    def monitor(self) -> None:
+        """Measure until `finish` is called, and then once more: what the thread does."""
+        try:
+            self._measure()
+        except Exception as error:  # of the system or a driver: training is worth more than its metrics
+            logger.warning("system metrics end here: they cannot be read (%s)", first_line(error))
+
+    def _measure(self) -> None:
+        self.collect_metrics()  # type: ignore[no-untyped-call]
+        self._forget()  # of the processor's load only the next reading says something
+        samples = 0
+        is_last = False
+        while not is_last:
+            is_last = self._shutdown_event.wait(self.sampling_interval)
+            self.collect_metrics()  # type: ignore[no-untyped-call]
+            samples += 1
+            if is_last or samples % self.samples_before_logging == 0:
+                self.publish_metrics(self.aggregate_metrics())  # type: ignore[no-untyped-call]
+
+    def _forget(self) -> None:
+        for monitor in self.monitors:
+            monitor.clear_metrics()  # type: ignore[no-untyped-call]
+
+    def publish_metrics(self, metrics: dict[str, float]) -> None:
+        """Keep a point, the means of some samples."""
+        prefix = f"system/{self.node_id}/" if self.node_id else "system/"
+        values = {prefix + name: value for name, value in metrics.items()}
+        self._points.append({"timestamp": int(time.time() * 1000), "values": values})
+        self._forget()
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return the points that were not taken yet, the oldest first."""
+        taken = self._points[:]
+        del self._points[: len(taken)]  # the thread may have added one
+        return taken
+
+
 class TrialRun:
     """A trial's run in MLflow, made or found again by the trial's key.
 
@@ -232,6 +289,8 @@ class TrialRun:
         self._outbox = outbox
         self._passed_on = 0  # the last epoch that was logged or kept
         self._logged: int | None = None  # the last epoch that the run has; None while that is not known
+        self._monitor: SystemMonitor | None = None
+        self._last_point: tuple[int, int] | None = None  # step and timestamp (ms) of system metrics, likewise
 
     @property
     def run_id(self) -> str | None:
@@ -269,6 +328,29 @@ class TrialRun:
         if new:
             self._do("log_epochs", epochs=new)
             self._passed_on = new[-1]["epoch"]
+        self._log_measured()
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Measure what this machine does in this context, in a thread; it is logged with epochs and when the run ends.
+
+        Where it cannot be measured, a warning says so.
+        """
+        try:
+            self._monitor = SystemMonitor(self._client.tracking_uri)
+            self._monitor.start()  # type: ignore[no-untyped-call]
+        except Exception as error:  # of the system or a driver
+            logger.warning("there will be no system metrics: they cannot be read (%s)", first_line(error))
+        try:
+            yield
+        finally:
+            if self._monitor is not None:
+                self._monitor.finish()  # type: ignore[no-untyped-call]
+
+    def _log_measured(self) -> None:
+        points = self._monitor.take() if self._monitor is not None else []
+        if points:
+            self._do("log_system_metrics", points=points)
 
     def log_devices(self, devices: str) -> None:
         """Mark a trial that went on with another kind of device: its figures are not those of one alone, to the bit."""
@@ -292,10 +374,12 @@ class TrialRun:
 
     def end(self, status: RunStatus, reason: str = "") -> None:
         """Close the run; a reason becomes a tag and the run's description."""
+        self._log_measured()
         self._do("end", status=status, reason=reason)
 
     def pause(self) -> None:
         """Mark the run as one that will go on: neither running nor ended."""
+        self._log_measured()
         self._do("pause")
 
     def complete(self) -> bool:
@@ -359,6 +443,7 @@ class TrialRun:
         kind = "" if tags["kind"] == "trial" else f"{tags['kind']} "
         run_id, is_new = self._tracker.find_or_create(self._key, f"{tags['arm']} {kind}#{tags['trial']}", tags)
         self._logged = 0 if is_new else self._last_logged_epoch(run_id)
+        self._last_point = NO_POINT if is_new else None
         self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
         run = None if is_new else self._client.get_run(run_id)
         for tag in ("reason", NOTE_TAG):  # of an end that Optuna was never told
@@ -391,6 +476,24 @@ class TrialRun:
             ]
             self._client.log_batch(run_id, metrics=metrics)
             self._logged = metrics[-1].step
+
+    def _log_system_metrics(self, _: None, points: list[dict[str, Any]]) -> None:
+        """Log points that are later than those that the run has, under the steps that follow."""
+        run_id = self._required_run_id()
+        if self._last_point is None:
+            history = self._client.get_metric_history(run_id, next(iter(points[0]["values"])))
+            self._last_point = max(((metric.step, metric.timestamp) for metric in history), default=NO_POINT)
+        last_step, last_timestamp = self._last_point
+        later = [point for point in points if point["timestamp"] > last_timestamp]
+        numbered = list(enumerate(later, start=last_step + 1))
+        for start in range(0, len(numbered), POINTS_PER_BATCH):
+            metrics = [
+                Metric(name, value, point["timestamp"], step)
+                for step, point in numbered[start : start + POINTS_PER_BATCH]
+                for name, value in point["values"].items()
+            ]
+            self._client.log_batch(run_id, metrics=metrics)
+            self._last_point = metrics[-1].step, metrics[-1].timestamp
 
     def _set_tag(self, _: None, tag: str, value: str) -> None:
         self._client.set_tag(self._required_run_id(), tag, value)
@@ -455,6 +558,7 @@ class TrialRun:
 _CALLS: dict[str, Callable[..., None]] = {
     "start": TrialRun._start,
     "log_epochs": TrialRun._log_epochs,
+    "log_system_metrics": TrialRun._log_system_metrics,
     "set_tag": TrialRun._set_tag,
     "log_result": TrialRun._log_result,
     "delete_checkpoint": TrialRun._delete_checkpoint,

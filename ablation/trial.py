@@ -93,6 +93,7 @@ class Workbench:
     files: dict[str, str]
     environment: dict[str, str]
     threads: int | None  # of new trials on the CPU; a trial that goes on keeps its own
+    system_metrics: bool  # whether to log what the machine does while a trial trains
 
     @property
     def normalisation(self) -> Normalisation:
@@ -109,6 +110,7 @@ def set_up(
     features: FeatureCache,
     tracker: Tracker,
     files: dict[str, str],
+    system_metrics: bool,
 ) -> Workbench:
     """Put the training and validation images onto the device; the test images stay where they are.
 
@@ -121,6 +123,7 @@ def set_up(
         features: what frozen layers computed before.
         tracker: where results go.
         files: name -> content of the files that every run keeps.
+        system_metrics: whether to log what the machine does while a trial trains.
 
     Raises:
         InputError: the images do not fit into the device's memory, or `torch.compile` does not work here.
@@ -154,6 +157,7 @@ def set_up(
         files=files,
         environment=describe_environment(device),
         threads=torch.get_num_threads() if device.type == "cpu" else None,
+        system_metrics=system_metrics,
     )
 
 
@@ -188,7 +192,8 @@ def run_trial(
             assert claim.best is not None
             outcome = Outcome("pruned", None, f"superseded: the arm's best trial is #{claim.best.number} now")
         else:
-            outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
+            with run.system_metrics() if workbench.system_metrics else nullcontext():
+                outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
         while True:
             try:
                 _end(workbench, claim, run, outcome)

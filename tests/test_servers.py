@@ -287,7 +287,7 @@ def test_whose_a_trial_is_has_to_be_seen(
 
     patched_train(monkeypatch, lose)
     monkeypatch.setattr(search, "storage_errors", failing_once)
-    monkeypatch.setattr(study, "run_study", lambda *args: study.work(study.prepare(*args[:5])))
+    monkeypatch.setattr(study, "run_study", lambda *args: study.work(study.prepare(*args[:6])))
     monkeypatch.setattr(search, "all_ended", lambda *_: bool(seen))
     monkeypatch.setattr(search, "claim_trial", once(search.claim_trial))
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "4") == 0

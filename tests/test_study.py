@@ -132,6 +132,7 @@ def test_every_trial_is_a_finished_run(finished: Path) -> None:
 def test_optuna_and_mlflow_agree(finished: Path) -> None:
     for run in runs(finished / "store", "small"):
         optuna_study = arm_study(finished / "store", f"small/{run.data.tags['arm']}")
+        assert optuna_study.metric_names == ["val_accuracy"]  # what Optuna's dashboard calls the objective
         frozen = optuna_study.trials[int(run.data.tags["trial"])]
         assert frozen.state is optuna.trial.TrialState.COMPLETE
         assert frozen.value == run.data.metrics["best_val_accuracy"]
