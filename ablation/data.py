@@ -6,7 +6,7 @@ Legend: N images, C channels (3, RGB), H and W pixels.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision.datasets.folder's
-DIGITS_TEST_FRACTION = 0.2  # scikit-learn's digits come without a test split
+TEST_FRACTION = 0.2  # of sets that come without a test split
+VALIDATION_FOLDERS = ("val", "valid", "validation")
 EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients
 COPIES = 3  # of the training images: as they were decoded, put in order, and on the device where that is the CPU
 SHARE_OF_MEMORY = 0.9  # of what is free, for images
@@ -77,10 +78,30 @@ def load_split(
         InputError: as `load_images` and `split_train_val`.
     """
     found = _find_images(data)
-    split = split_train_val(found.train_labels_N, data.val_fraction, data.limit, seed)
+    split = _split(data, found, seed)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
     images = _read(data, found, kept_N, track, processes)
     return images, Split(np.searchsorted(kept_N, split.train_N), np.searchsorted(kept_N, split.val_N))
+
+
+def check_split(data: Data, seed: int) -> None:
+    """Refuse images that cannot be split, or do not fit into memory, without reading them; see `load_split`.
+
+    Only for images that are at hand: others would be downloaded.
+    """
+    found = _find_images(data)
+    split = _split(data, found, seed)
+    check_memory(found.side, len(split.train_N) + len(split.val_N), len(found.test_labels_N))
+
+
+def _split(data: Data, found: "_Found", seed: int) -> "Split":
+    counts_K = np.bincount(found.train_labels_N, minlength=len(found.classes))
+    if counts_K.min() < 2:
+        name = found.classes[int(counts_K.argmin())]
+        raise InputError(
+            f"data: class {name!r} has {counts_K.min()} training images, but needs two: to learn from and to validate"
+        )
+    return split_train_val(found.train_labels_N, data.val_fraction, data.limit, seed)
 
 
 @dataclass(frozen=True)
@@ -189,14 +210,8 @@ def measure(data: Data) -> DataSize:
         found = SETS[data.source]
         classes = len(data.classes) if data.classes else found.classes
         train, test = (n * classes // found.classes for n in (found.train_images, found.test_images))
-    elif data.source == "imagefolder":
-        files = list_imagefolder(expand(str(data.root)))
-        _check_classes(data, sorted(files["train"]))
-        names = [name for name in files["train"] if data.classes is None or name in data.classes]
-        classes = len(names)
-        train, test = (sum(len(files[split][name]) for name in names) for split in ("train", "test"))
     else:
-        images = load_images(data)  # they come with scikit-learn
+        images = _find_images(data)
         classes, train, test = len(images.classes), len(images.train_labels_N), len(images.test_labels_N)
     return DataSize(classes, min(train, data.limit or train), test)
 
@@ -245,9 +260,7 @@ def _find_digits(data: Data) -> _Found:
 
     digits = load_digits()
     labels = digits.target.astype(np.int64)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=DIGITS_TEST_FRACTION, stratify=labels, random_state=0
-    )
+    train, test = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=0)
 
     def read(train_N: np.ndarray, test_N: np.ndarray, track: Track) -> tuple[np.ndarray, np.ndarray]:
         grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8 pixels, 17 grey levels
@@ -382,34 +395,91 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ABLATION_CACHE") or default)
 
 
-def list_imagefolder(root: Path) -> dict[str, dict[str, list[tuple[str, os.stat_result]]]]:
-    """Return split -> class -> sorted (path, status) of the images below a folder.
+File = tuple[str, os.stat_result]
+
+
+def list_imagefolder(root: Path) -> dict[str, dict[str, list[File]]]:
+    """Return split -> class -> sorted (path, status) of the images below a folder, at any depth below their class's.
+
+    In `train/<class>` and `test/<class>`, with those in `val/<class>` among the training images; where there is no
+    `test`, those in `val/<class>` are the test images; where there are only classes, a fifth of each is, the same ones
+    for everybody.
 
     Raises:
         InputError: a split or its images are missing, or a class is in one split only.
     """
-    files: dict[str, dict[str, list[tuple[str, os.stat_result]]]] = {}
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise InputError(f"data.root: {root} must hold {split}/<class>/*, but there is no folder {split}")
-        files[split] = {}
-        try:
-            for folder in os.scandir(root / split):
-                if folder.is_dir() and not folder.name.startswith("."):
-                    found = [(e.path, e.stat()) for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES)]
-                    files[split][folder.name] = sorted(found, key=lambda entry: entry[0])
-        except OSError as error:  # a link to nowhere, a folder that may not be read
-            raise InputError(f"data.root: {error.filename} cannot be read ({error.strerror})") from None
-        if not any(files[split].values()):
-            raise InputError(f"data.root: {root / split} holds no images in <class>/*{{{','.join(SUFFIXES)}}}")
-        for name, found in files[split].items():
-            if not found:
-                raise InputError(f"data.root: {root / split / name} holds no images")
-    for split, other in (("train", "test"), ("test", "train")):
-        only = sorted(files[split].keys() - files[other].keys())
+    given = [name for name in ("train", *VALIDATION_FOLDERS, "test") if (root / name).is_dir()]
+    validation = [name for name in given if name in VALIDATION_FOLDERS]
+    if not given and root.is_dir():
+        return _split_classes(root, _classes_below(root))
+    for needed, found in (("train", "train" in given), ("test", "test" in given or validation)):
+        if not found:
+            raise InputError(
+                f"data.root: {root} must hold train/<class>/* and test/<class>/*, or <class>/* alone, but there is no "
+                f"folder {needed}"
+            )
+    files = {"train": _classes_below(root / "train")}
+    for name in validation if "test" in given else []:
+        for class_name, found_files in _classes_below(root / name).items():
+            files["train"][class_name] = sorted([*files["train"].get(class_name, []), *found_files])
+    files["test"] = _classes_below(root / ("test" if "test" in given else validation[0]))
+    test = "test" if "test" in given else validation[0]
+    for (split, one), (other, others) in (
+        (("train", files["train"]), (test, files["test"])),
+        ((test, files["test"]), ("train", files["train"])),
+    ):
+        only = sorted(one.keys() - others.keys())
         if only:
             raise InputError(f"data.root: class {only[0]!r} is in {root / split} but not in {root / other}")
     return files
+
+
+def _classes_below(folder: Path) -> dict[str, list[File]]:
+    """Return class -> sorted (path, status) of the images in a folder's folders; hidden ones do not count."""
+    files: dict[str, list[File]] = {}
+    try:
+        for entry in os.scandir(folder):
+            if entry.is_dir() and not entry.name.startswith("."):
+                files[entry.name] = sorted(_images_below(entry.path), key=lambda file: file[0])
+    except OSError as error:  # a link to nowhere, a folder that may not be read
+        raise InputError(f"data.root: {error.filename} cannot be read ({error.strerror})") from None
+    if not any(files.values()):
+        raise InputError(f"data.root: {folder} holds no images in <class>/*{{{','.join(SUFFIXES)}}}")
+    for name, found in files.items():
+        if not found:
+            raise InputError(f"data.root: {folder / name} holds no images")
+    return files
+
+
+def _images_below(folder: str) -> Iterator[File]:
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):  # .ipynb_checkpoints, or ._1.jpg of macOS
+            continue
+        if entry.name.lower().endswith(SUFFIXES):
+            yield entry.path, entry.stat()
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _images_below(entry.path)
+
+
+def _split_classes(root: Path, files: dict[str, list[File]]) -> dict[str, dict[str, list[File]]]:
+    """Take a fifth of each class's images as test images."""
+    from sklearn.model_selection import train_test_split
+
+    if len(files) < 2:
+        raise InputError(
+            f"data.root: {root} must hold train/<class>/* and test/<class>/*, or <class>/* of two classes or more"
+        )
+    splits: dict[str, dict[str, list[File]]] = {"train": {}, "test": {}}
+    for name, found in files.items():
+        if len(found) < 3:
+            raise InputError(
+                f"data.root: {root / name} holds {len(found)} images, but a class needs three: to learn from, to "
+                "validate and to test"
+            )
+        train, test = train_test_split(range(len(found)), test_size=TEST_FRACTION, random_state=0)
+        for split, numbers in (("train", train), ("test", test)):
+            splits[split][name] = [found[number] for number in sorted(numbers)]
+    return splits
 
 
 def _open(paths: list[str], number: int) -> "Image":

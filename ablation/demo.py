@@ -7,9 +7,11 @@ neural networks?").
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from ablation.architecture import unit_names
 from ablation.spec import Data
 from ablation.store import Store
 
@@ -35,10 +37,38 @@ def overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str], An
         (["confirm", "seeds"], SEEDS),
         (["published"], []),
     ]
+    changes += _cuts(content)
     varied = [content.get(table) for table in ("factors", "search")]
     if not any(isinstance(table, dict) and "batch_size" in table for table in varied):
         changes.append((["fixed", "batch_size"], BATCH_SIZE))
     return changes
+
+
+def _cuts(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
+    """Return what replaces the cuts of another backbone: the demo's nearest; of equal ones, the first remains."""
+    changes: list[tuple[list[str], Any]] = []
+    for keys in (["fixed", "truncate_at"], ["factors", "truncate_at"], ["search", "truncate_at", "choices"],
+                 ["confirm", "control", "truncate_at"]):  # fmt: skip
+        value: Any = content
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str):
+            changes.append((keys, demo_cut(value)))
+        elif isinstance(value, list):
+            changes.append((keys, list(dict.fromkeys(map(demo_cut, value)))))
+    return changes
+
+
+def demo_cut(cut: Any) -> Any:
+    """Return the demo network's cut for another backbone's: `conv3_2` for `unit3_2`, its last block for a later one."""
+    named = re.fullmatch(r"(block)([1-9]\d*)|(unit)([1-9]\d*)_([1-9]\d*)", cut) if isinstance(cut, str) else None
+    if named is None:
+        return cut
+    units = unit_names("vgg16_narrow")
+    block, number = int(named[2] or named[4]), int(named[5] or 1)
+    if named[1] or block > len(units):
+        return f"block{min(block, len(units))}"
+    return units[block - 1][min(number, len(units[block - 1])) - 1]
 
 
 def make_weights(path: Path) -> None:

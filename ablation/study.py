@@ -226,7 +226,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     Raises:
         InputError: something is wrong with them.
     """
-    from ablation.data import check_memory, measure
+    from ablation.data import check_split, measure, split_seed
     from ablation.tables import count_arms
     from ablation.view import say
 
@@ -237,8 +237,8 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     elif spec.backbone.weights is not None and not is_to_pretrain:
         torchvision_weights(spec.backbone.name, spec.backbone.weights)
     size = measure(spec.data)
-    if spec.data.source == "imagefolder":  # other sets of files may not be there yet
-        check_memory(spec.data.image_size, size.train, size.test)
+    if spec.data.source in ("imagefolder", "digits"):  # others may not be there yet
+        check_split(spec.data, split_seed(spec.seed))
     trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.seeds)
     say(
         f"{path} is fine: {count_arms(len(arms(spec)))}, {trainings} trainings on {size.train:,} images of "

@@ -103,6 +103,70 @@ def test_image_folder(folder: Path) -> None:
     assert images.test_images_NHWC[:, 0, 0].tolist() == [[0, 0, 200], [100, 0, 200]]
 
 
+def names_of(root: Path) -> dict[str, list[str]]:
+    """Return the colours' numbers of the images of each split, class by class."""
+    listed = data.list_imagefolder(root)
+    return {
+        split: [str(Path(path).relative_to(root)) for name in sorted(listed[split]) for path, _ in listed[split][name]]
+        for split in listed
+    }
+
+
+def test_validation_images_are_training_images_or_those_of_the_test(folder: Path) -> None:
+    """As people have them: train, val and test, or train and val alone."""
+    shutil.copytree(folder / "test", folder / "val")
+    (folder / "val" / "cat" / ".hidden.png").write_bytes(b"not an image")
+    (folder / "val" / ".ipynb_checkpoints").mkdir()
+    assert names_of(folder) == {
+        "train": ["train/cat/0.png", "train/cat/1.png", "train/cat/2.png", "val/cat/0.png",
+                  "train/dog/0.png", "train/dog/1.png", "train/dog/2.png", "val/dog/0.png"],
+        "test": ["test/cat/0.png", "test/dog/0.png"],
+    }  # fmt: skip
+    assert load_folder(folder).train_labels_N.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    shutil.rmtree(folder / "test")
+    assert names_of(folder)["test"] == ["val/cat/0.png", "val/dog/0.png"]
+    assert len(names_of(folder)["train"]) == 6
+    (folder / "val").rename(folder / "valid")
+    (folder / "valid" / "bird").mkdir()
+    shutil.copy(folder / "valid" / "cat" / "0.png", folder / "valid" / "bird" / "0.png")
+    with pytest.raises(InputError, match="class 'bird' is in .*valid but not in .*train"):
+        load_folder(folder)
+
+
+def test_of_classes_alone_a_fifth_is_the_test(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    for name, count in (("cat", 20), ("dog", 9)):
+        (root / name / "deeper").mkdir(parents=True)
+        for number in range(count):
+            place = root / name / ("deeper" if number % 2 else "") / f"{number}.png"
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(place)
+    found = names_of(root)
+    assert [sum(path.startswith(name) for path in found["test"]) for name in ("cat", "dog")] == [4, 2]
+    assert len(found["train"]) == 16 + 7
+    assert not set(found["train"]) & set(found["test"])
+    assert names_of(root) == found
+    images, split = load_split(Data(source="imagefolder", root=str(root), val_fraction=0.25, image_size=8), seed=0)
+    assert sorted(images.train_images_NHWC[images.train_labels_N == 0, 0, 0, 0].tolist()) == sorted(
+        int(Path(path).stem) for path in found["train"] if path.startswith("cat")
+    )
+    assert (len(split.train_N), len(split.val_N), len(images.test_labels_N)) == (17, 6, 6)
+    for number in range(2, 9):
+        (root / "dog" / ("deeper" if number % 2 else "") / f"{number}.png").unlink()
+    with pytest.raises(InputError, match="dog holds 2 images, but a class needs three"):
+        load_folder(root)
+    shutil.rmtree(root / "dog")
+    with pytest.raises(InputError, match="or <class>/\\* of two classes or more"):
+        load_folder(root)
+
+
+def test_a_class_with_one_training_image_is_named(folder: Path) -> None:
+    for number in (0, 1):
+        (folder / "train" / "dog" / f"{number}.png").unlink()
+    for split_up in (load_split, data.check_split):
+        with pytest.raises(InputError, match="class 'dog' has 1 training images, but needs two"):
+            split_up(Data(source="imagefolder", root=str(folder), val_fraction=0.5), seed=0)
+
+
 def test_other_sizes_and_modes_are_fitted(folder: Path) -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 8:22] = 255  # the middle square and a margin for the filter are white
