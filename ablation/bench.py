@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import psutil
 
 from ablation import __version__
 from ablation.command_line import run_command
@@ -614,14 +614,16 @@ def timed(owner: Any, name: str, spent: list[float]) -> Iterator[None]:
 
 def peak_memory() -> int:
     """Return the bytes that this process had in use at most."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows does not have
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process has in use (Linux; 0 elsewhere)."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
+    """Return the memory that this process has in use."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _synchronise(device: "torch.device") -> None:

@@ -56,7 +56,7 @@ ONLY_IN = {
     "jinja2": {"report"},
     "pandas": {"champion_model", "frame"},
     "pydantic": {"spec"},
-    "psutil": {"probe", "environment"},
+    "psutil": {"probe", "environment", "bench"},
 }
 
 
