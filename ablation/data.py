@@ -410,7 +410,7 @@ def list_imagefolder(root: Path) -> dict[str, dict[str, list[File]]]:
     """
     given = [name for name in ("train", *VALIDATION_FOLDERS, "test") if (root / name).is_dir()]
     validation = [name for name in given if name in VALIDATION_FOLDERS]
-    if not given and root.is_dir():
+    if not given and root.is_dir() and any(path.is_dir() for path in root.iterdir()):
         return _split_classes(root, _classes_below(root))
     for needed, found in (("train", "train" in given), ("test", "test" in given or validation)):
         if not found:
