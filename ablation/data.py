@@ -410,7 +410,7 @@ def list_imagefolder(root: Path) -> dict[str, dict[str, list[File]]]:
     """
     given = [name for name in ("train", *VALIDATION_FOLDERS, "test") if (root / name).is_dir()]
     validation = [name for name in given if name in VALIDATION_FOLDERS]
-    if not given and root.is_dir() and any(path.is_dir() for path in root.iterdir()):
+    if not given and root.is_dir() and _folders_in(root):
         return _split_classes(root, _classes_below(root))
     for needed, found in (("train", "train" in given), ("test", "test" in given or validation)):
         if not found:
@@ -436,19 +436,30 @@ def list_imagefolder(root: Path) -> dict[str, dict[str, list[File]]]:
 
 def _classes_below(folder: Path) -> dict[str, list[File]]:
     """Return class -> sorted (path, status) of the images in a folder's folders; hidden ones do not count."""
-    files: dict[str, list[File]] = {}
-    try:
-        for entry in os.scandir(folder):
-            if entry.is_dir() and not entry.name.startswith("."):
-                files[entry.name] = sorted(_images_below(entry.path), key=lambda file: file[0])
-    except OSError as error:  # a link to nowhere, a folder that may not be read
-        raise InputError(f"data.root: {error.filename} cannot be read ({error.strerror})") from None
+    with _reading_errors():
+        files = {
+            entry.name: sorted(_images_below(entry.path), key=lambda file: file[0]) for entry in _folders_in(folder)
+        }
     if not any(files.values()):
         raise InputError(f"data.root: {folder} holds no images in <class>/*{{{','.join(SUFFIXES)}}}")
     for name, found in files.items():
         if not found:
             raise InputError(f"data.root: {folder / name} holds no images")
     return files
+
+
+def _folders_in(folder: Path) -> list[os.DirEntry[str]]:
+    with _reading_errors():
+        return [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+@contextlib.contextmanager
+def _reading_errors() -> Iterator[None]:
+    """Raise what can go wrong with folders and links as InputError."""
+    try:
+        yield
+    except OSError as error:  # a link to nowhere, a folder that may not be read
+        raise InputError(f"data.root: {error.filename} cannot be read ({error.strerror})") from None
 
 
 def _images_below(folder: str) -> Iterator[File]:
