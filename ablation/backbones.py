@@ -24,6 +24,8 @@ def cli(name: str | None, image_size: int, module: str | None) -> None:
     """Show the blocks and units of the backbone NAME; without NAME, all backbones."""
     from ablation import view
 
+    if module is not None and name is None:
+        raise InputError("--module: which of its functions? give its name")
     if name is None:
         view.show_table(all_backbones())
         return
@@ -45,7 +47,7 @@ def load_own(module: str, function: str, image_size: int) -> str:
 
     try:
         name = custom.load(module, function)
-        check_custom(name, [block_names(name)[-1]], image_size, may_start_random=False)
+        check_custom(name, block_names(name)[-1], image_size, learns=False, starts_random=False)
     except ValueError as error:
         raise InputError(str(error)) from None
     return name

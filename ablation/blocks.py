@@ -6,7 +6,7 @@ Legend: N images, C channels, H and W pixels.
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -244,50 +244,82 @@ def blank_image(backbone: str, image_size: int) -> torch.Tensor:
     return torch.zeros(1, 3, image_size, image_size, device=device)
 
 
-@torch.no_grad()
-def check_custom(backbone: str, cuts: Iterable[str], image_size: int, *, may_start_random: bool) -> None:
+def check_custom(backbone: str, cut: str, image_size: int, *, learns: bool, starts_random: bool) -> None:
     """Refuse a backbone of one's own whose blocks do not fit each other, or what is done with them.
 
     Args:
         backbone: its name.
-        cuts: where it is cut.
+        cut: the last block that is needed.
         image_size: height and width in pixels of its images.
-        may_start_random: whether trainings start without pretrained weights.
+        learns: whether any training changes its blocks.
+        starts_random: whether any training starts without pretrained weights.
 
     Raises:
         ValueError: says which block is wrong, and how.
     """
-    kept = max(architecture.kept_blocks(backbone, cut) for cut in cuts)
     name = f"function: {custom.function_name(backbone)}()"
-    blocks = custom.make_blocks(backbone, 0)
-    maps_NCHW = torch.rand(2, 3, image_size, image_size, generator=torch.Generator())
-    for number, (path, block) in enumerate(list(blocks.items())[:kept], start=1):
-        where = f"{name}: block{number} ({path})"
-        given = "x".join(map(str, maps_NCHW.shape[1:]))
-        version = maps_NCHW._version
+    try:
+        blocks = outline_blocks(backbone, cut)
+    except Exception as error:
+        raise ValueError(f"{name}: its blocks cannot be copied ({first_line(error)})") from None
+    random = torch.Generator().manual_seed(0)
+    images_NCHW = maps_NCHW = torch.rand(3, 3, image_size, image_size, generator=random)
+    for part in kept_parts(backbone, cut):
+        block = blocks.get_submodule(f"block{part.block}.{part.name}").eval()
+        wrong, maps_NCHW = _tried(block, maps_NCHW)
+        if wrong:
+            raise ValueError(f"{name}: block{part.block} ({part.path}) {wrong}")
+    if learns:
         try:
-            made = block.eval()(maps_NCHW)
+            blocks.train()(images_NCHW).sum().backward()
         except Exception as error:
-            raise ValueError(
-                f"{where} fails on maps {given} of {image_size}x{image_size} images ({first_line(error)})"
-            ) from None
-        if maps_NCHW._version != version:
-            raise ValueError(f"{where} changes its input in place, which may be kept for other trials")
-        if not isinstance(made, torch.Tensor) or made.ndim != 4 or len(made) != 2 or made.shape[2] != made.shape[3]:
-            shape = "x".join(map(str, made.shape)) if isinstance(made, torch.Tensor) else type(made).__name__
-            raise ValueError(f"{where} must make square maps NxCxHxH, but makes {shape} of maps 2x{given}")
-        maps_NCHW = made
-    others = custom.make_blocks(backbone, 1)
-    pairs = [
-        pair
-        for path, block in blocks.items()
-        for pair in zip(block.parameters(), others[path].parameters(), strict=True)
-    ]
-    if may_start_random and pairs and all(torch.equal(one, other) for one, other in pairs):
-        raise ValueError(
-            f"{name} returns the same tensors whatever the random seed: pretrained ones, say, from which from_scratch "
-            "must not start; let it return random ones, and name the file in backbone.weights"
-        )
+            raise ValueError(f"{name}: its blocks cannot be trained ({first_line(error)})") from None
+    if starts_random:
+        one, other = (custom.make_blocks(backbone, seed) for seed in (1, 2))
+        for path, block in one.items():
+            for inside, tensor in block.named_parameters():
+                varies = tensor.numel() > 1 and bool((tensor != tensor.flatten()[0]).any())
+                if varies and torch.equal(tensor, other[path].get_parameter(inside)):
+                    raise ValueError(
+                        f"{name} returns the same {path}.{inside} whatever the random seed: a pretrained one, say, "
+                        "from which from_scratch must not start; let it return random ones, and name the file in "
+                        "backbone.weights (a tensor that is never trained is to be a buffer)"
+                    )
+
+
+@torch.no_grad()
+def _tried(block: nn.Module, maps_NCHW: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """Return what is wrong with a block in evaluation mode, nothing if it can be used, and what it makes of maps.
+
+    What it computes must depend on each image and its tensors alone, or stored features would differ from it.
+    """
+    given = "x".join(map(str, maps_NCHW.shape))
+    before, state = maps_NCHW.clone(), {key: tensor.clone() for key, tensor in block.state_dict().items()}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1)
+            made = block(maps_NCHW)
+            if isinstance(made, torch.Tensor):
+                made = made.clone()
+            unchanged = torch.equal(maps_NCHW, before)
+            torch.default_generator.manual_seed(2)
+            again, first = block(before.clone()), block(before[[0, 2, 1]])[:1]
+    except Exception as error:
+        return f"fails on maps {given} ({first_line(error)})", maps_NCHW
+    shape = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
+    if len(shape) != 4 or shape[0] != len(before) or shape[2] != shape[3] or 0 in shape or made.dtype != torch.float32:
+        kind = f"{'x'.join(map(str, shape))} of {made.dtype}" if shape else type(made).__name__
+        return f"must make square maps NxCxHxH of torch.float32, but makes {kind} of maps {given}", maps_NCHW
+    if not unchanged:
+        return "changes its input in place, which may be kept for other trials", made
+    if any(not torch.equal(tensor, state[key]) for key, tensor in block.state_dict().items()):
+        return "changes its own tensors in evaluation mode", made
+    if not torch.equal(made, again):
+        return "computes something else each time in evaluation mode", made
+    alone = block(before[:2])[:1]
+    if max(float((other - made[:1]).abs().max()) for other in (first, alone)) > 1e-4 * float(made.abs().max()):
+        return "makes of an image what depends on the other images of the batch", made
+    return "", made
 
 
 @functools.cache

@@ -356,7 +356,8 @@ def _find_imagefolder(data: Data) -> _Found:
         for found in chosen.values():
             for path, status in found:
                 listing.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        about = f"{root}\0{data.image_size}\0{data.limit}\0{data.classes}"
+        subset = "" if data.limit is None else hashlib.sha256(train_N.tobytes()).hexdigest()  # differs between seeds
+        about = f"{root}\0{data.image_size}\0{data.classes}\0{subset}"
         cache = cache_folder() / f"imagefolder-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
         return _decoded_once(cache, listing.hexdigest(), chosen, data.image_size, track)
 

@@ -38,16 +38,17 @@ def describe_environment(device: "torch.device") -> dict[str, str]:
 
 
 def available_memory() -> int:
-    """Return how many bytes of memory are free, in a container of what it may use."""
+    """Return how many bytes of memory are free, in a container (control groups of version 2) of what it may use."""
     import psutil
 
     free: int = psutil.virtual_memory().available
-    with suppress(OSError, ValueError, KeyError):  # no control group of Linux, or one without a limit
+    with suppress(OSError, ValueError):  # no control group of Linux, or one without a limit
         limit = int((CONTROL_GROUP / "memory.max").read_text())
         used = int((CONTROL_GROUP / "memory.current").read_text())
-        lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
-        cached = int(dict(line.split() for line in lines)["inactive_file"])  # files, which are dropped for programs
-        free = min(free, limit - used + cached)
+        statistics = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        # Files and the like, which are dropped for programs.
+        droppable = sum(int(statistics.get(kind, 0)) for kind in ("active_file", "inactive_file", "slab_reclaimable"))
+        free = min(free, limit - used + droppable)
     return free
 
 

@@ -124,6 +124,8 @@ def calibrate(
     model.eval()
     learning = [] if head_alone else [module for block in list(model.blocks)[start:] for module in block.modules()]
     momenta = {module: module.momentum for module in learning if isinstance(module, _BatchNorm)}
+    counts = [module.num_batches_tracked for module in momenta if module.num_batches_tracked is not None]
+    counted = [(batches, batches.clone()) for batches in counts]
     for module in momenta:
         module.train().momentum = 0.0  # their own statistics stay as they are
     pooled = []
@@ -133,6 +135,8 @@ def calibrate(
             pooled.append(model.pooled(several, start).float()[: len(activations)])
     for module, momentum in momenta.items():
         module.momentum = momentum
+    for batches, before in counted:  # on which statistics without momentum depend
+        batches.copy_(before)
     features_ND = torch.cat(pooled)
     std_D = features_ND.std(0, correction=0)
     smallest = 0.1 * std_D.mean()

@@ -146,7 +146,7 @@ def _importances(result: "StudyResult") -> dict[str, dict[str, float]]:
 def searched_params(spec: StudySpec, run: "RunResult") -> dict[str, Any]:
     """Return the values that the search chose for a run, without parameters that do not apply to it."""
     trial = run.spec
-    blocks = kept_blocks(trial.backbone, trial.truncate_at)
+    blocks = kept_blocks(spec.backbone.name, trial.truncate_at)
     found = [name for name in spec.search.entries() if applies(name, trial.strategy, trial.freeze_depth, blocks)]
     return {name: getattr(trial, name) for name in found if getattr(trial, name) is not None}
 

@@ -298,21 +298,27 @@ def stored_studies(storage: optuna.storages.RDBStorage) -> list[str]:
 
 
 def check_identity(
-    storage: optuna.storages.RDBStorage, study: str, content: dict[str, Any], ignored: Sequence[str] = ()
+    storage: optuna.storages.RDBStorage,
+    study: str,
+    content: dict[str, Any],
+    ignored: Sequence[str] = (),
+    *,
+    is_begun: bool = False,
 ) -> None:
-    """Refuse to go on with a study whose file, data or weights differ from what its trials were made by.
+    """Refuse to go on with a study whose file, data, weights or code differ from what its trials were made by.
 
     Args:
         storage: where its trials are.
         study: its name.
         content: what it is now.
         ignored: fields that are not known yet.
+        is_begun: whether another process has begun it and asks this one to help, with trials or yet without.
 
     Raises:
         InputError: names the changed fields, and a name under which the variant can run.
     """
     for arm in study_arms(storage, study).tuning.values():
-        if not arm.get_trials(deepcopy=False):
+        if not is_begun and not arm.get_trials(deepcopy=False):
             continue
         changed = _changed(arm, content, ignored)
         if changed:

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from ablation import __version__, custom, demo
-from ablation.architecture import BACKBONES, block_names
+from ablation.architecture import BACKBONES, block_names, kept_blocks
 from ablation.command_line import STOPPED, run_command
 from ablation.design import arms
 from ablation.seeding import check_device_name
@@ -351,7 +351,7 @@ def run_worker(
 ) -> None:
     """Work on a study until nothing is left, for a process that started this one to do so and shows the answer."""
     stop_with_parent()
-    work(prepare(spec, store, device_name, feature_limit, file_text, system_metrics))
+    work(prepare(spec, store, device_name, feature_limit, file_text, system_metrics, is_worker=True))
 
 
 def stop_with_parent() -> None:
@@ -391,6 +391,7 @@ def prepare(
     file_text: str,
     system_metrics: bool,
     processes: int = 1,
+    is_worker: bool = False,
 ) -> Running:
     """Read weights and images, open the stores, and tidy up what a crash left.
 
@@ -425,7 +426,7 @@ def prepare(
 
     with view.waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
         content = identity(spec, weights, images.digest)
-        locks, studies, tracker = open_stores(spec, store, content)
+        locks, studies, tracker = open_stores(spec, store, content, is_begun=is_worker)
         running = Running(
             spec,
             store,
@@ -445,7 +446,9 @@ def prepare(
     return running
 
 
-def open_stores(spec: StudySpec, store: Store, content: dict[str, Any]) -> tuple["Locks", "ArmStudies", "Tracker"]:
+def open_stores(
+    spec: StudySpec, store: Store, content: dict[str, Any], *, is_begun: bool
+) -> tuple["Locks", "ArmStudies", "Tracker"]:
     """Check that the study can go on in its stores, then open them, making what does not exist."""
     from ablation import search
     from ablation.locks import open_locks
@@ -453,7 +456,7 @@ def open_stores(spec: StudySpec, store: Store, content: dict[str, Any]) -> tuple
 
     storage = search.open_storage(store)  # once: it takes a tenth of a second
     if storage is not None:
-        search.check_identity(storage, spec.name, content)
+        search.check_identity(storage, spec.name, content, is_begun=is_begun)
     check_experiment(store, spec.name, search.experiment_key(storage, spec.name) if storage is not None else None)
     store.prepare()
     client, storage = open_client(store, create=True), storage or search.open_storage(store, create=True)
@@ -679,10 +682,17 @@ def check_own_backbone(spec: StudySpec) -> None:
         return
     from ablation.blocks import check_custom
 
+    backbone = spec.backbone.name
     cuts = {cut for levels in spec.combinations() for cut in spec.possible("truncate_at", levels)}
     strategies = {strategy for levels in spec.combinations() for strategy in spec.possible("strategy", levels)}
     try:
-        check_custom(spec.backbone.name, cuts, spec.data.image_size, may_start_random="from_scratch" in strategies)
+        check_custom(
+            backbone,
+            max(cuts, key=lambda cut: kept_blocks(backbone, cut)),
+            spec.data.image_size,
+            learns=strategies != {"feature_extraction"},
+            starts_random="from_scratch" in strategies or spec.backbone.missing_layers == "random",
+        )
     except ValueError as error:
         raise InputError(f"backbone.{error}") from None
 

@@ -42,11 +42,11 @@ class EpochMetrics:
     train_accuracy: float
     val_loss: float
     val_accuracy: float
-    val_balanced_accuracy: float
-    val_macro_f1: float
     lr: float
     images_per_second: float
     timestamp: int
+    val_balanced_accuracy: float = math.nan  # in a checkpoint of an older version
+    val_macro_f1: float = math.nan
 
 
 @dataclass
@@ -188,7 +188,7 @@ def train(
                 group["lr"] = group["peak_lr"] * lr_factor(schedule, step, epochs * steps_per_epoch)
             with autocast(device, precision):
                 logits_BK = forward(model, inputs, start)
-            loss = cross_entropy(logits_BK.float(), labels_B, weights_K, label_smoothing=label_smoothing)
+            loss = weighted_loss(logits_BK.float(), labels_B, weights_K, label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.unscale_(optimizer)
@@ -259,6 +259,20 @@ def _head_peak_lr(optimizer: torch.optim.Optimizer) -> float:
 def calibration_sample(images: int) -> torch.Tensor:
     """Return the numbers of up to 1,000 of so many images, evenly spaced, so that every class is among them."""
     return torch.linspace(0, images - 1, min(images, CALIBRATION_IMAGES)).long()
+
+
+def weighted_loss(
+    logits_BK: torch.Tensor, labels_B: torch.Tensor, weights_K: torch.Tensor | None, label_smoothing: float
+) -> torch.Tensor:
+    """Return the mean cross-entropy of a batch, with a weight for each class if there are any.
+
+    torch's own mean divides by the weights of the batch's images: the fewer images there are in a batch, the less the
+    weights would do, and of single images nothing.
+    """
+    if weights_K is None:
+        return cross_entropy(logits_BK, labels_B, label_smoothing=label_smoothing)
+    total = cross_entropy(logits_BK, labels_B, weights_K, label_smoothing=label_smoothing, reduction="sum")
+    return total / len(labels_B)
 
 
 def balanced_weights(labels_N: torch.Tensor, classes: int) -> torch.Tensor:

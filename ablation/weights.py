@@ -61,7 +61,7 @@ def read_weights(backbone: str, weights: str) -> Weights:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {_todays_name(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, TypeError) as error:
         raise InputError(f"backbone.weights: {weights}: not a readable safetensors file ({error})") from None
     made_for = metadata.get("architecture", backbone)
@@ -103,6 +103,7 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
 
     known = all_tensor_names(backbone)
     expected = expected_tensors(backbone, architecture.block_names(backbone)[-1])
+    tensors = {_known_name(key, known): tensor for key, tensor in tensors.items()}
     for key in tensors:
         if key not in known and not custom.is_custom(backbone):  # which is not known beyond its blocks
             raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
@@ -117,7 +118,10 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
             )
         if not np.isfinite(tensor).all():
             raise InputError(f"backbone.weights: {named}: {key} holds values that are not finite")
-    kept = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in kept.items()}
+    kept = {
+        key: np.asarray(tensor, np.float32 if np.issubdtype(tensor.dtype, np.floating) else tensor.dtype, order="C")
+        for key, tensor in kept.items()
+    }
     digest = hashlib.sha256(json.dumps([mean, std]).encode())
     for key in sorted(kept):
         digest.update(key.encode())
@@ -147,17 +151,19 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
             f"backbone.weights: {path}: must hold a state_dict, tensors by name and nothing else, or one as "
             f"{' or '.join(STATE_KEYS)}"
         )
-    return {_todays_name(_unwrapped(key)): tensor.detach().float().numpy() for key, tensor in state.items()}
+    tensors = {key: tensor.detach().cpu() for key, tensor in state.items()}
+    return {key: (t.float() if t.is_floating_point() else t).numpy() for key, t in tensors.items()}
 
 
-def _unwrapped(key: str) -> str:
-    """Return a tensor's name without what torch's wrappers for several GPUs and for compiling put in front of it."""
-    return re.sub(r"^((module|_orig_mod)\.)+", "", key)
+def _known_name(key: str, known: Iterable[str]) -> str:
+    """Return the name of a tensor as the backbone knows it.
 
-
-def _todays_name(key: str) -> str:
-    """Return the name of a tensor in torchvision's networks of today: its files of DenseNets are older."""
-    return re.sub(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key)
+    torch's wrappers for several GPUs and for compiling put something in front of it, and torchvision's files of
+    DenseNets are older than its networks.
+    """
+    unwrapped = re.sub(r"^((module|_orig_mod)\.)+", "", key)
+    todays = re.sub(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", unwrapped)
+    return next((name for name in (key, unwrapped, todays) if name in known), key)
 
 
 def torchvision_weights(backbone: str, weights: str) -> Any:

@@ -1,10 +1,12 @@
 """A backbone of one's own: a function in a Python file that returns blocks."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -86,23 +88,35 @@ seeds = 1
 """
 
 
+@pytest.fixture(scope="session")
+def own_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the whole network, what is behind its blocks, too."""
+    folder = tmp_path_factory.mktemp("own")
+    write_nets(folder)
+    code = (
+        "import nets, torch; from safetensors.torch import save_file; torch.manual_seed(3);"
+        "save_file(nets.Net().state_dict(), 'mine.safetensors')"
+    )
+    subprocess.run([sys.executable, "-B", "-c", code], check=True, cwd=folder)
+    return folder / "mine.safetensors"
+
+
+def write_nets(folder: Path) -> None:
+    """Write the module and a package that it imports."""
+    (folder / "nets.py").write_text(NETS)
+    (folder / "helpers").mkdir()
+    (folder / "helpers" / "__init__.py").touch()
+    (folder / "helpers" / "swish.py").write_text(SWISH)
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with the module and a package that it imports, its weights, and a study."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(architecture, "BACKBONES", dict(architecture.BACKBONES))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "helpers"]:
-        monkeypatch.delitem(sys.modules, name)
-    (tmp_path / "nets.py").write_text(NETS)
-    (tmp_path / "helpers").mkdir()
-    (tmp_path / "helpers" / "__init__.py").touch()
-    (tmp_path / "helpers" / "swish.py").write_text(SWISH)
+    write_nets(tmp_path)
     (tmp_path / "own.toml").write_text(STUDY)
-    code = (
-        "import nets, torch; from safetensors.torch import save_file; torch.manual_seed(3);"
-        "save_file(nets.Net().state_dict(), 'mine.safetensors')"  # the head's, too
-    )
-    subprocess.run([sys.executable, "-B", "-c", code], check=True)
+    shutil.copy(own_weights, "mine.safetensors")
     return tmp_path
 
 
@@ -143,7 +157,6 @@ def test_a_study_of_it(folder: Path) -> None:
     changed = study("own.toml", "--store", "s", *places)
     assert changed.returncode == 2
     assert "study 'own' has trials that were made with other settings: backbone.name (was 'mine@" in changed.stderr
-    sys.modules.pop("helpers.swish", None)
     with pytest.raises(InputError, match=r"elsewhere/nets.py: makes mine@\w+, but run \w+ was trained with mine@"):
         ablation.load_model(run, store="s", **there)
 
@@ -156,7 +169,7 @@ def test_a_study_of_it(folder: Path) -> None:
 def test_its_name_covers_all_of_its_code(folder: Path) -> None:
     """What it imports, from wherever it is called; not its place, nor files that it does not import."""
     first = custom.load("nets.py", "mine")
-    assert sorted(custom._code(Path("nets.py").resolve())) == ["", "helpers", "helpers.swish"]
+    assert custom.load("nets.py", "mine") == first
     shutil.copytree(".", "copy")
     (folder / "copy" / "other.py").write_text("x = 1")
     assert custom.load("copy/../copy/nets.py", "mine") == first
@@ -166,10 +179,115 @@ def test_its_name_covers_all_of_its_code(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "helper"),
+    [
+        ("from helpers import swish", "helpers/swish.py"),
+        ("from helpers import *", "helpers/__init__.py"),
+        ("import importlib\nimportlib.import_module('dynamic')", "dynamic.py"),
+        ("import sys\nsys.path.append('lib')\nimport far", "lib/far.py"),
+        ("import elsewhere", "../path/elsewhere.py"),  # on PYTHONPATH, say
+        ("def later():\n    import lazy", "lazy.py"),  # not yet imported
+    ],
+)
+def test_all_that_it_may_run_is_its_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str, helper: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("path")
+    monkeypatch.syspath_prepend(path)
+    file = path / "elsewhere.py" if helper.startswith("..") else folder / helper
+    file.parent.mkdir(exist_ok=True)
+    write("net.py", f"{lines}\ndef mine():\n    return [nn.Conv2d(3, 4, 1)]")
+
+    def named(content: str) -> str:
+        file.write_text(content)
+        return custom.load("net.py", "mine")
+
+    assert named("x = 1") == named("x = 1") != named("x = 2")
+
+
+def test_its_name_is_the_same_in_every_process(folder: Path) -> None:
+    """Whatever the hash seed, and though objects have addresses and files a place."""
+    body = """
+import os, functools
+
+class Block(nn.Conv2d):
+    kinds = {"a", "b", "c", "d"}
+
+    def __init__(self):
+        super().__init__(3, 4, 1)
+        self.where = os.path.dirname(os.path.abspath(__file__))
+        self.act = functools.partial(torch.clamp, min=0)
+        self.table = dict.fromkeys({"x", "y", "z", "w"})
+        self.me = [self, object(), lambda x: x]
+
+    def extra_repr(self):
+        return repr(self.me[1])
+
+def mine():
+    return [Block()]
+"""
+    write("net.py", body)
+    (folder / "there").mkdir()
+    shutil.copy("net.py", "there")
+    code = "import sys; from ablation import custom; print(custom.load(sys.argv[1], 'mine'))"
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", code, file], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True,
+            text=True, check=True,
+        ).stdout
+        for file, seed in (("net.py", "1"), ("there/net.py", "2"))
+    }  # fmt: skip
+    assert len(names) == 1
+
+
+def test_each_gets_its_own_helpers(folder: Path) -> None:
+    """Two networks whose helpers are called alike, and one whose helper changes while Python runs."""
+    names = []
+    for place, factor in (("a", 2), ("b", 3), ("b", 4)):
+        (folder / place).mkdir(exist_ok=True)
+        write(f"{place}/net.py", "import helper\ndef mine(): return [helper.Block()]")
+        block = f"class Block(nn.Module):\n    def forward(self, x): return {factor} * x"
+        write(f"{place}/helper.py", block)
+        names.append(custom.load(f"{place}/net.py", "mine"))
+    one = torch.ones(1, 3, 2, 2)
+    assert [custom.make_blocks(name, 0)["0"](one).max().item() for name in names] == [2, 3, 4]
+    assert len(set(names)) == 3
+
+
+def test_this_process_stays_as_it_was(folder: Path) -> None:
+    """Though the file changes all that it can."""
+    body = """
+import os, sys, warnings
+
+def mine():
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    warnings.simplefilter("error")
+    os.chdir("/")
+    sys.path.insert(0, "nowhere")
+    assert sys.argv[1:] == []
+    sys.argv.append("mine")
+    return [nn.Conv2d(3, 4, 1)]
+"""
+    before = sys.argv[:], sys.path[:], Path.cwd(), torch.get_default_dtype(), warnings.filters[:]
+    custom.load(write("net.py", body), "mine")
+    assert (sys.argv, sys.path, Path.cwd(), torch.get_default_dtype(), warnings.filters) == before
+    assert torch.is_grad_enabled()
+    body = "def mine():\n    torch.set_default_device('meta')\n    return [nn.Conv2d(3, 4, 1)]"
+    with pytest.raises(ValueError, match="sets torch's default device"):
+        custom.load(write("net.py", body), "mine")
+    assert torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize(
     ("here", "there"),
     [
         ("self.scale = 2.0", "self.scale = 3.0"),
         ("self._table = torch.tensor([1.0])", "self._table = torch.tensor([2.0])"),
+        ("Block.scale = 2.0", "Block.scale = 3.0"),
+        ("self.act = functools.partial(torch.clamp, min=0)", "self.act = functools.partial(torch.clamp, min=1)"),
+        ("self.cfg = types.SimpleNamespace(depth=[1])", "self.cfg = types.SimpleNamespace(depth=[2])"),
+        ("self.act = (lambda k: lambda x: k * x)(1)", "self.act = (lambda k: lambda x: k * x)(2)"),
         (
             "self.register_buffer('shift', torch.zeros(1), persistent=False)",
             "self.register_buffer('shift', torch.ones(1), persistent=False)",
@@ -179,10 +297,12 @@ def test_its_name_covers_all_of_its_code(folder: Path) -> None:
 def test_what_its_code_reads_elsewhere_is_part_of_its_name(folder: Path, here: str, there: str) -> None:
     """The very same code, but attributes and unsaved buffers differ, here by a file that it reads."""
     body = """
+import functools, types
+
 class Block(nn.Conv2d):
     def __init__(self):
         super().__init__(3, 4, 1)
-        exec(open("settings").read())
+        exec(open("settings").read(), globals(), {"self": self, "Block": Block})
 
 def mine():
     return [Block()]
@@ -252,6 +372,28 @@ def mine():
     assert not any(block.training for block in made.blocks)
 
 
+def test_scalars_and_integers_keep_their_shape_and_value(folder: Path) -> None:
+    body = """
+class B(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 4, 1)
+        self.scale = nn.Parameter(torch.rand(()))
+        self.register_buffer("index", torch.zeros(2, dtype=torch.int64))
+
+def mine():
+    return [B()]
+"""
+    name = custom.load(write("net.py", body), "mine")
+    tensors = custom.make_blocks(name, 5)["0"].state_dict() | {"index": torch.tensor([2**24 + 1, -3])}
+    for file in ("net.safetensors", "net.pth"):
+        state = {f"0.{key}": tensor for key, tensor in tensors.items()}
+        (save_file if file.endswith("rs") else torch.save)(state, file)
+        blocks = build_blocks(name, "block1")
+        initialise_blocks(blocks, name, read_weights(name, file).tensors, generator(0))
+        found = blocks.block1.unit1_1.state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+
 def test_a_frozen_input_is_not_overwritten(folder: Path) -> None:
     name = custom.load("nets.py", "mine")
     assert not build_blocks(name, "block1").block1.unit1_1[0].inplace
@@ -268,7 +410,7 @@ def test_its_cuts(folder: Path) -> None:
     assert shown.returncode == 0
     assert "5 x 3 x 3" in shown.stdout
     assert subprocess.run([*command[:-1], "3"], capture_output=True, text=True).stderr == (
-        "error: function: mine(): block2 (1) fails on maps 4x1x1 of 3x3 images (Calculated padded input size per "
+        "error: function: mine(): block2 (1) fails on maps 3x4x1x1 (Calculated padded input size per "
         "channel: (1 x 1). Kernel size: (3 x 3). Kernel size can't be greater than actual input size)\n"
     )
 
@@ -296,14 +438,33 @@ def test_its_weights(folder: Path) -> None:
         ("import nonesuch", "module: net.py: cannot be imported (ModuleNotFoundError: No module named 'nonesuch')"),
         ("def mine(:", "module: net.py: cannot be imported (SyntaxError: "),
         ("def other(): pass", "function: net.py has no function 'mine'"),
-        ("def mine(): raise ZeroDivisionError('oh')", "function: mine() of net.py failed (ZeroDivisionError: oh)"),
-        ("def mine(x): pass", "function: mine() of net.py failed (TypeError: mine() missing 1 required positional"),
-        ("def mine(): pass", "function: mine() of net.py must return blocks: a list of modules, or a dict path -> "),
+        ("def mine(): raise ZeroDivisionError('oh')", "function: mine() of {net} failed (ZeroDivisionError: oh)"),
+        ("def mine(x): pass", "function: mine() of {net} failed (TypeError: mine() missing 1 required positional"),
+        ("def mine(): pass", "function: mine() of {net} must return blocks: a list of modules, or a dict path -> "),
         ("def mine(): return nn.Linear(1, 2)", "-> module, not Linear"),
         ("def mine(): return []", "-> module, not nothing"),
-        ("def mine(): return [3]", "function: mine() of net.py must return modules by their path, not 3 by '0'"),
-        ("def mine(): return [c := nn.Conv2d(3, 3, 1), c]", "mine() of net.py: the blocks 0 and 1 share a tensor"),
+        ("def mine(): return [3]", "function: mine() of {net} must return modules by their path, not 3 by '0'"),
+        ("def mine(): return [c := nn.Conv2d(3, 3, 1), c]", "mine() of {net}: the blocks 0 and 1 share a tensor"),
         ("def mine(): return {'a': nn.Conv2d(3, 3, 1), 'a.b': nn.ReLU()}", "the block a.b is inside another"),
+        ("def mine(): return {'a..b': nn.ReLU()}", "mine() of {net}: 'a..b' cannot be the path of a block"),
+        ("def mine(): return {'forward': nn.ReLU()}", "mine() of {net}: 'forward' cannot be the path of a block"),
+        ("def mine(): return [nn.LazyConv2d(4, 1)]", "0.weight has no shape yet: lazy modules cannot be used"),
+        ("def mine(): return [nn.Conv2d(3, 4, 1).requires_grad_(False)]", "0.weight does not require gradients"),
+        ("def mine(): raise SystemExit(0)", "function: mine() of {net} failed (SystemExit: 0)"),
+        ("raise SystemExit", "module: net.py: cannot be imported (SystemExit)"),
+        (
+            "import os\ndef mine():\n    torch.manual_seed(int.from_bytes(os.urandom(4)))\n"
+            "    return [nn.Conv2d(3, 4, 1)]",
+            "returns another 0.weight each time, whatever the random seed",
+        ),
+        (
+            "def mine():\n    c = nn.Conv2d(3, 4, 1)\n    c.omega = torch.rand(3)\n    return [c]",
+            "draws random numbers, or reads the time, into attributes",
+        ),
+        (
+            "import time\ndef mine():\n    c = nn.Conv2d(3, 4, 1)\n    c.made = time.time()\n    return [c]",
+            "draws random numbers, or reads the time, into attributes",
+        ),
     ],
 )
 def test_a_module_that_is_wrong_is_refused(folder: Path, body: str | None, said: str) -> None:
@@ -312,7 +473,7 @@ def test_a_module_that_is_wrong_is_refused(folder: Path, body: str | None, said:
     with pytest.raises(InputError) as refused:
         load_study(folder / "own.toml", overrides=[(["backbone", "module"], "net.py")])
     assert "own.toml, as set on the command line: backbone." in str(refused.value)
-    assert said in str(refused.value)
+    assert said.format(net=folder / "net.py") in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -320,24 +481,42 @@ def test_a_module_that_is_wrong_is_refused(folder: Path, body: str | None, said:
     ("body", "said"),
     [
         ("def mine(): return [nn.Conv2d(3, 4, 3), nn.Conv2d(5, 6, 3)]",
-         "function: mine(): block2 (1) fails on maps 4x10x10 of 12x12 images (Given groups=1, weight of size"),
-        ("def mine(): return [nn.Flatten()]", "block1 (0) must make square maps NxCxHxH, but makes 2x432 of maps 2x3x"),
-        ("def mine(): return [nn.Conv2d(3, 3, (1, 2))]", "but makes 2x3x12x11 of maps 2x3x12x12"),
+         "function: mine(): block2 (1) fails on maps 3x4x10x10 (Given groups=1, weight of size"),
+        ("def mine(): return [nn.Flatten()]",
+         "block1 (0) must make square maps NxCxHxH of torch.float32, but makes 3x432 of torch.float32 of maps"),
+        ("def mine(): return [nn.Conv2d(3, 3, (1, 2))]", "but makes 3x3x12x11 of torch.float32"),
+        ("class B(nn.Module):\n    def forward(self, x): return x[:, :, 20:, 20:]\ndef mine(): return [B()]",
+         "3x3x0x0"),
+        ("class B(nn.Module):\n    def forward(self, x): return x.double()\ndef mine(): return [B()]", "torch.float64"),
+        ("class B(nn.Module):\n    def forward(self, x): return [x]\ndef mine(): return [B()]",
+         "but makes list of maps"),
         ("class B(nn.Module):\n    def forward(self, x): return F.relu_(x)\n"
          "def mine(): return [nn.Conv2d(3, 4, 1), B()]",
          "block2 (1) changes its input in place"),
-        ("class B(nn.Module):\n    def forward(self, x): return [x]\ndef mine(): return [B()]",
-         "but makes list of maps"),
-        ("def mine():\n    c = nn.Conv2d(3, 4, 1)\n    nn.init.ones_(c.weight), nn.init.zeros_(c.bias)\n"
-         "    return [c]",
-         "mine() returns the same tensors whatever the random seed: pretrained ones, say"),
+        ("class B(nn.Module):\n    def forward(self, x):\n        x.data.mul_(2)\n        return x + 1\n"
+         "def mine(): return [B()]",
+         "block1 (0) changes its input in place"),
+        ("def mine(): return [nn.BatchNorm2d(3, track_running_stats=False)]",
+         "makes of an image what depends on the other images of the batch"),
+        ("class B(nn.Module):\n    def forward(self, x): return F.dropout(x)\ndef mine(): return [B()]",
+         "computes something else each time in evaluation mode"),
+        ("class B(nn.BatchNorm2d):\n    def forward(self, x):\n        self.running_mean += 1\n        return x + 0\n"
+         "def mine(): return [B(3)]",
+         "changes its own tensors in evaluation mode"),
+        ("class B(nn.Conv2d):\n    def forward(self, x): return torch.from_numpy(super().forward(x).numpy())\n"
+         "def mine(): return [B(3, 3, 1)]",
+         "mine(): its blocks cannot be trained (Can't call numpy() on Tensor that requires grad"),
+        ("import threading\ndef mine():\n    c = nn.Conv2d(3, 4, 1)\n    c.lock = threading.Lock()\n    return [c]",
+         "mine(): its blocks cannot be copied (cannot pickle"),
+        ("def mine():\n    c = nn.Conv2d(3, 4, 1)\n    c.weight.data = torch.arange(12.0).view(4, 3, 1, 1)\n"
+         "    return [nn.Conv2d(3, 3, 1), c]",
+         "mine() returns the same 1.weight whatever the random seed: a pretrained one, say"),
     ],
 )  # fmt: skip
 def test_blocks_that_do_not_work_are_refused(folder: Path, body: str, said: str) -> None:
     name = custom.load(write("net.py", body), "mine")
-    deepest = architecture.block_names(name)[-1]
     with pytest.raises(ValueError) as refused:
-        check_custom(name, [deepest], 12, may_start_random=True)
+        check_custom(name, architecture.block_names(name)[-1], 12, learns=True, starts_random=True)
     assert said in str(refused.value)
 
 

@@ -301,9 +301,13 @@ def test_what_does_not_fit_into_memory_is_refused(folder: Path, monkeypatch: pyt
 def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "CONTROL_GROUP", tmp_path)
     whole = environment.available_memory()
-    for name, text in (("max", "5000000"), ("current", "4000000"), ("stat", "anon 7\ninactive_file 250000\n")):
+    for name, text in (
+        ("max", "5000000"),
+        ("current", "4000000"),
+        ("stat", "anon 7\ninactive_file 250000\nactive_file 9\n"),
+    ):
         (tmp_path / f"memory.{name}").write_text(text)
-    assert environment.available_memory() == 5_000_000 - 4_000_000 + 250_000
+    assert environment.available_memory() == 5_000_000 - 4_000_000 + 250_009
     (tmp_path / "memory.max").write_text("max\n")
     assert environment.available_memory() == pytest.approx(whole, rel=0.2)
 

@@ -347,6 +347,8 @@ def test_only_budgets_may_change(store: Store) -> None:
     (first, *_) = search.create_arms(storage, spec, spec.content(), "an experiment").tuning.values()
     other = study("vgg_truncation", "epochs=11")
     search.check_identity(storage, other.name, other.content())  # nothing has run yet
+    with pytest.raises(InputError, match="made with other settings"):  # but another process has begun it
+        search.check_identity(storage, other.name, other.content(), is_begun=True)
     first.ask()
     for allowed in ("trials_per_arm=9", "confirm.seeds=1", "data.root=/elsewhere"):
         changed = study("vgg_truncation", allowed)

@@ -26,6 +26,7 @@ from ablation.train import (
     lr_factor,
     make_optimizer,
     train,
+    weighted_loss,
 )
 
 CPU = torch.device("cpu")
@@ -200,6 +201,16 @@ def test_balanced_weights_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 3])
     # 9 images of 4 classes; the third has none and weighs what one image would.
     assert balanced_weights(labels, 4).tolist() == pytest.approx([9 / 24, 9 / 8, 9 / 4, 9 / 4])
+
+
+def test_weights_count_in_batches_of_any_size() -> None:
+    """The mean over single images is that over all of them at once."""
+    logits, labels = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]]), torch.tensor([0, 0, 1])
+    weights = balanced_weights(labels, 2)  # 3/4 and 3/2
+    each = [-math.log(math.exp(1) / (math.exp(1) + 1)), -math.log(1 / (1 + math.exp(2))), math.log(1 + math.exp(2))]
+    single = [weighted_loss(logits[[i]], labels[[i]], weights, 0.0).item() for i in range(3)]
+    assert single == pytest.approx([0.75 * each[0], 0.75 * each[1], 1.5 * each[2]], rel=1e-5)
+    assert weighted_loss(logits, labels, weights, 0.0).item() == pytest.approx(sum(single) / 3, rel=1e-5)
 
 
 def test_class_weights_make_a_step_that_counts_classes_alike() -> None:

@@ -135,7 +135,7 @@ def run(
 
 
 def open_stores(spec: Any, store: Any, *_: object) -> None:
-    study.open_stores(spec, store, spec.content())
+    study.open_stores(spec, store, spec.content(), is_begun=False)
 
 
 def preceded(function: Callable[..., Any], step: Callable[[], None]) -> Callable[..., Any]:
