@@ -16,10 +16,10 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ablation import architecture
@@ -104,7 +104,7 @@ def load(file: str, function: str) -> str:
         digest.update(f"\0{name}\0".encode() + content)
     backbone = f"{function}@{digest.hexdigest()[:DIGEST_LENGTH]}"
     architecture.register(backbone, len(blocks), _has_batch_norm(blocks))
-    _loaded.setdefault(backbone, found)
+    _loaded[backbone] = found
     return backbone
 
 
@@ -303,15 +303,21 @@ def _plain(value: Any, folder: str | None, around: tuple[int, ...]) -> Any:
         return [value.__qualname__, plain(value.__closure__ or ()), plain(value.__defaults__ or ())]
     if isinstance(value, CellType):
         return plain(value.cell_contents)
-    if isinstance(value, type | ModuleType) or hasattr(value, "named_modules"):
-        return getattr(value, "__name__", type(value).__qualname__)
+    for name in ("__qualname__", "__name__"):  # of a class, a function of C, a module
+        if hasattr(value, name):
+            return getattr(value, name)
     kind = type(value)
-    return [kind.__qualname__, str(value) if kind.__module__ == "torch" else plain(getattr(value, "__dict__", {}))]
+    if kind.__module__ == "torch":  # a dtype, say
+        return str(value)
+    is_users = kind.__module__ in sys.modules and _file(sys.modules[kind.__module__]) is not None
+    if (is_users or is_dataclass(value) or isinstance(value, SimpleNamespace)) and not hasattr(value, "named_modules"):
+        return [kind.__qualname__, plain(getattr(value, "__dict__", {}))]
+    return kind.__qualname__  # a logger, say, which leads to all others
 
 
 def _is_installed(file: str) -> bool:
     """Say whether a module's file belongs to Python, to an installed package or to this one, not to the user."""
-    return "site-packages" in file or file.startswith(INSTALLED)
+    return bool({"site-packages", "dist-packages"} & {*Path(file).parts}) or file.startswith(INSTALLED)
 
 
 def _file(module: ModuleType) -> str | None:

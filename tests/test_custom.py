@@ -208,7 +208,7 @@ def test_all_that_it_may_run_is_its_code(
 def test_its_name_is_the_same_in_every_process(folder: Path) -> None:
     """Whatever the hash seed, and though objects have addresses and files a place."""
     body = """
-import os, functools
+import logging, os, functools
 
 class Block(nn.Conv2d):
     kinds = {"a", "b", "c", "d"}
@@ -218,7 +218,7 @@ class Block(nn.Conv2d):
         self.where = os.path.dirname(os.path.abspath(__file__))
         self.act = functools.partial(torch.clamp, min=0)
         self.table = dict.fromkeys({"x", "y", "z", "w"})
-        self.me = [self, object(), lambda x: x]
+        self.me = [self, object(), lambda x: x, logging.getLogger("mine")]
 
     def extra_repr(self):
         return repr(self.me[1])
@@ -285,6 +285,8 @@ def mine():
         ("self.scale = 2.0", "self.scale = 3.0"),
         ("self._table = torch.tensor([1.0])", "self._table = torch.tensor([2.0])"),
         ("Block.scale = 2.0", "Block.scale = 3.0"),
+        ("self.act = torch.relu", "self.act = torch.tanh"),
+        ("self.own = Own(2)", "self.own = Own(3)"),
         ("self.act = functools.partial(torch.clamp, min=0)", "self.act = functools.partial(torch.clamp, min=1)"),
         ("self.cfg = types.SimpleNamespace(depth=[1])", "self.cfg = types.SimpleNamespace(depth=[2])"),
         ("self.act = (lambda k: lambda x: k * x)(1)", "self.act = (lambda k: lambda x: k * x)(2)"),
@@ -299,10 +301,14 @@ def test_what_its_code_reads_elsewhere_is_part_of_its_name(folder: Path, here: s
     body = """
 import functools, types
 
+class Own:
+    def __init__(self, factor):
+        self.factor, self.me = factor, self
+
 class Block(nn.Conv2d):
     def __init__(self):
         super().__init__(3, 4, 1)
-        exec(open("settings").read(), globals(), {"self": self, "Block": Block})
+        exec(open("settings").read(), globals(), {"self": self})
 
 def mine():
     return [Block()]
