@@ -102,7 +102,7 @@ def cuts_table(backbone: str, image_size: int) -> Table:
         is_last = number + 1 == len(parts) or parts[number + 1].block != part.block
         if is_last and part.unit != f"block{part.block}":  # no pool: the block ends with the unit
             rows.append([f"block{part.block}", "", *row[2:]])
-    columns = ["truncate_at", "torchvision's modules", "output (C x H x W)", "parameters", "GFLOP per image"]
+    columns = ["truncate_at", "modules in the network", "output (C x H x W)", "parameters", "GFLOP per image"]
     notes = [
         "Parameters and floating point operations (a multiplication and an addition are two) are those of everything "
         "up to the cut; normalisations and activations are not counted."

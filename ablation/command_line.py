@@ -20,6 +20,8 @@ def run_command(command: click.Command) -> int:
         return _fail(str(error), REFUSED)
     except click.ClickException as error:
         return _fail(error.format_message(), REFUSED)
+    except PermissionError as error:  # of a path in a folder that may not be searched
+        return _fail(f"{error.filename}: {error.strerror}", REFUSED)
     except (StoreError, StoreAway) as error:
         return _fail(str(error), FAULT)
     except (KeyboardInterrupt, click.Abort):

@@ -99,7 +99,8 @@ def _split(data: Data, found: "_Found", seed: int) -> "Split":
     if counts_K.min() < 2:
         name = found.classes[int(counts_K.argmin())]
         raise InputError(
-            f"data: class {name!r} has {counts_K.min()} training images, but needs two: to learn from and to validate"
+            f"data: class {name!r} has {_count(int(counts_K.min()), 'training image')}, but needs two: to learn "
+            "from and to validate"
         )
     return split_train_val(found.train_labels_N, data.val_fraction, data.limit, seed)
 
@@ -214,6 +215,10 @@ def measure(data: Data) -> DataSize:
         images = _find_images(data)
         classes, train, test = len(images.classes), len(images.train_labels_N), len(images.test_labels_N)
     return DataSize(classes, min(train, data.limit or train), test)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def fit_image(image: "Image", size: int) -> np.ndarray:
@@ -413,6 +418,11 @@ def list_imagefolder(root: Path) -> dict[str, dict[str, list[File]]]:
     validation = [name for name in given if name in VALIDATION_FOLDERS]
     if not given and root.is_dir() and _folders_in(root):
         return _split_classes(root, _classes_below(root))
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "there is no such folder"
+        raise InputError(
+            f"data.root: {root}: {what}; it must hold train/<class>/* and test/<class>/*, or <class>/* alone"
+        )
     for needed, found in (("train", "train" in given), ("test", "test" in given or validation)):
         if not found:
             raise InputError(
@@ -485,8 +495,8 @@ def _split_classes(root: Path, files: dict[str, list[File]]) -> dict[str, dict[s
     for name, found in files.items():
         if len(found) < 3:
             raise InputError(
-                f"data.root: {root / name} holds {len(found)} images, but a class needs three: to learn from, to "
-                "validate and to test"
+                f"data.root: {root / name} holds {_count(len(found), 'image')}, but a class needs three: to learn "
+                "from, to validate and to test"
             )
         train, test = train_test_split(range(len(found)), test_size=TEST_FRACTION, random_state=0)
         for split, numbers in (("train", train), ("test", test)):
@@ -562,6 +572,12 @@ def split_train_val(labels_N: np.ndarray, val_fraction: float, limit: int | None
             chosen, _ = train_test_split(chosen, train_size=limit, stratify=labels_N, random_state=random_state)
     except ValueError as error:
         raise InputError(f"data.limit: {limit} of {len(labels_N)} images cannot be taken by class: {error}") from None
+    classes, validated = len(np.unique(labels_N[chosen])), int(np.ceil(val_fraction * len(chosen)))
+    if min(validated, len(chosen) - validated) < classes:
+        raise InputError(
+            f"data.val_fraction: {validated} of {len(chosen)} images for validation, but {classes} classes need one "
+            "each, for validation and for training; change it, or take more images"
+        )
     try:
         train, val = train_test_split(
             chosen, test_size=val_fraction, stratify=labels_N[chosen], random_state=random_state

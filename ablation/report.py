@@ -338,12 +338,13 @@ def _answer_blocks(analysis: "StudyAnalysis") -> list[Block]:
         if result.test_evaluations
         else "nothing was retrained ([confirm] seeds = 0), so the test images have not been used"
     )
+    most_trials = max([spec.trials_per_arm, *(len(arm.trials) for arm in result.arms)])  # the budget was larger once
     blocks.append(
         Paragraph(
             f"How it was found: {spec.backbone.name} (weights: {weights or 'none'}) on {spec.data.source}, "
             f"{result.train_images:,} training, {result.val_images:,} validation and {result.test_images:,} test "
             f"images of {len(result.classes)} classes. {_plural(len(result.arms), 'arm')}, with up to "
-            f"{_plural(spec.trials_per_arm, 'trial')} of {_plural(spec.epochs, 'epoch')} each, {tuned}; {confirm}."
+            f"{_plural(most_trials, 'trial')} of {_plural(spec.epochs, 'epoch')} each, {tuned}; {confirm}."
         )
     )
     return blocks

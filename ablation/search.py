@@ -17,7 +17,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from ablation import architecture
+from ablation import architecture, custom
 from ablation.design import Arm, arms, next_arm
 from ablation.interrupts import uninterrupted
 from ablation.locks import EXCLUSIVE, POSTGRES_CONNECT_ARGS, Locks, opening
@@ -333,10 +333,18 @@ def check_identity(
 
 def _changed(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
     return [
-        f"{field} (was {old!r}, is {new!r})"
+        f"{field} (was {old!r}, is {new!r}{_why(field, old, new)})"
         for field, old, new in differences(arm.user_attrs["content"], content)
         if not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
     ]
+
+
+def _why(field: str, old: Any, new: Any) -> str:
+    """Return in words what a digest that has changed stands for."""
+    is_own = field == "backbone.name" and all(isinstance(name, str) and custom.is_custom(name) for name in (old, new))
+    if is_own and custom.function_name(old) == custom.function_name(new):
+        return ": its code, or what that imports, has changed"
+    return {"data.digest": ": the images have changed"}.get(field, "")
 
 
 def experiment_key(storage: optuna.storages.RDBStorage, study: str) -> str | None:

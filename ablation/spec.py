@@ -720,6 +720,9 @@ def describe(error: ValidationError) -> str:
             message = f"unknown key{nearest(location[-1], known)}"
             if location[-1] in known:  # both kinds of search at once
                 message = "a search has either low and high, or choices"
+        elif problem["type"] == "literal_error" and isinstance(problem["input"], str):
+            known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            message = f"unknown value {problem['input']!r}{nearest(problem['input'], known)}"
         elif problem["type"] == "model_type" and location[:1] == ["search"]:
             message = f"must be {{ low = ..., high = ... }} or {{ choices = [...] }}, got {problem['input']!r}"
         elif problem["type"] in ("model_type", "dict_type"):

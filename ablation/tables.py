@@ -90,7 +90,9 @@ def status_table(study: str, trials: dict[str, list["TrialRecord"]], trials_per_
                 notes.append(f"{name} {kind}#{trial.number} {trial.state}: {trial.reason}")
     ended = sum(trial.has_ended for found in trials.values() for trial in found)
     total = sum(total_runs(found, trials_per_arm, seeds) for found in trials.values())
-    per_arm = f"{trials_per_arm} trials" + (f" and {seeds} confirmation runs" if seeds else "")
+    budget = max([trials_per_arm, *(sum(t.confirms is None for t in found) for found in trials.values())])
+    per_arm = f"{budget} trial{'s' * (budget != 1)}"
+    per_arm += f" and {seeds} confirmation run{'s' * (seeds != 1)}" if seeds else ""
     title = f"{study}: {ended} of {total} runs ended ({per_arm} per arm)"
     columns = ["arm", "trials", "best val. accuracy", "its MLflow run", "confirmation runs"]
     return Table(title, columns, rows, notes)

@@ -163,7 +163,7 @@ def test_a_class_with_one_training_image_is_named(folder: Path) -> None:
     for number in (0, 1):
         (folder / "train" / "dog" / f"{number}.png").unlink()
     for split_up in (load_split, data.check_split):
-        with pytest.raises(InputError, match="class 'dog' has 1 training images, but needs two"):
+        with pytest.raises(InputError, match="class 'dog' has 1 training image, but needs two"):
             split_up(Data(source="imagefolder", root=str(folder), val_fraction=0.5), seed=0)
 
 
@@ -229,7 +229,9 @@ def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "train").mkdir()
     refused("train holds no images")
     shutil.rmtree(folder)
-    refused("there is no folder train")
+    refused("there is no such folder; it must hold train")
+    folder.touch()
+    refused("is not a folder; it must hold train")
 
 
 # --------------------------------------------------------------------------------------------------------- splitting
@@ -317,8 +319,10 @@ def test_impossible_splits_are_refused() -> None:
         split_train_val(np.arange(10) % 2, 0.2, 11, seed=0)
     with pytest.raises(InputError, match="data.limit: 3 of 100 images cannot be taken by class"):
         split_train_val(np.arange(100) % 10, 0.2, 3, seed=0)
-    with pytest.raises(InputError, match="data.val_fraction: 3 images cannot be split by class"):
-        split_train_val(np.array([0, 0, 1]), 0.5, None, seed=0)
+    with pytest.raises(InputError, match="data.val_fraction: 2 of 12 images for validation, but 3 classes need one"):
+        split_train_val(np.arange(12) % 3, 0.1, None, seed=0)
+    with pytest.raises(InputError, match="data.val_fraction: 10 images cannot be split by class"):
+        split_train_val(np.array([0] * 9 + [1]), 0.2, None, seed=0)
 
 
 # --------------------------------------------------------------------------------------------------------- on device

@@ -368,7 +368,7 @@ def test_unknown_fields_are_left_out(store: Store) -> None:
     storage = search.open_storage(store, create=True)
     search.create_arms(storage, spec, {"data": {"digest": "a"}}, "an experiment").tuning["block1,fine_tune_all"].ask()
     search.check_identity(storage, spec.name, {"data": {"digest": ""}}, ignored=["data.digest"])
-    with pytest.raises(InputError, match=r"data.digest \(was 'a', is 'b'\)"):
+    with pytest.raises(InputError, match=r"data.digest \(was 'a', is 'b': the images have changed\)"):
         search.check_identity(storage, spec.name, {"data": {"digest": "b"}})
 
 

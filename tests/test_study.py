@@ -563,7 +563,7 @@ def test_a_new_study_is_written_and_checked(
 
     capsys.readouterr()
     assert command("--check", "mine") == 2
-    assert "data.root: pictures must hold train/<class>/*" in capsys.readouterr().err
+    assert "data.root: pictures: there is no such folder; it must hold train/<class>/*" in capsys.readouterr().err
     for split in ("train", "test"):
         for name in ("a", "b"):
             Path("pictures", split, name).mkdir(parents=True)
