@@ -999,7 +999,7 @@ def test_only_the_arms_best_checkpoint_is_kept(command: Command, study_file: Pat
         (("{file}", "--device", "tpu"), "--device: unknown device 'tpu'"),
         (("{file}", "--device", "cuda:77"), "--device: cuda:77 is not available"),
         (("{file}", "--set", "data.limit=99999"), "data.limit: 99999 is more than the 1437 training images"),
-        (("{file}", "--set", "data.limit=11"), "data.val_fraction: 11 images cannot be split by class"),
+        (("{file}", "--set", "data.limit=11"), "data.val_fraction: 3 of 11 images for validation, but 10 classes"),
         (("{file}", "--set", 'data.classes=["1","x"]'), "data.classes: no class 'x'; known: 0, 1"),
         (("{file}", "--set", "backbone.weights=no.pth"), "backbone.weights: no.pth: no such file"),
         (("{file}", "--set", "backbone.name=vgg16"), "holds vgg16_narrow, but backbone.name is vgg16"),
