@@ -4,14 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ablation.frame import load_results
-    from ablation.trial import load_model
+    from ablation.analysis.dataframe import load_results
+    from ablation.base.errors import InputError, StoreAway, StoreError
+    from ablation.running.outputs import load_model
+    from ablation.tracking.registry import load_champion
 
-__all__ = ["__version__", "load_model", "load_results"]
+__all__ = [
+    "InputError",
+    "StoreAway",
+    "StoreError",
+    "__version__",
+    "load_champion",
+    "load_model",
+    "load_results",
+]
 
 __version__ = "0.1.0"
 
-_HOMES = {"load_model": "ablation.trial", "load_results": "ablation.frame"}
+_HOMES = {
+    "InputError": "ablation.base.errors",
+    "StoreAway": "ablation.base.errors",
+    "StoreError": "ablation.base.errors",
+    "load_champion": "ablation.tracking.registry",
+    "load_model": "ablation.running.outputs",
+    "load_results": "ablation.analysis.dataframe",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ import runpy
 import sys
 
 from ablation import __version__
-from ablation.spec import nearest
+from ablation.base.text import nearest
 
 COMMANDS = {
     "study": "Run a study: tune every arm, confirm the best, compare them.",
@@ -14,6 +14,7 @@ COMMANDS = {
     "backbones": "Show where a network can be cut.",
     "bench": "Measure how fast it all is here.",
 }
+
 USAGE = "\n".join(
     [
         "Usage: ablation COMMAND [OPTIONS] ...",

@@ -4,11 +4,11 @@ import sys
 
 import click
 
-from ablation import __version__, custom
-from ablation.architecture import BACKBONES, block_names, smallest_image
-from ablation.command_line import run_command
-from ablation.spec import InputError, nearest
-from ablation.tables import Table
+from ablation import __version__
+from ablation.base.command_line import run_command
+from ablation.base.errors import InputError
+from ablation.base.text import Table, nearest
+from ablation.spec.architectures import ARCHITECTURES, block_names, smallest_image
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,19 +22,19 @@ from ablation.tables import Table
 @click.version_option(__version__)
 def cli(name: str | None, image_size: int, module: str | None) -> None:
     """Show the blocks and units of the backbone NAME; without NAME, all backbones."""
-    from ablation import view
+    from ablation.base.terminal import show_table
 
     if module is not None and name is None:
         raise InputError("--module: which of its functions? give its name")
     if name is None:
-        view.show_table(all_backbones())
+        show_table(all_backbones())
         return
     if module is not None:
         name = load_own(module, name, image_size)
-    if name not in BACKBONES:
-        raise InputError(f"unknown backbone {name!r}{nearest(name, BACKBONES)}")
-    view.show_table(cuts_table(name, image_size))
-    view.show_table(weights_table(name))
+    if name not in ARCHITECTURES:
+        raise InputError(f"unknown backbone {name!r}{nearest(name, ARCHITECTURES)}")
+    show_table(cuts_table(name, image_size))
+    show_table(weights_table(name))
 
 
 def load_own(module: str, function: str, image_size: int) -> str:
@@ -43,11 +43,12 @@ def load_own(module: str, function: str, image_size: int) -> str:
     Raises:
         InputError: it cannot be loaded, or its blocks do not fit each other or the images.
     """
-    from ablation.blocks import check_custom
+    from ablation.networks.custom_backbone import load_custom_backbone
+    from ablation.networks.custom_checks import check_custom_blocks
 
     try:
-        name = custom.load(module, function)
-        check_custom(name, block_names(name)[-1], image_size, learns=False, starts_random=False)
+        name = load_custom_backbone(module, function)
+        check_custom_blocks(name, block_names(name)[-1], image_size, learns=False, starts_random=False)
     except ValueError as error:
         raise InputError(str(error)) from None
     return name
@@ -55,7 +56,7 @@ def load_own(module: str, function: str, image_size: int) -> str:
 
 def all_backbones() -> Table:
     """Make the table of all backbones."""
-    rows = [[name, str(len(block_names(name))), str(sum(about.units))] for name, about in BACKBONES.items()]
+    rows = [[name, str(len(block_names(name))), str(sum(about.units))] for name, about in ARCHITECTURES.items()]
     return Table("Backbones", ["name", "blocks", "units"], rows, ["python -m ablation.backbones NAME shows one."])
 
 
@@ -68,7 +69,7 @@ def cuts_table(backbone: str, image_size: int) -> Table:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ablation.blocks import blank_image, kept_parts, outline_blocks
+    from ablation.networks.blocks import blank_image, kept_parts, outline_blocks
 
     last = block_names(backbone)[-1]
     parts = kept_parts(backbone, last)

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import click
 
 from ablation import __version__
-from ablation.command_line import run_command
-from ablation.spec import InputError, check_name, expand
-from ablation.store import find_store, sqlite_path
-from ablation.tables import Table
+from ablation.base.command_line import run_command
+from ablation.base.errors import InputError
+from ablation.base.files import expand
+from ablation.base.text import Table
+from ablation.spec.reading import check_name
+from ablation.storage.store import find_store, sqlite_path
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ablation.registry import Champion
+    from ablation.tracking.registry import Champion
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,14 +39,14 @@ def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int)
 
     Files are read as the study's own images were: as RGB, scaled so that the shorter side fits, cropped in the middle.
     """
+    from ablation.base.terminal import show_table, waiting
+    from ablation.tracking.registry import load_champion
+
     name = check_name(study)
     paths = check_files(images)
     store = find_store(store_option)
     if store.has_own_tracking and not sqlite_path(store.tracking_uri).is_file():
         raise InputError(f"{store.root}: is no store, or an empty one")
-
-    from ablation.registry import load_champion
-    from ablation.view import show_table, waiting
 
     with waiting("Loading the champion (torch and MLflow take a few seconds to load)"):
         champion = load_champion(store, name)
@@ -72,7 +74,7 @@ def read_image(path: Path, size: int) -> "np.ndarray":
     """
     from PIL import Image
 
-    from ablation.data import fit_image
+    from ablation.data.decoding import fit_image
 
     try:
         with Image.open(path) as image:

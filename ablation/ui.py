@@ -8,9 +8,9 @@ import sys
 import click
 
 from ablation import __version__
-from ablation.command_line import run_command
-from ablation.spec import InputError
-from ablation.store import Store, find_store
+from ablation.base.command_line import run_command
+from ablation.base.errors import InputError
+from ablation.storage.store import Store, find_store
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -23,7 +23,7 @@ from itertools import combinations
 import numpy as np
 from scipy.special import ndtri
 
-from ablation.stats import contrast, holm
+from ablation.analysis.statistics import contrast, holm
 
 SIMULATION_SEED = 20_240_501
 STUDIES = 400

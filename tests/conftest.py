@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -37,7 +37,7 @@ def narrow_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from ablation.blocks import expected_tensors
+    from ablation.networks.blocks import expected_tensors
 
     random = torch.Generator().manual_seed(7)
     shapes = {key: shape for key, (_, shape) in expected_tensors("vgg16_narrow", "block5").items()}
@@ -256,8 +256,6 @@ class PostgreSQL:
         self._run("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def query(self, sql: str, database: str = "postgres") -> list[Any]:
-        import psycopg
-
         with psycopg.connect(self.address(database), autocommit=True) as connection:
             answer = connection.execute(sql)
             return answer.fetchall() if answer.description else []

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ablation.data import Normalisation
-from ablation.design import Arm, arms, published_for
-from ablation.gallery import DRAWS, Mistakes, Samples, confident_mistakes
-from ablation.results import CURVES, ArmResult, Predictions, RunResult, StudyResult, best_of
-from ablation.spec import Augmentation, Hyperparameters, StudySpec, TrialSpec
+from ablation.analysis.results import CURVES, ArmResult, Predictions, RunResult, StudyResult, best_run
+from ablation.data.images import Normalisation
+from ablation.data.samples import DRAWS, Mistakes, Samples, confident_mistakes
+from ablation.spec.arms import Arm, arms, published_for
+from ablation.spec.parameters import Augmentation, Hyperparameters
+from ablation.spec.study import StudySpec
+from ablation.spec.trial import TrialSpec
 
 ENVIRONMENT = {"ablation": "0.1.0", "python": "3.11.2", "torch": "2.11.0", "device": "A CPU", "commit": "0123abc"}
 
@@ -120,7 +122,7 @@ def fake_arm(
         fake_run(spec, arm, n, v, state="failed" if v is None else "finished", reason="" if v else "the loss was NaN")
         for n, v in enumerate(trial_accuracies)
     ]
-    best = best_of(trials)
+    best = best_run(trials)
     confirmations = [
         fake_run(spec, arm, n, v, confirms=best.number if best else 0, predictions=p)
         for n, (v, p) in enumerate(zip(val_accuracies_S, predictions_S, strict=True))

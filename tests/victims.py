@@ -27,7 +27,10 @@ import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.db import utils as mlflow_database
 
-from ablation import champion, data, figures, locks, search, study, train, trial
+from ablation.data.reading import load_split, split_seed
+from ablation.running.session import open_stores
+from ablation.storage.locks import FileLocks
+from ablation.study import main
 
 # What leaves a trace outside the process, besides the databases' transactions, and the two halves of an epoch.
 STEPS: list[tuple[Any, str]] = [
@@ -36,8 +39,8 @@ STEPS: list[tuple[Any, str]] = [
     (Path, "unlink"),
     (LocalArtifactRepository, "log_artifact"),
     (search, "_drop"),
-    (locks.FileLocks, "try_acquire"),
-    (locks.FileLocks, "release"),
+    (FileLocks, "try_acquire"),
+    (FileLocks, "release"),
     (trial, "make_training"),
     (train, "evaluate"),
 ]
@@ -52,23 +55,23 @@ class PruneTrialOne(optuna.pruners.BasePruner):
 
 def main() -> None:
     torch.set_num_threads(1)  # so that no thread is there to be lost in a fork
-    trial.CHECKPOINT_SECONDS = 0
-    search.make_pruner = lambda spec: PruneTrialOne() if spec.search.pruner != "none" else optuna.pruners.NopPruner()
+    CHECKPOINT_SECONDS = 0
+    make_pruner = lambda spec: PruneTrialOne() if spec.search.pruner != "none" else optuna.pruners.NopPruner()
     # What costs time and has no step: reading the same images, comparing MLflow's schema with its migrations, drawing,
     # and translating the champion's network.
     loaded: dict[str, Any] = {}
-    real_load = data.load_split
+    real_load = load_split
 
     def load_once(wanted: Any, seed: int, **kwargs: Any) -> Any:
         if str(wanted) not in loaded:
             loaded[str(wanted)] = real_load(wanted, seed, **kwargs)
         return loaded[str(wanted)]
 
-    data.load_split = load_once
-    data.load_split(study.load_study(Path(sys.argv[1]), name="small").data, data.split_seed(0))
+    load_split = load_once
+    load_split(study.load_study(Path(sys.argv[1]), name="small").data, split_seed(0))
     mlflow_database._verify_schema = lambda engine: None
-    figures.draw_figures = lambda analysis, importances: {}
-    champion.export = lambda model, images, path: path.write_text("a program")
+    draw_figures = lambda analysis, importances: {}
+    export_program = lambda model, images, path: path.write_text("a program")
     run_once(sys.argv[1])
     answer("ready")
     for line in sys.stdin:
@@ -88,7 +91,7 @@ def run_once(study_file: str) -> None:
         one_arm = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
         budget = ["--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1"]
         sys.argv = ["study", study_file, "--store", store, *one_arm, *budget]
-        assert study.main() == 0
+        assert main() == 0
 
 
 def answer(value: object) -> None:
@@ -120,11 +123,11 @@ def run(
         setattr(owner, name, preceded(getattr(owner, name), lambda name=name: step(name)))
     listen_to_transactions(step)
     if only_open:
-        study.run_study = open_stores
+        run_study = open_stores
     sys.argv = ["study", *arguments]
     status = 70
     try:
-        status = study.main()
+        status = main()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -135,7 +138,7 @@ def run(
 
 
 def open_stores(spec: Any, store: Any, *_: object) -> None:
-    study.open_stores(spec, store, spec.content(), is_begun=False)
+    open_stores(spec, store, spec.content(), is_begun=False)
 
 
 def preceded(function: Callable[..., Any], step: Callable[[], None]) -> Callable[..., Any]:

@@ -1,0 +1,443 @@
+"""Arms, levels and their differences; the winner."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ablation.analysis import statistics
+from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.statistics import Estimate
+from ablation.training.evaluation import balanced_accuracy_and_macro_f1
+
+ALPHA = 0.05
+
+
+def confirmed_validation(arm: ArmResult) -> np.ndarray:
+    """Return the best validation accuracy of each finished confirmation run of an arm, float64 (S)."""
+    return np.array([run.val_accuracy for run in arm.confirmations if run.val_accuracy is not None], np.float64)
+
+
+def winner(result: StudyResult) -> ArmResult | None:
+    """Return the arm with the highest mean validation accuracy over its finished confirmation runs.
+
+    The first of equals; None where no confirmation run has finished. No test figure is read.
+    """
+    candidates = [arm for arm in result.arms if confirmed_validation(arm).size]
+    return max(candidates, key=lambda arm: float(confirmed_validation(arm).mean()), default=None)
+
+
+def champion_run(arm: ArmResult) -> RunResult:
+    """Return the confirmation run with the highest validation accuracy, the first of equals; no test figure is read.
+
+    Raises:
+        ValueError: no confirmation run of the arm has finished.
+    """
+    finished = [run for run in arm.confirmations if run.val_accuracy is not None]
+    return max(finished, key=lambda run: run.val_accuracy or 0.0)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Accuracy over the seeds of an arm: mean with its t interval over seeds, standard deviation, number of seeds.
+
+    `standard_deviation` and the interval are None with one seed.
+    """
+
+    estimate: Estimate
+    standard_deviation: float | None
+    seeds: int
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy."""
+        return self.estimate.value
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """What an arm's runs come to; what needs confirmation runs is None without them.
+
+    Attributes:
+        result: the arm's runs.
+        val: validation accuracy over its confirmation runs.
+        test: test accuracy over its confirmation runs.
+        balanced: balanced test accuracy over its confirmation runs, the mean of the classes' recalls.
+        macro_f1: macro F1 of the test images over its confirmation runs, the mean of the classes' F1 scores.
+        class_accuracies_K: mean test accuracy of each class over seeds, NaN for a class without test images.
+        confusion_KK: mean over seeds of the fraction of each true class (row) that is taken for each class (column).
+        selection_bias: the tuned trial's validation accuracy minus the mean of its confirmation runs.
+        best_so_far_T: the best validation accuracy of the trials so far, in their order; NaN before the first finished.
+        late_rise: by how much that rose in the last third of the trials; None where fewer than three have ended.
+        trained_parameters: of the chosen configuration.
+        training_seconds: mean over the confirmation runs, else of the best trial.
+        training_runs: how many runs that mean is over.
+        failed: trials and confirmation runs that failed.
+    """
+
+    result: ArmResult
+    val: Summary | None
+    test: Summary | None
+    balanced: Summary | None
+    macro_f1: Summary | None
+    class_accuracies_K: np.ndarray | None
+    confusion_KK: np.ndarray | None
+    selection_bias: float | None
+    best_so_far_T: np.ndarray
+    late_rise: float | None
+    trained_parameters: int | None
+    training_seconds: float | None
+    training_runs: int
+    failed: list[RunResult]
+
+    @property
+    def name(self) -> str:
+        """The arm's name."""
+        return self.result.arm.name
+
+
+def summarise(accuracies_S: np.ndarray) -> Summary | None:
+    """Return mean, spread and interval of accuracies over seeds; None where there are none."""
+    if accuracies_S.size == 0:
+        return None
+    deviation = float(accuracies_S.std(ddof=1)) if accuracies_S.size > 1 else None
+    return Summary(statistics.seed_interval(accuracies_S), deviation, accuracies_S.size)
+
+
+def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> np.ndarray:
+    """Return the fraction of each true class (row) that is taken for each class (column), K x K; NaN without images."""
+    counts_KK = np.zeros((classes, classes))
+    np.add.at(counts_KK, (labels_N, predicted_N), 1)
+    images_K1 = counts_KK.sum(axis=1, keepdims=True)
+    fractions_KK: np.ndarray = np.divide(counts_KK, images_K1, out=np.full_like(counts_KK, np.nan), where=images_K1 > 0)
+    return fractions_KK
+
+
+def best_so_far(trials: Sequence[RunResult]) -> np.ndarray:
+    """Return the best validation accuracy after each trial that has ended, float64 (T)."""
+    values = [np.nan if run.val_accuracy is None else run.val_accuracy for run in trials if run.state != "unfinished"]
+    best_so_far_T: np.ndarray = np.fmax.accumulate(np.array(values, np.float64))
+    return best_so_far_T
+
+
+def late_rise(best_so_far_T: np.ndarray) -> float | None:
+    """Return by how much the best rose in the last third of the trials; None if too few trials tell."""
+    before = len(best_so_far_T) - len(best_so_far_T) // 3 - 1
+    if len(best_so_far_T) < 3 or np.isnan(best_so_far_T[before]):
+        return None
+    return float(best_so_far_T[-1] - best_so_far_T[before])
+
+
+def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
+    """Return what an arm's runs come to."""
+    val = summarise(confirmed_validation(arm))
+    predictions = [run.predictions for run in arm.confirmed if run.predictions is not None]
+    scores_S2 = np.array(
+        [balanced_accuracy_and_macro_f1(p.labels_N, p.predicted_N, classes) for p in predictions], np.float64
+    ).reshape(-1, 2)
+    confusion_KK = None
+    if predictions:
+        confusion_KK = np.mean([confusion_matrix(p.predicted_N, p.labels_N, classes) for p in predictions], axis=0)
+    confirmed = [run for run in arm.confirmations if run.val_accuracy is not None]
+    timed = [run.training_seconds for run in confirmed or ([arm.best] if arm.best else []) if run.training_seconds]
+    best_so_far_T = best_so_far(arm.trials)
+    return ArmSummary(
+        result=arm,
+        val=val,
+        test=summarise(arm.test_accuracies_S),
+        balanced=summarise(scores_S2[:, 0]),
+        macro_f1=summarise(scores_S2[:, 1]),
+        class_accuracies_K=None if confusion_KK is None else np.diagonal(confusion_KK).copy(),
+        confusion_KK=confusion_KK,
+        selection_bias=None if val is None or arm.best is None else (arm.best.val_accuracy or 0.0) - val.mean,
+        best_so_far_T=best_so_far_T,
+        late_rise=late_rise(best_so_far_T),
+        trained_parameters=arm.best.trained_parameters if arm.best else None,
+        training_seconds=float(np.mean(timed)) if timed else None,
+        training_runs=len(timed),
+        failed=[run for run in [*arm.trials, *arm.confirmations] if run.state == "failed"],
+    )
+
+
+@dataclass(frozen=True)
+class LevelMean:
+    """The mean test accuracy of the arms that have a level, each with the same weight, over seeds and images.
+
+    `estimate` is None where none of them is confirmed; `missing` are the arms that are not.
+    """
+
+    label: str
+    estimate: Estimate | None
+    arms: int
+    seeds: tuple[int, int]
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean test accuracy of `first` minus that of `second`.
+
+    Attributes:
+        first: a level or an arm.
+        second: another.
+        estimate: the difference, over seeds and images; its `p` is not corrected.
+        val: the same difference of mean validation accuracies.
+        seeds: the smallest and the largest number of seeds of the arms that are compared.
+        arms: how many arms of each side are compared.
+        corrected_p: after Holm's correction over the factor's family; None where nothing is tested.
+        seeds_needed: seeds per arm that would show a difference of this size, if tested and not shown; None where a
+            thousand are not enough.
+    """
+
+    first: str
+    second: str
+    estimate: Estimate
+    val: float
+    seeds: tuple[int, int]
+    arms: int
+    corrected_p: float | None = None
+    seeds_needed: int | None = None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the corrected p-value is below 0.05."""
+        return self.corrected_p is not None and self.corrected_p < ALPHA
+
+    @property
+    def favours_first(self) -> bool:
+        """Whether the first has the higher test accuracy."""
+        return self.estimate.value > 0
+
+
+@dataclass(frozen=True)
+class FactorAnalysis:
+    """A factor's levels and their differences.
+
+    Attributes:
+        factor: its name.
+        control: the label of the level that the others are compared with; None where all pairs are.
+        levels: in the study's order.
+        family: the differences that are tested together; those that cannot be compared are left out.
+        not_compared: why, for each of those.
+        partial: differences over fewer combinations than there are, and over which.
+        leader: the label of the level with the highest mean validation accuracy, over the combinations of the other
+            factors that all confirmed levels have where there are any; None where no level is confirmed.
+    """
+
+    factor: str
+    control: str | None
+    levels: list[LevelMean]
+    family: list[Difference]
+    not_compared: list[str]
+    partial: list[str]
+    leader: str | None
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """How much the difference between two levels of one factor depends on the level of the other.
+
+    (`first` minus `first_base` at `second`) minus (the same at `second_base`), in test accuracy.
+    """
+
+    first: str
+    first_base: str
+    second: str
+    second_base: str
+    estimate: Estimate
+    seeds: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image that a run takes for another class.
+
+    Attributes:
+        number: of the image, from 0 in the order of the test split.
+        image_SSC: as it goes into the network, uint8.
+        true: its class.
+        predicted: what it is taken for.
+        probability: of that.
+        true_probability: of its own class.
+    """
+
+    number: int
+    image_SSC: np.ndarray
+    true: str
+    predicted: str
+    probability: float
+    true_probability: float
+
+
+def confident_mistakes(run: RunResult, classes: list[str]) -> list[Mistake]:
+    found = run.predictions
+    if found is None or found.mistakes is None:
+        return []
+    return [
+        Mistake(
+            int(number),
+            image_SSC,
+            classes[found.labels_N[number]],
+            classes[found.predicted_N[number]],
+            float(found.probabilities_NK[number, found.predicted_N[number]]),
+            float(found.probabilities_NK[number, found.labels_N[number]]),
+        )
+        for number, image_SSC in zip(found.mistakes.numbers_M, found.mistakes.images_MSSC, strict=True)
+    ]
+
+
+def level_label(factor: str, level: Any) -> str:
+    """Return what a level is called: a number with its factor, as in the names of arms."""
+    return level if isinstance(level, str) else f"{factor}={level}"
+
+
+def _by_other_levels(result: StudyResult, factor: str, level: Any) -> dict[tuple[Any, ...], ArmResult]:
+    """Return the confirmed arms with a level, by their levels of the other factors."""
+    return {
+        tuple(other for name, other in arm.arm.levels.items() if name != factor): arm
+        for arm in result.arms
+        if arm.arm.levels[factor] == level and arm.confirmed
+    }
+
+
+def analyse_factor(result: StudyResult, factor: str, correct: dict[str, np.ndarray]) -> FactorAnalysis:
+    levels = result.spec.factors.get(factor)
+    found = {level_label(factor, level): _by_other_levels(result, factor, level) for level in levels}
+    means = []
+    for level in levels:
+        label = level_label(factor, level)
+        names = [arm.arm.name for arm in found[label].values()]
+        wanted = [arm.arm.name for arm in result.arms if arm.arm.levels[factor] == level]
+        estimate = statistics.contrast({name: 1 / len(names) for name in names}, correct) if names else None
+        missing = [name for name in wanted if name not in names]
+        means.append(LevelMean(label, estimate, len(names), _seeds(correct, names), missing))
+
+    control = result.spec.confirm.control.get(factor)
+    control_label = None if control is None else level_label(factor, control)
+    labels = list(found)
+    wanted_pairs = (
+        [(label, control_label) for label in labels if label != control_label]
+        if control_label is not None
+        else list(combinations(labels, 2))
+    )
+    family, contrasts, not_compared, partial = [], [], [], []
+    for first, second in wanted_pairs:
+        common = [others for others in found[first] if others in found[second]]
+        if not common:
+            not_compared.append(f"{first} and {second}: no combination of the other factors is confirmed for both")
+            continue
+        pairs = [(found[first][others], found[second][others]) for others in common]
+        combinations_wanted = len(result.arms) // len(levels)
+        if len(common) < combinations_wanted:
+            where = "; ".join(f"{a.arm.name} against {b.arm.name}" for a, b in pairs)
+            partial.append(f"{first} and {second}: over {len(common)} of {combinations_wanted} combinations ({where})")
+        family.append(level_difference(first, second, pairs, correct))
+        contrasts.append(_weights(pairs))
+    return FactorAnalysis(
+        factor=factor,
+        control=control_label,
+        levels=means,
+        family=_tested(family, contrasts, correct),
+        not_compared=not_compared,
+        partial=partial,
+        leader=_leader(found),
+    )
+
+
+def _leader(found: dict[str, dict[tuple[Any, ...], ArmResult]]) -> str | None:
+    """Return the level with the highest mean validation accuracy, the first of equals."""
+    confirmed = {label: by_others for label, by_others in found.items() if by_others}
+    shared = [others for others in next(iter(confirmed.values()), {}) if all(others in b for b in confirmed.values())]
+
+    def val(label: str) -> float:
+        arms = [arm for others, arm in confirmed[label].items() if others in shared or not shared]
+        return float(np.mean([confirmed_validation(arm).mean() for arm in arms]))
+
+    return max(confirmed, key=val, default=None)
+
+
+def _weights(pairs: Sequence[tuple[ArmResult, ArmResult]]) -> dict[str, float]:
+    weights = {first.arm.name: 1 / len(pairs) for first, _ in pairs}
+    return weights | {second.arm.name: -1 / len(pairs) for _, second in pairs}
+
+
+def _seeds(correct: dict[str, np.ndarray], names: Sequence[str]) -> tuple[int, int]:
+    counts = [len(correct[name]) for name in names] or [0]
+    return min(counts), max(counts)
+
+
+def level_difference(
+    first: str, second: str, pairs: Sequence[tuple[ArmResult, ArmResult]], correct: dict[str, np.ndarray]
+) -> Difference:
+    weights = _weights(pairs)
+    val = float(np.mean([confirmed_validation(a).mean() - confirmed_validation(b).mean() for a, b in pairs]))
+    estimate = statistics.contrast(weights, correct)
+    return Difference(first, second, estimate, val, _seeds(correct, list(weights)), len(pairs))
+
+
+def _tested(
+    family: list[Difference], contrasts: list[dict[str, float]], correct: dict[str, np.ndarray]
+) -> list[Difference]:
+    """Return the differences with p-values corrected over those that have one, and the seeds that the others need."""
+    p_values = [difference.estimate.p for difference in family if difference.estimate.p is not None]
+    corrected = iter(statistics.holm(p_values))
+    tested = []
+    for difference, weights in zip(family, contrasts, strict=True):
+        if difference.estimate.p is None:
+            tested.append(difference)
+            continue
+        p = next(corrected)
+        needed = None if p < ALPHA else statistics.seeds_needed(weights, correct, family=len(p_values))
+        tested.append(
+            Difference(
+                difference.first, difference.second, difference.estimate, difference.val, difference.seeds,
+                difference.arms, p, needed,
+            )
+        )  # fmt: skip
+    return tested
+
+
+def analyse_interactions(result: StudyResult, correct: dict[str, np.ndarray]) -> tuple[list[Interaction], list[str]]:
+    """Return the differences of differences against each factor's control or first level, and what lacks an arm."""
+    factors = result.spec.factors.entries()
+    if len(factors) != 2:
+        return [], []
+    (first_factor, first_levels), (second_factor, second_levels) = factors.items()
+    first_base = result.spec.confirm.control.get(first_factor, first_levels[0])
+    second_base = result.spec.confirm.control.get(second_factor, second_levels[0])
+    names = {tuple(arm.arm.levels.values()): arm.arm.name for arm in result.arms}
+    found, missing = [], []
+    for a, b in _without_base(first_levels, first_base, second_levels, second_base):
+        weights = {
+            names[a, b]: 1.0,
+            names[first_base, b]: -1.0,
+            names[a, second_base]: -1.0,
+            names[first_base, second_base]: 1.0,
+        }
+        first, second = level_label(first_factor, a), level_label(second_factor, b)
+        lacking = [name for name in weights if name not in correct]
+        if lacking:
+            missing.append(f"{first} with {second}: {', '.join(lacking)} is not confirmed")
+            continue
+        found.append(
+            Interaction(
+                first,
+                level_label(first_factor, first_base),
+                second,
+                level_label(second_factor, second_base),
+                statistics.contrast(weights, correct),
+                _seeds(correct, list(weights)),
+            )
+        )
+    return found, missing
+
+
+def _without_base(
+    first_levels: list[Any], first_base: Any, second_levels: list[Any], second_base: Any
+) -> Iterator[tuple[Any, Any]]:
+    for a in first_levels:
+        for b in second_levels:
+            if a != first_base and b != second_base:
+                yield a, b

@@ -1,0 +1,75 @@
+"""The device that computes: which one, how deterministic, in which precision."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ablation.base.errors import InputError
+
+
+def gpu_count() -> int:
+    """Return the number of CUDA devices, without using any."""
+    return torch.cuda.device_count()
+
+
+def check_device(name: str) -> torch.device:
+    """Return the device with this name, without using it; `auto` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
+    has_mps = torch.backends.mps.is_available()
+    count = gpu_count()
+    if name == "auto":
+        name = "cuda" if count else "mps" if has_mps else "cpu"
+    device = torch.device("cuda:0" if name == "cuda" else name)  # one without a number cannot be made the current one
+    missing = {"cuda": (device.index or 0) >= count, "mps": not has_mps, "cpu": False}
+    if missing[device.type]:
+        found = f"{count} CUDA device{'s' * (count != 1)} found"
+        raise InputError(f"--device: {name} is not available ({found}); use --device cpu")
+    return device
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device with this name and make it this process's own; see `check_device`."""
+    device = check_device(name)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+        torch.cuda.set_device(device)  # what is asked of "the current device" later is then asked of this one
+    return device
+
+
+def make_deterministic() -> None:
+    """Make CUDA repeat its results to the bit (the CPU does anyway at the same number of threads)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, says torch's documentation
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return a context in which layers compute in a precision ('float32', 'bfloat16', 'float16')."""
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let CUDA compute float32 in float32 here, not in TF32, whose 10 bits other devices do not repeat."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def select_precision(precision: str, device: torch.device) -> str:
+    """Resolve `auto`: bfloat16 on a CUDA device that computes it natively, float16 on an older one, else float32."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

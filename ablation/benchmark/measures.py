@@ -1,0 +1,360 @@
+"""What is measured: trainings, trials, studies."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ablation.analysis.results import RunResult, read_results
+from ablation.base.device import select_precision
+from ablation.base.errors import StoreError
+from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loader
+from ablation.benchmark.subject import BATCH_SIZE, Measured, Subject, few_images_override, first_images, network
+from ablation.data.images import Images
+from ablation.networks.strategies import Learning, apply_strategy
+from ablation.networks.transfer_model import TransferModel, calibrate
+from ablation.running.options import RunOptions
+from ablation.running.study import run_study
+from ablation.search.studies import open_storage, study_arms
+from ablation.spec.parameters import StrategyName
+from ablation.spec.reading import load_study
+from ablation.storage.store import Store, find_store
+from ablation.tracking.trial_run import TrialRun
+from ablation.training.loop import TrainingSettings, begin_training, calibration_sample, train
+from ablation.training.sources import ImageSource, frozen_part
+
+TRIALS, EPOCHS = 10, 10  # of the feature extraction study
+
+CUTS = ("block1", "block2", "block3", "block4", "block5")
+MINUTE = 65  # seconds: a trial of a minute or more
+SMALL_TRIALS = 10  # at the beginning and at the end of a store that is filled
+
+
+def our_epochs(
+    subject: Subject, cut: str, strategy: StrategyName, images: Images, settings: TrainingSettings
+) -> Iterator[float]:
+    """Train without end, as a trial does; yield each epoch's images per second, its evaluation excluded."""
+    model = network(subject, cut).to(memory_format=torch.channels_last)
+    learning = Learning(strategy, lr=1e-4, freeze_depth=len(model.blocks) - 1, backbone_lr_scale=0.1)
+    training = begin_training(model, learning, settings, subject.normalisation)
+    few = Images(subject.val_images.images_NCHW[:2], subject.val_images.labels_N[:2])
+    source, val_source = (ImageSource(part, training.frozen, "none") for part in (images, few))
+    for metrics in train(training, source, val_source, settings):
+        yield metrics.images_per_second
+
+
+def endless_settings(
+    device: torch.device, batch_size: int = BATCH_SIZE, precision: str | None = None, compile_mode: str = "none"
+) -> TrainingSettings:
+    """Return settings for as many epochs as wanted, in a study's default precision unless one is given."""
+    precision = precision or select_precision("auto", device)
+    return TrainingSettings(10**6, batch_size, 0, precision, schedule="constant", compile=compile_mode)
+
+
+def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
+    """A study of ten trials of ten epochs, from its start to its report, beside the plain loop for the same trials.
+
+    The plain loop is timed on the first trial and multiplied; so is a trial without stored features, on one epoch.
+    """
+    content = {
+        "trials_per_arm": TRIALS,
+        "epochs": EPOCHS,
+        "fixed": {"strategy": "feature_extraction", "truncate_at": "block3", "batch_size": BATCH_SIZE},
+        "search": {
+            "lr": {"low": 1e-3, "high": 1e-1, "log": True},
+            "head_width": {"choices": [128, 256, 512]},
+        },
+    }
+    run_study_silently(
+        subject, folder / "warm-up", content | {"trials_per_arm": 1, "epochs": 1}, few_images_override(subject)
+    )
+    seconds = []
+    for repeat in range(subject.repeats):
+        begun = time.perf_counter()
+        store = run_study_silently(subject, folder / f"extraction-{repeat}", content)
+        seconds.append(time.perf_counter() - begun)
+    trials = finished_trials(store)
+    first = trials[0]
+
+    train_loader = plain_loader(subject.train_images, subject.normalisation, shuffle=True)
+    val_loader = plain_loader(subject.val_images, subject.normalisation, shuffle=False)
+    model = network(subject, "block3", first.spec.head_width, seed=first.spec.seed)
+    standardise(subject, model)
+    model.blocks.requires_grad_(False)
+    optimizer = torch.optim.SGD(
+        model.head.parameters(), lr=first.spec.lr, momentum=0.9, nesterov=True, weight_decay=first.spec.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    accuracies = []
+    begun = time.perf_counter()
+    for _ in range(EPOCHS):
+        plain_epoch(model, optimizer, train_loader, subject.device)
+        scheduler.step()
+        accuracies.append(plain_accuracy(model, val_loader, subject.device))
+    plain = time.perf_counter() - begun
+    uncached = our_epochs(
+        subject, "block3", "feature_extraction", first_images(subject, 1000, 20_000), endless_settings(subject.device)
+    )
+    next(uncached)
+    return {
+        "study_seconds": seconds,
+        "plain_seconds_of_one_trial": plain,
+        "ratio": TRIALS * plain / statistics.median(seconds),
+        "our_accuracy": first.val_accuracy,
+        "plain_accuracy": max(accuracies),
+        "validation_images": len(subject.val_images),
+        "training_seconds_of_a_trial": [trial.training_seconds for trial in trials],
+        "images_per_second_without_stored_features": [next(uncached) for _ in range(subject.repeats)],
+    }
+
+
+def fine_tuning(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
+    """Images per second of fine-tuning everything, ours and the plain loop in turns.
+
+    On the CPU both compute in float32, in batches of 64; on CUDA ours does what a study does there, in its best batch.
+    """
+    is_cuda = subject.device.type == "cuda"
+    cut = "block5" if is_cuda else "block3"
+    images = first_images(subject, 640, 20_000)
+    loader = plain_loader(images, subject.normalisation, shuffle=True)
+    model = network(subject, cut)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    candidates = {}
+    for batch_size in (64, 256, 1024) if is_cuda else (BATCH_SIZE,):
+        epochs = our_epochs(subject, cut, "fine_tune_all", images, endless_settings(subject.device, batch_size))
+        next(epochs)
+        candidates[batch_size] = (next(epochs), epochs)
+    best = max(candidates, key=lambda batch_size: candidates[batch_size][0])
+    ours = candidates[best][1]
+    plain_epoch(model, optimizer, loader, subject.device)
+    found: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(subject.repeats):
+        found["ours"].append(next(ours))
+        found["plain"].append(len(images) / plain_epoch(model, optimizer, loader, subject.device))
+    ratio = statistics.median(found["ours"]) / statistics.median(found["plain"])
+    return {"cut": cut, "our_batch_size": best, **found, "ratio": ratio}
+
+
+def training_steps(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
+    """Images per second of every cut and strategy without stored features, and the share of the device's ceiling."""
+    precision = "bfloat16" if subject.device.type == "cuda" else "float32"
+    ceiling = Measured([matmul_rate(subject.device, getattr(torch, precision)) for _ in range(subject.repeats)])
+    is_cuda = subject.device.type == "cuda"
+    rows = []
+    for cut in CUTS:
+        for strategy in ("feature_extraction", "fine_tune_top", "fine_tune_all"):
+            if cut == "block1" and strategy == "fine_tune_top":
+                continue  # no block is left to freeze
+            for batch_size in (64, 256, 1024) if is_cuda else (BATCH_SIZE,):
+                if is_cuda:
+                    torch.cuda.reset_peak_memory_stats(subject.device)
+                settings = endless_settings(subject.device, batch_size, precision)
+                epochs = our_epochs(subject, cut, strategy, first_images(subject, 256, 20_000), settings)
+                next(epochs)
+                rates = Measured([next(epochs) for _ in range(subject.repeats)])
+                rows.append({
+                    "cut": cut,
+                    "strategy": strategy,
+                    "batch_size": batch_size,
+                    "images_per_second": rates.values,
+                    "share_of_ceiling": rates.median * flops_of_an_image(subject, cut, strategy) / ceiling.median,
+                    "peak_memory_bytes": torch.cuda.max_memory_allocated(subject.device) if is_cuda else None,
+                })  # fmt: skip
+    return {"precision": precision, "ceiling_flops": ceiling.values, "rows": rows}
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating point operations per second of a large matrix product."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    repeats = 20 if device.type == "cuda" else 3
+    torch.matmul(a, b)
+    _synchronise(device)
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        torch.matmul(a, b)
+    _synchronise(device)
+    return repeats * 2 * side**3 / (time.perf_counter() - begun)
+
+
+def flops_of_an_image(subject: Subject, cut: str, strategy: Any) -> float:
+    """Return the floating point operations of one image in a training step, forward and backward."""
+    model = network(subject, cut)
+    depth = len(model.blocks) - 1
+    apply_strategy(model, Learning(strategy, lr=1.0, freeze_depth=depth))
+    size = subject.train_images.images_NCHW.shape[-1]
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(8, 3, size, size, device=subject.device)).sum().backward()
+    return float(counter.get_total_flops()) / 8
+
+
+def small_trials(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
+    """Seconds from one trial to the next where the training itself is nothing: at first, and when a store is full."""
+    content = {
+        "trials_per_arm": SMALL_TRIALS,
+        "epochs": 1,
+        "fixed": {"strategy": "feature_extraction", "truncate_at": "block1", "head_width": 16},
+        "search": {"lr": {"low": 1e-3, "high": 1e-1, "log": True}, "sampler": "random"},
+    }
+    store = run_study_silently(subject, folder / "small", content, few_images_override(subject))
+    memory = resident_bytes()
+    run_study_silently(subject, folder / "small", content | {"trials_per_arm": fill}, few_images_override(subject))
+    starts = trial_starts(store)
+    cycles = [after - before for before, after in pairwise(starts)]
+    del cycles[SMALL_TRIALS - 1]  # between the two commands
+    training = sum(trial.training_seconds or 0.0 for trial in finished_trials(store)) / fill
+    return {
+        "trials": fill,
+        "first_seconds": cycles[1 : SMALL_TRIALS - 1],
+        "last_seconds": cycles[-SMALL_TRIALS:],
+        "of_which_training": training,
+        "memory_growth_bytes": resident_bytes() - memory,
+    }
+
+
+def tracking_overhead(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
+    """The share of MLflow's calls in a trial of a minute."""
+    epochs = our_epochs(
+        subject, "block3", "fine_tune_all", first_images(subject, 256, 20_000), endless_settings(subject.device)
+    )
+    next(epochs)
+    rate = next(epochs)
+    content = {
+        "trials_per_arm": 1,
+        "epochs": math.ceil(MINUTE * rate / len(subject.train_images)),
+        "fixed": {"strategy": "fine_tune_all", "truncate_at": "block3", "lr": 1e-3},
+    }
+    spent: list[float] = []
+    with timed(TrialRun, "_do", spent), timed(TrialRun, "complete", spent):
+        store = run_study_silently(subject, folder / "tracking", content)
+    (trial,) = finished_trials(store)
+    return {"trial_seconds": trial.training_seconds, "calls": len(spent), "tracking_seconds": sum(spent)}
+
+
+def start_up(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
+    """Seconds from the command to its first trial, imports included, in a new store and in one that is there."""
+    study = folder / "start.toml"
+    content = {"epochs": 1, "fixed": {"strategy": "feature_extraction", "truncate_at": "block1"}}
+    study.write_text(toml({"question": "?", "trials_per_arm": 1, "backbone": {"name": "vgg16"}} | content))
+    overrides = [*subject.overrides, *few_images_override(subject)]
+    settings = [f"{'.'.join(path)}={value}" for path, value in overrides]
+    command = [sys.executable, "-m", "ablation.study", str(study), "--device", subject.device.type]
+    command += [argument for setting in settings for argument in ("--set", setting)]
+    found: dict[str, list[float]] = {"new_store": [], "old_store": []}
+    for repeat in range(subject.repeats):
+        for trials, name in ((1, "new_store"), (2, "old_store")):
+            arguments = [*command, "--store", str(folder / f"start-{repeat}"), "--trials", str(trials)]
+            begun = time.perf_counter()
+            seconds, line = None, ""
+            with subprocess.Popen(
+                arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | UNBUFFERED
+            ) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if seconds is None and line.startswith("["):
+                        seconds = time.perf_counter() - begun
+            if process.returncode != 0 or seconds is None:
+                raise StoreError(f"the study that was started ended with status {process.returncode}: {line.strip()}")
+            found[name].append(seconds)
+    return dict(found)
+
+
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
+
+
+def standardise(subject: Subject, model: TransferModel) -> None:
+    """Set the constants of the features, as a trial does."""
+    source = ImageSource(subject.train_images, frozen_part(model, 0, subject.normalisation, "float32"), "none")
+    calibrate(model, source.subset(calibration_sample(len(subject.train_images))).in_order(), 0, "float32")
+
+
+def run_study_silently(
+    subject: Subject, folder: Path, content: dict[str, Any], overrides: list[tuple[list[str], Any]] | None = None
+) -> Store:
+    """Run a study as the command line does, in a store of its own, silently; return the store."""
+    path = folder.with_suffix(".toml")
+    text = toml({"question": "How fast?", "backbone": {"name": "vgg16"}} | content)
+    path.write_text(text)
+    spec = load_study(path, name="bench", overrides=[*subject.overrides, *(overrides or [])])
+    store = find_store(str(folder))
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_study(spec, store, RunOptions(str(subject.device), workers=1, file_text=text))
+    return store
+
+
+def toml(content: dict[str, Any]) -> str:
+    """Return a study file: plain values, then tables of plain values or of inline tables."""
+    plain = [f"{key} = {_toml_value(value)}" for key, value in content.items() if not isinstance(value, dict)]
+    for key, table in content.items():
+        if isinstance(table, dict):
+            plain += [f"[{key}]", *(f"{name} = {_toml_value(value)}" for name, value in table.items())]
+    return "\n".join(plain) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml_value(inner)}" for key, inner in value.items()) + " }"
+    return json.dumps(value)
+
+
+def finished_trials(store: Store) -> list[RunResult]:
+    """Return the trials of the study in a store, in the order of their numbers."""
+    return [trial for arm in read_results(store, "bench").arms for trial in arm.trials]
+
+
+def trial_starts(store: Store) -> list[float]:
+    """Return when each trial began, seconds, sorted."""
+    storage = open_storage(store)
+    assert storage is not None
+    trials = [trial for arm in study_arms(storage, "bench").tuning.values() for trial in arm.trials]
+    return sorted(trial.datetime_start.timestamp() for trial in trials if trial.datetime_start)
+
+
+@contextlib.contextmanager
+def timed(owner: Any, name: str, spent: list[float]) -> Iterator[None]:
+    """Note the seconds that each call of a method takes."""
+    real: Callable[..., Any] = getattr(owner, name)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return real(*args, **kwargs)
+        finally:
+            spent.append(time.perf_counter() - begun)
+
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+def process_peak_bytes() -> int:
+    """Return the bytes that this process had in use at most."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process has in use."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,57 @@
+"""A plain PyTorch loop, as the tutorials write it."""
+
+import time
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from ablation.benchmark.subject import BATCH_SIZE
+from ablation.data.images import Images, Normalisation
+
+
+def plain_loader(images: Images, normalisation: Normalisation, *, shuffle: bool) -> Any:
+    """Return a DataLoader as torchvision's tutorials have it: PIL images, transformed one by one by two workers."""
+    pixels = images.images_NCHW.permute(0, 2, 3, 1).cpu().numpy()
+    labels = images.labels_N.tolist()
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(normalisation.mean, normalisation.std)])
+
+    class Pictures(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __getitem__(self, number: int) -> Any:
+            return transform(Image.fromarray(pixels[number])), labels[number]
+
+    return DataLoader(Pictures(), batch_size=BATCH_SIZE, shuffle=shuffle, num_workers=2)
+
+
+def plain_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any, device: torch.device) -> float:
+    """Train one epoch the plain way; return its seconds."""
+    begun = time.perf_counter()
+    model.train()
+    for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
+        optimizer.zero_grad()
+        loss = cross_entropy(model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        loss.item()  # for the running loss that tutorials print
+    return time.perf_counter() - begun
+
+
+def plain_accuracy(model: nn.Module, loader: Any, device: torch.device) -> float:
+    """Return the accuracy over a loader's images."""
+    model.eval()
+    correct = total = 0
+    with torch.no_grad():
+        for images, labels in loader:
+            correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+            total += len(labels)
+    return correct / total

@@ -1,0 +1,1 @@
+"""Images: found, decoded, split, on the device."""

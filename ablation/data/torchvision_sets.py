@@ -1,0 +1,155 @@
+"""torchvision's data sets."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torchvision
+from PIL.Image import Image
+
+from ablation.base.errors import InputError
+from ablation.base.files import expand
+from ablation.base.text import first_line
+from ablation.data.decoding import ImageListing, Track, decode_images
+from ablation.spec.study import Data
+
+
+def torchvision_listing(data: Data) -> ImageListing:
+    """Find one of torchvision's sets; pixels of one size stay as they are, others are fitted to `image_size`."""
+    known = SETS[data.source]
+    root = expand(data.root or "data")
+    existed = root.exists()
+    try:
+        train, test = open_set(known, root)
+    except (OSError, RuntimeError) as error:
+        what, checksum = _missing(known, root)
+        raise InputError(
+            f"data.root: {what} and could not be downloaded ({first_line(error)}); place it there by hand{checksum}, "
+            "or try --demo, which needs no download"
+        ) from None
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):
+                root.rmdir()  # torchvision made it for a download that failed
+
+    def read(train_N: np.ndarray, test_N: np.ndarray, track: Track) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            _pixels(train, train_N, data, track, "training image"),
+            _pixels([test], test_N, data, track, "test image"),
+        )
+
+    labels = [label for part in train for label in labels_of(part)]
+    side = len(train[0].data[0][0]) if hasattr(train[0], "data") else data.image_size
+    return ImageListing(
+        np.array(labels, np.int64),
+        np.array(labels_of(test), np.int64),
+        class_names(train[0], known.classes),
+        side,
+        read,
+    )
+
+
+def _missing(found: "TorchvisionSet", root: Path) -> tuple[str, str]:
+    """Say what is missing or damaged, and the checksum of its archive, where torchvision has a single one."""
+    kind = getattr(torchvision.datasets, found.name)
+    name, md5 = (getattr(kind, attribute, None) for attribute in ("filename", "tgz_md5"))
+    if not name or not md5:
+        return f"{found.name} is not in {root}", ""
+    return f"{root / name} is {'damaged' if (root / name).exists() else 'not there'}", f" (MD5 {md5})"
+
+
+def _pixels(parts: Sequence[Any], chosen_N: np.ndarray, data: Data, track: Track, what: str) -> np.ndarray:
+    """Return the pixels of chosen images of torchvision's data sets, which are counted through; uint8 NHWC."""
+    if hasattr(parts[0], "data"):
+        pixels: np.ndarray = np.concatenate([_channels_last(part.data) for part in parts])[chosen_N]
+        return pixels
+    places = [(part, number) for part in parts for number in range(len(part))]  # files of many sizes
+    names = [f"{data.source}, {what} {number}" for number in chosen_N]
+
+    def open_image(number: int) -> Image:
+        part, number_there = places[chosen_N[number]]
+        return cast(Image, part[number_there][0])
+
+    return decode_images(names, open_image, data.image_size, track, f"Decoding {what}s")
+
+
+def _channels_last(array: Any) -> np.ndarray:
+    """Return pixels as torchvision's sets hold them, NHW, NHWC or NCHW, as NHWC."""
+    pixels: np.ndarray = np.asarray(array)
+    if pixels.ndim == 3:  # greys
+        pixels = pixels[..., None].repeat(3, 3)
+    return pixels if pixels.shape[-1] == 3 else np.moveaxis(pixels, 1, -1)
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """Where torchvision has a data set, and how large it is.
+
+    Attributes:
+        name: of its class in `torchvision.datasets`.
+        train: what the class is given for each part that belongs to the training images; validation images that come
+            with the set are among them, because a study makes a split of its own.
+        test: what it is given for the test images.
+        classes: how many there are.
+        train_images: how many.
+        test_images: how many.
+    """
+
+    name: str
+    train: tuple[Mapping[str, Any], ...]
+    test: Mapping[str, Any]
+    classes: int
+    train_images: int
+    test_images: int
+
+
+_TRAIN, _TEST = ({"train": True},), {"train": False}
+_SPLIT, _TEST_SPLIT = ({"split": "train"},), {"split": "test"}
+_WITH_VAL = ({"split": "train"}, {"split": "val"})
+
+SETS: dict[str, "TorchvisionSet"] = {
+    "cifar10": TorchvisionSet("CIFAR10", _TRAIN, _TEST, 10, 50_000, 10_000),
+    "cifar100": TorchvisionSet("CIFAR100", _TRAIN, _TEST, 100, 50_000, 10_000),
+    "mnist": TorchvisionSet("MNIST", _TRAIN, _TEST, 10, 60_000, 10_000),
+    "fashion_mnist": TorchvisionSet("FashionMNIST", _TRAIN, _TEST, 10, 60_000, 10_000),
+    "kmnist": TorchvisionSet("KMNIST", _TRAIN, _TEST, 10, 60_000, 10_000),
+    "svhn": TorchvisionSet("SVHN", _SPLIT, _TEST_SPLIT, 10, 73_257, 26_032),
+    "stl10": TorchvisionSet("STL10", _SPLIT, _TEST_SPLIT, 10, 5_000, 8_000),
+    "flowers102": TorchvisionSet("Flowers102", _WITH_VAL, _TEST_SPLIT, 102, 2_040, 6_149),
+    "oxford_pets": TorchvisionSet("OxfordIIITPet", ({"split": "trainval"},), _TEST_SPLIT, 37, 3_680, 3_669),
+    "dtd": TorchvisionSet("DTD", _WITH_VAL, _TEST_SPLIT, 47, 3_760, 1_880),
+    "food101": TorchvisionSet("Food101", _SPLIT, _TEST_SPLIT, 101, 75_750, 25_250),
+}
+
+# Height and width of the sets whose images have all one size and are kept as they are.
+SIDES = {"cifar10": 32, "cifar100": 32, "mnist": 28, "fashion_mnist": 28, "kmnist": 28, "svhn": 32, "stl10": 96}
+
+
+def open_set(found: TorchvisionSet, root: Path) -> tuple[list[Any], Any]:
+    """Open a data set, downloading it to a folder where it is not there.
+
+    Returns:
+        torchvision's data sets that make up the training images, and that of the test images.
+
+    Raises:
+        OSError: the download failed, or what is there is damaged; or a RuntimeError, as torchvision has it.
+    """
+    make = getattr(torchvision.datasets, found.name)
+    train = [make(root, download=True, **arguments) for arguments in found.train]
+    return train, make(root, download=True, **found.test)
+
+
+def class_names(dataset: Any, count: int) -> list[str]:
+    """Return the names of a data set's classes; their numbers where it has none, as house numbers do."""
+    return list(getattr(dataset, "classes", map(str, range(count))))
+
+
+def labels_of(dataset: Any) -> list[int]:
+    """Return the number of every image's class."""
+    for attribute in ("targets", "labels", "_labels"):  # by set
+        if hasattr(dataset, attribute):
+            return [int(label) for label in getattr(dataset, attribute)]
+    raise AssertionError(f"{type(dataset).__name__} has no labels")

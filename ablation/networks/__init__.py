@@ -1,0 +1,1 @@
+"""Truncated networks: their blocks, weights, heads, and what each strategy trains."""

@@ -1,0 +1,308 @@
+"""torchvision's networks, and one's own, as an ordered list of named blocks, cut where the study says.
+
+Legend: N images, C channels, H and W pixels.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models.convnext import CNBlock
+from torchvision.models.vgg import VGG, make_layers
+
+from ablation.networks.custom_backbone import make_custom_blocks
+from ablation.spec.architectures import ARCHITECTURES, cut_before_pool, is_custom, kept_units, unit_names
+
+NARROW_CHANNELS = ((8,) * 2, (16,) * 2, (32,) * 3, (64,) * 3, (64,) * 3)  # of vgg16_narrow, block by block
+LINEAR_STD = 0.02  # Liu et al. (2022, "A ConvNet for the 2020s"), whose blocks alone have linear layers
+LAYER_SCALE = 1e-6  # as above
+
+# The modules that make up a unit, or the pool between two blocks: what each is -> its path in torchvision's network.
+Step = dict[str, str]
+KINDS: dict[type[nn.Module], str] = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu", nn.MaxPool2d: "pool"}
+FUNCTION = "relu()"  # the path of a ReLU that is no module there
+
+
+def _plain(network: nn.Module) -> Iterator[Step]:
+    """VGG and AlexNet: each convolution begins a unit."""
+    step: Step = {}
+    for number, module in enumerate(network.get_submodule("features").children()):
+        kind = KINDS[type(module)]
+        if step and kind in ("conv", "pool"):
+            yield step
+            step = {}
+        step[kind] = f"features.{number}"
+    yield step
+
+
+def _resnet(network: nn.Module) -> Iterator[Step]:
+    yield {"conv": "conv1", "bn": "bn1", "relu": "relu"}
+    yield {"pool": "maxpool"}
+    for layer in ("layer1", "layer2", "layer3", "layer4"):
+        yield from _children(network, layer)
+
+
+def _densenet(network: nn.Module) -> Iterator[Step]:
+    yield {"conv": "features.conv0", "bn": "features.norm0", "relu": "features.relu0"}
+    yield {"pool": "features.pool0"}
+    for number in (1, 2, 3):
+        yield {"unit": f"features.denseblock{number}"}
+        yield {"pool": f"features.transition{number}"}
+    yield {"unit": "features.denseblock4", "bn": "features.norm5", "relu": FUNCTION}
+
+
+def _efficientnet(network: nn.Module) -> Iterator[Step]:
+    *stages, last = (f"features.{name}" for name, _ in network.get_submodule("features").named_children())
+    yield {"unit": stages[0]}
+    for stage in stages[1:]:
+        yield from _children(network, stage)
+    yield {"unit": last}
+
+
+def _mobilenet(network: nn.Module) -> Iterator[Step]:
+    yield from _children(network, "features")
+
+
+def _convnext(network: nn.Module) -> Iterator[Step]:
+    for number in (0, 2, 4, 6):
+        first, *others = _children(network, f"features.{number + 1}")
+        yield {"downsample": f"features.{number}", **first}
+        yield from others
+
+
+def _regnet(network: nn.Module) -> Iterator[Step]:
+    yield {"unit": "stem"}
+    for name, _ in network.get_submodule("trunk_output").named_children():
+        yield from _children(network, f"trunk_output.{name}")
+
+
+def _children(network: nn.Module, path: str) -> Iterator[Step]:
+    for name, _ in network.get_submodule(path).named_children():
+        yield {"unit": f"{path}.{name}"}
+
+
+FAMILIES: dict[str, Callable[[nn.Module], Iterator[Step]]] = {  # by the beginning of the network's name
+    "vgg": _plain,
+    "alexnet": _plain,
+    "resnet": _resnet,
+    "resnext": _resnet,
+    "wide_resnet": _resnet,
+    "densenet": _densenet,
+    "efficientnet": _efficientnet,
+    "mobilenet": _mobilenet,
+    "convnext": _convnext,
+    "regnet": _regnet,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module that the images pass.
+
+    Attributes:
+        block: the number of its block, from 1.
+        units: how many units are behind it, counted from the first block on, its own included.
+        unit: the name of its unit, `conv3_2`; that of its block for the pool at its end.
+        name: its own in the block, `conv3_2`, `relu3_2`, `pool3`.
+        path: its place in torchvision's network, `features.12`.
+    """
+
+    block: int
+    units: int
+    unit: str
+    name: str
+    path: str
+
+
+@functools.cache
+def _parts(backbone: str) -> list[Part]:
+    """Return the modules of a backbone in order, by the units that `architecture` gives each block."""
+    if is_custom(backbone):
+        paths = enumerate(_paths(backbone), start=1)
+        return [Part(number, number, f"unit{number}_1", f"unit{number}_1", path) for number, path in paths]
+    family = next(steps for beginning, steps in FAMILIES.items() if backbone.startswith(beginning))
+    steps = family(_network(backbone))
+    parts: list[Part] = []
+    units = 0
+    for block, names in enumerate(unit_names(backbone), start=1):
+        for name in names:
+            units += 1
+            number = name.partition(str(block))[2]
+            parts += [Part(block, units, name, f"{kind}{block}{number}", path) for kind, path in next(steps).items()]
+        if block <= ARCHITECTURES[backbone].pools:
+            parts.append(Part(block, units, f"block{block}", f"pool{block}", next(steps)["pool"]))
+    assert next(steps, None) is None, f"{backbone} has more units than architecture says"
+    return parts
+
+
+def kept_parts(backbone: str, truncate_at: str) -> list[Part]:
+    """Return the modules of a backbone up to a cut, in order."""
+    units = kept_units(backbone, truncate_at)
+    kept = [part for part in _parts(backbone) if part.units <= units]
+    is_bare = cut_before_pool(backbone, truncate_at)
+    return kept[:-1] if is_bare else kept
+
+
+class _ParametersOnMeta(TorchFunctionMode):
+    """Allocate no memory for tensors.
+
+    `with torch.device("meta")` would stop RegNets from computing their widths; an outer one must not, either.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@functools.lru_cache(maxsize=4)
+def _network(backbone: str) -> nn.Module:
+    """Return torchvision's network, its tensors on the meta device; the blocks of one's own, as they are made."""
+    if is_custom(backbone):
+        return _as_network(make_custom_blocks(backbone, 0))
+    with torch.device("cpu"), _ParametersOnMeta():
+        if backbone == "vgg16_narrow":
+            layers = make_layers([entry for widths in NARROW_CHANNELS for entry in (*widths, "M")])
+            narrow: nn.Module = VGG(layers, init_weights=False)
+            return narrow
+        network: nn.Module = torchvision.models.get_model(backbone, weights=None)
+    return network
+
+
+@functools.cache
+def _paths(backbone: str) -> list[str]:
+    """Return where in their network the blocks of one's own are, in order."""
+    return list(make_custom_blocks(backbone, 0))
+
+
+def _as_network(blocks: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a network that holds blocks at their paths."""
+    network = nn.Module()
+    for path, block in blocks.items():
+        place = network
+        *above, last = path.split(".")
+        for name in above:
+            if name not in dict(place.named_children()):
+                place.add_module(name, nn.Module())
+            place = place.get_submodule(name)
+        place.add_module(last, block)
+    return network
+
+
+def build_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
+    """Build the kept part of a backbone, its tensors allocated but not yet set.
+
+    Returns:
+        A Sequential of blocks `block1`, ...; each a Sequential of torchvision's own modules, named `conv1_1`,
+        `relu1_1`, ..., `pool1`, or `unit2_1`, .... A cut at a block keeps its pool, one at a unit does not.
+    """
+    blocks = outline_blocks(backbone, truncate_at)
+    return blocks if is_custom(backbone) else blocks.to_empty(device="cpu")
+
+
+def outline_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
+    """Build the same to look at: without memory for its tensors, those of a backbone of one's own aside."""
+    blocks = nn.Sequential()
+    network = _network(backbone)
+    for part in kept_parts(backbone, truncate_at):
+        if f"block{part.block}" not in dict(blocks.named_children()):
+            blocks.add_module(f"block{part.block}", nn.Sequential())
+        module = nn.ReLU() if part.path == FUNCTION else copy.deepcopy(network.get_submodule(part.path))
+        if is_custom(backbone):
+            # Its code, on which stored features depend: see `custom.description`.
+            module.ablation_backbone = backbone  # type: ignore[assignment]
+        blocks.get_submodule(f"block{part.block}").add_module(part.name, module)
+    return blocks
+
+
+@functools.cache
+def feature_shape(backbone: str, truncate_at: str, image_size: int) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of the features of one image."""
+    with torch.no_grad():
+        blocks = outline_blocks(backbone, truncate_at).eval()
+        _, channels, height, width = blocks(blank_image(backbone, image_size)).shape
+    return channels, height, width
+
+
+def blank_image(backbone: str, image_size: int) -> torch.Tensor:
+    """Return an image 1 x 3 x H x W of which only the shape counts, on the device of `outline_blocks`."""
+    device = "cpu" if is_custom(backbone) else "meta"
+    return torch.zeros(1, 3, image_size, image_size, device=device)
+
+
+@functools.cache
+def expected_tensors(backbone: str, truncate_at: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return torchvision's keys of the kept tensors, each with the name of its unit and its shape.
+
+    How many batches a batch norm has seen (`num_batches_tracked`) is not among them: nothing depends on it.
+    """
+    network = _network(backbone)
+    return {
+        f"{part.path}.{name}": (part.unit, tuple(tensor.shape))
+        for part in kept_parts(backbone, truncate_at)
+        if part.path != FUNCTION
+        for name, tensor in network.get_submodule(part.path).state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def all_tensor_names(backbone: str) -> set[str]:
+    """Return torchvision's keys of the whole network, its classifier included."""
+    return set(_network(backbone).state_dict())
+
+
+def initialise_blocks(
+    blocks: nn.Sequential, backbone: str, tensors: Mapping[str, np.ndarray] | None, generator: torch.Generator
+) -> None:
+    """Set every tensor of the blocks: from pretrained ones (by torchvision's key) where they are there, else at random.
+
+    Random convolutions start normal with variance 2 / (their inputs), bias zero (He et al., 2015, fan-in), which keeps
+    the scale of the activations from layer to layer (torchvision's fan-out shrinks them wherever a network widens);
+    normalisations start as the identity. All draw from the generator whether they need to or not, so that a layer's
+    start does not depend on which others have weights. A backbone of one's own starts as its function makes it.
+    """
+    with torch.no_grad():
+        if is_custom(backbone):
+            made = _as_network(make_custom_blocks(backbone, generator.initial_seed())).state_dict()
+            for key, tensor in torchvision_tensors(blocks, backbone).items():
+                tensor.copy_(made[key])
+        else:
+            for module in blocks.modules():
+                _initialise_module(module, generator)
+        for key, tensor in torchvision_tensors(blocks, backbone).items():
+            if tensors is not None and key in tensors:
+                tensor.copy_(torch.from_numpy(tensors[key]))
+
+
+def torchvision_tensors(blocks: nn.Sequential, backbone: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of truncated blocks, not copied, by torchvision's key."""
+    paths = {f"block{part.block}.{part.name}": part.path for part in _parts(backbone)}
+    found = {}
+    for name, tensor in blocks.state_dict().items():
+        block, part, inside = name.split(".", 2)
+        found[f"{paths[f'{block}.{part}']}.{inside}"] = tensor
+    return found
+
+
+def _initialise_module(module: nn.Module, generator: torch.Generator) -> None:
+    """Set the tensors of a module, those of its children aside."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()), generator=generator)
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=LINEAR_STD, generator=generator)
+    elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+        module.reset_parameters()
+    elif isinstance(module, CNBlock):
+        nn.init.constant_(module.layer_scale, LAYER_SCALE)
+    else:
+        assert not [*module.parameters(recurse=False)], f"how does {type(module).__name__} start?"
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,200 @@
+"""Pretrained weights: read without running code, checked against the backbone, as NumPy arrays.
+
+torch is imported only once there is a file to read, so that `--help` and a refused study file answer at once.
+"""
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from safetensors import SafetensorError, safe_open
+
+from ablation.base.errors import InputError
+from ablation.base.files import expand
+from ablation.base.text import first_line, nearest
+from ablation.networks.blocks import all_tensor_names, expected_tensors
+from ablation.spec.architectures import block_names, is_custom, kept_units
+from ablation.spec.study import WEIGHTS_FILES
+
+Three = tuple[float, float, float]
+STATE_KEYS = ("state_dict", "model_state_dict", "model")  # under which training checkpoints hold the network
+IMAGENET_MEAN: Three = (0.485, 0.456, 0.406)  # of RGB pixels scaled to 0..1, as most pretrained networks expect them
+IMAGENET_STD: Three = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of a backbone's blocks by torchvision's key (float32), and what the images are normalised with.
+
+    `digest` is the SHA-256 of the tensors and of the normalisation, whatever file they came in.
+    """
+
+    tensors: dict[str, np.ndarray]
+    mean: Three
+    std: Three
+    digest: str
+
+
+def read_weights(backbone: str, weights: str) -> Weights:
+    """Read and check a backbone's pretrained weights; layers may be missing (see `check_layers`).
+
+    Args:
+        backbone: a name in `architecture.BACKBONES`.
+        weights: 'imagenet' (torchvision's default), the name of others of torchvision's, such as 'IMAGENET1K_V1', or
+            the path of a .safetensors or .pth file in torchvision's key names. The metadata of a safetensors file may
+            hold `architecture`, and `input_mean` and `input_std` (JSON lists of three).
+
+    Raises:
+        InputError: the file is missing, corrupt, pickled code, or of another architecture, torchvision has no such
+            weights, or the download failed.
+    """
+    if not weights.endswith(WEIGHTS_FILES):
+        return _read_torchvisions(backbone, weights)
+    path = expand(weights)
+    if not path.is_file():
+        raise InputError(f"backbone.weights: {weights}: no such file")
+    if path.suffix != ".safetensors":
+        return _weights(backbone, weights, _read_pth(path), IMAGENET_MEAN, IMAGENET_STD)
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"backbone.weights: {weights}: not a readable safetensors file ({error})") from None
+    made_for = metadata.get("architecture", backbone)
+    if made_for != backbone and not is_custom(backbone):
+        raise InputError(f"backbone.weights: {weights}: holds {made_for}, but backbone.name is {backbone}")
+    try:
+        mean = _three_numbers(metadata["input_mean"]) if "input_mean" in metadata else IMAGENET_MEAN
+        std = _three_numbers(metadata["input_std"]) if "input_std" in metadata else IMAGENET_STD
+    except (ValueError, TypeError):
+        raise InputError(f"backbone.weights: {weights}: input_mean and input_std must be three numbers each") from None
+    return _weights(backbone, weights, tensors, mean, std)
+
+
+def check_layers(weights: Weights, named: str, backbone: str, cuts: Iterable[str]) -> None:
+    """Refuse weights that lack a layer which one of the cuts keeps.
+
+    Raises:
+        InputError: names the first missing layer and the shallowest cut that needs it.
+    """
+    for cut in sorted(set(cuts), key=lambda cut: kept_units(backbone, cut)):
+        for key, (layer, _) in expected_tensors(backbone, cut).items():
+            if key not in weights.tensors:
+                raise InputError(
+                    f"backbone.weights: {named}: has no {layer} ({key}), which truncate_at = {cut} needs; "
+                    'cut earlier, or start missing layers at random with backbone.missing_layers = "random"'
+                )
+
+
+def _three_numbers(text: str) -> Three:
+    first, second, third = (float(number) for number in json.loads(text))
+    return first, second, third
+
+
+def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Three, std: Three) -> Weights:
+    """Check names and shapes, leave out the classifier, and add the digest."""
+    known = all_tensor_names(backbone)
+    expected = expected_tensors(backbone, block_names(backbone)[-1])
+    tensors = {_known_name(key, known): tensor for key, tensor in tensors.items()}
+    for key in tensors:
+        if key not in known and not is_custom(backbone):  # which is not known beyond its blocks
+            raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
+    kept = {key: tensor for key, tensor in tensors.items() if key in expected}
+    if not kept:
+        raise InputError(f"backbone.weights: {named}: has none of {backbone}'s tensors, such as {next(iter(expected))}")
+    for key, tensor in kept.items():
+        if tensor.shape != expected[key][1]:
+            raise InputError(
+                f"backbone.weights: {named}: {key} has shape {list(tensor.shape)}, but {expected[key][0]} of "
+                f"{backbone} has {list(expected[key][1])}: another architecture"
+            )
+        if not np.isfinite(tensor).all():
+            raise InputError(f"backbone.weights: {named}: {key} holds values that are not finite")
+    kept = {
+        key: np.asarray(tensor, np.float32 if np.issubdtype(tensor.dtype, np.floating) else tensor.dtype, order="C")
+        for key, tensor in kept.items()
+    }
+    digest = hashlib.sha256(json.dumps([mean, std]).encode())
+    for key in sorted(kept):
+        digest.update(key.encode())
+        digest.update(kept[key].tobytes())
+    return Weights(kept, mean, std, digest.hexdigest())
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"backbone.weights: {path}: corrupt, or holds pickled code, which is not run; "
+            "save only the tensors, with torch.save(model.state_dict(), ...)"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"backbone.weights: {path}: cannot be read: {first_line(error)}") from None
+    if isinstance(state, dict):  # of a checkpoint, what holds the network
+        state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), dict)), state)
+    is_state = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not is_state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise InputError(
+            f"backbone.weights: {path}: must hold a state_dict, tensors by name and nothing else, or one as "
+            f"{' or '.join(STATE_KEYS)}"
+        )
+    tensors = {key: tensor.detach().cpu() for key, tensor in state.items()}
+    return {key: (t.float() if t.is_floating_point() else t).numpy() for key, t in tensors.items()}
+
+
+def _known_name(key: str, known: Iterable[str]) -> str:
+    """Return the name of a tensor as the backbone knows it.
+
+    torch's wrappers for several GPUs and for compiling put something in front of it, and torchvision's files of
+    DenseNets are older than its networks.
+    """
+    unwrapped = re.sub(r"^((module|_orig_mod)\.)+", "", key)
+    todays = re.sub(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", unwrapped)
+    return next((name for name in (key, unwrapped, todays) if name in known), key)
+
+
+def torchvision_weights(backbone: str, weights: str) -> Any:
+    """Return torchvision's entry of weights that it has for a backbone; nothing is downloaded.
+
+    Raises:
+        InputError: it has none of that name.
+    """
+    known = torchvision.models.get_model_weights(backbone)
+    if weights != "imagenet" and weights not in known.__members__:
+        named = nearest(weights, known.__members__)
+        raise InputError(f"backbone.weights: torchvision has no {weights!r} for {backbone}{named}")
+    return known.DEFAULT if weights == "imagenet" else known[weights]
+
+
+def _read_torchvisions(backbone: str, weights: str) -> Weights:
+    """Read weights that torchvision has, downloading them once.
+
+    Raises:
+        InputError: there are none of that name, or the download failed.
+    """
+    chosen = torchvision_weights(backbone, weights)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hash_prefix = path.stem.rpartition("-")[2]  # torchvision puts it into the name
+            torch.hub.download_url_to_file(chosen.url, str(path), hash_prefix, progress=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"backbone.weights: {chosen.url} could not be downloaded ({first_line(error)}); place it at {path}, "
+                "name a local file with --set backbone.weights=FILE, or try --demo"
+            ) from None
+    preprocessing = chosen.transforms()
+    mean, std = ((r, g, b) for r, g, b in (preprocessing.mean, preprocessing.std))
+    return _weights(backbone, weights, _read_pth(path), mean, std)

@@ -1,0 +1,1 @@
+"""`--plan`: what a study would take."""

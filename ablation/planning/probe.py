@@ -1,0 +1,314 @@
+"""How long trainings take on this machine and how much memory they need: each kind measured for a moment.
+
+What runs is what a study runs - network, optimizer, training loop, evaluation - on random images and with random
+weights, so that nothing has to be downloaded.
+
+Legend: N images, C channels, H and W pixels, D features.
+"""
+
+import gc
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import psutil
+import torch
+
+from ablation.base.device import exact_float32
+from ablation.base.text import first_line
+from ablation.data.images import Images, Normalisation, evaluation_batch_size
+from ablation.networks.strategies import Learning
+from ablation.networks.transfer_model import TransferModel, build_model, calibrate, initialise
+from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD
+from ablation.spec.parameters import Augmentation, HeadPool
+from ablation.training.evaluation import evaluate, predict
+from ablation.training.loop import Diverged, Training, TrainingSettings, begin_training, train
+from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Source, frozen_part
+
+SECONDS = 0.3  # in which a measurement is repeated
+EPOCH_SECONDS = 0.05  # about so much of a training is one measurement, but at least a batch
+SAMPLING_SECONDS = 0.01  # between two looks at the memory
+LR = 1e-4  # small, so that random networks do not diverge
+
+Subject = TypeVar("Subject")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What decides how long an epoch takes; trainings that are equal in it are measured once.
+
+    Strategies differ in nothing but `frozen_blocks` here. `reads_features` says whether what the frozen blocks compute
+    is stored.
+    """
+
+    truncate_at: str
+    frozen_blocks: int
+    reads_features: bool
+    head_width: int
+    head_pool: HeadPool
+    batch_size: int
+    augmentation: Augmentation
+    optimizer: str
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all trainings of a study have in common.
+
+    Attributes:
+        backbone: its name.
+        classes: how many.
+        image_size: height and width in pixels that the network gets.
+        side: height and width in pixels of the images as they are kept.
+        train_images: how many there are, those for validation not among them.
+        val_images: how many there are.
+        test_images: how many there are.
+        precision: what is computed in.
+        device: where.
+    """
+
+    backbone: str
+    classes: int
+    image_size: int
+    side: int
+    train_images: int
+    val_images: int
+    test_images: int
+    precision: str
+    device: torch.device
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What is done to images before the first layer."""
+        return Normalisation(IMAGENET_MEAN, IMAGENET_STD, self.image_size)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that a training takes: to begin, and for each image; the test split is evaluated in float32."""
+
+    begin: float
+    train: float
+    evaluate: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a training cannot run here."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured.
+
+    Attributes:
+        speeds: of every kind of training.
+        frozen: (cut, blocks) of every frozen part -> seconds for each image, in the study's precision and in float32.
+        seconds: what the measurements took.
+        busy_cores: how many cores other processes kept busy meanwhile.
+        peak_bytes: of memory while they were made: the GPU's, else the process's.
+        free_bytes: of memory before.
+    """
+
+    speeds: dict[Kind, Speed | Failure]
+    frozen: dict[tuple[str, int], tuple[float, float] | Failure]
+    seconds: float
+    busy_cores: float
+    peak_bytes: int
+    free_bytes: int
+
+
+def probe(kinds: Iterable[Kind], frozen_parts: Iterable[tuple[str, int]], conditions: Conditions) -> Probe:
+    """Measure every kind of training and every frozen part once; what fails, for want of memory say, is told so."""
+    device = conditions.device
+    started = time.perf_counter()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    busy_before = _others_seconds()
+    with peak_memory(device) as peak:
+        speeds = {kind: _or_failure(measure_training, kind, conditions) for kind in dict.fromkeys(kinds)}
+        frozen = {part: _or_failure(measure_frozen, part, conditions) for part in dict.fromkeys(frozen_parts)}
+    seconds = time.perf_counter() - started
+    return Probe(speeds, frozen, seconds, (_others_seconds() - busy_before) / seconds, peak[0], free)
+
+
+def _others_seconds() -> float:
+    """Return for how many seconds the cores have worked for other processes."""
+    all_times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    return float(all_times.user + all_times.system - own.user - own.system)
+
+
+def _or_failure(
+    measure: Callable[[Subject, Conditions], Result], subject: Subject, conditions: Conditions
+) -> Result | Failure:
+    try:
+        return measure(subject, conditions)
+    except (RuntimeError, MemoryError, Diverged) as error:  # torch.OutOfMemoryError is a RuntimeError
+        failure = Failure(first_line(error))
+    gc.collect()  # only here is the exception gone, whose traceback held the tensors
+    if conditions.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return failure
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """Put the largest number of bytes in use, of a GPU's memory or else of the process's, into the list that is given.
+
+    The process's resident memory is looked at a hundred times a second, which works on every system.
+    """
+    peak = [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(device)
+        return
+    process, is_over = psutil.Process(), threading.Event()
+
+    def look() -> None:
+        while True:
+            peak[0] = max(peak[0], process.memory_info().rss)
+            if is_over.wait(SAMPLING_SECONDS):
+                return
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def measure_training(kind: Kind, conditions: Conditions) -> Speed:
+    """Begin a training of a kind, train it for a moment, and evaluate it.
+
+    Raises:
+        RuntimeError: it cannot run here; torch.OutOfMemoryError or MemoryError: the memory does not suffice.
+        Diverged: the loss is not finite.
+    """
+    started = time.perf_counter()
+    training = _begin_training(kind, conditions)
+    begin = time.perf_counter() - started
+    evaluated = _source(training.frozen, kind, _evaluation_images(conditions), conditions)
+    calibrate(training.model, evaluated.in_order(), evaluated.start, conditions.precision)
+    train_seconds = _train_seconds(training, kind, conditions)
+    images = len(evaluated.labels_N)
+    seconds = _least_seconds(lambda: evaluate(training.model, evaluated, conditions.precision)) / images
+    if conditions.precision == "float32":
+        return Speed(begin, train_seconds, seconds, seconds)
+    tested = _source(replace(training.frozen, precision="float32"), kind, images, conditions)
+    with exact_float32():
+        test_seconds = _least_seconds(lambda: predict(training.model, tested).cpu()) / images
+    return Speed(begin, train_seconds, seconds, test_seconds)
+
+
+def measure_frozen(part: tuple[str, int], conditions: Conditions) -> tuple[float, float]:
+    """Return the seconds for each image of the first blocks of a cut, in the study's precision and in float32.
+
+    Raises:
+        RuntimeError: they cannot run here; torch.OutOfMemoryError or MemoryError: the memory does not suffice.
+    """
+    cut, blocks = part
+    frozen = _frozen(_make_model(cut, 1, 1, conditions), blocks, conditions)
+    images = _random_images(_evaluation_images(conditions), conditions).images_NCHW
+    seconds = _least_seconds(lambda: frozen(images).cpu()) / len(images)
+    if conditions.precision == "float32":
+        return seconds, seconds
+    with exact_float32():
+        return seconds, _least_seconds(lambda: replace(frozen, precision="float32")(images).cpu()) / len(images)
+
+
+def _begin_training(kind: Kind, conditions: Conditions) -> Training:
+    model = _make_model(kind.truncate_at, kind.head_width, kind.head_pool, conditions)
+    # With so many frozen blocks, it stands for every strategy.
+    learning = Learning("fine_tune_top", lr=LR, freeze_depth=kind.frozen_blocks, weight_decay=LR)
+    return begin_training(model, learning, _settings(kind, conditions, epochs=1), conditions.normalisation)
+
+
+def _settings(kind: Kind, conditions: Conditions, epochs: int) -> TrainingSettings:
+    return TrainingSettings(
+        epochs, kind.batch_size, 0, conditions.precision, optimizer=kind.optimizer, schedule="constant"
+    )
+
+
+def _make_model(cut: str, head_width: int, head_pool: HeadPool, conditions: Conditions) -> TransferModel:
+    model = build_model(conditions.backbone, cut, head_width, head_pool, conditions.classes, conditions.image_size)
+    initialise(model, conditions.backbone, None, seed=0)
+    return model.to(conditions.device).to(memory_format=torch.channels_last)
+
+
+def _frozen(model: TransferModel, blocks: int, conditions: Conditions) -> FrozenPart:
+    return frozen_part(model, blocks, conditions.normalisation, conditions.precision)
+
+
+def _source(frozen: FrozenPart, kind: Kind, images: int, conditions: Conditions) -> Source:
+    """Return random images, or random features where the kind reads them."""
+    if not kind.reads_features:
+        return ImageSource(_random_images(images, conditions), frozen, kind.augmentation)
+    two = _random_images(2, conditions)
+    sample = frozen(two.images_NCHW)
+    shape = sample.permute(0, 2, 3, 1).shape[1:] if sample.ndim == 4 else sample.shape[1:]
+    # Not those of the random layers, in which activations may grow out of bounds.
+    rows = torch.randn(images, *shape, dtype=sample.dtype, device=sample.device)
+    mirrored = rows.clone() if kind.augmentation == "flip" else None
+    batch_size = evaluation_batch_size(two, frozen.normalisation)
+    return FeatureSource(rows, mirrored, _random_labels(images, conditions), frozen.blocks, batch_size)
+
+
+def _random_images(images: int, conditions: Conditions) -> Images:
+    shape = (images, 3, conditions.side, conditions.side)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=conditions.device)
+    return Images(pixels, _random_labels(images, conditions))
+
+
+def _random_labels(images: int, conditions: Conditions) -> torch.Tensor:
+    return torch.randint(conditions.classes, (images,), device=conditions.device)
+
+
+def _evaluation_images(conditions: Conditions) -> int:
+    """Return how many images are evaluated at once, which takes the most memory of all that has no gradients."""
+    at_once = evaluation_batch_size(_random_images(1, conditions), conditions.normalisation)
+    return min(at_once, max(conditions.val_images, conditions.test_images))
+
+
+def _train_seconds(training: Training, kind: Kind, conditions: Conditions) -> float:
+    """Return the seconds for each image of an epoch, after a first batch that does not count."""
+    one = _source(training.frozen, kind, 1, conditions)
+
+    def train_on(images: int) -> float:
+        source = _source(training.frozen, kind, images, conditions)
+        (metrics,) = train(training, source, one, _settings(kind, conditions, len(training.history) + 1))
+        return 1 / metrics.images_per_second
+
+    images = min(kind.batch_size, conditions.train_images)
+    train_on(images)
+    while (seconds := images * train_on(images)) < EPOCH_SECONDS / 2 and images < conditions.train_images:
+        batches = math.ceil(images / seconds * EPOCH_SECONDS / kind.batch_size)
+        images = min(batches * kind.batch_size, conditions.train_images)
+    return seconds / images if seconds >= SECONDS else _least(lambda: train_on(images))
+
+
+def _least_seconds(step: Callable[[], object]) -> float:
+    def timed() -> float:
+        started = time.perf_counter()
+        step()
+        return time.perf_counter() - started
+
+    return _least(timed)
+
+
+def _least(measure: Callable[[], float]) -> float:
+    """Return the smallest of the measurements that can be made in a moment, which other processes disturbed least."""
+    until = time.perf_counter() + SECONDS
+    least = measure()
+    while time.perf_counter() < until:
+        least = min(least, measure())
+    return least

@@ -1,0 +1,1 @@
+"""The report as page, as text and as short form."""

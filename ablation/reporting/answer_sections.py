@@ -1,0 +1,274 @@
+"""The report's sections on the answer: arms, levels, differences."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablation.analysis.answer import StudyAnalysis, interval_points, points
+from ablation.analysis.comparison import ArmSummary, Difference, FactorAnalysis, champion_run, confirmed_validation
+from ablation.base.text import Table
+from ablation.reporting.content import (
+    ACCURACY_COLUMNS,
+    BOTH_INTERVAL,
+    Answer,
+    Block,
+    Code,
+    Folded,
+    Items,
+    Paragraph,
+    figure_block,
+    interval_text,
+    optional_number,
+    plural,
+    seeds_text,
+    states_text,
+)
+from ablation.reporting.figures import Picture
+from ablation.spec.parameters import Choices
+
+
+def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
+    result = analysis.result
+    texts = []
+    if result.missing_trials:
+        texts.append(
+            f"{result.missing_trials} of {len(result.arms) * result.spec.trials_per_arm} trials have not ended."
+        )
+    if result.missing_confirmations:
+        wanted = sum(arm.best is not None for arm in result.arms) * result.spec.confirm.seeds
+        texts.append(f"{result.missing_confirmations} of {wanted} confirmation runs have not ended.")
+    if not texts:
+        return []
+    how = "What follows is how far the study is, and may change. To go on:"
+    return [Items(texts), Paragraph(how), Code(result.command)]
+
+
+def answer_blocks(analysis: StudyAnalysis) -> list[Block]:
+    spec, result = analysis.result.spec, analysis.result
+    blocks: list[Block] = [Answer(analysis.answer)]
+    if analysis.winner is not None and analysis.winner.arm.levels:
+        val_S = confirmed_validation(analysis.winner)
+        place = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
+        blocks.append(
+            Paragraph(
+                f"The arm with the highest mean validation accuracy is {analysis.winner.arm.name} ({val_S.mean():.4f}, "
+                f"n = {len(val_S)} seeds); its confirmation run #{champion_run(analysis.winner).number} "
+                f"{place}. Test accuracies played no part in this choice."
+            )
+        )
+    weights = spec.backbone.weights
+    if spec.backbone.has_weights_file:
+        weights = Path(str(weights)).name
+    searched = ", ".join(f"{name} ({_range(value)})" for name, value in spec.search.entries().items())
+    tuned = f"tuned over {searched}" if searched else "with nothing to tune"
+    confirm = (
+        f"the best configuration of each was then retrained with {spec.confirm.seeds} fresh seeds, and each of these "
+        "confirmation runs evaluated the test images once, at its end"
+        if spec.confirm.seeds
+        else "the best configuration of each was retrained with fresh seeds while [confirm] seeds was larger"
+        if result.test_evaluations
+        else "nothing was retrained ([confirm] seeds = 0), so the test images have not been used"
+    )
+    most_trials = max([spec.trials_per_arm, *(len(arm.trials) for arm in result.arms)])  # the budget was larger once
+    blocks.append(
+        Paragraph(
+            f"How it was found: {spec.backbone.name} (weights: {weights or 'none'}) on {spec.data.source}, "
+            f"{result.train_images:,} training, {result.val_images:,} validation and {result.test_images:,} test "
+            f"images of {len(result.classes)} classes. {plural(len(result.arms), 'arm')}, with up to "
+            f"{plural(most_trials, 'trial')} of {plural(spec.epochs, 'epoch')} each, {tuned}; {confirm}."
+        )
+    )
+    return blocks
+
+
+def _range(value: Any) -> str:
+    if isinstance(value, Choices):
+        return ", ".join(str(choice) for choice in value.choices)
+    return f"{value.low:g} to {value.high:g}{', logarithmic' if value.log else ''}"
+
+
+def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
+    result = analysis.result
+    factors = list(result.spec.factors.entries())
+    with_tuned = not any(arm.test is not None for arm in analysis.arms)  # else it is among what is said of tuning
+    with_published = any(arm.published for arm in result.arms)
+    columns = [
+        *(factors or ["arm"]),
+        *ACCURACY_COLUMNS,
+        *(["best tuned val. accuracy"] if with_tuned else []),
+        "trials",
+    ]
+    columns += ["published (other images)"] if with_published else []
+    rows = []
+    for arm in analysis.arms:
+        best = arm.result.best
+        rows.append(
+            [
+                *([str(level) for level in arm.result.arm.levels.values()] or [arm.name]),
+                *accuracy_cells(arm),
+                *([optional_number(best.val_accuracy if best else None)] if with_tuned else []),
+                states_text(arm.result.trials),
+                *([_published(arm.result.published)] if with_published else []),
+            ]
+        )
+    return Table("", columns, rows, _arm_notes(analysis, with_tuned=with_tuned, with_published=with_published))
+
+
+def accuracy_cells(arm: ArmSummary) -> list[str]:
+    """Return test accuracy, its standard deviation and interval, validation accuracy, and the number of seeds."""
+    if arm.test is None:
+        return ["-", "-", "-", optional_number(arm.val.mean if arm.val else None), str(arm.val.seeds if arm.val else 0)]
+    return [
+        f"{arm.test.mean:.4f}",
+        optional_number(arm.test.standard_deviation),
+        interval_text(arm.test.estimate),
+        optional_number(arm.val.mean if arm.val else None),
+        str(arm.test.seeds),
+    ]
+
+
+def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool, with_published: bool) -> list[str]:
+    result = analysis.result
+    notes = []
+    if not with_tuned:
+        notes.append(
+            f"Means over n confirmation runs with fresh seeds: test accuracy on {result.test_images:,} images, "
+            f"validation accuracy (best epoch) on {result.val_images:,}. The interval is over seeds, for these images."
+        )
+    if any(arm.test is not None and arm.test.seeds == 1 for arm in analysis.arms):
+        notes.append("An arm with one seed has no interval: one seed proves nothing.")
+    if with_tuned:
+        notes.append(
+            f"Best tuned val. accuracy: the best of the finished trials on {result.val_images:,} images, which is "
+            "biased upwards because it was chosen for being the best."
+        )
+    notes += _failures(analysis)
+    if with_published:
+        notes.append("Published figures were measured on other images: compare their order, not their digits.")
+        sources = {str(entry["source"]) for arm in result.arms for entry in arm.published if entry.get("source")}
+        notes += [f"Published: {source}" for source in sorted(sources)]
+    return notes
+
+
+def _failures(analysis: StudyAnalysis) -> list[str]:
+    """Return a line for each arm and kind of run of which some failed, with the reasons."""
+    notes = []
+    for arm in analysis.arms:
+        for kind, runs in (("trial", arm.result.trials), ("confirmation run", arm.result.confirmations)):
+            failed = [run for run in runs if run.state == "failed"]
+            if not failed:
+                continue
+            reasons = "; ".join(sorted({run.reason or "no reason is known" for run in failed}))
+            is_lost = kind == "trial" and len(failed) == len(runs)
+            consequence = "; the comparison goes on without it" if is_lost else ""
+            notes.append(f"{arm.name}: {len(failed)} of {plural(len(runs), kind)} failed ({reasons}){consequence}.")
+    return notes
+
+
+def _published(entries: Sequence[dict[str, Any]]) -> str:
+    texts = []
+    for entry in entries:
+        figures = {k: v for k, v in entry.items() if k not in ("arm", "source") and v is not None}
+        texts.append(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    return "; ".join(texts) or "-"
+
+
+def level_tables(analysis: StudyAnalysis) -> list[Block]:
+    tables: list[Block] = []
+    for factor in analysis.factors:
+        if not any(level.estimate for level in factor.levels):
+            continue
+        rows = [
+            [
+                level.label,
+                optional_number(level.estimate.value if level.estimate else None),
+                interval_text(level.estimate),
+                str(level.arms),
+                seeds_text(level.seeds) if level.arms else "-",
+            ]
+            for level in factor.levels
+        ]
+        notes = [
+            f"{level.label} is without {', '.join(level.missing)}, which is not confirmed; compare means of other arms "
+            "with care."
+            for level in factor.levels
+            if level.missing
+        ]
+        columns = [factor.factor, "marginal mean test accuracy", BOTH_INTERVAL, "arms", "n (seeds per arm)"]
+        tables.append(Table(f"Marginal means of {factor.factor}", columns, rows, notes))
+    return tables
+
+
+def difference_table(factor: FactorAnalysis) -> Table:
+    rows = [_difference_row(difference, tested=True) for difference in factor.family]
+    columns = ["difference of", "minus", "points", f"{BOTH_INTERVAL} (points)", "Holm p", "shown", "n (seeds per arm)"]
+    columns.append("seeds needed")
+    if factor.control is not None:
+        family = f"every level against the declared control {factor.control}"
+    else:
+        family = "all pairs of levels"
+    notes = [f"The p-values are corrected by Holm's method over {plural(len(factor.family), 'test')}: {family}."]
+    if any(difference.estimate.p is None for difference in factor.family):
+        notes = [
+            "One seed proves nothing: where an arm has a single seed, no interval is invented and nothing is tested."
+        ]
+    elif any(not difference.is_shown for difference in factor.family):
+        notes.append(
+            "Seeds needed: about how many seeds per arm would find a difference of the measured size with a chance of "
+            "80 %, on the same test images. '> 1,000' means that these test images are too few, or that there is none."
+        )
+    notes += [f"Not every combination of the other factors is confirmed for {text}." for text in factor.partial]
+    notes += [f"Not compared: {text}." for text in factor.not_compared]
+    return Table(f"Levels of {factor.factor}, difference of marginal means of test accuracy", columns, rows, notes)
+
+
+def _difference_row(difference: Difference, *, tested: bool) -> list[str]:
+    estimate = difference.estimate
+    row = [
+        difference.first,
+        difference.second,
+        points(estimate.value),
+        interval_points(estimate.low, estimate.high),
+    ]
+    if not tested:
+        return [*row, seeds_text(difference.seeds)]
+    if difference.corrected_p is None:
+        return [*row, "-", "-", seeds_text(difference.seeds), "-"]
+    p = "< 0.001" if difference.corrected_p < 0.001 else f"{difference.corrected_p:.3f}"
+    if difference.is_shown:
+        needed = "-"
+    else:
+        needed = "> 1,000" if difference.seeds_needed is None else f"{difference.seeds_needed:,}"
+    return [*row, p, "yes" if difference.is_shown else "no", seeds_text(difference.seeds), needed]
+
+
+def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
+    if sum(arm.test is not None for arm in analysis.arms) < 2:
+        return []
+    blocks: list[Block] = [difference_table(f) for f in analysis.factors if f.family or f.not_compared]
+    if analysis.arm_pairs:
+        columns = ["difference of", "minus", "points", f"{BOTH_INTERVAL} (points)", "n (seeds per arm)"]
+        rows = [_difference_row(difference, tested=False) for difference in analysis.arm_pairs]
+        note = "Not tested and not corrected: of so many intervals some miss the truth by chance."
+        blocks.append(Folded(Table(f"All {plural(len(rows), 'pair')} of single arms", columns, rows, [note])))
+    return blocks
+
+
+def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
+    blocks = figure_block("interaction", pictures)
+    if not analysis.interactions and not analysis.interaction_missing:
+        return []
+    rows = [
+        [
+            f"{i.first} \u2212 {i.first_base}",
+            f"{i.second} rather than {i.second_base}",
+            points(i.estimate.value),
+            interval_points(i.estimate.low, i.estimate.high),
+            seeds_text(i.seeds),
+        ]
+        for i in analysis.interactions
+    ]
+    columns = ["the difference", "changes with", "by (points)", f"{BOTH_INTERVAL} (points)", "n (seeds per arm)"]
+    notes = ["Differences of differences of test accuracy, shown with intervals and not tested."]
+    notes += [f"Left out: {text}." for text in analysis.interaction_missing]
+    return [*blocks, Table("Interaction", columns, rows, notes)]

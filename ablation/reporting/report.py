@@ -1,0 +1,149 @@
+"""The report of a study: built from results, written, shown."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablation.analysis.answer import StudyAnalysis, analyse
+from ablation.analysis.results import StudyResult, read_results
+from ablation.base.errors import InputError
+from ablation.base.files import write_atomically
+from ablation.base.terminal import say, show_table
+from ablation.base.text import Table
+from ablation.reporting.answer_sections import (
+    answer_blocks,
+    arm_accuracy_table,
+    difference_blocks,
+    interaction_blocks,
+    level_tables,
+    missing_runs_text,
+)
+from ablation.reporting.content import Section, figure_block, searched_params
+from ablation.reporting.figures import Picture, draw_figures
+from ablation.reporting.render import render_html, render_markdown, short_tables, summary_note
+from ablation.reporting.run_sections import (
+    class_blocks,
+    cost_table,
+    environment_blocks,
+    meaning_blocks,
+    mistake_blocks,
+    run_blocks,
+    sample_blocks,
+    tuning_blocks,
+)
+from ablation.search.space import parameter_importances
+from ablation.storage.store import Store
+from ablation.tracking.reading import log_report
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's report.
+
+    Attributes:
+        result: what it was made of.
+        answer: the study's answer in a sentence.
+        html: the self-contained page.
+        markdown: the same as text, which shows the PNG files among `figures`.
+        figures: file name -> content, each figure as .png and .svg.
+        short: the tables that the terminal shows.
+        note: markdown for the summary run's description, with links to the runs.
+        folder: where it was written; None if it was not.
+    """
+
+    result: StudyResult
+    answer: str
+    html: str
+    markdown: str
+    figures: dict[str, bytes]
+    short: list[Table]
+    note: str
+    folder: Path | None = None
+
+
+def write_report(store: Store, name: str, output: Path | None = None) -> Report:
+    """Write a study's report.html, report.md and figures, and log them to its summary run in MLflow.
+
+    Args:
+        store: where its results are.
+        name: the study's.
+        output: a folder, made where it is not there; `reports/<name>` in the store by default.
+
+    Raises:
+        InputError: there is no such study, it has no finished trial, another version made it, or `output` is a file.
+        StoreAway: the tracking server does not answer.
+        StoreError: the folder or MLflow's store cannot be written.
+    """
+    folder = output or store.root / "reports" / name
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output: {folder} is not a folder")
+    result = read_results(store, name)
+    report = build_report(result)
+    files = {"report.html": report.html.encode(), "report.md": report.markdown.encode(), **report.figures}
+    for file, content in files.items():
+        write_atomically(folder / file, content)
+    log_report(store, result.summary_run_id, files, report.note)
+    return dataclasses.replace(report, folder=folder)
+
+
+def show_report(report: Report) -> None:
+    """Print the question, the answer, the short tables, and where the whole report is."""
+    say(f"\n{report.result.spec.question}\n\n{report.answer}")
+    for table in report.short:
+        say("")
+        show_table(table)
+    if report.folder is not None:
+        say(f"\nThe whole report: {report.folder / 'report.html'}")
+
+
+def build_report(result: StudyResult) -> Report:
+    """Return the report of a study; the same result gives the same report, to the byte."""
+    analysis = analyse(result)
+    pictures = draw_figures(analysis, _importances(result))
+    sections = _sections(analysis, pictures)
+    figures = {f"{name}.png": picture.png for name, picture in pictures.items()}
+    figures |= {f"{name}.svg": picture.svg.encode() for name, picture in pictures.items()}
+    return Report(
+        result=result,
+        answer=analysis.answer,
+        html=render_html(result, sections, pictures),
+        markdown=render_markdown(result, sections),
+        figures=figures,
+        short=short_tables(analysis),
+        note=summary_note(analysis),
+    )
+
+
+def _importances(result: StudyResult) -> dict[str, dict[str, float]]:
+    found = {}
+    for arm in result.arms:
+        trials = [(searched_params(result.spec, t), t.val_accuracy) for t in arm.trials if t.val_accuracy is not None]
+        found[arm.arm.name] = parameter_importances(result.spec, arm.arm, trials)
+    return found
+
+
+def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Section]:
+    """Return the report's content; parts that have nothing to show are left out."""
+    sections = [
+        Section("missing", "What is missing", missing_runs_text(analysis)),
+        Section("answer", "Answer", answer_blocks(analysis)),
+        Section("arms", "Arms", [arm_accuracy_table(analysis), *figure_block("arms", pictures)]),
+        Section("effects", "Effect of each factor", [*figure_block("effects", pictures), *level_tables(analysis)]),
+        Section("differences", "Differences", difference_blocks(analysis)),
+        Section("interaction", "Interaction of the two factors", interaction_blocks(analysis, pictures)),
+        Section(
+            "learning",
+            "How each arm learned",
+            [*figure_block("curves_accuracy", pictures), *figure_block("curves_loss", pictures)],
+        ),
+        Section("costs", "What each arm costs", [*figure_block("costs", pictures), cost_table(analysis)]),
+        Section("tuning", "Tuning", tuning_blocks(analysis, pictures)),
+        Section("data", "Data as the network sees it", sample_blocks(analysis, pictures)),
+        Section("classes", "Classes", class_blocks(analysis, pictures)),
+        Section("mistakes", "Most confident mistakes", mistake_blocks(analysis, pictures)),
+        Section("runs", "Runs", run_blocks(analysis)),
+        Section("meaning", "What the intervals mean", meaning_blocks(analysis)),
+        Section("environment", "Environment", environment_blocks(analysis)),
+    ]
+    return [section for section in sections if section.blocks]

@@ -1,0 +1,1 @@
+"""A study as it runs: session, workers, trials, outputs, champion."""

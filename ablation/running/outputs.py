@@ -1,0 +1,183 @@
+"""What a trial leaves: the best epoch's checkpoint, the test predictions; and its model, rebuilt from its run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch.nn.functional import cross_entropy
+
+from ablation.base.device import exact_float32
+from ablation.base.errors import InputError
+from ablation.base.files import write_atomically
+from ablation.data.images import Normalisation, to_device
+from ablation.data.samples import as_fed, confident_mistakes
+from ablation.networks.custom_backbone import load_custom_backbone
+from ablation.networks.transfer_model import TransferModel, build_model, initialise
+from ablation.networks.weights import read_weights
+from ablation.running.workbench import Workbench
+from ablation.search.claims import Claim
+from ablation.spec.architectures import function_name, is_custom
+from ablation.spec.trial import TrialSpec
+from ablation.storage.store import find_store
+from ablation.tracking.client import CHECKPOINT_FILE, PREDICTIONS_FILE
+from ablation.tracking.reading import read_run, run_file
+from ablation.tracking.trial_run import TrialRun
+from ablation.training.checkpoint import tensors_digest
+from ablation.training.evaluation import balanced_accuracy_and_macro_f1, predict
+from ablation.training.loop import Training, load_tensors
+
+
+def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
+    """Log the best epoch's figures and its checkpoint."""
+    path = claim.folder / Path(CHECKPOINT_FILE).name
+    save_best(path, training, spec, workbench.classes, workbench.normalisation)
+    best = training.best
+    images = len(workbench.train_images)
+    values = {
+        "best_val_accuracy": best.val_accuracy,
+        "best_epoch": best.epoch,
+        "trained_parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
+        "training_seconds": sum(images / metrics.images_per_second for metrics in training.history),
+    }
+    run.log_result(values, best.timestamp, path)
+
+
+def record_test(workbench: Workbench, claim: Claim, run: TrialRun, training: Training) -> None:
+    """Evaluate the best epoch on the test split and log the figures, with what the model says of every image.
+
+    A crash after the evaluation finds its predictions in the trial's folder, so that it is made once.
+    """
+    path = claim.folder / Path(PREDICTIONS_FILE).name
+    model = tensors_digest(training.best_tensors.items())
+    if not _predictions_are_of(path, model):
+        _save_predictions(path, model, workbench, training)
+    tensors, metadata = _read_tensors(path)
+    labels_N, predicted_N = tensors["labels"].long().numpy(), tensors["predicted"].long().numpy()
+    balanced_accuracy, macro_f1 = balanced_accuracy_and_macro_f1(labels_N, predicted_N, len(workbench.classes))
+    values = {
+        "test_accuracy": float((predicted_N == labels_N).mean()),
+        "test_balanced_accuracy": balanced_accuracy,
+        "test_macro_f1": macro_f1,
+        "test_loss": float(metadata["loss"]),
+    }
+    run.log_test(values, training.best.timestamp, path)
+
+
+def _save_predictions(path: Path, model: str, workbench: Workbench, training: Training) -> None:
+    labels_N = workbench.test_labels_N
+    everything = np.arange(len(labels_N))
+    load_tensors(training.model, training.best_tensors)
+    images = to_device(workbench.test_images_NHWC, labels_N, everything, workbench.device)
+    frozen = replace(training.frozen, precision="float32")
+    with exact_float32():  # so that the champion, wherever it is loaded, agrees
+        logits_NK = predict(training.model, workbench.features.source(images, frozen, "none")).cpu()
+    loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
+    number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32
+    probabilities_NK, predicted_N = logits_NK.softmax(1).half(), logits_NK.argmax(1)
+    mistakes_M = confident_mistakes(probabilities_NK.numpy(), predicted_N.numpy(), labels_N)
+    mistaken_MCHW = torch.from_numpy(workbench.test_images_NHWC[mistakes_M]).permute(0, 3, 1, 2)
+    tensors = {
+        "probabilities": probabilities_NK,
+        "predicted": predicted_N.to(number_type),  # float16 may make two probabilities equal
+        "labels": torch.from_numpy(labels_N).to(number_type),
+        # The report has no other way to the images.
+        "mistakes": torch.from_numpy(mistakes_M),
+        "mistake_images": torch.from_numpy(as_fed(mistaken_MCHW, workbench.normalisation)),
+    }
+    write_atomically(path, save(tensors, {"model": model, "loss": repr(loss)}))
+
+
+def _predictions_are_of(path: Path, model: str) -> bool:
+    return path.exists() and _read_tensors(path)[1]["model"] == model
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - not a dict
+
+
+def save_best(
+    path: Path, training: Training, spec: TrialSpec, classes: list[str], normalisation: Normalisation
+) -> None:
+    """Write the best epoch's trained tensors; the metadata says what they belong to, frozen tensors by their digest.
+
+    Raises:
+        StoreError: the disk is full, or cannot be written.
+    """
+    frozen = _frozen_tensors(training.model, training.best_tensors)
+    metadata = {
+        "spec": json.dumps(spec.to_params()),
+        "classes": json.dumps(classes),
+        "input_mean": json.dumps(normalisation.mean),
+        "input_std": json.dumps(normalisation.std),
+        "epoch": str(training.best.epoch),
+        "val_accuracy": str(training.best.val_accuracy),
+        "frozen_digest": tensors_digest(frozen.items()),
+    }
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in training.best_tensors.items()}
+    write_atomically(path, save(tensors, metadata))
+
+
+def _frozen_tensors(model: TransferModel, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
+
+
+def load_model(
+    run: str, *, store: str | None = None, weights: str | None = None, module: str | None = None
+) -> TransferModel:
+    """Rebuild a finished trial's model at its best epoch, on the CPU, in evaluation mode.
+
+    Args:
+        run: the id of the trial's MLflow run.
+        store: the store's folder; as for `--store`, the environment's addresses or `mlruns` by default.
+        weights: where the pretrained weights are now, for a trial with frozen layers; where they were by default.
+        module: where the Python file of a backbone of one's own is now; it is run.
+
+    Returns:
+        A module from normalised images NCHW (float32) to logits NK. Its attributes `classes` (list of str),
+        `image_size` (height and width in pixels), `input_mean` and `input_std` (three floats each, for pixels scaled to
+        0..1) say what goes in and comes out.
+
+    Raises:
+        InputError: there is no such run, it kept no checkpoint, or the weights, or the code of a backbone of one's own,
+            are not those that it was trained with.
+    """
+    found = find_store(store)
+    record = read_run(found, run)
+    spec = TrialSpec.from_params(record.params)
+    if is_custom(spec.backbone):
+        _check_custom_backbone(run, spec, module)
+    with run_file(found, record, CHECKPOINT_FILE) as path:
+        trained, metadata = _read_tensors(path)
+    model = build_model(
+        spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
+    )
+    pretrained = None
+    if _frozen_tensors(model, trained):  # else the checkpoint holds all there is
+        named = weights or str(spec.weights)
+        pretrained = read_weights(spec.backbone, named)
+        if pretrained.digest != spec.weights_digest:
+            raise InputError(f"{named}: not the weights that run {run} was trained with")
+    initialise(model, spec.backbone, pretrained, spec.seed)
+    load_tensors(model, trained)
+    if tensors_digest(_frozen_tensors(model, trained).items()) != metadata["frozen_digest"]:
+        raise InputError(f"run {run}: its frozen layers cannot be rebuilt from {spec.weights}")
+    model.classes = json.loads(metadata["classes"])
+    model.image_size = spec.image_size
+    model.input_mean, model.input_std = json.loads(metadata["input_mean"]), json.loads(metadata["input_std"])
+    return model.eval()
+
+
+def _check_custom_backbone(run: str, spec: TrialSpec, module: str | None) -> None:
+    """Run the file of a trial's backbone, if it is what it was."""
+    named = module or str(spec.backbone_module)
+    try:
+        found = load_custom_backbone(named, function_name(spec.backbone))
+    except ValueError as error:
+        raise InputError(f"run {run}: its backbone cannot be made: {error}") from None
+    if found != spec.backbone:
+        raise InputError(f"{named}: makes {found}, but run {run} was trained with {spec.backbone}")

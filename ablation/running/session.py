@@ -1,0 +1,162 @@
+"""What a process has open while it works on a study: stores, images, weights."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablation.base.device import check_device
+from ablation.base.errors import StoreAway
+from ablation.base.files import expand
+from ablation.base.terminal import waiting
+from ablation.data.image_folder import list_imagefolder
+from ablation.data.reading import ImageSet, Split
+from ablation.networks.weights import Weights
+from ablation.running.checks import load_images_and_split, load_weights
+from ablation.running.demo import demo_weights_path, needs_pretraining
+from ablation.running.demo_network import pretrain_demo_network
+from ablation.running.options import RunOptions, process_count
+from ablation.running.study_view import StudyView
+from ablation.search.claims import clean_up_ended_trials
+from ablation.search.status import total_runs, trial_records
+from ablation.search.studies import (
+    ArmStudies,
+    TrialEnd,
+    arm_key,
+    check_identity,
+    create_arms,
+    experiment_key,
+    open_storage,
+    superseded_keys,
+    trial_ends,
+)
+from ablation.spec.arms import arms
+from ablation.spec.study import StudySpec
+from ablation.storage.locks import Locks, open_locks
+from ablation.storage.store import Store
+from ablation.tracking.client import RunStatus, check_experiment, open_client
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.trial_run import TrialRun
+
+RUN_STATUS: dict[TrialEnd, RunStatus] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A study that is being worked on: its images and weights, its Optuna studies by arm, and where results go."""
+
+    spec: StudySpec
+    store: Store
+    options: RunOptions
+    locks: Locks
+    studies: ArmStudies
+    content: dict[str, Any]
+    tracker: Tracker
+    images: ImageSet
+    split: Split
+    weights: Weights | None
+
+
+def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worker: bool = False) -> Session:
+    """Read weights and images, open the stores, and clean up what a crash left.
+
+    Everything that the user can have got wrong is checked before the store is touched, what is quick to check first.
+    """
+    is_to_pretrain = needs_pretraining(spec, store)
+    if spec.data.source == "imagefolder":
+        list_imagefolder(expand(str(spec.data.root)))
+    if options.device_name not in ("auto", "cpu"):
+        check_device(options.device_name)
+    if not store.is_empty:
+        storage = open_storage(store)
+        if storage is not None:
+            digests = ("backbone.weights_digest", "data.digest")
+            check_identity(storage, spec.name, study_identity(spec, None, ""), ignored=digests)
+    weights = None if is_to_pretrain else load_weights(spec)
+    images, split = load_images_and_split(spec, 1 if is_worker else process_count(options))
+    if is_to_pretrain:
+        with waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
+            if store.has_remote_tracking:
+                open_client(store)
+            store.prepare()
+            pretrain_demo_network(demo_weights_path(store))
+        weights = load_weights(spec)
+
+    with waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
+        content = study_identity(spec, weights, images.digest)
+        locks, studies, tracker = open_stores(spec, store, content, is_begun=is_worker)
+        session = Session(spec, store, options, locks, studies, content, tracker, images, split, weights)
+        deliver_and_reconcile(session)
+    return session
+
+
+def open_stores(
+    spec: StudySpec, store: Store, content: dict[str, Any], *, is_begun: bool
+) -> tuple[Locks, ArmStudies, Tracker]:
+    """Check that the study can go on in its stores, then open them, making what does not exist."""
+    storage = open_storage(store)  # once: it takes a tenth of a second
+    if storage is not None:
+        check_identity(storage, spec.name, content, is_begun=is_begun)
+    check_experiment(store, spec.name, experiment_key(storage, spec.name) if storage is not None else None)
+    store.prepare()
+    client, storage = open_client(store, create=True), storage or open_storage(store, create=True)
+    assert client is not None
+    assert storage is not None
+    locks = open_locks(store.optuna_url)
+    with locks.exclusive():
+        check_identity(storage, spec.name, content)  # another process may have begun a moment ago
+        tracker = Tracker(client, store, spec.name, spec.question)
+        studies = create_arms(storage, spec, content, tracker.key)
+    return locks, studies, tracker
+
+
+def deliver_and_reconcile(session: Session) -> int:
+    """Hand over what MLflow has yet to get, and close its runs whose trials have ended.
+
+    Returns:
+        How many trials still wait for MLflow.
+    """
+    only_best = session.spec.tracking.checkpoints == "best_per_arm"
+
+    def complete(key: str, folder: Path, owner: str, is_best: bool) -> bool:
+        run = TrialRun(session.tracker, key, folder, owner)
+        if only_best and not is_best:
+            run.delete_checkpoint()  # which may have been delivered after the better one
+        return run.complete()
+
+    def statuses() -> dict[str, RunStatus | None]:
+        ends = trial_ends(session.studies)
+        return {key: RUN_STATUS[end] if end else None for key, end in ends.items()}
+
+    waiting = clean_up_ended_trials(session.store, session.locks, session.studies, complete)
+    with suppress(StoreAway):
+        session.tracker.reconcile(statuses)
+        session.tracker.mark_superseded(superseded_keys(session.studies))
+    return waiting
+
+
+def show_progress(session: Session, progress: StudyView) -> None:
+    """Show what the study has come to, whoever did it."""
+    spec = session.spec
+    found = trial_records(session.studies, session.locks)
+    progress.update(
+        found, sum(total_runs(trials, spec.trials_per_arm, spec.confirm.seeds) for trials in found.values())
+    )
+
+
+def run_files(session: Session) -> dict[str, str]:
+    """Return the files that every run keeps: the study file, and what it says with overrides and defaults."""
+    return {"study.toml": session.options.file_text, "study.json": session.spec.model_dump_json(indent=2)}
+
+
+def summary_key(session: Session) -> str:
+    """Return the key of the study's summary run."""
+    return f"{arm_key(session.studies.tuning[arms(session.spec)[0].name])}/summary"
+
+
+def study_identity(spec: StudySpec, weights: Weights | None, data_digest: str) -> dict[str, Any]:
+    """Return the study's content with what its weights and its data hold, as JSON can store it."""
+    content = spec.content()
+    content["backbone"]["weights_digest"] = weights.digest if weights else None
+    content["data"]["digest"] = data_digest
+    return content

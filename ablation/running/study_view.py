@@ -1,0 +1,166 @@
+"""The live view of a running study in the terminal."""
+
+import time
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from ablation.base.terminal import console, say
+from ablation.base.text import format_duration
+from ablation.search.status import best_record
+from ablation.search.studies import TrialRecord
+from ablation.spec.trial import TrialSpec
+
+PLAIN_SECONDS = 5  # between two lines about epochs of one trial
+BARS = "▁▂▃▄▅▆▇█"
+
+
+class StudyView:
+    """Follows a study: its progress with the time left, the running trial's curve, the best of each arm so far."""
+
+    def __init__(self, title: str, arms: list[str]):
+        self.arms = arms
+        self.trials = self.ended = 0  # confirmation runs included
+        self.ended_before: int | None = None  # when this view began
+        self.best: dict[str, float] = {}
+        self.curve: list[float] = []
+        self.trial_text = Text("")
+        self.epoch_text = Text("")
+        self.workers: dict[int, str] = {}  # what each said last
+        self.began = self.trial_started = time.monotonic()
+        self.last_line = 0.0
+        self.waits_for = ""
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("runs"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self.task = self.progress.add_task(title, total=None, left="")
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
+
+    def __enter__(self) -> "StudyView":
+        if console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if console.is_terminal:
+            self.live.stop()
+
+    def _render(self) -> Group:
+        table = RichTable(box=None, padding=(0, 2, 0, 0), show_header=False)
+        top = max(self.best.values(), default=0.0)
+        for arm in self._arms_that_fit():
+            value = self.best.get(arm)
+            style = "bold green" if value is not None and value == top else ""
+            bar = "" if value is None else "━" * round(30 * value)
+            table.add_row(
+                Text(arm, style=style), Text("-" if value is None else f"{value:.4f}", style=style), Text(bar)
+            )
+        heading = Text("best validation accuracy so far", style="dim")
+        says = [Text(f"worker {number}  {line}", overflow="ellipsis", no_wrap=True) for number, line in self._workers()]
+        return Group(self.progress, *(says or [self.trial_text, self.epoch_text]), Text(""), heading, table)
+
+    def _workers(self) -> list[tuple[int, str]]:
+        return sorted(self.workers.items())
+
+    def _arms_that_fit(self) -> list[str]:
+        """Return the arms in order; where the terminal is too low for all of them, the best ones."""
+        room = max(3, console.height - 6 - max(2, len(self.workers)))  # lines for the rest and a margin
+        best_first = sorted(self.arms, key=lambda arm: self.best.get(arm, -1.0), reverse=True)
+        return [arm for arm in self.arms if arm in best_first[:room]]
+
+    def update(self, trials: dict[str, list[TrialRecord]], total: int) -> None:
+        """Show what the study's arms (arm -> trials) have come to, and how many trials it will have."""
+        self.ended = sum(trial.has_ended for found in trials.values() for trial in found)
+        self.trials = total
+        if self.ended_before is None:
+            self.ended_before = self.ended
+        for arm, found in trials.items():
+            best = best_record(found)
+            if best is not None and best.value is not None:
+                self.best[arm] = best.value
+        left = self.time_left()
+        self.progress.update(
+            self.task, completed=self.ended, total=self.trials, left=f"about {left} left" if left else ""
+        )
+
+    def waits(self, text: str) -> None:
+        """Nothing can be done for now."""
+        self.trial_text, self.epoch_text = Text(text), Text("")
+        if text != self.waits_for and not console.is_terminal:
+            say(text)
+        self.waits_for = text
+
+    def computes(self, text: str) -> None:
+        """The trial waits for something that is computed once."""
+        self.epoch_text = Text(text)
+        if not console.is_terminal:
+            say(f"  {text}")
+
+    def worker_says(self, number: int, line: str) -> None:
+        """A worker process has said something."""
+        self.workers[number] = line.strip()
+        if not console.is_terminal:
+            say(f"worker {number} | {line}")
+
+    def trial_started_now(self, spec: TrialSpec, params: str) -> None:
+        """A trial begins, or goes on."""
+        self.trial_started = self.last_line = time.monotonic()
+        self.waits_for = ""
+        self.curve = []
+        self.trial_text = Text(f"{_label(spec)}  {params}")
+        self.epoch_text = Text("")
+        if not console.is_terminal:
+            say(f"[{self.ended + 1}/{self.trials}] {_label(spec)}: {params}")
+
+    def epoch(self, spec: TrialSpec, metrics: Any) -> None:
+        """An epoch has ended; `metrics` is its EpochMetrics."""
+        self.curve.append(metrics.val_accuracy)
+        text = (
+            f"epoch {metrics.epoch}/{spec.epochs}  train loss {metrics.train_loss:.4f}  "
+            f"val. loss {metrics.val_loss:.4f}  val. accuracy {metrics.val_accuracy:.4f}  "
+            f"{metrics.images_per_second:,.0f} images/s"
+        )
+        if console.is_terminal:
+            self.epoch_text = Text(f"{sparkline(self.curve)}  {text}")
+        elif time.monotonic() - self.last_line >= PLAIN_SECONDS:
+            self.last_line = time.monotonic()
+            say(f"  {text}")
+
+    def trial_ended(self, spec: TrialSpec, state: str, value: float | None, reason: str) -> None:
+        """A trial has ended, or another process has it now (`state` is "lost")."""
+        seconds = time.monotonic() - self.trial_started
+        if state != "lost":
+            self.ended += 1
+        result = f"val. accuracy {value:.4f}" if value is not None else reason
+        if not console.is_terminal:
+            left = self.time_left()
+            say(f"  {state}: {result} ({seconds:.1f} s{f', about {left} left' if left else ''})")
+        elif state in ("failed", "lost"):
+            self.live.console.print(Text(f"{_label(spec)} {state}: {reason}", style="yellow"))
+
+    def time_left(self) -> str:
+        """Return the time that the remaining trials will take, at the rate of all that ended since the view began."""
+        remaining, done = self.trials - self.ended, self.ended - (self.ended_before or 0)
+        if remaining <= 0 or done <= 0:
+            return ""
+        return format_duration(remaining * (time.monotonic() - self.began) / done)
+
+
+def _label(spec: TrialSpec) -> str:
+    """Return what a trial is called here, as its run is in MLflow."""
+    return f"{spec.arm} #{spec.trial}" if spec.confirms is None else f"{spec.arm} confirmation #{spec.trial}"
+
+
+def sparkline(values: list[float]) -> str:
+    """Return values as a row of bars between their smallest and largest."""
+    low, high = min(values), max(values)
+    return "".join(BARS[round((value - low) / (high - low) * 7) if high > low else 3] for value in values[-60:])

@@ -1,0 +1,315 @@
+"""One trial, top to bottom."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import torch
+
+from ablation.base.device import select_precision
+from ablation.base.errors import StoreAway, StoreError
+from ablation.base.seeds import named_seed
+from ablation.base.text import first_line
+from ablation.data.reading import split_seed
+from ablation.running.outputs import record_best, record_test
+from ablation.running.session import RUN_STATUS
+from ablation.running.workbench import Workbench, free_memory, is_out_of_memory, make_training, training_settings
+from ablation.search.claims import (
+    Claim,
+    end_trial,
+    ensure_held,
+    has_ended,
+    release_and_delete,
+    report_epochs,
+    should_prune,
+    store_spec,
+    stored_spec,
+)
+from ablation.search.space import suggest
+from ablation.search.studies import ClaimLost, TrialEnd, best_trial, is_better
+from ablation.spec.metrics import EpochMetrics
+from ablation.spec.trial import TrialSpec
+from ablation.tracking.trial_run import TrialRun
+from ablation.training.checkpoint import (
+    CorruptCheckpoint,
+    load_resume_checkpoint,
+    resume_checkpoints,
+    save_resume_checkpoint,
+)
+from ablation.training.loop import Diverged, Training, train
+
+CHECKPOINT_SECONDS = 15  # at most this much work, or one epoch, is done again after a crash
+AWAY_SECONDS = 5  # between two attempts to reach a database that is away
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended; `lost` means that another process goes on with it.
+
+    `is_delivered` says whether MLflow has all of it; what it has not waits in the trial's folder.
+    """
+
+    state: TrialEnd | Literal["lost"]
+    value: float | None
+    reason: str = ""
+    is_delivered: bool = True
+
+
+def run_trial(
+    workbench: Workbench, claim: Claim, spec: TrialSpec, on_epoch: Callable[[TrialSpec, EpochMetrics], None]
+) -> Outcome:
+    """Train one trial, from where it was left, and record all of it.
+
+    Divergence and lack of device memory end the trial as failed. Any other exception leaves it to be continued: its run
+    is marked SCHEDULED and its lock is freed.
+    """
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    run = TrialRun(workbench.tracker, claim.key, claim.folder, claim.owner)
+    try:
+        source = workbench.study.data.root or workbench.study.data.source
+        run.start(spec, source, workbench.device.type, workbench.files, workbench.environment)
+        if claim.superseded:
+            assert claim.best is not None
+            outcome = Outcome("pruned", None, f"superseded: the arm's best trial is #{claim.best.number} now")
+        else:
+            with run.system_metrics() if workbench.system_metrics else nullcontext():
+                outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
+        while True:
+            try:
+                _end_trial(workbench, claim, run, outcome)
+                break
+            except StoreAway as away:
+                logger.warning("%s; waiting to tell it how trial %s #%d ended", away, spec.arm, spec.trial)
+                _wait_until_held(claim)
+        is_delivered = run.complete()
+        if is_delivered:  # else the folder is needed, see `search.sweep`
+            with suppress(StoreAway):
+                release_and_delete(claim)
+        return replace(outcome, is_delivered=is_delivered)
+    except ClaimLost as lost:
+        return Outcome("lost", None, str(lost))
+    except BaseException:
+        # Whatever cannot be written now is found out when the trial goes on.
+        with suppress(StoreAway, StoreError, ClaimLost):
+            if ensure_held(claim) and not has_ended(claim):
+                run.pause()
+        raise
+    finally:
+        claim.release()
+
+
+def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outcome) -> None:
+    """Close the run, then tell Optuna: a crash in between leaves a trial that goes on and ends again, not an open run.
+
+    Raises:
+        StoreAway: Optuna's database does not answer; call it again.
+        ClaimLost: see `hold`.
+    """
+    assert outcome.state != "lost"
+    if not ensure_held(claim):
+        raise StoreAway("Optuna's database does not answer")
+    only_best = workbench.study.tracking.checkpoints == "best_per_arm"
+    # Exclusively, else two trials of an arm that end at once could both be its best.
+    with claim.locks.exclusive() if only_best else nullcontext():
+        if only_best and outcome.value is not None:
+            _keep_best(claim, run, outcome.value)
+        run.end(RUN_STATUS[outcome.state], outcome.reason)
+        end_trial(claim, outcome.state, outcome.value, outcome.reason, run.run_id)
+
+
+def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
+    """Delete the checkpoint of the arm's best trial so far or of this one, whichever is not the best now."""
+    leader = best_trial(claim.study, claim.trial.user_attrs.get("confirms"))
+    if leader is not None and not has_ended(claim):
+        is_best = is_better(value, claim.trial.number, leader)
+        run.delete_checkpoint_of(leader.number if is_best else claim.trial.number)
+
+
+def _wait_until_held(claim: Claim) -> None:
+    while not ensure_held(claim):
+        time.sleep(AWAY_SECONDS)
+
+
+def find_or_create_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
+    """Return what the trial is: the study's settings and what Optuna chose, as they were when it began.
+
+    A trial that goes on elsewhere, with its weights in another place or on another device, stays what it was. A
+    confirmation run is the trial that it confirms, with a seed of its own.
+    """
+    stored = stored_spec(claim)
+    if stored is not None:
+        return TrialSpec.from_params(stored)
+    spec = _new_spec(workbench, claim) if claim.best is None else _confirming_spec(workbench, claim)
+    store_spec(claim, spec.to_params())
+    return spec
+
+
+def _confirming_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
+    assert claim.best is not None
+    number = claim.trial.number
+    changes = {
+        "trial": number,
+        "confirms": claim.best.number,
+        # Of the arm, too: arms are compared as if their seeds were drawn independently.
+        "seed": named_seed(workbench.study.seed, "confirmation", claim.arm.name, number),
+        "threads": workbench.threads,
+    }
+    return TrialSpec.from_params(claim.best.user_attrs["spec"]).model_copy(update=changes)
+
+
+def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
+    study = workbench.study
+    return TrialSpec(
+        study=study.name,
+        arm=claim.arm.name,
+        trial=claim.trial.number,
+        seed=named_seed(study.seed, "trial", claim.trial.number),
+        epochs=study.epochs,
+        precision=select_precision(study.precision, workbench.device),
+        compile=study.compile,
+        deterministic=study.deterministic,
+        threads=workbench.threads,
+        backbone=study.backbone.name,
+        backbone_module=study.backbone.module,
+        weights=study.backbone.weights,
+        weights_digest=workbench.weights.digest if workbench.weights else None,
+        missing_layers=study.backbone.missing_layers,
+        data_source=study.data.source,
+        data_digest=workbench.data_digest,
+        data_seed=split_seed(study.seed),
+        data_limit=study.data.limit,
+        val_fraction=study.data.val_fraction,
+        image_size=study.data.image_size,
+        num_classes=len(workbench.classes),
+        **suggest(claim.trial, study, claim.arm),
+    )
+
+
+def _train_and_record(
+    workbench: Workbench,
+    claim: Claim,
+    spec: TrialSpec,
+    run: TrialRun,
+    on_epoch: Callable[[TrialSpec, EpochMetrics], None],
+) -> Outcome:
+    training: Training | None = None
+    prunes = workbench.study.search.pruner != "none" and spec.confirms is None
+    try:
+        training = make_training(spec, workbench)
+        _restore(training, claim, run, workbench)
+        saved_at = time.monotonic()
+        _log(claim, run, training)  # a crash between saving and logging must not lose an epoch
+        if training.history and prunes and _is_pruned(claim, spec, training):
+            return _pruned(spec, training)
+        try:
+            for metrics in _epochs(training, spec, workbench):
+                on_epoch(spec, metrics)
+                pruned = prunes and _is_pruned(claim, spec, training)
+                if pruned or metrics.epoch == spec.epochs or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+                    # Epochs are logged only once they are safe, so that none is ever logged twice with other figures.
+                    _save(workbench, claim, run, training)
+                    _log(claim, run, training)
+                    saved_at = time.monotonic()
+                if pruned:
+                    return _pruned(spec, training)
+        except Diverged as error:
+            # Nothing is saved: continued from the last checkpoint, the trial diverges again.
+            _log_for_sure(claim, run, training)
+            return Outcome("failed", None, str(error))
+        _log_for_sure(claim, run, training)
+        record_best(workbench, claim, spec, run, training)
+        if spec.confirms is not None:
+            record_test(workbench, claim, run, training)
+        return Outcome("finished", training.best.val_accuracy)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = f"out of memory on {workbench.device}: {first_line(error)}"
+    # Only here is the exception gone, whose traceback held the frames and with them the tensors.
+    training = None
+    shared = workbench.features.release_device()
+    free_memory(workbench.device)
+    _wait_until_held(claim)
+    if shared:  # without features in its way the trial may fit; it goes on from its last checkpoint
+        return _train_and_record(workbench, claim, spec, run, on_epoch)
+    return Outcome("failed", None, reason)
+
+
+def _save(workbench: Workbench, claim: Claim, run: TrialRun, training: Training) -> None:
+    """Write a resume checkpoint, and put it where other machines find it if any may take the trial over."""
+    path = save_resume_checkpoint(claim.folder, len(training.history), training.state_dict())
+    if workbench.tracker.shares_checkpoints and ensure_held(claim):
+        run.upload_resume_checkpoint(path)
+
+
+def _log(claim: Claim, run: TrialRun, training: Training) -> bool:
+    """Log epochs to MLflow and report them to Optuna; return False where the database is away, for the next call."""
+    with suppress(StoreAway):
+        if ensure_held(claim):
+            run.log_epochs(training.history)
+            report_epochs(claim, training.history)
+            return True
+    return False
+
+
+def _log_for_sure(claim: Claim, run: TrialRun, training: Training) -> None:
+    if _log(claim, run, training):
+        return
+    logger.warning("Optuna's database does not answer; the trial has been trained, and waits for it")
+    while not _log(claim, run, training):
+        time.sleep(AWAY_SECONDS)
+
+
+def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
+    """Ask the study's pruner; while the database is away, the trial goes on."""
+    with suppress(StoreAway):
+        if len(training.history) < spec.epochs and ensure_held(claim):
+            report_epochs(claim, training.history)
+            return should_prune(claim)
+    return False
+
+
+def _pruned(spec: TrialSpec, training: Training) -> Outcome:
+    return Outcome("pruned", None, f"pruned after epoch {len(training.history)} of {spec.epochs}")
+
+
+def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Iterator[EpochMetrics]:
+    return train(
+        training,
+        workbench.features.source(workbench.train_images, training.frozen, spec.augmentation),
+        workbench.features.source(workbench.val_images, training.frozen, "none"),
+        training_settings(spec),
+    )
+
+
+def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workbench) -> None:
+    """Go on from the last resume checkpoint that can be read, of this machine or of another."""
+    with TemporaryDirectory() as folder:
+        for path in _available_checkpoints(claim, run, workbench, Path(folder)):
+            try:
+                training.load_state_dict(load_resume_checkpoint(path, workbench.device))
+            except CorruptCheckpoint as error:
+                logger.warning("%s; going on from the one before, or from the start", error)
+                path.unlink()
+                continue
+            break
+    if not training.devices:
+        training.devices.append((1, workbench.device.type))
+    elif training.devices[-1][1] != workbench.device.type:
+        training.devices.append((len(training.history) + 1, workbench.device.type))
+    if len(training.devices) > 1:
+        run.log_devices(", ".join(f"{device} from epoch {epoch}" for epoch, device in training.devices))
+
+
+def _available_checkpoints(claim: Claim, run: TrialRun, workbench: Workbench, folder: Path) -> Iterator[Path]:
+    here = resume_checkpoints(claim.folder)
+    if workbench.tracker.shares_checkpoints and claim.continued:
+        yield from run.download_resume_checkpoints(folder, after=here[0].name if here else "")
+    yield from here

@@ -1,0 +1,150 @@
+"""What all trials of a study share in one process."""
+
+import gc
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ablation.base.device import make_deterministic
+from ablation.base.errors import InputError
+from ablation.base.machine import describe_environment
+from ablation.data.images import Images, Normalisation, normalisation_for, to_device
+from ablation.networks.strategies import Learning
+from ablation.networks.transfer_model import build_model, initialise
+from ablation.networks.weights import Weights
+from ablation.running.session import Session, run_files
+from ablation.spec.parameters import STRATEGIES
+from ablation.spec.study import StudySpec
+from ablation.spec.trial import TrialSpec
+from ablation.tracking.experiment import Tracker
+from ablation.training.feature_cache import FeatureCache
+from ablation.training.loop import Training, TrainingSettings, begin_training, check_compiler
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What all trials of a study share in one process: images and features on the device, weights, where results go.
+
+    Of the test images (uint8 NHWC) only confirmation runs make use, once each.
+    """
+
+    study: StudySpec
+    device: torch.device
+    train_images: Images
+    val_images: Images
+    test_images_NHWC: np.ndarray
+    test_labels_N: np.ndarray
+    classes: list[str]
+    data_digest: str
+    weights: Weights | None
+    features: FeatureCache
+    tracker: Tracker
+    files: dict[str, str]
+    environment: dict[str, str]
+    threads: int | None  # of new trials on the CPU; a trial that goes on keeps its own
+    system_metrics: bool  # whether to log what the machine does while a trial trains
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What the weights were trained with, ImageNet's where there are none, at the study's image size."""
+        return normalisation_for(self.weights, self.study.data.image_size)
+
+
+def set_up_workbench(session: Session, device: torch.device, features: FeatureCache) -> Workbench:
+    """Put the training and validation images onto the device; the test images stay where they are.
+
+    Args:
+        session: the study's images, weights, and where results go.
+        device: where to train.
+        features: cached features of frozen layers.
+
+    Raises:
+        InputError: the images do not fit into the device's memory, or `torch.compile` does not work here.
+    """
+    study, images, split = session.spec, session.images, session.split
+    if study.deterministic:
+        make_deterministic()
+    if study.compile != "none":
+        check_compiler(study.compile, device)
+    pixels, labels = images.train_images_NHWC, images.train_labels_N
+    try:
+        train_images, val_images = (
+            to_device(pixels, labels, chosen, device) for chosen in (split.train_N, split.val_N)
+        )
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = (len(split.train_N) + len(split.val_N)) * pixels[0].nbytes / 1e9
+        raise InputError(f"data: {size:.1f} GB of images do not fit into {device}; set data.limit") from None
+    return Workbench(
+        study=study,
+        device=device,
+        train_images=train_images,
+        val_images=val_images,
+        test_images_NHWC=images.test_images_NHWC,
+        test_labels_N=images.test_labels_N,
+        classes=images.classes,
+        data_digest=images.digest,
+        weights=session.weights,
+        features=features,
+        tracker=session.tracker,
+        files=run_files(session),
+        environment=describe_environment(device),
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
+        system_metrics=session.options.system_metrics,
+    )
+
+
+# What the allocators of the CPU, of MPS and of CUDA's libraries say in a plain RuntimeError.
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that the device's memory, or the machine's, did not suffice."""
+    is_plain = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    return is_plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what is cached of a device's memory."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
+    """Build the trial's network and optimizer, at its start."""
+    model = build_model(
+        spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
+    )
+    weights = workbench.weights if STRATEGIES[spec.strategy].starts_pretrained else None
+    initialise(model, spec.backbone, weights, spec.seed)
+    model = model.to(workbench.device).to(memory_format=torch.channels_last)
+    learning = Learning(spec.strategy, spec.lr, spec.freeze_depth, spec.backbone_lr_scale, spec.weight_decay)
+    return begin_training(
+        model,
+        learning,
+        training_settings(spec),
+        workbench.normalisation,
+        lambda frozen: workbench.features.source(workbench.train_images, frozen, spec.augmentation),
+    )
+
+
+def training_settings(spec: TrialSpec) -> TrainingSettings:
+    """Return how a trial trains."""
+    return TrainingSettings(
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        precision=spec.precision,
+        optimizer=spec.optimizer,
+        schedule=spec.schedule,
+        label_smoothing=spec.label_smoothing,
+        class_weights=spec.class_weights,
+        max_grad_norm=spec.max_grad_norm,
+        head_warmup_epochs=spec.head_warmup_epochs,
+        compile=spec.compile,
+    )

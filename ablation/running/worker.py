@@ -1,0 +1,85 @@
+"""A worker's loop: one trial after the other until none is left."""
+
+import os
+import signal
+import threading
+import time
+
+from ablation.base.device import select_device
+from ablation.base.errors import StoreAway
+from ablation.base.text import format_params
+from ablation.running.options import RunOptions
+from ablation.running.session import Session, deliver_and_reconcile, open_session, show_progress
+from ablation.running.study_view import StudyView
+from ablation.running.trial import AWAY_SECONDS, find_or_create_spec, run_trial
+from ablation.running.workbench import set_up_workbench
+from ablation.search.claims import claim_trial
+from ablation.search.studies import all_ended
+from ablation.spec.arms import arms
+from ablation.spec.study import StudySpec
+from ablation.storage.store import Store
+from ablation.training.feature_cache import FeatureCache, pretrained_network
+
+WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
+
+
+def run_worker(spec: StudySpec, store: Store, options: RunOptions) -> None:
+    """Work on a study until nothing is left, for a process that started this one to do so and shows the answer."""
+    stop_with_parent()
+    work_until_done(open_session(spec, store, options, is_worker=True))
+
+
+def stop_with_parent() -> None:
+    """Stop this process as Ctrl-C would, when the standard input that its parent holds is closed: it asks, or died."""
+
+    def wait() -> None:
+        os.read(0, 1)  # sys.stdin would be locked when Python ends
+        if hasattr(signal, "pthread_kill"):  # it ends a sleep of the main thread
+            signal.pthread_kill(main_thread, signal.SIGTERM)
+        else:
+            signal.raise_signal(signal.SIGTERM)
+
+    main_thread = threading.get_ident()
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def work_until_done(session: Session) -> None:
+    """Take one trial after the other until every arm has its budget and all trials have ended.
+
+    Where nothing is free but others still work, it waits: a worker that dies leaves a trial to go on with.
+    """
+    spec = session.spec
+    device = select_device(session.options.device_name)
+    with StudyView(spec.name, [arm.name for arm in arms(spec)]) as progress:
+        features = FeatureCache(
+            session.store.work_root / "features",
+            session.options.feature_limit,
+            lambda: pretrained_network(spec, session.weights, device),
+            progress.computes,
+        )
+        workbench = set_up_workbench(session, device, features)
+        waits_for_mlflow = False
+        while True:
+            try:
+                if waits_for_mlflow:
+                    waits_for_mlflow = deliver_and_reconcile(session) > 0
+                show_progress(session, progress)  # other processes may share the work
+                claim = claim_trial(spec, session.store, session.locks, session.studies, session.content)
+                if claim is None and all_ended(spec, session.studies):
+                    return
+                trial_spec = find_or_create_spec(workbench, claim) if claim else None
+            except StoreAway as away:
+                session.locks.release_all()  # whatever had been taken before it went away
+                progress.waits(f"{away}; waiting")
+                time.sleep(AWAY_SECONDS)
+                continue
+            if claim is None or trial_spec is None:
+                progress.waits("waiting for the trials of other workers")
+                time.sleep(WAIT_SECONDS)
+                continue
+            tuned = claim.trial if claim.best is None else claim.best
+            params = format_params(tuned.params) + (" (continued)" if claim.continued else "")
+            progress.trial_started_now(trial_spec, params)
+            outcome = run_trial(workbench, claim, trial_spec, progress.epoch)
+            progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
+            waits_for_mlflow = waits_for_mlflow or not outcome.is_delivered

@@ -1,0 +1,181 @@
+"""Search spaces, samplers and parameter importances."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from ablation.base.seeds import named_seed
+from ablation.search.studies import storage_errors
+from ablation.spec.architectures import kept_blocks
+from ablation.spec.arms import Arm, arms
+from ablation.spec.parameters import Choices, Hyperparameters, applies
+from ablation.spec.study import StudySpec
+
+QUASI_RANDOM_UP_TO = 20  # trials per arm; the Tuning Playbook advises quasi-random search for small budgets
+
+
+def distribution(spec: StudySpec, parameter: str, *, high: int | None = None) -> BaseDistribution:
+    """Return Optuna's distribution for a searched parameter; `high` lowers the range's upper end."""
+    searched = spec.search.get(parameter)
+    if isinstance(searched, Choices):
+        return CategoricalDistribution(searched.choices)
+    if isinstance(searched.low, int):
+        upper = searched.high if high is None else min(searched.high, high)
+        return IntDistribution(searched.low, upper, log=searched.log, step=searched.step or 1)
+    return FloatDistribution(searched.low, searched.high, log=searched.log, step=searched.step)
+
+
+def optuna_name(spec: StudySpec, parameter: str, truncate_at: str) -> str:
+    """Return the parameter's name in Optuna: one per case where its range depends on another searched parameter."""
+    depends = parameter == "freeze_depth" and spec.search.get("truncate_at") is not None
+    return f"{parameter}_{truncate_at}" if depends else parameter
+
+
+def full_space(spec: StudySpec, arm: Arm) -> dict[str, BaseDistribution]:
+    """Return every parameter that a trial of an arm may sample, whether it applies or not."""
+    space = {}
+    for parameter in spec.search.entries():
+        for cut in spec.possible("truncate_at", arm.levels):
+            high = kept_blocks(spec.backbone.name, cut) if parameter == "freeze_depth" else None
+            space[optuna_name(spec, parameter, cut)] = distribution(spec, parameter, high=high)
+    return space
+
+
+@storage_errors()
+def suggest(trial: optuna.Trial, spec: StudySpec, arm: Arm) -> dict[str, Any]:
+    """Return all hyper-parameters of a trial: its arm's levels, what Optuna chooses, and the fixed rest.
+
+    A parameter that does not apply is not sampled; it becomes None (`head_warmup_epochs`: 0).
+    """
+    chosen: dict[str, Any] = {}
+    blocks = 0
+    # `strategy`, `truncate_at` and `freeze_depth` come first: they decide what else applies.
+    order = ["strategy", "truncate_at", "freeze_depth"]
+    order += [name for name in Hyperparameters.model_fields if name not in order]
+    for parameter in order:
+        if "truncate_at" in chosen:
+            blocks = kept_blocks(spec.backbone.name, chosen["truncate_at"])
+        applicable = parameter == "strategy" or applies(
+            parameter, chosen["strategy"], chosen.get("freeze_depth"), blocks
+        )
+        if not applicable:
+            chosen[parameter] = 0 if parameter == "head_warmup_epochs" else None
+        elif parameter in arm.levels:
+            chosen[parameter] = arm.levels[parameter]
+        elif spec.search.get(parameter) is not None:
+            name = optuna_name(spec, parameter, chosen.get("truncate_at", ""))
+            high = blocks if parameter == "freeze_depth" else None
+            chosen[parameter] = _suggest_one(trial, name, distribution(spec, parameter, high=high))
+        else:
+            chosen[parameter] = spec.default(parameter)
+    return chosen
+
+
+def _suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
+    if isinstance(dist, CategoricalDistribution):
+        return trial.suggest_categorical(name, dist.choices)
+    if isinstance(dist, IntDistribution):
+        return trial.suggest_int(name, dist.low, dist.high, log=dist.log, step=dist.step)
+    assert isinstance(dist, FloatDistribution)
+    return trial.suggest_float(name, dist.low, dist.high, log=dist.log, step=dist.step)
+
+
+class NumberedQMCSampler(QMCSampler):
+    """Optuna's scrambled Sobol sequence, its point chosen by the trial's number alone.
+
+    Optuna's own counts the points that were asked for, so that trial *n* depends on who asked first. The space is
+    given, not inferred, because arms with conditional parameters must still get the same points. A parameter outside
+    it cannot occur.
+    """
+
+    def __init__(self, space: dict[str, BaseDistribution], seed: int):
+        super().__init__(scramble=True, seed=seed, warn_asynchronous_seeding=False)
+        self._space = space
+        self._number = 0
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the given space."""
+        return self._space
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the point with the trial's number."""
+        self._number = trial.number
+        return super().sample_relative(study, trial, search_space)
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._number
+
+
+class NumberedRandomSampler(BaseSampler):
+    """Optuna's random sampler, seeded by the trial's number and the parameter's name."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return nothing: every parameter is drawn by itself."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return nothing, see above."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw the parameter."""
+        seed = named_seed(self._seed, trial.number, param_name) % 2**32
+        return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
+
+
+def make_sampler(spec: StudySpec, arm: Arm, trials_so_far: int) -> BaseSampler:
+    """Return the sampler that the study asks for; the first two kinds depend on (study seed, trial number) alone."""
+    kind = spec.search.sampler
+    if kind == "auto":
+        kind = "qmc" if spec.trials_per_arm <= QUASI_RANDOM_UP_TO else "tpe"
+    seed = named_seed(spec.seed, "sampler") % 2**32  # what Optuna's samplers take
+    if kind == "qmc":
+        # One space for all arms, in one order: a longer or reordered one would move the points.
+        everywhere = {name: dist for other in arms(spec) for name, dist in full_space(spec, other).items()}
+        return NumberedQMCSampler(dict(sorted((everywhere | full_space(spec, arm)).items())), seed)
+    if kind == "random":
+        return NumberedRandomSampler(seed)
+    return TPESampler(group=True, seed=named_seed(seed, trials_so_far) % 2**32)
+
+
+def parameter_importances(
+    spec: StudySpec, arm: Arm, trials: Sequence[tuple[dict[str, Any], float]]
+) -> dict[str, float]:
+    """Return the share of each searched parameter in how much an arm's validation accuracies vary; they sum to 1.
+
+    By functional ANOVA over a random forest (Hutter et al., 2014), Optuna's `FanovaImportanceEvaluator`.
+
+    Args:
+        spec: the study.
+        arm: the arm.
+        trials: the searched parameters and the value of its finished trials; those that not all of them have are left
+            out.
+
+    Returns:
+        Parameter -> share, the largest first; nothing where parameters or values do not vary.
+    """
+    if len({value for _, value in trials}) < 2 or len({str(params) for params, _ in trials}) < 2:
+        return {}
+    study = optuna.create_study(direction="maximize")
+    for params, value in trials:
+        distributions = {name: distribution(spec, name) for name in params}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    try:
+        shares = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    except RuntimeError:  # no tree of the forest found a split
+        return {}
+    return {name: float(share) for name, share in shares.items()} if any(shares.values()) else {}

@@ -1,0 +1,107 @@
+"""How far a study is: its trials by state."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from ablation.base.text import Table
+from ablation.search.studies import TRIAL_ENDS, ArmStudies, TrialRecord, storage_errors, trial_lock
+from ablation.storage.locks import Locks
+
+
+@storage_errors()
+def trial_records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialRecord]]:
+    """Return arm -> its trials in order, then its confirmation runs."""
+    found: dict[str, list[TrialRecord]] = {}
+    for arm, study in studies.tuning.items():
+        tuned = study.get_trials(deepcopy=False)
+        found[arm] = [_trial_record(studies, arm, study, frozen, frozen, locks) for frozen in tuned]
+        if arm in studies.confirmation:
+            confirmation = studies.confirmation[arm]
+            for frozen in confirmation.get_trials(deepcopy=False):
+                confirmed = tuned[frozen.user_attrs.get("confirms", 0)]
+                found[arm].append(_trial_record(studies, arm, confirmation, frozen, confirmed, locks))
+    return found
+
+
+def _trial_record(
+    studies: ArmStudies, arm: str, study: optuna.Study, frozen: FrozenTrial, tuned: FrozenTrial, locks: Locks
+) -> TrialRecord:
+    key = study.study_name, frozen.number
+    if key in studies.ended:
+        return studies.ended[key]
+    state: Any = TRIAL_ENDS.get(frozen.state)
+    if state is None:
+        is_owned = locks.is_taken(trial_lock(f"{study.user_attrs['key']}/{frozen.number}"))
+        state = "running" if is_owned else "interrupted"
+    record = TrialRecord(
+        arm=arm,
+        number=frozen.number,
+        confirms=None if tuned is frozen else tuned.number,
+        state=state,
+        value=frozen.value if frozen.state is TrialState.COMPLETE else None,
+        params=dict(tuned.params),
+        epochs=len(frozen.intermediate_values),
+        reason=frozen.user_attrs.get("reason", ""),
+        run_id=frozen.user_attrs.get("run_id", ""),
+    )
+    if record.has_ended:
+        studies.ended[key] = record
+    return record
+
+
+def best_record(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the finished trial with the highest validation accuracy, the first of equals; no confirmation run."""
+    finished = [trial for trial in trials if trial.value is not None and trial.confirms is None]
+    return max(finished, key=lambda trial: trial.value or 0.0, default=None)
+
+
+def count_states(trials: Sequence[TrialRecord]) -> str:
+    """Return how many trials are in which state, such as '7 finished, 1 failed'."""
+    counts: Counter[str] = Counter(trial.state for trial in trials)
+    order = ("finished", "pruned", "failed", "running", "interrupted")
+    return ", ".join(f"{counts[state]} {state}" for state in order if counts[state]) or "none"
+
+
+def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int) -> int:
+    """Return how many trials and confirmation runs an arm has or will have; its budget may have been larger once."""
+    tuned = [trial for trial in trials if trial.confirms is None]
+    best = best_record(trials)
+    is_tuned = len(tuned) >= trials_per_arm and all(trial.has_ended for trial in tuned)
+    if is_tuned and best is None:
+        seeds = 0  # there is nothing to confirm
+    current = [trial for trial in trials if best is not None and trial.confirms == best.number]
+    superseded = len(trials) - len(tuned) - len(current)
+    return max(trials_per_arm, len(tuned)) + max(seeds, len(current)) + superseded
+
+
+def status_table(study: str, trials: dict[str, list[TrialRecord]], trials_per_arm: int, seeds: int) -> Table:
+    """Make the table of `--status`: the arms' trials by state, with the reasons of those that failed."""
+    rows, notes = [], []
+    for name, found in trials.items():
+        best = best_record(found)
+        tuned = [trial for trial in found if trial.confirms is None]
+        confirmations = [trial for trial in found if trial.confirms is not None]
+        rows.append(
+            [
+                name,
+                count_states(tuned),
+                *(["-", "-"] if best is None else [f"{best.value:.4f}", best.run_id]),
+                count_states(confirmations),
+            ]
+        )
+        for trial in found:
+            if trial.state == "failed":
+                kind = "" if trial.confirms is None else "confirmation "
+                notes.append(f"{name} {kind}#{trial.number} {trial.state}: {trial.reason}")
+    ended = sum(trial.has_ended for found in trials.values() for trial in found)
+    total = sum(total_runs(found, trials_per_arm, seeds) for found in trials.values())
+    budget = max([trials_per_arm, *(sum(t.confirms is None for t in found) for found in trials.values())])
+    per_arm = f"{budget} trial{'s' * (budget != 1)}"
+    per_arm += f" and {seeds} confirmation run{'s' * (seeds != 1)}" if seeds else ""
+    title = f"{study}: {ended} of {total} runs ended ({per_arm} per arm)"
+    columns = ["arm", "trials", "best val. accuracy", "its MLflow run", "confirmation runs"]
+    return Table(title, columns, rows, notes)

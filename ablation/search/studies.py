@@ -1,0 +1,346 @@
+"""A study's arms as Optuna studies: opened, created, checked for identity."""
+
+import sqlite3
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal
+
+import optuna
+import sqlalchemy
+import sqlalchemy.exc
+from optuna.trial import FrozenTrial, TrialState
+
+from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.interrupts import uninterrupted
+from ablation.base.text import first_line
+from ablation.spec.architectures import function_name, is_custom
+from ablation.spec.arms import arms
+from ablation.spec.study import StudySpec
+from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
+from ablation.storage.store import Store, build_database, sqlite_path
+
+MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
+CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
+
+TrialEnd = Literal["finished", "pruned", "failed"]
+
+TRIAL_ENDS: dict[TrialState, TrialEnd] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+class ClaimLost(Exception):
+    """The trial has another owner, or has ended: what this process did for it is not wanted any more."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as the storage knows it. `value` is the best epoch's validation accuracy.
+
+    A confirmation run `confirms` the trial with that number; its `params` are that trial's.
+    """
+
+    arm: str
+    number: int
+    confirms: int | None
+    state: Literal["finished", "pruned", "failed", "running", "interrupted"]
+    value: float | None
+    params: dict[str, Any]
+    epochs: int
+    reason: str
+    run_id: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return self.state in ("finished", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class ArmStudies:
+    """The Optuna studies of a study, by the arm's name: one that tunes the arm, one that confirms what tuning found.
+
+    A confirmation run is a trial of the second, so that it is claimed, continued and told like any other. Its user
+    attribute `confirms` is the number of the tuned trial whose configuration it trains again.
+    """
+
+    tuning: dict[str, optuna.Study]
+    confirmation: dict[str, optuna.Study]
+    ended: dict[tuple[str, int], TrialRecord] = field(default_factory=dict)
+    """What is known of trials that have ended, by Optuna study and number, so that a long study costs no more."""
+
+    def all(self) -> list[optuna.Study]:
+        """Return every Optuna study."""
+        return [*self.tuning.values(), *self.confirmation.values()]
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Raise what can go wrong with the database under way as StoreAway (a server that may come back) or StoreError.
+
+    A trial that another process has ended is a ClaimLost.
+    """
+    try:
+        with uninterrupted():
+            yield
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise ClaimLost("another worker has ended it") from None
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        cause: Any = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__ or error
+        reason = first_line(getattr(cause, "orig", None) or cause)
+        is_lost = isinstance(cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
+        if is_lost and not isinstance(cause.orig, sqlite3.Error):
+            raise StoreAway(f"Optuna's database does not answer ({reason})") from None
+        raise StoreError(f"Optuna's database cannot be used ({reason})") from None
+
+
+def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
+    """Return the pruner that the study asks for."""
+    if spec.search.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
+    if spec.search.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=spec.epochs)
+    return optuna.pruners.NopPruner()
+
+
+def open_storage(store: Store, *, create: bool = False) -> optuna.storages.RDBStorage | None:
+    """Open Optuna's database; one without Optuna's tables is left as it is and None returned, unless `create`.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    where = store.root / "optuna.db" if store.has_own_optuna else "OPTUNA_STORAGE"  # an address may hold a password
+    connect_args: dict[str, Any] = {"timeout": 60}  # seconds to wait for another writer
+    if store.has_remote_optuna:
+        connect_args = dict(POSTGRES_CONNECT_ARGS)
+    try:
+        with opening(store.optuna_url, create=create):
+            if not create and not _has_tables(store, connect_args):
+                return None
+            build_database(store.optuna_url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
+            return optuna.storages.RDBStorage(
+                store.optuna_url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": store.has_remote_optuna}
+            )
+    except ModuleNotFoundError as error:
+        raise InputError(f"OPTUNA_STORAGE: needs {error.name}; install ablation[postgresql]") from None
+    except (sqlalchemy.exc.SQLAlchemyError, StoreAway, ImportError, RuntimeError, ValueError) as error:
+        reason = first_line(getattr(error, "orig", None) or error)
+        raise InputError(f"{where}: cannot be opened as Optuna's database ({reason})") from None
+
+
+def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
+    if not store.has_remote_optuna and not sqlite_path(store.optuna_url).exists():
+        return False
+    engine = sqlalchemy.create_engine(store.optuna_url, connect_args=connect_args)
+    try:
+        return bool(sqlalchemy.inspect(engine).has_table("studies"))
+    finally:
+        engine.dispose()
+
+
+@storage_errors()
+def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
+    """Return the arms that a study has in the storage; none where there is no such study."""
+    prefix = f"{study}/"
+    found = ArmStudies({}, {})
+    for name in optuna.get_all_study_names(storage):
+        if name.startswith(prefix):
+            arm, is_confirmation = name.removeprefix(prefix).removesuffix(CONFIRMATION), name.endswith(CONFIRMATION)
+            studies = found.confirmation if is_confirmation else found.tuning
+            studies[arm] = optuna.load_study(study_name=name, storage=storage)
+    return found
+
+
+@storage_errors()
+def stored_studies(storage: optuna.storages.RDBStorage) -> list[str]:
+    """Return the names of all studies in the storage."""
+    return sorted({name.split("/")[0] for name in optuna.get_all_study_names(storage)})
+
+
+def check_identity(
+    storage: optuna.storages.RDBStorage,
+    study: str,
+    content: dict[str, Any],
+    ignored: Sequence[str] = (),
+    *,
+    is_begun: bool = False,
+) -> None:
+    """Refuse to go on with a study whose file, data, weights or code differ from what its trials were made by.
+
+    Args:
+        storage: where its trials are.
+        study: its name.
+        content: what it is now.
+        ignored: fields that are not known yet.
+        is_begun: whether another process has begun it and asks this one to help, with trials or yet without.
+
+    Raises:
+        InputError: names the changed fields, and a name under which the variant can run.
+    """
+    for arm in study_arms(storage, study).tuning.values():
+        if not is_begun and not arm.get_trials(deepcopy=False):
+            continue
+        changed = changed_fields(arm, content, ignored)
+        if changed:
+            taken = stored_studies(storage)
+            free = next(name for number in count(2) if (name := f"{study}-{number}") not in taken)
+            how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free}"
+            raise InputError(
+                f"study {study!r} has trials that were made with other settings: {'; '.join(changed)}; "
+                f"run this variant {how}"
+            )
+
+
+def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    return [
+        f"{field} (was {old!r}, is {new!r}{_why(field, old, new)})"
+        for field, old, new in differences(arm.user_attrs["content"], content)
+        if not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
+    ]
+
+
+def _why(field: str, old: Any, new: Any) -> str:
+    """Return in words what a digest that has changed stands for."""
+    is_own = field == "backbone.name" and all(isinstance(name, str) and is_custom(name) for name in (old, new))
+    if is_own and function_name(old) == function_name(new):
+        return ": its code, or what that imports, has changed"
+    return {"data.digest": ": the images have changed"}.get(field, "")
+
+
+def experiment_key(storage: optuna.storages.RDBStorage, study: str) -> str | None:
+    """Return the key of the MLflow experiment that a study's trials were logged to; None where none has begun."""
+    tuning = study_arms(storage, study).tuning.values()
+    keys = [arm.user_attrs.get("experiment") for arm in tuning if arm.get_trials(deepcopy=False)]
+    return next((key for key in keys if key is not None), None)
+
+
+def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any]]:
+    """Return (field, old, new) for every place in which two nested contents differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += differences(old.get(key), new.get(key), f"{field}.{key}" if field else key)
+        return found
+    return [] if old == new else [(field, old, new)]
+
+
+@storage_errors()
+def create_arms(
+    storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any], experiment: str
+) -> ArmStudies:
+    """Return the Optuna studies of every arm, making those that do not exist.
+
+    Each has a user attribute `key`, which is its alone in all the world, so that its trials are told from those of a
+    study with the same name in another database. One that tunes also has `content`, what the study is, and
+    `experiment`, the key of the MLflow experiment that its runs are in.
+    """
+    studies = ArmStudies({}, {})
+    existing = set(optuna.get_all_study_names(storage))
+    for arm in arms(spec):
+        study = _create(storage, f"{spec.name}/{arm.name}", make_pruner(spec))
+        if study.user_attrs.get("experiment") != experiment:
+            study.set_user_attr("experiment", experiment)
+        if study.user_attrs.get("content") != content:
+            study.set_user_attr("content", content)
+        studies.tuning[arm.name] = study
+        name = f"{spec.name}/{arm.name}{CONFIRMATION}"
+        if spec.confirm.seeds > 0 or name in existing:
+            studies.confirmation[arm.name] = _create(storage, name, optuna.pruners.NopPruner())
+    return studies
+
+
+def _create(storage: optuna.storages.RDBStorage, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
+    )
+    if not study.metric_names:
+        study.set_metric_names(["val_accuracy"])
+    if "key" not in study.user_attrs:
+        study.set_user_attr("key", uuid.uuid4().hex)
+    return study
+
+
+def trial_lock(key: str) -> str:
+    """Return the name of a trial's lock; where locks are files, it is in the trial's folder."""
+    return f"checkpoints/{key}"
+
+
+def is_confirmation_of(frozen: FrozenTrial, tuned: FrozenTrial) -> bool:
+    """Say whether a confirmation run is one of this tuned trial; it died as it was made if it does not say which."""
+    return bool(frozen.user_attrs.get("confirms", tuned.number) == tuned.number)
+
+
+@storage_errors()
+def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
+    """Return whether every arm has its budget and its confirmation runs, and no trial is unfinished."""
+    return all(
+        have_all_ended(spec, studies.tuning[arm.name]) and _is_confirmed(spec, studies, arm.name) for arm in arms(spec)
+    )
+
+
+def have_all_ended(spec: StudySpec, study: optuna.Study) -> bool:
+    trials = study.get_trials(deepcopy=False)
+    return len(trials) >= spec.trials_per_arm and all(trial.state.is_finished() for trial in trials)
+
+
+def _is_confirmed(spec: StudySpec, studies: ArmStudies, arm: str) -> bool:
+    """Say whether the arm's best trial has its confirmation runs; where no trial finished there is nothing to do."""
+    best = best_trial(studies.tuning[arm])
+    if arm not in studies.confirmation or best is None:
+        return True
+    trials = studies.confirmation[arm].get_trials(deepcopy=False)
+    ended = all(trial.state.is_finished() for trial in trials)
+    return ended and sum(is_confirmation_of(trial, best) for trial in trials) >= spec.confirm.seeds
+
+
+@storage_errors()
+def superseded_keys(studies: ArmStudies) -> list[str]:
+    """Return the keys of the confirmation runs of configurations that are not their arm's best any more."""
+    keys = []
+    for arm, study in studies.confirmation.items():
+        best = best_trial(studies.tuning[arm])
+        for frozen in study.get_trials(deepcopy=False):
+            if best is not None and not is_confirmation_of(frozen, best):
+                keys.append(f"{study.user_attrs['key']}/{frozen.number}")
+    return keys
+
+
+@storage_errors()
+def best_trial(study: optuna.Study, confirms: int | None = None) -> FrozenTrial | None:
+    """Return an arm's finished trial with the highest value, the first of equals; None where none has finished.
+
+    Of confirmation runs, only those that confirm the trial with that number.
+    """
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return max(
+        (trial for trial in finished if trial.user_attrs.get("confirms") == confirms),
+        key=lambda trial: trial.value or 0.0,
+        default=None,
+    )
+
+
+def is_better(value: float, number: int, than: FrozenTrial) -> bool:
+    """Say whether a trial with this value and number takes the place of `best_trial`."""
+    assert than.value is not None
+    return (value, -number) > (than.value, -than.number)
+
+
+@storage_errors()
+def arm_key(study: optuna.Study) -> str:
+    """Return the key of an arm; see `create_arms`."""
+    return str(study.user_attrs["key"])
+
+
+@storage_errors()
+def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
+    """Return how every trial ended, by its key; None for those that have not."""
+    return {
+        f"{study.user_attrs['key']}/{frozen.number}": TRIAL_ENDS.get(frozen.state)
+        for study in studies.all()
+        for frozen in study.get_trials(deepcopy=False)
+    }

@@ -1,0 +1,1 @@
+"""What a study file may say, and what a trial is. No torch, MLflow or Optuna at import."""

@@ -1,0 +1,167 @@
+"""What the blocks and units of each backbone are called, as plain data: a study file is checked without torch.
+
+A *block* is what works at one resolution, the pooling at its end included; a *unit* is the smallest part that images
+pass as a whole: a convolution of VGG or AlexNet with what follows it up to the next (`conv3_2`, the second of the third
+block, as Simonyan and Zisserman, 2014, name it), elsewhere a stem, a residual or dense block, or whatever else
+torchvision stacks (`unit3_2`). `blocks` finds them in torchvision's networks.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone's units, block by block; a whole one is called by `unit` and its numbers.
+
+    Attributes:
+        units: how many units each block has.
+        unit: what they are called: 'conv' or 'unit'.
+        pools: how many leading blocks end in a pool, which a cut after the block's last unit leaves out.
+        smallest: height and width in pixels of the smallest image that can be computed up to the first block's pool,
+            and up to the end of each block.
+        has_batch_norm: whether its layers standardise over the images of a batch.
+    """
+
+    units: tuple[int, ...]
+    unit: str
+    pools: int
+    smallest: tuple[int, ...]
+    has_batch_norm: bool
+
+
+def _vgg(*units: int, batch_norm: bool = False) -> Architecture:
+    """Return a VGG network: each block ends in a pool that halves height and width, rounding down."""
+    return Architecture(units, "conv", 5, (1, 2, 4, 8, 16, 32), batch_norm)
+
+
+def _resnet(*units: int) -> Architecture:
+    """Return a network whose strides round up, so that any image will do, with a pool behind its stem."""
+    return Architecture(units, "unit", 1, (1,) * 6, True)
+
+
+def _strided(*units: int) -> Architecture:
+    """Return a network whose blocks begin with a stride of two that rounds up."""
+    return Architecture(units, "unit", 0, (1,) * 6, True)
+
+
+# Configurations A, B, D and E of Simonyan and Zisserman (2014), with and without batch norm; `vgg16_narrow` is VGG-16
+# with an eighth of the channels: the demo's network, small enough for a CPU.
+_VGG = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    **{name: _vgg(*units) for name, units in _VGG.items()},
+    **{f"{name}_bn": _vgg(*units, batch_norm=True) for name, units in _VGG.items()},
+    "vgg16_narrow": _vgg(*_VGG["vgg16"]),
+    "alexnet": Architecture((1, 1, 3), "conv", 3, (7, 15, 31, 63), False),
+    "resnet18": _resnet(1, 2, 2, 2, 2),
+    "resnet34": _resnet(1, 3, 4, 6, 3),
+    "resnet50": _resnet(1, 3, 4, 6, 3),
+    "resnet101": _resnet(1, 3, 4, 23, 3),
+    "resnet152": _resnet(1, 3, 8, 36, 3),
+    "resnext50_32x4d": _resnet(1, 3, 4, 6, 3),
+    "resnext101_32x8d": _resnet(1, 3, 4, 23, 3),
+    "resnext101_64x4d": _resnet(1, 3, 4, 23, 3),
+    "wide_resnet50_2": _resnet(1, 3, 4, 6, 3),
+    "wide_resnet101_2": _resnet(1, 3, 4, 23, 3),
+    **{
+        name: Architecture((1,) * 5, "unit", 4, (1, 1, 5, 13, 29, 29), True)
+        for name in ("densenet121", "densenet161", "densenet169", "densenet201")
+    },
+    "efficientnet_b0": _strided(2, 2, 2, 6, 6),
+    "efficientnet_b1": _strided(3, 3, 3, 8, 8),
+    "efficientnet_b2": _strided(3, 3, 3, 8, 8),
+    "efficientnet_b3": _strided(3, 3, 3, 10, 9),
+    "efficientnet_b4": _strided(3, 4, 4, 12, 11),
+    "efficientnet_b5": _strided(4, 5, 5, 14, 13),
+    "efficientnet_b6": _strided(4, 6, 6, 16, 15),
+    "efficientnet_b7": _strided(5, 7, 7, 20, 18),
+    "efficientnet_v2_s": _strided(3, 4, 4, 15, 16),
+    "efficientnet_v2_m": _strided(4, 5, 5, 21, 24),
+    "efficientnet_v2_l": _strided(5, 7, 7, 29, 33),
+    "mobilenet_v2": _strided(2, 2, 3, 7, 5),
+    "mobilenet_v3_small": _strided(1, 1, 2, 5, 4),
+    "mobilenet_v3_large": _strided(2, 2, 3, 6, 4),
+    "convnext_tiny": Architecture((3, 3, 9, 3), "unit", 0, (4, 4, 8, 16, 32), False),
+    **{
+        name: Architecture((3, 3, 27, 3), "unit", 0, (4, 4, 8, 16, 32), False)
+        for name in ("convnext_small", "convnext_base", "convnext_large")
+    },
+    "regnet_x_400mf": _strided(1, 1, 2, 7, 12),
+    "regnet_x_800mf": _strided(1, 1, 3, 7, 5),
+    "regnet_x_1_6gf": _strided(1, 2, 4, 10, 2),
+    "regnet_x_3_2gf": _strided(1, 2, 6, 15, 2),
+    "regnet_x_8gf": _strided(1, 2, 5, 15, 1),
+    "regnet_x_16gf": _strided(1, 2, 6, 13, 1),
+    "regnet_x_32gf": _strided(1, 2, 7, 13, 1),
+    "regnet_y_400mf": _strided(1, 1, 3, 6, 6),
+    "regnet_y_800mf": _strided(1, 1, 3, 8, 2),
+    "regnet_y_1_6gf": _strided(1, 2, 6, 17, 2),
+    "regnet_y_3_2gf": _strided(1, 2, 5, 13, 1),
+    "regnet_y_8gf": _strided(1, 2, 4, 10, 1),
+    "regnet_y_16gf": _strided(1, 2, 4, 11, 1),
+    "regnet_y_32gf": _strided(1, 2, 5, 12, 1),
+    "regnet_y_128gf": _strided(1, 2, 7, 17, 1),
+}
+
+
+def add_custom_architecture(name: str, blocks: int, has_batch_norm: bool) -> None:
+    """Add a backbone that is somebody's own, of so many blocks, each a single unit (see `custom`).
+
+    How large its images must be is found out by computing with it.
+    """
+    ARCHITECTURES[name] = Architecture((1,) * blocks, "unit", 0, (1,) * (blocks + 1), has_batch_norm)
+
+
+def block_names(backbone: str) -> list[str]:
+    """Return the names of the backbone's blocks, from the input on."""
+    return [f"block{number}" for number in range(1, len(ARCHITECTURES[backbone].units) + 1)]
+
+
+def unit_names(backbone: str) -> list[tuple[str, ...]]:
+    """Return the names of the units of each block, from the input on."""
+    about = ARCHITECTURES[backbone]
+    return [
+        tuple(f"{about.unit}{block}_{number}" for number in range(1, units + 1))
+        for block, units in enumerate(about.units, start=1)
+    ]
+
+
+def cut_names(backbone: str) -> list[str]:
+    """Return every valid `truncate_at`: the blocks, then the single units."""
+    return block_names(backbone) + [name for names in unit_names(backbone) for name in names]
+
+
+def kept_units(backbone: str, truncate_at: str) -> int:
+    """Return how many units are kept."""
+    blocks = zip(block_names(backbone), unit_names(backbone), strict=True)
+    names = [(block, unit) for block, units in blocks for unit in units]
+    return max(number for number, name in enumerate(names, start=1) if truncate_at in name)
+
+
+def kept_blocks(backbone: str, truncate_at: str) -> int:
+    """Return how many blocks are kept; one that is cut inside counts."""
+    if truncate_at in block_names(backbone):
+        return block_names(backbone).index(truncate_at) + 1
+    return next(block for block, names in enumerate(unit_names(backbone), start=1) if truncate_at in names)
+
+
+def cut_before_pool(backbone: str, truncate_at: str) -> bool:
+    """Say whether a cut leaves out the pool at the end of the last kept block: at the block's last unit."""
+    return any(truncate_at == units[-1] for units in unit_names(backbone)[: ARCHITECTURES[backbone].pools])
+
+
+def smallest_image(backbone: str, truncate_at: str) -> int:
+    """Return height and width in pixels of the smallest image that a cut leaves something of."""
+    about, blocks = ARCHITECTURES[backbone], kept_blocks(backbone, truncate_at)
+    is_before_pool = truncate_at not in block_names(backbone) and blocks <= about.pools
+    return about.smallest[blocks - 1 if is_before_pool else blocks]
+
+
+def is_custom(backbone: str) -> bool:
+    """Say whether a backbone is somebody's own, by its name."""
+    return "@" in backbone
+
+
+def function_name(backbone: str) -> str:
+    """Return the name of the function that makes a backbone."""
+    return backbone.partition("@")[0]

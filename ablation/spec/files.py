@@ -1,0 +1,80 @@
+"""Study files and the files that they name: found, checked, and a new one written."""
+
+from pathlib import Path
+
+from ablation.base.errors import InputError
+from ablation.base.files import expand
+from ablation.base.text import nearest
+from ablation.spec.reading import check_name
+from ablation.spec.study import StudySpec
+
+PACKAGE = Path(__file__).parent.parent
+
+# The working folder's, then those of an installed copy or of the repository.
+STUDY_FOLDERS = (Path("studies"), PACKAGE / "studies", PACKAGE.parent / "studies")
+
+
+def study_files() -> dict[str, Path]:
+    """Return the studies by name; one in the working folder's `studies` hides one that comes along."""
+    return {path.stem: path for folder in reversed(STUDY_FOLDERS) for path in sorted(folder.glob("*.toml"))}
+
+
+def find_study_file(study: str) -> Path:
+    """Return the file of a study given by name or by path.
+
+    Raises:
+        InputError: there is none; says which name is nearest.
+    """
+    if study.endswith(".toml"):
+        if not Path(study).is_file():
+            raise InputError(f"{study}: no such file")
+        return Path(study)
+    files = study_files()
+    if study not in files:
+        raise InputError(f"no study {study!r}{nearest(study, sorted(files))}")
+    return files[study]
+
+
+def write_new_study(name: str) -> Path:
+    """Write a commented study file to the working folder's `studies`; return its path.
+
+    Raises:
+        InputError: there is one of that name, or it cannot be written.
+    """
+    path = STUDY_FOLDERS[0] / f"{check_name(name)}.toml"
+    if name in study_files():
+        raise InputError(f"--new: there is a study {name!r}: {study_files()[name]}")
+    schema = PACKAGE / "study.schema.json"
+    if PACKAGE.parent == Path.cwd():  # so that the file suits every clone of the repository
+        schema = Path("..") / schema.relative_to(Path.cwd())
+    template = Path(__file__).with_name("study_template.toml").read_text(encoding="utf-8")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template.format(schema=schema, command=name))
+    except OSError as error:
+        raise InputError(f"--new: {path} cannot be written ({error.strerror})") from None
+    return path
+
+
+def check_weights_file(spec: StudySpec) -> None:
+    """Refuse a weights file that is not there.
+
+    Raises:
+        InputError: names it.
+    """
+    if spec.backbone.has_weights_file and not expand(str(spec.backbone.weights)).is_file():
+        raise InputError(f"backbone.weights: {spec.backbone.weights}: no such file")
+
+
+def check_image_root(root: Path) -> None:
+    """Refuse an image folder that is not there; what must be in it, `list_imagefolder` checks.
+
+    Raises:
+        InputError: names it.
+    """
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "there is no such folder"
+        raise InputError(
+            f"data.root: {root}: {what}; it must hold train/<class>/* and test/<class>/*, or <class>/* alone"
+        )

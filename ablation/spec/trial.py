@@ -1,0 +1,84 @@
+"""What one trial is: `TrialSpec`, which round-trips through MLflow's parameters."""
+
+import json
+from typing import Any, Self
+
+from ablation.base.errors import InputError
+from ablation.spec.parameters import Augmentation, ClassWeights, HeadPool, StrategyName, Strict, without_none
+
+
+class TrialSpec(Strict):
+    """All that a trial is; it round-trips through the parameters of its MLflow run.
+
+    A parameter that does not apply is None (`freeze_depth` unless the top is fine-tuned, `backbone_lr_scale` where no
+    pretrained layer learns, `threads` on a GPU). `threads` is there because the CPU's results depend on it in the last
+    bit. A confirmation run is one that `confirms` a trial of its arm: the same but for its seed, and `trial` counts the
+    arm's confirmation runs.
+    """
+
+    study: str
+    arm: str
+    trial: int
+    confirms: int | None = None
+    seed: int
+    epochs: int
+    precision: str
+    compile: str = "none"
+    deterministic: bool
+    threads: int | None = None
+    backbone: str
+    backbone_module: str | None = None
+    weights: str | None
+    weights_digest: str | None
+    missing_layers: str
+    data_source: str
+    data_digest: str
+    data_seed: int
+    data_limit: int | None
+    val_fraction: float
+    image_size: int
+    num_classes: int
+    strategy: StrategyName
+    truncate_at: str
+    freeze_depth: int | None
+    head_width: int
+    head_pool: HeadPool
+    lr: float
+    backbone_lr_scale: float | None
+    head_warmup_epochs: int
+    optimizer: str
+    weight_decay: float
+    max_grad_norm: float
+    label_smoothing: float
+    class_weights: ClassWeights = "none"
+    schedule: str
+    batch_size: int
+    augmentation: Augmentation
+
+    def to_params(self) -> dict[str, str]:
+        """Return the parameters as MLflow stores them: strings as they are, everything else as JSON."""
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.model_dump().items()}
+
+    @classmethod
+    def from_params(cls, params: dict[str, str]) -> Self:
+        """Rebuild the specification from a run's parameters; other parameters are ignored.
+
+        Raises:
+            InputError: the run is not one of ours, or lacks a parameter.
+        """
+        values: dict[str, Any] = {}
+        for name, field in cls.model_fields.items():
+            if name not in params and not field.is_required():
+                continue
+            if name not in params:
+                raise InputError(f"the run has no parameter {name!r}: so it is not a trial, or one of another version")
+            is_text = without_none(field.annotation) is str and params[name] != "null"
+            values[name] = params[name] if is_text else _from_json(params[name])
+        return cls(**values)
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # a string of a Literal type

@@ -1,0 +1,58 @@
+"""Calls that wait on disk until a server answers again: kept in order, each in a file of its own."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablation.base.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A call with its arguments (as JSON can store them) and, for some, a file that goes with it."""
+
+    path: Path
+    call: str
+    arguments: dict[str, Any]
+    file: Path | None
+
+
+class Outbox:
+    """The calls that wait in a folder. One process at a time may use it; nothing is on disk while nothing waits."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def add(self, call: str, arguments: dict[str, Any], file: Path | None = None) -> None:
+        """Keep a call, and a copy of the file, so that a crash at any moment leaves all of it or nothing.
+
+        Raises:
+            StoreError: the disk is full, or cannot be written.
+        """
+        number = max((int(path.stem) for path in self.folder.glob("*.json")), default=0) + 1
+        entry = self.folder / f"{number:06}.json"
+        if file is not None:
+            write_atomically(entry.with_suffix("") / file.name, file.read_bytes())
+        content = {"call": call, "arguments": arguments, "file": file.name if file else None}
+        write_atomically(entry, json.dumps(content).encode())
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield what waits, the oldest first."""
+        for path in sorted(self.folder.glob("*.json")):
+            content = json.loads(path.read_bytes())
+            file = path.with_suffix("") / content["file"] if content["file"] else None
+            yield Entry(path, content["call"], content["arguments"], file)
+
+    def remove(self, entry: Entry) -> None:
+        """Forget a call that was delivered."""
+        entry.path.unlink()
+        if entry.file is not None:
+            shutil.rmtree(entry.file.parent, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)

@@ -1,0 +1,181 @@
+"""A study's experiment in MLflow, and its summary run."""
+
+import json
+import logging
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from ablation.base.errors import StoreAway
+from ablation.storage.store import Store
+from ablation.tracking.client import (
+    ABOUT_FILE,
+    AWAY_SECONDS,
+    KEY_TAG,
+    NOTE_TAG,
+    RunStatus,
+    artifact_location,
+    is_server,
+    mlflow_errors,
+    opening_errors,
+    search_all_runs,
+)
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT_NOTE_LIMIT = 5000  # characters; MLflow refuses longer ones
+
+
+class Tracker:
+    """A study's experiment in MLflow.
+
+    While a tracking server does not answer, what belongs to a trial waits in the trial's folder; see `TrialRun`.
+    """
+
+    def __init__(self, client: MlflowClient, store: Store, study: str, question: str):
+        """Find the study's experiment or make it, which must not be done by several processes at once.
+
+        Raises:
+            InputError: MLflow does not let us read or write.
+        """
+        self.client = client
+        self._store = store
+        self._away_until = 0.0  # time.monotonic(); a server that did not answer is left alone for a while
+        self._run_ids: dict[str, str] = {}  # by key
+        with opening_errors(store):
+            experiment = client.get_experiment_by_name(study)
+            if experiment is None:
+                try:
+                    location = None if is_server(store) else artifact_location(store, study)
+                    client.create_experiment(study, artifact_location=location, tags={NOTE_TAG: question})
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine may have been faster
+                        raise
+                experiment = client.get_experiment_by_name(study)
+            assert experiment is not None
+            self.key: str = experiment.tags.get(KEY_TAG) or uuid.uuid4().hex
+            # Written although it may be there: who may only read finds out here, and not in the first trial.
+            client.set_experiment_tag(experiment.experiment_id, KEY_TAG, self.key)
+        self.experiment_id = experiment.experiment_id
+        # Where other machines may take a trial over, they must find its resume checkpoint.
+        is_local = experiment.artifact_location == store.artifacts(study).as_uri()
+        self.shares_checkpoints = store.has_remote_optuna and not is_local
+
+    @contextmanager
+    def calls(self) -> Iterator[None]:
+        """Make calls to MLflow in this context.
+
+        Raises:
+            StoreAway: a tracking server does not answer, or did not a moment ago.
+            StoreError: MLflow refuses the call, or its database in the store cannot be used.
+        """
+        if time.monotonic() < self._away_until:
+            raise StoreAway("MLflow did not answer a moment ago")
+        try:
+            with mlflow_errors(self._store):
+                yield
+        except StoreAway as away:
+            if self._away_until == 0.0:
+                logger.warning("%s; what it should get is kept", away)
+            self._away_until = time.monotonic() + AWAY_SECONDS
+            raise
+        if self._away_until:
+            logger.warning("MLflow answers again")
+            self._away_until = 0.0
+
+    def run_id(self, key: str) -> str | None:
+        """Return the id of the run that a key finds, None where there is none."""
+        if key not in self._run_ids:
+            found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+            if not found:
+                return None
+            self._run_ids[key] = found[0].info.run_id
+        return self._run_ids[key]
+
+    def find_or_create(self, key: str, name: str, tags: dict[str, str]) -> tuple[str, bool]:
+        """Return the id of the run that a key finds, and whether it was made now; one that was ended is reopened."""
+        run_id = self.run_id(key)
+        if run_id is not None:
+            self.client.update_run(run_id, status="RUNNING")
+            return run_id, False
+        tags = {**tags, KEY_TAG: key, "mlflow.source.name": "ablation.study", "mlflow.source.type": "LOCAL"}
+        self._run_ids[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        return self._run_ids[key], True
+
+    def reconcile(self, statuses: Callable[[], Mapping[str, RunStatus | None]]) -> None:
+        """Close runs that say they go on though their trial has ended, or though there is no such trial.
+
+        That happens where another machine ended a trial for one that could not reach the tracking server any more, and
+        where an older copy of Optuna's database was put back.
+
+        Args:
+            statuses: returns the status that each trial's run should have, by the trial's key; None for those that go
+                on. Asked after the runs, because a trial is there before its run. Runs of other arms belong to another
+                database and are left alone.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls():
+            runs = list(
+                search_all_runs(self.client, self.experiment_id, "tags.kind != 'summary' and status != 'FINISHED'")
+            )
+            expected = statuses() if runs else {}
+            arms = {key.rpartition("/")[0] for key in expected}
+            for run in runs:
+                key = run.data.tags.get(KEY_TAG, "")
+                if key.rpartition("/")[0] not in arms:
+                    continue
+                status = expected.get(key, "FAILED")
+                if status is not None and run.info.status != status:
+                    self.client.set_terminated(run.info.run_id, status)
+
+    def mark_superseded(self, keys: Iterable[str]) -> None:
+        """Tag confirmation runs of configurations that are not their arm's best any more.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls():
+            for run_id in [run_id for key in keys if (run_id := self.run_id(key)) is not None]:
+                self.client.set_tag(run_id, "superseded", "true")
+
+    def begin_summary(self, key: str, study: str, about: dict[str, Any], files: Mapping[str, bytes]) -> None:
+        """Make the study's summary run, which `key` finds, or go on with it; `about` is what the report needs to know.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls(), tempfile.TemporaryDirectory() as folder:
+            run_id, _ = self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
+            for name, content in {**files, ABOUT_FILE: json.dumps(about, indent=2).encode()}.items():
+                path = Path(folder) / name
+                path.write_bytes(content)
+                self.client.log_artifact(run_id, str(path))
+
+    def end_summary(self, key: str, status: RunStatus) -> None:
+        """Close the summary run.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls():
+            run_id = self.run_id(key)
+            if run_id is not None:
+                self.client.set_terminated(run_id, status)
+
+    def describe(self, text: str) -> None:
+        """Set the experiment's description (markdown).
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls():
+            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text[:EXPERIMENT_NOTE_LIMIT])

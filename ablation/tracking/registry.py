@@ -1,0 +1,269 @@
+"""The MLflow Model Registry: a registered model per study, whose alias `champion` names the version that won."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types import ColSpec, Schema, TensorSpec
+
+from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.text import first_line
+from ablation.storage.store import Store
+from ablation.tracking.client import KEY_TAG, find_experiment, mlflow_errors, reading_client
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for every copy of a file
+
+# Else it complains where there is no pip, whose version it would write down.
+logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+
+ALIAS = "champion"
+MODEL_CODE = Path(__file__).with_name("champion_model.py")  # what MLflow runs where the model is loaded
+MODEL_NAME = "champion-candidate"  # in MLflow's list of an experiment's models; the alias says which one it is now
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of a study's registered model, and the run whose network it is."""
+
+    name: str
+    version: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A study's champion, ready to be asked.
+
+    `probabilities` takes RGB images (uint8 N x S x S x 3, S = `image_size`) and returns those of the K classes (float32
+    N x K).
+    """
+
+    registered: RegisteredVersion
+    arm: str
+    classes: list[str]
+    image_size: int
+    probabilities: Callable[[np.ndarray], np.ndarray]
+
+
+def save_model(
+    folder: Path, program: Path, images_NSSC: np.ndarray, classes: list[str], about: dict[str, Any], model_id: str
+) -> None:
+    """Write an MLflow model that loads where MLflow and torch are, but this package is not.
+
+    Args:
+        folder: where to; must not exist.
+        program: a file of `torch.export`: RGB images (uint8 N x S x S x 3, any N) to class probabilities (N x K).
+        images_NSSC: an example of its input.
+        classes: the names of the K classes.
+        about: what else to say about the model; its `run_id` is the run that it comes from.
+        model_id: the logged model that the folder will be uploaded to.
+    """
+    outputs = Schema([ColSpec("float", name) for name in classes])
+    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *images_NSSC.shape[1:]))])
+    # Said here, they need not be found out by loading the model in a process of its own, which takes ten seconds. A
+    # build's own suffix, such as +cpu, is left out: package indexes do not have it.
+    requirements = [
+        f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("mlflow", "torch", "numpy", "pandas")
+    ]
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(MODEL_CODE),
+        artifacts={"program": str(program)},
+        model_config={"classes": list(classes)},
+        signature=ModelSignature(inputs=inputs, outputs=outputs),
+        input_example=images_NSSC,
+        pip_requirements=requirements,
+        # Else a uv.lock that happens to be in the working folder would be packed with the model.
+        uv_project_path=str(program.parent),
+        metadata={**about, "classes": classes, "image_size": images_NSSC.shape[1]},
+        mlflow_model=Model(run_id=about["run_id"], model_uuid=model_id, model_id=model_id),
+    )
+    for cache in folder.rglob("__pycache__"):
+        shutil.rmtree(cache)
+
+
+def register_version(
+    store: Store,
+    study: str,
+    experiment_id: str,
+    run_id: str,
+    question: str,
+    description: str,
+    build: Callable[[Path, str], None],
+) -> RegisteredVersion:
+    """Register the model of a run under the study's name and let the alias `champion` name it.
+
+    Whatever of it was done before is taken up, so that a run has one model and one version however often this is called
+    and wherever a process dies. One process of a study at a time may call it.
+
+    Args:
+        store: where.
+        study: the study's name.
+        experiment_id: its experiment.
+        run_id: the run whose model it is.
+        question: becomes the registered model's description where it is made now.
+        description: of the version (markdown).
+        build: writes the model into a folder that does not exist, given the id of the logged model that it will be.
+
+    Raises:
+        InputError: a registered model of that name belongs to something else, or `build` cannot make the model.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    try:
+        client = _registry_client(store)
+    except InputError as error:  # it was open a moment ago
+        raise (StoreAway if store.has_remote_tracking else StoreError)(str(error)) from None
+    with mlflow_errors(store):
+        key = client.get_experiment(experiment_id).tags[KEY_TAG]
+        _find_or_create(client, study, key, question)
+        versions = client.search_model_versions(f"name = '{study}' and run_id = '{run_id}'", max_results=1)
+        if versions:
+            version = versions[0]
+            if version.description != description:  # more seeds have changed the arm's mean
+                client.update_model_version(study, version.version, description)
+        else:
+            model = _log_model(client, experiment_id, run_id, build)
+            # By the address of its files: MLflow resolves models:/<id> at an address that is global to the process.
+            version = client.create_model_version(
+                study, model.artifact_location, run_id, description=description, model_id=model.model_id
+            )
+        number = str(version.version)  # a server says '1', a database 1
+        if str(client.get_registered_model(study).aliases.get(ALIAS)) != number:
+            client.set_registered_model_alias(study, ALIAS, number)
+    return RegisteredVersion(study, number, run_id)
+
+
+def _find_or_create(client: MlflowClient, study: str, key: str, question: str) -> None:
+    """Make the registered model unless the study has it.
+
+    Raises:
+        InputError: one of that name is not the study's.
+    """
+    try:
+        client.create_registered_model(study, tags={KEY_TAG: key}, description=question)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        if client.get_registered_model(study).tags.get(KEY_TAG) != key:
+            raise InputError(
+                f"the MLflow Model Registry has a model {study!r} that is not this study's, and it is left alone; "
+                "rename or delete it, then run the same command again"
+            ) from None
+
+
+def _log_model(
+    client: MlflowClient, experiment_id: str, run_id: str, build: Callable[[Path, str], None]
+) -> LoggedModel:
+    """Return the run's logged model; one whose upload did not end is uploaded again."""
+    query = f"source_run_id = '{run_id}' and name = '{MODEL_NAME}'"
+    found = client.search_logged_models([experiment_id], query, max_results=1)
+    model = found[0] if found else client.create_logged_model(experiment_id, MODEL_NAME, run_id)
+    if model.status != LoggedModelStatus.READY:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "model"
+            build(target, model.model_id)
+            client.log_model_artifacts(model.model_id, str(target))
+        outputs = client.get_run(run_id).outputs
+        if outputs is None or model.model_id not in [output.model_id for output in outputs.model_outputs]:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # shown with the run
+        model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    return model
+
+
+def _registry_client(store: Store) -> MlflowClient:
+    """Return a client whose registry is where the runs are, whatever MLFLOW_REGISTRY_URI says.
+
+    Raises:
+        InputError: the store cannot be opened, or is empty.
+        StoreAway: the tracking server does not answer.
+        StoreError: it answers with a fault.
+    """
+    client = reading_client(store)
+    return MlflowClient(client.tracking_uri, registry_uri=client.tracking_uri)
+
+
+def find_champion(store: Store, study: str) -> ModelVersion:
+    """Return the version that a study's alias `champion` names, as MLflow has it.
+
+    Raises:
+        InputError: there is no such study, or it has no champion.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    client = _registry_client(store)
+    with mlflow_errors(store):
+        experiment = find_experiment(client, store, study)
+        registered = [model for model in client.search_registered_models(f"name = '{study}'") if model.name == study]
+        if not registered or registered[0].tags.get(KEY_TAG) != experiment.tags[KEY_TAG]:
+            raise InputError(f"study {study!r} has no champion: it gets one when all its confirmation runs have ended")
+        version = registered[0].aliases.get(ALIAS)
+        if version is None:
+            raise InputError(f"the registered model {study!r} has no version with the alias {ALIAS!r}")
+        return client.get_model_version(study, str(version))
+
+
+def load_champion(store: Store, study: str) -> Champion:
+    """Load a study's champion; this runs code of the store, as `mlflow.pyfunc.load_model` does.
+
+    A store that was copied or moved is read where it is. MLflow's own `models:/NAME@champion` cannot do that: it goes
+    to the address at which the store was when the model was registered.
+
+    Raises:
+        InputError: there is no such study or champion, or its files are gone.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used, or the champion's files are damaged.
+    """
+    version = find_champion(store, study)
+    with _model_folder(store, version) as folder:
+        try:
+            model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
+        except Exception as error:  # whatever its code and torch raise for damaged files
+            raise StoreError(f"the champion of {study!r} cannot be loaded ({first_line(error)})") from None
+    about = model.metadata.metadata
+    return Champion(
+        RegisteredVersion(study, str(version.version), str(version.run_id)),
+        about["arm"],
+        list(about["classes"]),
+        int(about["image_size"]),
+        lambda images_NSSC: model.predict(images_NSSC).to_numpy(),
+    )
+
+
+@contextmanager
+def _model_folder(store: Store, version: ModelVersion) -> Iterator[Path]:
+    """Give the folder of a version's files.
+
+    Raises:
+        InputError: it is gone.
+    """
+    if store.has_own_tracking:
+        # MLflow stored an absolute address; its end is <study>/models/<model>/artifacts.
+        models, model, artifacts = str(version.source).rstrip("/").split("/")[-3:]
+        folder = store.artifacts(version.name) / models / model / artifacts
+        if not (folder / "MLmodel").is_file():
+            raise InputError(f"the files of the champion of {version.name!r} are gone: no {folder}")
+        yield folder
+        return
+    client = _registry_client(store)
+    with tempfile.TemporaryDirectory() as target:
+        with mlflow_errors(store):
+            source = client.get_model_version_download_uri(version.name, version.version)
+            repository = get_artifact_repository(source, tracking_uri=client.tracking_uri)
+            folder = Path(repository.download_artifacts("", target))  # type: ignore[no-untyped-call]
+        yield folder

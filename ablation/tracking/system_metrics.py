@@ -1,0 +1,87 @@
+"""System metrics: what the machine does while a trial trains."""
+
+import logging
+import math
+import os
+import time
+from typing import Any
+
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from ablation.base.errors import InputError
+from ablation.base.text import first_line
+
+logger = logging.getLogger(__name__)
+
+
+def check_system_metrics() -> None:
+    """Refuse what MLflow could not use of its variables for system metrics.
+
+    Raises:
+        InputError: names the variable.
+    """
+    variables: tuple[tuple[str, type[float]], ...] = (
+        ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", float),  # seconds
+        ("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", int),
+    )
+    for name, number_type in variables:
+        text = os.environ.get(name) or "1"
+        try:
+            is_fine = 0 < number_type(text) < math.inf
+        except ValueError:
+            is_fine = False
+        if not is_fine:
+            kind = "whole number" if number_type is int else "number"
+            raise InputError(f"{name}: must be a {kind} above 0, got {text!r}")
+
+
+class SystemMonitor(SystemMetricsMonitor):
+    """MLflow's monitor of processor, memory, disk, network and GPUs, which keeps what it measures until it is taken.
+
+    MLflow's own asks the store for the run after every sample, from its thread, ends for good where it gets no answer,
+    and drops what it measured since it last wrote: all there is of a short trial. This one's thread never writes.
+    """
+
+    def __init__(self, tracking_uri: str):
+        """Prepare to measure every second and keep the mean of 10 seconds, unless MLflow's variables say otherwise."""
+        super().__init__("", tracking_uri=tracking_uri)  # type: ignore[no-untyped-call]
+        variables = ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING")
+        if not any(os.environ.get(name) for name in variables):  # else MLflow's defaults are 10 seconds and 1 sample
+            self.sampling_interval, self.samples_before_logging = 1, 10
+        self._points: list[dict[str, Any]] = []
+
+    def monitor(self) -> None:
+        """Measure until `finish` is called, and then once more: what the thread does."""
+        try:
+            self._measure()
+        except Exception as error:  # of the system or a driver: training is worth more than its metrics
+            logger.warning("system metrics end here: they cannot be read (%s)", first_line(error))
+
+    def _measure(self) -> None:
+        self.collect_metrics()  # type: ignore[no-untyped-call]
+        self._forget()  # of the processor's load only the next reading says something
+        samples = 0
+        is_last = False
+        while not is_last:
+            is_last = self._shutdown_event.wait(self.sampling_interval)
+            self.collect_metrics()  # type: ignore[no-untyped-call]
+            samples += 1
+            if is_last or samples % self.samples_before_logging == 0:
+                self.publish_metrics(self.aggregate_metrics())  # type: ignore[no-untyped-call]
+
+    def _forget(self) -> None:
+        for monitor in self.monitors:
+            monitor.clear_metrics()  # type: ignore[no-untyped-call]
+
+    def publish_metrics(self, metrics: dict[str, float]) -> None:
+        """Keep a point, the means of some samples."""
+        prefix = f"system/{self.node_id}/" if self.node_id else "system/"
+        values = {prefix + name: value for name, value in metrics.items()}
+        self._points.append({"timestamp": int(time.time() * 1000), "values": values})
+        self._forget()
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return the points that were not taken yet, the oldest first."""
+        taken = self._points[:]
+        del self._points[: len(taken)]  # the thread may have added one
+        return taken

@@ -1,0 +1,335 @@
+"""A trial's run in MLflow. What cannot be logged waits in an outbox on disk."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from ablation.base.errors import StoreAway, StoreError
+from ablation.base.text import first_line
+from ablation.spec.metrics import EpochMetrics
+from ablation.spec.trial import TrialSpec
+from ablation.storage.outbox import Outbox
+from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.system_metrics import SystemMonitor
+
+logger = logging.getLogger(__name__)
+
+RESUME_FOLDER = "resume"
+
+EPOCHS_PER_BATCH = 100  # MLflow takes 1,000 metrics in a batch; a batch is stored whole or not at all
+POINTS_PER_BATCH = 10  # of system metrics, which are 8 and 5 for every GPU
+NO_POINT = -1, 0  # step and timestamp (ms) before the first point of system metrics
+
+
+class TrialRun:
+    """A trial's run in MLflow, made or found again by the trial's key.
+
+    What a server does not take now waits in the outbox and goes first when it answers again. Whatever is called can be
+    called again: a process may die between a call and the note that it was made.
+
+    Args:
+        tracker: the study's experiment.
+        key: the trial's alone, also among studies of the same name.
+        folder: where to keep what the server does not take.
+        owner: who claimed the trial: what an earlier owner kept is no use to a later one, who logs everything.
+    """
+
+    def __init__(self, tracker: Tracker, key: str, folder: Path, owner: str):
+        self._tracker = tracker
+        self._client = tracker.client
+        self._key = key
+        self._outbox = Outbox(folder / f"outbox{owner}")
+        self._passed_on = 0  # the last epoch that was logged or kept
+        self._logged: int | None = None  # the last epoch that the run has; None while that is not known
+        self._monitor: SystemMonitor | None = None
+        self._last_point: tuple[int, int] | None = None  # step and timestamp (ms) of system metrics, likewise
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; None while the server that gives it has not answered."""
+        return self._tracker._run_ids.get(self._key)
+
+    def start(
+        self, spec: TrialSpec, dataset_source: str, device: str, files: dict[str, str], environment: dict[str, str]
+    ) -> None:
+        """Make or reopen the run, with the trial's parameters, tags, data set and text files (name -> content).
+
+        `environment` says what the trial begins with: versions, device, commit.
+
+        What a process that died has kept is dropped, because everything is logged anew from here.
+        """
+        self._outbox.clear()
+        tags = {
+            "study": spec.study,
+            "arm": spec.arm,
+            "kind": "trial" if spec.confirms is None else "confirmation",
+            "strategy": spec.strategy,
+            "truncate_at": spec.truncate_at,
+            "trial": str(spec.trial),
+            "device": device,
+            "environment": json.dumps(environment),
+        }
+        if "commit" in environment:
+            tags["mlflow.source.git.commit"] = environment["commit"]
+        dataset = {"source": dataset_source, "name": spec.data_source, "digest": spec.data_digest[:8]}
+        self._do("start", tags=tags, params=spec.to_params(), dataset=dataset, files=files)
+
+    def log_epochs(self, history: Iterable[EpochMetrics]) -> None:
+        """Log epochs; those that the run has already are left out, so that it never has a step twice."""
+        new = [asdict(epoch) for epoch in history if epoch.epoch > self._passed_on]
+        if new:
+            self._do("log_epochs", epochs=new)
+            self._passed_on = new[-1]["epoch"]
+        self._log_measured()
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Measure what this machine does in this context, in a thread; it is logged with epochs and when the run ends.
+
+        Where it cannot be measured, a warning says so.
+        """
+        try:
+            self._monitor = SystemMonitor(self._client.tracking_uri)
+            self._monitor.start()  # type: ignore[no-untyped-call]
+        except Exception as error:  # of the system or a driver
+            logger.warning("there will be no system metrics: they cannot be read (%s)", first_line(error))
+        try:
+            yield
+        finally:
+            if self._monitor is not None:
+                self._monitor.finish()  # type: ignore[no-untyped-call]
+
+    def _log_measured(self) -> None:
+        points = self._monitor.take() if self._monitor is not None else []
+        if points:
+            self._do("log_system_metrics", points=points)
+
+    def log_devices(self, devices: str) -> None:
+        """Mark a trial that went on with another kind of device: its figures are not those of one alone, to the bit."""
+        self._do("set_tag", tag="device", value=devices)
+
+    def log_result(self, values: Mapping[str, float], timestamp: int, checkpoint: Path) -> None:
+        """Log the figures of the best epoch, which ended at `timestamp` (ms), and its checkpoint."""
+        self._do("log_result", checkpoint, values=dict(values), timestamp=timestamp)
+
+    def log_test(self, values: Mapping[str, float], timestamp: int, predictions: Path) -> None:
+        """Log the figures and the predictions of the test split."""
+        self._do("log_result", predictions, values=dict(values), timestamp=timestamp, folder="test")
+
+    def delete_checkpoint(self) -> None:
+        """Delete the checkpoint of this run; one that has none stays as it is."""
+        self._do("delete_checkpoint", key=self._key)
+
+    def delete_checkpoint_of(self, number: int) -> None:
+        """Delete the checkpoint of the run of a trial of this arm; one that has none stays as it is."""
+        self._do("delete_checkpoint", key=f"{self._key.rpartition('/')[0]}/{number}")
+
+    def end(self, status: RunStatus, reason: str = "") -> None:
+        """Close the run; a reason becomes a tag and the run's description."""
+        self._log_measured()
+        self._do("end", status=status, reason=reason)
+
+    def pause(self) -> None:
+        """Mark the run as one that will go on: neither running nor ended."""
+        self._log_measured()
+        self._do("pause")
+
+    def complete(self) -> bool:
+        """Hand over what waits and delete the resume checkpoints of an ended trial; return whether all is done."""
+        if not self.deliver():
+            return False
+        if not self._tracker.shares_checkpoints:
+            return True
+        try:
+            with self._tracker.calls():
+                run_id = self._tracker.run_id(self._key)
+                if run_id is not None and self._resume_checkpoints(run_id):
+                    _delete_artifact(self._client, run_id, RESUME_FOLDER)
+        except StoreAway:
+            return False
+        return True
+
+    def deliver(self) -> bool:
+        """Hand over what waits, in order; return whether nothing is left.
+
+        What waits for a run that was deleted in MLflow is dropped.
+
+        Raises:
+            StoreError: MLflow refuses it.
+        """
+        for entry in self._outbox.entries():
+            try:
+                with self._tracker.calls():
+                    if entry.call != "start" and self._tracker.run_id(self._key) is None:
+                        logger.warning("what waited for the MLflow run of trial %s is dropped: it is gone", self._key)
+                        self._outbox.clear()
+                        return True
+                    _CALLS[entry.call](self, entry.file, **entry.arguments)
+            except StoreAway:
+                return False
+            except StoreError as error:
+                raise StoreError(f"{error}; what it refuses is in {entry.path}") from None
+            self._outbox.remove(entry)
+        return True
+
+    def _do(self, call: str, file: Path | None = None, **arguments: Any) -> None:
+        if self.deliver():
+            try:
+                with self._tracker.calls():
+                    _CALLS[call](self, file, **arguments)
+                return
+            except StoreAway:
+                pass
+        self._outbox.add(call, arguments, file)
+
+    # ----------------------------------------------------- what the calls do, now or when they are delivered
+
+    def _required_run_id(self) -> str:
+        run_id = self._tracker.run_id(self._key)
+        assert run_id is not None, "a run is started before anything else is logged"
+        return run_id
+
+    def _start(
+        self, _: None, tags: dict[str, str], params: dict[str, str], dataset: dict[str, str], files: dict[str, str]
+    ) -> None:
+        kind = "" if tags["kind"] == "trial" else f"{tags['kind']} "
+        run_id, is_new = self._tracker.find_or_create(self._key, f"{tags['arm']} {kind}#{tags['trial']}", tags)
+        self._logged = 0 if is_new else self._last_logged_epoch(run_id)
+        self._last_point = NO_POINT if is_new else None
+        self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
+        run = None if is_new else self._client.get_run(run_id)
+        for tag in ("reason", NOTE_TAG):  # of an end that Optuna was never told
+            if run is not None and tag in run.data.tags:
+                self._client.delete_tag(run_id, tag)
+        if run is None or run.inputs is None or not run.inputs.dataset_inputs:
+            entity = MetaDataset(  # type: ignore[abstract]
+                CodeDatasetSource({"mlflow.source.name": dataset["source"]}),
+                name=dataset["name"],
+                digest=dataset["digest"],  # as short as those that MLflow computes
+            )._to_mlflow_entity()
+            self._client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+        for name, text in files.items():
+            self._client.log_text(run_id, text, name)
+
+    def _last_logged_epoch(self, run_id: str) -> int:
+        return max((metric.step for metric in self._client.get_metric_history(run_id, "val_accuracy")), default=0)
+
+    def _log_epochs(self, _: None, epochs: list[dict[str, Any]]) -> None:
+        run_id = self._required_run_id()
+        if self._logged is None:
+            self._logged = self._last_logged_epoch(run_id)
+        new = [epoch for epoch in epochs if epoch["epoch"] > self._logged]
+        for start in range(0, len(new), EPOCHS_PER_BATCH):
+            metrics = [
+                Metric(name, value, epoch["timestamp"], epoch["epoch"])
+                for epoch in new[start : start + EPOCHS_PER_BATCH]
+                for name, value in epoch.items()
+                if name not in ("epoch", "timestamp")
+            ]
+            self._client.log_batch(run_id, metrics=metrics)
+            self._logged = metrics[-1].step
+
+    def _log_system_metrics(self, _: None, points: list[dict[str, Any]]) -> None:
+        """Log points that are later than those that the run has, under the steps that follow."""
+        run_id = self._required_run_id()
+        if self._last_point is None:
+            history = self._client.get_metric_history(run_id, next(iter(points[0]["values"])))
+            self._last_point = max(((metric.step, metric.timestamp) for metric in history), default=NO_POINT)
+        last_step, last_timestamp = self._last_point
+        later = [point for point in points if point["timestamp"] > last_timestamp]
+        numbered = list(enumerate(later, start=last_step + 1))
+        for start in range(0, len(numbered), POINTS_PER_BATCH):
+            metrics = [
+                Metric(name, value, point["timestamp"], step)
+                for step, point in numbered[start : start + POINTS_PER_BATCH]
+                for name, value in point["values"].items()
+            ]
+            self._client.log_batch(run_id, metrics=metrics)
+            self._last_point = metrics[-1].step, metrics[-1].timestamp
+
+    def _set_tag(self, _: None, tag: str, value: str) -> None:
+        self._client.set_tag(self._required_run_id(), tag, value)
+
+    def _log_result(
+        self, file: Path | None, values: dict[str, float], timestamp: int, folder: str = "checkpoint"
+    ) -> None:
+        run_id = self._required_run_id()
+        self._client.log_batch(run_id, metrics=[Metric(name, value, timestamp, 0) for name, value in values.items()])
+        if file is not None:
+            self._client.log_artifact(run_id, str(file), folder)
+
+    def _delete_checkpoint(self, _: None, key: str) -> None:
+        run_id = self._tracker.run_id(key)
+        if run_id is not None:
+            _delete_artifact(self._client, run_id, CHECKPOINT_FILE)
+
+    def _end(self, _: None, status: RunStatus, reason: str) -> None:
+        run_id = self._required_run_id()
+        if reason:
+            self._client.log_batch(run_id, tags=[RunTag("reason", reason), RunTag(NOTE_TAG, reason)])
+        self._client.set_terminated(run_id, status)
+
+    def _pause(self, _: None) -> None:
+        run_id = self._tracker.run_id(self._key)
+        if run_id is not None:  # else it was not even started
+            self._client.update_run(run_id, status="SCHEDULED")
+
+    # -------------------------------------------- resume checkpoints, for a machine that takes the trial over
+
+    def upload_resume_checkpoint(self, path: Path) -> None:
+        """Put a resume checkpoint into the run's artifacts, and delete older ones but the last.
+
+        While the server does not answer, nothing is done: only the latest checkpoint is of use.
+        """
+        if not self.deliver():  # which may be what makes the run
+            return
+        with suppress(StoreAway), self._tracker.calls():
+            run_id = self._required_run_id()
+            self._client.log_artifact(run_id, str(path), RESUME_FOLDER)
+            for name in self._resume_checkpoints(run_id)[2:]:
+                _delete_artifact(self._client, run_id, name)
+
+    def download_resume_checkpoints(self, folder: Path, after: str) -> Iterator[Path]:
+        """Download the run's resume checkpoints into a folder, the last epoch's first.
+
+        Args:
+            folder: where to.
+            after: the name of the newest file that is at hand; only newer ones are downloaded.
+        """
+        with suppress(StoreAway), self._tracker.calls():
+            run_id = self._tracker.run_id(self._key)
+            for name in self._resume_checkpoints(run_id) if run_id else []:
+                if Path(name).name > after:
+                    yield Path(self._client.download_artifacts(str(run_id), name, str(folder)))
+
+    def _resume_checkpoints(self, run_id: str) -> list[str]:
+        return sorted((file.path for file in self._client.list_artifacts(run_id, RESUME_FOLDER)), reverse=True)
+
+
+# By the name under which they wait; a method's name may change, what waits on a disk may not.
+_CALLS: dict[str, Callable[..., None]] = {
+    "start": TrialRun._start,
+    "log_epochs": TrialRun._log_epochs,
+    "log_system_metrics": TrialRun._log_system_metrics,
+    "set_tag": TrialRun._set_tag,
+    "log_result": TrialRun._log_result,
+    "delete_checkpoint": TrialRun._delete_checkpoint,
+    "end": TrialRun._end,
+    "pause": TrialRun._pause,
+}
+
+
+def _delete_artifact(client: MlflowClient, run_id: str, name: str) -> None:
+    uri = client.get_run(run_id).info.artifact_uri
+    get_artifact_repository(uri, tracking_uri=client.tracking_uri).delete_artifacts(name)  # type: ignore[no-untyped-call]

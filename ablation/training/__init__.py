@@ -1,0 +1,1 @@
+"""Training: frozen features, the loop, evaluation, resume checkpoints."""

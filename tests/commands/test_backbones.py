@@ -1,0 +1,74 @@
+"""The tables of `python -m ablation.backbones`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablation.backbones import all_backbones, cuts_table, weights_table
+from ablation.base.errors import InputError
+from ablation.spec.architectures import ARCHITECTURES, cut_names
+
+
+def rows(name: str, image_size: int) -> dict[str, list[str]]:
+    return {cut: others for cut, *others in cuts_table(name, image_size).rows}
+
+
+def test_cuts_of_vgg16_by_hand() -> None:
+    found = rows("vgg16", 32)
+    assert list(found)[:4] == ["conv1_1", "conv1_2", "block1", "conv2_1"]
+    first, second = 64 * 3 * 9 + 64, 64 * 64 * 9 + 64
+    operations = 2 * 32 * 32 * (64 * 3 * 9 + 64 * 64 * 9)
+    assert found["conv1_1"] == ["features.0, features.1", "64 x 32 x 32", f"{first:,}",
+                                f"{2 * 32 * 32 * 64 * 3 * 9 / 1e9:.3f}"]  # fmt: skip
+    assert found["block1"] == ["features.4", "64 x 16 x 16", f"{first + second:,}", f"{operations / 1e9:.3f}"]
+    assert found["block5"][1:] == ["512 x 1 x 1", "14,714,688", "0.626"]  # 0.313 billion multiplications
+
+
+def test_cuts_of_resnet50_at_224_pixels() -> None:
+    found = rows("resnet50", 224)
+    assert found["unit1_1"][:2] == ["conv1, bn1, relu", "64 x 112 x 112"]
+    assert found["block1"][:2] == ["maxpool", "64 x 56 x 56"]
+    assert found["unit2_3"][:2] == ["layer1.2", "256 x 56 x 56"]
+    assert found["block2"] == ["", *found["unit2_3"][1:]]
+    assert found["block5"][1:3] == ["2048 x 7 x 7", "23,508,032"]  # 25,557,032 less the classifier's 2,049,000
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_cut_is_there(name: str) -> None:
+    assert sorted(rows(name, 224)) == sorted(cut_names(name))
+
+
+def test_small_images() -> None:
+    table = cuts_table("convnext_tiny", 15)
+    assert [cut for cut, *_ in table.rows][-1] == "block2"
+    assert table.notes[-1] == "Deeper cuts need larger images: block4 needs 32 pixels."
+    with pytest.raises(InputError, match="--image-size: 3 is too small for convnext_tiny, it needs 4"):
+        cuts_table("convnext_tiny", 3)
+
+
+def test_weights() -> None:
+    assert weights_table("resnet50").rows == [
+        ["IMAGENET1K_V1", "76.13", "98", "224"],
+        ["IMAGENET1K_V2 (imagenet)", "80.86", "98", "224"],
+    ]
+    assert weights_table("vgg16_narrow").rows == []
+
+
+def test_all_backbones_are_listed() -> None:
+    assert ["resnet50", "5", "17"] in all_backbones().rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resnet5"], "error: unknown backbone 'resnet5'; did you mean 'resnet50'?"),
+        (["resnet50", "--image-size", "0"], "error: Invalid value for '--image-size': 0 is not in the range x>=1."),
+    ],
+)
+def test_bad_input(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ablation.backbones", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (2, said, "")

@@ -1,0 +1,111 @@
+"""Every family of backbones, trained under every strategy at its first, middle and last cut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablation.base.seeds import generator
+from ablation.data.images import Images, Normalisation
+from ablation.networks.blocks import build_blocks, kept_parts
+from ablation.networks.strategies import STRATEGIES, apply_strategy
+from ablation.networks.transfer_model import TransferModel, build_model, calibrate, initialise
+from ablation.spec.architectures import block_names, smallest_image
+from ablation.spec.parameters import StrategyName
+from ablation.training.feature_cache import FeatureCache, Pretrained
+from ablation.training.loop import Training, make_optimizer, train
+from ablation.training.sources import FeatureSource, frozen_part
+
+CPU = torch.device("cpu")
+NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
+
+# The smallest network of each, and the middle one of its cuts.
+FAMILIES = {
+    "vgg11": "conv3_1", "vgg11_bn": "conv3_1", "alexnet": "block2", "resnet18": "unit3_1", "resnet50": "unit3_2",
+    "densenet121": "block3", "efficientnet_b0": "unit3_1", "mobilenet_v2": "unit3_2", "mobilenet_v3_small": "unit4_2",
+    "convnext_tiny": "unit2_2", "regnet_x_400mf": "unit3_1", "regnet_y_400mf": "unit3_1",
+}  # fmt: skip
+CASES = [
+    (name, cut, strategy)
+    for name, middle in FAMILIES.items()
+    for cut in ("block1", middle, block_names(name)[-1])
+    for strategy in STRATEGIES
+]
+
+
+def some_images(n: int, size: int) -> Images:
+    pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator("pixels"))
+    return Images(pixels, torch.arange(n) % 2)
+
+
+def network(name: str, cut: str, size: int) -> TransferModel:
+    model = build_model(name, cut, 4, 2, 2, size)
+    initialise(model, name, None, seed=0)
+    for module in model.modules():  # statistics as of a trained network
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1, generator=generator("mean"))
+            module.running_var.uniform_(0.5, 1.5, generator=generator("variance"))
+    return model.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("name", "cut", "strategy"), CASES)
+def test_what_is_frozen_stays_and_all_else_learns(name: str, cut: str, strategy: StrategyName, tmp_path: Path) -> None:
+    size = max(32, smallest_image(name, cut))
+    images = some_images(7, size)  # a batch of three and one of four: none of one image
+    model = network(name, cut, size)
+    blocks = STRATEGIES[strategy].frozen_blocks(len(model.blocks), 1)
+    frozen = frozen_part(model, blocks, NORMALISATION, "float32")
+    source = FeatureCache(tmp_path, 10**8, lambda: Pretrained([], []), lambda text: None).source(images, frozen, "none")
+    assert isinstance(source, FeatureSource) == (blocks > 0)
+    calibrate(model, source.in_order(), source.start, "float32")
+    groups = apply_strategy(model, strategy, freeze_depth=1, lr=0.01, backbone_lr_scale=1.0, weight_decay=0.1)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    training = Training(model, frozen, make_optimizer("sgd", groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
+    (epoch,) = train(
+        training, source, source, epochs=1, batch_size=3, schedule="constant", label_smoothing=0.0,
+        class_weights="none", max_grad_norm=5.0,
+        head_warmup_epochs=0, precision="float32", compile_mode="none", seed=0,
+    )  # fmt: skip
+    assert 0 < epoch.val_loss < 100
+
+    constant = ("feature_", *(f"blocks.block{number}." for number in range(1, blocks + 1)))
+    for key, tensor in model.state_dict().items():
+        if key.startswith(constant):
+            assert torch.equal(tensor, before[key]), key
+            assert (key in training.best_tensors) == key.startswith("feature_"), key
+        else:
+            assert key in training.best_tensors, key
+    names = [key for key, _ in model.named_parameters() if not key.startswith(constant)]
+    # A unit may be dead for seven images; that most learn shows that they are in the optimizer and get gradients.
+    learnt = [key for key in names if not torch.equal(model.state_dict()[key], before[key])]
+    assert len(learnt) > 0.9 * len(names)
+    statistics = [key for key in before if key.endswith("running_mean") and not key.startswith(constant)]
+    assert all(not torch.equal(model.state_dict()[key], before[key]) for key in statistics)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_unit_works_in_place_on_what_it_gets(name: str) -> None:
+    """Else training on stored features, or a later unit of the same pass, would change them."""
+    last = block_names(name)[-1]
+    blocks = build_blocks(name, last)
+    maps = torch.zeros(2, 3, 64, 64)
+    unit = ""
+    for part in kept_parts(name, last):
+        before, version = maps, maps._version
+        maps = blocks.get_submodule(f"block{part.block}.{part.name}")(maps.detach())
+        assert part.unit == unit or before._version == version, part
+        unit = part.unit
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frozen_blocks_give_an_image_the_same_in_any_batch(name: str) -> None:
+    """What storing rests on. Most are equal to the bit; what squeezes and excites is so within the last digits."""
+    last = block_names(name)[-1]
+    size = max(32, smallest_image(name, last))
+    model = network(name, last, size)
+    frozen = frozen_part(model, len(model.blocks), NORMALISATION, "float32")
+    images_NCHW = some_images(40, size).images_NCHW
+    together = frozen(images_NCHW)
+    for batch_size in (1, 7, 33):
+        parts = torch.cat([frozen(batch) for batch in torch.split(images_NCHW, batch_size)])
+        assert (parts - together).abs().max() <= 1e-6 * together.abs().max()

@@ -1,0 +1,157 @@
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from ablation.base.errors import InputError
+from ablation.networks.blocks import expected_tensors
+from ablation.networks.weights import IMAGENET_MEAN, check_layers, read_weights
+
+
+def tensors(cut: str = "block2", backbone: str = "vgg16_narrow") -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {k: random.normal(size=s).astype(np.float32) for k, (_, s) in expected_tensors(backbone, cut).items()}
+
+
+def test_expected_tensors_of_vgg16() -> None:
+    expected = expected_tensors("vgg16", "conv3_2")
+    assert list(expected)[:2] == ["features.0.weight", "features.0.bias"]
+    assert expected["features.12.weight"] == ("conv3_2", (256, 256, 3, 3))
+    assert len(expected) == 12
+
+
+def test_safetensors_and_pth_are_the_same_weights(tmp_path: Path) -> None:
+    state = tensors()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save({k: torch.from_numpy(v) for k, v in state.items()} | {"classifier.0.bias": torch.ones(2)},
+               tmp_path / "w.pth")  # fmt: skip
+    one = read_weights("vgg16_narrow", str(tmp_path / "w.safetensors"))
+    other = read_weights("vgg16_narrow", str(tmp_path / "w.pth"))
+    assert one.digest == other.digest
+    assert one.mean == IMAGENET_MEAN
+    assert all(np.array_equal(one.tensors[key], state[key]) for key in state)
+    state["features.0.bias"][0] += 1
+    save_file(state, tmp_path / "w.safetensors")
+    assert read_weights("vgg16_narrow", str(tmp_path / "w.safetensors")).digest != one.digest
+
+
+def test_metadata_sets_the_normalisation(tmp_path: Path) -> None:
+    metadata = {"input_mean": json.dumps([0.1, 0.2, 0.3]), "input_std": json.dumps([1, 2, 3])}
+    save_file(tensors(), tmp_path / "w.safetensors", metadata)
+    weights = read_weights("vgg16_narrow", str(tmp_path / "w.safetensors"))
+    assert (weights.mean, weights.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    save_file(tensors(), tmp_path / "w.safetensors", {"input_mean": "[1, 2]"})
+    with pytest.raises(InputError, match="must be three numbers each"):
+        read_weights("vgg16_narrow", str(tmp_path / "w.safetensors"))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("pickled-code-ran",)
+
+
+def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refused(name: str, match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            read_weights("vgg16_narrow", name)
+
+    refused("none.safetensors", "none.safetensors: no such file")
+    Path("bad.safetensors").write_bytes(b"\0" * 100)
+    refused("bad.safetensors", "not a readable safetensors file")
+    save_file(tensors(), "cut.safetensors")
+    Path("cut.safetensors").write_bytes(Path("cut.safetensors").read_bytes()[:-10])
+    refused("cut.safetensors", "not a readable safetensors file")
+    save_file(tensors(), "named.safetensors", {"architecture": "vgg19"})
+    refused("named.safetensors", "holds vgg19, but backbone.name is vgg16_narrow")
+    save_file(tensors(backbone="vgg16"), "wide.safetensors")
+    refused("wide.safetensors", r"features.0.bias has shape \[64\], but conv1_1 of vgg16_narrow has \[8\]")
+    save_file(tensors() | {"features.1.weight": np.ones(1, np.float32)}, "extra.safetensors")
+    refused("extra.safetensors", "features.1.weight does not belong to vgg16_narrow: another architecture")
+    save_file({"layer1.weight": np.ones(1, np.float32)}, "resnet.safetensors")
+    refused("resnet.safetensors", "layer1.weight does not belong to vgg16_narrow: another architecture")
+    save_file({"classifier.0.bias": np.ones(1, np.float32)}, "classifier.safetensors")
+    refused("classifier.safetensors", "has none of vgg16_narrow's tensors, such as features.0.weight")
+    broken = tensors()
+    broken["features.0.bias"][0] = np.nan
+    save_file(broken, "nan.safetensors")
+    refused("nan.safetensors", "features.0.bias holds values that are not finite")
+
+    Path("bad.pth").write_bytes(b"no zip")
+    refused("bad.pth", "bad.pth: ")
+    torch.save({"features.0.weight": Evil()}, "evil.pth")
+    refused("evil.pth", "pickled code, which is not run")
+    assert not Path("pickled-code-ran").exists()
+    Path("empty.pth").write_bytes(b"")
+    refused("empty.pth", "empty.pth: cannot be read")
+    torch.save({1: torch.ones(1)}, "numbers.pth")
+    refused("numbers.pth", "must hold a state_dict")
+    torch.save([torch.ones(1)], "list.pth")
+    refused("list.pth", "must hold a state_dict")
+
+
+def test_missing_layers_are_named(tmp_path: Path) -> None:
+    save_file(tensors("conv2_1"), tmp_path / "w.safetensors")
+    weights = read_weights("vgg16_narrow", str(tmp_path / "w.safetensors"))
+    check_layers(weights, "w", "vgg16_narrow", ["block1", "conv2_1"])
+    with pytest.raises(InputError, match=r"w: has no conv2_2 \(features.7.weight\), which truncate_at = block2 needs"):
+        check_layers(weights, "w", "vgg16_narrow", ["block5", "block1", "block2"])
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_the_names_of_old_densenet_files(tmp_path: Path, suffix: str) -> None:
+    """torchvision's files still say denselayer1.norm.1 where its networks say denselayer1.norm1."""
+    state = tensors("block2", "densenet121")
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): tensor for key, tensor in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    if suffix == "pth":
+        torch.save({key: torch.from_numpy(tensor) for key, tensor in old.items()}, tmp_path / "w.pth")
+    else:
+        save_file(old, tmp_path / "w.safetensors")
+    weights = read_weights("densenet121", str(tmp_path / f"w.{suffix}"))
+    check_layers(weights, "w", "densenet121", ["block2"])
+    assert all(np.array_equal(weights.tensors[key], state[key]) for key in state)
+
+
+@pytest.mark.real_data
+def test_real_weights(real_data: Path) -> None:
+    weights = read_weights("vgg16", str(real_data / "weights" / "vgg16-imagenet-voc-blocks1-3.safetensors"))
+    check_layers(weights, "w", "vgg16", ["block3"])
+    assert weights.mean == (0.485, 0.456, 0.406)
+    with pytest.raises(InputError, match="holds vgg19, but backbone.name is vgg16"):
+        read_weights("vgg16", str(real_data / "weights" / "vgg19-imagenet-blocks1-3.safetensors"))
+
+
+def test_download_failure_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(InputError) as caught:
+        read_weights("vgg16", "imagenet")
+    for part in ("no route to host", f"{tmp_path}/hub/checkpoints/vgg16-397923af.pth", "--demo"):
+        assert part in str(caught.value)
+
+
+def test_a_file_placed_by_hand_is_read_without_running_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cached = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    cached.parent.mkdir(parents=True)
+    state = {key: torch.from_numpy(array) for key, array in tensors("block1", "vgg16").items()}
+    torch.save(state, cached)
+    assert sorted(read_weights("vgg16", "imagenet").tensors) == sorted(state)
+    torch.save({"features.0.weight": Evil()}, cached)
+    with pytest.raises(InputError, match="pickled code, which is not run"):
+        read_weights("vgg16", "imagenet")
+    assert not Path("pickled-code-ran").exists()
+    cached.write_text("<html>404</html>")
+    with pytest.raises(InputError, match="corrupt, or holds pickled code"):
+        read_weights("vgg16", "imagenet")

@@ -1,0 +1,284 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ablation.analysis.statistics import smallest_difference
+from ablation.data.reading import DataSize
+from ablation.planning.forecast import (
+    ASSUMED,
+    LIBRARY_BYTES,
+    Budget,
+    Span,
+    StudyPlan,
+    arm_spans,
+    budgets,
+    differences_found,
+    feature_seconds,
+    memory,
+    study_span,
+)
+from ablation.planning.probe import Failure, Kind, Probe, Speed
+from ablation.planning.tables import arms_table, budget_table
+from ablation.planning.workload import conditions, feature_bytes, frozen_parts, plan
+from ablation.spec.architectures import ARCHITECTURES
+from ablation.spec.study import StudySpec
+
+SPEC = {
+    "name": "s",
+    "question": "?",
+    "trials_per_arm": 1,
+    "epochs": 1,
+    "backbone": {"name": "vgg16", "weights": "imagenet"},
+    "data": {"source": "cifar10"},
+}
+EXTRACTION = {"strategy": ["feature_extraction"], "truncate_at": ["block1", "conv2_1"]}
+TOP = {"strategy": ["fine_tune_top"], "truncate_at": ["block3"]}
+DEPTHS = {"search": {"freeze_depth": {"low": 1, "high": 3}}}
+
+# Of 1,000 training images 100 are for validation, and there are 200 test images; in 4 bytes unless the precision is 16.
+BLOCK1, BLOCK1_POOLED, CONV2_1_POOLED = 64 * 16 * 16, 64 * 4, 128 * 4
+BLOCK2, BLOCK3_POOLED = 128 * 8 * 8, 256 * 4
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"factors": EXTRACTION}, 1000 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        ({"factors": EXTRACTION, "precision": "bfloat16"}, 1000 * (BLOCK1_POOLED + CONV2_1_POOLED) * 2),
+        ({"factors": EXTRACTION, "fixed": {"augmentation": "flip"}}, 1900 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        ({"factors": EXTRACTION, "fixed": {"augmentation": "crop_flip"}}, 100 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        ({"factors": EXTRACTION, "confirm": {"seeds": 2}}, 1200 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        (
+            {"factors": EXTRACTION, "confirm": {"seeds": 2}, "precision": "bfloat16"},
+            (1000 * 2 + 200 * 4) * (BLOCK1_POOLED + CONV2_1_POOLED),
+        ),
+        (
+            {"factors": EXTRACTION, "trials_per_arm": 3, "backbone": {"name": "vgg16", "missing_layers": "random"}},
+            3 * 1000 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4,
+        ),
+        ({"factors": EXTRACTION, "fixed": {"head_pool": "flatten"}}, 1000 * (BLOCK1 + 128 * 16 * 16) * 4),
+        ({"factors": TOP} | DEPTHS, 1000 * (BLOCK1 + BLOCK2 + BLOCK3_POOLED) * 4),
+        ({"factors": {"strategy": ["fine_tune_all", "from_scratch"]}}, 0),
+    ],
+)
+def test_bytes_of_features_by_hand(more: dict[str, object], expected: int) -> None:
+    assert feature_bytes(StudySpec(**(SPEC | more)), DataSize(10, 1000, 200)) == expected
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_backbone_can_be_planned(name: str) -> None:
+    weights = "w.pth" if name == "vgg16_narrow" else "imagenet"
+    more = {"backbone": {"name": name, "weights": weights}, "data": {"image_size": 224}}
+    (arm,) = plan(StudySpec(**(SPEC | more | {"fixed": {"strategy": "fine_tune_all"}})), 10)
+    assert arm.trained_parameters == arm.all_parameters > 10_000
+
+
+def test_convnext_features_stay_in_float32() -> None:
+    more = {"backbone": {"name": "convnext_tiny"}, "data": {"image_size": 32}}
+    spec = StudySpec(**(SPEC | more | {"precision": "bfloat16", "fixed": {"truncate_at": "block1"}}))
+    assert feature_bytes(spec, DataSize(10, 1000, 200)) == 1000 * 96 * 4 * 4
+
+
+# ------------------------------------------------------------------------------------------------------------- time
+
+STUDY = {
+    "name": "s",
+    "question": "?",
+    "trials_per_arm": 8,
+    "epochs": 10,
+    "backbone": {"name": "vgg16"},
+    "data": {"source": "cifar10"},
+    "factors": {"truncate_at": ["block1", "block2"], "strategy": ["feature_extraction", "fine_tune_all"]},
+    "search": {"lr": {"low": 1e-3, "high": 1e-1}, "head_width": {"choices": [128, 1024, 256]}},
+    "confirm": {"seeds": 5},
+}
+SIZE = DataSize(10, 2000, 100)  # 1,800 training and 200 validation images
+CPU = torch.device("cpu")
+
+
+def study_of(content: dict[str, Any], *, feature_limit: int = 10**10, **changes: Any) -> StudyPlan:
+    """Return a plan in which reading features takes a thousandth of a second for each image, all else a hundredth."""
+    spec = StudySpec(**content)
+    arms = plan(spec, 10, stores_features=feature_bytes(spec, SIZE) <= feature_limit)
+    speeds: dict[Kind, Speed | Failure] = {}
+    for arm in arms:
+        for kind in (arm.cheapest, arm.costliest):
+            train = (0.001 if kind.reads_features else 0.01) * kind.head_width / 1024
+            speeds[kind] = Speed(begin=0.5, train=train, evaluate=0.002, test=0.004)
+    frozen: dict[tuple[str, int], tuple[float, float] | Failure] = dict.fromkeys(frozen_parts(spec), (0.01, 0.02))
+    measured = Probe(speeds, frozen, 12.0, 0.0, 1_000_000_000, 8_000_000_000)
+    return StudyPlan(spec, SIZE, feature_limit, arms, conditions(spec, SIZE, CPU), replace(measured, **changes))
+
+
+def test_time_by_hand() -> None:
+    study = study_of(STUDY)
+    extraction, fine_tuning = study.arms[0], study.arms[1]
+    # A run's start, 1,000 images for the features' standardisation, ten epochs of training and validation.
+    rest = 0.1 + 0.5 + 1000 * 0.002 + 10 * 200 * 0.002
+    cheap, costly = rest + 10 * 1800 * 0.001 * 128 / 1024, rest + 10 * 1800 * 0.001
+    tuned = rest + 10 * 1800 * 0.01  # fine-tuning differs so little that the costliest stands for all
+    test = 100 * 0.004
+    spans = arm_spans(study, extraction)
+    assert not isinstance(spans, Failure)
+    assert (spans[0].least, spans[0].most) == pytest.approx((cheap, costly))
+    assert (spans[1].least, spans[1].most) == pytest.approx((cheap + test, costly + test))
+    assert fine_tuning.cheapest == fine_tuning.costliest
+    # Of the longest network that is frozen whole, once: 2,000 images, and 100 in float32.
+    once = 2000 * 0.01 + 100 * 0.02
+    assert feature_seconds(study, Budget("", 8, 5)) == pytest.approx(once)
+    total = study_span(study, Budget("", 8, 5))
+    assert total.least == pytest.approx(10 + once + 2 * (13 * (cheap + tuned) + 2 * 5 * test))
+    assert total.most == pytest.approx(10 + once + 2 * (13 * (costly + tuned) + 2 * 5 * test))
+    assert study_span(study, Budget("", 4, 3)).most == pytest.approx(
+        10 + once + 2 * (7 * (costly + tuned) + 2 * 3 * test)
+    )
+    table = arms_table(study)
+    assert [row[-1] for row in table.rows[:2]] == ["8.8 to 25 s", "3 min"]
+    assert any(
+        "takes about 85 min to 1 h 32 min, as cheap or as costly as its searches can choose; 22 s" in n
+        for n in table.notes
+    )
+    assert any("Measured here in 12 s" in note for note in table.notes)
+
+
+def test_features_that_are_not_stored_are_computed_in_every_epoch() -> None:
+    study = study_of(STUDY, feature_limit=1000)
+    assert not any(arm.costliest.reads_features for arm in study.arms)
+    assert any(
+        "which is less: the times are those of computing it in every epoch" in n for n in arms_table(study).notes
+    )
+    flipped = study_of(STUDY | {"fixed": {"augmentation": "flip"}})
+    assert feature_seconds(flipped, Budget("", 8, 5)) == pytest.approx((2 * 1800 + 200) * 0.01 + 100 * 0.02)
+    random = study_of(STUDY | {"backbone": {"missing_layers": "random"}})
+    assert feature_seconds(random, Budget("", 8, 5)) == pytest.approx(13 * 22)
+    cropped = study_of(STUDY | {"fixed": {"augmentation": "crop_flip"}})
+    assert not any(arm.costliest.reads_features for arm in cropped.arms)
+
+
+def test_what_is_measured_of_a_search_are_its_ends() -> None:
+    searched = {
+        "truncate_at": {"choices": ["block2", "block1", "block3"]},
+        "strategy": {"choices": ["feature_extraction", "fine_tune_top"]},
+        "freeze_depth": {"low": 0, "high": 3},
+        "batch_size": {"choices": [128, 32]},
+        "optimizer": {"choices": ["sgd", "adamw"]},
+    }
+    (arm,) = study_of(STUDY | {"factors": {}, "search": searched}).arms
+    assert arm.cheapest == Kind("block1", 1, True, 256, 2, 128, "none", "sgd")
+    assert arm.costliest == Kind("block3", 0, False, 256, 2, 32, "none", "adamw")
+    spec = StudySpec(**(STUDY | {"factors": {}, "search": searched}))
+    assert frozen_parts(spec) == [("block3", 3), ("block3", 2)]
+
+
+def test_arms_that_cost_the_same_are_the_same_kind() -> None:
+    factors = {"strategy": ["fine_tune_all", "from_scratch"], "lr": [0.1, 0.01]}
+    arms = study_of(STUDY | {"factors": factors, "search": {}}).arms
+    assert len({kind for arm in arms for kind in (arm.cheapest, arm.costliest)}) == 1
+
+
+def test_an_arm_that_cannot_run_is_told_and_not_counted() -> None:
+    study = study_of(STUDY)
+    speeds = study.measured.speeds | {study.arms[3].costliest: Failure("CUDA out of memory.")}
+    failing = replace(study, measured=replace(study.measured, speeds=speeds))
+    table = arms_table(failing)
+    assert [row[-1] for row in table.rows][3] == "cannot run"
+    assert "block2,fine_tune_all cannot run here: CUDA out of memory." in table.notes
+    tuned = arm_spans(study, study.arms[3])
+    assert not isinstance(tuned, Failure)
+    difference = study_span(study, Budget("", 8, 5)).most - study_span(failing, Budget("", 8, 5)).most
+    assert difference == pytest.approx(8 * tuned[0].most + 5 * tuned[1].most)
+    frozen = replace(study.measured, frozen={("block2", 2): Failure("CUDA out of memory.")})
+    notes = arms_table(replace(study, measured=frozen)).notes
+    assert "What frozen layers compute cannot be computed here: CUDA out of memory." in notes
+
+
+def test_what_makes_it_faster_is_said() -> None:
+    plain = " ".join(arms_table(study_of(STUDY)).notes)
+    assert "faster" not in plain
+    assert "It may take less" not in plain
+    changed = STUDY | {"search": {"pruner": "median"}, "fixed": {"head_warmup_epochs": 1}, "compile": "default"}
+    notes = " ".join(arms_table(study_of(changed, busy_cores=1.5)).notes)
+    for part in ("1.5 cores busy", "pruned trials end earlier", "only the head learns", "without torch.compile"):
+        assert part in notes
+
+
+def test_memory_by_hand() -> None:
+    # 2,000 training and 100 test images of CIFAR-10, as read and as used.
+    images = 2 * 2100 * 3 * 32 * 32
+    needed = memory(study_of(STUDY))
+    assert (needed.total, needed.images, needed.features) == (1_000_000_000 + LIBRARY_BYTES + images, images, 0)
+    unconfirmed = memory(study_of(STUDY | {"confirm": {"seeds": 0}}))
+    assert unconfirmed.images == (2100 + 2000) * 3 * 32 * 32
+    # Images that all have one size are enlarged on the device, files when they are read.
+    assert memory(study_of(STUDY | {"data": {"source": "stl10", "image_size": 224}})).images == 2 * 2100 * 3 * 96 * 96
+    assert memory(study_of(STUDY | {"data": {"source": "dtd", "image_size": 64}})).images == 2 * 2100 * 3 * 64 * 64
+    assert "about 1.3 GB of memory, 0.01 GB of it images; free now: 8.0 GB" in arms_table(study_of(STUDY)).notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("span", "text"),
+    [
+        ((4.04, 4.04), "4.0 s"),
+        ((4, 40), "4.0 to 40 s"),
+        ((40, 600), "40 s to 10 min"),
+        ((3 * 3600, 3.5 * 3600), "3 h 00 min to 3 h 30 min"),
+        ((9 * 3600 + 120, 40 * 3600), "9 h 02 min to 40 h"),
+        ((3600 * 20, 3600 * 2000), "20 to 2,000 h"),
+    ],
+)
+def test_spans_are_readable(span: tuple[float, float], text: str) -> None:
+    assert Span(*span).text() == text
+
+
+# -------------------------------------------------------------------------------------------------- smaller budgets
+
+
+@pytest.mark.parametrize(
+    ("planned", "smaller"),
+    [
+        ((8, 5), [(4, 5), (8, 3), (4, 3)]),
+        ((3, 3), [(1, 3), (3, 2), (1, 2)]),
+        ((1, 5), [(1, 3)]),
+        ((8, 2), [(4, 2)]),
+        ((8, 0), [(4, 0)]),
+        ((1, 1), []),
+    ],
+)
+def test_smaller_budgets(planned: tuple[int, int], smaller: list[tuple[int, int]]) -> None:
+    assert [(budget.trials, budget.seeds) for budget in budgets(Budget("as planned", *planned))] == [planned, *smaller]
+
+
+def test_what_a_smaller_budget_gives_up() -> None:
+    table = budget_table(study_of(STUDY))
+    assert [row[0] for row in table.rows] == ["as planned", "half the trials", "fewer seeds", "both"]
+    assert [row[1:3] for row in table.rows] == [["8", "5"], ["4", "5"], ["8", "3"], ["4", "3"]]
+    assert [row[4] for row in table.rows] == ["57 %", "34 %", "57 %", "34 %"]  # 1 - 0.9 ** 8, 1 - 0.9 ** 4
+    differences = [row[5] for row in table.rows]
+    assert differences[0] == differences[1] != differences[2] == differences[3]
+    assert any("100 test images" in note for note in table.notes)
+    unconfirmed = budget_table(study_of(STUDY | {"confirm": {"seeds": 0}}))
+    assert [row[5] for row in unconfirmed.rows] == ["-", "-"]
+    assert any("nothing is confirmed" in note for note in unconfirmed.notes)
+    alone = budget_table(study_of(STUDY | {"factors": {}}))
+    assert any("There is one arm" in note for note in alone.notes)
+    unsearched = budget_table(study_of(STUDY | {"search": {}}))
+    assert [row[4] for row in unsearched.rows] == ["-"] * 4
+    assert any("Nothing is searched" in note for note in unsearched.notes)
+
+
+def test_differences_are_those_that_the_report_tests() -> None:
+    def smallest(arms_per_level: int, family: int) -> float | None:
+        return smallest_difference(arms_per_level, ASSUMED, seeds=5, images=1000, family=family)
+
+    factors = {"truncate_at": ["block1", "block2", "block3"], "strategy": ["feature_extraction", "fine_tune_all"]}
+    spec = StudySpec(**(STUDY | {"factors": factors}))
+    # Three pairs of cuts, each cut in two arms; one pair of strategies, each in three.
+    assert differences_found(spec, 1000, 5) == {"truncate_at": smallest(2, math.comb(3, 2)), "strategy": smallest(3, 1)}
+    controlled = StudySpec(
+        **(STUDY | {"factors": factors, "confirm": {"seeds": 5, "control": {"truncate_at": "block1"}}})
+    )
+    assert differences_found(controlled, 1000, 5)["truncate_at"] == smallest(2, 2)
+    assert differences_found(spec, 1000, 1) == {}

@@ -1,0 +1,139 @@
+"""What a measurement runs, and what becomes of one that fails; how long it takes is not tested."""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ablation.planning import probe
+from ablation.planning.probe import (
+    SAMPLING_SECONDS,
+    Conditions,
+    Failure,
+    Kind,
+    Speed,
+    _least,
+    measure_frozen,
+    measure_training,
+    peak_memory,
+    probe,
+)
+from ablation.training.evaluation import evaluate
+from ablation.training.loop import train
+
+KIND = Kind("block2", 0, False, 16, 2, 32, "none", "sgd")
+CONDITIONS = Conditions("vgg16_narrow", 5, 32, 28, 100, 40, 60, "float32", torch.device("cpu"))
+SPEED = Speed(1.0, 2.0, 3.0, 4.0)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SECONDS", 0.0)
+    monkeypatch.setattr(probe, "EPOCH_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        KIND,
+        replace(KIND, augmentation="crop_flip", optimizer="adamw"),
+        replace(KIND, frozen_blocks=1),
+        replace(KIND, frozen_blocks=1, reads_features=True, augmentation="flip"),
+        replace(KIND, frozen_blocks=2, reads_features=True, head_pool="flatten"),
+        replace(KIND, batch_size=1000),  # more than there are images
+    ],
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_kind_is_measured(kind: Kind, precision: str) -> None:
+    speed = measure_training(kind, replace(CONDITIONS, precision=precision))
+    assert min(speed.begin, speed.train, speed.evaluate, speed.test) > 0
+    assert (speed.test == speed.evaluate) == (precision == "float32")
+
+
+def test_the_real_loop_runs_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Any] = []
+    evaluated: list[Any] = []
+
+    def watched(training: Any, source: Any, *arguments: Any, **named: Any) -> Iterator[Any]:
+        trained.append((training, source, named))
+        yield from train(training, source, *arguments, **named)
+
+    def watched_evaluation(model: Any, source: Any, precision: str) -> tuple[float, float]:
+        evaluated.append(source)
+        return evaluate(model, source, precision)
+
+    monkeypatch.setattr(probe, "train", watched)
+    monkeypatch.setattr(probe, "evaluate", watched_evaluation)
+    kind = replace(KIND, frozen_blocks=1, reads_features=True, augmentation="flip", optimizer="adamw")
+    measure_training(kind, CONDITIONS)
+    training, source, named = trained[-1]
+    # The first block of the narrow network halves 32 x 32 pixels and has 8 channels.
+    assert source.features.shape == (32, 16, 16, 8)
+    assert source.mirrored.shape == source.features.shape
+    assert source.start == 1
+    assert named["batch_size"] == 32
+    assert isinstance(training.optimizer, torch.optim.AdamW)
+    assert [any(p.requires_grad for p in block.parameters()) for block in training.model.blocks] == [False, True]
+    assert training.model.head[0].out_features == 16
+    assert training.model.head[2].out_features == 5
+    assert len(evaluated[-1].labels_N) == 60  # 512 images of 32 x 32 pixels are evaluated at once, of 60 that there are
+
+    measure_training(KIND, CONDITIONS)
+    assert trained[-1][1].images.images_NCHW.shape == (32, 3, 28, 28)  # as they are kept; enlarged to 32 on the device
+    assert trained[-1][1].frozen.normalisation.image_size == 32
+
+
+def test_what_is_equal_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr(probe, "measure_training", lambda kind, _: measured.append(kind) or SPEED)
+    monkeypatch.setattr(probe, "measure_frozen", lambda part, _: measured.append(part) or (1.0, 2.0))
+    wider = replace(KIND, head_width=32)
+    found = probe([KIND, wider, replace(KIND)], [("block2", 2), ("block2", 1), ("block2", 2)], CONDITIONS)
+    assert measured == [KIND, wider, ("block2", 2), ("block2", 1)]
+    assert found.speeds == {KIND: SPEED, wider: SPEED}
+    assert found.frozen == {("block2", 2): (1.0, 2.0), ("block2", 1): (1.0, 2.0)}
+    assert found.free_bytes > 0
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTried 1 TB"), MemoryError()])
+def test_what_fails_is_told_and_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def measure(kind: Kind, _: Conditions) -> Speed:
+        if kind.head_width == 16:
+            raise error
+        return SPEED
+
+    monkeypatch.setattr(probe, "measure_training", measure)
+    wider = replace(KIND, head_width=32)
+    found = probe([KIND, wider], [], CONDITIONS)
+    reason = "CUDA out of memory." if str(error) else "MemoryError"
+    assert found.speeds == {KIND: Failure(reason), wider: SPEED}
+
+
+def test_the_memory_of_the_process_is_watched() -> None:
+    with peak_memory(torch.device("cpu")) as before:
+        pass
+    with peak_memory(torch.device("cpu")) as peak:
+        held = mmap.mmap(-1, 100_000_000)  # never memory that had been freed
+        held.write(bytes(100_000_000))
+        module.threading.Event().wait(5 * SAMPLING_SECONDS)
+    assert 90e6 < peak[0] - before[0] < 300e6
+
+
+def test_frozen_blocks_are_measured() -> None:
+    whole, exact = measure_frozen(("block2", 2), CONDITIONS)
+    assert whole == exact > 0
+    part, exact = measure_frozen(("block2", 1), replace(CONDITIONS, precision="bfloat16"))
+    assert part > 0
+    assert exact > 0
+
+
+def test_the_least_disturbed_measurement_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.5, 0.9, 1.1])
+    monkeypatch.setattr(probe, "SECONDS", 1.0)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    values = iter([5.0, 2.0, 3.0])
+    assert _least(lambda: next(values)) == 2.0
+    assert next(values, None) is None

@@ -1,0 +1,468 @@
+"""The report as a page, as text, and in the terminal."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ablation.analysis import results
+from ablation.analysis.results import ArmResult, Predictions, StudyResult
+from ablation.base.errors import InputError
+from ablation.report import cli
+from ablation.reporting import figures
+from ablation.reporting.content import searched_params
+from ablation.reporting.figures import Picture
+from ablation.reporting.render import escape_markdown
+from ablation.reporting.report import Report, _importances, build_report, write_report
+from ablation.spec.arms import arms
+from ablation.storage.store import find_store
+from tests.fake_results import (
+    ENVIRONMENT,
+    fake_arm,
+    fake_predictions,
+    fake_result,
+    fake_run,
+    fake_samples,
+    fake_spec,
+    fake_study,
+)
+
+CUTS = {"truncate_at": ["block3", "block5"]}
+ACCURACIES = {"block3": 0.9, "block5": 0.8}
+TWO_BY_TWO = {"truncate_at": ["block3", "block5"], "strategy": ["feature_extraction", "fine_tune_all"]}
+FOUR = {
+    "block3,feature_extraction": 0.90,
+    "block3,fine_tune_all": 0.94,
+    "block5,feature_extraction": 0.70,
+    "block5,fine_tune_all": 0.86,
+}
+
+
+@pytest.fixture(scope="module")
+def made() -> Report:
+    return build_report(fake_result(TWO_BY_TWO, FOUR, name="cuts"))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take seconds, and have tests of their own; those of `made` are real."""
+    names = ("arms", "effects", "samples", "confusion", "mistakes")
+    drawn = {name: Picture(f'<svg id="{name}-1"></svg>', b"png") for name in names}
+    monkeypatch.setattr(figures, "draw_figures", lambda analysis, importances: drawn)
+
+
+class Page(HTMLParser):
+    """Reads a page: its elements with attributes, its visible text, and whether every element is closed in order."""
+
+    VOID = ("meta", "br", "img", "hr", "link")
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_the_page_is_well_formed_and_in_order(made: Report) -> None:
+    page = Page(made.html)
+    headings = re.findall(r"<h2>(.*?)</h2>", made.html)
+    assert headings == [
+        "Answer", "Arms", "Effect of each factor", "Differences", "Interaction of the two factors",
+        "How each arm learned", "What each arm costs", "Tuning", "Data as the network sees it", "Classes",
+        "Most confident mistakes", "Runs", "What the intervals mean", "Environment",
+    ]  # fmt: skip
+    anchors = [str(a["href"]).removeprefix("#") for a in page.all("a")]
+    assert anchors == [section["id"] for section in page.all("section")]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert len(page.all("h1")) == 1
+    images = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
+    assert len(images) == len(page.all("figure")) == len(made.figures) / 2
+    assert all(image["aria-label"] for image in images)
+    assert made.answer in page.text
+
+
+def test_the_page_needs_nothing_from_outside(made: Report) -> None:
+    page = Page(made.html)
+    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "data", "srcset", "action"):
+            assert str(attributes.get(name, "#")).startswith(("#", "data:image/png;base64,"))
+    assert "@import" not in made.html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", made.html))
+
+
+def test_page_and_text_say_the_same(made: Report) -> None:
+    text = " ".join(Page(made.html).text.split())
+    for said in (
+        made.answer,
+        "The test split (400 images) was evaluated 12 times in this study, once by each confirmation run at its end",
+        "All intervals are conditional on the configurations that tuning chose.",
+        "python -m ablation.study cuts",
+        "d" * 64,
+        "w" * 64,
+        "0123abc",
+    ):
+        assert said in text
+        assert escape_markdown(said) in made.markdown
+    assert re.findall(r"^## (.*)$", made.markdown, re.MULTILINE) == re.findall(r"<h2>(.*?)</h2>", made.html)
+
+
+def test_the_text_shows_the_figures_beside_it(made: Report) -> None:
+    shown = re.findall(r"!\[.+?\]\((.+?)\)", made.markdown)
+    assert sorted(shown) == sorted(name for name in made.figures if name.endswith(".png"))
+
+
+def cells(markdown: str, start: str) -> list[str]:
+    """Return the cells of the first row of a table that starts with these cells."""
+    (line, *_) = [line for line in markdown.splitlines() if line.startswith(start)]
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def test_the_arms_table_has_the_figures_with_their_n(made: Report) -> None:
+    arm = made.result.arms[0]
+    row = cells(made.markdown, "| block3 | feature_extraction |")
+    assert row[2] == f"{arm.test_accuracies_S.mean():.4f}"
+    assert row[3] == f"{arm.test_accuracies_S.std(ddof=1):.4f}"
+    assert row[5:] == [f"{arm.val_accuracies_S.mean():.4f}", "3", "3 finished"]
+
+
+def test_published_figures_stand_beside_ours() -> None:
+    published = [{"arm": {"truncate_at": "block3"}, "accuracy": 0.9223, "source": "Somebody (2020)"}]
+    found = build_report(fake_result(CUTS, ACCURACIES, published=published))
+    assert cells(found.markdown, "| block3 |")[-1] == "accuracy 0.9223"
+    assert cells(found.markdown, "| block5 |")[-1] == "-"
+    assert "measured on other images" in found.markdown
+    assert "Somebody (2020)" in found.markdown
+
+
+def test_the_note_links_the_runs(made: Report) -> None:
+    arm = made.result.arms[1]
+    assert arm.best is not None
+    row = cells(made.note, "| block3,fine_tune_all |")
+    assert row[-2] == f"[#{arm.best.number}](#/experiments/7/runs/{arm.best.run_id})"
+    assert row[-1].split() == [f"[#{r.number}](#/experiments/7/runs/{r.run_id})" for r in arm.confirmations]
+    assert escape_markdown(made.answer) in made.note
+
+
+def test_a_note_that_would_be_too_long_for_mlflow_has_fewer_links() -> None:
+    names = [f"block{n}" for n in range(1, 6)]
+    result = fake_result({"truncate_at": names}, dict.fromkeys(names, 0.9), seeds=40, images=50)
+    note = build_report(result).note
+    assert len(note) <= 8000
+    assert "confirmation-0" not in note
+    assert "block1-trial-" in note
+
+
+def test_what_users_write_is_shown_as_it_is() -> None:
+    question = 'Is <script>alert("x")</script> | *better* & [safe](http://x) than `this`?'
+    result = fake_result(CUTS, ACCURACIES, question=question)
+    result = dataclasses.replace(result, classes=["<b>cat</b>", "a|b", "c & d", "_e_"], command="x <i> --set a='b|c'")
+    made = build_report(result)
+    page = Page(made.html)
+    assert page.all("script") == page.all("b") == page.all("i") == []
+    for text in (question, *result.classes, result.command):
+        assert text in page.text
+    assert "<script" not in re.sub(r"\\<", "", made.markdown)
+    assert "# Is \\<script\\>" in made.markdown
+    assert "| \\<b\\>cat\\</b\\> | a\\|b | c & d | \\_e\\_ |" in made.markdown
+    assert "\\[safe\\](http://x)" in made.note
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [("fine_tune_all", "fine_tune_all"), ("_a_ b", "\\_a\\_ b"), ("a\n# b", "a # b"), ("1 < 2 * 3", "1 \\< 2 \\* 3")],
+)
+def test_escape_markdown(text: str, escaped: str) -> None:
+    assert escape_markdown(text) == escaped
+
+
+def test_the_same_result_gives_the_same_bytes() -> None:
+    first, second = (build_report(fake_result(CUTS, ACCURACIES)) for _ in range(2))
+    assert (first.html, first.markdown, first.figures, first.note) == (
+        second.html, second.markdown, second.figures, second.note,
+    )  # fmt: skip
+
+
+def test_an_arm_in_which_everything_failed_is_reported() -> None:
+    made = build_report(fake_result(CUTS, ACCURACIES, failed_arms=("block5",)))
+    said = "block5: 3 of 3 trials failed (the loss was NaN); the comparison goes on without it."
+    assert said in made.html
+    assert said in made.markdown
+    assert said in made.short[0].notes
+    assert cells(made.markdown, "| block5 |")[1:4] == ["-", "-", "-"]
+    assert made.answer.startswith("Only block3 is confirmed, so there is nothing to compare.")
+
+
+def test_single_failures_are_reported_with_their_reasons() -> None:
+    result = fake_result(CUTS, ACCURACIES)
+    lost = dataclasses.replace(
+        result.arms[0].confirmations[1], state="failed", reason="out of memory", val_accuracy=None, test_accuracy=None,
+        predictions=None,
+    )  # fmt: skip
+    runs = [result.arms[0].confirmations[0], lost, result.arms[0].confirmations[2]]
+    arm = dataclasses.replace(result.arms[0], confirmations=runs)
+    made = build_report(dataclasses.replace(result, arms=[arm, result.arms[1]]))
+    assert "block3: 1 of 3 confirmation runs failed (out of memory)." in made.markdown
+    assert cells(made.markdown, "| block3 |")[5] == "2"
+    assert "2 to 3 seeds" in made.answer
+
+
+def test_a_class_without_test_images_has_no_accuracy() -> None:
+    result = fake_result(CUTS, ACCURACIES)
+    made = build_report(dataclasses.replace(result, classes=[*result.classes, "unseen"]))
+    (row,) = [line for line in made.markdown.splitlines() if line.startswith("| block3 | 3 | ")]
+    assert row.endswith(" | - |")
+
+
+def test_an_unfinished_study_says_first_what_is_missing() -> None:
+    result = fake_result(CUTS, ACCURACIES, trials_per_arm=3)
+    arm = dataclasses.replace(result.arms[1], trials=result.arms[1].trials[:2], confirmations=[])
+    made = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
+    text = Page(made.html).text
+    assert re.findall(r"<h2>(.*?)</h2>", made.html)[:2] == ["What is missing", "Answer"]
+    assert "1 of 6 trials have not ended." in text
+    assert "3 of 6 confirmation runs have not ended." in text
+
+
+def test_without_confirmation_runs_tuning_is_shown() -> None:
+    made = build_report(fake_result(CUTS, ACCURACIES, seeds=0))
+    assert "The test split has not been evaluated." in made.markdown
+    assert cells(made.markdown, "| block3 |")[-2:] == ["0.9040", "3 finished"]
+    assert "biased upwards" in made.markdown
+    assert "## Differences" not in made.markdown
+    assert "## What is missing" not in made.markdown
+
+
+def test_one_seed_has_no_interval() -> None:
+    made = build_report(fake_result(CUTS, ACCURACIES, seeds=1))
+    accuracy = made.result.arms[0].test_accuracies_S[0]
+    assert cells(made.markdown, "| block3 |")[1:4] == [f"{accuracy:.4f}", "-", "-"]
+    assert cells(made.markdown, "| block3 | block5 |")[3:] == ["-", "-", "-", "1", "-"]
+    assert "no interval is invented" in made.markdown
+    assert "CI" not in made.answer
+
+
+def test_superseded_evaluations_are_counted_and_left_out() -> None:
+    result = fake_result(CUTS, ACCURACIES)
+    old = [dataclasses.replace(run, run_id=f"old{run.number}") for run in result.arms[0].confirmations]
+    arm = dataclasses.replace(result.arms[0], superseded=old)
+    again = build_report(dataclasses.replace(result, arms=[arm, result.arms[1]]))
+    assert "was evaluated 9 times" in again.markdown
+    assert "3 of these evaluations belong to configurations" in again.markdown
+    assert again.answer == build_report(result).answer
+    assert "block3 confirmation run #0 (superseded)" in again.markdown
+
+
+def test_different_environments_stand_side_by_side() -> None:
+    result = fake_result(CUTS, ACCURACIES)
+    other = {**ENVIRONMENT, "torch": "2.12.0"}
+    runs = [dataclasses.replace(run, environment=other) for run in result.arms[1].confirmations]
+    arm = dataclasses.replace(result.arms[1], confirmations=runs)
+    made = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
+    assert "2 different environments" in made.markdown
+    assert "| torch | 2.11.0 | 2.12.0 |" in made.markdown
+    assert "|  | 9 runs | 3 runs |" in made.markdown
+    assert "different environments" not in build_report(result).markdown
+
+
+def test_seeds_needed_are_given_for_what_was_not_shown() -> None:
+    result = fake_result(CUTS, {"block3": 0.9, "block5": 0.89}, images=4000, seed_deviation=0.012)
+    made = build_report(result)
+    row = cells(made.markdown, "| block3 | block5 |")
+    assert row[5] == "no"
+    assert re.fullmatch(r"\d+|> 1,000", row[-1])
+    assert "no difference could be shown" in made.answer.lower()
+
+
+def test_searched_params_leave_out_what_does_not_apply() -> None:
+    search = {
+        "lr": {"low": 1e-4, "high": 1e-1, "log": True},
+        "backbone_lr_scale": {"low": 1e-3, "high": 1.0, "log": True},
+    }
+    spec = fake_spec({"strategy": ["feature_extraction", "fine_tune_all"]}, search=search)
+    run = fake_run(spec, arms(spec)[0], 0, 0.5)
+    run = dataclasses.replace(run, spec=run.spec.model_copy(update={"backbone_lr_scale": None}))
+    assert list(searched_params(spec, run)) == ["lr"]
+    warmed = fake_spec(
+        {"strategy": ["feature_extraction", "fine_tune_all"]}, search={"head_warmup_epochs": {"low": 1, "high": 2}}
+    )
+    run = fake_run(warmed, arms(warmed)[0], 0, 0.5)
+    run = dataclasses.replace(run, spec=run.spec.model_copy(update={"head_warmup_epochs": 0}))
+    assert searched_params(warmed, run) == {}  # 0, because it does not apply
+
+
+def test_importances_come_from_the_trials() -> None:
+    spec = fake_spec({"truncate_at": ["block3"]}, trials_per_arm=12, confirm={"seeds": 0})
+    (arm,) = arms(spec)
+    accuracies: list[float | None] = [0.5] * 12
+    trials = fake_arm(spec, arm, accuracies, [], []).trials
+    trials = [dataclasses.replace(run, val_accuracy=0.9 if run.spec.lr > 3e-3 else 0.3) for run in trials]
+    found = _importances(fake_study(spec, [ArmResult(arm, trials, trials[0], [], [])], ["a", "b"]))
+    assert found["block3"]["lr"] > 0.8
+    assert sum(found["block3"].values()) == pytest.approx(1)
+
+
+# ----------------------------------------------------------------------------------------------------- images
+
+
+def caption_under(markdown: str, figure: str) -> str:
+    return markdown.split(f"]({figure}.png)\n\n")[1].split("\n")[0]
+
+
+def test_what_is_said_of_the_samples() -> None:
+    result = fake_result(CUTS, ACCURACIES, classes=20)
+    said = caption_under(build_report(result).markdown, "samples")
+    assert said.startswith(
+        "1 training image of each of 8 of the 20 classes, resized to 32 x 32 pixels (shown with 8 x 8)"
+    )
+    assert "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black" in said
+    assert "with the pretrained weights' mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225" in said
+    plain = dataclasses.replace(result, samples=fake_samples(20, []), weights_digest=None)
+    said = caption_under(build_report(plain).markdown, "samples")
+    assert "No trial augments them." in said
+    assert "with ImageNet's mean" in said
+
+
+def test_the_mistakes_are_the_leading_runs() -> None:
+    """Another run's are shown once it leads, by validation; its test figures are of no account."""
+    spec = fake_spec(CUTS, confirm={"seeds": 1})
+    labels_N = np.array([0, 1, 2, 0, 1, 2])
+    wrong = {"block3": np.array([0, 1, 2, 1, 1, 2]), "block5": np.array([0, 2, 2, 0, 0, 1])}  # image 3; images 1, 4, 5
+
+    def made(validation: dict[str, float]) -> Report:
+        found = [
+            fake_arm(spec, arm, [0.5], [validation[arm.name]], [fake_predictions(wrong[arm.name], labels_N, 3)])
+            for arm in arms(spec)
+        ]
+        return build_report(fake_study(spec, found, ["ant", "bee", "cow"]))
+
+    first, second = made({"block3": 0.9, "block5": 0.8}), made({"block3": 0.7, "block5": 0.8})
+    heads = "| test image | true class | taken for | its probability | probability of the true class |\n"
+    tables = [report.markdown.split(heads)[1].split("\n\n")[0].splitlines()[1:] for report in (first, second)]
+    assert tables[0] == ["| 3 | ant | bee | 0.900 | 0.050 |"]
+    assert [line.split(" | ")[:3] for line in tables[1]] == [
+        ["| 1", "bee", "cow"], ["| 4", "bee", "ant"], ["| 5", "cow", "bee"]
+    ]  # fmt: skip
+    assert caption_under(first.markdown, "mistakes").startswith("block3 confirmation run #0 is wrong about 1 of 6 test")
+    assert caption_under(second.markdown, "mistakes").startswith(
+        "block5 confirmation run #0 is wrong about 3 of 6 test"
+    )
+
+
+def test_a_store_without_images_has_a_report_without_them() -> None:
+    result = dataclasses.replace(fake_result(CUTS, ACCURACIES), samples=None)
+
+    def without(predictions: Predictions | None) -> Predictions | None:
+        return None if predictions is None else dataclasses.replace(predictions, mistakes=None)
+
+    found = [
+        dataclasses.replace(
+            arm, confirmations=[dataclasses.replace(r, predictions=without(r.predictions)) for r in arm.confirmations]
+        )
+        for arm in result.arms
+    ]
+    made = build_report(dataclasses.replace(result, arms=found))
+    assert "## Classes" in made.markdown
+    assert "## Data as the network sees it" not in made.markdown
+    assert "## Most confident mistakes" not in made.markdown
+
+
+# --------------------------------------------------------------------------------------- files and command line
+
+
+def put_in_store(monkeypatch: pytest.MonkeyPatch, result: StudyResult) -> dict[str, Any]:
+    """Let a study be found without a store; return what is logged."""
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(results, "read_results", lambda store, name: result)
+    monkeypatch.setattr(
+        tracking, "log_report", lambda store, run_id, files, note: logged.update(run=run_id, files=files, note=note)
+    )
+    return logged
+
+
+def test_files_are_written_and_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logged = put_in_store(monkeypatch, fake_result(CUTS, ACCURACIES))
+    made = write_report(find_store(str(tmp_path)), "fake")
+    folder = tmp_path / "reports" / "fake"
+    assert made.folder == folder
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert written == logged["files"]
+    assert written["report.html"].decode() == made.html
+    assert {"report.html", "report.md", "effects.png", "effects.svg"} <= set(written)
+    assert (logged["run"], logged["note"]) == ("summary0", made.note)
+    assert write_report(find_store(str(tmp_path)), "fake", tmp_path / "other").folder == tmp_path / "other"
+
+
+def test_the_terminal_shows_the_short_form(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in_store(monkeypatch, fake_result(CUTS, ACCURACIES))
+    monkeypatch.setattr(sys, "argv", ["report", "fake", "--store", str(tmp_path)])
+    assert report.run_command(cli) == 0
+    shown = capsys.readouterr().out
+    assert shown.strip().startswith("Which one is better?")
+    assert "block3 beats block5 by 9.9 points (95 % CI" in shown
+    assert str(tmp_path / "reports" / "fake" / "report.html") in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, ""),
+        (["../x"], 2, "error: the study's name '../x' must be"),
+        ([], 2, "error: Missing argument 'NAME'."),
+        (["a", "b"], 2, "error: Got unexpected extra argument (b)"),
+        (["vgg", "--nonsense"], 2, "error: No such option"),
+    ],
+)
+def test_quick_answers_import_nothing_large(arguments: list[str], status: int, said: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from ablation import report; sys.argv = ['report', *sys.argv[1:]];"
+        "status = report.run_command(report.cli);"
+        "print(sorted({'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'jinja2'} & set(sys.modules)), status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"[] {status}"
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == (1 if status == 2 else 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no store"):
+        write_report(find_store(str(tmp_path)), "fake")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--output: .* is not a folder"):
+        write_report(find_store(str(tmp_path)), "fake", tmp_path / "file")

@@ -1,0 +1,124 @@
+"""`--workers N`: processes that share a study, are replaced when they are killed, and stop with the one that began."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_study import ONE_ARM, runs
+
+from ablation.base.errors import InputError, StoreError
+from ablation.running import supervisor
+from ablation.running.supervisor import KILLS_IN_A_ROW, run_workers
+
+Said = list[tuple[int, str]]
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, sys, time, signal; {code}"]
+
+
+def test_lines_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
+    said: Said = []
+    code = "print('uses', sys.argv[2]); print(os.environ['OMP_NUM_THREADS'], 'threads', file=sys.stderr)"
+    run_workers(python(code), ["cuda:0", "cuda:1"], lambda *line: said.append(line), lambda: 0)
+    assert sorted(said) == [(1, "4 threads"), (1, "uses cuda:0"), (2, "4 threads"), (2, "uses cuda:1")]
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    said: Said = []
+    code = f"first = not os.path.exists({str(tmp_path / 'x')!r}); open({str(tmp_path / 'x')!r}, 'w'); " \
+           "first and os.kill(os.getpid(), signal.SIGKILL); print('done')"  # fmt: skip
+    run_workers(python(code), ["cpu"], lambda *line: said.append(line), lambda: 1)
+    assert said == [(1, "was killed by signal 9; another takes its place"), (1, "done")]
+
+
+def test_a_worker_that_is_killed_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
+    said: Said = []
+    code = "print('too large', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(StoreError, match="worker 1 was killed by signal 9 again and again: too large"):
+        run_workers(python(code), ["cpu"], lambda *line: said.append(line), lambda: 1)
+    assert sum("another takes its place" in line for _, line in said) == KILLS_IN_A_ROW
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_worker_that_fails_is_reported_unless_the_others_did_its_work(left: int) -> None:
+    code = "print('Traceback'); print('ZeroDivisionError: x'); sys.exit(1) if sys.argv[2] == 'b' else 0"
+    if left == 0:
+        run_workers(python(code), ["a", "b"], lambda *line: None, lambda: left)
+        return
+    with pytest.raises(StoreError, match=r"worker 2 ended with status 1: Traceback \| ZeroDivisionError: x"):
+        run_workers(python(code), ["a", "b"], lambda *line: None, lambda: left)
+
+
+def test_refused_input_stays_refused_input() -> None:
+    code = "sys.stdout.buffer.write(b'error: caf\\xe9\\n'); sys.exit(2)"  # not UTF-8
+    with pytest.raises(InputError, match="worker 1 ended with status 2: error: caf\N{REPLACEMENT CHARACTER}"):
+        run_workers(python(code), ["cpu"], lambda *line: None, lambda: 1)
+
+
+def test_closing_its_input_stops_a_worker() -> None:
+    code = (
+        "import time; from ablation.interrupts import handle_interrupts\n"
+        "from ablation.study import stop_with_parent\n"
+        "handle_interrupts()\n"
+        "try: stop_with_parent(); print('on', flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt: print('stopped')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "on\n"
+    process.stdin.close()
+    assert process.wait(20) == 0  # not only when the sleep is over
+    assert process.stdout.readline() == "stopped\n"
+
+
+def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path) -> None:
+    """Ctrl-C after a trial pauses both; run again, one of them is killed, and the study ends complete."""
+    command = [sys.executable, "-m", "ablation.study", str(study_file), "--store", "s", *ONE_ARM]
+    command += ["--trials", "6", "--epochs", "60", "--workers", "2"]
+
+    def run(act: int) -> tuple[int, list[str]]:
+        """Send a signal after a trial: SIGINT to the command, SIGKILL to its first worker."""
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = threading.Timer(240, process.kill)
+        deadline.start()
+        lines = []
+        acted = False
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if "finished: " in line and not acted:
+                acted = True
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                os.kill(process.pid if act == signal.SIGINT else int(children[0]), act)
+        deadline.cancel()
+        return process.wait(), lines
+
+    status, lines = run(signal.SIGINT)
+    assert status == 130, lines
+    assert "Stopped; whatever had finished is kept. To go on:" in lines
+    assert not any("--as-worker" in line for line in lines)
+    found = runs(tmp_path / "s", "small")
+    assert {run.info.status for run in found} <= {"FINISHED", "SCHEDULED"}
+    assert [run.info.status for run in found] != ["FINISHED"] * 6
+    time.sleep(0.1)
+    left = subprocess.run(["pgrep", "-f", str(study_file)], capture_output=True, text=True).stdout
+    assert left == ""
+
+    status, lines = run(signal.SIGKILL)
+    assert status == 0, lines
+    assert "worker 1 | was killed by signal 9; another takes its place" in lines
+    assert any(line.startswith("| fine_tune_all | ") and "6 finished" in line for line in lines)
+    found = runs(tmp_path / "s", "small")
+    assert [run.info.status for run in found] == ["FINISHED"] * 6
+    assert len({run.data.tags["trial"] for run in found}) == 6
+    assert {run.data.params["threads"] for run in found} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}

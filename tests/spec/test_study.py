@@ -1,0 +1,247 @@
+import json
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import ablation
+from ablation.base.errors import InputError
+from ablation.base.text import nearest
+from ablation.spec.reading import load_study, parse_override
+from ablation.spec.schema import study_schema
+from ablation.spec.trial import TrialSpec
+
+STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
+
+
+def load(path: Path, *settings: str):
+    return load_study(path, overrides=[parse_override(setting) for setting in settings])
+
+
+def test_there_are_studies() -> None:
+    assert {path.stem for path in STUDIES} >= {
+        "vgg_truncation", "freeze_depth", "head_width", "learning_rate", "strategies", "joint_search",
+        "published_result", "resnet50_truncation",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_loads_and_names_its_command(path: Path) -> None:
+    spec = load_study(path)
+    header = path.read_text().partition("\n\n")[0]
+    assert spec.question.endswith("?")
+    assert header.splitlines()[0] == "#:schema ../ablation/study.schema.json"
+    assert "?" in header.splitlines()[1]
+    assert f"python -m ablation.study {path.stem}" in path.read_text()
+
+
+# ---------------------------------------------------------------------------------------------- the schema of the file
+
+
+def test_the_schema_is_the_models() -> None:
+    committed = json.loads((Path(ablation.__file__).parent / "study.schema.json").read_text())
+    assert committed == study_schema(), "python -m ablation.spec >ablation/study.schema.json"
+    jsonschema.Draft7Validator.check_schema(committed)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_schema_accepts_every_study(path: Path) -> None:
+    jsonschema.validate(tomllib.loads(path.read_text()), study_schema())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "searh.lr=1", "search.lr.hihg=1", "factors.truncate_att=[1]", 'epochs="ten"', "trials_per_arm=true",
+        "trials_per_arm=0", "search.lr=0.1", "search.lr.low=-1", "search.head_width={low=1,high=2.5}",
+        "search.head_width={choices=[]}", 'factors.strategy=["freeze"]', "backbone.name=vgg17", "data.source=cifar",
+        "data.val_fraction=1.5", "search.sampler=grid", "name=other", 'published=[{arm={a=1},accuracyy=1.0}]',
+        "search.lr={low=1e-4,high=0.1,choices=[0.1]}",
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_is_wrong(study_file: Path, setting: str) -> None:
+    content = tomllib.loads(study_file.read_text())
+    jsonschema.validate(content, study_schema())
+    (*tables, key), value = parse_override(setting)
+    table = content
+    for name in tables:
+        table = table.setdefault(name, {})
+    table[key] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, study_schema())
+
+
+# ------------------------------------------------------------------------------------------------------- what is wrong
+
+
+def test_batch_norm_that_learns_needs_more_than_one_image(study_file: Path) -> None:
+    settings = ["backbone={name='resnet18'}", "fixed.batch_size=1", "factors={strategy=['feature_extraction']}"]
+    settings += ["search={lr={low=0.1,high=1.0}}"]
+    load(study_file, *settings)
+    with pytest.raises(
+        InputError, match="batch_size: resnet18 has batch norm, which learns nothing from single images"
+    ):
+        load(study_file, *settings, "factors={strategy=['from_scratch']}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("searh.lr=1", "searh: unknown key; did you mean 'search'?"),
+        ("search.lr.lgo=true", "search.lr.lgo: unknown key; did you mean 'log'?"),
+        ("search.lr.hihg=1", "search.lr.hihg: unknown key; did you mean 'high'?"),
+        ("factors.truncate_att=[1]", "factors.truncate_att: unknown key; did you mean 'truncate_at'?"),
+        ('epochs="ten"', "epochs: input should be a valid integer, got 'ten'"),
+        ("trials_per_arm=true", "trials_per_arm: input should be a valid integer"),
+        ("trials_per_arm=0", "trials_per_arm: input should be greater than or equal to 1, got 0"),
+        ("search.lr={low=1.0,high=0.1}", "search.lr: the range is empty: low = 1.0 must be below high = 0.1"),
+        ("search.lr={low=0.1,high=0.1}", "search.lr: the range is empty"),
+        ("search.head_width={choices=[]}", "search.head_width.choices: list should have at least 1 item"),
+        ("search.head_width={choices=[8,8]}", "search.head_width: 8 is listed twice"),
+        ("search.lr=0.1", "search.lr: must be { low = ..., high = ... } or { choices = [...] }, got 0.1"),
+        ("search.lr.low=-1", "search.lr.low: input should be greater than 0, got -1"),
+        ("search.weight_decay={low=0.0,high=1.0,log=true}", "search.weight_decay: log = true needs low > 0"),
+        ("search.head_width={low=1,high=2.5}", "search.head_width.high: input should be a valid integer, got 2.5"),
+        ("fixed.lr=0.1", "search.lr: also in [fixed]"),
+        ("factors.lr=[0.1]", "search.lr: also in [factors]"),
+        ('factors.truncate_at=["block9"]', "factors.truncate_at: unknown block or unit 'block9'; did you mean"),
+        ('factors.truncate_at=["block1","block1"]', "factors: 'block1' is listed twice"),
+        ('factors.strategy=["freeze"]', "factors.strategy.0: unknown value 'freeze'; known: feature_extraction"),
+        ("backbone.name=vgg17", "backbone.name: unknown backbone 'vgg17'; did you mean"),
+        ("backbone.weights=weights.zip", "backbone.weights: must be 'imagenet', a name of torchvision's"),
+        ("data.source=cifar", "data.source: unknown value 'cifar'; did you mean 'cifar10'?"),
+        ("data.val_fraction=1.5", "data.val_fraction: input should be less than 1, got 1.5"),
+        ("data.image_size=1", "data.image_size: 1 is too small for block1, it needs 2"),
+        ("fixed.freeze_depth=1", "fixed.freeze_depth: has no effect under feature_extraction, fine_tune_all"),
+        ("fixed.head_warmup_epochs=9", "head_warmup_epochs: 9 is more than epochs = 3"),
+        ('factors.strategy=["fine_tune_top"]', "freeze_depth: fine_tune_top needs it"),
+        ("search.sampler=grid", "search.sampler: unknown value 'grid'; known: auto, qmc, random, tpe"),
+        ("name=other", "name: not a key"),
+        ("search.head_width={low=1,high=8,choices=[8]}", "a search has either low and high, or choices"),
+        ('published=[{arm={strategy="typo"}}]', "published.arm.strategy: Input should be 'feature_extraction'"),
+        ('published=[{arm={lr=1.0}}]', "published.arm: 'lr' is not one of the factors"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(study_file: Path, setting: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(study_file, setting)
+    message = str(caught.value)
+    assert message.startswith(f"{study_file}, as set on the command line: ")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_a_freeze_depth_beyond_the_cut_is_refused_in_any_combination(study_file: Path) -> None:
+    top = 'factors.strategy=["fine_tune_top"]'
+    free = "search={lr={choices=[0.1]}}"
+    for settings in (
+        ("fixed.freeze_depth=2",),  # block1 keeps one block
+        ("factors.freeze_depth=[0,2]",),
+        ("search.freeze_depth={choices=[0,2]}",),
+        ("search.freeze_depth={low=0,high=3}",),  # conv2_1 keeps two
+        ("search.freeze_depth={low=2,high=3}", 'factors.truncate_at=["block3","block1"]'),
+    ):
+        with pytest.raises(InputError, match=r"freeze_depth: \d blocks cannot be frozen where \d are kept"):
+            load(study_file, top, free, *settings)
+    # A range may reach to the deepest cut: it is lowered at the others.
+    spec = load(study_file, top, free, "search.freeze_depth={low=0,high=2}")
+    assert len(spec.combinations()) == 2
+
+
+def test_a_factor_without_effect_is_refused(study_file: Path) -> None:
+    with pytest.raises(InputError, match=r"factors.freeze_depth: has no effect in the arm with .*feature_extraction"):
+        load(study_file, 'factors.strategy=["feature_extraction","fine_tune_top"]', "factors.freeze_depth=[0,1]",
+             "search={lr={choices=[0.1]}}")  # fmt: skip
+
+
+def test_effects_are_judged_over_all_cases(study_file: Path) -> None:
+    """With all blocks frozen no pretrained layer learns, but the search may choose another depth."""
+    for depths in ("[0, 1]", "[1, 0]"):
+        load(study_file, "factors={backbone_lr_scale=[0.1, 0.2]}", "search={freeze_depth={choices=" + depths + "}}",
+             "fixed={strategy='fine_tune_top', truncate_at='block1'}")  # fmt: skip
+
+
+def test_malformed_and_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("question = ")
+    with pytest.raises(InputError, match=r"bad\.toml: not valid TOML: Invalid value"):
+        load_study(tmp_path / "bad.toml")
+    with pytest.raises(InputError, match=r"none\.toml: cannot be read"):
+        load_study(tmp_path / "none.toml")
+    (tmp_path / "empty.toml").write_text("")
+    with pytest.raises(InputError, match="question: field required"):
+        load_study(tmp_path / "empty.toml")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "a'b", "x" * 101])
+def test_unsafe_names_are_refused(study_file: Path, name: str) -> None:
+    with pytest.raises(InputError, match="the study.s name"):
+        load_study(study_file, name=name or "\0")
+
+
+def test_combinations_are_the_product_of_the_factors(study_file: Path) -> None:
+    assert load(study_file).combinations() == [
+        {"truncate_at": "block1", "strategy": "feature_extraction"},
+        {"truncate_at": "block1", "strategy": "fine_tune_all"},
+        {"truncate_at": "conv2_1", "strategy": "feature_extraction"},
+        {"truncate_at": "conv2_1", "strategy": "fine_tune_all"},
+    ]
+
+
+def test_defaults_are_content_and_places_are_not(study_file: Path) -> None:
+    spec = load(study_file)
+    assert spec.content() == load(study_file, "fixed.weight_decay=5e-4", "data.root=/elsewhere").content()
+    assert spec.content() == load(study_file, "backbone.weights=/elsewhere/narrow.safetensors").content()
+    assert spec.content() != load(study_file, "fixed.weight_decay=1e-4").content()
+    assert spec.content()["fixed"]["optimizer"] == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data.limit=500", (["data", "limit"], 500)),
+        ("fixed.lr=1e-3", (["fixed", "lr"], 1e-3)),
+        ("data.source=digits", (["data", "source"], "digits")),
+        ("data.root=/a b/c", (["data", "root"], "/a b/c")),
+        ('factors.lr=[1,"a"]', (["factors", "lr"], [1, "a"])),
+        ("data.root=2024-01-01", (["data", "root"], "2024-01-01")),
+    ],
+)
+def test_overrides_are_toml_or_text(text: str, expected: object) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "a..b=1"])
+def test_malformed_overrides(text: str) -> None:
+    with pytest.raises(InputError, match="must be KEY=VALUE"):
+        parse_override(text)
+
+
+def test_override_through_a_value(study_file: Path) -> None:
+    with pytest.raises(InputError, match="'epochs' is not a table"):
+        load(study_file, "epochs.x=1")
+
+
+def test_nearest() -> None:
+    assert nearest("blok3", ["block3", "conv1_1"]) == "; did you mean 'block3'?"
+    assert nearest("zzz", ["a", "b"]) == "; known: a, b"
+
+
+@pytest.mark.parametrize(
+    ("weights", "head_pool", "scale"), [(None, 2, None), ("imagenet", "flatten", 0.125), ("12", 1, 1e-17)]
+)
+def test_trial_spec_round_trips_through_strings(weights: str | None, head_pool: object, scale: float | None) -> None:
+    spec = TrialSpec(
+        study="s", arm="block3,fine_tune_all", trial=3, seed=2**63 - 1, epochs=2, precision="float32",
+        deterministic=False, backbone="vgg16", weights=weights, weights_digest=None, missing_layers="error",
+        data_source="digits", data_digest="00ff", data_seed=5, data_limit=None, val_fraction=0.1, image_size=32,
+        num_classes=10, strategy="fine_tune_all", truncate_at="block3", freeze_depth=None, head_width=8,
+        head_pool=head_pool, lr=0.1 + 0.2, backbone_lr_scale=scale, head_warmup_epochs=0, optimizer="sgd",
+        weight_decay=5e-4, max_grad_norm=5.0, label_smoothing=0.0, schedule="cosine", batch_size=32,
+        augmentation="flip",
+    )  # fmt: skip
+    params = spec.to_params()
+    assert all(isinstance(value, str) for value in params.values())
+    assert TrialSpec.from_params(params) == spec
+    with pytest.raises(InputError, match="no parameter 'lr'"):
+        TrialSpec.from_params({key: value for key, value in params.items() if key != "lr"})

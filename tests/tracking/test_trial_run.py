@@ -1,0 +1,350 @@
+"""System metrics, which are logged when they are asked for. What else `tracking` does, whole studies test."""
+
+import contextlib
+import logging
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import PostgreSQL
+from mlflow import MlflowClient
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+from test_servers import Server
+from test_study import ONE_ARM, Command, arm_study, history, patched_train, runs
+
+from ablation import load_results
+from ablation.analysis.results import read_results
+from ablation.search.claims import Claim
+from ablation.search.studies import ClaimLost
+from ablation.storage.store import find_store
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.system_metrics import SystemMonitor
+from ablation.tracking.trial_run import TrialRun
+
+__all__ = ["command", "server"]  # fixtures
+
+CPU = "system/cpu_utilization_percentage"
+MEMORY = "system/system_memory_usage_megabytes"
+ONE_TRIAL = [*ONE_ARM, "--trials", "1"]
+
+
+def points(store: Path, run: Any, name: str = CPU) -> list[tuple[int, float]]:
+    """Return a run's system metric, (step, value), in the order in which it was logged."""
+    client = MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db")
+    return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+
+def monitor_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "SystemMetrics" in thread.name]
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point every fiftieth of a second."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, seen: list[list[str]]) -> None:
+    """Let every epoch take long enough for a point, and note which monitor threads there are."""
+
+    def wait(number: int, epoch: int) -> None:
+        seen.append(monitor_threads())
+        time.sleep(0.05)
+
+    patched_train(monkeypatch, wait)
+
+
+def test_a_short_trial_has_a_point_of_all_that_mlflow_measures(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With MLflow's own monitor and its ten seconds there would be none."""
+    seen: list[list[str]] = []
+    slowed(monkeypatch, seen)
+    assert command(study_file, "--store", "s", *ONE_TRIAL, "--set", "confirm.seeds=1", "--system-metrics") == 0
+    assert set(map(len, seen)) == {1}
+    assert monitor_threads() == []
+    total = psutil.virtual_memory().total / 1e6
+    for kind in ("trial", "confirmation"):
+        (run,) = runs(Path("s"), "small", kind)
+        assert {name for name in run.data.metrics if name.startswith("system/") and "/gpu_" not in name} == {
+            CPU, MEMORY, "system/system_memory_usage_percentage", "system/disk_usage_percentage",
+            "system/disk_usage_megabytes", "system/disk_available_megabytes", "system/network_receive_megabytes",
+            "system/network_transmit_megabytes",
+        }  # fmt: skip
+        ((step, load),) = points(Path("s"), run)
+        assert step == 0
+        assert 0 < load <= 100  # of the time since the trial began; the first reading of a thread would be 0
+        ((_, memory),) = points(Path("s"), run, MEMORY)
+        assert 0 < memory < total
+
+
+@pytest.mark.usefixtures("often")
+def test_they_change_nothing_else(command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that was begun without goes on with them, asked for by MLflow's variable: same identity, same results."""
+    seen: list[list[str]] = []
+    slowed(monkeypatch, seen)
+    arguments = [study_file, *ONE_ARM, "--trials"]
+    assert command(*arguments, "2", "--store", "without") == 0
+    assert command(*arguments, "1", "--store", "s") == 0
+    assert set(map(len, seen)) == {0}  # not asked for, nothing is measured
+    seen.clear()
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    assert command(*arguments, "2", "--store", "s") == 0
+    assert set(map(len, seen)) == {1}
+
+    def content(store: str) -> Any:
+        return arm_study(Path(store), "small/fine_tune_all").user_attrs["content"]
+
+    assert content("s") == content("without")
+    first, second = runs(Path("s"), "small")
+    assert (CPU in first.data.metrics, CPU in second.data.metrics) == (False, True)
+    for run, without in zip((first, second), runs(Path("without"), "small"), strict=True):
+        assert run.data.params == without.data.params
+        curves = history(Path("s"), run)
+        assert {name: curve for name, curve in curves.items() if "system/" not in name} == history(
+            Path("without"), without
+        )
+    tables = [load_results("small", store=store) for store in ("s", "without")]
+    alone = ["run_id", "training_seconds"]
+    assert tables[0].drop(columns=alone).equals(tables[1].drop(columns=alone))
+    (arm,) = read_results(find_store("s"), "small").arms
+    assert [name for run in arm.trials for name in run.curves if "system/" in name] == []
+
+
+def test_their_rhythm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rhythm() -> tuple[float, int]:
+        monitor = SystemMonitor("sqlite://")
+        return monitor.sampling_interval, monitor.samples_before_logging
+
+    assert rhythm() == (1, 10)  # a mean of ten samples every ten seconds
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "30")
+    assert rhythm() == (30, 1)  # as MLflow's users expect
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "3")
+    assert rhythm() == (30, 3)
+    monkeypatch.delenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL")
+    assert rhythm() == (10, 3)
+
+
+def test_a_point_is_the_mean_of_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those taken after the first, with what is left at the end in a point of its own, under its machine's name."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "2")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_NODE_ID", "node1")
+    monitor = SystemMonitor("sqlite://")
+    loads = iter([0.0, 10.0, 20.0, 30.0, 50.0, 70.0])
+    waits = iter([False, False, False, False, True])
+    monkeypatch.setattr(psutil, "cpu_percent", lambda: next(loads))
+    monkeypatch.setattr(monitor._shutdown_event, "wait", lambda seconds: next(waits))
+    monitor.monitor()
+    taken = monitor.take()
+    assert [point["values"]["system/node1/cpu_utilization_percentage"] for point in taken] == [15, 40, 70]
+    assert monitor.take() == []
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(
+    ("way", "status"),
+    [("pruned", 0), ("failed", 0), ("lost", 0), ("ctrl-c", 130), ("bug", None)],
+)
+def test_the_thread_ends_with_the_training(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, way: str, status: int | None
+) -> None:
+    """However that ends; what was measured is logged before the run is closed or paused."""
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 1000)  # so that epochs write none of it
+    errors = {
+        "failed": MemoryError,
+        "lost": ClaimLost("another worker has it"),
+        "ctrl-c": KeyboardInterrupt,
+        "bug": ZeroDivisionError,
+    }
+    during: list[int] = []
+    after: dict[str, list[int]] = {"end": [], "pause": [], "release": []}
+
+    def fault(number: int, epoch: int) -> None:
+        time.sleep(0.05)
+        during.append(len(monitor_threads()))
+        if (number, epoch) == (0, 2) and way in errors:
+            raise errors[way]
+
+    def note(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def noting(*args: Any) -> Any:
+            after[name].append(len(monitor_threads()))
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    patched_train(monkeypatch, fault)
+    note(TrialRun, "end")
+    note(TrialRun, "pause")
+    note(Claim, "release")
+    monkeypatch.setattr(trial, "should_prune", lambda claim: way == "pruned")
+    arguments = [study_file, "--store", "s", *ONE_TRIAL, "--set", "search.pruner=median", "--system-metrics"]
+    with contextlib.nullcontext() if status is not None else pytest.raises(ZeroDivisionError):
+        assert command(*arguments) == status
+    assert set(during) == {1}
+    assert {name for name, counts in after.items() if counts} == {
+        "release", "pause" if way in ("ctrl-c", "bug") else "end"
+    }  # fmt: skip
+    assert all(count == 0 for counts in after.values() for count in counts)
+    (run,) = runs(Path("s"), "small")
+    ends = {"pruned": "KILLED", "failed": "FAILED", "ctrl-c": "SCHEDULED", "bug": "SCHEDULED"}
+    assert run.info.status == ends.get(way, "FINISHED")
+    steps = [step for step, _ in points(Path("s"), run)]
+    assert len(steps) > 2
+    assert steps == list(range(len(steps)))
+
+
+@pytest.mark.usefixtures("often")
+def test_a_killed_trial_goes_on_at_the_next_step(command: Command, study_file: Path) -> None:
+    arguments = [str(study_file), *ONE_TRIAL, "--epochs", "12", "--store", "s", "--system-metrics"]
+    code = "import sys; from ablation import study, trial; trial.CHECKPOINT_SECONDS = 0; sys.exit(study.main())"
+    victim = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while logged_points(Path("s")) < 3:
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.kill()
+    victim.wait()
+    before = logged_points(Path("s"))
+    assert command(*arguments) == 0
+    (run,) = runs(Path("s"), "small")
+    for name in (CPU, MEMORY):
+        steps = [step for step, _ in points(Path("s"), run, name)]
+        assert steps == list(range(len(steps)))
+        assert len(steps) > before
+
+
+def logged_points(store: Path) -> int:
+    if not (store / "mlflow.db").exists():
+        return 0
+    with (
+        contextlib.closing(sqlite3.connect(store / "mlflow.db", timeout=60)) as database,
+        contextlib.suppress(
+            sqlite3.OperationalError  # the tables are being made
+        ),
+    ):
+        (count,) = database.execute("SELECT count(*) FROM metrics WHERE key = ?", (CPU,)).fetchone()
+        return int(count)
+    return 0
+
+
+def test_points_that_are_handed_over_twice_are_logged_once(tmp_path: Path) -> None:
+    """As by a process that died before it noted the first time; more of them than go into one batch."""
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    tracker = Tracker(client, find_store(str(tmp_path)), "small", "?")
+    run_id, _ = tracker.find_or_create("a/0", "run", {})
+    measured = [
+        {"timestamp": 1000 + number, "values": {"system/x": number, "system/y": -number}} for number in range(25)
+    ]
+    for some in (measured[:23], measured[:23], measured):
+        tracker.trial_run("a/0", tmp_path, "")._log_system_metrics(None, some)
+    for name, sign in (("system/x", 1), ("system/y", -1)):
+        logged = [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, name)]
+        assert logged == [(number, 1000 + number, sign * number) for number in range(25)]
+
+
+def test_a_machine_that_cannot_be_measured_trains_all_the_same(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """In trial 0 the monitor does not start, in trial 1 it ends after a while."""
+    real, fails = NetworkMonitor._set_initial_metrics, [True, False]
+
+    def failing_once(self: NetworkMonitor) -> None:
+        if fails.pop(0):
+            raise FileNotFoundError(2, "No such file or directory", "/proc/net/dev")
+        real(self)
+
+    monkeypatch.setattr(NetworkMonitor, "_set_initial_metrics", failing_once)
+    monkeypatch.setattr(psutil, "disk_usage", lambda path: 1 / 0)
+    assert command(study_file, "--store", "s", *ONE_ARM, "--system-metrics") == 0
+    assert [run.info.status for run in runs(Path("s"), "small")] == ["FINISHED"] * 2
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "there will be no system metrics: they cannot be read ([Errno 2] No such file or directory: '/proc/net/dev')",
+        "system metrics end here: they cannot be read (division by zero)",
+    ]
+
+
+def test_a_gpu_that_does_not_tell_its_power_is_no_news(caplog: Any) -> None:
+    logging.getLogger("mlflow.system_metrics.metrics.gpu_monitor").warning("Encountered error Not Supported")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "often", "must be a number above 0, got 'often'"),
+        ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "-1", "must be a number above 0, got '-1'"),
+        ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "nan", "must be a number above 0, got 'nan'"),
+        ("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1.5", "must be a whole number above 0, got '1.5'"),
+        ("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "maybe", "'maybe' is not a valid boolean"),
+    ],
+)
+def test_variables_that_mlflow_could_not_use_are_refused(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, variable: str, text: str,
+    expected: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv(variable, text)
+    assert command(study_file) == 2
+    error = capsys.readouterr().err
+    assert variable in error
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not Path("mlruns").exists()
+
+
+@pytest.mark.usefixtures("often")
+def test_several_workers_write_to_one_file(command: Command, study_file: Path, capsys: Any) -> None:
+    """Which get the flag with the other arguments; nobody finds the database locked."""
+    arguments = [study_file, "--store", "s", *ONE_ARM, "--trials", "4", "--epochs", "6", "--workers", "2"]
+    assert command(*arguments, "--system-metrics") == 0
+    captured = capsys.readouterr()
+    assert "locked" not in captured.out + captured.err
+    found = runs(Path("s"), "small")
+    assert [run.info.status for run in found] == ["FINISHED"] * 4
+    for run in found:
+        steps = [step for step, _ in points(Path("s"), run)]
+        assert steps
+        assert steps == list(range(len(steps)))
+
+
+@pytest.mark.usefixtures("often")
+def test_the_tracking_server_is_away(
+    command: Command, study_file: Path, server: Server, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+) -> None:  # fmt: skip
+    """It goes in the middle of trial 0 and comes back in trial 1: one warning, and what was measured comes late."""
+    monkeypatch.setenv("OPTUNA_STORAGE", postgresql.new_database())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(tracking, "AWAY_SECONDS", 0.1)
+    actions = {(0, 2): server.stop, (1, 2): server.start}
+
+    def act(number: int, epoch: int) -> None:
+        actions.get((number, epoch), lambda: None)()
+        time.sleep(0.05)
+
+    patched_train(monkeypatch, act)
+    assert command(study_file, *ONE_ARM, "--epochs", "3", "--system-metrics") == 0
+    assert monitor_threads() == []
+    assert [record.getMessage()[:22] for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "MLflow does not answer", "MLflow answers again",
+    ]  # fmt: skip
+    client = MlflowClient(server.address)
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
+    assert [run.info.status for run in found] == ["FINISHED"] * 2
+    for run in found:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, CPU)]
+        assert len(steps) > 5
+        assert steps == list(range(len(steps)))
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2, 3]

@@ -1,0 +1,294 @@
+import math
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from ablation.base.errors import InputError
+from ablation.base.seeds import generator
+from ablation.data.images import Images, Normalisation
+from ablation.networks.strategies import STRATEGIES, apply_strategy
+from ablation.networks.transfer_model import build_model, calibrate, initialise
+from ablation.spec.parameters import Augmentation
+from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
+from ablation.training.evaluation import Evaluation, evaluate
+from ablation.training.loop import (
+    Diverged,
+    Training,
+    balanced_weights,
+    calibration_sample,
+    check_compiler,
+    load_tensors,
+    lr_factor,
+    make_optimizer,
+    train,
+    weighted_loss,
+)
+from ablation.training.sources import FrozenPart, ImageSource, frozen_part
+
+CPU = torch.device("cpu")
+NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
+AS_THEY_ARE = FrozenPart(0, [], None, NORMALISATION, "float32")
+
+
+def some_images(n: int, seed: int) -> Images:
+    """Images whose brightness gives their class away."""
+    labels = torch.randint(0, 3, (n,), generator=generator(seed, "labels"))
+    noise = torch.randint(0, 60, (n, 3, 32, 32), generator=generator(seed, "pixels"))
+    return Images((noise + 60 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+TRAIN, VAL = some_images(96, 1), some_images(30, 2)
+
+
+def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str = "sgd", **more: Any) -> Training:
+    model = build_model("vgg16_narrow", "block2", 8, 2, 3, 32)
+    initialise(model, "vgg16_narrow", None, 0)
+    calibrate(model, ImageSource(TRAIN, AS_THEY_ARE, "none").in_order(), 0, "float32")
+    settings = {"freeze_depth": None, "backbone_lr_scale": 0.5, "weight_decay": 5e-4} | more
+    groups = apply_strategy(model, strategy, lr=lr, **settings)
+    blocks = STRATEGIES[strategy].frozen_blocks(2, settings["freeze_depth"])
+    frozen = frozen_part(model, blocks, NORMALISATION, "float32")
+    return Training(model, frozen, make_optimizer(optimizer, groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
+
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 3, "batch_size": 16, "schedule": "cosine", "label_smoothing": 0.0, "class_weights": "none",
+    "max_grad_norm": 1e9, "head_warmup_epochs": 0, "precision": "float32", "compile_mode": "none", "seed": 5,
+}  # fmt: skip
+
+
+def run(state: Training, augmentation: Augmentation = "crop_flip", **more: Any) -> list[dict[str, Any]]:
+    frozen = replace(state.frozen, precision=more.get("precision", "float32"))
+    return [asdict(metrics) for metrics in train(state, *sources(frozen, augmentation), **(SETTINGS | more))]
+
+
+def sources(frozen: FrozenPart, augmentation: Augmentation = "crop_flip") -> tuple[ImageSource, ImageSource]:
+    return ImageSource(TRAIN, frozen, augmentation), ImageSource(VAL, frozen, "none")
+
+
+def figures(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in epoch.items() if k not in ("timestamp", "images_per_second")} for epoch in epochs]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "depth", "frozen"),
+    [("feature_extraction", None, 2), ("fine_tune_top", 1, 1), ("fine_tune_all", None, 0), ("from_scratch", None, 0)],
+)
+def test_frozen_tensors_are_bitwise_unchanged_and_all_others_learn(
+    strategy: str, depth: int | None, frozen: int
+) -> None:
+    state = training(strategy, freeze_depth=depth)
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    run(state)
+    constant = {f"blocks.block{number}." for number in range(1, frozen + 1)} | {"feature_"}
+    for name, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith(tuple(constant)), name
+
+
+def test_it_learns() -> None:
+    epochs = run(training("feature_extraction", lr=0.05), epochs=5, augmentation="none")
+    assert epochs[-1]["val_accuracy"] > 0.9
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_same_seed_same_figures(optimizer: str) -> None:
+    first = figures(run(training(optimizer=optimizer)))
+    assert figures(run(training(optimizer=optimizer))) == first
+    assert figures(run(training(optimizer=optimizer), seed=6)) != first
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_continued_training_equals_an_uninterrupted_one(optimizer: str, warmup: int, tmp_path: Path) -> None:
+    whole = training(optimizer=optimizer)
+    expected = figures(run(whole, epochs=4, head_warmup_epochs=warmup))
+    for stop in (1, 2, 3):
+        begun = training(optimizer=optimizer)
+        settings = SETTINGS | {"epochs": 4, "head_warmup_epochs": warmup}
+        epochs = train(begun, *sources(begun.frozen), **settings)
+        for _ in range(stop):
+            next(epochs)
+        path = save_resume_checkpoint(tmp_path, stop, begun.state_dict())
+        continued = training(optimizer=optimizer)
+        continued.load_state_dict(load_resume_checkpoint(path, CPU))
+        list(train(continued, *sources(continued.frozen), **settings))
+        assert figures([asdict(metrics) for metrics in continued.history]) == expected
+        assert all(torch.equal(t, whole.best_tensors[name]) for name, t in continued.best_tensors.items())
+        assert all(torch.equal(t, whole.trained_tensors()[name]) for name, t in continued.trained_tensors().items())
+
+
+def test_head_warmup_leaves_the_backbone_alone() -> None:
+    state = training(lr=0.1)
+    before = state.model.blocks.block1.conv1_1.weight.clone()
+    head_before = state.model.head[0].weight.clone()
+    settings = SETTINGS | {"head_warmup_epochs": 1}
+    epochs = train(state, *sources(state.frozen), **settings)
+    next(epochs)
+    assert torch.equal(state.model.blocks.block1.conv1_1.weight, before)
+    assert not torch.equal(state.model.head[0].weight, head_before)
+    assert "blocks.block1.conv1_1.weight" in state.trained_tensors()
+    next(epochs)
+    assert not torch.equal(state.model.blocks.block1.conv1_1.weight, before)
+
+
+def test_best_epoch_is_the_first_with_the_highest_accuracy() -> None:
+    state = training()
+    run(state, epochs=4)
+    accuracies = [metrics.val_accuracy for metrics in state.history]
+    assert state.best.epoch == accuracies.index(max(accuracies)) + 1
+    load_tensors(state.model, state.best_tensors)
+    best = state.best
+    expected = Evaluation(best.val_loss, best.val_accuracy, best.val_balanced_accuracy, best.val_macro_f1)
+    assert evaluate(state.model, ImageSource(VAL, AS_THEY_ARE, "none"), "float32") == expected
+
+
+def test_learning_rate_by_hand() -> None:
+    assert [lr_factor("cosine", step, 4) for step in range(4)] == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    )
+    assert lr_factor("constant", 3, 4) == 1
+    # 96 images in batches of 16 are 6 steps an epoch: epochs begin at steps 0, 6 and 12 of 18.
+    epochs = run(training(lr=0.02), epochs=3)
+    assert [epoch["lr"] for epoch in epochs] == pytest.approx([0.02 * lr_factor("cosine", s, 18) for s in (0, 6, 12)])
+
+
+def test_first_step_by_hand() -> None:
+    """One step of SGD on one batch: the new weights are the old ones minus rate times (gradient + decay)."""
+    state = training("fine_tune_all", lr=0.1, backbone_lr_scale=0.25)
+    reference = training("fine_tune_all").model
+    run(state, epochs=1, batch_size=96, augmentation="none")
+    inputs = (TRAIN.images_NCHW.float() / 255 - 0.5) / 0.25
+    torch.nn.functional.cross_entropy(reference(inputs), TRAIN.labels_N).backward()
+    for name, parameter in reference.named_parameters():
+        rate = 0.1 if name.startswith("head") else 0.025
+        decay = 5e-4 * parameter if name.endswith("weight") else 0
+        # Nesterov's first step moves by (1 + momentum) times the gradient.
+        expected = parameter - rate * 1.9 * (parameter.grad + decay)
+        assert torch.allclose(dict(state.model.named_parameters())[name], expected, atol=1e-5), name
+
+
+def test_long_gradients_are_shortened() -> None:
+    """With plain steps at a rate of 1, no step is longer than the largest norm allowed."""
+    state = training("from_scratch", lr=1.0, weight_decay=0.0)
+    for group in state.optimizer.param_groups:
+        group |= {"momentum": 0.0, "nesterov": False}
+    before = [parameter.detach().clone() for parameter in state.model.parameters()]
+    run(state, epochs=1, batch_size=96, max_grad_norm=1e-3)
+    after = list(state.model.parameters())
+    moved = sum(((a - b) ** 2).sum().item() for a, b in zip(after, before, strict=True)) ** 0.5
+    assert moved == pytest.approx(1e-3, rel=0.01)
+
+
+def test_evaluation_by_hand() -> None:
+    class Constant(torch.nn.Module):
+        def forward(self, images: torch.Tensor, start: int) -> torch.Tensor:
+            return torch.tensor([2.0, 0.0]).expand(len(images), 2)
+
+    images = Images(torch.zeros(1000, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1] * 250))
+    found = evaluate(Constant(), ImageSource(images, AS_THEY_ARE, "none"), "float32")
+    assert (found.accuracy, found.balanced_accuracy) == (0.75, 0.5)
+    assert found.macro_f1 == pytest.approx((2 * 0.75 / 1.75 + 0) / 2)  # precision 0.75, recall 1; and nothing
+    assert found.loss == pytest.approx(math.log(1 + math.exp(-2)) + 0.25 * 2, rel=1e-6)
+
+
+def test_balanced_weights_by_hand() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 3])
+    # 9 images of 4 classes; the third has none and weighs what one image would.
+    assert balanced_weights(labels, 4).tolist() == pytest.approx([9 / 24, 9 / 8, 9 / 4, 9 / 4])
+
+
+def test_weights_count_in_batches_of_any_size() -> None:
+    """The mean over single images is that over all of them at once."""
+    logits, labels = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]]), torch.tensor([0, 0, 1])
+    weights = balanced_weights(labels, 2)  # 3/4 and 3/2
+    each = [-math.log(math.exp(1) / (math.exp(1) + 1)), -math.log(1 / (1 + math.exp(2))), math.log(1 + math.exp(2))]
+    single = [weighted_loss(logits[[i]], labels[[i]], weights, 0.0).item() for i in range(3)]
+    assert single == pytest.approx([0.75 * each[0], 0.75 * each[1], 1.5 * each[2]], rel=1e-5)
+    assert weighted_loss(logits, labels, weights, 0.0).item() == pytest.approx(sum(single) / 3, rel=1e-5)
+
+
+def test_class_weights_make_a_step_that_counts_classes_alike() -> None:
+    """A step on all images moves by the gradient of the mean over classes of the classes' mean losses."""
+    labels = torch.cat([torch.zeros(60), torch.ones(30), torch.full((6,), 2)]).long()
+    images = Images(TRAIN.images_NCHW, labels)
+    state, reference = (training("fine_tune_all", lr=0.1, weight_decay=0.0) for _ in range(2))
+    source = ImageSource(images, state.frozen, "none")
+    settings = SETTINGS | {"epochs": 1, "batch_size": 96, "class_weights": "balanced"}
+    (metrics,) = train(state, source, source, **settings)
+    losses_N = torch.nn.functional.cross_entropy(
+        reference.model((images.images_NCHW.float() / 255 - 0.5) / 0.25), labels, reduction="none"
+    )
+    loss = torch.stack([losses_N[labels == number].mean() for number in range(3)]).mean()
+    loss.backward()
+    assert metrics.train_loss == pytest.approx(loss.item(), rel=1e-5)
+    head, expected = state.model.head[2].weight, reference.model.head[2].weight
+    assert torch.allclose(head, expected - 0.1 * 1.9 * expected.grad, atol=1e-6)
+
+
+def test_calibration_sees_every_class_of_ordered_images() -> None:
+    labels = torch.arange(10).repeat_interleave(450)
+    sample = calibration_sample(len(labels))
+    assert len(sample) == 1000
+    assert torch.bincount(labels[sample]).min() >= 99
+    assert calibration_sample(7).tolist() == list(range(7))
+
+
+def test_batches_without_gradients_shrink_with_the_image() -> None:
+    sizes = {
+        side: [
+            len(batch)
+            for batch in ImageSource(
+                Images(torch.zeros(1030, 3, side, side, dtype=torch.uint8), torch.zeros(1030)), AS_THEY_ARE, "none"
+            ).in_order()
+        ]
+        for side in (32, 64)
+    }
+    assert sizes[32] == [512, 512, 6]
+    assert sizes[64] == [128] * 8 + [6]
+
+
+def test_divergence_is_raised() -> None:
+    state = training(lr=1e30)
+    with pytest.raises(Diverged, match=r"loss became (nan|inf) in epoch 1"):
+        run(state)
+    assert state.history == []
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    exact, rounded = run(training(lr=1e-3)), run(training(lr=1e-3), precision="bfloat16")
+    assert rounded[-1]["train_loss"] == pytest.approx(exact[-1]["train_loss"], rel=0.02)
+    assert rounded[-1]["train_loss"] != exact[-1]["train_loss"]
+
+
+def test_tensors_of_another_model_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="no tensor other"):
+        load_tensors(training().model, {"other": torch.ones(1)})
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_training_is_close_and_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters.clear()
+    eager = run(training(), epochs=2)
+    for seed in (5, 6):  # another trial of the same shape
+        compiled = run(training(), epochs=2, compile_mode="default", seed=seed)
+        assert counters["stats"]["unique_graphs"] == 1
+        if seed == 5:
+            for mine, theirs in zip(compiled, eager, strict=True):
+                assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+                assert mine["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=1 / 30 + 1e-9)
+
+
+def test_a_compiler_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler found\nlong advice")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(InputError, match=r"compile: torch.compile does not work here \(no compiler found\)"):
+        check_compiler("default", CPU)

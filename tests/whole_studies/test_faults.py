@@ -1,0 +1,253 @@
+"""Workers killed at every step and at any moment: what remains is exactly what an undisturbed study leaves."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import Victims, finish_with_a_kill
+from safetensors import safe_open
+from test_study import arm_study, sampled_rates
+
+ONE_ARM = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
+
+
+def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
+    """Return all that a study has left, without what is random (ids) or depends on the clock."""
+    database = sqlite3.connect(f"file:{store}/mlflow.db?mode=ro", uri=True)
+    names = dict(database.execute("SELECT run_uuid, name FROM runs"))
+
+    def readable(text: str) -> str:
+        for run, name in names.items():
+            text = text.replace(run, name)
+        return text
+
+    trials = [
+        (
+            t.number,
+            t.state.name,
+            t.value,
+            t.params,
+            t.intermediate_values,
+            t.user_attrs["spec"],
+            t.user_attrs.get("confirms"),
+            t.user_attrs.get("reason"),
+        )
+        for name in sorted(optuna.get_all_study_names(f"sqlite:///{store}/optuna.db"))
+        if name in (f"small/{arm}", f"small/{arm}/confirmation")
+        for t in arm_study(store, name).trials
+    ]
+    runs = []
+    for run, status in database.execute("SELECT run_uuid, status FROM runs ORDER BY name"):
+
+        def rows(columns: str, table: str, of: str = run) -> list[Any]:
+            return sorted(database.execute(f"SELECT {columns} FROM {table} WHERE run_uuid = ?", (of,)))
+
+        metrics = rows("key, step, value", "metrics")
+        tags = [
+            (k, readable(v))
+            for k, v in rows("key, value", "tags")
+            if k not in ("ablation.key", "mlflow.runName", "mlflow.user")
+        ]
+        (inputs,) = database.execute("SELECT count(*) FROM inputs WHERE destination_id = ?", (run,)).fetchone()
+        folder = store / "artifacts" / "small" / run / "artifacts"
+        files = {
+            str(path.relative_to(folder)): path.read_text() if path.suffix != ".safetensors" else tensors(path)
+            for path in folder.rglob("*") if path.is_file() and path.parent.name != "report"  # it says how long it took
+        }  # fmt: skip
+        if "about.json" in files:
+            about = json.loads(files["about.json"])
+            files["about.json"] = {**about, "arm_keys": len(about["arm_keys"])}  # which are random
+        runs.append({
+            "status": status,
+            "params": rows("key, value", "params"),
+            "steps": [(key, step) for key, step, _ in metrics],
+            "metrics": [row for row in metrics if row[0] not in ("images_per_second", "training_seconds")],
+            "tags": tags,
+            "inputs": inputs,
+            "files": files,
+        })  # fmt: skip
+    query = (
+        "SELECT name, alias, version, run_id FROM registered_model_aliases JOIN model_versions USING (name, version)"
+    )
+    champions = [(*row[:3], readable(row[3])) for row in database.execute(query)]
+    models = database.execute("SELECT name, status FROM logged_models").fetchall()
+    versions = database.execute("SELECT name, version FROM model_versions").fetchall()
+    database.close()
+    left = [path.name for path in (store / "checkpoints").glob("*/*")]
+    registry = {"champions": champions, "models": models, "versions": versions}
+    return {"trials": trials, "runs": runs, "registry": registry, "left": left}
+
+
+def tensors(path: Path) -> Any:
+    """Return the content of a safetensors file, whose metadata come in any order."""
+    with safe_open(path, framework="numpy") as file:
+        names = sorted(file.keys())
+        return sorted(file.metadata().items()), [(name, file.get_tensor(name).tobytes()) for name in names]
+
+
+# Three trials: the first finishes, the second is pruned, the third diverges; and one that finishes, and is confirmed.
+THREE_ENDS = ["--trials", "3", "--set", "search={lr={choices=[0.01, 1e30]}, sampler='random', pruner='median'}"]
+ONE_END = ["--trials", "1", "--set", "confirm.seeds=1"]
+
+
+# The first from the study's creation on, the other from that of its confirmation run.
+@pytest.mark.parametrize(("budget", "first_trial"), [(THREE_ENDS, None), (ONE_END, 1)])
+def test_killed_at_every_step(
+    victims: Victims, small_study: Path, tmp_path: Path, budget: list[str], first_trial: int | None
+) -> None:
+    """Killed right before each step of a study, and so right after the one before it; then run again to its end."""
+    seed = next(seed for seed in range(99) if sampled_rates(seed, [0.01, 1e30], 3) == [0.01, 0.01, 1e30])
+    arguments = [small_study, "--store", "s", "--epochs", "2", "--set", f"seed={seed}", *ONE_ARM, *budget]
+    assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+    steps = victims.steps(tmp_path)
+    expected = state(tmp_path / "s")
+    ends = [row[1] for row in expected["trials"]]
+    statuses = [run["status"] for run in expected["runs"]]  # the last one is the summary's
+    if budget == THREE_ENDS:
+        assert ends == ["COMPLETE", "PRUNED", "FAIL"]
+        assert statuses == ["FINISHED", "KILLED", "FAILED", "FINISHED"]
+        assert expected["registry"]["versions"] == []
+    else:
+        assert ends == ["COMPLETE"] * 2
+        assert statuses == ["FINISHED"] * 3
+        assert len(expected["registry"]["champions"]) == 1
+    assert expected["left"] == []
+
+    begin = steps.index("INSERT INTO studies")
+    if first_trial is not None:
+        begin = [number for number, step in enumerate(steps) if step == "INSERT INTO trials"][first_trial]
+    # MLflow's tables take seconds to make, so that is done once - after a kill in the middle of it - in each of two
+    # folders, because two kills at a time take two cores half the time.
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+        assert victims.run(folder, arguments, kill_at=steps.index("CREATE TABLE datasets")) == -signal.SIGKILL
+        assert victims.run(folder, arguments, kill_at=begin) == -signal.SIGKILL
+        (folder / "s").rename(folder / "template")
+
+    def start_over(folder: Path) -> None:
+        shutil.rmtree(folder / "s", ignore_errors=True)
+        shutil.copytree(folder / "template", folder / "s")
+
+    start_over(folders[0])
+    assert victims.run(folders[0], arguments) == 0
+    assert state(folders[0] / "s") == expected
+    steps = victims.steps(folders[0])
+    assert {"INSERT INTO runs", "INSERT INTO metrics", "fsync", "replace", "UPDATE trials SET", "_drop"} <= set(steps)
+    resumed: dict[int, Path] = {}
+    for first in range(0, len(steps) + 2, 2):
+        pair = dict(zip(range(first, len(steps)), folders, strict=False))
+        for folder in pair.values():
+            start_over(folder)
+        killed = [victims.start(folder, arguments, kill_at=number) for number, folder in pair.items()]
+        for number, store in resumed.items():  # those of the pair before, while this one is killed
+            assert state(store) == expected, f"killed before step {number}, {steps[number]}"
+        assert [victims.wait(pid) for pid in killed] == [-signal.SIGKILL] * len(pair)
+        going_on = {number: victims.start(folder, arguments) for number, folder in pair.items()}
+        resumed = {}
+        for number, folder in pair.items():
+            assert victims.wait(going_on[number]) == 0, victims.output(folder)
+            shutil.rmtree(folder / "ended", ignore_errors=True)
+            resumed[number] = (folder / "s").rename(folder / "ended")
+
+
+def test_killed_while_features_are_stored(victims: Victims, small_study: Path, tmp_path: Path) -> None:
+    """What is left of them is made again, and the study is one that was not disturbed."""
+    arguments = [small_study, "--store", "s", "--epochs", "1", "--trials", "1", "--set", "fixed.truncate_at=block1"]
+    arguments += ["--set", 'factors={strategy=["feature_extraction"]}', "--set", "search={lr={low=0.001, high=0.03}}"]
+    store, template = tmp_path / "s", tmp_path / "template"
+    assert victims.run(tmp_path, arguments, kill_at="make_training") == -signal.SIGKILL
+    store.rename(template)
+
+    def start_over() -> None:
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(template, store)
+
+    def features() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (store / "features").iterdir()}
+
+    start_over()
+    assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+    expected, stored = state(store, "feature_extraction"), features()
+    assert len(stored) == 5  # of training and validation images, each with its description; and the lock
+    steps = victims.steps(tmp_path)
+    begun = steps.index("make_training")
+    while_storing = range(begun + 1, steps.index("evaluate") + 1)
+    assert [steps[number] for number in while_storing].count("replace") == 4
+    for number in while_storing:
+        start_over()
+        assert victims.run(tmp_path, arguments, kill_at=number) == -signal.SIGKILL
+        assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+        assert state(store, "feature_extraction") == expected, f"killed before step {number}, {steps[number]}"
+        assert features() == stored
+
+
+def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path: Path) -> None:
+    """Four workers on three trials; 30 times one of them is killed and replaced."""
+    arguments = [small_study, "--store", "s", "--epochs", "30", "--trials", "3", *ONE_ARM]
+    arguments += ["--set", "search={lr={low=0.001, high=0.03}, sampler='random'}"]
+    store, template = tmp_path / "s", tmp_path / "template"
+    assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
+    expected = state(store)
+    assert [len(trial[4]) for trial in expected["trials"]] == [30] * 3
+    begin = victims.steps(tmp_path).index("INSERT INTO trials")
+    shutil.rmtree(store)
+    assert victims.run(tmp_path, arguments, kill_at=begin) == -signal.SIGKILL
+    store.rename(template)
+
+    moments = random.Random(0)
+    kills = rounds = 0
+    while kills < 30:
+        rounds += 1
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(template, store)
+        workers = [victims.start(tmp_path, arguments) for _ in range(4)]
+        while kills < 30:
+            time.sleep(moments.uniform(0.2, 1.2))
+            if any(victims.has_ended(pid) for pid in workers):
+                break  # nothing is left to do
+            victim = moments.choice(workers)
+            os.kill(victim, signal.SIGKILL)
+            victims.wait(victim)
+            workers[workers.index(victim)] = victims.start(tmp_path, arguments)
+            kills += 1
+        assert [victims.wait(pid) for pid in workers] == [0] * 4, victims.output(tmp_path)
+        assert state(store) == expected
+    assert rounds < 30
+
+
+def test_four_workers_make_exactly_the_budget(victims: Victims, small_study: Path, tmp_path: Path) -> None:
+    """On SQLite: 40 trials, with one worker killed in the middle and replaced."""
+    arguments = [small_study, "--store", "s", "--epochs", "2", "--trials", "10"]
+    finish_with_a_kill(victims, tmp_path, arguments, workers=4, environment={})
+    store = tmp_path / "s"
+    for arm in (
+        "block1,feature_extraction",
+        "block1,fine_tune_all",
+        "conv2_1,feature_extraction",
+        "conv2_1,fine_tune_all",
+    ):
+        found = state(store, arm)
+        assert [(trial[0], trial[1], len(trial[4])) for trial in found["trials"]] == [
+            (number, "COMPLETE", 2) for number in range(10)
+        ]
+    runs = [run for run in found["runs"] if ("kind", "trial") in run["tags"]]
+    assert len(runs) == len({(dict(run["tags"])["arm"], dict(run["tags"])["trial"]) for run in runs}) == 40
+    assert {run["status"] for run in found["runs"]} == {"FINISHED"}
+    assert all(run["steps"].count(("val_accuracy", step)) == 1 for run in runs for step in (1, 2))
+    assert "locked" not in victims.output(tmp_path)
+
+
+@pytest.mark.parametrize("start", range(20))
+def test_fresh_stores_are_made_by_four_at_once(victims: Victims, small_study: Path, tmp_path: Path, start: int) -> None:
+    workers = [victims.start(tmp_path, [small_study, "--store", "s"], only_open=True) for _ in range(4)]
+    assert [victims.wait(pid) for pid in workers] == [0] * 4, victims.output(tmp_path)
+    assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path}/s/optuna.db")) == 4
