@@ -39,14 +39,14 @@ def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int)
 
     Files are read as the study's own images were: as RGB, scaled so that the shorter side fits, cropped in the middle.
     """
-    from ablation.base.terminal import show_table, waiting
-    from ablation.tracking.registry import load_champion
-
     name = check_name(study)
     paths = check_files(images)
     store = find_store(store_option)
     if store.has_own_tracking and not sqlite_path(store.tracking_uri).is_file():
         raise InputError(f"{store.root}: is no store, or an empty one")
+
+    from ablation.base.terminal import show_table, waiting
+    from ablation.tracking.registry import load_champion
 
     with waiting("Loading the champion (torch and MLflow take a few seconds to load)"):
         champion = load_champion(store, name)

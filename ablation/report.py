@@ -22,10 +22,11 @@ from ablation.storage.store import find_store
 @click.version_option(__version__)
 def cli(name: str, store_option: str | None, output: str | None) -> None:
     """Write the report of the study NAME from what MLflow holds, and print its short form."""
-    from ablation.reporting.report import show_report, write_report
-
     check_name(name)
     store = find_store(store_option)
+
+    from ablation.reporting.report import show_report, write_report
+
     show_report(write_report(store, name, None if output is None else expand(output)))
 
 

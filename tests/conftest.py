@@ -1,25 +1,21 @@
 """Shared fixtures: small studies on scikit-learn's digits, and the real images and weights where they are at hand."""
 
-import contextlib
-import json
-import shutil
-import signal
-import socket
-import subprocess
+import os
 import sys
 import tarfile
 import tempfile
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+from ablation import study
+from ablation.reporting import report
+from tests.servers import PostgreSQL, Server
+from tests.studies import REPOSITORY, STUDY, Command, signal_handlers_kept
+from tests.victims import Victims
 
-REPOSITORY = Path(__file__).parent.parent
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
 @pytest.fixture(autouse=True)
@@ -45,34 +41,6 @@ def narrow_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "narrow.safetensors"
     save_file(tensors, path, {"architecture": "vgg16_narrow"})
     return path
-
-
-STUDY = """
-question = "Which cut of a small network?"
-trials_per_arm = 2
-epochs = 3
-
-[backbone]
-name = "vgg16_narrow"
-weights = "{weights}"
-
-[data]
-source = "digits"
-limit = 200
-val_fraction = 0.25
-
-[fixed]
-batch_size = 32
-
-[factors]
-truncate_at = ["block1", "conv2_1"]
-strategy = ["feature_extraction", "fine_tune_all"]
-
-[search]
-lr = {{ low = 1e-3, high = 1e-1, log = true }}
-head_width = {{ choices = [8, 16] }}
-backbone_lr_scale = {{ low = 0.01, high = 1.0, log = true }}
-"""
 
 
 @pytest.fixture
@@ -109,80 +77,6 @@ def real_images(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 # ------------------------------------------------------------------------------------------ processes that are killed
 
 
-@contextlib.contextmanager
-def signal_handlers_kept() -> Iterator[None]:
-    """Let a command line set its signal handlers in this process for the time of this context."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class Victims:
-    """The process of `victims.py`, which forks workers that can be killed at a chosen step."""
-
-    def __init__(self, study_file: Path):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.victims", str(study_file)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
-        )  # fmt: skip
-        self.ended: dict[int, int] = {}
-        assert self._answer() == "ready"
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def _order(self, **order: Any) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def start(
-        self,
-        folder: Path,
-        arguments: Sequence[object],
-        *,
-        kill_at: int | str | None = None,
-        environment: dict[str, str] | None = None,
-        only_open: bool = False,
-    ) -> int:
-        """Start `python -m ablation.study ARGUMENTS` in a folder; return its process id."""
-        pid: int = self._order(
-            arguments=[str(argument) for argument in arguments], folder=str(folder), kill_at=kill_at,
-            environment=environment or {}, steps=str(folder / "steps"), only_open=only_open,
-        )  # fmt: skip
-        return pid
-
-    def wait(self, pid: int) -> int:
-        """Return a worker's exit status, negative for a signal."""
-        if pid not in self.ended:
-            self.ended[pid] = self._order(wait=pid)
-        return self.ended[pid]
-
-    def has_ended(self, pid: int) -> bool:
-        """Return whether a worker has ended, by itself or killed."""
-        if pid in self.ended:
-            return True
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # a zombie, not waited for
-
-    def run(self, folder: Path, arguments: Sequence[object], *, kill_at: int | str | None = None) -> int:
-        return self.wait(self.start(folder, arguments, kill_at=kill_at))
-
-    @staticmethod
-    def steps(folder: Path) -> list[str]:
-        """Return the names of the steps of the last run that was not killed."""
-        return (folder / "steps").read_text().splitlines()
-
-    @staticmethod
-    def output(folder: Path) -> str:
-        """Return what all runs in a folder have printed."""
-        return (folder / "steps.out").read_text()
-
-
 @pytest.fixture(scope="session")
 def small_study(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> Path:
     """The file of `study_file`, for all tests together."""
@@ -200,76 +94,6 @@ def victims(small_study: Path) -> Iterator[Victims]:
     started.process.wait()
 
 
-def finish_with_a_kill(
-    victims: Victims, folder: Path, arguments: Sequence[object], *, workers: int, environment: dict[str, str]
-) -> None:
-    """Let several workers finish a study; one is killed in the middle of its first trial and replaced."""
-
-    def start(kill_at: str | None = None) -> int:
-        return victims.start(folder, arguments, environment=environment, kill_at=kill_at)
-
-    victim = start(kill_at="evaluate")
-    others = [start() for _ in range(workers - 1)]
-    assert victims.wait(victim) == -signal.SIGKILL
-    others.append(start())
-    assert [victims.wait(pid) for pid in others] == [0] * workers, victims.output(folder)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class PostgreSQL:
-    """A PostgreSQL server of Debian's package on loopback, with a folder of its own."""
-
-    PASSWORD = "not-a-secret"
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        (found,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:] or [None]
-        if found is None:
-            pytest.skip("no PostgreSQL: Debian's package postgresql has it")
-        self.programs = found
-        self.port = free_port()
-        folder.mkdir()
-        password = folder / "password"
-        password.write_text(self.PASSWORD)
-        if os.getuid() == 0:  # it refuses to run as root
-            for path in (folder, password):
-                shutil.chown(path, "postgres")
-        self._run("initdb", "--auth=scram-sha-256", f"--pwfile={password}", "-U", "ablation")
-        self.start()
-
-    def _run(self, program: str, *arguments: str) -> None:
-        user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-        subprocess.run([*user, str(self.programs / program), "-D", str(self.folder / "data"), *arguments],
-                       check=True, capture_output=True, cwd="/")  # fmt: skip
-
-    def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-        self._run("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
-
-    def query(self, sql: str, database: str = "postgres") -> list[Any]:
-        with psycopg.connect(self.address(database), autocommit=True) as connection:
-            answer = connection.execute(sql)
-            return answer.fetchall() if answer.description else []
-
-    def address(self, database: str) -> str:
-        return f"postgresql://ablation:{self.PASSWORD}@127.0.0.1:{self.port}/{database}"
-
-    def new_database(self) -> str:
-        """Make an empty database and return its address."""
-        name = f"d{uuid.uuid4().hex}"
-        self.query(f"CREATE DATABASE {name}")
-        return self.address(name)
-
-
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     # Not in pytest's own folder, which its user could not enter.
@@ -278,3 +102,29 @@ def postgresql() -> Iterator[PostgreSQL]:
         server = PostgreSQL(Path(folder) / "postgresql")
         yield server
         server.stop()
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`python -m ablation.study ARGUMENTS` in an empty folder, in this process; returns the exit status.
+
+    Its reports have no figures, which take seconds to draw; `finished` has them.
+    """
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, importances: {})
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
+        with signal_handlers_kept():
+            return study.main()
+
+    return run
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    started = Server(tmp_path / "server")
+    yield started
+    started.stop()

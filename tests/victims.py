@@ -1,168 +1,89 @@
-"""Runs the command line in forked children that kill themselves at a chosen step, for `test_faults.py`.
+"""Workers that are killed at a chosen step, forked by `tests.victim_process`."""
 
-Started once, this process imports everything and runs a study, so that a victim costs a fork instead of
-seconds of imports. It reads orders, a line of JSON each, and answers each with a line of JSON:
-
-- `{"arguments": [...], "folder": ..., "environment": {...}, "kill_at": N | NAME | null, "steps": FILE,
-  "only_open": ...}` forks a child that runs `python -m ablation.study ARGUMENTS` in the folder. It gets SIGKILL right
-  before its N-th step, from 0, or before the first of a name; with neither it runs to its end and writes the names of
-  its steps into the file. With `only_open` it opens the stores and does nothing else. The answer is its process id.
-- `{"wait": PID}` waits for a child; the answer is its exit status, negative for a signal.
-"""
-
-import contextlib
 import json
-import os
 import signal
+import subprocess
 import sys
-import tempfile
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
-import sqlalchemy
-import torch
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from mlflow.store.db import utils as mlflow_database
-
-from ablation.data.reading import load_split, split_seed
-from ablation.running.session import open_stores
-from ablation.storage.locks import FileLocks
-from ablation.study import main
-
-# What leaves a trace outside the process, besides the databases' transactions, and the two halves of an epoch.
-STEPS: list[tuple[Any, str]] = [
-    (os, "fsync"),
-    (Path, "replace"),
-    (Path, "unlink"),
-    (LocalArtifactRepository, "log_artifact"),
-    (search, "_drop"),
-    (FileLocks, "try_acquire"),
-    (FileLocks, "release"),
-    (trial, "make_training"),
-    (train, "evaluate"),
-]
+from tests.studies import REPOSITORY
 
 
-class PruneTrialOne(optuna.pruners.BasePruner):
-    """Prunes trial 1 after its first epoch."""
+class Victims:
+    """The process of `victim_process.py`, which forks workers that can be killed at a chosen step."""
 
-    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-        return trial.number == 1
+    def __init__(self, study_file: Path):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.victim_process", str(study_file)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )  # fmt: skip
+        self.ended: dict[int, int] = {}
+        assert self._answer() == "ready"
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def _order(self, **order: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def start(
+        self,
+        folder: Path,
+        arguments: Sequence[object],
+        *,
+        kill_at: int | str | None = None,
+        environment: dict[str, str] | None = None,
+        only_open: bool = False,
+    ) -> int:
+        """Start `python -m ablation.study ARGUMENTS` in a folder; return its process id."""
+        pid: int = self._order(
+            arguments=[str(argument) for argument in arguments], folder=str(folder), kill_at=kill_at,
+            environment=environment or {}, steps=str(folder / "steps"), only_open=only_open,
+        )  # fmt: skip
+        return pid
+
+    def wait(self, pid: int) -> int:
+        """Return a worker's exit status, negative for a signal."""
+        if pid not in self.ended:
+            self.ended[pid] = self._order(wait=pid)
+        return self.ended[pid]
+
+    def has_ended(self, pid: int) -> bool:
+        """Return whether a worker has ended, by itself or killed."""
+        if pid in self.ended:
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # a zombie, not waited for
+
+    def run(self, folder: Path, arguments: Sequence[object], *, kill_at: int | str | None = None) -> int:
+        return self.wait(self.start(folder, arguments, kill_at=kill_at))
+
+    @staticmethod
+    def steps(folder: Path) -> list[str]:
+        """Return the names of the steps of the last run that was not killed."""
+        return (folder / "steps").read_text().splitlines()
+
+    @staticmethod
+    def output(folder: Path) -> str:
+        """Return what all runs in a folder have printed."""
+        return (folder / "steps.out").read_text()
 
 
-def main() -> None:
-    torch.set_num_threads(1)  # so that no thread is there to be lost in a fork
-    CHECKPOINT_SECONDS = 0
-    make_pruner = lambda spec: PruneTrialOne() if spec.search.pruner != "none" else optuna.pruners.NopPruner()
-    # What costs time and has no step: reading the same images, comparing MLflow's schema with its migrations, drawing,
-    # and translating the champion's network.
-    loaded: dict[str, Any] = {}
-    real_load = load_split
-
-    def load_once(wanted: Any, seed: int, **kwargs: Any) -> Any:
-        if str(wanted) not in loaded:
-            loaded[str(wanted)] = real_load(wanted, seed, **kwargs)
-        return loaded[str(wanted)]
-
-    load_split = load_once
-    load_split(study.load_study(Path(sys.argv[1]), name="small").data, split_seed(0))
-    mlflow_database._verify_schema = lambda engine: None
-    draw_figures = lambda analysis, importances: {}
-    export_program = lambda model, images, path: path.write_text("a program")
-    run_once(sys.argv[1])
-    answer("ready")
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            answer(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]))
-            continue
-        pid = os.fork()
-        if pid == 0:
-            run(**order)
-        answer(pid)
-
-
-def run_once(study_file: str) -> None:
-    """Run a study here, so that no child has to compile SQL and templates anew, which takes longest."""
-    with tempfile.TemporaryDirectory() as store, contextlib.redirect_stdout(sys.stderr):
-        one_arm = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
-        budget = ["--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1"]
-        sys.argv = ["study", study_file, "--store", store, *one_arm, *budget]
-        assert main() == 0
-
-
-def answer(value: object) -> None:
-    print(json.dumps(value), flush=True)
-
-
-def run(
-    arguments: list[str],
-    folder: str,
-    environment: dict[str, str],
-    kill_at: int | str | None,
-    steps: str,
-    only_open: bool,
+def finish_with_a_kill(
+    victims: Victims, folder: Path, arguments: Sequence[object], *, workers: int, environment: dict[str, str]
 ) -> None:
-    """Be the child: never returns."""
-    os.chdir(folder)
-    os.environ.update(environment)
-    output = os.open(Path(steps).with_suffix(".out"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    taken: list[str] = []
+    """Let several workers finish a study; one is killed in the middle of its first trial and replaced."""
 
-    def step(name: str) -> None:
-        if kill_at in (len(taken), name):
-            os.kill(os.getpid(), signal.SIGKILL)
-        taken.append(name)
+    def start(kill_at: str | None = None) -> int:
+        return victims.start(folder, arguments, environment=environment, kill_at=kill_at)
 
-    for owner, name in STEPS:
-        setattr(owner, name, preceded(getattr(owner, name), lambda name=name: step(name)))
-    listen_to_transactions(step)
-    if only_open:
-        run_study = open_stores
-    sys.argv = ["study", *arguments]
-    status = 70
-    try:
-        status = main()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        if kill_at is None:
-            Path(steps).write_text("\n".join(taken))
-        os._exit(status)
-
-
-def open_stores(spec: Any, store: Any, *_: object) -> None:
-    open_stores(spec, store, spec.content(), is_begun=False)
-
-
-def preceded(function: Callable[..., Any], step: Callable[[], None]) -> Callable[..., Any]:
-    def with_step(*args: Any, **kwargs: Any) -> Any:
-        step()
-        return function(*args, **kwargs)
-
-    return with_step
-
-
-def listen_to_transactions(step: Callable[[str], None]) -> None:
-    """Call `step` before every commit of a transaction that wrote, named after the first statement that did."""
-
-    def execute(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if not statement.lstrip().upper().startswith(("SELECT", "PRAGMA", "BEGIN")):
-            connection.info.setdefault("wrote", " ".join(statement.split()[:3]))
-
-    def commit(connection: Any) -> None:
-        if wrote := connection.info.pop("wrote", None):
-            step(wrote)
-
-    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", execute)
-    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", commit)
-
-
-if __name__ == "__main__":
-    main()
+    victim = start(kill_at="evaluate")
+    others = [start() for _ in range(workers - 1)]
+    assert victims.wait(victim) == -signal.SIGKILL
+    others.append(start())
+    assert [victims.wait(pid) for pid in others] == [0] * workers, victims.output(folder)

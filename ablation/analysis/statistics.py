@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import nct, norm, t
+from scipy.special import nctdtr, ndtr, stdtr, stdtrit  # scipy.stats takes longer to import
 
 from ablation.base.errors import InputError
 
@@ -96,7 +96,7 @@ def contrast(weights: Mapping[str, float], correct: Mapping[str, np.ndarray]) ->
         degrees_of_freedom=degrees_of_freedom,
         low=max(parts.value - margin, parts.lowest),
         high=min(parts.value + margin, parts.highest),
-        p=float(2 * t.sf(abs(parts.value) / standard_error, degrees_of_freedom)),
+        p=float(2 * stdtr(degrees_of_freedom, -abs(parts.value) / standard_error)),
     )
 
 
@@ -149,8 +149,8 @@ def seeds_needed(
         return None
     candidates = np.arange(2, most + 1)
     variance, degrees_of_freedom = _variance(parts, candidates[:, None])
-    critical = t.isf(alpha / family / 2, degrees_of_freedom)
-    found = nct.sf(critical, degrees_of_freedom, abs(parts.value) / np.sqrt(variance))
+    critical = -stdtrit(degrees_of_freedom, alpha / family / 2)
+    found = 1 - nctdtr(degrees_of_freedom, abs(parts.value) / np.sqrt(variance), critical)
     enough = np.flatnonzero(found >= power)
     return int(candidates[enough[0]]) if enough.size else None
 
@@ -217,11 +217,11 @@ def smallest_difference(
         by_image=arms * weight**2 * (assumed.other_arm - assumed.same_arm) / 2 / images,
     )
     variance, degrees_of_freedom = _variance(parts, parts.seeds_A)
-    threshold = t.isf(alpha / family / 2, degrees_of_freedom) * np.sqrt(variance)
+    threshold = -stdtrit(degrees_of_freedom, alpha / family / 2) * np.sqrt(variance)
     true_error = np.sqrt(arms * by_seed / seeds + parts.by_image)
 
     def lacking(difference: float) -> float:
-        return power - float(norm.cdf((difference - threshold) / true_error).mean())
+        return power - float(ndtr((difference - threshold) / true_error).mean())
 
     return float(brentq(lacking, 0.0, threshold.max() + 10 * true_error))
 
@@ -312,7 +312,7 @@ def _variance(parts: _Components, seeds: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _t_quantile(degrees_of_freedom: float) -> float:
-    return float(t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom))
+    return float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
 
 
 def _sum_of_squares(x: np.ndarray) -> float:

@@ -351,7 +351,7 @@ def test_intervals_are_calibrated_in_simulated_studies() -> None:
 
 
 def test_import_does_not_wait_for_scipy_stats() -> None:
-    code = "import sys, ablation.stats; sys.exit('scipy.stats' in sys.modules)"
+    code = "import sys, ablation.analysis.statistics; sys.exit('scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

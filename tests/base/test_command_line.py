@@ -4,10 +4,10 @@ import sys
 
 import click
 import pytest
-from conftest import signal_handlers_kept
 
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError, StoreError
+from tests.studies import signal_handlers_kept
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from conftest import signal_handlers_kept
 
 from ablation.base.interrupts import handle_interrupts, uninterrupted
+from tests.studies import signal_handlers_kept
 
 
 @pytest.fixture(autouse=True)

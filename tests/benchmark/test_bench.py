@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ablation.base.command_line import run_command
 from ablation.bench import cli
 from ablation.benchmark.measures import flops_of_an_image, timed, toml
 from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loader
@@ -92,7 +93,7 @@ def test_refusals_are_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", *(argument.format(tmp=tmp_path) for argument in arguments)])
     monkeypatch.chdir(tmp_path)
-    assert bench.run_command(cli) == 2
+    assert run_command(cli) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(message.format(tmp=tmp_path))
     assert len(errors.splitlines()) == 1

@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
 from ablation import __version__
 from ablation.__main__ import COMMANDS
+from tests.studies import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,12 @@ def test_the_wheel_has_all_studies(installed: Path, tmp_path: Path) -> None:
     listed = [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
     assert listed[2:] == studies  # below the table's head
     found = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
-    others = {"ablation/py.typed", "ablation/study.schema.json", "ablation/templates/study.toml"}
+    others = {
+        "ablation/py.typed",
+        "ablation/study.schema.json",
+        "ablation/reporting/templates/report.html.j2",
+        "ablation/spec/study_template.toml",
+    }
     assert found >= {f"ablation/studies/{study}.toml" for study in studies} | others
     assert not any(name.startswith("studies") for name in found)
 

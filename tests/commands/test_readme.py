@@ -1,65 +1,334 @@
-"""The README's commands: what is quick is run, of what takes longer the arguments are read."""
+"""The pages: what is quick is run, of what takes longer the arguments are read; links, tables and trees are checked."""
 
 import importlib
+import importlib.util
 import re
 import shlex
-import subprocess
 import sys
+import textwrap
+import tomllib
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 import pytest
-from conftest import REPOSITORY
+import yaml
+from PIL import Image
+from pydantic_core import PydanticUndefined
 
-README = (REPOSITORY / "README.md").read_text()
+import ablation
+from ablation.base.command_line import run_command
+from ablation.spec.architectures import ARCHITECTURES
+from ablation.spec.files import find_study_file, study_files
+from ablation.spec.metrics import EpochMetrics
+from ablation.spec.parameters import STRATEGIES, Hyperparameters
+from ablation.spec.reading import load_study, parse_override
+from ablation.spec.study import Data, Published, StudySpec
+from tests.house import FOLDERS, MOST_WORDS, PACKAGE
+from tests.studies import REPOSITORY, signal_handlers_kept
+
+PAGES = {
+    path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/README.md")])
+}
 MODULES = re.compile(r"ablation\.(study|report|predict|backbones|bench|ui)")
-QUICK = {"--list", "--plan", "--new", "--check"}
+COMMANDS: dict[str, click.Command] = {
+    name: importlib.import_module(f"ablation.{name}").cli
+    for name in ("study", "report", "predict", "backbones", "bench", "ui")
+}
+QUICK = {"--list", "--new", "--check", "--plan"}  # --plan of a study whose images are missing is refused at once
+PATH = re.compile(r"[\w./-]+/[\w.-]+\.(?:py|md|yaml|toml|txt|in|sh|cff)")
 
 
-def commands() -> list[list[str]]:
-    """Return the arguments of every `python -m ablation.X` in the README, X first; in blocks and in the text."""
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-    lines = [part for line in blocks.splitlines() for part in line.split("&&") if "python -m ablation." in part]
-    lines += re.findall(r"`(python -m ablation\.[^`]*)`", README.replace("\n", " "))
-    found = []
-    for line in lines:
-        line = re.sub(r"\[(--\w+ \w+)\]", r"\1", line.replace("NAME", "vgg_truncation"))  # what may be left out
-        words = shlex.split(line, comments=True)
-        if MODULES.fullmatch(words[words.index("-m") + 1]):
+def blocks(page: str, language: str) -> list[str]:
+    """Return the fenced blocks of a page in a language, without their indentation."""
+    fenced = re.findall(rf"^ *```{language}\n(.*?)^ *```$", PAGES[page], re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for block in fenced]
+
+
+def prose(page: str) -> str:
+    """Return a page without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+
+
+def spans(page: str) -> list[str]:
+    """Return the inline code of a page."""
+    return re.findall(r"`([^`]+)`", prose(page).replace("\n", " "))
+
+
+def lines(page: str) -> list[str]:
+    """Return the command lines of a page: in blocks and in the text, `&&` taken apart."""
+    in_blocks = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    in_text = [span for span in spans(page) if span.startswith("python -m ")]
+    return [part for line in [*in_blocks, *in_text] for part in line.split("&&")]
+
+
+def words_of(line: str) -> list[str]:
+    """Return the words of a command line; NAME stands for a study, and what may be left out is there."""
+    line = re.sub(r"\[(--\w+ \w+)\]", r"\1", line.replace("NAME", "vgg_truncation"))
+    return shlex.split(line, comments=True)
+
+
+def commands(page: str) -> list[list[str]]:
+    """Return the arguments of every `python -m ablation.X` of a page, X first, also of containers that run a study."""
+    unique: list[list[str]] = []
+    for line in lines(page):
+        command: list[str] = []
+        if "python -m ablation." in line:
+            words = words_of(line)
             module, *arguments = words[words.index("-m") + 1 :]
-            command = [module.removeprefix("ablation."), *arguments]
-            if command not in found:
-                found.append(command)
-    return found
+            if MODULES.fullmatch(module):
+                command = [module.removeprefix("ablation."), *arguments]
+        elif re.match(r"docker compose run|STUDY=", line):
+            words = words_of(line)
+            is_run = "run" in words
+            arguments = words[words.index("--rm") + 2 :] if is_run else shlex.split(words[0].removeprefix("STUDY="))
+            command = ["study", *arguments]
+        if command and command not in unique:
+            unique.append(command)
+    return unique
+
+
+ALL_COMMANDS = [command for page in PAGES for command in commands(page)]
+UNIQUE_COMMANDS = [command for n, command in enumerate(ALL_COMMANDS) if command not in ALL_COMMANDS[:n]]
+WRITTEN = {command[-1] for command in ALL_COMMANDS if "--new" in command}  # studies that a page has written by --new
 
 
 def is_quick(command: list[str]) -> bool:
     return bool(QUICK & set(command)) or (command[0] == "backbones" and len(command) > 1)
 
 
+def parsed(command: list[str]) -> dict[str, Any]:
+    """Return a command's arguments as click reads them."""
+    module, *arguments = command
+    needed = {"report": ["x"], "predict": ["x", "y"]}.get(module, [])  # where the text only names the command
+    return COMMANDS[module].make_context(module, arguments or needed).params
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
 def test_there_are_commands() -> None:
-    assert {command[0] for command in commands()} == {"study", "report", "predict", "backbones", "bench", "ui"}
-    assert sum(map(is_quick, commands())) >= 4
+    assert {command[0] for command in ALL_COMMANDS} == {"study", "report", "predict", "backbones", "bench", "ui"}
+    assert sum(map(is_quick, UNIQUE_COMMANDS)) >= 4
+    assert all(PAGES[page] for page in ("README.md", "CONTRIBUTING.md"))
+    assert {page.partition("/")[0] for page in PAGES if "/" in page} >= {
+        "ablation", "docker", "mlruns", "studies", "tests",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+@pytest.mark.parametrize("command", UNIQUE_COMMANDS, ids=" ".join)
 def test_its_arguments_are_understood(command: list[str]) -> None:
-    module = importlib.import_module(f"ablation.{command[0]}")
-    needed = {"report": ["x"], "predict": ["x", "y"]}.get(command[0], [])  # where the text only names the command
-    context: click.Context = module.cli.make_context(command[0], command[1:] or needed)
-    assert context.params
+    assert parsed(command)
 
 
-def test_quick_ones_run(tmp_path: Path) -> None:
-    (network,) = re.findall(r"```python\n(# nets.py\n.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("command", [command for command in UNIQUE_COMMANDS if len(command) > 1], ids=" ".join)
+def test_its_study_or_backbone_exists(command: list[str]) -> None:
+    params = parsed(command)
+    if command[0] == "backbones":
+        assert params["name"] in ARCHITECTURES or params["module"] is not None
+    elif params.get("study") is not None:
+        name = str(params["study"]).removesuffix("-demo")
+        assert name in study_files() or name in WRITTEN
+        if params.get("settings"):  # every key of --set exists, and its value is one
+            overrides = [parse_override(setting) for setting in params["settings"]]
+            assert load_study(find_study_file(name), overrides=overrides).name == name
+
+
+def test_quick_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (network,) = [block for block in blocks("studies/README.md", "python") if block.startswith("# nets.py")]
     (tmp_path / "nets.py").write_text(network)
-    for command in filter(is_quick, commands()):
-        module, *arguments = command
-        done = subprocess.run(
-            [sys.executable, "-m", f"ablation.{module}", *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
-        if "--check" in command:  # of the file that --new has just written: its pictures are still to come
-            assert done.returncode == 2, command
-            assert "data.root: pictures: there is no such folder" in done.stderr
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: list[str]) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", command)
+        with signal_handlers_kept():
+            status = run_command(COMMANDS[command[0]])
+        return status, capsys.readouterr().err
+
+    for command in filter(is_quick, UNIQUE_COMMANDS):
+        status, error = run(command)
+        if {"--check", "--plan"} & set(command):  # of the file that --new has just written: its pictures are to come
+            assert status == 2, command
+            assert "data.root: pictures: there is no such folder" in error
         else:
-            assert done.returncode == 0, (command, done.stderr)
+            assert status == 0, (command, error)
+
+    for number in range(30):  # what the front page asks for: pictures/<class>/*
+        path = tmp_path / "pictures" / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    (check,) = [command for command in UNIQUE_COMMANDS if "--check" in command]
+    assert run(check) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_and_tests_that_are_run_exist(page: str) -> None:
+    for line in lines(page):
+        if " -m " not in f" {line}" or re.search(r"-m\s+(models:|real_data|slow)", line.replace("python -m", "")):
+            line = line.partition(" -m ")[0] + " -m " + line.partition(" -m ")[2].partition(" -m ")[0]
+        words = words_of(line)
+        if "python" not in words or "-m" not in words:
+            continue
+        module, *arguments = words[words.index("-m") + 1 :]
+        if module != "ablation.X":
+            assert importlib.util.find_spec(module) is not None, line
+        if module == "pytest":
+            paths = [argument for argument in arguments if "/" in argument]
+            assert all((REPOSITORY / path).exists() for path in paths), line
+
+
+def test_containers_exist() -> None:
+    compose = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text(encoding="utf-8"))
+    profiles = {profile for service in compose["services"].values() for profile in service.get("profiles", [])}
+    text = "\n".join(line for page in PAGES for line in lines(page) if "docker compose" in line)
+    named = re.findall(r"(?:run --rm|compose up|--scale) ([a-z-]+)", text)
+    assert len(named) >= 5
+    assert set(named) <= compose["services"].keys()
+    assert set(re.findall(r"--profile ([a-z-]+)", text)) <= profiles
+    assert (REPOSITORY / "docker" / "prepare.sh").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_in_the_text_exist(page: str) -> None:
+    known = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    named = [option for span in spans(page) if span.startswith("--") for option in re.findall(r"--[a-z-]+", span)]
+    assert set(named) - known == set()
+
+
+# ---------------------------------------------------------------------------------------------------------- links
+
+
+def anchors(page: str) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = re.sub(r"`[^`]*`", "", prose(page))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.resolve().relative_to(REPOSITORY).as_posix()), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    for span in spans(page):
+        path = span.replace("NAME", "vgg_truncation")
+        if PATH.fullmatch(path) and Path(path).stem not in WRITTEN:
+            roots = (REPOSITORY, PACKAGE, (REPOSITORY / page).parent)
+            assert any((root / path).exists() for root in roots), span
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_names_exist(page: str) -> None:
+    for name in re.findall(r"`ablation\.([a-zA-Z]\w*)", prose(page)):
+        assert name in ablation.__all__ or importlib.util.find_spec(f"ablation.{name}") is not None, name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_machine_is_named(page: str) -> None:
+    assert re.findall(r"(?<![\w.~])/(?:work|tmp|home|root)\b", PAGES[page]) == []
+
+
+# ------------------------------------------------------------------------------------------------ blocks and tables
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(PAGES["README.md"].split()) <= MOST_WORDS == 1800
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_compiles(page: str) -> None:
+    for block in blocks(page, "python"):
+        compile(block, page, "exec")
+    for block in blocks(page, "sh"):
+        for option, code in pairwise(shlex.split(block, comments=True)):
+            if option == "-c":
+                compile(code, page, "exec")
+
+
+def test_toml_loads(tmp_path: Path) -> None:
+    contents = [tomllib.loads(block) for page in PAGES for block in blocks(page, "toml")]
+    assert len(contents) >= 2
+    (whole,) = [block for block in blocks("studies/README.md", "toml") if "question" in block]
+    (tmp_path / "my_cut.toml").write_text(whole)
+    assert len(load_study(tmp_path / "my_cut.toml").combinations()) == 6
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the tables below a heading, without their heads."""
+    section = re.split(r"^#+ ", PAGES[page].partition(f"# {heading}\n")[2], flags=re.MULTILINE)[0]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if line[:1] == "|"]
+    heads = [number for number, row in enumerate(cells) if set(row[0]) <= {"-", "|"}]
+    return [row for number, row in enumerate(cells) if number not in heads and number + 1 not in heads]
+
+
+def keys_with_defaults() -> dict[str, Any]:
+    """Return every key of a study file but the hyper-parameters, with its default."""
+    keys: dict[str, Any] = {}
+    for name, field in StudySpec.model_fields.items():
+        if name in ("name", "fixed", "factors"):
+            continue
+        inner = getattr(field.annotation, "model_fields", None)
+        if inner is None:
+            keys[name] = field.default
+        else:
+            keys |= {f"{name}.{key}": f.default for key, f in inner.items() if key not in Hyperparameters.model_fields}
+    return keys | {f"published.{key}": field.default for key, field in Published.model_fields.items()}
+
+
+def documented_defaults(heading: str) -> dict[str, Any]:
+    """Return what the page on studies says of keys and their defaults; None where it says that there is none."""
+    defaults: dict[str, Any] = {}
+    for names, _, default in rows("studies/README.md", heading):
+        code = re.match(r"`([^`]+)`", default)
+        assert code or default.startswith("none"), names
+        for name in re.findall(r"`([^`]+)`", names):
+            defaults[name] = tomllib.loads(f"value = {code[1]}")["value"] if code else None
+    return defaults
+
+
+def test_every_key_is_described() -> None:
+    hyperparameters = {name: field.default for name, field in Hyperparameters.model_fields.items()}
+    assert documented_defaults("Hyper-parameters") == hyperparameters
+    empty = (None, PydanticUndefined, {}, [])
+    others = {key: None if default in empty else default for key, default in keys_with_defaults().items()}
+    assert documented_defaults("All other keys") == others
+
+
+def test_every_value_is_described() -> None:
+    assert [row[0].strip("`") for row in rows("studies/README.md", "Strategies")] == list(STRATEGIES)
+    assert {row[0].strip("`") for row in rows("studies/README.md", "Studies")} == {
+        path.stem for path in (REPOSITORY / "studies").glob("*.toml")
+    }
+    assert set(get_args(Data.model_fields["source"].annotation)) <= set(spans("studies/README.md"))
+    assert set(EpochMetrics.__dataclass_fields__) - {"epoch", "timestamp"} <= set(spans("mlruns/README.md"))
+
+
+def test_the_tree_is_the_package() -> None:
+    (tree,) = blocks("ablation/README.md", "text")
+    files, folders = set(), []
+    for line in filter(None, tree.splitlines()):
+        name, text = line.split(maxsplit=1)
+        assert text, line
+        if name.endswith("/"):
+            folders.append(name.removesuffix("/"))
+        else:
+            files.add(f"{folders[-1]}/{name}" if line.startswith(" ") else name)
+    assert folders == list(reversed(FOLDERS))
+    real = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.is_file()}
+    skipped = {"README.md", "py.typed"}
+    assert files == {
+        name
+        for name in real
+        if name not in skipped and "__pycache__" not in name and not name.endswith("/__init__.py")
+    }

@@ -8,12 +8,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import free_port
 
 from ablation.base.errors import InputError
 from ablation.storage.store import find_store
 from ablation.tracking.client import open_client
 from ablation.ui import check
+from tests.servers import free_port
 
 
 def store_with_something(folder: Path) -> Path:

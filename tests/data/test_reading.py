@@ -14,6 +14,7 @@ from ablation.base import machine
 from ablation.base.errors import InputError
 from ablation.base.machine import available_memory
 from ablation.base.seeds import generator
+from ablation.data import image_folder, reading
 from ablation.data.decoding import fit_image
 from ablation.data.image_folder import _open, cache_folder, list_imagefolder
 from ablation.data.images import Normalisation, augment, normalise
@@ -186,7 +187,7 @@ def test_other_sizes_and_modes_are_fitted(folder: Path) -> None:
 def test_cache_is_used_and_notices_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_folder(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_decode_all", None)  # a second decoding would raise
+        patch.setattr(image_folder, "decode_images", None)  # a second decoding would raise
         again = load_folder(folder)
     assert again.digest == first.digest
     assert np.array_equal(again.train_images_NHWC, first.train_images_NHWC)
@@ -264,7 +265,9 @@ def test_only_what_the_limit_keeps_is_decoded(folder: Path, monkeypatch: pytest.
             Image.new("RGB", (8, 8), (100 * c, number, 7)).save(folder / "train" / name / f"{number}.png")
     opened: list[str] = []
     real = _open
-    monkeypatch.setattr(data, "_open", lambda paths, number: opened.append(paths[number]) or real(paths, number))
+    monkeypatch.setattr(
+        image_folder, "_open", lambda paths, number: opened.append(paths[number]) or real(paths, number)
+    )
     everything = load_folder(folder)
     assert len(opened) == 62
     whole = split_train_val(everything.train_labels_N, 0.25, 20, seed=4)
@@ -285,9 +288,9 @@ def test_only_what_the_limit_keeps_is_decoded(folder: Path, monkeypatch: pytest.
 
 def test_what_does_not_fit_into_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three copies of 50,000 training images and one of 10,000 test images of 3,072 bytes are 0.49 GB."""
-    monkeypatch.setattr(data, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(reading, "available_memory", lambda: 10**9)
     check_memory(32, 50_000, 10_000)
-    monkeypatch.setattr(data, "available_memory", lambda: 4 * 10**8)
+    monkeypatch.setattr(reading, "available_memory", lambda: 4 * 10**8)
     with pytest.raises(InputError) as refused:
         check_memory(32, 50_000, 10_000)
     assert str(refused.value) == (
@@ -297,10 +300,10 @@ def test_what_does_not_fit_into_memory_is_refused(folder: Path, monkeypatch: pyt
     check_memory(32, 35_000, 10_000)
     with pytest.raises(InputError, match="set data.limit = 16000"):  # (0.9 * 2e8 / 3072 - 10,000) / 3 = 16,198
         check_memory(32, 50_000, 10_000, processes=2)
-    monkeypatch.setattr(data, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(reading, "available_memory", lambda: 10_000)
     with pytest.raises(InputError, match="the test images alone are too many"):
         check_memory(32, 50_000, 10_000)
-    monkeypatch.setattr(data, "_decode_all", None)  # nothing is decoded first
+    monkeypatch.setattr(image_folder, "decode_images", None)  # nothing is decoded first
     with pytest.raises(InputError, match="6 training and 2 test images of 32 x 32 pixels"):
         load_folder(folder)
 

@@ -1,5 +1,6 @@
 """A backbone of one's own: a function in a Python file that returns blocks."""
 
+import functools
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,9 @@ from ablation.data.images import Normalisation
 from ablation.networks.blocks import build_blocks, initialise_blocks
 from ablation.networks.custom_backbone import load_custom_backbone, make_custom_blocks
 from ablation.networks.custom_checks import check_custom_blocks
-from ablation.networks.strategies import apply_strategy
+from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, build_model
 from ablation.networks.weights import read_weights
-from ablation.spec import architectures
 from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.reading import load_study
 from ablation.training.loop import set_training_mode, trained_tensors
@@ -114,14 +115,19 @@ def write_nets(folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder, with the module and a package that it imports, its weights, and a study."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(architectures, "BACKBONES", dict(ARCHITECTURES))
+    known = dict(ARCHITECTURES)
     write_nets(tmp_path)
     (tmp_path / "own.toml").write_text(STUDY)
     shutil.copy(own_weights, "mine.safetensors")
-    return tmp_path
+    yield tmp_path
+    for name in ARCHITECTURES.keys() - known.keys():
+        del ARCHITECTURES[name]
+
+
+load = functools.partial(load_study, load_custom=load_custom_backbone)
 
 
 def study(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -233,7 +239,10 @@ def mine():
     write("net.py", body)
     (folder / "there").mkdir()
     shutil.copy("net.py", "there")
-    code = "import sys; from ablation import custom; print(custom.load(sys.argv[1], 'mine'))"
+    code = (
+        "import sys; from ablation.networks.custom_backbone import load_custom_backbone;"
+        "print(load_custom_backbone(sys.argv[1], 'mine'))"
+    )
     names = {
         subprocess.run(
             [sys.executable, "-c", code, file], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True,
@@ -370,7 +379,7 @@ def mine():
 
     def model(frozen: int) -> TransferModel:
         made = build_model(name, "block4", 4, 1, 2, 8)
-        apply_strategy(made, "fine_tune_top", freeze_depth=frozen, lr=1.0, backbone_lr_scale=1.0, weight_decay=0.0)
+        apply_strategy(made, Learning("fine_tune_top", lr=1.0, freeze_depth=frozen))
         set_training_mode(made, head_alone=False)
         return made
 
@@ -483,7 +492,9 @@ def test_a_module_that_is_wrong_is_refused(folder: Path, body: str | None, said:
     if body is not None:
         write("net.py", body)
     with pytest.raises(InputError) as refused:
-        load_study(folder / "own.toml", overrides=[(["backbone", "module"], "net.py")])
+        load_study(
+            folder / "own.toml", load_custom=load_custom_backbone, overrides=[(["backbone", "module"], "net.py")]
+        )
     assert "own.toml, as set on the command line: backbone." in str(refused.value)
     assert said.format(net=folder / "net.py") in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -547,7 +558,7 @@ def test_bad_blocks_are_refused_before_anything_is_written(folder: Path) -> None
 def test_from_scratch_needs_no_weights(folder: Path) -> None:
     text = STUDY.replace('weights = "mine.safetensors"\n', "").replace('"feature_extraction", ', "")
     (folder / "scratch.toml").write_text(text)
-    spec = load_study(folder / "scratch.toml")
+    spec = load(folder / "scratch.toml")
     assert spec.backbone.weights is None
     assert spec.content()["backbone"] == {"name": spec.backbone.name, "weights": None, "missing_layers": "error"}
 
@@ -562,5 +573,9 @@ def test_from_scratch_needs_no_weights(folder: Path) -> None:
 )
 def test_keys_that_do_not_go_together_are_refused(folder: Path, keys: dict[str, object], said: str) -> None:
     with pytest.raises(InputError) as refused:
-        load_study(folder / "own.toml", overrides=[(["backbone", key], value) for key, value in keys.items()])
+        load_study(
+            folder / "own.toml",
+            load_custom=load_custom_backbone,
+            overrides=[(["backbone", key], value) for key, value in keys.items()],
+        )
     assert said in str(refused.value)

@@ -8,12 +8,12 @@ import torch
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation
 from ablation.networks.blocks import build_blocks, kept_parts
-from ablation.networks.strategies import STRATEGIES, apply_strategy
+from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, build_model, calibrate, initialise
 from ablation.spec.architectures import block_names, smallest_image
-from ablation.spec.parameters import StrategyName
+from ablation.spec.parameters import STRATEGIES, StrategyName
 from ablation.training.feature_cache import FeatureCache, Pretrained
-from ablation.training.loop import Training, make_optimizer, train
+from ablation.training.loop import Training, TrainingSettings, make_optimizer, train
 from ablation.training.sources import FeatureSource, frozen_part
 
 CPU = torch.device("cpu")
@@ -58,14 +58,11 @@ def test_what_is_frozen_stays_and_all_else_learns(name: str, cut: str, strategy:
     source = FeatureCache(tmp_path, 10**8, lambda: Pretrained([], []), lambda text: None).source(images, frozen, "none")
     assert isinstance(source, FeatureSource) == (blocks > 0)
     calibrate(model, source.in_order(), source.start, "float32")
-    groups = apply_strategy(model, strategy, freeze_depth=1, lr=0.01, backbone_lr_scale=1.0, weight_decay=0.1)
+    groups = apply_strategy(model, Learning(strategy, 0.01, freeze_depth=1, weight_decay=0.1))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     training = Training(model, frozen, make_optimizer("sgd", groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
-    (epoch,) = train(
-        training, source, source, epochs=1, batch_size=3, schedule="constant", label_smoothing=0.0,
-        class_weights="none", max_grad_norm=5.0,
-        head_warmup_epochs=0, precision="float32", compile_mode="none", seed=0,
-    )  # fmt: skip
+    settings = TrainingSettings(epochs=1, batch_size=3, seed=0, precision="float32", schedule="constant")
+    (epoch,) = train(training, source, source, settings)
     assert 0 < epoch.val_loss < 100
 
     constant = ("feature_", *(f"blocks.block{number}." for number in range(1, blocks + 1)))

@@ -1,7 +1,8 @@
 import pytest
 
-from ablation.networks.strategies import STRATEGIES, apply_strategy, check_coverage
+from ablation.networks.strategies import Learning, apply_strategy, check_coverage
 from ablation.networks.transfer_model import TransferModel, build_model, initialise
+from ablation.spec.parameters import STRATEGIES
 
 
 def model() -> TransferModel:
@@ -25,7 +26,7 @@ def test_what_each_strategy_trains(
     strategy: str, depth: int | None, scale: float | None, frozen_blocks: list[str], backbone_lr: float | None
 ) -> None:
     net = model()
-    groups = apply_strategy(net, strategy, freeze_depth=depth, lr=0.5, backbone_lr_scale=scale, weight_decay=0.1)
+    groups = apply_strategy(net, Learning(strategy, 0.5, depth, scale, weight_decay=0.1))
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
     assert frozen == {
         n for n, _ in net.named_parameters() if n.split(".")[0] == "blocks" and n.split(".")[1] in frozen_blocks
@@ -44,14 +45,14 @@ def test_what_each_strategy_trains(
 
 
 def test_which_strategies_start_pretrained() -> None:
-    assert {name: strategy.pretrained for name, strategy in STRATEGIES.items()} == {
+    assert {name: strategy.starts_pretrained for name, strategy in STRATEGIES.items()} == {
         "feature_extraction": True, "fine_tune_top": True, "fine_tune_all": True, "from_scratch": False,
     }  # fmt: skip
 
 
 def test_a_parameter_left_out_or_given_twice_is_an_error() -> None:
     net = model()
-    groups = apply_strategy(net, "from_scratch", freeze_depth=None, lr=1, backbone_lr_scale=None, weight_decay=0.1)
+    groups = apply_strategy(net, Learning("from_scratch", lr=1, weight_decay=0.1))
     left_out = groups[0]["params"].pop()
     with pytest.raises(AssertionError, match="head.2.weight is in 0 optimizer groups, not in 1"):
         check_coverage(net, groups)

@@ -1,6 +1,8 @@
 """What a measurement runs, and what becomes of one that fails; how long it takes is not tested."""
 
 import mmap
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ablation.planning import probe
+from ablation.planning import probe as module
 from ablation.planning.probe import (
     SAMPLING_SECONDS,
     Conditions,
@@ -31,8 +33,8 @@ SPEED = Speed(1.0, 2.0, 3.0, 4.0)
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "SECONDS", 0.0)
-    monkeypatch.setattr(probe, "EPOCH_SECONDS", 0.0)
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    monkeypatch.setattr(module, "EPOCH_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -57,24 +59,24 @@ def test_the_real_loop_runs_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
     trained: list[Any] = []
     evaluated: list[Any] = []
 
-    def watched(training: Any, source: Any, *arguments: Any, **named: Any) -> Iterator[Any]:
-        trained.append((training, source, named))
-        yield from train(training, source, *arguments, **named)
+    def watched(training: Any, source: Any, val_source: Any, settings: Any) -> Iterator[Any]:
+        trained.append((training, source, settings))
+        yield from train(training, source, val_source, settings)
 
     def watched_evaluation(model: Any, source: Any, precision: str) -> tuple[float, float]:
         evaluated.append(source)
         return evaluate(model, source, precision)
 
-    monkeypatch.setattr(probe, "train", watched)
-    monkeypatch.setattr(probe, "evaluate", watched_evaluation)
+    monkeypatch.setattr(module, "train", watched)
+    monkeypatch.setattr(module, "evaluate", watched_evaluation)
     kind = replace(KIND, frozen_blocks=1, reads_features=True, augmentation="flip", optimizer="adamw")
     measure_training(kind, CONDITIONS)
-    training, source, named = trained[-1]
+    training, source, settings = trained[-1]
     # The first block of the narrow network halves 32 x 32 pixels and has 8 channels.
     assert source.features.shape == (32, 16, 16, 8)
     assert source.mirrored.shape == source.features.shape
     assert source.start == 1
-    assert named["batch_size"] == 32
+    assert settings.batch_size == 32
     assert isinstance(training.optimizer, torch.optim.AdamW)
     assert [any(p.requires_grad for p in block.parameters()) for block in training.model.blocks] == [False, True]
     assert training.model.head[0].out_features == 16
@@ -88,8 +90,8 @@ def test_the_real_loop_runs_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_equal_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Any] = []
-    monkeypatch.setattr(probe, "measure_training", lambda kind, _: measured.append(kind) or SPEED)
-    monkeypatch.setattr(probe, "measure_frozen", lambda part, _: measured.append(part) or (1.0, 2.0))
+    monkeypatch.setattr(module, "measure_training", lambda kind, _: measured.append(kind) or SPEED)
+    monkeypatch.setattr(module, "measure_frozen", lambda part, _: measured.append(part) or (1.0, 2.0))
     wider = replace(KIND, head_width=32)
     found = probe([KIND, wider, replace(KIND)], [("block2", 2), ("block2", 1), ("block2", 2)], CONDITIONS)
     assert measured == [KIND, wider, ("block2", 2), ("block2", 1)]
@@ -105,7 +107,7 @@ def test_what_fails_is_told_and_the_rest_is_measured(monkeypatch: pytest.MonkeyP
             raise error
         return SPEED
 
-    monkeypatch.setattr(probe, "measure_training", measure)
+    monkeypatch.setattr(module, "measure_training", measure)
     wider = replace(KIND, head_width=32)
     found = probe([KIND, wider], [], CONDITIONS)
     reason = "CUDA out of memory." if str(error) else "MemoryError"
@@ -118,7 +120,7 @@ def test_the_memory_of_the_process_is_watched() -> None:
     with peak_memory(torch.device("cpu")) as peak:
         held = mmap.mmap(-1, 100_000_000)  # never memory that had been freed
         held.write(bytes(100_000_000))
-        module.threading.Event().wait(5 * SAMPLING_SECONDS)
+        threading.Event().wait(5 * SAMPLING_SECONDS)
     assert 90e6 < peak[0] - before[0] < 300e6
 
 
@@ -132,8 +134,8 @@ def test_frozen_blocks_are_measured() -> None:
 
 def test_the_least_disturbed_measurement_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 0.5, 0.9, 1.1])
-    monkeypatch.setattr(probe, "SECONDS", 1.0)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(module, "SECONDS", 1.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
     values = iter([5.0, 2.0, 3.0])
     assert _least(lambda: next(values)) == 2.0
     assert next(values, None) is None

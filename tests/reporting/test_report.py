@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablation.analysis import results
 from ablation.analysis.results import ArmResult, Predictions, StudyResult
+from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.report import cli
-from ablation.reporting import figures
+from ablation.reporting import report
 from ablation.reporting.content import searched_params
 from ablation.reporting.figures import Picture
 from ablation.reporting.render import escape_markdown
@@ -54,7 +54,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take seconds, and have tests of their own; those of `made` are real."""
     names = ("arms", "effects", "samples", "confusion", "mistakes")
     drawn = {name: Picture(f'<svg id="{name}-1"></svg>', b"png") for name in names}
-    monkeypatch.setattr(figures, "draw_figures", lambda analysis, importances: drawn)
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, importances: drawn)
 
 
 class Page(HTMLParser):
@@ -401,9 +401,9 @@ def test_a_store_without_images_has_a_report_without_them() -> None:
 def put_in_store(monkeypatch: pytest.MonkeyPatch, result: StudyResult) -> dict[str, Any]:
     """Let a study be found without a store; return what is logged."""
     logged: dict[str, Any] = {}
-    monkeypatch.setattr(results, "read_results", lambda store, name: result)
+    monkeypatch.setattr(report, "read_results", lambda store, name: result)
     monkeypatch.setattr(
-        tracking, "log_report", lambda store, run_id, files, note: logged.update(run=run_id, files=files, note=note)
+        report, "log_report", lambda store, run_id, files, note: logged.update(run=run_id, files=files, note=note)
     )
     return logged
 
@@ -426,7 +426,7 @@ def test_the_terminal_shows_the_short_form(
 ) -> None:
     put_in_store(monkeypatch, fake_result(CUTS, ACCURACIES))
     monkeypatch.setattr(sys, "argv", ["report", "fake", "--store", str(tmp_path)])
-    assert report.run_command(cli) == 0
+    assert run_command(cli) == 0
     shown = capsys.readouterr().out
     assert shown.strip().startswith("Which one is better?")
     assert "block3 beats block5 by 9.9 points (95 % CI" in shown

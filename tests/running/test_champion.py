@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, STUDY, free_port
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from test_servers import Server
 
 from ablation.analysis.results import StudyResult, load_predictions, read_results
 from ablation.base.command_line import run_command
@@ -33,8 +31,8 @@ from ablation.running.champion import register_champion, version_description
 from ablation.spec.study import Data
 from ablation.storage.store import Store, find_store
 from ablation.tracking.registry import RegisteredVersion, find_champion, load_champion
-
-__all__ = ["server"]  # a fixture
+from tests.servers import Server, free_port
+from tests.studies import REPOSITORY, STUDY
 
 FLOAT16_ROUNDING = 2**-12 + 1e-6  # half a step between 0.5 and 1, where it is largest, and float32's own error
 
@@ -206,7 +204,7 @@ def test_a_model_of_somebody_else_is_left_alone(crowned: Crowned, caplog: pytest
     crowned.forget()
     crowned.client.create_registered_model("small", tags={"team": "another"})
     assert register_champion(crowned.store, crowned.result, crowned.images) is None
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "ablation.champion"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "ablation.running.champion"]
     assert "has a model 'small' that is not this study's" in message
     theirs = crowned.client.get_registered_model("small")
     assert (theirs.tags, theirs.aliases, crowned.versions()) == ({"team": "another"}, {}, {})
@@ -269,7 +267,7 @@ def test_a_process_may_die_at_any_call(
 ) -> None:
     program = shutil.copy(model_folder(crowned, crowned.store) / "artifacts" / "program.pt2", tmp_path)
     monkeypatch.setattr(
-        "ablation.champion.export", lambda model, images, path: shutil.copy(program, path)
+        "ablation.running.champion.export_program", lambda model, images, path: shutil.copy(program, path)
     )  # it is slow
     crowned.forget()
     original = getattr(MlflowClient, call)

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ablation.base import terminal as output
 from ablation.base.terminal import show_table
 from ablation.base.text import Table, format_duration
+from ablation.running import study_view
 from ablation.running.study_view import StudyView, sparkline
 
 
@@ -25,7 +27,8 @@ def ended(value: float) -> SimpleNamespace:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
     console = Console(force_terminal=True, width=100, height=14, color_system=None)
-    monkeypatch.setattr(view, "console", console)
+    for module in (output, study_view):
+        monkeypatch.setattr(module, "console", console)
     return console
 
 
@@ -62,7 +65,7 @@ def test_a_low_terminal_shows_the_best_arms(terminal: Console) -> None:
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(view, "console", Console(force_terminal=False, width=80))
+    monkeypatch.setattr(study_view, "console", Console(force_terminal=False, width=80))
     progress = StudyView("small", ["block1"])
     progress.update({"block1": []}, 2)
     progress.trial_started_now(spec(), "lr 0.01")
@@ -87,7 +90,7 @@ def test_workers_and_waiting(terminal: Console, monkeypatch: pytest.MonkeyPatch,
     assert "worker 1  [1/2] block1 #0: lr 0.01" in lines
     assert "worker 2  epoch 2/3  val. loss 1.0" in lines
     assert "epoch 1/3" not in "".join(lines)
-    monkeypatch.setattr(view, "console", Console(force_terminal=False, width=80))
+    monkeypatch.setattr(study_view, "console", Console(force_terminal=False, width=80))
     for _ in range(3):
         progress.waits("waiting for others")
     progress.worker_says(2, "  finished")

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_study import ONE_ARM, runs
 
 from ablation.base.errors import InputError, StoreError
 from ablation.running import supervisor
 from ablation.running.supervisor import KILLS_IN_A_ROW, run_workers
+from tests.studies import ONE_ARM, runs
 
 Said = list[tuple[int, str]]
 
@@ -66,8 +66,8 @@ def test_refused_input_stays_refused_input() -> None:
 
 def test_closing_its_input_stops_a_worker() -> None:
     code = (
-        "import time; from ablation.interrupts import handle_interrupts\n"
-        "from ablation.study import stop_with_parent\n"
+        "import time; from ablation.base.interrupts import handle_interrupts\n"
+        "from ablation.running.worker import stop_with_parent\n"
         "handle_interrupts()\n"
         "try: stop_with_parent(); print('on', flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt: print('stopped')"

@@ -37,7 +37,7 @@ from ablation.storage.locks import Locks, open_locks
 from ablation.storage.store import Store, build_database, find_store
 
 CONTENT = {"made": "by a test", "trials_per_arm": 1}
-STUDIES = Path(__file__).parent.parent / "studies"
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 def study(name: str, *settings: str) -> StudySpec:

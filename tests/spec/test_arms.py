@@ -3,7 +3,7 @@ from pathlib import Path
 from ablation.spec.arms import Arm, arms, next_arm, published_for
 from ablation.spec.reading import load_study
 
-STUDIES = Path(__file__).parent.parent / "studies"
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 def test_arms_are_named_by_their_levels() -> None:

@@ -12,7 +12,7 @@ from ablation.spec.reading import load_study, parse_override
 from ablation.spec.schema import study_schema
 from ablation.spec.trial import TrialSpec
 
-STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
+STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 
 
 def load(path: Path, *settings: str):
@@ -41,7 +41,7 @@ def test_every_study_loads_and_names_its_command(path: Path) -> None:
 
 def test_the_schema_is_the_models() -> None:
     committed = json.loads((Path(ablation.__file__).parent / "study.schema.json").read_text())
-    assert committed == study_schema(), "python -m ablation.spec >ablation/study.schema.json"
+    assert committed == study_schema(), "python -m ablation.spec.schema >ablation/study.schema.json"
     jsonschema.Draft7Validator.check_schema(committed)
 
 

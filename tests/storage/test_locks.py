@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PostgreSQL
 
 from ablation.base.errors import StoreAway, StoreError
 from ablation.storage.locks import EXCLUSIVE, FileLocks, Locks, PostgresLocks, open_locks
+from tests.servers import PostgreSQL
 
 TRIAL = "checkpoints/0123/4"
 
@@ -67,7 +67,7 @@ def test_exclusive_waits_and_may_be_nested(address: str) -> None:
 
 def test_locks_die_with_their_process(address: str) -> None:
     code = (
-        "import sys, time; from ablation.locks import open_locks; locks = open_locks(sys.argv[1]);"
+        "import sys, time; from ablation.storage.locks import open_locks; locks = open_locks(sys.argv[1]);"
         f"assert locks.try_acquire({TRIAL!r}); print('got it', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True)

@@ -12,22 +12,21 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import PostgreSQL
 from mlflow import MlflowClient
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-from test_servers import Server
-from test_study import ONE_ARM, Command, arm_study, history, patched_train, runs
 
 from ablation import load_results
 from ablation.analysis.results import read_results
+from ablation.running import trial
 from ablation.search.claims import Claim
 from ablation.search.studies import ClaimLost
 from ablation.storage.store import find_store
+from ablation.tracking import experiment as experiment_module
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.system_metrics import SystemMonitor
 from ablation.tracking.trial_run import TrialRun
-
-__all__ = ["command", "server"]  # fixtures
+from tests.servers import PostgreSQL, Server
+from tests.studies import ONE_ARM, Command, arm_study, history, patched_train, runs
 
 CPU = "system/cpu_utilization_percentage"
 MEMORY = "system/system_memory_usage_megabytes"
@@ -204,7 +203,10 @@ def test_the_thread_ends_with_the_training(
 @pytest.mark.usefixtures("often")
 def test_a_killed_trial_goes_on_at_the_next_step(command: Command, study_file: Path) -> None:
     arguments = [str(study_file), *ONE_TRIAL, "--epochs", "12", "--store", "s", "--system-metrics"]
-    code = "import sys; from ablation import study, trial; trial.CHECKPOINT_SECONDS = 0; sys.exit(study.main())"
+    code = (
+        "import sys; from ablation import study; from ablation.running import trial;"
+        "trial.CHECKPOINT_SECONDS = 0; sys.exit(study.main())"
+    )
     victim = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while logged_points(Path("s")) < 3:
@@ -245,7 +247,7 @@ def test_points_that_are_handed_over_twice_are_logged_once(tmp_path: Path) -> No
         {"timestamp": 1000 + number, "values": {"system/x": number, "system/y": -number}} for number in range(25)
     ]
     for some in (measured[:23], measured[:23], measured):
-        tracker.trial_run("a/0", tmp_path, "")._log_system_metrics(None, some)
+        TrialRun(tracker, "a/0", tmp_path, "")._log_system_metrics(None, some)
     for name, sign in (("system/x", 1), ("system/y", -1)):
         logged = [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, name)]
         assert logged == [(number, 1000 + number, sign * number) for number in range(25)]
@@ -325,7 +327,7 @@ def test_the_tracking_server_is_away(
     monkeypatch.setenv("OPTUNA_STORAGE", postgresql.new_database())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(tracking, "AWAY_SECONDS", 0.1)
+    monkeypatch.setattr(experiment_module, "AWAY_SECONDS", 0.1)
     actions = {(0, 2): server.stop, (1, 2): server.start}
 
     def act(number: int, epoch: int) -> None:

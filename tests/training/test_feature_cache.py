@@ -14,13 +14,14 @@ import torch
 
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation, normalise
-from ablation.networks.strategies import STRATEGIES, apply_strategy
+from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, build_model, calibrate, initialise
 from ablation.networks.weights import read_weights
-from ablation.spec.parameters import Augmentation
+from ablation.spec.parameters import STRATEGIES, Augmentation
 from ablation.spec.study import StudySpec
+from ablation.training import feature_cache, sources
 from ablation.training.feature_cache import KEPT_FREE, FeatureCache, Pretrained, pretrained_network
-from ablation.training.loop import Training, make_optimizer, train
+from ablation.training.loop import Training, TrainingSettings, make_optimizer, train
 from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Point, Source, frozen_part, run_layers
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
@@ -65,7 +66,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             calls.append(points[-1].layers - first)
         return real(activations, layers, points, precision, first)
 
-    monkeypatch.setattr(features, "run_layers", counting)
+    for module in (feature_cache, sources):
+        monkeypatch.setattr(module, "run_layers", counting)
     return calls
 
 
@@ -85,14 +87,10 @@ def test_training_is_bitwise_the_same_with_and_without(
         frozen = frozen_part(model, blocks, NORMALISATION, "float32")
         source, val = store.source(TRAIN, frozen, augmentation), store.source(VAL, frozen, "none")
         calibrate(model, source.subset(torch.arange(40)).in_order(), source.start, "float32")
-        groups = apply_strategy(model, strategy, freeze_depth=depth, lr=0.02, backbone_lr_scale=0.5, weight_decay=5e-4)
+        groups = apply_strategy(model, Learning(strategy, 0.02, depth, backbone_lr_scale=0.5))
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         state = Training(model, frozen, make_optimizer("sgd", groups, torch.device("cpu")), scaler)
-        epochs = train(
-            state, source, val, epochs=3, batch_size=16, schedule="cosine", label_smoothing=0.0,
-            class_weights="none", max_grad_norm=5.0,
-            head_warmup_epochs=0, precision="float32", compile_mode="none", seed=5,
-        )  # fmt: skip
+        epochs = train(state, source, val, TrainingSettings(epochs=3, batch_size=16, seed=5, precision="float32"))
         clock = ("timestamp", "images_per_second")
         figures = [{k: v for k, v in asdict(metrics).items() if k not in clock} for metrics in epochs]
         return figures, dict(model.state_dict()), source
@@ -371,7 +369,7 @@ def test_what_is_stored_is_read_even_if_nothing_can_be_added(tmp_path: Path, mon
 
     cache(tmp_path).source(VAL, part(3), "none")
     store = cache(tmp_path)
-    monkeypatch.setattr(features, "_append", full)
+    monkeypatch.setattr(feature_cache, "_append", full)
     assert isinstance(store.source(TRAIN, part(3), "none"), ImageSource)
     assert isinstance(store.source(VAL, part(3), "none"), FeatureSource)
 
@@ -407,7 +405,7 @@ def test_a_full_disk_is_no_reason_to_stop(
         raise OSError(28, "No space left on device")
 
     store = cache(tmp_path)
-    monkeypatch.setattr(features, "_append", full)
+    monkeypatch.setattr(feature_cache, "_append", full)
     with caplog.at_level(logging.WARNING):
         assert isinstance(store.source(TRAIN, part(3), "none"), ImageSource)
         assert isinstance(store.source(TRAIN, part(3, seed=1), "none"), ImageSource)

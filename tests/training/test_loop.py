@@ -11,14 +11,15 @@ from torch._dynamo.utils import counters
 from ablation.base.errors import InputError
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation
-from ablation.networks.strategies import STRATEGIES, apply_strategy
+from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import build_model, calibrate, initialise
-from ablation.spec.parameters import Augmentation
+from ablation.spec.parameters import STRATEGIES, Augmentation
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.evaluation import Evaluation, evaluate
 from ablation.training.loop import (
     Diverged,
     Training,
+    TrainingSettings,
     balanced_weights,
     calibration_sample,
     check_compiler,
@@ -50,7 +51,7 @@ def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str =
     initialise(model, "vgg16_narrow", None, 0)
     calibrate(model, ImageSource(TRAIN, AS_THEY_ARE, "none").in_order(), 0, "float32")
     settings = {"freeze_depth": None, "backbone_lr_scale": 0.5, "weight_decay": 5e-4} | more
-    groups = apply_strategy(model, strategy, lr=lr, **settings)
+    groups = apply_strategy(model, Learning(strategy, lr, **settings))
     blocks = STRATEGIES[strategy].frozen_blocks(2, settings["freeze_depth"])
     frozen = frozen_part(model, blocks, NORMALISATION, "float32")
     return Training(model, frozen, make_optimizer(optimizer, groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
@@ -58,13 +59,16 @@ def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str =
 
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch_size": 16, "schedule": "cosine", "label_smoothing": 0.0, "class_weights": "none",
-    "max_grad_norm": 1e9, "head_warmup_epochs": 0, "precision": "float32", "compile_mode": "none", "seed": 5,
+    "max_grad_norm": 1e9, "head_warmup_epochs": 0, "precision": "float32", "seed": 5,
 }  # fmt: skip
 
 
 def run(state: Training, augmentation: Augmentation = "crop_flip", **more: Any) -> list[dict[str, Any]]:
     frozen = replace(state.frozen, precision=more.get("precision", "float32"))
-    return [asdict(metrics) for metrics in train(state, *sources(frozen, augmentation), **(SETTINGS | more))]
+    return [
+        asdict(metrics)
+        for metrics in train(state, *sources(frozen, augmentation), TrainingSettings(**(SETTINGS | more)))
+    ]
 
 
 def sources(frozen: FrozenPart, augmentation: Augmentation = "crop_flip") -> tuple[ImageSource, ImageSource]:
@@ -111,14 +115,14 @@ def test_continued_training_equals_an_uninterrupted_one(optimizer: str, warmup: 
     expected = figures(run(whole, epochs=4, head_warmup_epochs=warmup))
     for stop in (1, 2, 3):
         begun = training(optimizer=optimizer)
-        settings = SETTINGS | {"epochs": 4, "head_warmup_epochs": warmup}
-        epochs = train(begun, *sources(begun.frozen), **settings)
+        settings = TrainingSettings(**(SETTINGS | {"epochs": 4, "head_warmup_epochs": warmup}))
+        epochs = train(begun, *sources(begun.frozen), settings)
         for _ in range(stop):
             next(epochs)
         path = save_resume_checkpoint(tmp_path, stop, begun.state_dict())
         continued = training(optimizer=optimizer)
         continued.load_state_dict(load_resume_checkpoint(path, CPU))
-        list(train(continued, *sources(continued.frozen), **settings))
+        list(train(continued, *sources(continued.frozen), settings))
         assert figures([asdict(metrics) for metrics in continued.history]) == expected
         assert all(torch.equal(t, whole.best_tensors[name]) for name, t in continued.best_tensors.items())
         assert all(torch.equal(t, whole.trained_tensors()[name]) for name, t in continued.trained_tensors().items())
@@ -128,8 +132,8 @@ def test_head_warmup_leaves_the_backbone_alone() -> None:
     state = training(lr=0.1)
     before = state.model.blocks.block1.conv1_1.weight.clone()
     head_before = state.model.head[0].weight.clone()
-    settings = SETTINGS | {"head_warmup_epochs": 1}
-    epochs = train(state, *sources(state.frozen), **settings)
+    settings = TrainingSettings(**(SETTINGS | {"head_warmup_epochs": 1}))
+    epochs = train(state, *sources(state.frozen), settings)
     next(epochs)
     assert torch.equal(state.model.blocks.block1.conv1_1.weight, before)
     assert not torch.equal(state.model.head[0].weight, head_before)
@@ -220,8 +224,8 @@ def test_class_weights_make_a_step_that_counts_classes_alike() -> None:
     images = Images(TRAIN.images_NCHW, labels)
     state, reference = (training("fine_tune_all", lr=0.1, weight_decay=0.0) for _ in range(2))
     source = ImageSource(images, state.frozen, "none")
-    settings = SETTINGS | {"epochs": 1, "batch_size": 96, "class_weights": "balanced"}
-    (metrics,) = train(state, source, source, **settings)
+    settings = TrainingSettings(**(SETTINGS | {"epochs": 1, "batch_size": 96, "class_weights": "balanced"}))
+    (metrics,) = train(state, source, source, settings)
     losses_N = torch.nn.functional.cross_entropy(
         reference.model((images.images_NCHW.float() / 255 - 0.5) / 0.25), labels, reduction="none"
     )
@@ -277,7 +281,7 @@ def test_compiled_training_is_close_and_compiled_once(monkeypatch: pytest.Monkey
     counters.clear()
     eager = run(training(), epochs=2)
     for seed in (5, 6):  # another trial of the same shape
-        compiled = run(training(), epochs=2, compile_mode="default", seed=seed)
+        compiled = run(training(), epochs=2, compile="default", seed=seed)
         assert counters["stats"]["unique_graphs"] == 1
         if seed == 5:
             for mine, theirs in zip(compiled, eager, strict=True):

@@ -12,9 +12,10 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import Victims, finish_with_a_kill
 from safetensors import safe_open
-from test_study import arm_study, sampled_rates
+
+from tests.studies import arm_study, sampled_rates
+from tests.victims import Victims, finish_with_a_kill
 
 ONE_ARM = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
 

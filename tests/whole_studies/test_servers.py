@@ -1,38 +1,37 @@
 """Studies whose databases are servers: many workers, several machines, and servers that go away."""
 
 import http.server
-import os
-import signal
-import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import psycopg
 import pytest
-import requests
-from conftest import PostgreSQL, Victims, finish_with_a_kill, free_port
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from test_study import ONE_ARM, Command, patched_train
 
 from ablation.base.errors import StoreAway
+from ablation.running import trial, worker
 from ablation.running.session import open_session
 from ablation.running.trial import AWAY_SECONDS
 from ablation.running.worker import work_until_done
+from ablation.search import claims
 from ablation.search.claims import Claim, _claim, claim_trial, end_trial, release_and_delete
 from ablation.search.studies import open_storage, storage_errors, study_arms
+from ablation.spec.reading import load_study
 from ablation.storage.locks import open_locks
+from ablation.storage.store import find_store
+from ablation.tracking import experiment
 from ablation.tracking.client import CHECKPOINT_FILE, KEY_TAG
 from ablation.tracking.trial_run import RESUME_FOLDER
 from ablation.training.checkpoint import resume_checkpoints
-
-__all__ = ["command"]  # a fixture
+from tests.servers import PostgreSQL, Server, once
+from tests.studies import ONE_ARM, Command, patched_train
+from tests.victims import Victims, finish_with_a_kill
 
 
 @pytest.fixture
@@ -171,7 +170,7 @@ def test_a_trial_trains_on_while_the_database_is_away(
     """It stops in the middle of a trial and comes back when the trial has ended; MLflow's is the same server."""
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(trial, "AWAY_SECONDS", 0.1)
-    monkeypatch.setattr(tracking, "AWAY_SECONDS", 0.1)
+    monkeypatch.setattr(experiment, "AWAY_SECONDS", 0.1)
     waits = []
     sleep = trial.time.sleep
 
@@ -204,13 +203,13 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
     """Our connection breaks after epoch 2; before we notice, another worker has the trial, or has even ended it."""
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(trial, "AWAY_SECONDS", 0.1)
-    monkeypatch.setattr(study, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(worker, "WAIT_SECONDS", 0.1)
     taken: list[Claim] = []
 
     def steal() -> None:
         postgresql.query("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
-        store = study.find_store(None)
-        spec = study.load_study(study_file, name="small", overrides=[
+        store = find_store(None)
+        spec = load_study(study_file, name="small", overrides=[
             (["factors"], {"strategy": ["fine_tune_all"]}), (["fixed", "truncate_at"], "block1"),
             (["trials_per_arm"], 1), (["epochs"], 4),
         ])  # fmt: skip
@@ -231,8 +230,8 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
             taken[0].release()
 
     at_epochs(monkeypatch, {2: steal})
-    real = study.time.sleep
-    monkeypatch.setattr(study.time, "sleep", lambda seconds: (give_back(), real(seconds)))
+    real = worker.time.sleep
+    monkeypatch.setattr(worker.time, "sleep", lambda seconds: (give_back(), real(seconds)))
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "4") == 0
     output = capsys.readouterr().out
     assert "lost: another worker" in output
@@ -260,7 +259,7 @@ def test_a_connection_that_breaks_around_a_claim_leaks_nothing(
             raise StoreAway("Optuna's database does not answer (for a moment)")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(search, "_claim", failing)
+    monkeypatch.setattr(claims, "_claim", failing)
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "1") == 0
     assert "(for a moment); waiting" in capsys.readouterr().out
     assert [t.state.name for t in trials(databases)] == ["COMPLETE"]
@@ -292,60 +291,19 @@ def test_whose_a_trial_is_has_to_be_seen(
         return real()
 
     patched_train(monkeypatch, lose)
-    monkeypatch.setattr(search, "storage_errors", failing_once)
-    monkeypatch.setattr(study, "run_study", lambda *args: work_until_done(open_session(*args[:6])))
-    monkeypatch.setattr(search, "all_ended", lambda *_: bool(seen))
-    monkeypatch.setattr(search, "claim_trial", once(claim_trial))
+    monkeypatch.setattr(claims, "storage_errors", failing_once)
+    monkeypatch.setattr(
+        "ablation.running.study.run_study", lambda *arguments: work_until_done(open_session(*arguments))
+    )
+    monkeypatch.setattr(worker, "all_ended", lambda *_: bool(seen))
+    monkeypatch.setattr(worker, "claim_trial", once(claim_trial))
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "4") == 0
     assert seen
     (only,) = trials(databases)
     assert list(only.intermediate_values) == [1]  # nothing was written for a trial that is another's
 
 
-def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    calls: list[Any] = []
-    return lambda *args: None if calls else (calls.append(1), function(*args))[1]
-
-
 # ----------------------------------------------------------------------------------------- the tracking server is away
-
-
-class Server:
-    """An MLflow tracking server, with its artifacts."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir()
-        self.port = free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-             "--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.port), "--workers", "1"],
-            stdout=(self.folder / "log").open("a"), stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while True:
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            try:
-                assert requests.get(f"{self.address}/health", timeout=1).text == "OK"
-                return
-            except requests.RequestException:
-                time.sleep(0.2)
-
-    def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    started = Server(tmp_path / "server")
-    yield started
-    started.stop()
 
 
 def test_the_tracking_server_is_away_for_a_whole_trial(
@@ -357,7 +315,7 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(tracking, "AWAY_SECONDS", 0.1)
+    monkeypatch.setattr(experiment, "AWAY_SECONDS", 0.1)
     actions = {(0, 2): server.stop, (2, 2): server.start, (3, 1): server.stop}
     patched_train(monkeypatch, lambda number, epoch: actions.get((number, epoch), lambda: None)())
     arguments = [study_file, *ONE_ARM, "--epochs", "3", "--trials"]

@@ -20,93 +20,48 @@ import optuna
 import pytest
 import sqlalchemy
 import torch
-from conftest import REPOSITORY, STUDY, signal_handlers_kept
-from mlflow import MlflowClient
-from mlflow.entities import Run
 from PIL import Image
+from safetensors import numpy as safetensors_numpy
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 import ablation
 from ablation.analysis.results import load_predictions, read_results
 from ablation.base.errors import InputError
-from ablation.base.seeds import named_seed
+from ablation.data import reading
 from ablation.data.images import Normalisation, to_device
 from ablation.data.reading import load_images, load_split, split_seed, split_train_val
 from ablation.planning import probe
 from ablation.planning.probe import Speed
-from ablation.reporting import figures
 from ablation.reporting.report import build_report
+from ablation.running import checks, outputs, trial
 from ablation.running.outputs import _save_predictions
 from ablation.running.workbench import Workbench, make_training
-from ablation.search.space import NumberedRandomSampler
 from ablation.spec.reading import load_study
 from ablation.spec.schema import study_schema
 from ablation.spec.study import Data
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store
-from ablation.study import main
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.evaluation import evaluate
 from ablation.training.feature_cache import FeatureCache
-from ablation.training.loop import train
 from ablation.training.sources import ImageSource, frozen_part
-
-Command = Callable[..., int]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """`python -m ablation.study ARGUMENTS` in an empty folder, in this process; returns the exit status.
-
-    Its reports have no figures, which take seconds to draw; `finished` has them.
-    """
-    monkeypatch.setattr(figures, "draw_figures", lambda analysis, importances: {})
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
-        with signal_handlers_kept():
-            return main()
-
-    return run
-
-
-def client(store: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db")  # MLflow caches by address
-
-
-def runs(store: Path, name: str, kind: str = "trial") -> list[Run]:
-    """Return a study's runs, oldest first."""
-    api = client(store)
-    experiment = api.get_experiment_by_name(name)
-    assert experiment is not None
-    found = api.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", order_by=["attributes.start_time"])
-    return list(found)
-
-
-def history(store: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
-    """Return a run's curves, (step, value) by metric, without what depends on the clock."""
-    api = client(store)
-    return {
-        name: [(m.step, m.value) for m in api.get_metric_history(run.info.run_id, name)]
-        for name in run.data.metrics
-        if name not in ("images_per_second", "training_seconds")
-    }
-
-
-def arm_study(store: Path, name: str) -> optuna.Study:
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{store.absolute()}/optuna.db")
-
+from tests.studies import (
+    CONFIRM,
+    ONE_ARM,
+    REPOSITORY,
+    STUDY,
+    Command,
+    arm_study,
+    client,
+    history,
+    patched_train,
+    runs,
+    sampled_rates,
+)
 
 # ------------------------------------------------------------------------------------------------- a finished study
-
-
-CONFIRM = ("--set", "confirm.seeds=2")
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +256,8 @@ def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path
     assert {"samples.png", "mistakes.svg"} <= report.figures.keys()
 
     for path in store.rglob("predictions.safetensors"):
-        save_file({name: array for name, array in load_file(path).items() if "mistake" not in name}, path)
+        tensors = {n: array for n, array in safetensors_numpy.load_file(path).items() if "mistake" not in n}
+        safetensors_numpy.save_file(tensors, path)
     (samples,) = store.rglob("samples.safetensors")
     samples.unlink()
     old = build_report(read_results(find_store(str(store)), "small"))
@@ -439,7 +395,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None] = lam
         seen.append(len(workbench.test_labels_N))
         fault()
 
-    monkeypatch.setattr(trial, "_save_predictions", counting)
+    monkeypatch.setattr(outputs, "_save_predictions", counting)
     return seen
 
 
@@ -478,7 +434,7 @@ def test_nothing_that_chooses_reads_a_test_figure(
         labels = noise.permutation(images.test_labels_N)
         return replace(images, test_images_NHWC=pixels, test_labels_N=labels), split
 
-    monkeypatch.setattr(data, "load_split", noisy)
+    monkeypatch.setattr(checks, "load_split", noisy)
     assert command(*arguments, "--store", "noise") == 0
 
     def chosen(store: Path) -> dict[str, Any]:
@@ -519,12 +475,6 @@ def test_a_larger_budget_supersedes(command: Command, study_file: Path) -> None:
     assert result.test_evaluations == 2
 
 
-def sampled_rates(seed: int, choices: list[float], trials: int) -> list[float]:
-    """Return the learning rates of the first trials of a random search over some."""
-    optuna_study = optuna.create_study(sampler=NumberedRandomSampler(named_seed(seed, "sampler") % 2**32))
-    return [optuna_study.ask().suggest_categorical("lr", choices) for _ in range(trials)]
-
-
 def test_an_interrupted_confirmation_run_goes_on(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,8 +498,6 @@ def test_an_interrupted_confirmation_run_goes_on(
 
 
 # --------------------------------------------------------------------------------------------------- things go wrong
-
-ONE_ARM = ("--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1")
 
 
 def test_a_new_study_is_written_and_checked(
@@ -578,7 +526,7 @@ def test_a_new_study_is_written_and_checked(
             for number in range(10):
                 Image.new("RGB", (40, 30)).save(Path("pictures", split, name, f"{number}.png"))
     with monkeypatch.context() as patch:
-        patch.setattr(data, "available_memory", lambda: 10_000)
+        patch.setattr(reading, "available_memory", lambda: 10_000)
         assert command("--check", "mine") == 2
     assert command("--check", "mine") == 0
     assert "6 arms, 78 trainings on 20 images of 2 classes" in " ".join(capsys.readouterr().out.split())
@@ -653,20 +601,6 @@ def test_a_study_of_a_newer_version_is_refused(finished: Path, tmp_path: Path) -
     about.write_text(json.dumps({**content, "version": "9.0", "spec": {**content["spec"], "temperature": 1}}))
     with pytest.raises(InputError, match="study 'small' was made by ablation 9.0, which this version cannot read"):
         read_results(find_store(str(store)), "small")
-
-
-def patched_train(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int, int], None]) -> None:
-    """Call fault(trial number in this process, epoch) after every epoch, before anything is saved."""
-    real, count = train, [-1]
-
-    def faulty(*args: Any, **kwargs: Any) -> Any:
-        count[0] += 1
-        number = count[0]
-        for metrics in real(*args, **kwargs):
-            fault(number, metrics.epoch)
-            yield metrics
-
-    monkeypatch.setattr(trial, "train", faulty)
 
 
 @pytest.mark.parametrize(
@@ -934,7 +868,10 @@ def test_a_killed_process_is_continued_exactly(
 ) -> None:
     """The process dies in the middle of a trial; the same command ends with the same figures as one left alone."""
     arguments = [study_file, *ONE_ARM, "--epochs", "30", "--trials", "1"]
-    code = "import sys; from ablation import study, trial; trial.CHECKPOINT_SECONDS = 0; sys.exit(study.main())"
+    code = (
+        "import sys; from ablation import study; from ablation.running import trial;"
+        "trial.CHECKPOINT_SECONDS = 0; sys.exit(study.main())"
+    )
     victim = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments), "--store", str(tmp_path / "s")],
                               cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 120

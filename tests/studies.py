@@ -1,0 +1,113 @@
+"""Small studies for tests: run by their command line in this process, and read back from both stores."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from ablation.base.seeds import named_seed
+from ablation.running import trial
+from ablation.search.space import NumberedRandomSampler
+from ablation.training.loop import train
+
+REPOSITORY = Path(__file__).parent.parent
+
+STUDY = """
+question = "Which cut of a small network?"
+trials_per_arm = 2
+epochs = 3
+
+[backbone]
+name = "vgg16_narrow"
+weights = "{weights}"
+
+[data]
+source = "digits"
+limit = 200
+val_fraction = 0.25
+
+[fixed]
+batch_size = 32
+
+[factors]
+truncate_at = ["block1", "conv2_1"]
+strategy = ["feature_extraction", "fine_tune_all"]
+
+[search]
+lr = {{ low = 1e-3, high = 1e-1, log = true }}
+head_width = {{ choices = [8, 16] }}
+backbone_lr_scale = {{ low = 0.01, high = 1.0, log = true }}
+"""
+
+
+@contextlib.contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Let a command line set its signal handlers in this process for the time of this context."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+Command = Callable[..., int]
+
+
+def client(store: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db")  # MLflow caches by address
+
+
+def runs(store: Path, name: str, kind: str = "trial") -> list[Run]:
+    """Return a study's runs, oldest first."""
+    api = client(store)
+    experiment = api.get_experiment_by_name(name)
+    assert experiment is not None
+    found = api.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", order_by=["attributes.start_time"])
+    return list(found)
+
+
+def history(store: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Return a run's curves, (step, value) by metric, without what depends on the clock."""
+    api = client(store)
+    return {
+        name: [(m.step, m.value) for m in api.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+        if name not in ("images_per_second", "training_seconds")
+    }
+
+
+def arm_study(store: Path, name: str) -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{store.absolute()}/optuna.db")
+
+
+CONFIRM = ("--set", "confirm.seeds=2")
+
+
+def sampled_rates(seed: int, choices: list[float], trials: int) -> list[float]:
+    """Return the learning rates of the first trials of a random search over some."""
+    optuna_study = optuna.create_study(sampler=NumberedRandomSampler(named_seed(seed, "sampler") % 2**32))
+    return [optuna_study.ask().suggest_categorical("lr", choices) for _ in range(trials)]
+
+
+ONE_ARM = ("--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1")
+
+
+def patched_train(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int, int], None]) -> None:
+    """Call fault(trial number in this process, epoch) after every epoch, before anything is saved."""
+    real, count = train, [-1]
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        number = count[0]
+        for metrics in real(*args, **kwargs):
+            fault(number, metrics.epoch)
+            yield metrics
+
+    monkeypatch.setattr(trial, "train", faulty)
