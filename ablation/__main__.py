@@ -8,11 +8,11 @@ from ablation.base.text import nearest
 
 COMMANDS = {
     "study": "Run a study: tune every arm, confirm the best, compare them.",
-    "report": "Print and write what a study found.",
-    "predict": "Ask a study's champion about images.",
+    "report": "Write a study's report and print its short form.",
+    "predict": "Classify images with a study's champion.",
     "ui": "Open MLflow's UI on a store.",
     "backbones": "Show where a network can be cut.",
-    "bench": "Measure how fast it all is here.",
+    "bench": "Measure the speed of training on this machine.",
 }
 
 USAGE = "\n".join(
@@ -20,15 +20,15 @@ USAGE = "\n".join(
         "Usage: ablation COMMAND [OPTIONS] ...",
         "",
         "Commands, each the same as python -m ablation.COMMAND:",
-        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
+        *(f"  {name:<10} {description}" for name, description in COMMANDS.items()),
         "",
-        "ablation COMMAND --help tells more.",
+        "ablation COMMAND --help shows the options.",
     ]
 )
 
 
 def main() -> None:
-    """Run the command that is named first."""
+    """Run the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(USAGE)

@@ -1,4 +1,4 @@
-"""`python -m ablation.backbones NAME`: where a backbone can be cut, and what each cut leaves of it."""
+"""`python -m ablation.backbones NAME`: the cuts of a backbone, and the size and cost of each."""
 
 import sys
 
@@ -14,10 +14,14 @@ from ablation.spec.architectures import ARCHITECTURES, block_names, smallest_ima
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("name", metavar="[NAME]", required=False)
 @click.option(
-    "--image-size", type=click.IntRange(1), default=32, metavar="S", help="Of S x S pixels.  [default: 32, CIFAR-10's]"
+    "--image-size",
+    type=click.IntRange(1),
+    default=32,
+    metavar="S",
+    help="Images of S x S pixels.  [default: 32, as CIFAR-10]",
 )
 @click.option(
-    "--module", metavar="FILE", help="NAME is a function in this Python file that returns a network's blocks."
+    "--module", metavar="FILE", help="Python file in which the function NAME returns a custom backbone's blocks."
 )
 @click.version_option(__version__)
 def cli(name: str | None, image_size: int, module: str | None) -> None:
@@ -30,15 +34,15 @@ def cli(name: str | None, image_size: int, module: str | None) -> None:
         show_table(all_backbones())
         return
     if module is not None:
-        name = load_own(module, name, image_size)
+        name = _load_custom(module, name, image_size)
     if name not in ARCHITECTURES:
         raise InputError(f"unknown backbone {name!r}{nearest(name, ARCHITECTURES)}")
     show_table(cuts_table(name, image_size))
     show_table(weights_table(name))
 
 
-def load_own(module: str, function: str, image_size: int) -> str:
-    """Load a backbone of the user's own, see `custom.load`; return its name.
+def _load_custom(module: str, function: str, image_size: int) -> str:
+    """Load a custom backbone and check its blocks; return its name.
 
     Raises:
         InputError: it cannot be loaded, or its blocks do not fit each other or the images.
@@ -55,16 +59,16 @@ def load_own(module: str, function: str, image_size: int) -> str:
 
 
 def all_backbones() -> Table:
-    """Make the table of all backbones."""
+    """Return the table of all backbones."""
     rows = [[name, str(len(block_names(name))), str(sum(about.units))] for name, about in ARCHITECTURES.items()]
     return Table("Backbones", ["name", "blocks", "units"], rows, ["python -m ablation.backbones NAME shows one."])
 
 
 def cuts_table(backbone: str, image_size: int) -> Table:
-    """Make the table of a backbone's cuts, from the input on: what each keeps of the network, and what that costs.
+    """Return the table of a backbone's cuts from the input on: the kept modules, their output, size and cost.
 
     Raises:
-        InputError: the images are too small for any of them.
+        InputError: the images are too small for every cut.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -98,15 +102,15 @@ def cuts_table(backbone: str, image_size: int) -> Table:
         ]
         if is_first:
             rows.append(row)
-        else:  # a unit of several modules
+        else:  # the unit has several modules
             rows[-1] = [row[0], f"{rows[-1][1]}, {part.path}", *row[2:]]
         is_last = number + 1 == len(parts) or parts[number + 1].block != part.block
         if is_last and part.unit != f"block{part.block}":  # no pool: the block ends with the unit
             rows.append([f"block{part.block}", "", *row[2:]])
     columns = ["truncate_at", "modules in the network", "output (C x H x W)", "parameters", "GFLOP per image"]
     notes = [
-        "Parameters and floating point operations (a multiplication and an addition are two) are those of everything "
-        "up to the cut; normalisations and activations are not counted."
+        "Parameters and floating point operations (a multiplication and an addition are two) count everything up to "
+        "the cut, except the operations of normalisations and activations."
     ]
     if rows[-1][0] != last:
         notes.append(f"Deeper cuts need larger images: {last} needs {smallest_image(backbone, last)} pixels.")
@@ -114,17 +118,17 @@ def cuts_table(backbone: str, image_size: int) -> Table:
 
 
 def weights_table(backbone: str) -> Table:
-    """Make the table of the weights that torchvision has for a backbone."""
+    """Return the table of the weights that torchvision has for a backbone."""
     import torchvision
 
     if backbone not in torchvision.models.list_models():
-        notes = ["torchvision has none; backbone.weights names a file."]
+        notes = ["torchvision has none; set backbone.weights to a file."]
         return Table("Weights", ["backbone.weights"], [], notes)
-    known = torchvision.models.get_model_weights(backbone)
+    all_weights = torchvision.models.get_model_weights(backbone)
     rows = []
-    for weights in known:
+    for weights in all_weights:
         accuracy = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-        name = f"{weights.name} (imagenet)" if weights == known.DEFAULT else weights.name
+        name = f"{weights.name} (imagenet)" if weights == all_weights.DEFAULT else weights.name
         rows.append(
             [
                 name,
@@ -134,7 +138,7 @@ def weights_table(backbone: str) -> Table:
             ]
         )
     columns = ["backbone.weights", "ImageNet accuracy, whole network (%)", "size (MB)", "trained at (pixels)"]
-    return Table("Weights that torchvision has", columns, rows, ["A file of your own may be named instead."])
+    return Table("Weights that torchvision has", columns, rows, ["backbone.weights can also name a file."])
 
 
 if __name__ == "__main__":

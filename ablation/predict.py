@@ -1,4 +1,4 @@
-"""Ask a study's champion about image files: python -m ablation.predict NAME IMAGE...
+"""Classify image files with a study's champion: python -m ablation.predict NAME IMAGE...
 
 torch and MLflow take seconds to import, so they are imported inside the functions that need them; `--help` and a
 refused argument answer at once.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ablation import __version__
-from ablation.base.command_line import run_command
+from ablation.base.command_line import refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import Table
@@ -29,27 +29,28 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("study", metavar="NAME")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--store", "store_option", metavar="DIR", help="Where the study's results are.  [default: mlruns]")
+@click.option("--store", "store_option", metavar="DIR", help="Folder with the study's results.  [default: mlruns]")
 @click.option(
-    "--top", type=click.IntRange(1), default=5, metavar="K", help="The K most probable classes.  [default: 5]"
+    "--top", type=click.IntRange(1), default=5, metavar="K", help="Number of classes to print per image.  [default: 5]"
 )
 @click.version_option(__version__)
 def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int) -> None:
-    """Print what the champion of the study NAME takes each IMAGE for: its most probable classes.
+    """Print the most probable classes of each IMAGE, according to the champion of the study NAME.
 
-    Files are read as the study's own images were: as RGB, scaled so that the shorter side fits, cropped in the middle.
+    Files are read like the study's own images: as RGB, scaled so that the shorter side fits, cropped in the middle.
     """
     name = check_name(study)
-    paths = check_files(images)
-    store = find_store(store_option)
-    if store.has_own_tracking and not sqlite_path(store.tracking_uri).is_file():
-        raise InputError(f"{store.root}: is no store, or an empty one")
+    with refusing_unreachable_paths():
+        paths = check_files(images)
+        store = find_store(store_option)
+        if store.has_own_tracking and not sqlite_path(store.tracking_uri).is_file():
+            raise InputError(f"{store.root}: is no store, or an empty one")
 
     from ablation.base.terminal import show_table, waiting
     from ablation.tracking.registry import load_champion
 
     with waiting("Loading the champion (torch and MLflow take a few seconds to load)"):
-        champion = load_champion(store, name)
+        champion = load_champion(name, store=store_option)
     show_table(prediction_table(champion, paths, top))
 
 
@@ -57,7 +58,7 @@ def check_files(images: tuple[str, ...]) -> list[Path]:
     """Return the paths of image files.
 
     Raises:
-        InputError: names the first that is not a file.
+        InputError: a path is not a file; names the first.
     """
     paths = [expand(image) for image in images]
     for path in paths:
@@ -67,7 +68,7 @@ def check_files(images: tuple[str, ...]) -> list[Path]:
 
 
 def read_image(path: Path, size: int) -> "np.ndarray":
-    """Return an image file's RGB pixels as training would see them, uint8 size x size x 3.
+    """Return an image file's RGB pixels as training sees them, uint8 size x size x 3.
 
     Raises:
         InputError: it cannot be read as an image.

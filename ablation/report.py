@@ -1,7 +1,7 @@
 """The report of a study: python -m ablation.report NAME
 
-It is made of what MLflow holds alone, on any machine. The same content becomes a page (report.html) and a text with
-pictures beside it (report.md); a short form goes to the terminal.
+The report needs only MLflow's data, on any machine. The same content becomes a page (report.html) and a text with
+plots beside it (report.md); a short form goes to the terminal.
 """
 
 import sys
@@ -17,16 +17,20 @@ from ablation.storage.store import find_store
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("name", metavar="NAME")
-@click.option("--store", "store_option", metavar="DIR", help="Where the results are.  [default: mlruns]")
-@click.option("--output", metavar="DIR", help="Where the report goes.  [default: reports/NAME in the store]")
+@click.option("--store", "store_option", metavar="DIR", help="Folder with the results.  [default: mlruns]")
+@click.option("--output", metavar="DIR", help="Folder for the report.  [default: reports/NAME in the store]")
 @click.version_option(__version__)
 def cli(name: str, store_option: str | None, output: str | None) -> None:
-    """Write the report of the study NAME from what MLflow holds, and print its short form."""
+    """Write the report of the study NAME from its data in MLflow, and print its short form."""
     check_name(name)
     store = find_store(store_option)
 
     from ablation.reporting.report import show_report, write_report
+    from ablation.search import configure_optuna
+    from ablation.tracking import configure_mlflow
 
+    configure_mlflow()
+    configure_optuna()
     show_report(write_report(store, name, None if output is None else expand(output)))
 
 

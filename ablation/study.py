@@ -11,7 +11,7 @@ import sys
 import click
 
 from ablation import __version__
-from ablation.base.command_line import STOPPED, check_device_name, run_command
+from ablation.base.command_line import check_device_name, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import Table, nearest
@@ -24,26 +24,29 @@ from ablation.storage.store import Store, find_store
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("study", metavar="NAME", required=False)
-@click.option("--list", "list_only", is_flag=True, help="List the studies with their questions.")
-@click.option("--new", "as_new", is_flag=True, help="Write studies/NAME.toml, a commented file to begin with.")
-@click.option("--check", "check_only", is_flag=True, help="Say whether NAME could run: its file, data and weights.")
-@click.option("--plan", "plan_only", is_flag=True, help="Print what it would take, measured for a moment; run nothing.")
-@click.option("--status", "status_only", is_flag=True, help="Print what the store holds of the study.")
+@click.option("--list", "list_only", is_flag=True, help="List the studies and their questions.")
+@click.option("--new", "as_new", is_flag=True, help="Write studies/NAME.toml, a commented file to start from.")
+@click.option("--check", "check_only", is_flag=True, help="Validate the file, data and weights of NAME; run nothing.")
+@click.option("--plan", "plan_only", is_flag=True, help="Estimate time and space by a short measurement; run nothing.")
+@click.option("--status", "status_only", is_flag=True, help="Print the trials of each arm by state, and the best.")
 @click.option("--demo", "as_demo", is_flag=True, help="Run it on bundled digits with a small network, as NAME-demo.")
-@click.option("--name", metavar="NAME", help="Run a variant as a study of its own, not with --demo.")
-@click.option("--store", "store_option", metavar="DIR", help="Where results go.  [default: mlruns]")
-@click.option("--trials", type=int, metavar="N", help="Trials per arm, in total.")
-@click.option("--epochs", type=int, metavar="N", help="Epochs per trial.")
+@click.option("--name", metavar="NAME", help="Run the file as a study with another name; not with --demo.")
+@click.option("--store", "store_option", metavar="DIR", help="Folder for results.  [default: mlruns]")
+@click.option("--trials", type=int, metavar="N", help="Total number of trials per arm.")
+@click.option("--epochs", type=int, metavar="N", help="Number of epochs per trial.")
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
 @click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="Processes that share the work.  [default: one per GPU]"
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of processes that share the work.  [default: one per GPU]",
 )
 @click.option(
     "--feature-cache",
     type=click.FloatRange(0),
     default=10,
     metavar="GB",
-    help="Disk for what frozen layers compute, kept in the store; with 0 it is computed in every epoch.  [default: 10]",
+    help="Disk space for cached features in the store; 0 computes features anew in every epoch.  [default: 10]",
 )
 @click.option(
     "--system-metrics",
@@ -74,9 +77,9 @@ def cli(
     as_worker: bool,
     settings: tuple[str, ...],
 ) -> None:
-    """Run the study NAME (a file in studies/, or a path to one): tune every arm, then compare them.
+    """Run the study NAME (a file in studies/, or a path to one): tune every arm, then compare the arms.
 
-    Running it again goes on where it stopped, up to the study's total of trials.
+    Running it again resumes it, up to the study's total number of trials.
     """
     if list_only:
         return list_studies()
@@ -84,35 +87,41 @@ def cli(
         raise InputError("which study? --list lists them")
     if as_new:
         return new_study(study)
-    path = find_study_file(study)
+    with refusing_unreachable_paths():
+        path = find_study_file(study)
     if as_demo and name is not None:
         raise InputError("--name: a demo is always called NAME-demo")
     study_name = check_name(name or (f"{path.stem}-demo" if as_demo else path.stem))
     store = find_store(store_option)
     if status_only:
         return show_status(study_name, store)
-    store.check_writable()
-
     overrides = demo_overrides(read_study_file(path), store) if as_demo else []
     overrides += [(["trials_per_arm"], trials)] if trials is not None else []
     overrides += [(["epochs"], epochs)] if epochs is not None else []
     overrides += [parse_override(setting) for setting in settings]
-    spec = load_study(path, name=study_name, overrides=overrides, load_custom=load_custom)
+    report = None if as_worker else show_line  # the first process has shown the lines
     check_device_name(device)
     if not math.isfinite(feature_cache):
         raise InputError(f"--feature-cache: must be a number of GB, got {feature_cache}")
-    if not needs_pretraining(spec, store):
-        check_weights_file(spec)
-    if spec.data.source == "imagefolder":
-        check_image_root(expand(str(spec.data.root)))
     feature_limit = round(feature_cache * 1e9)
+    with refusing_unreachable_paths():
+        store.check_writable()
+        spec = load_study(path, name=study_name, overrides=overrides, load_custom=load_custom, report=report)
+        if not needs_pretraining(spec, store):
+            check_weights_file(spec)
+        if spec.data.source == "imagefolder":
+            check_image_root(expand(str(spec.data.root)))
 
     from ablation.running.checks import check_custom_backbone, check_study
     from ablation.running.options import RunOptions
     from ablation.running.study import run_study
     from ablation.running.worker import run_worker
+    from ablation.search import configure_optuna
+    from ablation.tracking import configure_mlflow
     from ablation.tracking.system_metrics import check_system_metrics
 
+    configure_mlflow()
+    configure_optuna()
     check_custom_backbone(spec)
     if system_metrics:
         check_system_metrics()
@@ -123,7 +132,12 @@ def cli(
     options = RunOptions(device, workers, feature_limit, system_metrics, path.read_text(encoding="utf-8"))
     if as_worker:
         return run_worker(spec, store, options)
-    return run_study(spec, store, options)
+    try:
+        return run_study(spec, store, options)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])
+        print(f"\nStopped; everything that had finished is kept. To resume:\n    {command}", file=sys.stderr)
+        raise
 
 
 def load_custom(file: str, function: str) -> str:
@@ -133,8 +147,15 @@ def load_custom(file: str, function: str) -> str:
     return load_custom_backbone(file, function)
 
 
+def show_line(text: str) -> None:
+    """Print a line; rich is imported only if there is one."""
+    from ablation.base.terminal import say
+
+    say(text)
+
+
 def new_study(name: str) -> None:
-    """Write a study file to begin with, and say what to do next."""
+    """Write a commented study file to start from, and print the next step."""
     from ablation.base.terminal import say
 
     path = write_new_study(name)
@@ -150,7 +171,7 @@ def list_studies() -> None:
 
 
 def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
-    """Print what the study would do and need, by a short measurement on its device, and what less would give up."""
+    """Measure the study's device briefly; print the time and space that the study and smaller budgets need."""
     from ablation.base.device import make_deterministic, select_device
     from ablation.base.terminal import show_table, waiting
     from ablation.data.reading import measure_data
@@ -160,15 +181,15 @@ def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
     from ablation.planning.workload import conditions, feature_bytes, frozen_parts, plan
 
     size = measure_data(spec.data)
-    given = conditions(spec, size, select_device(device_name))
+    setup = conditions(spec, size, select_device(device_name))
     if spec.deterministic:
         make_deterministic()
-    stores_features = feature_bytes(spec, size) <= feature_limit
-    planned = plan(spec, size.classes, stores_features=stores_features)
-    kinds = [kind for arm in planned for kind in (arm.cheapest, arm.costliest)]
+    stores_features = feature_bytes(spec, size, setup.precision) <= feature_limit
+    arm_plans = plan(spec, size.classes, stores_features=stores_features)
+    kinds = [kind for arm in arm_plans for kind in (arm.cheapest, arm.costliest)]
     with waiting("Measuring how fast this machine is"):
-        measured = probe(kinds, frozen_parts(spec) if stores_features else [], given)
-    study = StudyPlan(spec, size, feature_limit, planned, given, measured)
+        speeds = probe(kinds, frozen_parts(spec) if stores_features else [], setup)
+    study = StudyPlan(spec, size, feature_limit, arm_plans, setup, speeds)
     show_table(arms_table(study))
     show_table(budget_table(study))
 
@@ -176,29 +197,29 @@ def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
 def show_status(study: str, store: Store) -> None:
     """Print the arms of a study with their trials by state."""
     from ablation.base.terminal import show_table
+    from ablation.search import configure_optuna
     from ablation.search.status import status_table, trial_records
     from ablation.search.studies import ArmStudies, open_storage, stored_studies, study_arms
     from ablation.storage.locks import open_locks
 
-    storage = None if store.is_empty else open_storage(store)
-    locks = open_locks(store.optuna_url)
-    found = study_arms(storage, study) if storage else ArmStudies({}, {})
-    if not found.tuning:
-        known = stored_studies(storage) if storage else []
-        raise InputError(f"{store.root}: has no study {study!r}{nearest(study, known) if known else ''}")
-    contents = [arm.user_attrs.get("content", {}) for arm in found.tuning.values()]
+    configure_optuna()
+    with refusing_unreachable_paths():
+        is_empty = store.is_empty
+    storage = None if is_empty else open_storage(store)
+    studies = study_arms(storage, study) if storage else ArmStudies({}, {})
+    if not studies.tuning:
+        names = stored_studies(storage) if storage else []
+        raise InputError(f"{store.root}: has no study {study!r}{nearest(study, names) if names else ''}")
+    contents = [arm.user_attrs.get("content", {}) for arm in studies.tuning.values()]
     budget = max(content.get("trials_per_arm", 0) for content in contents)
     seeds = max(content.get("confirm", {}).get("seeds", 0) for content in contents)
-    show_table(status_table(study, trial_records(found, locks), budget, seeds))
+    trials = trial_records(studies, open_locks(store.optuna_url))
+    show_table(status_table(study, trials, budget, seeds))
 
 
 def main() -> int:
     """Run the command line; return its exit status."""
-    status = run_command(cli)
-    if status == STOPPED and "--as-worker" not in sys.argv:
-        command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])
-        print(f"\nStopped; whatever had finished is kept. To go on:\n    {command}", file=sys.stderr)
-    return status
+    return run_command(cli)
 
 
 if __name__ == "__main__":

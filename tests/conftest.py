@@ -11,11 +11,15 @@ import pytest
 
 from ablation import study
 from ablation.reporting import report
+from ablation.search import configure_optuna
+from ablation.tracking import configure_mlflow
 from tests.servers import PostgreSQL, Server
 from tests.studies import REPOSITORY, STUDY, Command, signal_handlers_kept
 from tests.victims import Victims
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+configure_mlflow()
+configure_optuna()
 
 
 @pytest.fixture(autouse=True)

@@ -1,20 +1,28 @@
-"""Study results made up without MLflow or any training, for tests of what is computed from them.
+"""Study results made up without any training, for tests of the analysis; `store_study` puts them into a store.
 
 Legend: S confirmation runs (seeds), N test images, K classes.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from ablation.analysis.results import CURVES, ArmResult, Predictions, RunResult, StudyResult, best_run
 from ablation.data.images import Normalisation
-from ablation.data.samples import DRAWS, Mistakes, Samples, confident_mistakes
+from ablation.data.samples import DRAWS, Mistakes, Samples, confident_mistakes, samples_file
 from ablation.spec.arms import Arm, arms, published_for
+from ablation.spec.metrics import EpochMetrics
 from ablation.spec.parameters import Augmentation, Hyperparameters
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
+from ablation.storage.store import Store
+from ablation.tracking.client import CHECKPOINT_FILE, PREDICTIONS_FILE, SAMPLES_FILE, RunStatus, open_client
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.reading import StudyRecord, read_study
+from ablation.tracking.trial_run import TrialRun
 
 ENVIRONMENT = {"ablation": "0.1.0", "python": "3.11.2", "torch": "2.11.0", "device": "A CPU", "commit": "0123abc"}
 
@@ -44,7 +52,7 @@ def fake_run(
     reason: str = "",
     environment: dict[str, str] = ENVIRONMENT,
 ) -> RunResult:
-    """Return a trial or, with `confirms` and its predictions, a confirmation run; its figures follow from these.
+    """Return a trial or, with `confirms` and its predictions, a confirmation run; its metrics follow from these.
 
     The learning curves rise to `val_accuracy` in the last epoch.
     """
@@ -88,7 +96,7 @@ def fake_run(
 
 
 def fake_predictions(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> Predictions:
-    """Return predictions that are sure by 0.9, with images of mistakes (8 x 8 pixels) that are of one grey each."""
+    """Return predictions with a probability of 0.9, and images (8 x 8 pixels) of mistakes, each of one grey."""
     probabilities_NK = np.full((len(labels_N), classes), 0.1 / max(1, classes - 1), np.float16)
     probabilities_NK[np.arange(len(labels_N)), predicted_N] = 0.9
     numbers_M = confident_mistakes(probabilities_NK, predicted_N, labels_N)
@@ -117,7 +125,7 @@ def fake_arm(
     val_accuracies_S: list[float],
     predictions_S: list[Predictions],
 ) -> ArmResult:
-    """Return an arm; a trial without accuracy failed, and the confirmation runs have the given figures."""
+    """Return an arm; a trial without accuracy failed, and the confirmation runs have the given results."""
     trials = [
         fake_run(spec, arm, n, v, state="failed" if v is None else "finished", reason="" if v else "the loss was NaN")
         for n, v in enumerate(trial_accuracies)
@@ -138,9 +146,9 @@ def fake_samples(classes: int, augmentations: list[Augmentation]) -> Samples:
     return Samples(images_RIVSSC, np.arange(shape[0]), augmentations, normalisation)
 
 
-def fake_study(spec: StudySpec, found: list[ArmResult], classes: list[str]) -> StudyResult:
+def fake_study(spec: StudySpec, results: list[ArmResult], classes: list[str]) -> StudyResult:
     """Return the study with these arms."""
-    runs = [run for arm in found for run in arm.confirmations if run.predictions is not None]
+    runs = [run for arm in results for run in arm.confirmations if run.predictions is not None]
     return StudyResult(
         spec=spec,
         experiment_id="7",
@@ -152,7 +160,7 @@ def fake_study(spec: StudySpec, found: list[ArmResult], classes: list[str]) -> S
         train_images=45000,
         val_images=5000,
         test_images=len(runs[0].predictions.labels_N) if runs else 10000,
-        arms=found,
+        arms=results,
         samples=fake_samples(len(classes), ["crop_flip"]),
     )
 
@@ -182,10 +190,10 @@ def fake_result(
     """
     spec = fake_spec(factors, **{"confirm": {"seeds": seeds}, **changes})
     labels_N = np.arange(images) % classes
-    found = []
+    results = []
     for index, arm in enumerate(arms(spec)):
         if arm.name in failed_arms:
-            found.append(fake_arm(spec, arm, [None] * spec.trials_per_arm, [], []))
+            results.append(fake_arm(spec, arm, [None] * spec.trials_per_arm, [], []))
             continue
         random = np.random.default_rng([9, index])
         accuracy = accuracies[arm.name]
@@ -196,5 +204,56 @@ def fake_result(
         predictions_S = [
             draw_predictions(float(a), labels_N, classes, seed=100 * index + s) for s, a in enumerate(drawn_S)
         ]
-        found.append(fake_arm(spec, arm, tuned, [float(a) - 0.003 for a in drawn_S], predictions_S))
-    return fake_study(spec, found, [f"class {k}" for k in range(classes)])
+        results.append(fake_arm(spec, arm, tuned, [float(a) - 0.003 for a in drawn_S], predictions_S))
+    return fake_study(spec, results, [f"class {k}" for k in range(classes)])
+
+
+def store_study(store: Store, result: StudyResult) -> StudyRecord:
+    """Put a study into an empty store, as its trials would, and return its record there."""
+    spec = result.spec
+    store.prepare()
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, spec.name, spec.question)
+    about = {
+        "spec": spec.model_dump(mode="json"),
+        "arm_keys": [f"{arm.arm.name}/{kind}" for arm in result.arms for kind in ("trials", "confirmations")],
+        **{name: getattr(result, name) for name in ("command", "classes", "data_digest", "weights_digest")},
+        **{name: getattr(result, name) for name in ("train_images", "val_images", "test_images")},
+    }
+    assert result.samples is not None
+    tracker.begin_summary("summary", spec.name, about, {SAMPLES_FILE: samples_file(result.samples)})
+    folder = store.root / "work"
+    folder.mkdir()
+    for arm in result.arms:
+        for kind, runs in (("trials", arm.trials), ("confirmations", arm.confirmations)):
+            for run in runs:
+                _store_run(TrialRun(tracker, f"{arm.arm.name}/{kind}/{run.number}", folder, ""), run, folder)
+    return read_study(store, spec.name)
+
+
+RUN_STATUS: dict[str, RunStatus] = {"finished": "FINISHED", "failed": "FAILED"}
+
+
+def _store_run(target: TrialRun, run: RunResult, folder: Path) -> None:
+    target.start(run.spec, "nowhere", run.device, {}, run.environment)
+    target.log_epochs(
+        EpochMetrics(
+            epoch=epoch, lr=0.1, images_per_second=1.0, timestamp=epoch, val_balanced_accuracy=0.5, val_macro_f1=0.5,
+            **{name: float(run.curves[name][epoch - 1]) for name in CURVES},
+        )
+        for epoch in range(1, run.spec.epochs + 1)
+    )  # fmt: skip
+    if run.state == "finished":
+        checkpoint = folder / Path(CHECKPOINT_FILE).name
+        checkpoint.touch()
+        names = ("best_epoch", "trained_parameters", "training_seconds")
+        values = {"best_val_accuracy": run.val_accuracy} | {name: getattr(run, name) for name in names}
+        target.log_result(values, 1, checkpoint)
+    if run.predictions is not None:
+        assert run.test_accuracy is not None
+        predictions = folder / Path(PREDICTIONS_FILE).name
+        arrays = {"probabilities": run.predictions.probabilities_NK, "predicted": run.predictions.predicted_N}
+        save_file({**arrays, "labels": run.predictions.labels_N}, predictions)
+        target.log_test({"test_accuracy": run.test_accuracy}, 1, predictions)
+    target.end(RUN_STATUS[run.state], run.reason)

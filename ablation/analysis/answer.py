@@ -1,4 +1,4 @@
-"""The answer in a sentence, and all that the report says."""
+"""The answer in a sentence, and all numbers of the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ from ablation.analysis.comparison import (
     winner,
 )
 from ablation.analysis.results import ArmResult, StudyResult
+from ablation.base.text import plural
 
 
 @dataclass(frozen=True)
 class StudyAnalysis:
-    """All that the report says in figures.
+    """All numbers of the report.
 
-    `interactions` belong to studies with exactly two factors; `interaction_missing` are combinations that lack an arm.
-    `arm_pairs` are all pairs of confirmed arms of a study with several factors. `mistakes` are the champion run's most
-    confident ones, as many as its predictions hold images of.
+    `interactions` belong to studies with exactly two factors; `interaction_missing` has a line for each that lacks a
+    confirmed arm. `arm_pairs` are the differences of all pairs of confirmed arms of a study with several factors.
+    `mistakes` are the champion run's most confident ones: those whose images are kept with its predictions.
     """
 
     result: StudyResult
@@ -42,7 +43,7 @@ class StudyAnalysis:
 
 
 def analyse(result: StudyResult) -> StudyAnalysis:
-    """Return what can be said of a study as it stands."""
+    """Return the analysis of a study as it stands."""
     confirmed = {arm.arm.name: arm for arm in result.arms if arm.confirmed}
     correct = {name: arm.correct_SN for name, arm in confirmed.items()}
     factors = [analyse_factor(result, factor, correct) for factor in result.spec.factors.entries()]
@@ -51,7 +52,7 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     if len(factors) > 1:
         pairs = [level_difference(a, b, [(confirmed[a], confirmed[b])], correct) for a, b in combinations(confirmed, 2)]
     summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
-    won = winner(result)
+    best_arm = winner(result)
     return StudyAnalysis(
         result=result,
         arms=summaries,
@@ -59,8 +60,8 @@ def analyse(result: StudyResult) -> StudyAnalysis:
         interactions=interactions,
         interaction_missing=interaction_missing,
         arm_pairs=pairs,
-        winner=won,
-        mistakes=confident_mistakes(champion_run(won), result.classes) if won is not None else [],
+        winner=best_arm,
+        mistakes=confident_mistakes(champion_run(best_arm), result.classes) if best_arm is not None else [],
         answer=_answer(result, summaries, factors),
     )
 
@@ -78,13 +79,13 @@ def format_p(p: float) -> str:
 
 
 def format_seeds(seeds: tuple[int, int]) -> str:
-    """Return a number of seeds, or two where arms differ."""
+    """Return a number of seeds, or the smallest and the largest where arms differ."""
     least, most = seeds
-    return (f"{least} seed" if least == 1 else f"{least} seeds") if least == most else f"{least} to {most} seeds"
+    return plural(least, "seed") if least == most else f"{least} to {most} seeds"
 
 
 def interval_points(low: float | None, high: float | None) -> str:
-    """Return the ends of an interval in points, both with the same decimals."""
+    """Return the ends of an interval in percentage points, both with the same decimals."""
     if low is None or high is None:
         return "-"
     decimals = 1 if max(abs(low), abs(high)) >= 0.02 else 2
@@ -99,11 +100,11 @@ def _answer(result: StudyResult, arms: list[ArmSummary], factors: list[FactorAna
         if best is None:
             return "No trial has finished yet."
         trials = sum(trial.val_accuracy is not None for trial in best.result.trials)
-        why = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
+        reason = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
         return (
             f"The best tuned arm is {best.name} (validation accuracy {_tuned_accuracy(best):.4f}, the best of "
-            f"{trials} {'trial' if trials == 1 else 'trials'}), but without confirmation runs no answer is possible: "
-            f"{why}."
+            f"{plural(trials, 'trial')}), but without confirmation runs no answer is possible: "
+            f"{reason}."
         )
     if not factors:
         return _preliminary(result) + _one_arm(confirmed[0])
@@ -116,9 +117,9 @@ def _answer(result: StudyResult, arms: list[ArmSummary], factors: list[FactorAna
         clauses = [f"{factor.factor}: {clause}" for factor, clause in zip(factors, clauses, strict=True)]
     text = _preliminary(result) + "; ".join(clauses) + "."
     failed = [arm.name for arm in arms if arm.result.best is None]
-    without = f" Left out, because no trial of it finished: {'; '.join(failed)}." if failed else ""
+    omission = f" Left out, because no trial of it finished: {'; '.join(failed)}." if failed else ""
     is_name = text.startswith(tuple(level.label for factor in factors for level in factor.levels))
-    return (text if is_name or len(factors) > 1 else text[0].upper() + text[1:]) + without
+    return (text if is_name or len(factors) > 1 else text[0].upper() + text[1:]) + omission
 
 
 def _preliminary(result: StudyResult) -> str:
@@ -147,7 +148,7 @@ def _one_arm(arm: ArmSummary) -> str:
 
 
 def _clause(factor: FactorAnalysis) -> str:
-    """Return what the tested family of a factor says, without a full stop."""
+    """Return the answer for one factor from its tested differences, without a full stop."""
     if factor.leader is None or not factor.family:
         return "nothing can be compared"
     pivot = factor.control or factor.leader
@@ -156,17 +157,18 @@ def _clause(factor: FactorAnalysis) -> str:
     if any(difference.estimate.p is None for difference in factor.family):
         return _untested_clause(factor)
     name = f"the control {pivot}" if factor.control else pivot
-    seen = [difference for difference in factor.family if pivot in (difference.first, difference.second)]
+    with_pivot = [difference for difference in factor.family if pivot in (difference.first, difference.second)]
     parts: list[str] = []
+    smallest_gaps: list[Difference] = []  # where one verb has several objects
     for verb, sign in (("beats", 1), ("loses to", -1)):
-        shown = [difference for difference in seen if difference.is_shown and sign * _gain(difference, pivot) > 0]
-        if shown:
-            nearest = min(shown, key=lambda difference: abs(difference.estimate.value))
-            closest = f", {_other(nearest, pivot)} the most narrowly," if len(shown) > 1 else ""
-            others = _join([_other(difference, pivot) for difference in shown])
-            parts.append(f"{verb} {others}{closest} by {_evidence(nearest)}")
+        shown = [d for d in with_pivot if d.is_shown and sign * _gain(d, pivot) > 0]
+        if len(shown) == 1:
+            parts.append(f"{verb} {_other(shown[0], pivot)} by {_evidence(shown[0])}")
+        elif shown:
+            parts.append(f"{verb} {_join([_other(difference, pivot) for difference in shown])}")
+            smallest_gaps.append(_smallest(shown))
     loses = any(part.startswith("loses") for part in parts)
-    unclear = [difference for difference in seen if not difference.is_shown]
+    unclear = [difference for difference in with_pivot if not difference.is_shown]
     if unclear:
         which = _join([_other(difference, pivot) for difference in unclear])
         clearest = min(unclear, key=lambda difference: difference.estimate.p or 0.0)
@@ -177,34 +179,48 @@ def _clause(factor: FactorAnalysis) -> str:
         else:
             any_of = "any of " if len(unclear) > 1 else ""
             return f"no difference could be shown between {name} and {any_of}{which} ({measured}){_elsewhere(factor)}"
-    text = _join(parts)
-    return f"{name} {text}" + (f", though {pivot} leads on validation" if loses and not factor.control else "")
+    although = f", though {pivot} leads on validation" if loses and not factor.control else ""
+    return f"{name} {_join(parts)}{although}{_gaps(smallest_gaps, pivot)}"
+
+
+def _gaps(smallest_gaps: list[Difference], pivot: str) -> str:
+    """Return the end of a clause that names several levels at once: how close the closest of them is."""
+    if not smallest_gaps:
+        return ""
+    others = _join([_other(difference, pivot) for difference in smallest_gaps])
+    evidence = _join([_evidence(difference) for difference in smallest_gaps])
+    noun, verb = ("gap", "is") if len(smallest_gaps) == 1 else ("gaps", "are")
+    return f"; the smallest {noun}, to {others}, {verb} {evidence}"
 
 
 def _elsewhere(factor: FactorAnalysis) -> str:
-    """Return the smallest difference that was shown between other levels than the leader, which beats none."""
+    """Return the smallest difference that was shown between levels other than the leader, which beats none."""
     shown = [difference for difference in factor.family if difference.is_shown]
     if not shown:
         return ""
-    nearest = min(shown, key=lambda difference: abs(difference.estimate.value))
-    high, low = _ordered(nearest)
-    return f", but {high} beats {low} by {_evidence(nearest)}"
+    smallest = _smallest(shown)
+    high, low = _ordered(smallest)
+    return f", but {high} beats {low} by {_evidence(smallest)}"
+
+
+def _smallest(differences: Sequence[Difference]) -> Difference:
+    return min(differences, key=lambda difference: abs(difference.estimate.value))
 
 
 def _untested_clause(factor: FactorAnalysis) -> str:
-    """Return what a single seed shows: differences without intervals."""
+    """Return the answer for one factor where an arm has a single seed: differences without intervals."""
     pivot = factor.control or factor.leader or ""
-    seen = [difference for difference in factor.family if pivot in (difference.first, difference.second)]
+    with_pivot = [difference for difference in factor.family if pivot in (difference.first, difference.second)]
     gains = [
         f"{points(abs(_gain(difference, pivot)))} points {'above' if _gain(difference, pivot) > 0 else 'below'} "
         f"{_other(difference, pivot)}"
-        for difference in seen
+        for difference in with_pivot
     ]
     return f"{pivot} is {_join(gains)} on the test images, but one seed proves nothing"
 
 
 def _gain(difference: Difference, pivot: str) -> float:
-    """Return by how much `pivot` is better than the other side."""
+    """Return the test accuracy of `pivot` minus that of the other side."""
     return difference.estimate.value if difference.first == pivot else -difference.estimate.value
 
 
@@ -219,7 +235,7 @@ def _ordered(difference: Difference) -> tuple[str, str]:
 
 
 def _evidence(difference: Difference) -> str:
-    """Return a shown difference, as a positive number, with what it rests on."""
+    """Return a shown difference, as a positive number, with its interval, p-value and seeds."""
     return f"{points(abs(difference.estimate.value))} points ({_details(difference, _ordered(difference)[0])})"
 
 

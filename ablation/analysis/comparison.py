@@ -1,7 +1,7 @@
 """Arms, levels and their differences; the winner."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -9,10 +9,8 @@ import numpy as np
 
 from ablation.analysis import statistics
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
-from ablation.analysis.statistics import Estimate
+from ablation.analysis.statistics import ALPHA, Estimate
 from ablation.training.evaluation import balanced_accuracy_and_macro_f1
-
-ALPHA = 0.05
 
 
 def confirmed_validation(arm: ArmResult) -> np.ndarray:
@@ -23,14 +21,14 @@ def confirmed_validation(arm: ArmResult) -> np.ndarray:
 def winner(result: StudyResult) -> ArmResult | None:
     """Return the arm with the highest mean validation accuracy over its finished confirmation runs.
 
-    The first of equals; None where no confirmation run has finished. No test figure is read.
+    The first of equals; None where no confirmation run has finished. No test metric is used.
     """
     candidates = [arm for arm in result.arms if confirmed_validation(arm).size]
     return max(candidates, key=lambda arm: float(confirmed_validation(arm).mean()), default=None)
 
 
 def champion_run(arm: ArmResult) -> RunResult:
-    """Return the confirmation run with the highest validation accuracy, the first of equals; no test figure is read.
+    """Return the confirmation run with the highest validation accuracy, the first of equals; no test metric is used.
 
     Raises:
         ValueError: no confirmation run of the arm has finished.
@@ -58,7 +56,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """What an arm's runs come to; what needs confirmation runs is None without them.
+    """A summary of an arm's runs; values over confirmation runs are None without them.
 
     Attributes:
         result: the arm's runs.
@@ -67,13 +65,13 @@ class ArmSummary:
         balanced: balanced test accuracy over its confirmation runs, the mean of the classes' recalls.
         macro_f1: macro F1 of the test images over its confirmation runs, the mean of the classes' F1 scores.
         class_accuracies_K: mean test accuracy of each class over seeds, NaN for a class without test images.
-        confusion_KK: mean over seeds of the fraction of each true class (row) that is taken for each class (column).
+        confusion_KK: mean over seeds of the fraction of each true class (row) that is predicted as each class (column).
         selection_bias: the tuned trial's validation accuracy minus the mean of its confirmation runs.
         best_so_far_T: the best validation accuracy of the trials so far, in their order; NaN before the first finished.
-        late_rise: by how much that rose in the last third of the trials; None where fewer than three have ended.
-        trained_parameters: of the chosen configuration.
+        late_rise: the rise of that in the last third of the trials; None where fewer than three have ended.
+        trained_parameters: their number in the chosen configuration.
         training_seconds: mean over the confirmation runs, else of the best trial.
-        training_runs: how many runs that mean is over.
+        training_runs: the number of runs in that mean.
         failed: trials and confirmation runs that failed.
     """
 
@@ -99,7 +97,7 @@ class ArmSummary:
 
 
 def summarise(accuracies_S: np.ndarray) -> Summary | None:
-    """Return mean, spread and interval of accuracies over seeds; None where there are none."""
+    """Return mean, standard deviation and interval of accuracies over seeds; None where there are none."""
     if accuracies_S.size == 0:
         return None
     deviation = float(accuracies_S.std(ddof=1)) if accuracies_S.size > 1 else None
@@ -107,7 +105,7 @@ def summarise(accuracies_S: np.ndarray) -> Summary | None:
 
 
 def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> np.ndarray:
-    """Return the fraction of each true class (row) that is taken for each class (column), K x K; NaN without images."""
+    """Return the fraction of each true class (row) predicted as each class (column), K x K; NaN without images."""
     counts_KK = np.zeros((classes, classes))
     np.add.at(counts_KK, (labels_N, predicted_N), 1)
     images_K1 = counts_KK.sum(axis=1, keepdims=True)
@@ -123,7 +121,7 @@ def best_so_far(trials: Sequence[RunResult]) -> np.ndarray:
 
 
 def late_rise(best_so_far_T: np.ndarray) -> float | None:
-    """Return by how much the best rose in the last third of the trials; None if too few trials tell."""
+    """Return the rise of the best in the last third of the trials; None with too few finished trials."""
     before = len(best_so_far_T) - len(best_so_far_T) // 3 - 1
     if len(best_so_far_T) < 3 or np.isnan(best_so_far_T[before]):
         return None
@@ -131,7 +129,7 @@ def late_rise(best_so_far_T: np.ndarray) -> float | None:
 
 
 def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
-    """Return what an arm's runs come to."""
+    """Return the summary of an arm's runs, in a study of this number of classes."""
     val = summarise(confirmed_validation(arm))
     predictions = [run.predictions for run in arm.confirmed if run.predictions is not None]
     scores_S2 = np.array(
@@ -165,7 +163,7 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
 class LevelMean:
     """The mean test accuracy of the arms that have a level, each with the same weight, over seeds and images.
 
-    `estimate` is None where none of them is confirmed; `missing` are the arms that are not.
+    `estimate` is None where none of them is confirmed; `missing` are those that are not, `arms` the number of the rest.
     """
 
     label: str
@@ -184,7 +182,7 @@ class Difference:
         second: another.
         estimate: the difference, over seeds and images; its `p` is not corrected.
         val: the same difference of mean validation accuracies.
-        seeds: the smallest and the largest number of seeds of the arms that are compared.
+        seeds: the smallest and the largest number of seeds of the compared arms.
         arms: how many arms of each side are compared.
         corrected_p: after Holm's correction over the factor's family; None where nothing is tested.
         seeds_needed: seeds per arm that would show a difference of this size, if tested and not shown; None where a
@@ -217,11 +215,11 @@ class FactorAnalysis:
 
     Attributes:
         factor: its name.
-        control: the label of the level that the others are compared with; None where all pairs are.
+        control: the label of the level that the others are compared with; None where all pairs are compared.
         levels: in the study's order.
-        family: the differences that are tested together; those that cannot be compared are left out.
-        not_compared: why, for each of those.
-        partial: differences over fewer combinations than there are, and over which.
+        family: the differences that are tested together; pairs that cannot be compared are left out.
+        not_compared: the reason for each of these pairs.
+        partial: the differences over fewer combinations than the study has, and their combinations.
         leader: the label of the level with the highest mean validation accuracy, over the combinations of the other
             factors that all confirmed levels have where there are any; None where no level is confirmed.
     """
@@ -252,15 +250,15 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that a run takes for another class.
+    """A misclassified test image of a run.
 
     Attributes:
         number: of the image, from 0 in the order of the test split.
-        image_SSC: as it goes into the network, uint8.
+        image_SSC: the network's input before normalisation, uint8.
         true: its class.
-        predicted: what it is taken for.
-        probability: of that.
-        true_probability: of its own class.
+        predicted: the class that the run predicts.
+        probability: the predicted class's.
+        true_probability: the true class's.
     """
 
     number: int
@@ -272,24 +270,29 @@ class Mistake:
 
 
 def confident_mistakes(run: RunResult, classes: list[str]) -> list[Mistake]:
-    found = run.predictions
-    if found is None or found.mistakes is None:
+    """Return the mistakes whose images are kept with a run's predictions, in their order; none without predictions."""
+    predictions = run.predictions
+    if predictions is None or predictions.mistakes is None:
         return []
-    return [
-        Mistake(
-            int(number),
-            image_SSC,
-            classes[found.labels_N[number]],
-            classes[found.predicted_N[number]],
-            float(found.probabilities_NK[number, found.predicted_N[number]]),
-            float(found.probabilities_NK[number, found.labels_N[number]]),
+    mistakes = []
+    for number, image_SSC in zip(predictions.mistakes.numbers_M, predictions.mistakes.images_MSSC, strict=True):
+        true, predicted = predictions.labels_N[number], predictions.predicted_N[number]
+        probabilities_K = predictions.probabilities_NK[number]
+        mistakes.append(
+            Mistake(
+                number=int(number),
+                image_SSC=image_SSC,
+                true=classes[true],
+                predicted=classes[predicted],
+                probability=float(probabilities_K[predicted]),
+                true_probability=float(probabilities_K[true]),
+            )
         )
-        for number, image_SSC in zip(found.mistakes.numbers_M, found.mistakes.images_MSSC, strict=True)
-    ]
+    return mistakes
 
 
 def level_label(factor: str, level: Any) -> str:
-    """Return what a level is called: a number with its factor, as in the names of arms."""
+    """Return a level's label: a number with its factor, as in the names of arms."""
     return level if isinstance(level, str) else f"{factor}={level}"
 
 
@@ -303,57 +306,67 @@ def _by_other_levels(result: StudyResult, factor: str, level: Any) -> dict[tuple
 
 
 def analyse_factor(result: StudyResult, factor: str, correct: dict[str, np.ndarray]) -> FactorAnalysis:
-    levels = result.spec.factors.get(factor)
-    found = {level_label(factor, level): _by_other_levels(result, factor, level) for level in levels}
-    means = []
-    for level in levels:
-        label = level_label(factor, level)
-        names = [arm.arm.name for arm in found[label].values()]
-        wanted = [arm.arm.name for arm in result.arms if arm.arm.levels[factor] == level]
-        estimate = statistics.contrast({name: 1 / len(names) for name in names}, correct) if names else None
-        missing = [name for name in wanted if name not in names]
-        means.append(LevelMean(label, estimate, len(names), _seeds(correct, names), missing))
+    """Return the mean of each level of a factor, and the tested differences between levels.
 
+    Args:
+        result: the study.
+        factor: its name.
+        correct: confirmed arm -> whether each run is right about each image, bool, S x N.
+    """
+    levels = result.spec.factors.get(factor)
+    confirmed = {level_label(factor, level): _by_other_levels(result, factor, level) for level in levels}
     control = result.spec.confirm.control.get(factor)
     control_label = None if control is None else level_label(factor, control)
-    labels = list(found)
-    wanted_pairs = (
-        [(label, control_label) for label in labels if label != control_label]
+    label_pairs = (
+        [(label, control_label) for label in confirmed if label != control_label]
         if control_label is not None
-        else list(combinations(labels, 2))
+        else list(combinations(confirmed, 2))
     )
+    combination_count = len(result.arms) // len(levels)
     family, contrasts, not_compared, partial = [], [], [], []
-    for first, second in wanted_pairs:
-        common = [others for others in found[first] if others in found[second]]
+    for first, second in label_pairs:
+        common = [others for others in confirmed[first] if others in confirmed[second]]
         if not common:
             not_compared.append(f"{first} and {second}: no combination of the other factors is confirmed for both")
             continue
-        pairs = [(found[first][others], found[second][others]) for others in common]
-        combinations_wanted = len(result.arms) // len(levels)
-        if len(common) < combinations_wanted:
+        pairs = [(confirmed[first][others], confirmed[second][others]) for others in common]
+        if len(common) < combination_count:
             where = "; ".join(f"{a.arm.name} against {b.arm.name}" for a, b in pairs)
-            partial.append(f"{first} and {second}: over {len(common)} of {combinations_wanted} combinations ({where})")
+            partial.append(f"{first} and {second}: over {len(common)} of {combination_count} combinations ({where})")
         family.append(level_difference(first, second, pairs, correct))
         contrasts.append(_weights(pairs))
     return FactorAnalysis(
         factor=factor,
         control=control_label,
-        levels=means,
+        levels=[_level_mean(result, factor, level, correct) for level in levels],
         family=_tested(family, contrasts, correct),
         not_compared=not_compared,
         partial=partial,
-        leader=_leader(found),
+        leader=_leader(confirmed),
     )
 
 
-def _leader(found: dict[str, dict[tuple[Any, ...], ArmResult]]) -> str | None:
-    """Return the level with the highest mean validation accuracy, the first of equals."""
-    confirmed = {label: by_others for label, by_others in found.items() if by_others}
+def _level_mean(result: StudyResult, factor: str, level: Any, correct: dict[str, np.ndarray]) -> LevelMean:
+    arms = [arm for arm in result.arms if arm.arm.levels[factor] == level]
+    names = [arm.arm.name for arm in arms if arm.confirmed]
+    estimate = statistics.contrast({name: 1 / len(names) for name in names}, correct) if names else None
+    missing = [arm.arm.name for arm in arms if not arm.confirmed]
+    return LevelMean(level_label(factor, level), estimate, len(names), _seeds(correct, names), missing)
+
+
+def _leader(arms: dict[str, dict[tuple[Any, ...], ArmResult]]) -> str | None:
+    """Return the level with the highest mean validation accuracy, the first of equals.
+
+    `arms` are the confirmed arms by their level's label, and then by their levels of the other factors.
+    """
+    confirmed = {label: by_others for label, by_others in arms.items() if by_others}
     shared = [others for others in next(iter(confirmed.values()), {}) if all(others in b for b in confirmed.values())]
 
     def val(label: str) -> float:
-        arms = [arm for others, arm in confirmed[label].items() if others in shared or not shared]
-        return float(np.mean([confirmed_validation(arm).mean() for arm in arms]))
+        values = [
+            confirmed_validation(a).mean() for others, a in confirmed[label].items() if others in shared or not shared
+        ]
+        return float(np.mean(values))
 
     return max(confirmed, key=val, default=None)
 
@@ -371,6 +384,14 @@ def _seeds(correct: dict[str, np.ndarray], names: Sequence[str]) -> tuple[int, i
 def level_difference(
     first: str, second: str, pairs: Sequence[tuple[ArmResult, ArmResult]], correct: dict[str, np.ndarray]
 ) -> Difference:
+    """Return the difference between two levels, or two arms, untested.
+
+    Args:
+        first: the label of the side that is counted as positive.
+        second: that of the other side.
+        pairs: a confirmed arm of each side that differ in nothing else; all pairs have the same weight.
+        correct: as in `analyse_factor`.
+    """
     weights = _weights(pairs)
     val = float(np.mean([confirmed_validation(a).mean() - confirmed_validation(b).mean() for a, b in pairs]))
     estimate = statistics.contrast(weights, correct)
@@ -380,7 +401,7 @@ def level_difference(
 def _tested(
     family: list[Difference], contrasts: list[dict[str, float]], correct: dict[str, np.ndarray]
 ) -> list[Difference]:
-    """Return the differences with p-values corrected over those that have one, and the seeds that the others need."""
+    """Return the differences with Holm's corrected p-values, and the seeds needed to show those that are not shown."""
     p_values = [difference.estimate.p for difference in family if difference.estimate.p is not None]
     corrected = iter(statistics.holm(p_values))
     tested = []
@@ -390,17 +411,16 @@ def _tested(
             continue
         p = next(corrected)
         needed = None if p < ALPHA else statistics.seeds_needed(weights, correct, family=len(p_values))
-        tested.append(
-            Difference(
-                difference.first, difference.second, difference.estimate, difference.val, difference.seeds,
-                difference.arms, p, needed,
-            )
-        )  # fmt: skip
+        tested.append(replace(difference, corrected_p=p, seeds_needed=needed))
     return tested
 
 
 def analyse_interactions(result: StudyResult, correct: dict[str, np.ndarray]) -> tuple[list[Interaction], list[str]]:
-    """Return the differences of differences against each factor's control or first level, and what lacks an arm."""
+    """Return the interactions of a study with exactly two factors, against each factor's control or first level.
+
+    Returns:
+        The interactions, and a line for each combination that cannot be computed, with the arms that are not confirmed.
+    """
     factors = result.spec.factors.entries()
     if len(factors) != 2:
         return [], []
@@ -408,7 +428,7 @@ def analyse_interactions(result: StudyResult, correct: dict[str, np.ndarray]) ->
     first_base = result.spec.confirm.control.get(first_factor, first_levels[0])
     second_base = result.spec.confirm.control.get(second_factor, second_levels[0])
     names = {tuple(arm.arm.levels.values()): arm.arm.name for arm in result.arms}
-    found, missing = [], []
+    interactions, missing = [], []
     for a, b in _without_base(first_levels, first_base, second_levels, second_base):
         weights = {
             names[a, b]: 1.0,
@@ -417,11 +437,12 @@ def analyse_interactions(result: StudyResult, correct: dict[str, np.ndarray]) ->
             names[first_base, second_base]: 1.0,
         }
         first, second = level_label(first_factor, a), level_label(second_factor, b)
-        lacking = [name for name in weights if name not in correct]
-        if lacking:
-            missing.append(f"{first} with {second}: {', '.join(lacking)} is not confirmed")
+        unconfirmed = [name for name in weights if name not in correct]
+        if unconfirmed:
+            is_not = "is not" if len(unconfirmed) == 1 else "are not"
+            missing.append(f"{first} with {second}: {', '.join(unconfirmed)} {is_not} confirmed")
             continue
-        found.append(
+        interactions.append(
             Interaction(
                 first,
                 level_label(first_factor, first_base),
@@ -431,7 +452,7 @@ def analyse_interactions(result: StudyResult, correct: dict[str, np.ndarray]) ->
                 _seeds(correct, list(weights)),
             )
         )
-    return found, missing
+    return interactions, missing
 
 
 def _without_base(

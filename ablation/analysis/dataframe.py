@@ -10,8 +10,9 @@ from ablation.analysis.results import ArmResult, RunResult, read_results
 from ablation.spec.parameters import Hyperparameters
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store
+from ablation.tracking import mlflow_settings
 
-# How a column is called, and its type: those of a run, and below those of its hyper-parameters.
+# The columns of a run and their types. Those of its hyper-parameters follow in the table; `_dtype` returns their types.
 DTYPES = {
     "run_id": "string",
     "arm": "string",
@@ -33,6 +34,7 @@ DTYPES = {
 }
 
 
+@mlflow_settings()
 def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
     """Return the runs of a study, of every arm: the trials that tuned it, then its confirmation runs.
 
@@ -48,58 +50,51 @@ def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
         - `kind`: 'trial' or 'confirmation'; string.
         - `number`: from 0, of the arm's runs of this kind; int64.
         - `state`: 'finished', 'pruned', 'failed' or 'unfinished'; string.
-        - `reason`: why it was pruned or failed, else empty; string.
+        - `reason`: why it was pruned or failed, otherwise empty; string.
         - `is_best`: whether it is the trial whose configuration the arm's confirmation runs repeat; bool.
         - `is_superseded`: whether it confirms a configuration that is not the arm's best any more; bool.
-        - `val_accuracy`: that of its best epoch, a fraction; float64, NaN unless it finished, as all that follows.
+        - `val_accuracy`: of its best epoch, a fraction; float64. This and the other metrics are missing unless the run
+          finished.
         - `best_epoch`: counted from 1; Int64.
         - `test_accuracy`, `test_balanced_accuracy`, `test_macro_f1`, `test_loss`: of confirmation runs, fractions and
           nats (balanced accuracy and macro F1: the means over classes of recall and of the F1 score); float64.
-        - `trained_parameters`: how many learn; Int64.
+        - `trained_parameters`: the number of parameters that are trained; Int64.
         - `training_seconds`: of all epochs, without evaluation; float64.
-        - `seed`: what its random numbers derive from; int64.
-        - a column per hyper-parameter of the README's table, by its name: string, int64, Int64 or float64. One that
+        - `seed`: the seed of all its random numbers; int64.
+        - a column per hyper-parameter, by its name in the study file: string, int64, Int64 or float64. A value that
           does not apply to a run, such as `freeze_depth` to feature extraction, is missing; `head_pool` is '1', '2' or
           'flatten'.
 
     Raises:
-        InputError: there is no such study, no trial of it has finished, or another version has made it.
+        InputError: there is no such study, no trial of it has finished, or this version cannot read it.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    result = read_results(find_store(store), study)
-    rows = [_row(arm, run) for arm in result.arms for run in chain(arm.trials, arm.confirmations, arm.superseded)]
+    result = read_results(find_store(store), study, with_details=False)
     dtypes = DTYPES | {name: _dtype(TrialSpec.model_fields[name].annotation) for name in Hyperparameters.model_fields}
+    rows = [
+        [_value(name, arm, run) for name in dtypes]
+        for arm in result.arms
+        for run in chain(arm.trials, arm.confirmations, arm.superseded)
+    ]
     return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
 
-def _row(arm: ArmResult, run: RunResult) -> dict[str, Any]:
-    parameters = {name: getattr(run.spec, name) for name in Hyperparameters.model_fields}
-    return {
-        "run_id": run.run_id,
-        "arm": arm.arm.name,
-        "kind": "trial" if run.spec.confirms is None else "confirmation",
-        "number": run.number,
-        "state": run.state,
-        "reason": run.reason,
-        "is_best": run is arm.best,
-        "is_superseded": run in arm.superseded,
-        "val_accuracy": run.val_accuracy,
-        "best_epoch": run.best_epoch,
-        "test_accuracy": run.test_accuracy,
-        "test_balanced_accuracy": run.test_balanced_accuracy,
-        "test_macro_f1": run.test_macro_f1,
-        "test_loss": run.test_loss,
-        "trained_parameters": run.trained_parameters,
-        "training_seconds": run.training_seconds,
-        "seed": run.spec.seed,
-        **parameters,
-        "head_pool": str(run.spec.head_pool),
-    }
+def _value(column: str, arm: ArmResult, run: RunResult) -> Any:
+    """Return a run's value of a column: its own, or of what was trained."""
+    if column == "kind":
+        return "trial" if run.spec.confirms is None else "confirmation"
+    if column == "is_best":
+        return run is arm.best
+    if column == "is_superseded":
+        return run in arm.superseded
+    if column == "head_pool":
+        return str(run.spec.head_pool)
+    return getattr(run, column) if hasattr(run, column) else getattr(run.spec, column)
 
 
 def _dtype(annotation: Any) -> str:
-    """Return the type of a hyper-parameter's column; one that may be missing needs a type that can say so."""
+    """Return the type of a hyper-parameter's column; where it may not apply, values may be missing."""
     is_optional = get_origin(annotation) in (Union, UnionType)
     plain = get_args(annotation)[0] if is_optional else annotation
     if plain is int:

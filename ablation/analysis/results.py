@@ -1,11 +1,11 @@
-"""What MLflow holds of a study, as plain values: the report and the champion need nothing else.
+"""A study's results in MLflow, as plain values: the report and the champion need nothing else.
 
 Legend: S confirmation runs (seeds), N test images, K classes.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
 from ablation.tracking.client import PREDICTIONS_FILE, SAMPLES_FILE
-from ablation.tracking.reading import RunRecord, read_study, run_file
+from ablation.tracking.reading import RunRecord, StudyRecord, read_curves, read_study, run_file
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -31,10 +31,10 @@ class NothingFinished(InputError):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a confirmation run's model says of the test images, in the order of the data set.
+    """A confirmation run's predictions for the test images, in the order of the data set.
 
     `probabilities_NK` is float16, `predicted_N` and `labels_N` are int64 numbers of classes. `mistakes` are some of the
-    images; None where an older version made the predictions.
+    misclassified images; None in files of older versions.
     """
 
     probabilities_NK: np.ndarray
@@ -45,9 +45,10 @@ class Predictions:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A trial or a confirmation run. Figures are None unless it finished; accuracies are fractions.
+    """A trial or a confirmation run. Metrics are None unless it finished; accuracies are fractions.
 
-    `curves` holds `CURVES` by name, a value per epoch. Test figures and predictions belong to confirmation runs alone.
+    Test metrics and predictions belong to confirmation runs alone. `curves` holds `CURVES` by name, a value per epoch;
+    it is empty for the runs whose learning curves no report draws, see `ArmResult.drawn_runs`.
     """
 
     run_id: str
@@ -71,10 +72,10 @@ class RunResult:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """An arm's runs: those that tuned it, and those that confirm the configuration that is its best now.
+    """An arm's runs: the trials that tuned it, and the runs that confirm its best configuration.
 
     `superseded` confirmed a configuration that was the best while the budget was smaller. `best` is the finished trial
-    with the highest validation accuracy, the first of equals; None where none finished. `published` are figures of
+    with the highest validation accuracy, the first of equals; None where none finished. `published` are results of
     others, as in the study file.
     """
 
@@ -87,22 +88,23 @@ class ArmResult:
 
     @property
     def confirmed(self) -> list[RunResult]:
-        """The confirmation runs that finished and whose predictions are there."""
+        """The confirmation runs that finished and still have their predictions."""
         return [run for run in self.confirmations if run.predictions is not None and run.test_accuracy is not None]
 
     @property
-    def val_accuracies_S(self) -> np.ndarray:
-        """The finished confirmation runs' best validation accuracies, float64."""
-        return np.array([run.val_accuracy for run in self.confirmed], np.float64)
+    def drawn_runs(self) -> list[RunResult]:
+        """The runs whose learning curves the report draws: the finished confirmation runs, else the best trial."""
+        finished = [run for run in self.confirmations if run.val_accuracy is not None]
+        return finished or ([self.best] if self.best is not None else [])
 
     @property
     def test_accuracies_S(self) -> np.ndarray:
-        """The finished confirmation runs' test accuracies, float64."""
+        """The test accuracies of the confirmed runs, float64."""
         return np.array([run.test_accuracy for run in self.confirmed], np.float64)
 
     @property
     def correct_SN(self) -> np.ndarray:
-        """Whether each finished confirmation run is right about each test image, bool."""
+        """Whether each confirmed run is right about each test image, bool."""
         predictions = [run.predictions for run in self.confirmed if run.predictions is not None]
         return np.array([p.predicted_N == p.labels_N for p in predictions], bool)
 
@@ -111,7 +113,7 @@ class ArmResult:
 class StudyResult:
     """A study as it stands. `command` is the one that ran it last; image counts are of each split.
 
-    `samples` are some of its training images; None where an older version began it.
+    `samples` are some of its training images; None where the store has none.
     """
 
     spec: StudySpec
@@ -141,38 +143,43 @@ class StudyResult:
 
     @property
     def test_evaluations(self) -> int:
-        """How often the test split was evaluated, runs that were superseded since included."""
+        """How often the test split was evaluated, superseded runs included."""
         return sum(run.test_accuracy is not None for arm in self.arms for run in [*arm.confirmations, *arm.superseded])
 
 
-def read_results(store: Store, study: str) -> StudyResult:
+def read_results(store: Store, study: str, *, with_details: bool = True) -> StudyResult:
     """Read a study from its MLflow store.
 
+    Args:
+        store: where the study is.
+        study: its name.
+        with_details: whether to read what the report alone needs, with a request or a download each: learning curves,
+            predictions and samples.
+
     Raises:
-        NothingFinished: no trial of it has finished, as far as MLflow knows.
-        InputError: there is no such study, or another version has made it.
+        NothingFinished: no trial of the study has finished, as far as MLflow knows.
+        InputError: there is no such study, or this version cannot read it.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    recorded = read_study(store, study, CURVES)
-    about = recorded.about
+    record = read_study(store, study)
+    about = record.about
     try:
         if about.get("own_backbone"):
             add_custom_architecture(about["spec"]["backbone"]["name"], **about["own_backbone"])
         spec = StudySpec.model_validate_json(json.dumps(about["spec"]))
     except (KeyError, ValueError):
-        made_by = about.get("version", "another version")
-        raise InputError(f"study {study!r} was made by ablation {made_by}, which this version cannot read") from None
-    found = [
-        _arm_result(store, spec, arm, [run for run in recorded.runs if run.tags["arm"] == arm.name])
-        for arm in arms(spec)
+        version = about.get("version", "another version")
+        raise InputError(f"study {study!r} was made by ablation {version}, which this version cannot read") from None
+    results = [
+        _arm_result(spec, arm, [run for run in record.runs if run.tags["arm"] == arm.name]) for arm in arms(spec)
     ]
-    if not any(arm.best for arm in found):
+    if not any(result.best for result in results):
         raise NothingFinished(f"study {study!r} has no finished trial yet")
     return StudyResult(
         spec=spec,
-        experiment_id=recorded.experiment_id,
-        summary_run_id=recorded.summary.run_id,
+        experiment_id=record.experiment_id,
+        summary_run_id=record.summary.run_id,
         command=about["command"],
         classes=about["classes"],
         data_digest=about["data_digest"],
@@ -180,8 +187,8 @@ def read_results(store: Store, study: str) -> StudyResult:
         train_images=about["train_images"],
         val_images=about["val_images"],
         test_images=about["test_images"],
-        arms=found,
-        samples=_samples(store, recorded.summary),
+        arms=_with_details(store, record, results) if with_details else results,
+        samples=_samples(store, record.summary) if with_details else None,
     )
 
 
@@ -191,12 +198,10 @@ def best_run(runs: Sequence[RunResult]) -> RunResult | None:
     return max(finished, key=lambda run: run.val_accuracy or 0.0, default=None)
 
 
-def _arm_result(store: Store, spec: StudySpec, arm: Arm, records: list[RunRecord]) -> ArmResult:
-    trials = sorted(
-        (_run_result(store, run) for run in records if run.tags["kind"] == "trial"), key=lambda run: run.number
-    )
-    confirmations = sorted(
-        (_run_result(store, run) for run in records if run.tags["kind"] == "confirmation"), key=lambda run: run.number
+def _arm_result(spec: StudySpec, arm: Arm, records: list[RunRecord]) -> ArmResult:
+    trials, confirmations = (
+        sorted((_run_result(run) for run in records if run.tags["kind"] == kind), key=lambda run: run.number)
+        for kind in ("trial", "confirmation")
     )
     best = best_run(trials)
     current = [run for run in confirmations if best is not None and run.spec.confirms == best.number]
@@ -211,15 +216,13 @@ STATES: dict[str, Literal["finished", "pruned", "failed", "unfinished"]] = {
 }
 
 
-def _run_result(store: Store, run: RunRecord) -> RunResult:
+def _run_result(run: RunRecord) -> RunResult:
     state = STATES.get(run.status, "unfinished")
-    is_finished = state == "finished"
 
-    def figure(name: str) -> float | None:
-        return run.metrics.get(name) if is_finished else None
+    def metric(name: str) -> float | None:
+        return run.metrics.get(name) if state == "finished" else None
 
-    best_epoch, trained = figure("best_epoch"), figure("trained_parameters")
-    has_predictions = is_finished and "test_accuracy" in run.metrics
+    best_epoch, trained_parameters = metric("best_epoch"), metric("trained_parameters")
     return RunResult(
         run_id=run.run_id,
         number=int(run.tags["trial"]),
@@ -228,17 +231,36 @@ def _run_result(store: Store, run: RunRecord) -> RunResult:
         spec=TrialSpec.from_params(run.params),
         device=run.tags.get("device", ""),
         environment=json.loads(run.tags.get("environment", "{}")),
-        curves={name: np.array(values) for name, values in run.curves.items()},
-        val_accuracy=figure("best_val_accuracy"),
+        curves={},
+        val_accuracy=metric("best_val_accuracy"),
         best_epoch=None if best_epoch is None else int(best_epoch),
-        trained_parameters=None if trained is None else int(trained),
-        training_seconds=figure("training_seconds"),
-        test_accuracy=figure("test_accuracy"),
-        test_loss=figure("test_loss"),
-        test_balanced_accuracy=figure("test_balanced_accuracy"),
-        test_macro_f1=figure("test_macro_f1"),
-        predictions=_predictions(store, run) if has_predictions else None,
+        trained_parameters=None if trained_parameters is None else int(trained_parameters),
+        training_seconds=metric("training_seconds"),
+        test_accuracy=metric("test_accuracy"),
+        test_loss=metric("test_loss"),
+        test_balanced_accuracy=metric("test_balanced_accuracy"),
+        test_macro_f1=metric("test_macro_f1"),
     )
+
+
+def _with_details(store: Store, record: StudyRecord, results: list[ArmResult]) -> list[ArmResult]:
+    """Return arms with the learning curves that the report draws, and the predictions of their confirmation runs."""
+    records = {run.run_id: run for run in record.runs}
+    curves = read_curves(store, [run.run_id for result in results for run in result.drawn_runs], CURVES)
+
+    def detailed(run: RunResult) -> RunResult:
+        return replace(
+            run,
+            curves={name: np.array(values) for name, values in curves.get(run.run_id, {}).items()},
+            predictions=None if run.test_accuracy is None else _predictions(store, records[run.run_id]),
+        )
+
+    def detailed_arm(result: ArmResult) -> ArmResult:
+        trials = [detailed(run) for run in result.trials]
+        confirmations = [detailed(run) for run in result.confirmations]
+        return replace(result, trials=trials, best=best_run(trials), confirmations=confirmations)
+
+    return [detailed_arm(result) for result in results]
 
 
 def _predictions(store: Store, run: RunRecord) -> Predictions | None:

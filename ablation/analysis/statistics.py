@@ -1,8 +1,8 @@
 """How sure a difference is: intervals and tests over seeds and test images, and Holm's correction.
 
 A confirmation run is right or wrong about each test image: y[arm, seed, image] = accuracy(arm) + seed effect + image
-effect(arm) + residual. Seeds are the runs' own; the images are the same for all arms, so that what makes an image hard
-for all of them cancels out of a difference. Both are samples: another seed, or other images, would give other figures.
+effect(arm) + residual. Seeds are the runs' own; the images are the same for all arms, so that an image's difficulty
+for all of them cancels out of a difference. Both are samples: another seed, or other images, would give other results.
 
 Legend: A arms, S seeds (may differ between arms), N test images.
 """
@@ -17,15 +17,17 @@ from scipy.special import nctdtr, ndtr, stdtr, stdtrit  # scipy.stats takes long
 from ablation.base.errors import InputError
 
 CONFIDENCE = 0.95
+ALPHA = 0.05  # chance of any false declaration among the differences that are tested together
+POWER = 0.8  # chance to find a difference, for which `smallest_difference` asks
 DRAWS = 4000  # of variances, which make a power certain to less than one percent
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy, or a difference of accuracies, as a fraction, and how sure it is.
+    """An accuracy, or a difference of accuracies, as a fraction, with its uncertainty.
 
-    `low` and `high` are the 95 % t interval, cut where no accuracy can lie. `p` is two-sided, of `value == 0`, from the
-    same t statistic. All but `value` are None where there is too little to tell: no interval is invented.
+    `low` and `high` are the 95 % t interval, cut to the possible range. `p` is two-sided, of `value == 0`, from the
+    same t statistic. All but `value` are None where there are too few seeds or images.
     """
 
     value: float
@@ -39,14 +41,14 @@ class Estimate:
 def seed_interval(accuracies_S: np.ndarray) -> Estimate:
     """Return the mean accuracy over seeds with its t interval, S - 1 degrees of freedom, and no p.
 
-    The interval is about other seeds on these very images; `contrast` with one weight of 1 adds that the images are a
-    sample too. Where all seeds agree, its width is zero.
+    The interval is about other seeds on these very images; `contrast` with one weight of 1 also treats the images as a
+    sample. Where all seeds agree, its width is zero.
 
     Args:
         accuracies_S: accuracies as fractions. With one, there is no interval.
 
     Raises:
-        InputError: there is none, or one is not a number from 0 to 1.
+        InputError: there are no accuracies, or one is not a number from 0 to 1.
     """
     accuracies_S = np.asarray(accuracies_S, np.float64)
     S = accuracies_S.size
@@ -63,19 +65,19 @@ def seed_interval(accuracies_S: np.ndarray) -> Estimate:
 def contrast(weights: Mapping[str, float], correct: Mapping[str, np.ndarray]) -> Estimate:
     """Return a weighted sum of the arms' mean accuracies: a difference, a marginal mean, or an interaction.
 
-    The variance is what the seeds add, the sum of w² s² / S with s² the variance of an arm's S accuracies, plus what
-    the images add: the variance over images of D = sum of w * (mean over seeds), less the residual's part in it, which
-    s² contains already (sum of w² r / S with r the residual mean square), over N; 0 if that is negative. Degrees of
-    freedom are Satterthwaite's (1946): S - 1 for each arm's part, N - 1 for the images'. `tests/calibration.py` shows
-    how well it covers.
+    The variance has two parts. The seeds' part is the sum of w² s² / S, with s² the variance of an arm's S accuracies.
+    The images' part is the variance over images of D = sum of w * (mean over seeds), less the residual's share of it,
+    which s² contains already (sum of w² r / S with r the residual mean square), over N; 0 if that is negative. Degrees
+    of freedom are Satterthwaite's (1946): S - 1 for each arm's part, N - 1 for the images'. `tests/calibration.py`
+    simulates its coverage.
 
     Two floors keep few seeds that agree by chance from looking like certainty; both have N - 1 degrees of freedom. The
     variance is at least that of a paired t test over the images, which is right if seeds have no effect of their own.
-    And it is at least that of a single image in N on which the arms differ, since N images on which they do not differ
+    It is also at least that of a single image in N on which the arms differ, since N images on which they do not differ
     cannot show that they never do; this is the weight that Agresti and Min (2005) give to such images.
 
     Args:
-        weights: arm -> weight; arms with weight 0 play no part. {"a": 1, "b": -1} is how much better a is than b.
+        weights: arm -> weight; arms with weight 0 are ignored. {"a": 1, "b": -1} is how much better a is than b.
         correct: arm -> whether each run is right about each image, bool, S x N; the same images in the same order.
 
     Returns:
@@ -103,8 +105,8 @@ def contrast(weights: Mapping[str, float], correct: Mapping[str, np.ndarray]) ->
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number, in the given order (Holm, 1979).
 
-    Declaring those below alpha keeps the chance of any false declaration in the family below alpha, whatever depends on
-    what. (SciPy has Benjamini and Hochberg's correction, which controls another rate.)
+    Declaring those below alpha keeps the chance of any false declaration in the family below alpha, whatever the
+    dependence between them. (SciPy has Benjamini and Hochberg's correction, which controls another rate.)
     """
     m = len(p_values)
     adjusted = [0.0] * m
@@ -120,26 +122,24 @@ def seeds_needed(
     correct: Mapping[str, np.ndarray],
     *,
     family: int,
-    power: float = 0.8,
-    alpha: float = 0.05,
+    power: float = POWER,
     most: int = 1000,
 ) -> int | None:
     """Return the smallest number of seeds per arm that would show the observed difference, the images being the same.
 
-    The difference and the variance components are taken as they were estimated, so it is a guide to planning and no
-    more. The power is the noncentral t distribution's at level alpha / family, the first step of Holm's correction.
+    The difference and the variance components are those that were estimated, so it is a guide to planning and no more.
+    The power is the noncentral t distribution's at level ALPHA / family, the first step of Holm's correction.
 
     Args:
         weights: as in `contrast`.
         correct: as in `contrast`.
         family: how many differences are tested together.
         power: the chance to find a difference of the observed size.
-        alpha: the chance of any false declaration in the family.
-        most: where to stop looking.
+        most: the largest number of seeds to try.
 
     Returns:
         The number of seeds, at least 2; None if `most` are not enough (the images alone hide the difference, or there
-        is none), or if one seed or one image does not tell how much varies.
+        is none), or if there is one seed or one image only, so that no variance can be estimated.
 
     Raises:
         InputError: as in `contrast`.
@@ -149,15 +149,15 @@ def seeds_needed(
         return None
     candidates = np.arange(2, most + 1)
     variance, degrees_of_freedom = _variance(parts, candidates[:, None])
-    critical = -stdtrit(degrees_of_freedom, alpha / family / 2)
-    found = 1 - nctdtr(degrees_of_freedom, abs(parts.value) / np.sqrt(variance), critical)
-    enough = np.flatnonzero(found >= power)
+    critical = -stdtrit(degrees_of_freedom, ALPHA / family / 2)
+    powers = 1 - nctdtr(degrees_of_freedom, abs(parts.value) / np.sqrt(variance), critical)
+    enough = np.flatnonzero(powers >= power)
     return int(candidates[enough[0]]) if enough.size else None
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is taken for granted of runs that have yet to be made.
+    """Assumptions about runs before there are any.
 
     Attributes:
         seed_sd: standard deviation of a run's accuracy over other images than the test split's, as a fraction.
@@ -177,26 +177,22 @@ def smallest_difference(
     seeds: int,
     images: int,
     family: int,
-    power: float = 0.8,
-    alpha: float = 0.05,
 ) -> float | None:
-    """Return the smallest difference between two levels that a study of so many seeds would probably show.
+    """Return the smallest difference between two levels that a study of this size would show with a chance of `POWER`.
 
-    What is tested is `contrast`, at level alpha / family as in `seeds_needed`. Its power is the mean over many studies'
-    variances of seeds, drawn as they would be estimated: with two or three seeds, a noncentral t distribution with the
-    degrees of freedom of the true ones would promise 80 % where it is 65 %.
+    The test is that of `contrast`, at level ALPHA / family as in `seeds_needed`. Its power is the mean over many
+    studies' variances of seeds, drawn as they would be estimated: with two or three seeds, a noncentral t distribution
+    with the degrees of freedom of the true ones would promise 80 % where it is 65 %.
 
-    That runs disagree on a share d of the images makes the residual mean square d / 2; by what disagreement is larger
-    between arms than within, each arm has its own image effect.
+    Runs that disagree on a share d of the images have a residual mean square of d / 2. The additional disagreement of
+    runs of two arms is each arm's own image effect.
 
     Args:
         arms_per_level: how many arms each level has, all with the same weight.
-        assumed: of the runs.
+        assumed: about the runs.
         seeds: of each arm.
         images: of the test split.
         family: how many differences are tested together.
-        power: the chance to find the difference.
-        alpha: the chance of any false declaration in the family.
 
     Returns:
         The difference as a fraction; None where there are fewer than two seeds or images.
@@ -217,18 +213,18 @@ def smallest_difference(
         by_image=arms * weight**2 * (assumed.other_arm - assumed.same_arm) / 2 / images,
     )
     variance, degrees_of_freedom = _variance(parts, parts.seeds_A)
-    threshold = -stdtrit(degrees_of_freedom, alpha / family / 2) * np.sqrt(variance)
+    threshold = -stdtrit(degrees_of_freedom, ALPHA / family / 2) * np.sqrt(variance)
     true_error = np.sqrt(arms * by_seed / seeds + parts.by_image)
 
-    def lacking(difference: float) -> float:
-        return power - float(ndtr((difference - threshold) / true_error).mean())
+    def missing_power(difference: float) -> float:
+        return POWER - float(ndtr((difference - threshold) / true_error).mean())
 
-    return float(brentq(lacking, 0.0, threshold.max() + 10 * true_error))
+    return float(brentq(missing_power, 0.0, threshold.max() + 10 * true_error))
 
 
 @dataclass(frozen=True)
 class _Components:
-    """What a contrast and its variance are made of, for any number of seeds.
+    """A contrast's value and the parts of its variance, for any number of seeds.
 
     `by_seed_A` is w² s² and `residual_A` w² r / N of each arm, both to be divided by a number of seeds; `by_image` is
     the images' own variance in the contrast, over N. `lowest` and `highest` are the contrast's possible range.
@@ -245,7 +241,7 @@ class _Components:
 
     @property
     def has_variance(self) -> bool:
-        """Whether there are seeds and images enough to tell how much they vary."""
+        """Whether there are enough seeds and images to estimate how much they vary."""
         return self.images > 1 and int(self.seeds_A.min()) > 1
 
 
@@ -270,7 +266,7 @@ def _components(weights: Mapping[str, float], correct: Mapping[str, np.ndarray])
         S = len(correct[arm])
         accuracy_S, image_mean_N = correct[arm].mean(axis=1), correct[arm].mean(axis=0)
         accuracy = float(accuracy_S.mean())
-        # The two-way table without replication. What is right counts 1, so the mean is the mean of squares, too.
+        # The two-way table without replication. Correct counts 1, so the mean is the mean of squares, too.
         total_squares = S * N * accuracy * (1 - accuracy)
         seed_squares, image_squares = N * _sum_of_squares(accuracy_S), S * _sum_of_squares(image_mean_N)
         residual_squares = total_squares - seed_squares - image_squares
@@ -296,7 +292,7 @@ def _components(weights: Mapping[str, float], correct: Mapping[str, np.ndarray])
 def _variance(parts: _Components, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the contrast's variance and its degrees of freedom for numbers of seeds, 2 or more.
 
-    `seeds` broadcasts against the arms, its last axis, which the results lack.
+    The last axis of `seeds` broadcasts against the arms; the results are without that axis.
     """
     N = parts.images
     by_seed = parts.by_seed_A / seeds

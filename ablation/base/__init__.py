@@ -1,1 +1,1 @@
-"""What everything stands on: errors, text, files, seeds, the device, the terminal."""
+"""The foundation: errors, text, files, seeds, the device, the machine, the terminal, the command line."""

@@ -1,4 +1,4 @@
-"""The device that computes: which one, how deterministic, in which precision."""
+"""The device of a process: its selection, determinism and precision."""
 
 import os
 from collections.abc import Iterator
@@ -7,15 +7,16 @@ from contextlib import contextmanager
 import torch
 
 from ablation.base.errors import InputError
+from ablation.base.text import plural
 
 
 def gpu_count() -> int:
-    """Return the number of CUDA devices, without using any."""
+    """Return the number of CUDA devices, without initialising any."""
     return torch.cuda.device_count()
 
 
 def check_device(name: str) -> torch.device:
-    """Return the device with this name, without using it; `auto` prefers CUDA, then MPS, then the CPU.
+    """Return the device with this name, without initialising it; `auto` prefers CUDA, then MPS, then the CPU.
 
     Raises:
         InputError: this machine does not have it.
@@ -24,38 +25,37 @@ def check_device(name: str) -> torch.device:
     count = gpu_count()
     if name == "auto":
         name = "cuda" if count else "mps" if has_mps else "cpu"
-    device = torch.device("cuda:0" if name == "cuda" else name)  # one without a number cannot be made the current one
+    device = torch.device("cuda:0" if name == "cuda" else name)  # set_device needs a number
     missing = {"cuda": (device.index or 0) >= count, "mps": not has_mps, "cpu": False}
     if missing[device.type]:
-        found = f"{count} CUDA device{'s' * (count != 1)} found"
-        raise InputError(f"--device: {name} is not available ({found}); use --device cpu")
+        raise InputError(f"--device: {name} is not available ({plural(count, 'CUDA device')} found); use --device cpu")
     return device
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device with this name and make it this process's own; see `check_device`."""
+    """Return the device with this name and make it this process's current one; see `check_device`."""
     device = check_device(name)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-        torch.cuda.set_device(device)  # what is asked of "the current device" later is then asked of this one
+        torch.set_float32_matmul_precision("high")  # TF32 for operations that autocast leaves in float32
+        torch.cuda.set_device(device)  # libraries use the current device
     return device
 
 
 def make_deterministic() -> None:
-    """Make CUDA repeat its results to the bit (the CPU does anyway at the same number of threads)."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, says torch's documentation
+    """Make CUDA's results bit-identical between runs; the CPU's are anyway at the same number of threads."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it (torch's documentation)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context in which layers compute in a precision ('float32', 'bfloat16', 'float16')."""
+    """Return a context in which layers compute in a precision: 'float32', 'bfloat16' or 'float16'."""
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Let CUDA compute float32 in float32 here, not in TF32, whose 10 bits other devices do not repeat."""
+    """Make CUDA compute float32 without TF32 in this context: other devices cannot reproduce TF32's 10 bits."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

@@ -2,12 +2,12 @@
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; its text is the one line the user gets."""
+    """The user's input is wrong. The text is the one line that the user sees."""
 
 
 class StoreError(Exception):
-    """A store can no longer be used: the disk is full, it cannot be written, an answer makes no sense."""
+    """A store cannot be used any more: the disk is full, a file cannot be written, or a reply is invalid."""
 
 
 class StoreAway(Exception):
-    """A server does not answer for now: Optuna's database, or MLflow."""
+    """A server (Optuna's database or MLflow) does not answer at the moment."""

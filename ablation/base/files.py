@@ -1,10 +1,16 @@
 """Paths and files."""
 
+import glob
 import os
-from contextlib import suppress
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ablation.base.errors import StoreError
+
+LEFTOVER_SECONDS = 3600  # since a temporary file was last written: its process has died
 
 
 def expand(path: str) -> Path:
@@ -12,27 +18,56 @@ def expand(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no such user
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file for the body to write; it becomes `path` if the body raises nothing.
+
+    A reader of `path` sees the old file or the complete new one, whatever crashes. Several processes and threads may
+    write `path` at once: each has a temporary file of its own, in the same folder, and the last one to finish wins.
+
+    Raises:
+        OSError: the folder cannot be made or written, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _delete_leftovers(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        _sync(temporary, os.O_RDWR)  # Windows refuses to sync a file that is open for reading only
+        temporary.replace(path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _sync(path.parent, os.O_RDONLY)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either the old one or complete: temporary file, fsync, rename, fsync of the folder.
+    """Write a file, and its folder where it is missing; see `replacing`.
 
     Raises:
         StoreError: the disk is full, or cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)  # a full disk needs the room
         raise StoreError(f"{path.parent} cannot be written ({error.strerror})") from None
+
+
+def _delete_leftovers(path: Path) -> None:
+    """Delete temporary files of `path` whose processes were killed; nobody would overwrite them."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp*"):  # SQLite's journals end with "-journal"
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink()
+
+
+def _sync(path: Path, flags: int) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

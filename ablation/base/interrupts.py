@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which wait for the end of a call that must not be left in the middle."""
+"""Ctrl-C and SIGTERM, delayed during calls that must not be interrupted."""
 
 import signal
 from collections.abc import Iterator
@@ -6,18 +6,18 @@ from contextlib import contextmanager
 
 
 class _State:
-    calls = 0  # under way
+    depth = 0  # of nested `uninterrupted` contexts
     is_waiting = False
 
 
 def handle_interrupts() -> None:
-    """Let Ctrl-C and SIGTERM, which a container gets when it is stopped, raise KeyboardInterrupt from now on."""
+    """Make Ctrl-C and SIGTERM (the signal that stops a container) raise KeyboardInterrupt from now on."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
 
 def _interrupt(*_: object) -> None:
-    if _State.calls and not _State.is_waiting:
+    if _State.depth and not _State.is_waiting:
         _State.is_waiting = True
     else:
         raise KeyboardInterrupt
@@ -25,16 +25,16 @@ def _interrupt(*_: object) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of this context; a second one does not wait.
+    """Delay Ctrl-C and SIGTERM until the end of this context; a second signal is not delayed.
 
-    A call to a database that is left in the middle can keep its transaction open, and so the database locked for what
-    is to be written before the process ends.
+    An interrupted call to a database could leave its transaction open. The database would then be locked for whatever
+    the process has to write before it ends.
     """
-    _State.calls += 1
+    _State.depth += 1
     try:
         yield
     finally:
-        _State.calls -= 1
-        if _State.is_waiting and not _State.calls:
+        _State.depth -= 1
+        if _State.is_waiting and not _State.depth:
             _State.is_waiting = False
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""This machine: its memory, and what a run records about it."""
+"""This machine: its free memory, and the environment that a run records."""
 
 import platform
 import re
@@ -12,36 +12,37 @@ import torch
 
 from ablation import __version__
 
+CHECKOUT = Path(__file__).resolve().parents[2]  # unless this is an installed copy
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 PACKAGES = ("torchvision", "optuna", "mlflow", "numpy")
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Return versions, the device's name, the platform and, in a checkout, the commit ('-dirty': with changes)."""
-    # torch itself says which build it is, such as +cpu; its package's metadata may not.
-    found = {"ablation": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    # torch.__version__ names the build, such as +cpu; the package's metadata may not.
+    environment = {"ablation": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
+            environment[package] = version(package)
     if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
-        found["cuda"] = str(torch.version.cuda)
+        environment["device"] = torch.cuda.get_device_name(device)
+        environment["cuda"] = str(torch.version.cuda)
     else:
-        found["device"] = _processor() if device.type == "cpu" else device.type
-    found["platform"] = platform.platform()
+        environment["device"] = _processor() if device.type == "cpu" else device.type
+    environment["platform"] = platform.platform()
     if (commit := _commit()) is not None:
-        found["commit"] = commit
-    return found
+        environment["commit"] = commit
+    return environment
 
 
 def available_memory() -> int:
-    """Return how many bytes of memory are free, in a container (control groups of version 2) of what it may use."""
+    """Return the free memory in bytes; in a container (cgroup v2), what is left of its limit."""
     free: int = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no control group of Linux, or one without a limit
+    with suppress(OSError, ValueError):  # not Linux, or no limit
         limit = int((CONTROL_GROUP / "memory.max").read_text())
         used = int((CONTROL_GROUP / "memory.current").read_text())
         statistics = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
-        # Files and the like, which are dropped for programs.
+        # Cached files count as used, but Linux drops them when a program needs memory.
         droppable = sum(int(statistics.get(kind, 0)) for kind in ("active_file", "inactive_file", "slab_reclaimable"))
         free = min(free, limit - used + droppable)
     return free
@@ -55,18 +56,17 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that this package is in; None for an installed copy, or without git."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    """Return the commit of the checkout with this package; None for an installed copy, or without git."""
+    if not (CHECKOUT / ".git").exists():
         return None
-    described = []
+    outputs = []
     for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
-            done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10)
+            process = subprocess.run(["git", "-C", CHECKOUT, *arguments], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        if done.returncode != 0:  # a repository of another user, say
+        if process.returncode != 0:  # such as a repository of another user
             return None
-        described.append(done.stdout.strip())
-    commit, changes = described
+        outputs.append(process.stdout.strip())
+    commit, changes = outputs
     return f"{commit}-dirty" if changes else commit

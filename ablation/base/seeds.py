@@ -1,7 +1,7 @@
 """Named seeds.
 
 Every random number comes from a generator that is seeded by a name and the seeds above it, such as (trial seed,
-'order', epoch). Nothing depends on how many numbers were drawn before, so an interrupted trial resumes exactly.
+'order', epoch). No number depends on how many were drawn before, so an interrupted trial resumes exactly.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 
 
 def named_seed(*names: int | str) -> int:
-    """Return a seed (0 to 2**63 - 1) that depends on the names and on nothing else."""
+    """Return a seed (0 to 2**63 - 1) that depends on the names alone."""
     text = "\0".join(str(name) for name in names)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -23,7 +23,7 @@ def generator(*names: int | str) -> torch.Generator:
 
 
 def seed_globally(*names: int | str) -> None:
-    """Seed the global generators of Python, NumPy and torch (all devices), which layers and libraries may draw from."""
+    """Seed the global generators of Python, NumPy and torch (all devices), which layers and libraries may use."""
     seed = named_seed(*names)
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,11 +1,11 @@
-"""What the terminal shows: tables, lines, progress. The only users of rich are this file and `running.study_view`."""
+"""Output to the terminal: tables, lines, progress. Only this file and `running.study_view` use rich."""
 
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import track
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -21,12 +21,11 @@ def show_table(table: Table) -> None:
         console.file.write(table.markdown())
         return
     rich_table = RichTable(title=table.title, title_justify="left", title_style="bold")
-    for column, *cells in zip(table.columns, *table.rows, strict=True):
-        numeric = column.startswith(
-            ("best val", "epochs", "trained", "all p", "disk", "run time", "time", "best tenth")
-        )
-        narrowest = max(map(len, [*column.split(), *cells]))  # at which headings make no column wider than its cells
-        rich_table.add_column(textwrap.fill(column, narrowest), justify="right" if numeric else "left", overflow="fold")
+    numeric = table.numeric_columns()
+    for index, (heading, *cells) in enumerate(zip(table.columns, *table.rows, strict=True)):
+        width = max(map(len, [*heading.split(), *cells]))  # a longer heading is wrapped
+        justify: JustifyMethod = "right" if index in numeric else "left"
+        rich_table.add_column(textwrap.fill(heading, width), justify=justify, overflow="fold")
     for row in table.rows:
         rich_table.add_row(*(Text(cell) for cell in row))
     console.print(rich_table)
@@ -40,7 +39,7 @@ def say(text: str) -> None:
 
 
 def track_progress(things: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """Pass things on while showing how many have come; one line where the output is not a terminal."""
+    """Return the things, with a progress bar while they are consumed; one line if the output is not a terminal."""
     if not console.is_terminal:
         say(f"{description} ({total})")
         return things
@@ -48,11 +47,11 @@ def track_progress(things: Iterable[Any], total: int, description: str) -> Itera
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Say what takes a while."""
+def waiting(text: str) -> Iterator[None]:
+    """Show a text while the body runs, which takes a while."""
     if console.is_terminal:
-        with console.status(what):
+        with console.status(text):
             yield
     else:
-        say(what)
+        say(text)
         yield

@@ -1,11 +1,9 @@
-"""What is measured: trainings, trials, studies."""
+"""The measurements: trainings, trials, studies."""
 
 import contextlib
 import io
-import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ablation.analysis.results import RunResult, read_results
 from ablation.base.device import select_precision
 from ablation.base.errors import StoreError
+from ablation.benchmark import SMALL_TRIALS
 from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loader
-from ablation.benchmark.subject import BATCH_SIZE, Measured, Subject, few_images_override, first_images, network
+from ablation.benchmark.subject import BATCH_SIZE, Measured, Subject, few_images_limit, first_images, network
 from ablation.data.images import Images
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, calibrate
@@ -31,23 +30,38 @@ from ablation.running.options import RunOptions
 from ablation.running.study import run_study
 from ablation.search.studies import open_storage, study_arms
 from ablation.spec.parameters import StrategyName
-from ablation.spec.reading import load_study
+from ablation.spec.study import Backbone, StudySpec
 from ablation.storage.store import Store, find_store
 from ablation.tracking.trial_run import TrialRun
 from ablation.training.loop import TrainingSettings, begin_training, calibration_sample, train
 from ablation.training.sources import ImageSource, frozen_part
 
-TRIALS, EPOCHS = 10, 10  # of the feature extraction study
+if sys.platform != "win32":
+    import resource
 
+TRIALS, EPOCHS = 10, 10  # of the feature extraction study
 CUTS = ("block1", "block2", "block3", "block4", "block5")
 MINUTE = 65  # seconds: a trial of a minute or more
-SMALL_TRIALS = 10  # at the beginning and at the end of a store that is filled
+
+START_UP_STUDY = """\
+question       = "How fast does a study start?"
+trials_per_arm = 1
+epochs         = 1
+
+[backbone]
+name = "vgg16"
+
+[fixed]
+strategy    = "feature_extraction"
+truncate_at = "block1"
+"""
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # environment of a command whose lines are timed
 
 
 def our_epochs(
     subject: Subject, cut: str, strategy: StrategyName, images: Images, settings: TrainingSettings
 ) -> Iterator[float]:
-    """Train without end, as a trial does; yield each epoch's images per second, its evaluation excluded."""
+    """Train without end as a trial does; yield the images per second of each epoch, without its evaluation."""
     model = network(subject, cut).to(memory_format=torch.channels_last)
     learning = Learning(strategy, lr=1e-4, freeze_depth=len(model.blocks) - 1, backbone_lr_scale=0.1)
     training = begin_training(model, learning, settings, subject.normalisation)
@@ -60,15 +74,15 @@ def our_epochs(
 def endless_settings(
     device: torch.device, batch_size: int = BATCH_SIZE, precision: str | None = None, compile_mode: str = "none"
 ) -> TrainingSettings:
-    """Return settings for as many epochs as wanted, in a study's default precision unless one is given."""
+    """Return settings for any number of epochs, in a study's default precision unless `precision` is set."""
     precision = precision or select_precision("auto", device)
     return TrainingSettings(10**6, batch_size, 0, precision, schedule="constant", compile=compile_mode)
 
 
 def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
-    """A study of ten trials of ten epochs, from its start to its report, beside the plain loop for the same trials.
+    """Measure a study of ten trials of ten epochs, from start to report, beside a plain loop for the same trials.
 
-    The plain loop is timed on the first trial and multiplied; so is a trial without stored features, on one epoch.
+    The plain loop is timed for the first trial only, and training without cached features for single epochs.
     """
     content = {
         "trials_per_arm": TRIALS,
@@ -79,14 +93,13 @@ def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, A
             "head_width": {"choices": [128, 256, 512]},
         },
     }
-    run_study_silently(
-        subject, folder / "warm-up", content | {"trials_per_arm": 1, "epochs": 1}, few_images_override(subject)
-    )
+    warm_up = content | {"trials_per_arm": 1, "epochs": 1}
+    run_study_silently(subject, folder / "warm-up", warm_up, few_images_limit(subject))
     seconds = []
     for repeat in range(subject.repeats):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         store = run_study_silently(subject, folder / f"extraction-{repeat}", content)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
     trials = finished_trials(store)
     first = trials[0]
 
@@ -100,12 +113,12 @@ def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, A
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     accuracies = []
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(EPOCHS):
         plain_epoch(model, optimizer, train_loader, subject.device)
         scheduler.step()
         accuracies.append(plain_accuracy(model, val_loader, subject.device))
-    plain = time.perf_counter() - begun
+    plain = time.perf_counter() - started
     uncached = our_epochs(
         subject, "block3", "feature_extraction", first_images(subject, 1000, 20_000), endless_settings(subject.device)
     )
@@ -123,9 +136,10 @@ def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, A
 
 
 def fine_tuning(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
-    """Images per second of fine-tuning everything, ours and the plain loop in turns.
+    """Measure the images per second of fine-tuning everything, of this package and of the plain loop in turns.
 
-    On the CPU both compute in float32, in batches of 64; on CUDA ours does what a study does there, in its best batch.
+    On the CPU both compute in float32, in batches of 64; on CUDA this package uses a study's default precision there,
+    and its fastest batch size.
     """
     is_cuda = subject.device.type == "cuda"
     cut = "block5" if is_cuda else "block3"
@@ -141,16 +155,16 @@ def fine_tuning(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
     best = max(candidates, key=lambda batch_size: candidates[batch_size][0])
     ours = candidates[best][1]
     plain_epoch(model, optimizer, loader, subject.device)
-    found: dict[str, list[float]] = {"ours": [], "plain": []}
+    rates: dict[str, list[float]] = {"ours": [], "plain": []}
     for _ in range(subject.repeats):
-        found["ours"].append(next(ours))
-        found["plain"].append(len(images) / plain_epoch(model, optimizer, loader, subject.device))
-    ratio = statistics.median(found["ours"]) / statistics.median(found["plain"])
-    return {"cut": cut, "our_batch_size": best, **found, "ratio": ratio}
+        rates["ours"].append(next(ours))
+        rates["plain"].append(len(images) / plain_epoch(model, optimizer, loader, subject.device))
+    ratio = statistics.median(rates["ours"]) / statistics.median(rates["plain"])
+    return {"cut": cut, "our_batch_size": best, **rates, "ratio": ratio}
 
 
 def training_steps(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
-    """Images per second of every cut and strategy without stored features, and the share of the device's ceiling."""
+    """Measure every cut and strategy without cached features: images per second, and share of the device's ceiling."""
     precision = "bfloat16" if subject.device.type == "cuda" else "float32"
     ceiling = Measured([matmul_rate(subject.device, getattr(torch, precision)) for _ in range(subject.repeats)])
     is_cuda = subject.device.type == "cuda"
@@ -158,7 +172,7 @@ def training_steps(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
     for cut in CUTS:
         for strategy in ("feature_extraction", "fine_tune_top", "fine_tune_all"):
             if cut == "block1" and strategy == "fine_tune_top":
-                continue  # no block is left to freeze
+                continue  # nothing below block1 can be frozen
             for batch_size in (64, 256, 1024) if is_cuda else (BATCH_SIZE,):
                 if is_cuda:
                     torch.cuda.reset_peak_memory_stats(subject.device)
@@ -184,11 +198,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     repeats = 20 if device.type == "cuda" else 3
     torch.matmul(a, b)
     _synchronise(device)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(repeats):
         torch.matmul(a, b)
     _synchronise(device)
-    return repeats * 2 * side**3 / (time.perf_counter() - begun)
+    return repeats * 2 * side**3 / (time.perf_counter() - started)
 
 
 def flops_of_an_image(subject: Subject, cut: str, strategy: Any) -> float:
@@ -203,19 +217,19 @@ def flops_of_an_image(subject: Subject, cut: str, strategy: Any) -> float:
 
 
 def small_trials(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
-    """Seconds from one trial to the next where the training itself is nothing: at first, and when a store is full."""
+    """Measure the seconds from one trial to the next with hardly any training: in a new store, and in a full one."""
     content = {
         "trials_per_arm": SMALL_TRIALS,
         "epochs": 1,
         "fixed": {"strategy": "feature_extraction", "truncate_at": "block1", "head_width": 16},
         "search": {"lr": {"low": 1e-3, "high": 1e-1, "log": True}, "sampler": "random"},
     }
-    store = run_study_silently(subject, folder / "small", content, few_images_override(subject))
+    store = run_study_silently(subject, folder / "small", content, few_images_limit(subject))
     memory = resident_bytes()
-    run_study_silently(subject, folder / "small", content | {"trials_per_arm": fill}, few_images_override(subject))
+    run_study_silently(subject, folder / "small", content | {"trials_per_arm": fill}, few_images_limit(subject))
     starts = trial_starts(store)
     cycles = [after - before for before, after in pairwise(starts)]
-    del cycles[SMALL_TRIALS - 1]  # between the two commands
+    del cycles[SMALL_TRIALS - 1]  # the pause between the two studies
     training = sum(trial.training_seconds or 0.0 for trial in finished_trials(store)) / fill
     return {
         "trials": fill,
@@ -227,7 +241,7 @@ def small_trials(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
 
 
 def tracking_overhead(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
-    """The share of MLflow's calls in a trial of a minute."""
+    """Measure the time of MLflow's calls in a trial of a minute."""
     epochs = our_epochs(
         subject, "block3", "fine_tune_all", first_images(subject, 256, 20_000), endless_settings(subject.device)
     )
@@ -238,27 +252,27 @@ def tracking_overhead(subject: Subject, folder: Path, fill: int) -> dict[str, An
         "epochs": math.ceil(MINUTE * rate / len(subject.train_images)),
         "fixed": {"strategy": "fine_tune_all", "truncate_at": "block3", "lr": 1e-3},
     }
-    spent: list[float] = []
-    with timed(TrialRun, "_do", spent), timed(TrialRun, "complete", spent):
+    durations: list[float] = []
+    with timed(TrialRun, "_do", durations), timed(TrialRun, "complete", durations):
         store = run_study_silently(subject, folder / "tracking", content)
     (trial,) = finished_trials(store)
-    return {"trial_seconds": trial.training_seconds, "calls": len(spent), "tracking_seconds": sum(spent)}
+    return {"trial_seconds": trial.training_seconds, "calls": len(durations), "tracking_seconds": sum(durations)}
 
 
 def start_up(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
-    """Seconds from the command to its first trial, imports included, in a new store and in one that is there."""
+    """Measure the seconds from the command to its first trial, imports included, in a new store and an existing one."""
     study = folder / "start.toml"
-    content = {"epochs": 1, "fixed": {"strategy": "feature_extraction", "truncate_at": "block1"}}
-    study.write_text(toml({"question": "?", "trials_per_arm": 1, "backbone": {"name": "vgg16"}} | content))
-    overrides = [*subject.overrides, *few_images_override(subject)]
-    settings = [f"{'.'.join(path)}={value}" for path, value in overrides]
+    study.write_text(START_UP_STUDY)
+    settings = [f"backbone.weights={subject.weights_file}", f"data.source={subject.data.source}"]
+    settings += [f"data.root={subject.data.root}"] if subject.data.root else []
+    settings += [f"data.limit={few_images_limit(subject)}"]
     command = [sys.executable, "-m", "ablation.study", str(study), "--device", subject.device.type]
     command += [argument for setting in settings for argument in ("--set", setting)]
-    found: dict[str, list[float]] = {"new_store": [], "old_store": []}
+    start_seconds: dict[str, list[float]] = {"new_store": [], "old_store": []}
     for repeat in range(subject.repeats):
         for trials, name in ((1, "new_store"), (2, "old_store")):
             arguments = [*command, "--store", str(folder / f"start-{repeat}"), "--trials", str(trials)]
-            begun = time.perf_counter()
+            started = time.perf_counter()
             seconds, line = None, ""
             with subprocess.Popen(
                 arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | UNBUFFERED
@@ -266,58 +280,51 @@ def start_up(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
                 assert process.stdout is not None
                 for line in process.stdout:
                     if seconds is None and line.startswith("["):
-                        seconds = time.perf_counter() - begun
+                        seconds = time.perf_counter() - started
             if process.returncode != 0 or seconds is None:
-                raise StoreError(f"the study that was started ended with status {process.returncode}: {line.strip()}")
-            found[name].append(seconds)
-    return dict(found)
-
-
-UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
+                raise StoreError(f"a study of the benchmark ended with status {process.returncode}: {line.strip()}")
+            start_seconds[name].append(seconds)
+    return dict(start_seconds)
 
 
 def standardise(subject: Subject, model: TransferModel) -> None:
-    """Set the constants of the features, as a trial does."""
+    """Set the constants that standardise the features, as a trial does."""
     source = ImageSource(subject.train_images, frozen_part(model, 0, subject.normalisation, "float32"), "none")
     calibrate(model, source.subset(calibration_sample(len(subject.train_images))).in_order(), 0, "float32")
 
 
-def run_study_silently(
-    subject: Subject, folder: Path, content: dict[str, Any], overrides: list[tuple[list[str], Any]] | None = None
-) -> Store:
-    """Run a study as the command line does, in a store of its own, silently; return the store."""
-    path = folder.with_suffix(".toml")
-    text = toml({"question": "How fast?", "backbone": {"name": "vgg16"}} | content)
-    path.write_text(text)
-    spec = load_study(path, name="bench", overrides=[*subject.overrides, *(overrides or [])])
+def run_study_silently(subject: Subject, folder: Path, content: dict[str, Any], limit: int | None = None) -> Store:
+    """Run a study as the command line does, in a store of its own and without output.
+
+    Args:
+        subject: its images, weights and device.
+        folder: of the store.
+        content: of the study, without its data and backbone.
+        limit: `data.limit` where it is not the subject's.
+
+    Returns:
+        the store.
+    """
+    spec = StudySpec(
+        name="bench",
+        question="How fast?",
+        backbone=Backbone(name="vgg16", weights=subject.weights_file),
+        data=subject.data.model_copy(update={"limit": limit or subject.data.limit}),
+        **content,
+    )
     store = find_store(str(folder))
     with contextlib.redirect_stdout(io.StringIO()):
-        run_study(spec, store, RunOptions(str(subject.device), workers=1, file_text=text))
+        run_study(spec, store, RunOptions(str(subject.device), workers=1))
     return store
 
 
-def toml(content: dict[str, Any]) -> str:
-    """Return a study file: plain values, then tables of plain values or of inline tables."""
-    plain = [f"{key} = {_toml_value(value)}" for key, value in content.items() if not isinstance(value, dict)]
-    for key, table in content.items():
-        if isinstance(table, dict):
-            plain += [f"[{key}]", *(f"{name} = {_toml_value(value)}" for name, value in table.items())]
-    return "\n".join(plain) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml_value(inner)}" for key, inner in value.items()) + " }"
-    return json.dumps(value)
-
-
 def finished_trials(store: Store) -> list[RunResult]:
-    """Return the trials of the study in a store, in the order of their numbers."""
+    """Return the trials of the benchmark's study in a store, in the order of their numbers."""
     return [trial for arm in read_results(store, "bench").arms for trial in arm.trials]
 
 
 def trial_starts(store: Store) -> list[float]:
-    """Return when each trial began, seconds, sorted."""
+    """Return the start of each trial in seconds since the epoch, sorted."""
     storage = open_storage(store)
     assert storage is not None
     trials = [trial for arm in study_arms(storage, "bench").tuning.values() for trial in arm.trials]
@@ -325,16 +332,16 @@ def trial_starts(store: Store) -> list[float]:
 
 
 @contextlib.contextmanager
-def timed(owner: Any, name: str, spent: list[float]) -> Iterator[None]:
-    """Note the seconds that each call of a method takes."""
+def timed(owner: Any, name: str, durations: list[float]) -> Iterator[None]:
+    """Append the seconds of each call of the method `owner.name` to `durations`."""
     real: Callable[..., Any] = getattr(owner, name)
 
     def method(*args: Any, **kwargs: Any) -> Any:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             return real(*args, **kwargs)
         finally:
-            spent.append(time.perf_counter() - begun)
+            durations.append(time.perf_counter() - started)
 
     setattr(owner, name, method)
     try:
@@ -344,14 +351,14 @@ def timed(owner: Any, name: str, spent: list[float]) -> Iterator[None]:
 
 
 def process_peak_bytes() -> int:
-    """Return the bytes that this process had in use at most."""
+    """Return the peak of this process's memory in bytes."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process has in use."""
+    """Return this process's memory in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 

@@ -16,24 +16,24 @@ from ablation.data.images import Images, Normalisation
 
 
 def plain_loader(images: Images, normalisation: Normalisation, *, shuffle: bool) -> Any:
-    """Return a DataLoader as torchvision's tutorials have it: PIL images, transformed one by one by two workers."""
+    """Return a DataLoader as in torchvision's tutorials: PIL images, transformed one by one by two worker processes."""
     pixels = images.images_NCHW.permute(0, 2, 3, 1).cpu().numpy()
     labels = images.labels_N.tolist()
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(normalisation.mean, normalisation.std)])
 
-    class Pictures(Dataset[Any]):
+    class PlainImages(Dataset[Any]):
         def __len__(self) -> int:
             return len(labels)
 
         def __getitem__(self, number: int) -> Any:
             return transform(Image.fromarray(pixels[number])), labels[number]
 
-    return DataLoader(Pictures(), batch_size=BATCH_SIZE, shuffle=shuffle, num_workers=2)
+    return DataLoader(PlainImages(), batch_size=BATCH_SIZE, shuffle=shuffle, num_workers=2)
 
 
 def plain_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any, device: torch.device) -> float:
-    """Train one epoch the plain way; return its seconds."""
-    begun = time.perf_counter()
+    """Train one epoch with a plain loop; return its seconds."""
+    started = time.perf_counter()
     model.train()
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
@@ -43,11 +43,11 @@ def plain_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any,
         clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         loss.item()  # for the running loss that tutorials print
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def plain_accuracy(model: nn.Module, loader: Any, device: torch.device) -> float:
-    """Return the accuracy over a loader's images."""
+    """Return the accuracy (fraction) on a loader's images."""
     model.eval()
     correct = total = 0
     with torch.no_grad():

@@ -1,9 +1,8 @@
-"""What is measured on, and repeated measurements."""
+"""The device, images and weights of the measurements, and repeated measurements."""
 
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,37 +17,48 @@ from ablation.networks.weights import Weights, check_layers, read_weights
 from ablation.spec.study import Data
 
 BATCH_SIZE = 64
-
-HEAD_WIDTH, LR = 256, 0.01
+HEAD_WIDTH = 256
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured on: a device, images and weights."""
+    """The device, images and weights that are measured.
+
+    Attributes:
+        device: the device that trains.
+        train_images: on the device.
+        val_images: on the device.
+        classes: their number.
+        weights: of VGG-16, as read.
+        weights_file: path of the weights, for a study.
+        data: the images, for a study.
+        repeats: number of repeats of each measurement.
+    """
 
     device: torch.device
     train_images: Images
     val_images: Images
     classes: int
     weights: Weights
-    overrides: list[tuple[list[str], Any]]  # that let a study read the same
+    weights_file: str
+    data: Data
     repeats: int
 
     @property
     def normalisation(self) -> Normalisation:
-        """Of the weights."""
+        """Return the normalisation that the weights ask for."""
         return Normalisation(self.weights.mean, self.weights.std, 32)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Repeated measurements of one figure."""
+    """Repeated measurements of one quantity."""
 
     values: list[float]
 
     @property
     def median(self) -> float:
-        """Their median."""
+        """Return their median."""
         return statistics.median(self.values)
 
     def text(self, digits: int = 0) -> str:
@@ -62,6 +72,14 @@ def load_subject(
 ) -> Subject:
     """Read images and weights.
 
+    Args:
+        images: an image folder; scikit-learn's digits by default.
+        weights: a file; by default random weights, which are written to `folder`.
+        limit: number of training images, before the validation split; fewer where there are fewer.
+        device_name: auto, cpu, cuda, cuda:N or mps.
+        repeats: number of repeats of each measurement.
+        folder: for temporary files.
+
     Raises:
         InputError: they cannot be read, or the weights lack one of the first three blocks.
     """
@@ -74,26 +92,19 @@ def load_subject(
         save_file(tensors, weights, {"architecture": "vgg16"})
     data = Data(source="imagefolder", root=images) if images else Data(source="digits")
     data = data.model_copy(update={"limit": min(limit, measure_data(data).train)})
-    found, split = load_split(data, split_seed(0))
+    arrays, split = load_split(data, split_seed(0))
     device = select_device(device_name)
     train_images, val_images = (
-        to_device(found.train_images_NHWC, found.train_labels_N, chosen, device)
-        for chosen in (split.train_N, split.val_N)
+        to_device(arrays.train_images_NHWC, arrays.train_labels_N, indices, device)
+        for indices in (split.train_N, split.val_N)
     )
-    loaded = read_weights("vgg16", weights)
-    check_layers(loaded, weights, "vgg16", {"block3"})
-    overrides: list[tuple[list[str], Any]] = [
-        (["backbone", "weights"], weights),
-        (["data", "source"], data.source),
-        (["data", "limit"], limit),
-    ]
-    if images:
-        overrides.append((["data", "root"], images))
-    return Subject(device, train_images, val_images, len(found.classes), loaded, overrides, repeats)
+    pretrained = read_weights("vgg16", weights)
+    check_layers(pretrained, weights, "vgg16", {"block3"})
+    return Subject(device, train_images, val_images, len(arrays.classes), pretrained, weights, data, repeats)
 
 
 def network(subject: Subject, cut: str, head_width: int = HEAD_WIDTH, seed: int = 0) -> TransferModel:
-    """Build a network on the device, as a trial does; layers that the weights lack are random."""
+    """Build a network on the device as a trial does; layers that the weights lack are random."""
     size = subject.train_images.images_NCHW.shape[-1]
     model = build_model("vgg16", cut, head_width, 2, subject.classes, size)
     initialise(model, "vgg16", subject.weights, seed)
@@ -101,12 +112,12 @@ def network(subject: Subject, cut: str, head_width: int = HEAD_WIDTH, seed: int 
 
 
 def first_images(subject: Subject, cpu: int, gpu: int) -> Images:
-    """Return as many training images as measure a device well."""
+    """Return the first training images: `cpu` of them for the CPU and `gpu` for a GPU, which needs more work."""
     count = cpu if subject.device.type == "cpu" else gpu
     return Images(subject.train_images.images_NCHW[:count], subject.train_images.labels_N[:count])
 
 
-def few_images_override(subject: Subject) -> list[tuple[list[str], Any]]:
-    """Return the override that leaves few images, but two for validation of every class."""
-    everything = len(subject.train_images) + len(subject.val_images)
-    return [(["data", "limit"], min(everything, max(100, 20 * subject.classes)))]
+def few_images_limit(subject: Subject) -> int:
+    """Return a small `data.limit` that leaves two validation images of every class."""
+    available = len(subject.train_images) + len(subject.val_images)
+    return min(available, max(100, 20 * subject.classes))

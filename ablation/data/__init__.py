@@ -1,1 +1,1 @@
-"""Images: found, decoded, split, on the device."""
+"""Images: listed, decoded, split, on the device."""

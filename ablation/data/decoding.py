@@ -15,7 +15,12 @@ from ablation.base.errors import InputError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision.datasets.folder's
 TEST_FRACTION = 0.2  # of sets that come without a test split
 
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (things, how many, description) -> the same things
+TrackProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, total, description) -> the same items
+
+
+def untracked(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+    """Return the items without showing progress: a `TrackProgress`."""
+    return items
 
 
 @dataclass(frozen=True)
@@ -25,20 +30,16 @@ class ImageListing:
     Attributes:
         train_labels_N: int64.
         test_labels_N: int64.
-        classes: what the labels stand for.
-        side: height and width of what `read` returns, in pixels.
-        read: returns the pixels of the training and the test images with these numbers, uint8 NHWC.
+        classes: the class names, by label.
+        side: height and width of the images that `read` returns, in pixels.
+        read: takes numbers of training images and of test images; returns the pixels of both, uint8 NHWC.
     """
 
     train_labels_N: np.ndarray
     test_labels_N: np.ndarray
     classes: list[str]
     side: int
-    read: Callable[[np.ndarray, np.ndarray, Track], tuple[np.ndarray, np.ndarray]]
-
-
-def count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
+    read: Callable[[np.ndarray, np.ndarray, TrackProgress], tuple[np.ndarray, np.ndarray]]
 
 
 def fit_image(image: Image, size: int) -> np.ndarray:
@@ -52,11 +53,11 @@ def fit_image(image: Image, size: int) -> np.ndarray:
 def _as_rgb(image: Image) -> Image:
     """Return an image of any mode in RGB, the way it is meant to be seen.
 
-    Greys of 16 bits are scaled (Pillow would cut them off at 255), what is transparent becomes white, and a photo that
-    its camera holds on the side is turned.
+    Greys of 16 bits are scaled (Pillow would cut them off at 255), transparent pixels become white, and a photo that
+    was taken with the camera on its side is turned.
 
     Raises:
-        ValueError: it has 32 bits per channel.
+        ValueError: the image has 32 bits per channel.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
@@ -73,27 +74,34 @@ def _as_rgb(image: Image) -> Image:
 
 
 def decode_images(
-    names: list[str], open_image: Callable[[int], Image], size: int, track: Track, description: str
+    names: list[str], open_image: Callable[[int], Image], size: int, track: TrackProgress, description: str
 ) -> np.ndarray:
     """Decode all images into uint8 NHWC.
 
+    Args:
+        names: the images' names, for errors.
+        open_image: opens the image with a number from 0.
+        size: height and width in pixels of the result.
+        track: shows progress.
+        description: the text beside the progress.
+
     Raises:
-        InputError: names up to ten that cannot be decoded.
+        InputError: names up to ten images that cannot be decoded.
     """
     pixels = np.empty((len(names), size, size, 3), np.uint8)
-    bad: list[str] = []
+    unreadable: list[str] = []
 
     def decode(number: int) -> None:
         try:
             with open_image(number) as image:
                 pixels[number] = fit_image(image, size)
         except Exception:  # Pillow raises many kinds for broken files
-            bad.append(names[number])
+            unreadable.append(names[number])
 
     with ThreadPoolExecutor() as pool:
         for _ in track(pool.map(decode, range(len(names))), len(names), description):
             pass
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise InputError(f"data.root: cannot be read as an image: {', '.join(sorted(bad)[:10])}{more}")
+    if unreadable:
+        more = f" and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+        raise InputError(f"data.root: cannot be read as an image: {', '.join(sorted(unreadable)[:10])}{more}")
     return pixels

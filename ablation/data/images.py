@@ -14,19 +14,18 @@ from torch.nn.functional import interpolate
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD, Weights
 from ablation.spec.parameters import Augmentation
 
-EVALUATION_PIXELS = 512 * 32 * 32  # of a batch without gradients
-
-CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10; named in `report.AUGMENTATIONS`
+EVALUATION_PIXELS = 512 * 32 * 32  # per batch without gradients
+CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10; the report says so in `run_sections.AUGMENTATIONS`
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What is done to pixels before the first layer.
+    """The preprocessing before the first layer.
 
     Attributes:
-        mean: of the channels, subtracted from pixels scaled to 0..1.
-        std: of the channels; what is left is divided by it.
-        image_size: height and width in pixels to which images are resized before; None leaves them as they are.
+        mean: per channel, subtracted from pixels scaled to 0..1.
+        std: per channel; divides the difference.
+        image_size: height and width in pixels to which images are resized first; None leaves their size.
     """
 
     mean: tuple[float, float, float]
@@ -35,14 +34,14 @@ class Normalisation:
 
 
 def normalisation_for(weights: Weights | None, image_size: int) -> Normalisation:
-    """Return what pretrained weights were trained with, ImageNet's where there are none, at an image size."""
+    """Return the normalisation of pretrained weights, or ImageNet's without weights, at an image size."""
     mean, std = (weights.mean, weights.std) if weights else (IMAGENET_MEAN, IMAGENET_STD)
     return Normalisation(mean, std, image_size)
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images: uint8 NCHW, labels int64 N, both on the device; pixels that do not fit are in the host's memory."""
+    """Images (uint8 NCHW) and labels (int64 N) on the device; pixels that do not fit there are in the host's memory."""
 
     images_NCHW: torch.Tensor
     labels_N: torch.Tensor
@@ -60,7 +59,7 @@ class Images:
 
 
 def to_device(images_NHWC: np.ndarray, labels_N: np.ndarray, indices: np.ndarray, device: torch.device) -> Images:
-    """Copy the chosen images to the device; where half of its free memory does not suffice, the pixels stay here."""
+    """Copy the chosen images to the device; pixels that need more than half of its free memory stay on the host."""
     images = torch.from_numpy(images_NHWC[indices]).permute(0, 3, 1, 2).contiguous()
     if device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
         images = images.to(device)
@@ -68,19 +67,19 @@ def to_device(images_NHWC: np.ndarray, labels_N: np.ndarray, indices: np.ndarray
 
 
 def gather_rows(rows_N: torch.Tensor, chosen_B: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the chosen rows (numbers on the CPU) on the device, which goes on working while they are copied."""
+    """Return the chosen rows (numbers on the CPU) on the device, which keeps working while they are copied."""
     if rows_N.device == device:
         return rows_N[chosen_B.to(device, non_blocking=True)]
     return copy_to(rows_N[chosen_B], device)
 
 
 def copy_to(rows_B: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return rows on the device; from the host's memory without waiting for the device."""
+    """Return rows on the device; a copy from the host's memory does not wait for the device."""
     return rows_B if rows_B.device == device else rows_B.pin_memory().to(device, non_blocking=True)
 
 
 def evaluation_batch_size(images: Images, normalisation: Normalisation) -> int:
-    """Return how many images go through a network at once without gradients: 512 of 32x32 pixels, fewer larger ones."""
+    """Return the size of batches without gradients: 512 images of 32x32 pixels, fewer of larger images."""
     side = normalisation.image_size or images.images_NCHW.shape[-1]
     return max(1, EVALUATION_PIXELS // side**2)
 
@@ -111,7 +110,7 @@ def augment(images_NCHW: torch.Tensor, kind: Augmentation, generator: torch.Gene
 
 
 def draw_flips(n: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Return which of n images are mirrored, bool N: each with probability 1/2."""
+    """Return which of n images are mirrored, bool N, each with probability 1/2."""
     return (torch.rand(n, generator=generator) < 0.5).to(device, non_blocking=True)
 
 

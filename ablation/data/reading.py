@@ -14,18 +14,20 @@ from sklearn.model_selection import train_test_split
 from ablation.base.errors import InputError
 from ablation.base.machine import available_memory
 from ablation.base.seeds import named_seed
-from ablation.data.decoding import TEST_FRACTION, ImageListing, Track, count, fit_image
+from ablation.base.text import plural
+from ablation.data.decoding import TEST_FRACTION, ImageListing, TrackProgress, fit_image, untracked
 from ablation.data.image_folder import image_folder_listing
 from ablation.data.torchvision_sets import SETS, torchvision_listing
 from ablation.spec.study import Data
 
-COPIES = 3  # of the training images: as they were decoded, put in order, and on the device where that is the CPU
-SHARE_OF_MEMORY = 0.9  # of what is free, for images
+# Training images in a process's memory at the peak: decoded, chosen by the split, and reordered for the device.
+COPIES = 3
+SHARE_OF_MEMORY = 0.9  # of the free memory, for images
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """All images of a source: uint8 NHWC, labels int64 N; `digest` is the SHA-256 of all of it."""
+    """All images of a source: uint8 NHWC, labels int64 N; `digest` is the SHA-256 of pixels, labels and classes."""
 
     train_images_NHWC: np.ndarray
     train_labels_N: np.ndarray
@@ -35,108 +37,114 @@ class ImageSet:
     digest: str
 
 
-def load_images(data: Data, *, track: Track = lambda things, total, description: things) -> ImageSet:
-    """Read all images of a source and of the classes that are wanted, whatever `data.limit`.
+def load_images(data: Data) -> ImageSet:
+    """Read all images of a source, or of the classes that `data.classes` names, whatever `data.limit`.
 
     Raises:
         InputError: the folder is missing, empty, has classes in one split only or unreadable images; a class is
-            unknown; a download failed; they do not fit into memory.
+            unknown; a download failed; the images do not fit into memory.
     """
-    found = _list_images(data)
-    return _read_images(data, found, np.arange(len(found.train_labels_N)), track, 1)
+    listing = _list_images(data)
+    return _read_images(listing, np.arange(len(listing.train_labels_N)), untracked, processes=1)
 
 
 def load_split(
-    data: Data, seed: int, *, track: Track = lambda things, total, description: things, processes: int = 1
+    data: Data, seed: int, *, track: TrackProgress = untracked, processes: int = 1
 ) -> tuple[ImageSet, "Split"]:
-    """Read the images of a study, those that `data.limit` leaves out aside, and split the training images.
+    """Read the images of a study, without those that `data.limit` leaves out, and split the training images.
 
     Args:
-        data: what the study says of them.
+        data: the study's `[data]`.
         seed: see `split_seed`.
-        track: shows how far the decoding is.
-        processes: how many will hold them in memory.
+        track: shows the progress of decoding.
+        processes: see `check_memory`.
 
     Raises:
         InputError: as `load_images` and `split_train_val`.
     """
-    found = _list_images(data)
-    split = _split(data, found, seed)
+    listing = _list_images(data)
+    split = _split(data, listing, seed)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
-    images = _read_images(data, found, kept_N, track, processes)
+    images = _read_images(listing, kept_N, track, processes)
     return images, Split(np.searchsorted(kept_N, split.train_N), np.searchsorted(kept_N, split.val_N))
 
 
 def check_split(data: Data, seed: int) -> None:
     """Refuse images that cannot be split, or do not fit into memory, without reading them; see `load_split`.
 
-    Only for images that are at hand: others would be downloaded.
+    Only for images that are on this machine: others would be downloaded.
     """
-    found = _list_images(data)
-    split = _split(data, found, seed)
-    check_memory(found.side, len(split.train_N) + len(split.val_N), len(found.test_labels_N))
+    listing = _list_images(data)
+    split = _split(data, listing, seed)
+    check_memory(listing.side, len(split.train_N) + len(split.val_N), len(listing.test_labels_N))
 
 
-def _split(data: Data, found: ImageListing, seed: int) -> "Split":
-    counts_K = np.bincount(found.train_labels_N, minlength=len(found.classes))
+def _split(data: Data, listing: ImageListing, seed: int) -> "Split":
+    counts_K = np.bincount(listing.train_labels_N, minlength=len(listing.classes))
     if counts_K.min() < 2:
-        name = found.classes[int(counts_K.argmin())]
+        name = listing.classes[int(counts_K.argmin())]
         raise InputError(
-            f"data: class {name!r} has {count(int(counts_K.min()), 'training image')}, but needs two: to learn "
+            f"data: class {name!r} has {plural(int(counts_K.min()), 'training image')}, but needs two: to learn "
             "from and to validate"
         )
-    return split_train_val(found.train_labels_N, data.val_fraction, data.limit, seed)
+    return split_train_val(listing.train_labels_N, data.val_fraction, data.limit, seed)
 
 
 def _list_images(data: Data) -> ImageListing:
-    """Find the images of the classes that a study asks for."""
-    find = {"imagefolder": image_folder_listing, "digits": _digits_listing}.get(data.source, torchvision_listing)
-    found = find(data)
+    """List the images of the classes that a study asks for, with labels from 0 in the order of `data.classes`."""
+    list_source = {"imagefolder": image_folder_listing, "digits": _digits_listing}.get(data.source, torchvision_listing)
+    listing = list_source(data)
     if data.classes is None:
-        return found
-    _check_classes(data, found.classes)
-    numbers = [found.classes.index(name) for name in data.classes]
+        return listing
+    unknown = [name for name in data.classes if name not in listing.classes]
+    if unknown:
+        raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(listing.classes)}")
+    numbers = [listing.classes.index(name) for name in data.classes]
     train_N, test_N = (
-        np.flatnonzero(np.isin(labels, numbers)) for labels in (found.train_labels_N, found.test_labels_N)
+        np.flatnonzero(np.isin(labels, numbers)) for labels in (listing.train_labels_N, listing.test_labels_N)
     )
     train_labels_N, test_labels_N = (
         np.array([numbers.index(label) for label in labels], np.int64)
-        for labels in (found.train_labels_N[train_N], found.test_labels_N[test_N])
+        for labels in (listing.train_labels_N[train_N], listing.test_labels_N[test_N])
     )
     return ImageListing(
         train_labels_N,
         test_labels_N,
         list(data.classes),
-        found.side,
-        lambda train, test, track: found.read(train_N[train], test_N[test], track),
+        listing.side,
+        lambda train, test, track: listing.read(train_N[train], test_N[test], track),
     )
 
 
-def _read_images(data: Data, found: ImageListing, train_N: np.ndarray, track: Track, processes: int) -> ImageSet:
-    test_N = np.arange(len(found.test_labels_N))
-    check_memory(found.side, len(train_N), len(test_N), processes)
-    train_images, test_images = found.read(train_N, test_N, track)
-    labels = found.train_labels_N[train_N], found.test_labels_N
-    digest = hashlib.sha256("\0".join(found.classes).encode())
-    for array in (train_images, labels[0], test_images, labels[1]):
+def _read_images(listing: ImageListing, train_N: np.ndarray, track: TrackProgress, processes: int) -> ImageSet:
+    """Read some of the training images, and all test images, if they fit into memory."""
+    test_N = np.arange(len(listing.test_labels_N))
+    check_memory(listing.side, len(train_N), len(test_N), processes)
+    train_images, test_images = listing.read(train_N, test_N, track)
+    train_labels, test_labels = listing.train_labels_N[train_N], listing.test_labels_N
+    digest = hashlib.sha256("\0".join(listing.classes).encode())
+    for array in (train_images, train_labels, test_images, test_labels):
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array).data)
-    return ImageSet(train_images, labels[0], test_images, labels[1], found.classes, digest.hexdigest())
+    return ImageSet(train_images, train_labels, test_images, test_labels, listing.classes, digest.hexdigest())
 
 
 def check_memory(side: int, train: int, test: int, processes: int = 1) -> None:
-    """Refuse images that do not fit into what is free of this machine's memory.
+    """Refuse images that do not fit into the free memory of this machine.
+
+    A process that trains holds the training images up to `COPIES` times and the test images once. A supervisor of
+    several workers drops its images before the workers read theirs, so it does not count.
 
     Args:
-        side: their height and width in pixels.
-        train: how many training images there are, those for validation among them.
-        test: how many test images.
-        processes: how many will hold all of them.
+        side: height and width of the images in pixels.
+        train: number of training images, those for validation included.
+        test: number of test images.
+        processes: number of processes that train at the same time.
 
     Raises:
-        InputError: says how large they are, and which `data.limit` would fit.
+        InputError: says how much memory the images need, and which `data.limit` would fit.
     """
-    image = 3 * side**2 * processes  # bytes
+    image = 3 * side**2 * processes  # bytes of one image in all processes
     needed, free = (COPIES * train + test) * image, available_memory()
     if needed <= SHARE_OF_MEMORY * free:
         return
@@ -150,12 +158,6 @@ def check_memory(side: int, train: int, test: int, processes: int = 1) -> None:
     )
 
 
-def _check_classes(data: Data, known: list[str]) -> None:
-    unknown = [name for name in data.classes or [] if name not in known]
-    if unknown:
-        raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(known)}")
-
-
 @dataclass(frozen=True)
 class DataSize:
     """How many classes, training images (validation included) and test images a study has."""
@@ -166,18 +168,18 @@ class DataSize:
 
 
 def measure_data(data: Data) -> DataSize:
-    """Return how large a study's data are, without decoding or downloading an image.
+    """Return the size of a study's data, without decoding or downloading an image.
 
     Raises:
-        InputError: the folder is not what it should be.
+        InputError: as `list_imagefolder`, or a class is unknown.
     """
     if data.source in SETS:
-        found = SETS[data.source]
-        classes = len(data.classes) if data.classes else found.classes
-        train, test = (n * classes // found.classes for n in (found.train_images, found.test_images))
+        known = SETS[data.source]
+        classes = len(data.classes) if data.classes else known.classes
+        train, test = (n * classes // known.classes for n in (known.train_images, known.test_images))
     else:
-        images = _list_images(data)
-        classes, train, test = len(images.classes), len(images.train_labels_N), len(images.test_labels_N)
+        listing = _list_images(data)
+        classes, train, test = len(listing.classes), len(listing.train_labels_N), len(listing.test_labels_N)
     return DataSize(classes, min(train, data.limit or train), test)
 
 
@@ -186,7 +188,7 @@ def _digits_listing(data: Data) -> ImageListing:
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=0)
 
-    def read(train_N: np.ndarray, test_N: np.ndarray, track: Track) -> tuple[np.ndarray, np.ndarray]:
+    def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
         grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8 pixels, 17 grey levels
         pixels = np.stack([fit_image(Image.fromarray(image), data.image_size) for image in grey])
         return pixels[train[train_N]], pixels[test[test_N]]
@@ -197,7 +199,7 @@ def _digits_listing(data: Data) -> ImageListing:
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into the training images, sorted: those that are learnt from, and those that choose."""
+    """Sorted indices into a set's training images: those for training, and those for validation."""
 
     train_N: np.ndarray
     val_N: np.ndarray
@@ -211,30 +213,30 @@ def split_seed(study_seed: int) -> int:
 def split_train_val(labels_N: np.ndarray, val_fraction: float, limit: int | None, seed: int) -> Split:
     """Split the training images into training and validation images.
 
-    Both parts keep the classes' shares. `limit` first takes a stratified subset of that many images.
+    Both parts keep the classes' shares. With `limit`, a stratified subset of that many images is split.
 
     Raises:
         InputError: there are too few images of a class, or fewer than `limit`.
     """
-    random_state = seed % 2**32  # what NumPy takes
-    chosen = np.arange(len(labels_N))
-    if limit is not None and limit > len(chosen):
-        raise InputError(f"data.limit: {limit} is more than the {len(chosen)} training images")
+    random_state = seed % 2**32  # NumPy's seeds have 32 bits
+    subset_N = np.arange(len(labels_N))
+    if limit is not None and limit > len(subset_N):
+        raise InputError(f"data.limit: {limit} is more than the {len(subset_N)} training images")
     try:
-        if limit is not None and limit < len(chosen):
-            chosen, _ = train_test_split(chosen, train_size=limit, stratify=labels_N, random_state=random_state)
+        if limit is not None and limit < len(subset_N):
+            subset_N, _ = train_test_split(subset_N, train_size=limit, stratify=labels_N, random_state=random_state)
     except ValueError as error:
-        raise InputError(f"data.limit: {limit} of {len(labels_N)} images cannot be taken by class: {error}") from None
-    classes, validated = len(np.unique(labels_N[chosen])), int(np.ceil(val_fraction * len(chosen)))
-    if min(validated, len(chosen) - validated) < classes:
+        raise InputError(f"data.limit: {limit} of {len(labels_N)} images cannot be chosen by class: {error}") from None
+    classes, val_count = len(np.unique(labels_N[subset_N])), int(np.ceil(val_fraction * len(subset_N)))
+    if min(val_count, len(subset_N) - val_count) < classes:
         raise InputError(
-            f"data.val_fraction: {validated} of {len(chosen)} images for validation, but {classes} classes need one "
-            "each, for validation and for training; change it, or take more images"
+            f"data.val_fraction: {val_count} of {len(subset_N)} images for validation, but {classes} classes need one "
+            "each, for validation and for training; change it, or use more images"
         )
     try:
-        train, val = train_test_split(
-            chosen, test_size=val_fraction, stratify=labels_N[chosen], random_state=random_state
+        train_N, val_N = train_test_split(
+            subset_N, test_size=val_fraction, stratify=labels_N[subset_N], random_state=random_state
         )
     except ValueError as error:
-        raise InputError(f"data.val_fraction: {len(chosen)} images cannot be split by class: {error}") from None
-    return Split(np.sort(train), np.sort(val))
+        raise InputError(f"data.val_fraction: {len(subset_N)} images cannot be split by class: {error}") from None
+    return Split(np.sort(train_N), np.sort(val_N))

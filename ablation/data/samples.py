@@ -1,4 +1,4 @@
-"""Images that the report shows: training images as the network gets them, and a model's most confident mistakes.
+"""Images that the report shows: training images as they go into the network, and a model's most confident mistakes.
 
 Legend: N images, C channels (3, RGB), H, W and S pixels (S a side), R classes, I images of each, V views of an image,
 M mistakes, K classes of the study.
@@ -22,10 +22,10 @@ from ablation.data.images import Normalisation, augment, normalise
 from ablation.data.reading import ImageSet
 from ablation.spec.parameters import Augmentation
 
-LARGEST_SIDE = 96  # pixels, of what is kept: a page shows about as many, and would weigh megabytes with more
-MOST_CLASSES = 8  # of the samples
+LARGEST_SIDE = 96  # pixels: a page shows about as many, and would weigh megabytes with more
+MOST_CLASSES = 8  # in the samples
 VIEWS_PER_CLASS = 8
-DRAWS = 3  # of an image by each augmentation
+DRAWS = 3  # of an image, by each augmentation
 MOST_MISTAKES = 12
 
 
@@ -34,10 +34,10 @@ class Samples:
     """Training images as they go into the network.
 
     Attributes:
-        images_RIVSSC: uint8. Of each image, the first view is the image as it is; `DRAWS` of each augmentation follow.
+        images_RIVSSC: uint8. The first view of an image is the unchanged image; `DRAWS` of each augmentation follow.
         classes_R: the classes' numbers, int64.
         augmentations: 'flip', 'crop_flip', both or none of them.
-        normalisation: how big the network gets the images, and how they are standardised.
+        normalisation: the size of the images in the network, and how they are standardised.
     """
 
     images_RIVSSC: np.ndarray
@@ -48,10 +48,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Test images that a model takes for another class, the one it is surest of first.
+    """Test images that a model assigns to a wrong class, the most confident mistake first.
 
-    `numbers_M` (int64) counts them from 0 in the order of the test split; `images_MSSC` are the images as they go into
-    the network, uint8.
+    `numbers_M` (int64) are the images' positions in the test split, from 0; `images_MSSC` (uint8) are the images as
+    they go into the network.
     """
 
     numbers_M: np.ndarray
@@ -65,46 +65,45 @@ def draw_samples(
     augmentations: Sequence[Augmentation],
     seed: int,
 ) -> Samples:
-    """Draw a few training images of some classes, and what augmentations make of them.
+    """Draw a few training images of some classes, and augment them.
 
     Args:
-        images: the study's.
-        train_N: which of its training images are learnt from.
-        normalisation: what is done to them.
-        augmentations: of 'flip' and 'crop_flip', those that a trial may have.
-        seed: the study's.
+        images: the study's images.
+        train_N: the numbers of its training images, without those for validation.
+        normalisation: the preprocessing before the first layer.
+        augmentations: those of 'flip' and 'crop_flip' that a trial may have.
+        seed: the study's seed.
     """
     labels_N = images.train_labels_N[train_N]
-    known, counts = np.unique(labels_N, return_counts=True)
-    spread_R = np.linspace(0, len(known) - 1, min(len(known), MOST_CLASSES)).round().astype(np.int64)
+    classes, counts = np.unique(labels_N, return_counts=True)
+    spread_R = np.linspace(0, len(classes) - 1, min(len(classes), MOST_CLASSES)).round().astype(np.int64)
     per_class = min(VIEWS_PER_CLASS // (1 + DRAWS * len(augmentations)), *counts[spread_R])
-    chosen = []
-    for k in known[spread_R]:
-        of_class_N = train_N[labels_N == k]
-        order = torch.randperm(len(of_class_N), generator=generator(seed, "samples", int(k)))
-        chosen.append(of_class_N[order[:per_class].numpy()])
-    plain_NCHW = torch.from_numpy(images.train_images_NHWC[np.concatenate(chosen)]).permute(0, 3, 1, 2)
+    numbers = []
+    for k in classes[spread_R]:
+        class_N = train_N[labels_N == k]
+        order = torch.randperm(len(class_N), generator=generator(seed, "samples", int(k)))
+        numbers.append(class_N[order[:per_class].numpy()])
+    plain_NCHW = torch.from_numpy(images.train_images_NHWC[np.concatenate(numbers)]).permute(0, 3, 1, 2)
     views = [plain_NCHW]
     for kind in augmentations:
         noise = generator(seed, "samples", kind)
         views += [augment(plain_NCHW, kind, noise) for _ in range(DRAWS)]
     views_NVSSC = np.stack([as_fed(view_NCHW, normalisation) for view_NCHW in views], axis=1)
-    images_RIVSSC = views_NVSSC.reshape(len(chosen), per_class, *views_NVSSC.shape[1:])
-    return Samples(images_RIVSSC, known[spread_R], list(augmentations), normalisation)
+    images_RIVSSC = views_NVSSC.reshape(len(numbers), per_class, *views_NVSSC.shape[1:])
+    return Samples(images_RIVSSC, classes[spread_R], list(augmentations), normalisation)
 
 
 def as_fed(images_NCHW: torch.Tensor, normalisation: Normalisation) -> np.ndarray:
-    """Return what the network gets of uint8 images as pixels again: uint8 NSSC, `LARGEST_SIDE` at most.
+    """Return uint8 images as the network sees them: resized, as uint8 NSSC with a side of at most `LARGEST_SIDE`.
 
-    Images are normalised as they are for a training, so they are resized by the same code, and the standardisation is
-    undone.
+    The images are normalised by the code that training uses, and the standardisation is undone.
     """
     size = normalisation.image_size or images_NCHW.shape[-1]
     side = min(size, LARGEST_SIDE)
     mean_C11 = torch.tensor(normalisation.mean)[:, None, None]
     std_C11 = torch.tensor(normalisation.std)[:, None, None]
     fed_NSSC = np.empty((len(images_NCHW), side, side, 3), np.uint8)
-    for number in range(len(images_NCHW)):  # one at a time: large ones take much memory in float32
+    for number in range(len(images_NCHW)):  # one at a time: large images need much memory in float32
         scaled_CSS = normalise(images_NCHW[number : number + 1], normalisation)[0] * std_C11 + mean_C11
         pixels_SSC = (255 * scaled_CSS).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         fed_NSSC[number] = fit_image(Image.fromarray(pixels_SSC), side)
@@ -114,7 +113,7 @@ def as_fed(images_NCHW: torch.Tensor, normalisation: Normalisation) -> np.ndarra
 def confident_mistakes(probabilities_NK: np.ndarray, predicted_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """Return the numbers of up to `MOST_MISTAKES` images, int64: the most probable wrong class first.
 
-    Of equals, the one with the lower number comes first.
+    Among equal probabilities, the lower number comes first.
     """
     wrong_M = np.flatnonzero(predicted_N != labels_N)
     confidence_M = probabilities_NK[wrong_M, predicted_N[wrong_M]]
@@ -131,7 +130,7 @@ def load_samples(path: Path) -> Samples:
     """Read a file of `samples_file`.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the file is damaged.
     """
     try:
         with safe_open(path, framework="numpy") as file:

@@ -13,21 +13,25 @@ from PIL.Image import Image
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line
-from ablation.data.decoding import ImageListing, Track, decode_images
+from ablation.data.decoding import ImageListing, TrackProgress, decode_images
 from ablation.spec.study import Data
 
 
 def torchvision_listing(data: Data) -> ImageListing:
-    """Find one of torchvision's sets; pixels of one size stay as they are, others are fitted to `image_size`."""
+    """List one of torchvision's sets; pixels of one size stay as they are, others are fitted to `image_size`.
+
+    Raises:
+        InputError: the set is missing or damaged, and cannot be downloaded.
+    """
     known = SETS[data.source]
     root = expand(data.root or "data")
     existed = root.exists()
     try:
         train, test = open_set(known, root)
     except (OSError, RuntimeError) as error:
-        what, checksum = _missing(known, root)
+        fault, checksum = _missing(known, root)
         raise InputError(
-            f"data.root: {what} and could not be downloaded ({first_line(error)}); place it there by hand{checksum}, "
+            f"data.root: {fault} and could not be downloaded ({first_line(error)}); place it there by hand{checksum}, "
             "or try --demo, which needs no download"
         ) from None
     finally:
@@ -35,7 +39,7 @@ def torchvision_listing(data: Data) -> ImageListing:
             with contextlib.suppress(OSError):
                 root.rmdir()  # torchvision made it for a download that failed
 
-    def read(train_N: np.ndarray, test_N: np.ndarray, track: Track) -> tuple[np.ndarray, np.ndarray]:
+    def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
         return (
             _pixels(train, train_N, data, track, "training image"),
             _pixels([test], test_N, data, track, "test image"),
@@ -52,28 +56,28 @@ def torchvision_listing(data: Data) -> ImageListing:
     )
 
 
-def _missing(found: "TorchvisionSet", root: Path) -> tuple[str, str]:
-    """Say what is missing or damaged, and the checksum of its archive, where torchvision has a single one."""
-    kind = getattr(torchvision.datasets, found.name)
-    name, md5 = (getattr(kind, attribute, None) for attribute in ("filename", "tgz_md5"))
+def _missing(known: "TorchvisionSet", root: Path) -> tuple[str, str]:
+    """Return what is missing or damaged, and the checksum of its archive, where torchvision has a single one."""
+    dataset = getattr(torchvision.datasets, known.name)
+    name, md5 = (getattr(dataset, attribute, None) for attribute in ("filename", "tgz_md5"))
     if not name or not md5:
-        return f"{found.name} is not in {root}", ""
+        return f"{known.name} is not in {root}", ""
     return f"{root / name} is {'damaged' if (root / name).exists() else 'not there'}", f" (MD5 {md5})"
 
 
-def _pixels(parts: Sequence[Any], chosen_N: np.ndarray, data: Data, track: Track, what: str) -> np.ndarray:
-    """Return the pixels of chosen images of torchvision's data sets, which are counted through; uint8 NHWC."""
+def _pixels(parts: Sequence[Any], chosen_N: np.ndarray, data: Data, track: TrackProgress, kind: str) -> np.ndarray:
+    """Return the pixels of chosen images, uint8 NHWC; the images of all parts are numbered through from 0."""
     if hasattr(parts[0], "data"):
         pixels: np.ndarray = np.concatenate([_channels_last(part.data) for part in parts])[chosen_N]
         return pixels
     places = [(part, number) for part in parts for number in range(len(part))]  # files of many sizes
-    names = [f"{data.source}, {what} {number}" for number in chosen_N]
+    names = [f"{data.source}, {kind} {number}" for number in chosen_N]
 
     def open_image(number: int) -> Image:
         part, number_there = places[chosen_N[number]]
         return cast(Image, part[number_there][0])
 
-    return decode_images(names, open_image, data.image_size, track, f"Decoding {what}s")
+    return decode_images(names, open_image, data.image_size, track, f"Decoding {kind}s")
 
 
 def _channels_last(array: Any) -> np.ndarray:
@@ -86,16 +90,16 @@ def _channels_last(array: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """Where torchvision has a data set, and how large it is.
+    """A data set of torchvision, and its size.
 
     Attributes:
-        name: of its class in `torchvision.datasets`.
-        train: what the class is given for each part that belongs to the training images; validation images that come
-            with the set are among them, because a study makes a split of its own.
-        test: what it is given for the test images.
-        classes: how many there are.
-        train_images: how many.
-        test_images: how many.
+        name: its class in `torchvision.datasets`.
+        train: the class's arguments for each part of the training images. The set's own validation images are among
+            them, because every study makes its own split.
+        test: the class's arguments for the test images.
+        classes: number of classes.
+        train_images: number of training images.
+        test_images: number of test images.
     """
 
     name: str
@@ -110,7 +114,7 @@ _TRAIN, _TEST = ({"train": True},), {"train": False}
 _SPLIT, _TEST_SPLIT = ({"split": "train"},), {"split": "test"}
 _WITH_VAL = ({"split": "train"}, {"split": "val"})
 
-SETS: dict[str, "TorchvisionSet"] = {
+SETS: dict[str, TorchvisionSet] = {
     "cifar10": TorchvisionSet("CIFAR10", _TRAIN, _TEST, 10, 50_000, 10_000),
     "cifar100": TorchvisionSet("CIFAR100", _TRAIN, _TEST, 100, 50_000, 10_000),
     "mnist": TorchvisionSet("MNIST", _TRAIN, _TEST, 10, 60_000, 10_000),
@@ -124,31 +128,31 @@ SETS: dict[str, "TorchvisionSet"] = {
     "food101": TorchvisionSet("Food101", _SPLIT, _TEST_SPLIT, 101, 75_750, 25_250),
 }
 
-# Height and width of the sets whose images have all one size and are kept as they are.
+# Height and width in pixels of the sets whose images all have one size; they are not resized.
 SIDES = {"cifar10": 32, "cifar100": 32, "mnist": 28, "fashion_mnist": 28, "kmnist": 28, "svhn": 32, "stl10": 96}
 
 
-def open_set(found: TorchvisionSet, root: Path) -> tuple[list[Any], Any]:
-    """Open a data set, downloading it to a folder where it is not there.
+def open_set(known: TorchvisionSet, root: Path) -> tuple[list[Any], Any]:
+    """Open a data set in a folder, and download it first if the folder does not have it.
 
     Returns:
-        torchvision's data sets that make up the training images, and that of the test images.
+        torchvision's data sets of the training images, and the one of the test images.
 
     Raises:
-        OSError: the download failed, or what is there is damaged; or a RuntimeError, as torchvision has it.
+        OSError: the download failed, or the files are damaged; torchvision may raise RuntimeError instead.
     """
-    make = getattr(torchvision.datasets, found.name)
-    train = [make(root, download=True, **arguments) for arguments in found.train]
-    return train, make(root, download=True, **found.test)
+    dataset = getattr(torchvision.datasets, known.name)
+    train = [dataset(root, download=True, **arguments) for arguments in known.train]
+    return train, dataset(root, download=True, **known.test)
 
 
 def class_names(dataset: Any, count: int) -> list[str]:
-    """Return the names of a data set's classes; their numbers where it has none, as house numbers do."""
+    """Return the names of a data set's classes, or their numbers if they have no names, as in SVHN."""
     return list(getattr(dataset, "classes", map(str, range(count))))
 
 
 def labels_of(dataset: Any) -> list[int]:
-    """Return the number of every image's class."""
+    """Return the class number of every image."""
     for attribute in ("targets", "labels", "_labels"):  # by set
         if hasattr(dataset, attribute):
             return [int(label) for label in getattr(dataset, attribute)]

@@ -1,4 +1,4 @@
-"""torchvision's networks, and one's own, as an ordered list of named blocks, cut where the study says.
+"""torchvision's networks and custom backbones as an ordered list of named blocks, cut at a block or a unit.
 
 Legend: N images, C channels, H and W pixels.
 """
@@ -21,17 +21,17 @@ from ablation.networks.custom_backbone import make_custom_blocks
 from ablation.spec.architectures import ARCHITECTURES, cut_before_pool, is_custom, kept_units, unit_names
 
 NARROW_CHANNELS = ((8,) * 2, (16,) * 2, (32,) * 3, (64,) * 3, (64,) * 3)  # of vgg16_narrow, block by block
-LINEAR_STD = 0.02  # Liu et al. (2022, "A ConvNet for the 2020s"), whose blocks alone have linear layers
-LAYER_SCALE = 1e-6  # as above
+LINEAR_STD = 0.02  # of ConvNeXt (Liu et al., 2022, "A ConvNet for the 2020s"), the only family with linear layers
+LAYER_SCALE = 1e-6  # of ConvNeXt
 
-# The modules that make up a unit, or the pool between two blocks: what each is -> its path in torchvision's network.
+# The modules of one unit, or the pool between two blocks: kind of module -> its path in torchvision's network.
 Step = dict[str, str]
 KINDS: dict[type[nn.Module], str] = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu", nn.MaxPool2d: "pool"}
-FUNCTION = "relu()"  # the path of a ReLU that is no module there
+FUNCTION = "relu()"  # in place of a path, where torchvision's network calls a function and has no ReLU module
 
 
 def _plain(network: nn.Module) -> Iterator[Step]:
-    """VGG and AlexNet: each convolution begins a unit."""
+    """Yield the units of VGG and AlexNet: each convolution begins one."""
     step: Step = {}
     for number, module in enumerate(network.get_submodule("features").children()):
         kind = KINDS[type(module)]
@@ -88,7 +88,8 @@ def _children(network: nn.Module, path: str) -> Iterator[Step]:
         yield {"unit": f"{path}.{name}"}
 
 
-FAMILIES: dict[str, Callable[[nn.Module], Iterator[Step]]] = {  # by the beginning of the network's name
+# A function that yields the units and pools of a network in order, by the beginning of the network's name.
+FAMILIES: dict[str, Callable[[nn.Module], Iterator[Step]]] = {
     "vgg": _plain,
     "alexnet": _plain,
     "resnet": _resnet,
@@ -104,14 +105,14 @@ FAMILIES: dict[str, Callable[[nn.Module], Iterator[Step]]] = {  # by the beginni
 
 @dataclass(frozen=True)
 class Part:
-    """A module that the images pass.
+    """A module of a unit, or the pool at the end of a block.
 
     Attributes:
         block: the number of its block, from 1.
-        units: how many units are behind it, counted from the first block on, its own included.
-        unit: the name of its unit, `conv3_2`; that of its block for the pool at its end.
-        name: its own in the block, `conv3_2`, `relu3_2`, `pool3`.
-        path: its place in torchvision's network, `features.12`.
+        units: the number of units up to and including its own, counted from the first block.
+        unit: the name of its unit, such as `conv3_2`; for a pool, the name of its block.
+        name: its name in the block, such as `conv3_2`, `relu3_2`, `pool3`.
+        path: its path in torchvision's network, such as `features.12`.
     """
 
     block: int
@@ -123,12 +124,11 @@ class Part:
 
 @functools.cache
 def _parts(backbone: str) -> list[Part]:
-    """Return the modules of a backbone in order, by the units that `architecture` gives each block."""
+    """Return the parts of a backbone in order, distributed over the blocks as `spec.architectures` says."""
     if is_custom(backbone):
         paths = enumerate(_paths(backbone), start=1)
         return [Part(number, number, f"unit{number}_1", f"unit{number}_1", path) for number, path in paths]
-    family = next(steps for beginning, steps in FAMILIES.items() if backbone.startswith(beginning))
-    steps = family(_network(backbone))
+    steps = next(family for beginning, family in FAMILIES.items() if backbone.startswith(beginning))(_network(backbone))
     parts: list[Part] = []
     units = 0
     for block, names in enumerate(unit_names(backbone), start=1):
@@ -138,22 +138,22 @@ def _parts(backbone: str) -> list[Part]:
             parts += [Part(block, units, name, f"{kind}{block}{number}", path) for kind, path in next(steps).items()]
         if block <= ARCHITECTURES[backbone].pools:
             parts.append(Part(block, units, f"block{block}", f"pool{block}", next(steps)["pool"]))
-    assert next(steps, None) is None, f"{backbone} has more units than architecture says"
+    assert next(steps, None) is None, f"{backbone} has more units than spec.architectures says"
     return parts
 
 
 def kept_parts(backbone: str, truncate_at: str) -> list[Part]:
-    """Return the modules of a backbone up to a cut, in order."""
+    """Return the parts of a backbone up to a cut, in order."""
     units = kept_units(backbone, truncate_at)
     kept = [part for part in _parts(backbone) if part.units <= units]
-    is_bare = cut_before_pool(backbone, truncate_at)
-    return kept[:-1] if is_bare else kept
+    return kept[:-1] if cut_before_pool(backbone, truncate_at) else kept
 
 
 class _ParametersOnMeta(TorchFunctionMode):
-    """Allocate no memory for tensors.
+    """Creates new tensors on the meta device, so that they take no memory.
 
-    `with torch.device("meta")` would stop RegNets from computing their widths; an outer one must not, either.
+    Not `with torch.device("meta")`: RegNets compute their widths with tensors, which then have no values. (An outer
+    `with torch.device` could have the same effect; `_network` overrides it.)
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -165,7 +165,7 @@ class _ParametersOnMeta(TorchFunctionMode):
 
 @functools.lru_cache(maxsize=4)
 def _network(backbone: str) -> nn.Module:
-    """Return torchvision's network, its tensors on the meta device; the blocks of one's own, as they are made."""
+    """Return torchvision's network with its tensors on the meta device; a custom backbone has real ones."""
     if is_custom(backbone):
         return _as_network(make_custom_blocks(backbone, 0))
     with torch.device("cpu"), _ParametersOnMeta():
@@ -179,12 +179,12 @@ def _network(backbone: str) -> nn.Module:
 
 @functools.cache
 def _paths(backbone: str) -> list[str]:
-    """Return where in their network the blocks of one's own are, in order."""
+    """Return the paths of a custom backbone's blocks in their network, in order."""
     return list(make_custom_blocks(backbone, 0))
 
 
 def _as_network(blocks: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a network that holds blocks at their paths."""
+    """Return a module that holds blocks at their paths."""
     network = nn.Module()
     for path, block in blocks.items():
         place = network
@@ -198,18 +198,18 @@ def _as_network(blocks: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def build_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
-    """Build the kept part of a backbone, its tensors allocated but not yet set.
+    """Build the kept part of a backbone on the CPU, with tensors that are not initialised.
 
     Returns:
-        A Sequential of blocks `block1`, ...; each a Sequential of torchvision's own modules, named `conv1_1`,
-        `relu1_1`, ..., `pool1`, or `unit2_1`, .... A cut at a block keeps its pool, one at a unit does not.
+        A Sequential of blocks `block1`, ...; each is a Sequential of torchvision's own modules, named `conv1_1`,
+        `relu1_1`, ..., `pool1`, or `unit2_1`, .... A cut at a block keeps its pool; a cut at a unit does not.
     """
     blocks = outline_blocks(backbone, truncate_at)
     return blocks if is_custom(backbone) else blocks.to_empty(device="cpu")
 
 
 def outline_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
-    """Build the same to look at: without memory for its tensors, those of a backbone of one's own aside."""
+    """Build the same with tensors on the meta device, which take no memory; a custom backbone has real ones."""
     blocks = nn.Sequential()
     network = _network(backbone)
     for part in kept_parts(backbone, truncate_at):
@@ -217,7 +217,7 @@ def outline_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
             blocks.add_module(f"block{part.block}", nn.Sequential())
         module = nn.ReLU() if part.path == FUNCTION else copy.deepcopy(network.get_submodule(part.path))
         if is_custom(backbone):
-            # Its code, on which stored features depend: see `custom.description`.
+            # Identifies its code, on which cached features depend: see `code_digest.module_description`.
             module.ablation_backbone = backbone  # type: ignore[assignment]
         blocks.get_submodule(f"block{part.block}").add_module(part.name, module)
     return blocks
@@ -225,7 +225,7 @@ def outline_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
 
 @functools.cache
 def feature_shape(backbone: str, truncate_at: str, image_size: int) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of the features of one image."""
+    """Return the shape (C, H, W) of one image's features at a cut."""
     with torch.no_grad():
         blocks = outline_blocks(backbone, truncate_at).eval()
         _, channels, height, width = blocks(blank_image(backbone, image_size)).shape
@@ -233,16 +233,16 @@ def feature_shape(backbone: str, truncate_at: str, image_size: int) -> tuple[int
 
 
 def blank_image(backbone: str, image_size: int) -> torch.Tensor:
-    """Return an image 1 x 3 x H x W of which only the shape counts, on the device of `outline_blocks`."""
+    """Return a float32 image 1 x 3 x H x W, of which only the shape matters, on the device of `outline_blocks`."""
     device = "cpu" if is_custom(backbone) else "meta"
     return torch.zeros(1, 3, image_size, image_size, device=device)
 
 
 @functools.cache
 def expected_tensors(backbone: str, truncate_at: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return torchvision's keys of the kept tensors, each with the name of its unit and its shape.
+    """Return the kept tensors by torchvision's key, each as (name of its unit, shape).
 
-    How many batches a batch norm has seen (`num_batches_tracked`) is not among them: nothing depends on it.
+    `num_batches_tracked` of batch norms is left out: nothing depends on it.
     """
     network = _network(backbone)
     return {
@@ -255,25 +255,25 @@ def expected_tensors(backbone: str, truncate_at: str) -> dict[str, tuple[str, tu
 
 
 def all_tensor_names(backbone: str) -> set[str]:
-    """Return torchvision's keys of the whole network, its classifier included."""
+    """Return torchvision's keys of the whole network, including its classifier."""
     return set(_network(backbone).state_dict())
 
 
 def initialise_blocks(
     blocks: nn.Sequential, backbone: str, tensors: Mapping[str, np.ndarray] | None, generator: torch.Generator
 ) -> None:
-    """Set every tensor of the blocks: from pretrained ones (by torchvision's key) where they are there, else at random.
+    """Set every tensor of the blocks: to the pretrained one (by torchvision's key) if there is one, else at random.
 
-    Random convolutions start normal with variance 2 / (their inputs), bias zero (He et al., 2015, fan-in), which keeps
-    the scale of the activations from layer to layer (torchvision's fan-out shrinks them wherever a network widens);
-    normalisations start as the identity. All draw from the generator whether they need to or not, so that a layer's
-    start does not depend on which others have weights. A backbone of one's own starts as its function makes it.
+    Random convolutions are normal with variance 2 / (number of inputs) and bias zero (He et al., 2015, fan-in), which
+    keeps the scale of activations from layer to layer; torchvision's fan-out shrinks it wherever a network widens.
+    Normalisations start as the identity. Layers with pretrained tensors draw from the generator, too, so that the start
+    of a layer does not depend on which other layers have weights. A custom backbone starts as its function makes it.
     """
     with torch.no_grad():
         if is_custom(backbone):
-            made = _as_network(make_custom_blocks(backbone, generator.initial_seed())).state_dict()
+            initial = _as_network(make_custom_blocks(backbone, generator.initial_seed())).state_dict()
             for key, tensor in torchvision_tensors(blocks, backbone).items():
-                tensor.copy_(made[key])
+                tensor.copy_(initial[key])
         else:
             for module in blocks.modules():
                 _initialise_module(module, generator)
@@ -283,17 +283,17 @@ def initialise_blocks(
 
 
 def torchvision_tensors(blocks: nn.Sequential, backbone: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of truncated blocks, not copied, by torchvision's key."""
+    """Return the tensors of truncated blocks themselves, not copies, by torchvision's key."""
     paths = {f"block{part.block}.{part.name}": part.path for part in _parts(backbone)}
-    found = {}
+    tensors = {}
     for name, tensor in blocks.state_dict().items():
         block, part, inside = name.split(".", 2)
-        found[f"{paths[f'{block}.{part}']}.{inside}"] = tensor
-    return found
+        tensors[f"{paths[f'{block}.{part}']}.{inside}"] = tensor
+    return tensors
 
 
 def _initialise_module(module: nn.Module, generator: torch.Generator) -> None:
-    """Set the tensors of a module, those of its children aside."""
+    """Set the tensors of a module itself, not those of its children."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()), generator=generator)
     elif isinstance(module, nn.Linear):
@@ -303,6 +303,6 @@ def _initialise_module(module: nn.Module, generator: torch.Generator) -> None:
     elif isinstance(module, CNBlock):
         nn.init.constant_(module.layer_scale, LAYER_SCALE)
     else:
-        assert not [*module.parameters(recurse=False)], f"how does {type(module).__name__} start?"
+        assert not [*module.parameters(recurse=False)], f"no initialisation is known for {type(module).__name__}"
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

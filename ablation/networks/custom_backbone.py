@@ -1,10 +1,12 @@
 """Custom backbones: a function in a user's Python file that returns the blocks of a network.
 
-A custom backbone is called FUNCTION@DIGEST, by a digest of its code and of what it returns. So whatever is kept of it
-(cached features, a study's identity, a model) is never mixed with another version of it, wherever the file is.
+A custom backbone is named FUNCTION@DIGEST, with a digest of its code and of the blocks that the function returns. So
+what is stored of it (cached features, a study's identity, a model) is never mixed with another version of it, and the
+file may be moved.
 """
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import random
@@ -12,9 +14,11 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -28,18 +32,19 @@ from ablation.networks.code_digest import (
     MODULE_NAME,
     code_contents,
     forget_modules_beside,
+    is_installed,
     module_description,
 )
 from ablation.spec.architectures import add_custom_architecture
 
 DIGEST_LENGTH = 12  # hexadecimal digits, in the name
 
-PATH = re.compile(r"\w+(\.\w+)*")  # of a block in its network
+BLOCK_PATH = re.compile(r"\w+(\.\w+)*")  # a block's path in its network
 
 
 @dataclass(frozen=True)
 class _BackboneFunction:
-    """Somebody's function, and its file."""
+    """A user's function, and its file."""
 
     path: Path
     name: str
@@ -53,18 +58,19 @@ _LOADED: dict[str, _BackboneFunction] = {}  # by the backbone's name
 
 
 def load_custom_backbone(file: str, function: str) -> str:
-    """Run a Python file and add the backbone that a function of it makes to `architecture.BACKBONES`.
+    """Run a Python file and add the backbone that its function makes to `ARCHITECTURES`.
 
     Args:
-        file: the file's path. Modules beside it and in the working folder can be imported.
-        function: takes nothing, and returns the blocks in order: a list of modules, or a dict of them by their path in
-            the network that they come from, by which a file of weights knows their tensors.
+        file: the file's path. It can import modules from its folder and from the working folder.
+        function: the name of a function without arguments that returns the blocks in order: a list of modules, or a
+            dict of modules by their path in the network that they come from, as in the tensor names of its weights file.
 
     Returns:
         The backbone's name.
 
     Raises:
-        ValueError: the file or the function is not there, fails, returns something else, or something else each time.
+        ValueError: the file or the function does not exist or fails, or the function returns no blocks, or other ones
+            on each call. The message begins with the key of [backbone] that is wrong.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -72,53 +78,53 @@ def load_custom_backbone(file: str, function: str) -> str:
     path = path.resolve()
     forget_modules_beside(path)
     before = dict(sys.modules)
-    found = _BackboneFunction(path, function, _run_file(path, file, function))
-    blocks = _call(found, 0)
+    backbone_function = _BackboneFunction(path, function, _run_file(path, file, function))
+    blocks = _call(backbone_function, 0)
     try:
-        described = [[place, module_description(block, path.parent)] for place, block in blocks.items()]
-        _check_repeats(found, blocks, described)
-        new = {name for name, module in sys.modules.items() if module is not before.get(name)}
-        IMPORTED_MODULES[path] |= new
+        descriptions = [[place, module_description(block, path.parent)] for place, block in blocks.items()]
+        _check_repeats(backbone_function, blocks, descriptions)
+        IMPORTED_MODULES[path] |= {name for name, module in sys.modules.items() if module is not before.get(name)}
         with _isolated(path, 0):
             code = code_contents(path, IMPORTED_MODULES[path])
     except ValueError:
         raise
-    except Exception as error:  # of attributes that cannot be read, or a module's file that is gone
-        raise ValueError(f"{found} cannot be described ({_error_text(error)})") from None
-    digest = hashlib.sha256(repr(described).encode())
+    except Exception as error:  # such as an attribute that cannot be read, or a module's file that no longer exists
+        raise ValueError(f"{backbone_function} cannot be described ({_error_text(error)})") from None
+    digest = hashlib.sha256(repr(descriptions).encode())
     for name, content in sorted(code.items()):
         digest.update(f"\0{name}\0".encode() + content)
     backbone = f"{function}@{digest.hexdigest()[:DIGEST_LENGTH]}"
     add_custom_architecture(backbone, len(blocks), _has_batch_norm(blocks))
-    _LOADED[backbone] = found
+    _LOADED[backbone] = backbone_function
     return backbone
 
 
 def make_custom_blocks(backbone: str, seed: int) -> dict[str, nn.Module]:
-    """Return new blocks of a loaded backbone by their path, their random numbers drawn from a seed.
+    """Return new blocks of a loaded backbone by their path, with random numbers drawn from a seed.
 
-    Whatever the function draws from (torch, NumPy, Python) is seeded, and left as it was before.
+    The random generators of torch, NumPy and Python are seeded for the call, and restored after it.
     """
     return _call(_LOADED[backbone], seed)
 
 
 def _run_file(path: Path, file: str, function: str) -> Callable[[], Any]:
-    """Run a file; return a function of it."""
+    """Run a file and return its function of a given name."""
     name = f"{MODULE_NAME}{hashlib.sha256(str(path).encode()).hexdigest()[:DIGEST_LENGTH]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"module: {file}: is no Python file")
+        raise ValueError(f"module: {file}: is not a Python file")
+    _compile_from_source(spec)
     module = importlib.util.module_from_spec(spec)
     with _isolated(path, 0):
-        sys.modules[name] = module  # as dataclasses expect
+        sys.modules[name] = module  # dataclasses expect it there
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             raise ValueError(f"module: {file}: cannot be imported ({_error_text(error)})") from None
-    found: Callable[[], Any] | None = getattr(module, function, None)
-    if not callable(found):
+    call: Callable[[], Any] | None = getattr(module, function, None)
+    if not callable(call):
         raise ValueError(f"function: {file} has no function {function!r}")
-    return found
+    return call
 
 
 def _call(function: _BackboneFunction, seed: int) -> dict[str, nn.Module]:
@@ -135,16 +141,52 @@ def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+class _Source(SourceFileLoader):
+    """Loads a module from its source alone.
+
+    Bytecode in `__pycache__` counts as current if the source has the same size and time of change in seconds, so a file
+    that was edited twice within a second would run in its older version.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the source; no bytecode is read or written."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
+def _compile_from_source(spec: ModuleSpec) -> None:
+    """Let a module be loaded from its source if it is the user's."""
+    if type(spec.loader) is SourceFileLoader and not is_installed(spec.loader.path):
+        spec.loader = _Source(spec.loader.name, spec.loader.path)
+
+
+class _SourceFinder:
+    """Finds modules as Python's other finders do; the user's are loaded from source."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return where a module is, None if no finder knows it."""
+        for finder in list(sys.meta_path):
+            spec = None if finder is cls else finder.find_spec(name, path, target)
+            if spec is not None:
+                _compile_from_source(spec)
+                return spec
+        return None
+
+
 @contextmanager
 def _isolated(path: Path, seed: int) -> Iterator[None]:
-    """Run somebody's code here as a program of that file would run, and leave this process as it was.
+    """Run the user's code as if its file were a program of its own, and restore the state of this process afterwards.
 
-    Random generators are seeded; modules beside the file and in the working folder are found first.
+    Random generators are seeded; modules in the file's folder and in the working folder come first, and are compiled
+    from source.
     """
     states = random.getstate(), np.random.get_state()
     dtype, folder, arguments, places = torch.get_default_dtype(), Path.cwd(), sys.argv, sys.path
     sets_device = False
     sys.argv, sys.path = [str(path)], [str(path.parent), str(folder), *places]
+    sys.meta_path.insert(0, _SourceFinder)
+    importlib.invalidate_caches()  # a folder's list of files, too, is reread only once its time of change differs
     torch.set_default_dtype(torch.float32)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.enable_grad(), torch.device("cpu"):
@@ -159,16 +201,18 @@ def _isolated(path: Path, seed: int) -> Iterator[None]:
                     torch.set_default_device(None)
     finally:
         sys.argv, sys.path = arguments, places
+        with suppress(ValueError):  # the user's code may have removed it
+            sys.meta_path.remove(_SourceFinder)
         os.chdir(folder)
         torch.set_default_dtype(dtype)
         random.setstate(states[0])
         np.random.set_state(states[1])
     if sets_device:
-        raise ValueError(f"module: {path}: sets torch's default device, which --device is for")
+        raise ValueError(f"module: {path}: sets torch's default device; use --device instead")
 
 
 def _checked_blocks(returned: Any, function: _BackboneFunction) -> dict[str, nn.Module]:
-    """Return what a function has returned as blocks by their path."""
+    """Check the blocks that a function has returned; return them by their path."""
     if isinstance(returned, list | tuple | nn.Sequential | nn.ModuleList):
         returned = {str(number): block for number, block in enumerate(returned)}
     if not isinstance(returned, Mapping | nn.ModuleDict) or not returned:
@@ -179,7 +223,7 @@ def _checked_blocks(returned: Any, function: _BackboneFunction) -> dict[str, nn.
     for path, block in blocks.items():
         if not isinstance(path, str) or not isinstance(block, nn.Module):
             raise ValueError(f"{function} must return modules by their path, not {block!r:.60} by {path!r:.60}")
-        if not PATH.fullmatch(path) or any(hasattr(nn.Module(), step) for step in path.split(".")):
+        if not BLOCK_PATH.fullmatch(path) or any(hasattr(nn.Module(), step) for step in path.split(".")):
             raise ValueError(f"{function}: {path!r} cannot be the path of a block")
         if any(other != path and f"{path}.".startswith(f"{other}.") for other in blocks):
             raise ValueError(f"{function}: the block {path} is inside another")
@@ -191,13 +235,13 @@ def _checked_blocks(returned: Any, function: _BackboneFunction) -> dict[str, nn.
         for name, parameter in block.named_parameters():
             if not parameter.requires_grad:
                 raise ValueError(
-                    f"{function}: {path}.{name} does not require gradients; the strategy says what is frozen, and a "
-                    "tensor that is never trained is to be a buffer"
+                    f"{function}: {path}.{name} does not require gradients; the strategy decides what is frozen, and a "
+                    "tensor that is never trained must be a buffer"
                 )
         block.float().cpu()
         for module in block.modules():
             if hasattr(module, "inplace"):
-                # A block's input may be kept: stored features must not change.
+                # A block's input may be a cached feature, which must not change.
                 module.inplace = False  # type: ignore[assignment]
     return blocks
 
@@ -206,8 +250,8 @@ def _has_batch_norm(blocks: Mapping[str, nn.Module]) -> bool:
     return any(isinstance(module, _BatchNorm) for block in blocks.values() for module in block.modules())
 
 
-def _check_repeats(function: _BackboneFunction, blocks: Mapping[str, nn.Module], described: list[list[str]]) -> None:
-    """Refuse a function that returns something else under the same seed, or draws what nothing keeps."""
+def _check_repeats(function: _BackboneFunction, blocks: Mapping[str, nn.Module], descriptions: list[list[str]]) -> None:
+    """Refuse a function whose blocks differ under the same seed, or that has random values which are not saved."""
     again = _call(function, 0)
     for path, block in blocks.items():
         other = again[path].state_dict() if path in again else {}
@@ -215,8 +259,8 @@ def _check_repeats(function: _BackboneFunction, blocks: Mapping[str, nn.Module],
             if name not in other or not torch.equal(tensor, other[name]):
                 raise ValueError(f"{function} returns another {path}.{name} each time, whatever the random seed")
     others = _call(function, 1)
-    if [[path, module_description(block, function.path.parent)] for path, block in others.items()] != described:
+    if [[path, module_description(block, function.path.parent)] for path, block in others.items()] != descriptions:
         raise ValueError(
             f"{function} draws random numbers, or reads the time, into attributes or into buffers that are not saved; "
-            "make them buffers that are"
+            "make them buffers that are saved"
         )

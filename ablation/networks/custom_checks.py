@@ -10,17 +10,17 @@ from ablation.spec.architectures import function_name
 
 
 def check_custom_blocks(backbone: str, cut: str, image_size: int, *, learns: bool, starts_random: bool) -> None:
-    """Refuse a backbone of one's own whose blocks do not fit each other, or what is done with them.
+    """Refuse a custom backbone whose blocks do not fit each other, or cannot be trained or cached as the study needs.
 
     Args:
-        backbone: its name.
-        cut: the last block that is needed.
-        image_size: height and width in pixels of its images.
-        learns: whether any training changes its blocks.
-        starts_random: whether any training starts without pretrained weights.
+        backbone: the name of a loaded custom backbone.
+        cut: the last block that the study needs.
+        image_size: height and width in pixels of the study's images.
+        learns: whether any trial trains blocks.
+        starts_random: whether any trial starts blocks at random.
 
     Raises:
-        ValueError: says which block is wrong, and how.
+        ValueError: names the block and its fault.
     """
     name = f"function: {function_name(backbone)}()"
     try:
@@ -31,9 +31,9 @@ def check_custom_blocks(backbone: str, cut: str, image_size: int, *, learns: boo
     images_NCHW = maps_NCHW = torch.rand(3, 3, image_size, image_size, generator=random)
     for part in kept_parts(backbone, cut):
         block = blocks.get_submodule(f"block{part.block}.{part.name}").eval()
-        wrong, maps_NCHW = _tried(block, maps_NCHW)
-        if wrong:
-            raise ValueError(f"{name}: block{part.block} ({part.path}) {wrong}")
+        fault, maps_NCHW = _try_block(block, maps_NCHW)
+        if fault:
+            raise ValueError(f"{name}: block{part.block} ({part.path}) {fault}")
     if learns:
         try:
             blocks.train()(images_NCHW).sum().backward()
@@ -46,42 +46,48 @@ def check_custom_blocks(backbone: str, cut: str, image_size: int, *, learns: boo
                 varies = tensor.numel() > 1 and bool((tensor != tensor.flatten()[0]).any())
                 if varies and torch.equal(tensor, other[path].get_parameter(inside)):
                     raise ValueError(
-                        f"{name} returns the same {path}.{inside} whatever the random seed: a pretrained one, say, "
-                        "from which from_scratch must not start; let it return random ones, and name the file in "
-                        "backbone.weights (a tensor that is never trained is to be a buffer)"
+                        f"{name} returns the same {path}.{inside} whatever the random seed: perhaps a pretrained one, "
+                        "but some trials start at random; let it return random ones, and name the weights file in "
+                        "backbone.weights (a tensor that is never trained must be a buffer)"
                     )
 
 
 @torch.no_grad()
-def _tried(block: nn.Module, maps_NCHW: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Return what is wrong with a block in evaluation mode, nothing if it can be used, and what it makes of maps.
+def _try_block(block: nn.Module, maps_NCHW: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """Run a block in evaluation mode; return its fault ("" for none) and its output.
 
-    What it computes must depend on each image and its tensors alone, or stored features would differ from it.
+    The output for an image must depend on the image and the block's tensors alone, or cached features would be wrong.
     """
-    given = "x".join(map(str, maps_NCHW.shape))
+    input_shape = "x".join(map(str, maps_NCHW.shape))
     before, state = maps_NCHW.clone(), {key: tensor.clone() for key, tensor in block.state_dict().items()}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1)
-            made = block(maps_NCHW)
-            if isinstance(made, torch.Tensor):
-                made = made.clone()
+            output = block(maps_NCHW)
+            if isinstance(output, torch.Tensor):
+                output = output.clone()
             unchanged = torch.equal(maps_NCHW, before)
             torch.default_generator.manual_seed(2)
             again, first = block(before.clone()), block(before[[0, 2, 1]])[:1]
     except Exception as error:
-        return f"fails on maps {given} ({first_line(error)})", maps_NCHW
-    shape = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
-    if len(shape) != 4 or shape[0] != len(before) or shape[2] != shape[3] or 0 in shape or made.dtype != torch.float32:
-        kind = f"{'x'.join(map(str, shape))} of {made.dtype}" if shape else type(made).__name__
-        return f"must make square maps NxCxHxH of torch.float32, but makes {kind} of maps {given}", maps_NCHW
+        return f"fails on maps {input_shape} ({first_line(error)})", maps_NCHW
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+    if (
+        len(shape) != 4
+        or shape[0] != len(before)
+        or shape[2] != shape[3]
+        or 0 in shape
+        or output.dtype != torch.float32
+    ):
+        kind = f"{'x'.join(map(str, shape))} of {output.dtype}" if shape else type(output).__name__
+        return f"must make square maps NxCxHxH of torch.float32, but makes {kind} of maps {input_shape}", maps_NCHW
     if not unchanged:
-        return "changes its input in place, which may be kept for other trials", made
+        return "changes its input in place, which may be kept for other trials", output
     if any(not torch.equal(tensor, state[key]) for key, tensor in block.state_dict().items()):
-        return "changes its own tensors in evaluation mode", made
-    if not torch.equal(made, again):
-        return "computes something else each time in evaluation mode", made
+        return "changes its own tensors in evaluation mode", output
+    if not torch.equal(output, again):
+        return "computes something else each time in evaluation mode", output
     alone = block(before[:2])[:1]
-    if max(float((other - made[:1]).abs().max()) for other in (first, alone)) > 1e-4 * float(made.abs().max()):
-        return "makes of an image what depends on the other images of the batch", made
-    return "", made
+    if max(float((other - output[:1]).abs().max()) for other in (first, alone)) > 1e-4 * float(output.abs().max()):
+        return "makes of an image what depends on the other images of the batch", output
+    return "", output

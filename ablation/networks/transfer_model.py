@@ -18,10 +18,10 @@ from ablation.spec.parameters import HeadPool
 
 
 class TransferModel(nn.Module):
-    """`blocks`, then an average pool, then `head`: one hidden layer, one logit per class.
+    """`blocks`, an average pool, and `head`: one hidden layer, then one logit per class.
 
     Between pool and head, the features are standardised by the constants `feature_mean_D` and `feature_std_D`, so that
-    one range of learning rates fits every cut and every set of weights (see `calibrate`).
+    one range of learning rates suits every cut and all weights (see `calibrate`).
     """
 
     feature_mean_D: torch.Tensor
@@ -29,13 +29,13 @@ class TransferModel(nn.Module):
     classes: list[str]
     """Names of the K logits; set on a model that was loaded from a run."""
     frozen_blocks: int
-    """How many leading blocks training leaves as they are."""
+    """Number of leading blocks that training does not change."""
     image_size: int
     """Height and width in pixels of its images; set on a model that was loaded from a run."""
     input_mean: list[float]
-    """What is subtracted from RGB pixels scaled to 0..1; set on a model that was loaded from a run."""
+    """Mean that is subtracted from RGB pixels scaled to 0..1; set on a model that was loaded from a run."""
     input_std: list[float]
-    """What they are then divided by; set on a model that was loaded from a run."""
+    """Standard deviation by which they are then divided; set on a model that was loaded from a run."""
 
     def __init__(self, blocks: nn.Sequential, pool: nn.Module, features: int, head_width: int, num_classes: int):
         super().__init__()
@@ -48,15 +48,15 @@ class TransferModel(nn.Module):
         self.head = nn.Sequential(nn.Linear(features, head_width), nn.ReLU(), nn.Linear(head_width, num_classes))
 
     def forward(self, images_NCHW: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Return logits NK for normalised images NCHW; with `start`, for what comes out of so many blocks."""
+        """Return logits NK for normalised images NCHW, or for the output of the first `start` blocks."""
         features_ND = self.pooled(images_NCHW, start)
         logits_NK: torch.Tensor = self.head((features_ND - self.feature_mean_D) / self.feature_std_D)
         return logits_NK
 
     def pooled(self, activations: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Return the pooled features ND, not yet standardised, of what comes out of the first `start` blocks.
+        """Return the pooled features ND, not yet standardised, for the output of the first `start` blocks.
 
-        That is NCHW, and behind all blocks the pooled features themselves.
+        That output is NCHW; after all blocks, it is the pooled features ND themselves.
         """
         blocks = list(self.blocks)
         if start == len(blocks):
@@ -70,7 +70,7 @@ class TransferModel(nn.Module):
 def build_model(
     backbone: str, truncate_at: str, head_width: int, head_pool: HeadPool, num_classes: int, image_size: int
 ) -> TransferModel:
-    """Build the network of a trial; its parameters are set by `initialise`."""
+    """Build the network of a trial on the CPU; `initialise` sets its parameters."""
     channels, side, _ = feature_shape(backbone, truncate_at, image_size)
     pooled_side = side if head_pool == "flatten" else min(head_pool, side)
     blocks = build_blocks(backbone, truncate_at)
@@ -78,11 +78,11 @@ def build_model(
 
 
 def build_pool(side: int, head_pool: HeadPool) -> nn.Module:
-    """Build the average pool between activations, side x side, and the head."""
+    """Build the average pool between activations of `side` x `side` pixels and the head."""
     if head_pool == "flatten":
         return nn.Identity()
     pooled_side = min(head_pool, side)
-    # The windows of adaptive pooling, whose own backward pass is not deterministic on CUDA. Those of an odd side
+    # The same windows as adaptive pooling, whose backward pass is not deterministic on CUDA. For an odd side they
     # overlap by one pixel.
     return nn.AvgPool2d(kernel_size=math.ceil(side / pooled_side), stride=side // pooled_side)
 
@@ -90,7 +90,7 @@ def build_pool(side: int, head_pool: HeadPool) -> nn.Module:
 def initialise(model: TransferModel, backbone: str, weights: Weights | None, seed: int) -> None:
     """Set all parameters: the blocks from the weights (None: at random), the head at random.
 
-    The head starts as torch's Linear does (uniform within 1 / sqrt(inputs)); every part has a generator of its own.
+    The head starts as torch's Linear does (uniform within 1 / sqrt(inputs)). Blocks and head each have a generator.
     """
     tensors = None if weights is None else weights.tensors
     initialise_blocks(model.blocks, backbone, tensors, generator(seed, "backbone"))
@@ -108,36 +108,37 @@ def calibrate(
 ) -> None:
     """Set the constants that standardise the features: their mean and standard deviation over images.
 
-    Batch norms that are to learn standardise over each batch here, as they will in the first epoch.
-
     Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand,
-    and after a ReLU none has mean zero: as they are, no learning rate would fit two of them. Data-dependent scaling:
-    Kraehenbuehl et al. (2016). A feature that hardly varies on these images is not blown up: the smallest standard
-    deviation is a tenth of the average one.
+    and after a ReLU none has mean zero, so that no learning rate would suit two of them unscaled. Data-dependent
+    scaling is from Kraehenbuehl et al. (2016). The smallest standard deviation is set to a tenth of the average one, so
+    that a feature which hardly varies on these images is not enlarged.
+
+    Batch norms that learn standardise over each batch here, as they will in the first epoch.
 
     Args:
-        model: the network, at its start.
-        batches: what comes out of its first `start` blocks for the images; normalised images where that is 0.
+        model: the network before training.
+        batches: the output of its first `start` blocks for the images; normalised images NCHW if `start` is 0.
         start: see above.
-        precision: what the training computes in.
+        precision: the precision of the training.
         head_alone: whether only the head learns in the first epoch.
     """
     model.eval()
     learning = [] if head_alone else [module for block in list(model.blocks)[start:] for module in block.modules()]
     momenta = {module: module.momentum for module in learning if isinstance(module, _BatchNorm)}
     counts = [module.num_batches_tracked for module in momenta if module.num_batches_tracked is not None]
-    counted = [(batches, batches.clone()) for batches in counts]
+    counts_before = [count.clone() for count in counts]
     for module in momenta:
-        module.train().momentum = 0.0  # their own statistics stay as they are
+        module.train().momentum = 0.0  # keeps their running statistics unchanged
     pooled = []
     with autocast(model.feature_mean_D.device, precision):
         for activations in batches:
-            several = activations if len(activations) > 1 else torch.cat([activations] * 2)  # as batch norm needs
+            # Batch norm needs two images or more.
+            several = activations if len(activations) > 1 else torch.cat([activations] * 2)
             pooled.append(model.pooled(several, start).float()[: len(activations)])
     for module, momentum in momenta.items():
         module.momentum = momentum
-    for batches, before in counted:  # on which statistics without momentum depend
-        batches.copy_(before)
+    for count, before in zip(counts, counts_before, strict=True):  # running statistics without momentum depend on it
+        count.copy_(before)
     features_ND = torch.cat(pooled)
     std_D = features_ND.std(0, correction=0)
     smallest = 0.1 * std_D.mean()

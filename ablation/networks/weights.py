@@ -1,7 +1,4 @@
-"""Pretrained weights: read without running code, checked against the backbone, as NumPy arrays.
-
-torch is imported only once there is a file to read, so that `--help` and a refused study file answer at once.
-"""
+"""Reads pretrained weights as NumPy arrays, without running pickled code, and checks them against the backbone."""
 
 import hashlib
 import json
@@ -25,16 +22,16 @@ from ablation.spec.architectures import block_names, is_custom, kept_units
 from ablation.spec.study import WEIGHTS_FILES
 
 Three = tuple[float, float, float]
-STATE_KEYS = ("state_dict", "model_state_dict", "model")  # under which training checkpoints hold the network
-IMAGENET_MEAN: Three = (0.485, 0.456, 0.406)  # of RGB pixels scaled to 0..1, as most pretrained networks expect them
+STATE_KEYS = ("state_dict", "model_state_dict", "model")  # the network's key in checkpoints of training scripts
+IMAGENET_MEAN: Three = (0.485, 0.456, 0.406)  # of RGB pixels scaled to 0..1; most pretrained networks expect these
 IMAGENET_STD: Three = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of a backbone's blocks by torchvision's key (float32), and what the images are normalised with.
+    """Tensors of a backbone's blocks by torchvision's key (float32 or integers), and the normalisation of its images.
 
-    `digest` is the SHA-256 of the tensors and of the normalisation, whatever file they came in.
+    `digest` is the SHA-256 of the tensors and the normalisation; it does not depend on the file's format.
     """
 
     tensors: dict[str, np.ndarray]
@@ -47,17 +44,17 @@ def read_weights(backbone: str, weights: str) -> Weights:
     """Read and check a backbone's pretrained weights; layers may be missing (see `check_layers`).
 
     Args:
-        backbone: a name in `architecture.BACKBONES`.
-        weights: 'imagenet' (torchvision's default), the name of others of torchvision's, such as 'IMAGENET1K_V1', or
-            the path of a .safetensors or .pth file in torchvision's key names. The metadata of a safetensors file may
-            hold `architecture`, and `input_mean` and `input_std` (JSON lists of three).
+        backbone: a name in `ARCHITECTURES`.
+        weights: 'imagenet' (torchvision's default weights), the name of other torchvision weights, such as
+            'IMAGENET1K_V1', or the path of a .safetensors or .pth file with torchvision's tensor names. The metadata of
+            a safetensors file may contain `architecture`, and `input_mean` and `input_std` (JSON lists of three).
 
     Raises:
-        InputError: the file is missing, corrupt, pickled code, or of another architecture, torchvision has no such
-            weights, or the download failed.
+        InputError: the file is missing, is corrupt, contains pickled code, or is of another architecture; torchvision
+            has no such weights; or the download failed.
     """
     if not weights.endswith(WEIGHTS_FILES):
-        return _read_torchvisions(backbone, weights)
+        return _read_torchvision_weights(backbone, weights)
     path = expand(weights)
     if not path.is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
@@ -70,9 +67,9 @@ def read_weights(backbone: str, weights: str) -> Weights:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, TypeError) as error:
         raise InputError(f"backbone.weights: {weights}: not a readable safetensors file ({error})") from None
-    made_for = metadata.get("architecture", backbone)
-    if made_for != backbone and not is_custom(backbone):
-        raise InputError(f"backbone.weights: {weights}: holds {made_for}, but backbone.name is {backbone}")
+    architecture = metadata.get("architecture", backbone)
+    if architecture != backbone and not is_custom(backbone):
+        raise InputError(f"backbone.weights: {weights}: holds {architecture}, but backbone.name is {backbone}")
     try:
         mean = _three_numbers(metadata["input_mean"]) if "input_mean" in metadata else IMAGENET_MEAN
         std = _three_numbers(metadata["input_std"]) if "input_std" in metadata else IMAGENET_STD
@@ -82,7 +79,7 @@ def read_weights(backbone: str, weights: str) -> Weights:
 
 
 def check_layers(weights: Weights, named: str, backbone: str, cuts: Iterable[str]) -> None:
-    """Refuse weights that lack a layer which one of the cuts keeps.
+    """Refuse weights that lack a layer that one of the cuts keeps.
 
     Raises:
         InputError: names the first missing layer and the shallowest cut that needs it.
@@ -102,12 +99,12 @@ def _three_numbers(text: str) -> Three:
 
 
 def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Three, std: Three) -> Weights:
-    """Check names and shapes, leave out the classifier, and add the digest."""
+    """Check the tensors' names and shapes, leave out the classifier, and add the digest."""
     known = all_tensor_names(backbone)
     expected = expected_tensors(backbone, block_names(backbone)[-1])
     tensors = {_known_name(key, known): tensor for key, tensor in tensors.items()}
     for key in tensors:
-        if key not in known and not is_custom(backbone):  # which is not known beyond its blocks
+        if key not in known and not is_custom(backbone):  # whose other tensors are unknown
             raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
     kept = {key: tensor for key, tensor in tensors.items() if key in expected}
     if not kept:
@@ -141,12 +138,12 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"backbone.weights: {path}: cannot be read: {first_line(error)}") from None
-    if isinstance(state, dict):  # of a checkpoint, what holds the network
+    if isinstance(state, dict):  # perhaps a checkpoint of a training script
         state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), dict)), state)
     is_state = isinstance(state, dict) and all(isinstance(key, str) for key in state)
     if not is_state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise InputError(
-            f"backbone.weights: {path}: must hold a state_dict, tensors by name and nothing else, or one as "
+            f"backbone.weights: {path}: must hold a state_dict (tensors by name and nothing else), or one as "
             f"{' or '.join(STATE_KEYS)}"
         )
     tensors = {key: tensor.detach().cpu() for key, tensor in state.items()}
@@ -154,47 +151,47 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
 
 
 def _known_name(key: str, known: Iterable[str]) -> str:
-    """Return the name of a tensor as the backbone knows it.
+    """Return a tensor's name in the backbone.
 
-    torch's wrappers for several GPUs and for compiling put something in front of it, and torchvision's files of
-    DenseNets are older than its networks.
+    torch's wrappers for several GPUs and for compiling add a prefix, and torchvision's files of DenseNets have older
+    names than its networks.
     """
     unwrapped = re.sub(r"^((module|_orig_mod)\.)+", "", key)
-    todays = re.sub(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", unwrapped)
-    return next((name for name in (key, unwrapped, todays) if name in known), key)
+    current = re.sub(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", unwrapped)
+    return next((name for name in (key, unwrapped, current) if name in known), key)
 
 
 def torchvision_weights(backbone: str, weights: str) -> Any:
-    """Return torchvision's entry of weights that it has for a backbone; nothing is downloaded.
+    """Return torchvision's entry for weights of a backbone, without downloading them.
 
     Raises:
-        InputError: it has none of that name.
+        InputError: torchvision has no weights of that name.
     """
     known = torchvision.models.get_model_weights(backbone)
     if weights != "imagenet" and weights not in known.__members__:
-        named = nearest(weights, known.__members__)
-        raise InputError(f"backbone.weights: torchvision has no {weights!r} for {backbone}{named}")
+        hint = nearest(weights, known.__members__)
+        raise InputError(f"backbone.weights: torchvision has no {weights!r} for {backbone}{hint}")
     return known.DEFAULT if weights == "imagenet" else known[weights]
 
 
-def _read_torchvisions(backbone: str, weights: str) -> Weights:
-    """Read weights that torchvision has, downloading them once.
+def _read_torchvision_weights(backbone: str, weights: str) -> Weights:
+    """Read torchvision's weights, after downloading them if torch.hub's cache does not have them.
 
     Raises:
-        InputError: there are none of that name, or the download failed.
+        InputError: torchvision has no weights of that name, or the download failed.
     """
-    chosen = torchvision_weights(backbone, weights)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
+    entry = torchvision_weights(backbone, weights)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            hash_prefix = path.stem.rpartition("-")[2]  # torchvision puts it into the name
-            torch.hub.download_url_to_file(chosen.url, str(path), hash_prefix, progress=True)
+            hash_prefix = path.stem.rpartition("-")[2]  # torchvision puts it into the file's name
+            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix, progress=True)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"backbone.weights: {chosen.url} could not be downloaded ({first_line(error)}); place it at {path}, "
+                f"backbone.weights: {entry.url} could not be downloaded ({first_line(error)}); place it at {path}, "
                 "name a local file with --set backbone.weights=FILE, or try --demo"
             ) from None
-    preprocessing = chosen.transforms()
+    preprocessing = entry.transforms()
     mean, std = ((r, g, b) for r, g, b in (preprocessing.mean, preprocessing.std))
     return _weights(backbone, weights, _read_pth(path), mean, std)

@@ -1,1 +1,1 @@
-"""`--plan`: what a study would take."""
+"""`--plan`: the time, memory and disk that a study needs."""

@@ -1,6 +1,6 @@
-"""How long trainings take on this machine and how much memory they need: each kind measured for a moment.
+"""Short measurements of time and memory: each kind of training runs for a moment on this machine.
 
-What runs is what a study runs - network, optimizer, training loop, evaluation - on random images and with random
+The measurements run a study's own code (network, optimizer, training loop, evaluation) on random images with random
 weights, so that nothing has to be downloaded.
 
 Legend: N images, C channels, H and W pixels, D features.
@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from ablation.base.device import exact_float32
+from ablation.base.machine import available_memory
 from ablation.base.text import first_line
 from ablation.data.images import Images, Normalisation, evaluation_batch_size
 from ablation.networks.strategies import Learning
@@ -29,9 +30,9 @@ from ablation.training.evaluation import evaluate, predict
 from ablation.training.loop import Diverged, Training, TrainingSettings, begin_training, train
 from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Source, frozen_part
 
-SECONDS = 0.3  # in which a measurement is repeated
-EPOCH_SECONDS = 0.05  # about so much of a training is one measurement, but at least a batch
-SAMPLING_SECONDS = 0.01  # between two looks at the memory
+SECONDS = 0.3  # for which a measurement is repeated
+EPOCH_SECONDS = 0.05  # approximate length of one measurement of training, which has at least a batch
+SAMPLING_SECONDS = 0.01  # between two samples of the process's memory
 LR = 1e-4  # small, so that random networks do not diverge
 
 Subject = TypeVar("Subject")
@@ -40,10 +41,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Kind:
-    """What decides how long an epoch takes; trainings that are equal in it are measured once.
+    """The properties that decide how long an epoch takes; trainings with equal ones are measured once.
 
-    Strategies differ in nothing but `frozen_blocks` here. `reads_features` says whether what the frozen blocks compute
-    is stored.
+    The strategy counts only by its `frozen_blocks`. `reads_features` says whether the features of the frozen blocks are
+    cached.
     """
 
     truncate_at: str
@@ -58,18 +59,18 @@ class Kind:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all trainings of a study have in common.
+    """What all trainings of a study share.
 
     Attributes:
         backbone: its name.
-        classes: how many.
-        image_size: height and width in pixels that the network gets.
-        side: height and width in pixels of the images as they are kept.
-        train_images: how many there are, those for validation not among them.
-        val_images: how many there are.
-        test_images: how many there are.
-        precision: what is computed in.
-        device: where.
+        classes: their number.
+        image_size: height and width in pixels of the images that the network gets.
+        side: height and width in pixels of the images in memory.
+        train_images: their number, without those for validation.
+        val_images: their number.
+        test_images: their number.
+        precision: 'float32', 'bfloat16' or 'float16', which the device computes in.
+        device: the device that trains.
     """
 
     backbone: str
@@ -84,13 +85,13 @@ class Conditions:
 
     @property
     def normalisation(self) -> Normalisation:
-        """What is done to images before the first layer."""
+        """The preprocessing of images before the first layer."""
         return Normalisation(IMAGENET_MEAN, IMAGENET_STD, self.image_size)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that a training takes: to begin, and for each image; the test split is evaluated in float32."""
+    """Seconds that a training takes: to begin, and per image to train, to validate, and to test in float32."""
 
     begin: float
     train: float
@@ -107,15 +108,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured.
+    """The measurements.
 
     Attributes:
         speeds: of every kind of training.
-        frozen: (cut, blocks) of every frozen part -> seconds for each image, in the study's precision and in float32.
-        seconds: what the measurements took.
-        busy_cores: how many cores other processes kept busy meanwhile.
-        peak_bytes: of memory while they were made: the GPU's, else the process's.
-        free_bytes: of memory before.
+        frozen: (cut, blocks) of every frozen part -> seconds per image, in the study's precision and in float32.
+        seconds: duration of all measurements.
+        busy_cores: number of cores that other processes kept busy meanwhile.
+        peak_bytes: most memory in use during the measurements: on the GPU, else by the process.
+        free_bytes: free memory before the measurements: of the GPU, else of the machine or the container.
     """
 
     speeds: dict[Kind, Speed | Failure]
@@ -127,10 +128,10 @@ class Probe:
 
 
 def probe(kinds: Iterable[Kind], frozen_parts: Iterable[tuple[str, int]], conditions: Conditions) -> Probe:
-    """Measure every kind of training and every frozen part once; what fails, for want of memory say, is told so."""
+    """Measure each kind of training and each frozen part once. A failure, such as out of memory, is a `Failure`."""
     device = conditions.device
     started = time.perf_counter()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     busy_before = _others_seconds()
     with peak_memory(device) as peak:
         speeds = {kind: _or_failure(measure_training, kind, conditions) for kind in dict.fromkeys(kinds)}
@@ -140,7 +141,7 @@ def probe(kinds: Iterable[Kind], frozen_parts: Iterable[tuple[str, int]], condit
 
 
 def _others_seconds() -> float:
-    """Return for how many seconds the cores have worked for other processes."""
+    """Return the seconds that all cores together have worked for other processes."""
     all_times, own = psutil.cpu_times(), psutil.Process().cpu_times()
     return float(all_times.user + all_times.system - own.user - own.system)
 
@@ -152,7 +153,7 @@ def _or_failure(
         return measure(subject, conditions)
     except (RuntimeError, MemoryError, Diverged) as error:  # torch.OutOfMemoryError is a RuntimeError
         failure = Failure(first_line(error))
-    gc.collect()  # only here is the exception gone, whose traceback held the tensors
+    gc.collect()  # after the except block: before its end, the exception's traceback holds the tensors
     if conditions.device.type == "cuda":
         torch.cuda.empty_cache()
     return failure
@@ -160,9 +161,9 @@ def _or_failure(
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """Put the largest number of bytes in use, of a GPU's memory or else of the process's, into the list that is given.
+    """Yield a list whose only item is, after the block, the peak memory in bytes: of the GPU, else of the process.
 
-    The process's resident memory is looked at a hundred times a second, which works on every system.
+    The process's resident memory is sampled a hundred times a second, which works on every system.
     """
     peak = [0]
     if device.type == "cuda":
@@ -172,13 +173,13 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
         return
     process, is_over = psutil.Process(), threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while True:
             peak[0] = max(peak[0], process.memory_info().rss)
             if is_over.wait(SAMPLING_SECONDS):
                 return
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
         yield peak
@@ -188,10 +189,10 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
 
 
 def measure_training(kind: Kind, conditions: Conditions) -> Speed:
-    """Begin a training of a kind, train it for a moment, and evaluate it.
+    """Begin a training of a kind, train for a moment, and evaluate; return how long each takes.
 
     Raises:
-        RuntimeError: it cannot run here; torch.OutOfMemoryError or MemoryError: the memory does not suffice.
+        RuntimeError: it cannot run here; torch.OutOfMemoryError or MemoryError: there is not enough memory.
         Diverged: the loss is not finite.
     """
     started = time.perf_counter()
@@ -211,10 +212,10 @@ def measure_training(kind: Kind, conditions: Conditions) -> Speed:
 
 
 def measure_frozen(part: tuple[str, int], conditions: Conditions) -> tuple[float, float]:
-    """Return the seconds for each image of the first blocks of a cut, in the study's precision and in float32.
+    """Return the seconds per image for the first blocks of a cut, in the study's precision and in float32.
 
     Raises:
-        RuntimeError: they cannot run here; torch.OutOfMemoryError or MemoryError: the memory does not suffice.
+        RuntimeError: they cannot run here; torch.OutOfMemoryError or MemoryError: there is not enough memory.
     """
     cut, blocks = part
     frozen = _frozen(_make_model(cut, 1, 1, conditions), blocks, conditions)
@@ -228,7 +229,7 @@ def measure_frozen(part: tuple[str, int], conditions: Conditions) -> tuple[float
 
 def _begin_training(kind: Kind, conditions: Conditions) -> Training:
     model = _make_model(kind.truncate_at, kind.head_width, kind.head_pool, conditions)
-    # With so many frozen blocks, it stands for every strategy.
+    # fine_tune_top stands for every strategy: a strategy affects the time by its number of frozen blocks alone.
     learning = Learning("fine_tune_top", lr=LR, freeze_depth=kind.frozen_blocks, weight_decay=LR)
     return begin_training(model, learning, _settings(kind, conditions, epochs=1), conditions.normalisation)
 
@@ -250,13 +251,13 @@ def _frozen(model: TransferModel, blocks: int, conditions: Conditions) -> Frozen
 
 
 def _source(frozen: FrozenPart, kind: Kind, images: int, conditions: Conditions) -> Source:
-    """Return random images, or random features where the kind reads them."""
+    """Return a source of random images, or of random features where the kind reads features."""
     if not kind.reads_features:
         return ImageSource(_random_images(images, conditions), frozen, kind.augmentation)
     two = _random_images(2, conditions)
     sample = frozen(two.images_NCHW)
     shape = sample.permute(0, 2, 3, 1).shape[1:] if sample.ndim == 4 else sample.shape[1:]
-    # Not those of the random layers, in which activations may grow out of bounds.
+    # Random numbers rather than the layers' output: with random weights, activations can overflow.
     rows = torch.randn(images, *shape, dtype=sample.dtype, device=sample.device)
     mirrored = rows.clone() if kind.augmentation == "flip" else None
     batch_size = evaluation_batch_size(two, frozen.normalisation)
@@ -274,13 +275,13 @@ def _random_labels(images: int, conditions: Conditions) -> torch.Tensor:
 
 
 def _evaluation_images(conditions: Conditions) -> int:
-    """Return how many images are evaluated at once, which takes the most memory of all that has no gradients."""
+    """Return the images of one evaluation batch, the work without gradients that needs the most memory."""
     at_once = evaluation_batch_size(_random_images(1, conditions), conditions.normalisation)
     return min(at_once, max(conditions.val_images, conditions.test_images))
 
 
 def _train_seconds(training: Training, kind: Kind, conditions: Conditions) -> float:
-    """Return the seconds for each image of an epoch, after a first batch that does not count."""
+    """Return the seconds per image of an epoch; a first batch is trained without being measured."""
     one = _source(training.frozen, kind, 1, conditions)
 
     def train_on(images: int) -> float:
@@ -306,7 +307,7 @@ def _least_seconds(step: Callable[[], object]) -> float:
 
 
 def _least(measure: Callable[[], float]) -> float:
-    """Return the smallest of the measurements that can be made in a moment, which other processes disturbed least."""
+    """Return the smallest of the measurements made within SECONDS: the one that other processes disturbed least."""
     until = time.perf_counter() + SECONDS
     least = measure()
     while time.perf_counter() < until:

@@ -1,6 +1,6 @@
 """The tables of `--plan`."""
 
-from ablation.base.text import Table, count_arms, format_duration
+from ablation.base.text import Table, format_duration, plural
 from ablation.data.reading import DataSize
 from ablation.planning.forecast import (
     ASSUMED,
@@ -21,16 +21,16 @@ from ablation.planning.probe import Failure
 from ablation.planning.workload import feature_bytes
 from ablation.spec.study import StudySpec
 
-BUSY_CORES = 0.3  # of other processes, which are worth a word
+BUSY_CORES = 0.3  # used by other processes; from here on a note warns of it
 
 
 def arms_table(study: StudyPlan) -> Table:
-    """Make the table of the arms, with notes on disk, time and memory."""
-    rows, failed = [], []
+    """Return the table of the arms, with notes on disk, time and memory."""
+    rows, failures = [], []
     for arm in study.arms:
         spans = arm_spans(study, arm)
         if isinstance(spans, Failure):
-            failed.append(f"{arm.arm.name} cannot run here: {spans.reason.rstrip('.')}.")
+            failures.append(f"{arm.arm.name} cannot run here: {spans.reason.rstrip('.')}.")
         rows.append(
             [
                 arm.arm.name,
@@ -40,20 +40,21 @@ def arms_table(study: StudyPlan) -> Table:
                 "cannot run" if isinstance(spans, Failure) else spans[0].text(),
             ]
         )
-    failed += [
-        f"What frozen layers compute cannot be computed here: {speed.reason.rstrip('.')}."
-        for speed in study.measured.frozen.values()
+    failures += [
+        f"The features of frozen layers cannot be computed here: {speed.reason.rstrip('.')}."
+        for speed in study.probe.frozen.values()
         if isinstance(speed, Failure)
     ]
     runs = sum(arm.trials + arm.confirmations for arm in study.arms)
     notes = [
-        f"{count_arms(len(study.arms))}, {runs} trainings, {runs * study.spec.epochs} epochs: an arm has "
-        f"{study.spec.trials_per_arm} trials and {study.spec.confirm.seeds} confirmation runs.",
+        f"{plural(len(study.arms), 'arm')}, {plural(runs, 'training')}, {plural(runs * study.spec.epochs, 'epoch')}: "
+        f"an arm has {plural(study.spec.trials_per_arm, 'trial')} and "
+        f"{plural(study.spec.confirm.seeds, 'confirmation run')}.",
         f"Checkpoints take up to {_megabytes(sum(arm.checkpoint_bytes for arm in study.arms))} "
         f'(tracking.checkpoints = "{study.spec.tracking.checkpoints}").',
-        "Parameters are those of the largest network that the search can choose.",
+        "Parameters and disk are those of the largest network that the search can choose.",
         _feature_note(study),
-        *failed,
+        *failures,
         *_time_notes(study),
         _memory_note(study),
     ]
@@ -62,55 +63,60 @@ def arms_table(study: StudyPlan) -> Table:
 
 
 def _feature_note(study: StudyPlan) -> str:
-    needed = feature_bytes(study.spec, study.size)
-    note = (
-        f"What frozen layers compute takes up to {_megabytes(needed)} in the store, at most what --feature-cache allows"
-    )
+    needed = feature_bytes(study.spec, study.size, study.conditions.precision)
+    if needed == 0:
+        return "The study has no cached features."
     if needed <= study.feature_limit:
-        return f"{note}."
-    return f"{note}, which is less: the times are those of computing it in every epoch."
+        return f"Cached features take up to {_megabytes(needed)} (limit: --feature-cache)."
+    return (
+        f"Cached features would take up to {_megabytes(needed)}, more than --feature-cache allows "
+        f"({_megabytes(study.feature_limit)}): the times assume that they are computed in every epoch."
+    )
 
 
 def _time_notes(study: StudyPlan) -> list[str]:
     budget = planned_budget(study.spec)
     once = feature_seconds(study, budget)
-    total = f"With one worker on {study.given.device}, the study takes about {study_span(study, budget).text()}"
+    total = f"With one worker on {study.conditions.device}, the study takes about {study_span(study, budget).text()}"
     if any(arm.cheapest != arm.costliest for arm in study.arms):
-        total += ", as cheap or as costly as its searches can choose"
+        total += ", depending on what its search chooses"
     if once:
-        total += f"; {duration_text(once)} of it for what frozen layers compute"
-    measured = (
-        f"Measured here in {format_duration(study.measured.seconds)}, on random images. Assumed: {RUN_SECONDS} s a run "
-        f"for MLflow, Optuna and checkpoints, {STUDY_SECONDS} s for the start and the report. Not counted: downloads, "
-        "decoding images."
+        total += f"; {duration_text(once)} of it for computing cached features"
+    basis = (
+        f"Measured here in {format_duration(study.probe.seconds)}, on random images. Assumed: {RUN_SECONDS} s per run "
+        f"for MLflow, Optuna and checkpoints, {STUDY_SECONDS} s for the start and the report. Not included: downloads "
+        "and the decoding of images."
     )
-    if study.measured.busy_cores >= BUSY_CORES:
-        measured += f" Other processes kept {study.measured.busy_cores:.1f} cores busy meanwhile: it is a rough figure."
+    if study.probe.busy_cores >= BUSY_CORES:
+        basis += (
+            f" Other processes kept {study.probe.busy_cores:.1f} cores busy meanwhile: the estimate can be several "
+            "times too high."
+        )
     spec = study.spec
     warms_up = any(max(spec.possible("head_warmup_epochs", levels)) > 0 for levels in spec.combinations())
-    shorter = ["pruned trials end earlier"] if spec.search.pruner != "none" else []
-    shorter += ["epochs in which only the head learns are shorter"] if warms_up else []
-    shorter += ["it was measured without torch.compile"] if spec.compile != "none" else []
-    return [f"{total}.", measured] + ([f"It may take less: {', '.join(shorter)}."] if shorter else [])
+    reasons = ["pruned trials end earlier"] if spec.search.pruner != "none" else []
+    reasons += ["epochs in which only the head learns are shorter"] if warms_up else []
+    reasons += ["the measurement ran without torch.compile"] if spec.compile != "none" else []
+    return [f"{total}.", basis] + ([f"It may take less: {', '.join(reasons)}."] if reasons else [])
 
 
 def _memory_note(study: StudyPlan) -> str:
     needed = memory(study)
-    where = "the GPU's memory" if study.given.device.type == "cuda" else "memory"
-    features = f" and {_gigabytes(needed.features)} features of frozen layers" if needed.features else ""
+    where = "the GPU's memory" if study.conditions.device.type == "cuda" else "memory"
+    features = f" and {_gigabytes(needed.features)} cached features" if needed.features else ""
     return (
         f"A worker needs about {_gigabytes(needed.total)} of {where}, {_gigabytes(needed.images)} of it "
-        f"images{features}; free now: {_gigabytes(study.measured.free_bytes)}."
+        f"images{features}; free now: {_gigabytes(study.probe.free_bytes)}."
     )
 
 
 def budget_table(study: StudyPlan) -> Table:
-    """Make the table of what smaller budgets would give up."""
+    """Return the table of the planned budget and smaller ones: their time, and how much less they find."""
     is_searched = bool(study.spec.search.entries())
     rows = []
     for budget in budgets(planned_budget(study.spec)):
-        found = differences_found(study.spec, study.size.test, budget.seeds)
-        named = [f"{factor} {100 * difference:.1f}" for factor, difference in found.items()]
+        differences = differences_found(study.spec, study.size.test, budget.seeds)
+        differences_text = ", ".join(f"{factor} {100 * size:.1f}" for factor, size in differences.items())
         rows.append(
             [
                 budget.name,
@@ -118,17 +124,17 @@ def budget_table(study: StudyPlan) -> Table:
                 str(budget.seeds),
                 study_span(study, budget).text(),
                 _percent(chance_of_best_tenth(budget.trials)) if is_searched else "-",
-                ", ".join(named) or "-",
+                differences_text or "-",
             ]
         )
     notes = [
-        "Best tenth: the chance that one of an arm's trials is among the best tenth of all that its search could try; "
-        "for random trials, which quasi-random ones about are."
+        "Best tenth: the chance that at least one of an arm's trials is among the best tenth of all configurations of "
+        "its search. It holds for random trials, and approximately for quasi-random ones."
         if is_searched
         else "Nothing is searched: an arm's trials differ in their seeds alone.",
         _difference_note(study.spec, study.size),
-        "Fewer epochs would save time, too, but favour arms that learn fast, as feature extraction does; how much that "
-        "would change cannot be said beforehand.",
+        "Fewer epochs would also save time, but favour arms that learn fast, such as feature extraction. How much the "
+        "result would change cannot be known beforehand.",
     ]
     columns = ["budget", "trials", "seeds", "time", "best tenth", "smallest difference (points)"]
     return Table("What a smaller budget would give up", columns, rows, notes)
@@ -138,19 +144,20 @@ def _difference_note(spec: StudySpec, size: DataSize) -> str:
     if spec.confirm.seeds == 0:
         return "The study has no [confirm] seeds: nothing is confirmed on the test images, and no difference is tested."
     if spec.confirm.seeds == 1:
-        return "With one seed nothing tells chance from a difference: none is tested."
+        return "One seed cannot tell a difference from chance: no difference is tested."
     if len(spec.combinations()) == 1:
         return "There is one arm: no difference is tested."
     return (
-        "Smallest difference: between two levels of a factor, in accuracy, that the report would find in 4 of 5 such "
-        f"studies, after Holm's correction. Assumed: {size.test:,} test images, a standard deviation over seeds of "
-        f"{100 * ASSUMED.seed_sd} points, an accuracy of 0.88 with runs of one arm disagreeing on "
-        f"{100 * ASSUMED.same_arm:.0f} % and of two on {100 * ASSUMED.other_arm:.0f} % of the images."
+        "Smallest difference: the smallest difference in accuracy between two levels of a factor that the report would "
+        f"show in 4 of 5 such studies, after Holm's correction. Assumed: {size.test:,} test images, a standard "
+        f"deviation over seeds of {100 * ASSUMED.seed_sd} points, an accuracy of 0.88, and runs that disagree on "
+        f"{100 * ASSUMED.same_arm:.0f} % of the images within one arm and on {100 * ASSUMED.other_arm:.0f} % between "
+        "two arms."
     )
 
 
 def _percent(share: float) -> str:
-    return "over 99 %" if share > 0.99 else f"{100 * share:.0f} %"
+    return "> 99 %" if share > 0.99 else f"{100 * share:.0f} %"
 
 
 def _megabytes(size: int) -> str:

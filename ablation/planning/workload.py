@@ -1,4 +1,4 @@
-"""What a study would compute: arms, kinds of training, frozen parts, bytes."""
+"""The work of a study: its arms, kinds of training, frozen parts, and the bytes that they store."""
 
 import math
 from dataclasses import dataclass
@@ -19,21 +19,28 @@ from ablation.spec.architectures import kept_blocks, kept_units
 from ablation.spec.arms import Arm, arms
 from ablation.spec.parameters import STRATEGIES, HeadPool, Range
 from ablation.spec.study import StudySpec
-from ablation.training.feature_cache import frozen_cuts
 
 BYTES_PER_PARAMETER = 4  # checkpoints are float32
 BYTES_PER_FEATURE = {"bfloat16": 2, "float16": 2}  # else 4
-HEAD_POOL_SIZE = {1: 1, 2: 2, "flatten": 1024}  # for finding the largest
+HEAD_POOL_SIZE = {1: 1, 2: 2, "flatten": 1024}  # only their order matters
 
-STEP_OPERATIONS = 1000  # for which an optimizer's step of one parameter stands, in choosing what is measured
-ALIKE = 0.8  # kinds of training whose operations differ by less are not worth two measurements
+STEP_OPERATIONS = 1000  # equivalent of an optimizer's step of one parameter, for ordering kinds of training by cost
+ALIKE = 0.8  # a kind with at least this share of the costliest's operations needs no measurement of its own
 
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """An arm's budget and the largest network that a trial of it can train; `checkpoint_bytes` is for the whole arm.
+    """An arm's budget, the largest network that its trials can train, and the range of its training cost.
 
-    `cheapest` and `costliest` are the kinds of training that its search can choose; the same where they hardly differ.
+    Attributes:
+        arm: the arm.
+        trials: their number.
+        confirmations: number of confirmation runs.
+        trained_parameters: of the largest network that the search can choose.
+        all_parameters: of the same network.
+        checkpoint_bytes: of all checkpoints that the arm keeps.
+        cheapest: the cheapest kind of training that the search can choose; `costliest` where the two hardly differ.
+        costliest: the costliest kind.
     """
 
     arm: Arm
@@ -47,20 +54,20 @@ class ArmPlan:
 
 
 def plan(spec: StudySpec, num_classes: int, *, stores_features: bool = True) -> list[ArmPlan]:
-    """Return the plan of every arm; `stores_features` says whether what frozen layers compute is computed once."""
-    found = []
+    """Return the plan of every arm; `stores_features` says whether features of frozen layers are cached."""
+    arm_plans = []
     seeds = spec.confirm.seeds
-    kept = spec.trials_per_arm + seeds if spec.tracking.checkpoints == "all" else 1 + min(1, seeds)
+    checkpoints = spec.trials_per_arm + seeds if spec.tracking.checkpoints == "all" else 1 + min(1, seeds)
     for arm in arms(spec):
         trained, total = _largest(spec, arm, num_classes)
-        disk = kept * trained * BYTES_PER_PARAMETER
+        disk = checkpoints * trained * BYTES_PER_PARAMETER
         cheapest, costliest = _extreme_kinds(spec, arm, stores_features)
-        found.append(ArmPlan(arm, spec.trials_per_arm, seeds, trained, total, disk, cheapest, costliest))
-    return found
+        arm_plans.append(ArmPlan(arm, spec.trials_per_arm, seeds, trained, total, disk, cheapest, costliest))
+    return arm_plans
 
 
 def _largest(spec: StudySpec, arm: Arm, num_classes: int) -> tuple[int, int]:
-    """Return the largest (trained, all) parameters of any trial of the arm."""
+    """Return the parameters (trained, all) of the largest network that a trial of the arm can train."""
     width = max(spec.possible("head_width", arm.levels))
     pool = max(spec.possible("head_pool", arm.levels), key=lambda pool: HEAD_POOL_SIZE[pool])
     sizes = []
@@ -80,9 +87,15 @@ def _largest(spec: StudySpec, arm: Arm, num_classes: int) -> tuple[int, int]:
     return max(sizes)
 
 
-def feature_bytes(spec: StudySpec, size: DataSize) -> int:
-    """Return the bytes of everything that a study's trials may store of frozen layers, see `features`."""
-    numbers: dict[tuple[str, HeadPool | None], int] = {}  # of an image, behind a cut or block, pooled or not
+def feature_bytes(spec: StudySpec, size: DataSize, precision: str) -> int:
+    """Return the bytes of all features that a study's trials may cache, see `training.feature_cache`.
+
+    Args:
+        spec: the study.
+        size: of its data.
+        precision: that the device computes in; never 'auto', see `Conditions`.
+    """
+    numbers: dict[tuple[str, HeadPool | None], int] = {}  # features of an image, by cut or block and by pool
     for levels in spec.combinations():
         for cut in spec.possible("truncate_at", levels):
             channels, side, _ = feature_shape(spec.backbone.name, cut, spec.data.image_size)
@@ -94,24 +107,24 @@ def feature_bytes(spec: StudySpec, size: DataSize) -> int:
                 else:
                     shape = feature_shape(spec.backbone.name, f"block{depth}", spec.data.image_size)
                     numbers[f"block{depth}", None] = math.prod(shape)
-    # ConvNeXt's blocks end in what autocast leaves in float32.
-    bytes_each = 4 if spec.backbone.name.startswith("convnext") else BYTES_PER_FEATURE.get(spec.precision, 4)
+    # The last operation of ConvNeXt's blocks is one that autocast leaves in float32.
+    bytes_each = 4 if spec.backbone.name.startswith("convnext") else BYTES_PER_FEATURE.get(precision, 4)
     trained, tested = stored_images(spec, size)
-    # Layers without weights are random, in every trial others.
+    # Layers without weights are random and differ between trials.
     networks = spec.trials_per_arm + spec.confirm.seeds if spec.backbone.missing_layers == "random" else 1
-    return (trained * bytes_each + tested * 4) * sum(numbers.values()) * networks  # tests are always in float32
+    return (trained * bytes_each + tested * 4) * sum(numbers.values()) * networks  # test features are always float32
 
 
 def stored_images(spec: StudySpec, size: DataSize) -> tuple[int, int]:
-    """Return of how many images for trainings and of how many test images what frozen layers compute is stored."""
+    """Return the numbers of images whose features are cached: for training (mirror images count) and for the test."""
     augmentations = {a for levels in spec.combinations() for a in spec.possible("augmentation", levels)}
-    orientations = 2 if "flip" in augmentations else 1 if "none" in augmentations else 0  # random crops are not stored
+    orientations = 2 if "flip" in augmentations else 1 if "none" in augmentations else 0  # random crops are not cached
     validation = round(size.train * spec.data.val_fraction)
     return (size.train - validation) * orientations + validation, size.test if spec.confirm.seeds > 0 else 0
 
 
 def _frozen_blocks(spec: StudySpec, levels: dict[str, Any], kept: int) -> set[int]:
-    """Return how many of the kept blocks trials of an arm may freeze."""
+    """Return the numbers of leading blocks that trials of an arm may freeze, of the blocks that are kept."""
     numbers: set[int] = set()
     for strategy in spec.possible("strategy", levels):
         has_depth = STRATEGIES[strategy].freezes == "freeze_depth"
@@ -122,15 +135,18 @@ def _frozen_blocks(spec: StudySpec, levels: dict[str, Any], kept: int) -> set[in
 
 def _depths(spec: StudySpec, levels: dict[str, Any]) -> list[int]:
     """Return every freeze depth that a trial of an arm may have."""
-    searched = spec.search.get("freeze_depth")
-    if isinstance(searched, Range) and "freeze_depth" not in levels:
-        return list(range(searched.low, searched.high + 1, searched.step or 1))
+    search = spec.search.get("freeze_depth")
+    if isinstance(search, Range) and "freeze_depth" not in levels:
+        return list(range(search.low, search.high + 1, search.step or 1))
     depths: list[int] = spec.possible("freeze_depth", levels)
     return depths
 
 
 def _extreme_kinds(spec: StudySpec, arm: Arm, stores_features: bool) -> tuple[Kind, Kind]:
-    """Return the cheapest and the costliest kind of training that an arm's search can choose."""
+    """Return the cheapest and the costliest kind of training that an arm's search can choose.
+
+    Where the cheapest costs nearly as much, the costliest is returned twice.
+    """
     others = ("head_width", "head_pool", "batch_size", "augmentation", "optimizer")
     work = {}
     for cut in spec.possible("truncate_at", arm.levels):
@@ -145,7 +161,7 @@ def _extreme_kinds(spec: StudySpec, arm: Arm, stores_features: bool) -> tuple[Ki
 
 
 def _operations(spec: StudySpec, kind: Kind) -> float:
-    """Return roughly how many floating point operations an image takes in an epoch; backward is twice forward."""
+    """Return the approximate floating point operations for an image in an epoch; backward counts twice forward."""
     blocks = outline_blocks(spec.backbone.name, kind.truncate_at).eval()
     maps = blank_image(spec.backbone.name, spec.data.image_size)
     frozen = learning = parameters = 0
@@ -166,24 +182,25 @@ def _operations(spec: StudySpec, kind: Kind) -> float:
 
 
 def frozen_parts(spec: StudySpec) -> list[tuple[str, int]]:
-    """Return the (cut, blocks) of which what they compute is stored: the longest whole network and the deepest part.
+    """Return the (cut, blocks) whose features are computed: the longest network that is frozen whole, the deepest part.
 
-    All others are computed on the way, if the deeper ones come later.
+    The features of all others are computed on the way to these.
     """
     backbone = spec.backbone.name
-    whole = [(cut, kept_blocks(backbone, cut)) for cut in frozen_cuts(spec)]
-    parts = []
+    whole: list[tuple[str, int]] = []
+    parts: list[tuple[str, int]] = []
     for levels in spec.combinations():
         for cut in spec.possible("truncate_at", levels):
             kept = kept_blocks(backbone, cut)
-            parts += [(cut, depth) for depth in _frozen_blocks(spec, levels, kept) if 0 < depth < kept]
+            for depth in _frozen_blocks(spec, levels, kept) - {0}:
+                (whole if depth == kept else parts).append((cut, depth))
     longest = max(whole, key=lambda part: kept_units(backbone, part[0]), default=None)
     deepest = max(parts, key=lambda part: part[1], default=None)
     return [part for part in (longest, deepest) if part is not None]
 
 
 def conditions(spec: StudySpec, size: DataSize, device: torch.device) -> Conditions:
-    """Return what all trainings of a study have in common."""
+    """Return what all trainings of a study share on a device; precision 'auto' is resolved for it."""
     validation = round(size.train * spec.data.val_fraction)
     return Conditions(
         backbone=spec.backbone.name,

@@ -6,7 +6,7 @@ from typing import Any
 
 from ablation.analysis.answer import StudyAnalysis, interval_points, points
 from ablation.analysis.comparison import ArmSummary, Difference, FactorAnalysis, champion_run, confirmed_validation
-from ablation.base.text import Table
+from ablation.base.text import Table, plural
 from ablation.reporting.content import (
     ACCURACY_COLUMNS,
     BOTH_INTERVAL,
@@ -19,7 +19,6 @@ from ablation.reporting.content import (
     figure_block,
     interval_text,
     optional_number,
-    plural,
     seeds_text,
     states_text,
 )

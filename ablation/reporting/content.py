@@ -136,10 +136,6 @@ def figure_block(name: str, pictures: Mapping[str, Picture]) -> list[Block]:
     return [Figure(name, alt, caption)]
 
 
-def plural(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
-
-
 def run_name(run: RunResult) -> str:
     return f"{run.spec.arm} {'trial' if run.spec.confirms is None else 'confirmation run'} #{run.number}"
 

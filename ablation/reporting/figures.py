@@ -27,6 +27,7 @@ from ablation.analysis.answer import StudyAnalysis, format_seeds
 from ablation.analysis.comparison import ArmSummary, Difference
 from ablation.analysis.results import ArmResult
 from ablation.analysis.statistics import Estimate
+from ablation.base.text import plural
 from ablation.data.samples import DRAWS, VIEWS_PER_CLASS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
@@ -193,7 +194,7 @@ def _effects(analysis: StudyAnalysis) -> Figure | None:
     figure, grid = _figure(height, len(factors), 2, gridspec_kw={"height_ratios": [n + 2.5 for n in rows]})
     for factor, (left, right) in zip(factors, grid, strict=True):
         levels = [level for level in factor.levels if level.estimate is not None]
-        labels = [f"{level.label}\n{_arms_text(level.arms)}, n = {format_seeds(level.seeds)}" for level in levels]
+        labels = [f"{level.label}\n{plural(level.arms, 'arm')}, n = {format_seeds(level.seeds)}" for level in levels]
         with _rows(left, labels):
             for y, level in enumerate(levels):
                 if level.estimate is not None:
@@ -225,10 +226,6 @@ def _in_points(difference: Difference) -> Estimate:
     if estimate.low is None or estimate.high is None:
         return Estimate(100 * estimate.value)
     return Estimate(100 * estimate.value, low=100 * estimate.low, high=100 * estimate.high)
-
-
-def _arms_text(count: int) -> str:
-    return f"{count} arm" if count == 1 else f"{count} arms"
 
 
 def _interaction(analysis: StudyAnalysis) -> Figure | None:
@@ -302,8 +299,7 @@ def _learning_curves(analysis: StudyAnalysis, quantity: str, label: str) -> Figu
 
 def _curves(arm: ArmResult, name: str) -> np.ndarray:
     """Return a curve of every confirmation run, else of the best trial, as far as all of them go (S x E)."""
-    runs = [run for run in arm.confirmations if run.val_accuracy is not None] or ([arm.best] if arm.best else [])
-    curves = [run.curves[name] for run in runs if len(run.curves.get(name, ()))]
+    curves = [run.curves[name] for run in arm.drawn_runs if len(run.curves.get(name, ()))]
     epochs = min((len(curve) for curve in curves), default=0)
     return np.array([curve[:epochs] for curve in curves], np.float64).reshape(len(curves), epochs)
 

@@ -61,21 +61,10 @@ def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["numeric_columns"] = _numeric_columns
     template = environment.get_template("report.html.j2")
     svgs = {name: Markup(picture.svg) for name, picture in pictures.items()}  # drawn by us: texts in it are outlines
     kinds = [(section, [(type(block).__name__, block) for block in section.blocks]) for section in sections]
     return template.render(result=result, sections=kinds, svgs=svgs, version=__version__)
-
-
-def _numeric_columns(table: Table) -> set[int]:
-    """Return which columns hold numbers alone, or nothing."""
-    return {
-        index
-        for index in range(len(table.columns))
-        if any(row[index] != "-" for row in table.rows)
-        and all(row[index] == "-" or row[index].lstrip("<>- ")[:1].isdigit() for row in table.rows)
-    }
 
 
 def render_markdown(result: StudyResult, sections: list[Section]) -> str:

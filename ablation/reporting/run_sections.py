@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ablation.analysis.answer import StudyAnalysis, points
 from ablation.analysis.comparison import Summary, champion_run
 from ablation.analysis.results import RunResult, StudyResult
-from ablation.base.text import Table, format_params, format_value
+from ablation.base.text import Table, format_params, format_value, plural
 from ablation.reporting.content import (
     BOTH_INTERVAL,
     SEEDS_INTERVAL,
@@ -19,7 +19,6 @@ from ablation.reporting.content import (
     Paragraph,
     figure_block,
     optional_number,
-    plural,
     run_name,
     searched_params,
     states_text,

@@ -1,9 +1,10 @@
-"""The champion: of the arm that won, the run with the best validation accuracy, registered as a model.
+"""The champion: the run with the best validation accuracy in the arm that won, registered as a model.
 
 Legend: N images, C channels, S their side in pixels, K classes.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,14 @@ from ablation.data.reading import ImageSet
 from ablation.networks.transfer_model import TransferModel
 from ablation.running.outputs import load_model
 from ablation.storage.store import Store
-from ablation.tracking.registry import RegisteredVersion, register_version, save_model
+from ablation.tracking.registry import Candidate, RegisteredVersion, register_version, save_model
 
-EXAMPLE_IMAGES = 2  # shown with the model; export needs more than one, else it takes their number for a constant
+EXAMPLE_IMAGES = 2  # shown with the model; with a single one, export would fix the number of images at 1
 logger = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
-    """A trained network with what surrounds it: pixels as they are in a file go in, class probabilities come out."""
+    """A trained network with its preprocessing: pixels as they are in a file go in, class probabilities come out."""
 
     def __init__(self, model: TransferModel):
         super().__init__()
@@ -42,12 +43,12 @@ class Classifier(nn.Module):
 
 
 def export_program(model: TransferModel, images_NSSC: torch.Tensor, path: Path) -> None:
-    """Write a network as a program of `torch.export`, which needs torch alone to run; frozen layers are in it, too.
+    """Write a network, frozen layers included, as a program of `torch.export`, which needs torch alone to run.
 
     Args:
         model: as `load_model` returns it.
         images_NSSC: at least two images, uint8; the program takes any number of that size.
-        path: the file, .pt2.
+        path: the file to write, .pt2.
 
     Raises:
         InputError: torch cannot export the network.
@@ -55,22 +56,32 @@ def export_program(model: TransferModel, images_NSSC: torch.Tensor, path: Path) 
     dynamic = ({0: torch.export.Dim("N")},)
     try:
         program = torch.export.export(Classifier(model).eval(), (images_NSSC,), dynamic_shapes=dynamic)
-    except Exception as error:  # of many kinds, for a network that it does not understand
+    except Exception as error:  # torch raises many kinds for a network that it cannot trace
         raise InputError(f"torch.export cannot export it ({first_line(error)})") from None
     torch.export.save(program, path)
 
 
+def keep_examples(images: ImageSet) -> ImageSet:
+    """Return an image set that holds only the pixels that `register_champion` needs, and no reference to others."""
+    return replace(
+        images,
+        train_images_NHWC=images.train_images_NHWC[:0].copy(),
+        test_images_NHWC=images.test_images_NHWC[:EXAMPLE_IMAGES].copy(),
+    )
+
+
 def register_champion(store: Store, result: StudyResult, images: ImageSet) -> RegisteredVersion | None:
-    """Register the winner of a study that is complete; an incomplete one keeps the champion it had, if any.
+    """Register the champion of a complete study; an incomplete study keeps the champion that it has, if any.
 
     The arm with the highest mean validation accuracy over its confirmation runs wins, and of its runs the one with the
-    highest validation accuracy is the champion; test accuracies are described, but choose nothing. Where the champion
-    cannot be made (its pretrained weights are gone, say), a warning says why and the study's results stand without it.
+    highest validation accuracy is the champion. Test accuracies appear in the description, but no choice uses them. If
+    the model cannot be built, for example because the pretrained weights are gone, a warning says why, and the study
+    has no new champion.
 
     Args:
         store: where the study is.
-        result: the study as it stands.
-        images: its images; the first two test images become the model's input example.
+        result: the study's results.
+        images: the study's images; the first two test images become the model's input example.
 
     Raises:
         StoreAway: the tracking server does not answer.
@@ -85,7 +96,7 @@ def register_champion(store: Store, result: StudyResult, images: ImageSet) -> Re
     spec = result.spec
 
     def build(folder: Path, model_id: str) -> None:
-        # The study may have gone on with its weights in another place than the trial found them.
+        # The study may have been resumed with its weights in another place than the trial's.
         option = str(store.root) if store.has_own_tracking else None
         model = load_model(run.run_id, store=option, weights=spec.backbone.weights, module=spec.backbone.module)
         examples_NSSC = images.test_images_NHWC[:EXAMPLE_IMAGES].copy()
@@ -95,25 +106,19 @@ def register_champion(store: Store, result: StudyResult, images: ImageSet) -> Re
         save_model(folder, program, examples_NSSC, model.classes, about, model_id)
 
     try:
-        return register_version(
-            store,
-            spec.name,
-            result.experiment_id,
-            run.run_id,
-            spec.question,
-            version_description(result, arm, run, images.test_images_NHWC.shape[1]),
-            build,
-        )
+        description = version_description(result, arm, run, images.test_images_NHWC.shape[1])
+        candidate = Candidate(spec.name, result.experiment_id, run.run_id, spec.question, description)
+        return register_version(store, candidate, build)
     except InputError as error:
         logger.warning("no champion is registered: %s", error)
         return None
 
 
 def version_description(result: StudyResult, arm: ArmResult, run: RunResult, side: int) -> str:
-    """Return what the registry says of a version (markdown), whose images have a side of so many pixels."""
+    """Return the registry's description of a version (markdown); `side` is the images' height and width in pixels."""
     val_S = confirmed_validation(arm)
-    # Not only of the runs whose predictions are still there.
-    test_S = np.array([found.test_accuracy for found in arm.confirmations if found.test_accuracy is not None])
+    # Of all runs, also of those whose predictions are lost.
+    test_S = np.array([other.test_accuracy for other in arm.confirmations if other.test_accuracy is not None])
     run_link = f"[{run.run_id}](#/experiments/{result.experiment_id}/runs/{run.run_id})"
     return "\n".join(
         [
@@ -125,7 +130,7 @@ def version_description(result: StudyResult, arm: ArmResult, run: RunResult, sid
             f"| validation accuracy ({result.val_images} images) | {run.val_accuracy:.4f} | {val_S.mean():.4f} |",
             f"| test accuracy ({result.test_images} images) | {run.test_accuracy:.4f} | {test_S.mean():.4f} |",
             "",
-            f"Input: RGB images, uint8, any number x {side} x {side} x 3, as they are (what is done to them before the "
-            "network is in the model). Output: a row per image, a column per class.",
+            f"Input: unprocessed RGB images, uint8, N x {side} x {side} x 3 (the model includes the preprocessing). "
+            "Output: a row of probabilities per image, a column per class.",
         ]
     )

@@ -1,10 +1,10 @@
-"""What is checked before a study touches its store."""
+"""Checks of a study before it touches its store."""
 
 from pathlib import Path
 
 from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
-from ablation.base.text import count_arms
+from ablation.base.text import plural
 from ablation.data.reading import ImageSet, Split, check_split, load_split, measure_data, split_seed
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.weights import Weights, check_layers, read_weights, torchvision_weights
@@ -17,10 +17,10 @@ from ablation.storage.store import Store
 
 
 def check_study(spec: StudySpec, store: Store, path: Path) -> None:
-    """Say that a study can run, once its images and its weights file have been looked at, too; nothing is downloaded.
+    """Check the study's images and weights file as well, then print that the study can run; download nothing.
 
     Raises:
-        InputError: something is wrong with them.
+        InputError: the images or the weights cannot be used.
     """
     is_to_pretrain = needs_pretraining(spec, store)
     if spec.backbone.has_weights_file and not is_to_pretrain:
@@ -28,17 +28,21 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     elif spec.backbone.weights is not None and not is_to_pretrain:
         torchvision_weights(spec.backbone.name, spec.backbone.weights)
     size = measure_data(spec.data)
-    if spec.data.source in ("imagefolder", "digits"):  # others may not be there yet
+    if spec.data.source in ("imagefolder", "digits"):  # others may not have been downloaded yet
         check_split(spec.data, split_seed(spec.seed))
     trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.seeds)
     say(
-        f"{path} is fine: {count_arms(len(arms(spec)))}, {trainings} trainings on {size.train:,} images of "
-        f"{size.classes} classes (with those for validation)"
+        f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} trainings on {size.train:,} images of "
+        f"{size.classes} classes (validation images included)"
     )
 
 
 def check_custom_backbone(spec: StudySpec) -> None:
-    """Refuse a backbone of the user's own that does not compute what it should on the study's images."""
+    """Refuse a custom backbone whose blocks do not work on the study's images.
+
+    Raises:
+        InputError: says what is wrong with which block.
+    """
     if not is_custom(spec.backbone.name):
         return
     backbone = spec.backbone.name
@@ -58,7 +62,11 @@ def check_custom_backbone(spec: StudySpec) -> None:
 
 
 def load_weights(spec: StudySpec) -> Weights | None:
-    """Read the pretrained weights if any arm starts from them, and check that they have every layer that is needed."""
+    """Read the pretrained weights if any arm starts from them, and check that they have every layer of the deepest cut.
+
+    Raises:
+        InputError: the weights cannot be read, or lack a layer.
+    """
     cuts: set[str] = set()
     for levels in spec.combinations():
         if any(STRATEGIES[strategy].starts_pretrained for strategy in spec.possible("strategy", levels)):
@@ -72,5 +80,9 @@ def load_weights(spec: StudySpec) -> Weights | None:
 
 
 def load_images_and_split(spec: StudySpec, processes: int) -> tuple[ImageSet, Split]:
-    """Read the images and split them; so many processes will hold them."""
+    """Read the images and split them; `processes` is how many processes hold them in memory at once.
+
+    Raises:
+        InputError: the images cannot be read or split, or do not fit into memory.
+    """
     return load_split(spec.data, split_seed(spec.seed), track=track_progress, processes=processes)

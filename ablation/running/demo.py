@@ -1,8 +1,8 @@
 """`--demo`: any study on a machine without network, data or GPU.
 
-The study's own factors go to scikit-learn's handwritten digits: a narrow VGG-16 is pretrained on the digits 0-4 and
-transferred to the digits 5-9, the split-class protocol of Yosinski et al. (2014, "How transferable are features in deep
-neural networks?"). `demo_network` pretrains it.
+The demo applies the study's factors to scikit-learn's handwritten digits: a narrow VGG-16 is pretrained on the digits
+0-4 and transferred to the digits 5-9, the split-class protocol of Yosinski et al. (2014, "How transferable are features
+in deep neural networks?"). `demo_network` pretrains it.
 """
 
 import re
@@ -19,17 +19,17 @@ BATCH_SIZE = 32  # of 537 training images
 
 
 def demo_weights_path(store: Store) -> Path:
-    """Return where the demo's pretrained weights are kept."""
+    """Return the file of the demo's pretrained weights."""
     return store.root / "demo" / "vgg16_narrow-digits0-4.safetensors"
 
 
 def needs_pretraining(spec: StudySpec, store: Store) -> bool:
-    """Say whether the weights are those of a demo, and are still to be made."""
+    """Return whether the study is a demo whose network has not been pretrained yet."""
     return spec.backbone.weights == str(demo_weights_path(store)) and not demo_weights_path(store).exists()
 
 
 def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str], Any]]:
-    """Return what the demo changes in a study file's content."""
+    """Return the demo's changes of a study file's content, as (key path, value)."""
     changes: list[tuple[list[str], Any]] = [
         (["backbone"], {"name": "vgg16_narrow", "weights": str(demo_weights_path(store))}),
         (["data"], {"source": "digits", "classes": TRANSFER_CLASSES, "val_fraction": 0.25}),
@@ -40,14 +40,14 @@ def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str
         (["published"], []),
     ]
     changes += _cuts(content)
-    varied = [content.get(table) for table in ("factors", "search")]
-    if not any(isinstance(table, dict) and "batch_size" in table for table in varied):
+    tables = [content.get(name) for name in ("factors", "search")]
+    if not any(isinstance(table, dict) and "batch_size" in table for table in tables):
         changes.append((["fixed", "batch_size"], BATCH_SIZE))
     return changes
 
 
 def _cuts(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
-    """Return what replaces the cuts of another backbone: the demo's nearest; of equal ones, the first remains."""
+    """Return changes that replace another backbone's cuts by the demo's nearest, without duplicates."""
     changes: list[tuple[list[str], Any]] = []
     for keys in (["fixed", "truncate_at"], ["factors", "truncate_at"], ["search", "truncate_at", "choices"],
                  ["confirm", "control", "truncate_at"]):  # fmt: skip
@@ -63,11 +63,11 @@ def _cuts(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
 
 def demo_cut(cut: Any) -> Any:
     """Return the demo network's cut for another backbone's: `conv3_2` for `unit3_2`, its last block for a later one."""
-    named = re.fullmatch(r"(block)([1-9]\d*)|(unit)([1-9]\d*)_([1-9]\d*)", cut) if isinstance(cut, str) else None
-    if named is None:
+    match = re.fullmatch(r"(block)([1-9]\d*)|(unit)([1-9]\d*)_([1-9]\d*)", cut) if isinstance(cut, str) else None
+    if match is None:
         return cut
     units = unit_names("vgg16_narrow")
-    block, number = int(named[2] or named[4]), int(named[5] or 1)
-    if named[1] or block > len(units):
+    block, number = int(match[2] or match[4]), int(match[5] or 1)
+    if match[1] or block > len(units):
         return f"block{min(block, len(units))}"
     return units[block - 1][min(number, len(units[block - 1])) - 1]

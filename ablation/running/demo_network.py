@@ -1,12 +1,12 @@
 """The demo's pretrained network: a narrow VGG-16, trained on the digits 0-4."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from ablation.base.files import write_atomically
 from ablation.data.images import Normalisation, to_device
 from ablation.data.reading import load_images, split_train_val
 from ablation.networks.blocks import torchvision_tensors
@@ -26,8 +26,10 @@ def pretrain_demo_network(path: Path) -> None:
     images = load_images(Data(source="digits", classes=PRETRAINING_CLASSES))
     pixels, labels = images.train_images_NHWC, images.train_labels_N
     split = split_train_val(labels, 0.2, None, seed=0)
-    train_images, val_images = (to_device(pixels, labels, chosen, device) for chosen in (split.train_N, split.val_N))
-    normalisation = Normalisation((0.3,) * 3, (0.35,) * 3)  # about the mean and spread of the digits' pixels
+    train_images, val_images = (
+        to_device(pixels, labels, indices_N, device) for indices_N in (split.train_N, split.val_N)
+    )
+    normalisation = Normalisation((0.3,) * 3, (0.35,) * 3)  # about the mean and deviation of the digits' pixels
     model = build_model("vgg16_narrow", "block5", 64, 2, len(PRETRAINING_CLASSES), 32)
     initialise(model, "vgg16_narrow", None, seed=0)
     training = begin_training(
@@ -48,7 +50,4 @@ def pretrain_demo_network(path: Path) -> None:
         "input_mean": json.dumps(normalisation.mean),
         "input_std": json.dumps(normalisation.std),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    write_atomically(path, save(tensors, metadata))

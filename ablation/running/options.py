@@ -1,4 +1,4 @@
-"""What a run of a study is given besides the study."""
+"""The options of a run: everything that the command line sets besides the study."""
 
 from dataclasses import dataclass
 
@@ -7,34 +7,36 @@ from ablation.base.device import check_device, gpu_count
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says besides the study: nothing here changes what a trial is."""
+    """Options of the command line besides the study; none of them changes what a trial is."""
 
     device_name: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     workers: int | None = None
-    """Processes that share the work; None is one per GPU."""
+    """Number of processes that share the work; None is one per GPU."""
     feature_limit: int = 10_000_000_000
     """Bytes on disk for cached features; 0 caches none."""
     system_metrics: bool = False
-    """Whether the use of CPU, memory, disk, network and GPUs is logged with every run."""
+    """Whether every run logs the use of CPU, memory, disk, network and GPUs."""
     file_text: str = ""
-    """The study file, which every run keeps."""
+    """The text of the study file, which every run keeps."""
 
 
 def worker_devices(options: RunOptions) -> list[str]:
-    """Return the device of each worker: one worker per GPU unless a number is given, and GPUs shared in turn.
+    """Return the device of each worker; several workers share the GPUs in turn.
 
     Raises:
         InputError: this machine does not have the device.
     """
-    device_name, workers = options.device_name, options.workers
+    device_name = options.device_name
     check_device(device_name)
     gpus = gpu_count() if device_name in ("auto", "cuda") else 0
-    count = workers or (gpus if gpus and device_name == "auto" else 1)
-    return [f"cuda:{number % gpus}" if gpus > 1 else device_name for number in range(count)]
+    workers = options.workers or (gpus if gpus and device_name == "auto" else 1)
+    return [f"cuda:{number % gpus}" if gpus > 1 else device_name for number in range(workers)]
 
 
 def process_count(options: RunOptions) -> int:
-    """Return how many processes will hold the images: this one, and its workers where it has several."""
-    workers = len(worker_devices(options))
-    return 1 if workers == 1 else 1 + workers
+    """Return how many processes hold the images at once: the workers.
+
+    A process that supervises several workers drops its own copy before it starts them, see `run_study`.
+    """
+    return len(worker_devices(options))

@@ -1,4 +1,4 @@
-"""What a trial leaves: the best epoch's checkpoint, the test predictions; and its model, rebuilt from its run."""
+"""A trial's outputs: the best epoch's checkpoint, the test predictions, and the model rebuilt from them."""
 
 import json
 from dataclasses import replace
@@ -23,6 +23,7 @@ from ablation.search.claims import Claim
 from ablation.spec.architectures import function_name, is_custom
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store
+from ablation.tracking import mlflow_settings
 from ablation.tracking.client import CHECKPOINT_FILE, PREDICTIONS_FILE
 from ablation.tracking.reading import read_run, run_file
 from ablation.tracking.trial_run import TrialRun
@@ -32,7 +33,7 @@ from ablation.training.loop import Training, load_tensors
 
 
 def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
-    """Log the best epoch's figures and its checkpoint."""
+    """Log the best epoch's metrics and its checkpoint."""
     path = claim.folder / Path(CHECKPOINT_FILE).name
     save_best(path, training, spec, workbench.classes, workbench.normalisation)
     best = training.best
@@ -47,9 +48,9 @@ def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
 
 
 def record_test(workbench: Workbench, claim: Claim, run: TrialRun, training: Training) -> None:
-    """Evaluate the best epoch on the test split and log the figures, with what the model says of every image.
+    """Evaluate the best epoch on the test split; log the metrics and the model's predictions.
 
-    A crash after the evaluation finds its predictions in the trial's folder, so that it is made once.
+    After a crash, predictions that are already in the trial's folder are used, so that the evaluation happens once.
     """
     path = claim.folder / Path(PREDICTIONS_FILE).name
     model = tensors_digest(training.best_tensors.items())
@@ -69,11 +70,11 @@ def record_test(workbench: Workbench, claim: Claim, run: TrialRun, training: Tra
 
 def _save_predictions(path: Path, model: str, workbench: Workbench, training: Training) -> None:
     labels_N = workbench.test_labels_N
-    everything = np.arange(len(labels_N))
+    all_N = np.arange(len(labels_N))
     load_tensors(training.model, training.best_tensors)
-    images = to_device(workbench.test_images_NHWC, labels_N, everything, workbench.device)
+    images = to_device(workbench.test_images_NHWC, labels_N, all_N, workbench.device)
     frozen = replace(training.frozen, precision="float32")
-    with exact_float32():  # so that the champion, wherever it is loaded, agrees
+    with exact_float32():  # so that the champion computes the same on every device
         logits_NK = predict(training.model, workbench.features.source(images, frozen, "none")).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
     number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32
@@ -84,7 +85,7 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, training: Tr
         "probabilities": probabilities_NK,
         "predicted": predicted_N.to(number_type),  # float16 may make two probabilities equal
         "labels": torch.from_numpy(labels_N).to(number_type),
-        # The report has no other way to the images.
+        # The report cannot read the images themselves.
         "mistakes": torch.from_numpy(mistakes_M),
         "mistake_images": torch.from_numpy(as_fed(mistaken_MCHW, workbench.normalisation)),
     }
@@ -103,7 +104,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def save_best(
     path: Path, training: Training, spec: TrialSpec, classes: list[str], normalisation: Normalisation
 ) -> None:
-    """Write the best epoch's trained tensors; the metadata says what they belong to, frozen tensors by their digest.
+    """Write the best epoch's trained tensors; of the frozen tensors, the metadata holds the digest.
 
     Raises:
         StoreError: the disk is full, or cannot be written.
@@ -126,6 +127,7 @@ def _frozen_tensors(model: TransferModel, trained: dict[str, torch.Tensor]) -> d
     return {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
 
 
+@mlflow_settings()
 def load_model(
     run: str, *, store: str | None = None, weights: str | None = None, module: str | None = None
 ) -> TransferModel:
@@ -134,34 +136,34 @@ def load_model(
     Args:
         run: the id of the trial's MLflow run.
         store: the store's folder; as for `--store`, the environment's addresses or `mlruns` by default.
-        weights: where the pretrained weights are now, for a trial with frozen layers; where they were by default.
-        module: where the Python file of a backbone of one's own is now; it is run.
+        weights: the pretrained weights, for a trial with frozen layers; by default, where they were for the trial.
+        module: the Python file of a custom backbone, which is run; by default, where it was for the trial.
 
     Returns:
         A module from normalised images NCHW (float32) to logits NK. Its attributes `classes` (list of str),
         `image_size` (height and width in pixels), `input_mean` and `input_std` (three floats each, for pixels scaled to
-        0..1) say what goes in and comes out.
+        0..1) describe its input and output.
 
     Raises:
-        InputError: there is no such run, it kept no checkpoint, or the weights, or the code of a backbone of one's own,
-            are not those that it was trained with.
+        InputError: there is no such run, it kept no checkpoint, or the weights, or the code of a custom backbone, are
+            not those that it was trained with.
     """
-    found = find_store(store)
-    record = read_run(found, run)
+    opened_store = find_store(store)
+    record = read_run(opened_store, run)
     spec = TrialSpec.from_params(record.params)
     if is_custom(spec.backbone):
         _check_custom_backbone(run, spec, module)
-    with run_file(found, record, CHECKPOINT_FILE) as path:
+    with run_file(opened_store, record, CHECKPOINT_FILE) as path:
         trained, metadata = _read_tensors(path)
     model = build_model(
         spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
     )
     pretrained = None
-    if _frozen_tensors(model, trained):  # else the checkpoint holds all there is
-        named = weights or str(spec.weights)
-        pretrained = read_weights(spec.backbone, named)
+    if _frozen_tensors(model, trained):  # else the checkpoint holds every tensor
+        address = weights or str(spec.weights)
+        pretrained = read_weights(spec.backbone, address)
         if pretrained.digest != spec.weights_digest:
-            raise InputError(f"{named}: not the weights that run {run} was trained with")
+            raise InputError(f"{address}: not the weights that run {run} was trained with")
     initialise(model, spec.backbone, pretrained, spec.seed)
     load_tensors(model, trained)
     if tensors_digest(_frozen_tensors(model, trained).items()) != metadata["frozen_digest"]:
@@ -173,11 +175,11 @@ def load_model(
 
 
 def _check_custom_backbone(run: str, spec: TrialSpec, module: str | None) -> None:
-    """Run the file of a trial's backbone, if it is what it was."""
-    named = module or str(spec.backbone_module)
+    """Run the file of a trial's custom backbone; refuse code that has changed since."""
+    path = module or str(spec.backbone_module)
     try:
-        found = load_custom_backbone(named, function_name(spec.backbone))
+        backbone = load_custom_backbone(path, function_name(spec.backbone))
     except ValueError as error:
-        raise InputError(f"run {run}: its backbone cannot be made: {error}") from None
-    if found != spec.backbone:
-        raise InputError(f"{named}: makes {found}, but run {run} was trained with {spec.backbone}")
+        raise InputError(f"run {run}: its backbone cannot be built: {error}") from None
+    if backbone != spec.backbone:
+        raise InputError(f"{path}: defines {backbone}, but run {run} was trained with {spec.backbone}")

@@ -1,4 +1,4 @@
-"""What a process has open while it works on a study: stores, images, weights."""
+"""A session: the stores, images and weights that a process has open while it works on a study."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from ablation.search.studies import (
 )
 from ablation.spec.arms import arms
 from ablation.spec.study import StudySpec
-from ablation.storage.locks import Locks, open_locks
+from ablation.storage.locks import Locks, open_locks, study_lock
 from ablation.storage.store import Store
 from ablation.tracking.client import RunStatus, check_experiment, open_client
 from ablation.tracking.experiment import Tracker
@@ -43,7 +43,11 @@ RUN_STATUS: dict[TrialEnd, RunStatus] = {"finished": "FINISHED", "pruned": "KILL
 
 @dataclass(frozen=True)
 class Session:
-    """A study that is being worked on: its images and weights, its Optuna studies by arm, and where results go."""
+    """A study while a process works on it: images, weights, Optuna studies by arm, and where results go.
+
+    `content` is the study's identity as its Optuna studies store it. A process that only supervises workers holds
+    hardly any pixels, see `champion.keep_examples`.
+    """
 
     spec: StudySpec
     store: Store
@@ -58,9 +62,20 @@ class Session:
 
 
 def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worker: bool = False) -> Session:
-    """Read weights and images, open the stores, and clean up what a crash left.
+    """Read weights and images, open the stores, and finish what a crash left unfinished.
 
-    Everything that the user can have got wrong is checked before the store is touched, what is quick to check first.
+    All of the user's input is checked before the store is touched, and quick checks come first.
+
+    Args:
+        spec: the study.
+        store: where its results go.
+        options: the options of the run.
+        is_worker: whether another process has started this one to help it.
+
+    Raises:
+        InputError: the study, its data or its weights cannot be used as they are.
+        StoreAway: a server does not answer.
+        StoreError: a store cannot be used.
     """
     is_to_pretrain = needs_pretraining(spec, store)
     if spec.data.source == "imagefolder":
@@ -93,7 +108,11 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
 def open_stores(
     spec: StudySpec, store: Store, content: dict[str, Any], *, is_begun: bool
 ) -> tuple[Locks, ArmStudies, Tracker]:
-    """Check that the study can go on in its stores, then open them, making what does not exist."""
+    """Check that the study can run or be resumed in its stores, then open them, creating what does not exist.
+
+    Raises:
+        InputError: another study of the same name is in the store, or a store cannot be opened.
+    """
     storage = open_storage(store)  # once: it takes a tenth of a second
     if storage is not None:
         check_identity(storage, spec.name, content, is_begun=is_begun)
@@ -103,49 +122,50 @@ def open_stores(
     assert client is not None
     assert storage is not None
     locks = open_locks(store.optuna_url)
-    with locks.exclusive():
+    with locks.exclusive(study_lock(spec.name)):
         check_identity(storage, spec.name, content)  # another process may have begun a moment ago
         tracker = Tracker(client, store, spec.name, spec.question)
-        studies = create_arms(storage, spec, content, tracker.key)
+        with locks.exclusive():  # nobody may claim a trial between this check and the change of content
+            check_identity(storage, spec.name, content)
+            studies = create_arms(storage, spec, content, tracker.key)
     return locks, studies, tracker
 
 
 def deliver_and_reconcile(session: Session) -> int:
-    """Hand over what MLflow has yet to get, and close its runs whose trials have ended.
+    """Deliver to MLflow what it has not received yet, and close its open runs whose trials have ended.
 
     Returns:
-        How many trials still wait for MLflow.
+        The number of trials that still wait for MLflow.
     """
     only_best = session.spec.tracking.checkpoints == "best_per_arm"
 
     def complete(key: str, folder: Path, owner: str, is_best: bool) -> bool:
         run = TrialRun(session.tracker, key, folder, owner)
         if only_best and not is_best:
-            run.delete_checkpoint()  # which may have been delivered after the better one
+            run.delete_checkpoint()  # it may have been delivered after the better one
         return run.complete()
 
     def statuses() -> dict[str, RunStatus | None]:
         ends = trial_ends(session.studies)
         return {key: RUN_STATUS[end] if end else None for key, end in ends.items()}
 
-    waiting = clean_up_ended_trials(session.store, session.locks, session.studies, complete)
+    waiting_trials = clean_up_ended_trials(session.store, session.locks, session.studies, complete)
     with suppress(StoreAway):
         session.tracker.reconcile(statuses)
         session.tracker.mark_superseded(superseded_keys(session.studies))
-    return waiting
+    return waiting_trials
 
 
 def show_progress(session: Session, progress: StudyView) -> None:
-    """Show what the study has come to, whoever did it."""
+    """Show how far the study is, whichever process did the work."""
     spec = session.spec
-    found = trial_records(session.studies, session.locks)
-    progress.update(
-        found, sum(total_runs(trials, spec.trials_per_arm, spec.confirm.seeds) for trials in found.values())
-    )
+    trials_by_arm = trial_records(session.studies, session.locks)
+    total = sum(total_runs(trials, spec.trials_per_arm, spec.confirm.seeds) for trials in trials_by_arm.values())
+    progress.update(trials_by_arm, total)
 
 
 def run_files(session: Session) -> dict[str, str]:
-    """Return the files that every run keeps: the study file, and what it says with overrides and defaults."""
+    """Return the files that every run keeps: the study file, and its content with overrides and defaults."""
     return {"study.toml": session.options.file_text, "study.json": session.spec.model_dump_json(indent=2)}
 
 
@@ -155,7 +175,7 @@ def summary_key(session: Session) -> str:
 
 
 def study_identity(spec: StudySpec, weights: Weights | None, data_digest: str) -> dict[str, Any]:
-    """Return the study's content with what its weights and its data hold, as JSON can store it."""
+    """Return the study's content with the digests of its weights and its data, as JSON can store it."""
     content = spec.content()
     content["backbone"]["weights_digest"] = weights.digest if weights else None
     content["data"]["digest"] = data_digest

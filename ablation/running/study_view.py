@@ -1,4 +1,4 @@
-"""The live view of a running study in the terminal."""
+"""The view of a running study in the terminal."""
 
 import time
 from typing import Any
@@ -20,17 +20,17 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 class StudyView:
-    """Follows a study: its progress with the time left, the running trial's curve, the best of each arm so far."""
+    """Shows a study's progress and the time left, the running trial's curve, and the best of each arm so far."""
 
     def __init__(self, title: str, arms: list[str]):
         self.arms = arms
         self.trials = self.ended = 0  # confirmation runs included
-        self.ended_before: int | None = None  # when this view began
+        self.ended_before: int | None = None  # number of ended trials when this view began
         self.best: dict[str, float] = {}
         self.curve: list[float] = []
         self.trial_text = Text("")
         self.epoch_text = Text("")
-        self.workers: dict[int, str] = {}  # what each said last
+        self.workers: dict[int, str] = {}  # number of a worker -> its last line
         self.began = self.trial_started = time.monotonic()
         self.last_line = 0.0
         self.waits_for = ""
@@ -65,26 +65,31 @@ class StudyView:
                 Text(arm, style=style), Text("-" if value is None else f"{value:.4f}", style=style), Text(bar)
             )
         heading = Text("best validation accuracy so far", style="dim")
-        says = [Text(f"worker {number}  {line}", overflow="ellipsis", no_wrap=True) for number, line in self._workers()]
-        return Group(self.progress, *(says or [self.trial_text, self.epoch_text]), Text(""), heading, table)
-
-    def _workers(self) -> list[tuple[int, str]]:
-        return sorted(self.workers.items())
+        worker_lines = [
+            Text(f"worker {number}  {line}", overflow="ellipsis", no_wrap=True)
+            for number, line in sorted(self.workers.items())
+        ]
+        return Group(self.progress, *(worker_lines or [self.trial_text, self.epoch_text]), Text(""), heading, table)
 
     def _arms_that_fit(self) -> list[str]:
-        """Return the arms in order; where the terminal is too low for all of them, the best ones."""
-        room = max(3, console.height - 6 - max(2, len(self.workers)))  # lines for the rest and a margin
+        """Return the arms in order; only the best ones if the terminal is too low for all of them."""
+        room = max(3, console.height - 6 - max(2, len(self.workers)))  # without the other lines and a margin
         best_first = sorted(self.arms, key=lambda arm: self.best.get(arm, -1.0), reverse=True)
         return [arm for arm in self.arms if arm in best_first[:room]]
 
     def update(self, trials: dict[str, list[TrialRecord]], total: int) -> None:
-        """Show what the study's arms (arm -> trials) have come to, and how many trials it will have."""
-        self.ended = sum(trial.has_ended for found in trials.values() for trial in found)
+        """Show the progress of the study's arms.
+
+        Args:
+            trials: arm -> its trials and confirmation runs.
+            total: the number of trials and confirmation runs that the study will have.
+        """
+        self.ended = sum(trial.has_ended for arm_trials in trials.values() for trial in arm_trials)
         self.trials = total
         if self.ended_before is None:
             self.ended_before = self.ended
-        for arm, found in trials.items():
-            best = best_record(found)
+        for arm, arm_trials in trials.items():
+            best = best_record(arm_trials)
             if best is not None and best.value is not None:
                 self.best[arm] = best.value
         left = self.time_left()
@@ -93,26 +98,26 @@ class StudyView:
         )
 
     def waits(self, text: str) -> None:
-        """Nothing can be done for now."""
+        """Show why nothing can be done for now."""
         self.trial_text, self.epoch_text = Text(text), Text("")
         if text != self.waits_for and not console.is_terminal:
             say(text)
         self.waits_for = text
 
     def computes(self, text: str) -> None:
-        """The trial waits for something that is computed once."""
+        """Show what is computed once before the trial can go on."""
         self.epoch_text = Text(text)
         if not console.is_terminal:
             say(f"  {text}")
 
     def worker_says(self, number: int, line: str) -> None:
-        """A worker process has said something."""
+        """Show a line of a worker's output."""
         self.workers[number] = line.strip()
         if not console.is_terminal:
             say(f"worker {number} | {line}")
 
     def trial_started_now(self, spec: TrialSpec, params: str) -> None:
-        """A trial begins, or goes on."""
+        """Show that a trial begins or resumes."""
         self.trial_started = self.last_line = time.monotonic()
         self.waits_for = ""
         self.curve = []
@@ -122,7 +127,7 @@ class StudyView:
             say(f"[{self.ended + 1}/{self.trials}] {_label(spec)}: {params}")
 
     def epoch(self, spec: TrialSpec, metrics: Any) -> None:
-        """An epoch has ended; `metrics` is its EpochMetrics."""
+        """Show the metrics of an epoch that has ended."""
         self.curve.append(metrics.val_accuracy)
         text = (
             f"epoch {metrics.epoch}/{spec.epochs}  train loss {metrics.train_loss:.4f}  "
@@ -136,7 +141,7 @@ class StudyView:
             say(f"  {text}")
 
     def trial_ended(self, spec: TrialSpec, state: str, value: float | None, reason: str) -> None:
-        """A trial has ended, or another process has it now (`state` is "lost")."""
+        """Show that a trial has ended, or that another process has taken it over (`state` is "lost")."""
         seconds = time.monotonic() - self.trial_started
         if state != "lost":
             self.ended += 1
@@ -148,19 +153,19 @@ class StudyView:
             self.live.console.print(Text(f"{_label(spec)} {state}: {reason}", style="yellow"))
 
     def time_left(self) -> str:
-        """Return the time that the remaining trials will take, at the rate of all that ended since the view began."""
-        remaining, done = self.trials - self.ended, self.ended - (self.ended_before or 0)
-        if remaining <= 0 or done <= 0:
+        """Return the time for the remaining trials at the rate since the view began; "" while that is unknown."""
+        remaining, ended_now = self.trials - self.ended, self.ended - (self.ended_before or 0)
+        if remaining <= 0 or ended_now <= 0:
             return ""
-        return format_duration(remaining * (time.monotonic() - self.began) / done)
+        return format_duration(remaining * (time.monotonic() - self.began) / ended_now)
 
 
 def _label(spec: TrialSpec) -> str:
-    """Return what a trial is called here, as its run is in MLflow."""
+    """Return the name of a trial, which is also its run's name in MLflow."""
     return f"{spec.arm} #{spec.trial}" if spec.confirms is None else f"{spec.arm} confirmation #{spec.trial}"
 
 
 def sparkline(values: list[float]) -> str:
-    """Return values as a row of bars between their smallest and largest."""
+    """Return the last 60 values as a row of bars between the smallest and the largest."""
     low, high = min(values), max(values)
     return "".join(BARS[round((value - low) / (high - low) * 7) if high > low else 3] for value in values[-60:])

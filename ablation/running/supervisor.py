@@ -1,4 +1,4 @@
-"""Several processes that work on one study: started, listened to, and replaced when they are killed."""
+"""The supervisor: starts several workers on one study, shows their output, replaces those that are killed."""
 
 import os
 import queue
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ablation.base.command_line import REFUSED
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.running.session import Session, show_progress
 from ablation.running.study_view import StudyView
@@ -17,7 +18,12 @@ from ablation.spec.arms import arms
 
 
 def supervise_workers(session: Session, devices: list[str]) -> None:
-    """Let several processes work on the study, and show what they do."""
+    """Run one worker per device on the study until no trial is left, and show their output.
+
+    Raises:
+        StoreError: a worker failed, or was killed again and again, and trials are left.
+        InputError: a worker refused its input.
+    """
     with StudyView(session.spec.name, [arm.name for arm in arms(session.spec)]) as progress:
 
         def trials_left() -> int:
@@ -29,15 +35,15 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
         run_workers(command, devices, progress.worker_says, trials_left)
 
 
-LOOK_SECONDS = 1  # between two looks at the study
-KILLS_IN_A_ROW = 3  # per worker and without a trial that ended: then it is no accident
-LAST_LINES = 15  # of a worker that failed, shown with its error
-STOP_SECONDS = 60  # for a worker to save where it is
+LOOK_SECONDS = 1  # between two queries for the trials that are left
+KILLS_IN_A_ROW = 3  # per worker, without a trial that ended in between: more are no accident
+LAST_LINES = 15  # of a failed worker's output, shown with its error
+STOP_SECONDS = 60  # for a worker to save its trial
 
 
 @dataclass
 class Worker:
-    """A process and what it said last."""
+    """A worker process and the last lines of its output."""
 
     number: int
     device: str
@@ -46,23 +52,26 @@ class Worker:
 
 
 def run_workers(
-    command: Sequence[str], devices: Sequence[str], say: Callable[[int, str], None], look: Callable[[], int]
+    command: Sequence[str],
+    devices: Sequence[str],
+    say: Callable[[int, str], None],
+    count_trials_left: Callable[[], int],
 ) -> None:
-    """Run one worker per entry of `devices` until they end; one that is killed is replaced.
+    """Run one worker per entry of `devices` until all end; a worker that is killed is replaced.
 
-    A worker stops when its standard input is closed, by us or by our death.
+    A worker stops when its standard input is closed: by this process, or because this process died.
 
     Args:
-        command: what starts a worker; its device is added as `--device DEVICE`.
+        command: the command that starts a worker; `--device DEVICE` is added to it.
         devices: the workers' devices.
-        say: called with a worker's number (from 1) and each line that it says.
-        look: called every second; returns how many trials are left.
+        say: called with a worker's number (from 1) and each line of its output.
+        count_trials_left: called every second; returns the number of trials that are left.
 
     Raises:
-        StoreError: a worker failed, or was killed again and again, and trials are left; has its last lines.
-        InputError: a worker refused its input, as the GPU's memory for the images.
+        StoreError: a worker failed, or was killed again and again, and trials are left; contains its last lines.
+        InputError: a worker refused its input, for example because the images do not fit into the GPU's memory.
     """
-    said: queue.Queue[tuple[Worker, str]] = queue.Queue()
+    output: queue.Queue[tuple[Worker, str]] = queue.Queue()
 
     def start(number: int, device: str) -> Worker:
         process = subprocess.Popen(
@@ -73,10 +82,10 @@ def run_workers(
             encoding="utf-8",
             errors="replace",
             env=_environment(len(devices)),
-            start_new_session=True,  # Ctrl-C is ours; we pass it on
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which stops the workers
         )
         worker = Worker(number, device, process, [])
-        threading.Thread(target=_listen, args=(worker, said), daemon=True).start()
+        threading.Thread(target=_listen, args=(worker, output), daemon=True).start()
         return worker
 
     workers: list[Worker] = []
@@ -85,11 +94,11 @@ def run_workers(
     try:
         for number, device in enumerate(devices, start=1):
             workers.append(start(number, device))
-        left = look()
+        left = count_trials_left()
         while workers:
-            _pass_on(said, say)
-            now_left = look()
-            left, kills = now_left, 0 if now_left < left else kills
+            _pass_on(output, say)
+            left_before, left = left, count_trials_left()
+            kills = 0 if left < left_before else kills
             for worker in [worker for worker in workers if worker.process.poll() is not None]:
                 workers.remove(worker)
                 status = worker.process.returncode
@@ -104,18 +113,18 @@ def run_workers(
             _close(worker)
         for worker in workers:
             _wait_or_kill(worker)
-        _pass_on(said, say)
-    if failed and look() > 0:
+        _pass_on(output, say)
+    if failed and count_trials_left() > 0:
         worker = failed[0]
         status = worker.process.returncode
-        how = f"was killed by signal {-status} again and again" if status < 0 else f"ended with status {status}"
-        last = " | ".join(line.strip() for line in worker.lines)
-        kind = InputError if status == 2 else StoreError
-        raise kind(f"worker {worker.number} {how}: {last}")
+        end = f"was killed by signal {-status} again and again" if status < 0 else f"ended with status {status}"
+        last_lines = " | ".join(line.strip() for line in worker.lines)
+        kind = InputError if status == REFUSED else StoreError
+        raise kind(f"worker {worker.number} {end}: {last_lines}")
 
 
 def _environment(workers: int) -> dict[str, str]:
-    """Return the environment of a worker: it gets its share of the processor's cores, unless the user has chosen."""
+    """Return the environment of a worker: with its share of the cores, unless the user has set a number of threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "OMP_NUM_THREADS": str(max(1, cores // workers)),
@@ -125,18 +134,18 @@ def _environment(workers: int) -> dict[str, str]:
     }
 
 
-def _listen(worker: Worker, said: queue.Queue[tuple[Worker, str]]) -> None:
+def _listen(worker: Worker, output: queue.Queue[tuple[Worker, str]]) -> None:
     assert worker.process.stdout is not None
     for line in worker.process.stdout:
-        said.put((worker, line.rstrip("\n")))
+        output.put((worker, line.rstrip("\n")))
 
 
-def _pass_on(said: queue.Queue[tuple[Worker, str]], say: Callable[[int, str], None]) -> None:
-    """Pass on what the workers say, for a second."""
+def _pass_on(output: queue.Queue[tuple[Worker, str]], say: Callable[[int, str], None]) -> None:
+    """Pass on the workers' output for up to a second."""
     until = time.monotonic() + LOOK_SECONDS
     while (seconds := until - time.monotonic()) > 0:
         try:
-            worker, line = said.get(timeout=seconds)
+            worker, line = output.get(timeout=seconds)
         except queue.Empty:
             return
         worker.lines.append(line)

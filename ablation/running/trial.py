@@ -34,6 +34,7 @@ from ablation.search.space import suggest
 from ablation.search.studies import ClaimLost, TrialEnd, best_trial, is_better
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.trial import TrialSpec
+from ablation.storage.locks import study_lock
 from ablation.tracking.trial_run import TrialRun
 from ablation.training.checkpoint import (
     CorruptCheckpoint,
@@ -43,16 +44,16 @@ from ablation.training.checkpoint import (
 )
 from ablation.training.loop import Diverged, Training, train
 
-CHECKPOINT_SECONDS = 15  # at most this much work, or one epoch, is done again after a crash
-AWAY_SECONDS = 5  # between two attempts to reach a database that is away
+CHECKPOINT_SECONDS = 15  # after a crash, at most this much work or one epoch is repeated
+AWAY_SECONDS = 5  # between two attempts to reach a database that does not answer
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended; `lost` means that another process goes on with it.
+    """How a trial ended; `lost` means that another process has resumed it.
 
-    `is_delivered` says whether MLflow has all of it; what it has not waits in the trial's folder.
+    `is_delivered`: whether MLflow has received everything. The rest waits in the trial's folder.
     """
 
     state: TrialEnd | Literal["lost"]
@@ -64,10 +65,16 @@ class Outcome:
 def run_trial(
     workbench: Workbench, claim: Claim, spec: TrialSpec, on_epoch: Callable[[TrialSpec, EpochMetrics], None]
 ) -> Outcome:
-    """Train one trial, from where it was left, and record all of it.
+    """Train one trial, from its resume checkpoint if it has one, and record its results.
 
-    Divergence and lack of device memory end the trial as failed. Any other exception leaves it to be continued: its run
-    is marked SCHEDULED and its lock is freed.
+    Divergence and lack of device memory end the trial as failed. After any other exception the trial can be resumed:
+    its run is marked SCHEDULED and its lock is released.
+
+    Args:
+        workbench: what the study's trials share.
+        claim: the trial, which belongs to this process.
+        spec: the trial's parameters.
+        on_epoch: called after every epoch.
     """
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
@@ -86,17 +93,17 @@ def run_trial(
                 _end_trial(workbench, claim, run, outcome)
                 break
             except StoreAway as away:
-                logger.warning("%s; waiting to tell it how trial %s #%d ended", away, spec.arm, spec.trial)
+                logger.warning("%s; waiting to record how trial %s #%d ended", away, spec.arm, spec.trial)
                 _wait_until_held(claim)
         is_delivered = run.complete()
-        if is_delivered:  # else the folder is needed, see `search.sweep`
+        if is_delivered:  # else the folder is needed, see `clean_up_ended_trials`
             with suppress(StoreAway):
                 release_and_delete(claim)
         return replace(outcome, is_delivered=is_delivered)
     except ClaimLost as lost:
         return Outcome("lost", None, str(lost))
     except BaseException:
-        # Whatever cannot be written now is found out when the trial goes on.
+        # What cannot be written now is written when the trial is resumed.
         with suppress(StoreAway, StoreError, ClaimLost):
             if ensure_held(claim) and not has_ended(claim):
                 run.pause()
@@ -106,18 +113,20 @@ def run_trial(
 
 
 def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outcome) -> None:
-    """Close the run, then tell Optuna: a crash in between leaves a trial that goes on and ends again, not an open run.
+    """Close the run, then the Optuna trial: after a crash in between the trial is resumed and ends again.
+
+    The other order could leave a run open for ever.
 
     Raises:
-        StoreAway: Optuna's database does not answer; call it again.
-        ClaimLost: see `hold`.
+        StoreAway: Optuna's database does not answer; call this again.
+        ClaimLost: see `ensure_held`.
     """
     assert outcome.state != "lost"
     if not ensure_held(claim):
         raise StoreAway("Optuna's database does not answer")
     only_best = workbench.study.tracking.checkpoints == "best_per_arm"
-    # Exclusively, else two trials of an arm that end at once could both be its best.
-    with claim.locks.exclusive() if only_best else nullcontext():
+    # Under the study's lock, else two trials of an arm that end at once could both be its best.
+    with claim.locks.exclusive(study_lock(workbench.study.name)) if only_best else nullcontext():
         if only_best and outcome.value is not None:
             _keep_best(claim, run, outcome.value)
         run.end(RUN_STATUS[outcome.state], outcome.reason)
@@ -125,7 +134,7 @@ def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outco
 
 
 def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
-    """Delete the checkpoint of the arm's best trial so far or of this one, whichever is not the best now."""
+    """Delete the checkpoint of this trial or of the arm's best trial so far, whichever is worse."""
     leader = best_trial(claim.study, claim.trial.user_attrs.get("confirms"))
     if leader is not None and not has_ended(claim):
         is_best = is_better(value, claim.trial.number, leader)
@@ -138,10 +147,10 @@ def _wait_until_held(claim: Claim) -> None:
 
 
 def find_or_create_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
-    """Return what the trial is: the study's settings and what Optuna chose, as they were when it began.
+    """Return the trial's parameters: the study's settings and Optuna's choices, as they were when the trial began.
 
-    A trial that goes on elsewhere, with its weights in another place or on another device, stays what it was. A
-    confirmation run is the trial that it confirms, with a seed of its own.
+    A trial that is resumed with its weights in another place, or on another device, keeps its parameters. A
+    confirmation run has the parameters of the trial that it confirms, with its own seed.
     """
     stored = stored_spec(claim)
     if stored is not None:
@@ -157,7 +166,7 @@ def _confirming_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
     changes = {
         "trial": number,
         "confirms": claim.best.number,
-        # Of the arm, too: arms are compared as if their seeds were drawn independently.
+        # The arm is part of it, because arms are compared as if their seeds were independent.
         "seed": named_seed(workbench.study.seed, "confirmation", claim.arm.name, number),
         "threads": workbench.threads,
     }
@@ -213,14 +222,14 @@ def _train_and_record(
                 on_epoch(spec, metrics)
                 pruned = prunes and _is_pruned(claim, spec, training)
                 if pruned or metrics.epoch == spec.epochs or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
-                    # Epochs are logged only once they are safe, so that none is ever logged twice with other figures.
+                    # Epochs are logged only after they are saved, so that no epoch is logged twice with other values.
                     _save(workbench, claim, run, training)
                     _log(claim, run, training)
                     saved_at = time.monotonic()
                 if pruned:
                     return _pruned(spec, training)
         except Diverged as error:
-            # Nothing is saved: continued from the last checkpoint, the trial diverges again.
+            # Nothing is saved: resumed from the last checkpoint, the trial diverges again.
             _log_for_sure(claim, run, training)
             return Outcome("failed", None, str(error))
         _log_for_sure(claim, run, training)
@@ -232,25 +241,25 @@ def _train_and_record(
         if not is_out_of_memory(error):
             raise
         reason = f"out of memory on {workbench.device}: {first_line(error)}"
-    # Only here is the exception gone, whose traceback held the frames and with them the tensors.
+    # Outside the handler, where the traceback no longer keeps the frames with their tensors.
     training = None
-    shared = workbench.features.release_device()
+    had_features = workbench.features.release_device()
     free_memory(workbench.device)
     _wait_until_held(claim)
-    if shared:  # without features in its way the trial may fit; it goes on from its last checkpoint
+    if had_features:  # without cached features on the device the trial may fit; it is resumed
         return _train_and_record(workbench, claim, spec, run, on_epoch)
     return Outcome("failed", None, reason)
 
 
 def _save(workbench: Workbench, claim: Claim, run: TrialRun, training: Training) -> None:
-    """Write a resume checkpoint, and put it where other machines find it if any may take the trial over."""
+    """Write a resume checkpoint, and upload it if another machine may take the trial over."""
     path = save_resume_checkpoint(claim.folder, len(training.history), training.state_dict())
     if workbench.tracker.shares_checkpoints and ensure_held(claim):
         run.upload_resume_checkpoint(path)
 
 
 def _log(claim: Claim, run: TrialRun, training: Training) -> bool:
-    """Log epochs to MLflow and report them to Optuna; return False where the database is away, for the next call."""
+    """Log epochs to MLflow and report them to Optuna; return False if the database does not answer."""
     with suppress(StoreAway):
         if ensure_held(claim):
             run.log_epochs(training.history)
@@ -262,13 +271,13 @@ def _log(claim: Claim, run: TrialRun, training: Training) -> bool:
 def _log_for_sure(claim: Claim, run: TrialRun, training: Training) -> None:
     if _log(claim, run, training):
         return
-    logger.warning("Optuna's database does not answer; the trial has been trained, and waits for it")
+    logger.warning("Optuna's database does not answer; the trained trial waits for it")
     while not _log(claim, run, training):
         time.sleep(AWAY_SECONDS)
 
 
 def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
-    """Ask the study's pruner; while the database is away, the trial goes on."""
+    """Return whether the study's pruner gives the trial up; False while the database does not answer."""
     with suppress(StoreAway):
         if len(training.history) < spec.epochs and ensure_held(claim):
             report_epochs(claim, training.history)
@@ -290,13 +299,13 @@ def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Iterat
 
 
 def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workbench) -> None:
-    """Go on from the last resume checkpoint that can be read, of this machine or of another."""
+    """Load the last resume checkpoint that can be read, of this machine or of another."""
     with TemporaryDirectory() as folder:
         for path in _available_checkpoints(claim, run, workbench, Path(folder)):
             try:
                 training.load_state_dict(load_resume_checkpoint(path, workbench.device))
             except CorruptCheckpoint as error:
-                logger.warning("%s; going on from the one before, or from the start", error)
+                logger.warning("%s; resuming from the checkpoint before it, or from the start", error)
                 path.unlink()
                 continue
             break
@@ -309,7 +318,8 @@ def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workben
 
 
 def _available_checkpoints(claim: Claim, run: TrialRun, workbench: Workbench, folder: Path) -> Iterator[Path]:
-    here = resume_checkpoints(claim.folder)
+    local_checkpoints = resume_checkpoints(claim.folder)
     if workbench.tracker.shares_checkpoints and claim.continued:
-        yield from run.download_resume_checkpoints(folder, after=here[0].name if here else "")
-    yield from here
+        newest = local_checkpoints[0].name if local_checkpoints else ""
+        yield from run.download_resume_checkpoints(folder, after=newest)
+    yield from local_checkpoints

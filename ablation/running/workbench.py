@@ -1,4 +1,4 @@
-"""What all trials of a study share in one process."""
+"""The workbench: what all trials of a study share in one process."""
 
 import gc
 from dataclasses import dataclass
@@ -18,15 +18,16 @@ from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.tracking.experiment import Tracker
+from ablation.training.compiler import check_compiler
 from ablation.training.feature_cache import FeatureCache
-from ablation.training.loop import Training, TrainingSettings, begin_training, check_compiler
+from ablation.training.loop import Training, TrainingSettings, begin_training
 
 
 @dataclass(frozen=True)
 class Workbench:
     """What all trials of a study share in one process: images and features on the device, weights, where results go.
 
-    Of the test images (uint8 NHWC) only confirmation runs make use, once each.
+    Only confirmation runs use the test images (uint8 NHWC), once each.
     """
 
     study: StudySpec
@@ -42,21 +43,21 @@ class Workbench:
     tracker: Tracker
     files: dict[str, str]
     environment: dict[str, str]
-    threads: int | None  # of new trials on the CPU; a trial that goes on keeps its own
-    system_metrics: bool  # whether to log what the machine does while a trial trains
+    threads: int | None  # of new trials on the CPU; a resumed trial keeps its own number
+    system_metrics: bool  # whether to log the use of the machine while a trial trains
 
     @property
     def normalisation(self) -> Normalisation:
-        """What the weights were trained with, ImageNet's where there are none, at the study's image size."""
+        """The normalisation of the pretrained weights (ImageNet's if there are none) at the study's image size."""
         return normalisation_for(self.weights, self.study.data.image_size)
 
 
 def set_up_workbench(session: Session, device: torch.device, features: FeatureCache) -> Workbench:
-    """Put the training and validation images onto the device; the test images stay where they are.
+    """Copy the training and validation images to the device; the test images stay in the host's memory.
 
     Args:
-        session: the study's images, weights, and where results go.
-        device: where to train.
+        session: the study's images and weights, and where results go.
+        device: the device that trains.
         features: cached features of frozen layers.
 
     Raises:
@@ -70,7 +71,7 @@ def set_up_workbench(session: Session, device: torch.device, features: FeatureCa
     pixels, labels = images.train_images_NHWC, images.train_labels_N
     try:
         train_images, val_images = (
-            to_device(pixels, labels, chosen, device) for chosen in (split.train_N, split.val_N)
+            to_device(pixels, labels, indices_N, device) for indices_N in (split.train_N, split.val_N)
         )
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -96,18 +97,18 @@ def set_up_workbench(session: Session, device: torch.device, features: FeatureCa
     )
 
 
-# What the allocators of the CPU, of MPS and of CUDA's libraries say in a plain RuntimeError.
+# Texts with which the allocators of the CPU, of MPS and of CUDA's libraries raise a plain RuntimeError.
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that the device's memory, or the machine's, did not suffice."""
+    """Return whether an error means that the device or the machine ran out of memory."""
     is_plain = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
     return is_plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what is cached of a device's memory."""
+    """Release the device memory that torch caches."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -116,7 +117,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
-    """Build the trial's network and optimizer, at its start."""
+    """Build the trial's network and optimizer, before the first epoch."""
     model = build_model(
         spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
     )
@@ -134,7 +135,7 @@ def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
 
 
 def training_settings(spec: TrialSpec) -> TrainingSettings:
-    """Return how a trial trains."""
+    """Return the settings of a trial's training."""
     return TrainingSettings(
         epochs=spec.epochs,
         batch_size=spec.batch_size,

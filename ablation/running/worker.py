@@ -1,4 +1,4 @@
-"""A worker's loop: one trial after the other until none is left."""
+"""A worker's loop: one trial after another until none is left."""
 
 import os
 import signal
@@ -20,21 +20,21 @@ from ablation.spec.study import StudySpec
 from ablation.storage.store import Store
 from ablation.training.feature_cache import FeatureCache, pretrained_network
 
-WAIT_SECONDS = 1  # between two looks for a trial whose worker has died
+WAIT_SECONDS = 1  # between two searches for a trial whose worker has died
 
 
 def run_worker(spec: StudySpec, store: Store, options: RunOptions) -> None:
-    """Work on a study until nothing is left, for a process that started this one to do so and shows the answer."""
+    """Work on a study until no trial is left, for the supervising process that started this one."""
     stop_with_parent()
     work_until_done(open_session(spec, store, options, is_worker=True))
 
 
 def stop_with_parent() -> None:
-    """Stop this process as Ctrl-C would, when the standard input that its parent holds is closed: it asks, or died."""
+    """Stop this process as Ctrl-C does, once its parent closes the standard input: on purpose, or because it died."""
 
     def wait() -> None:
-        os.read(0, 1)  # sys.stdin would be locked when Python ends
-        if hasattr(signal, "pthread_kill"):  # it ends a sleep of the main thread
+        os.read(0, 1)  # sys.stdin would still be locked at Python's exit
+        if hasattr(signal, "pthread_kill"):  # it interrupts a sleep of the main thread
             signal.pthread_kill(main_thread, signal.SIGTERM)
         else:
             signal.raise_signal(signal.SIGTERM)
@@ -44,9 +44,13 @@ def stop_with_parent() -> None:
 
 
 def work_until_done(session: Session) -> None:
-    """Take one trial after the other until every arm has its budget and all trials have ended.
+    """Run one trial after another until every arm has its budget and all trials have ended.
 
-    Where nothing is free but others still work, it waits: a worker that dies leaves a trial to go on with.
+    While no trial is free but other workers are busy, this worker waits: one of them may die, and its trial be resumed.
+
+    Raises:
+        InputError: the images do not fit into the device's memory, or another study of the same name has begun.
+        StoreError: a store can no longer be used.
     """
     spec = session.spec
     device = select_device(session.options.device_name)
@@ -69,7 +73,7 @@ def work_until_done(session: Session) -> None:
                     return
                 trial_spec = find_or_create_spec(workbench, claim) if claim else None
             except StoreAway as away:
-                session.locks.release_all()  # whatever had been taken before it went away
+                session.locks.release_all()  # a trial's lock may have been acquired already
                 progress.waits(f"{away}; waiting")
                 time.sleep(AWAY_SECONDS)
                 continue
@@ -78,7 +82,7 @@ def work_until_done(session: Session) -> None:
                 time.sleep(WAIT_SECONDS)
                 continue
             tuned = claim.trial if claim.best is None else claim.best
-            params = format_params(tuned.params) + (" (continued)" if claim.continued else "")
+            params = format_params(tuned.params) + (" (resumed)" if claim.continued else "")
             progress.trial_started_now(trial_spec, params)
             outcome = run_trial(workbench, claim, trial_spec, progress.epoch)
             progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)

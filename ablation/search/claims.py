@@ -16,11 +16,13 @@ from ablation.search.studies import (
     ArmStudies,
     ClaimLost,
     TrialEnd,
+    arm_key,
     best_trial,
     changed_fields,
     have_all_ended,
     is_confirmation_of,
     storage_errors,
+    trial_key,
     trial_lock,
 )
 from ablation.spec.arms import Arm, arms, next_arm
@@ -34,9 +36,9 @@ from ablation.storage.store import Store
 class Claim:
     """A trial that belongs to this process until it ends or is released.
 
-    `key` tells it from every other trial, in whatever database; `owner` this claim from others of the same trial, where
-    locks can be lost. `best` is None unless it is a confirmation run: the arm's best trial, which it confirms - or did
-    when it was begun, and is `superseded`.
+    `key` is unique among the trials of all databases. `owner` is unique among the claims of this trial, or empty where
+    locks cannot be lost. `best` is the arm's best trial for a confirmation run, else None; a confirmation run is
+    `superseded` if another trial was the best when it began.
     """
 
     arm: Arm
@@ -51,7 +53,7 @@ class Claim:
     superseded: bool
 
     def release(self) -> None:
-        """Let another process have it."""
+        """Release the trial's lock, so that another process can claim the trial."""
         self.locks.release(trial_lock(self.key))
 
 
@@ -59,24 +61,24 @@ class Claim:
 def clean_up_ended_trials(
     store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[str, Path, str, bool], bool]
 ) -> int:
-    """Tidy up after trials that ended: hand over what MLflow has yet to get, then delete their folders.
+    """Upload to MLflow what ended trials still have in their folders, then delete the folders.
 
     Args:
         store: where the study is.
-        locks: its locks.
-        studies: its arms.
-        complete: called with a trial's key, its folder, its last owner and whether it is its arm's best; returns
-            whether MLflow has everything now.
+        locks: the study's locks.
+        studies: the study's arms.
+        complete: uploads the rest of a trial; takes its key, its folder, its last owner and whether it is its arm's
+            best, and returns whether MLflow has everything.
 
     Returns:
-        How many trials still wait for MLflow.
+        The number of trials that still wait for MLflow.
     """
     waiting = 0
     for study in studies.all():
-        arm_key = study.user_attrs["key"]
-        folders = [folder for folder in store.trial_folder(arm_key).glob("*") if folder.name.isdecimal()]
+        folders = [folder for folder in store.trial_folder(arm_key(study)).glob("*") if folder.name.isdecimal()]
         for folder in sorted(folders, key=lambda folder: int(folder.name)):
-            key, number = f"{arm_key}/{folder.name}", int(folder.name)
+            number = int(folder.name)
+            key = trial_key(study, number)
             with locks.exclusive():
                 is_mine = locks.try_acquire(trial_lock(key))
             if not is_mine:
@@ -85,7 +87,7 @@ def clean_up_ended_trials(
             trial = trials[number] if number < len(trials) else None
             best = best_trial(study, trial.user_attrs.get("confirms") if trial is not None else None)
             if trial is not None and not trial.state.is_finished():
-                locks.release(trial_lock(key))  # it will go on
+                locks.release(trial_lock(key))  # another process will resume it
                 continue
             owner = trial.user_attrs.get("owner", "") if trial is not None else ""
             if complete(key, folder, owner, best is not None and best.number == number):
@@ -97,7 +99,10 @@ def clean_up_ended_trials(
 
 
 def _delete_folder(locks: Locks, key: str, folder: Path) -> None:
-    """Free a trial's lock and delete its folder; exclusively, because nobody may just be opening the lock's file."""
+    """Release a trial's lock and delete its folder.
+
+    This happens under the exclusive lock: otherwise another process could open the lock file in between.
+    """
     with locks.exclusive():
         locks.release(trial_lock(key))
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,37 +112,35 @@ def _delete_folder(locks: Locks, key: str, folder: Path) -> None:
 def claim_trial(
     spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies, content: dict[str, Any]
 ) -> Claim | None:
-    """Return the next trial to work on: one that its process left unfinished, else a new one, else a confirmation run.
-
-    Where nothing is free, None. Where StoreAway is raised, a lock may have been taken already: free all.
+    """Claim the next trial: one that was interrupted, else a new one, else a confirmation run; None if none is free.
 
     Raises:
-        InputError: another process has begun another study (`content`) of the same name at the same time.
+        InputError: another process has begun a study of the same name with other content at the same time.
+        StoreAway: the database does not answer. This process may hold a lock already, so the caller must release all.
     """
     with locks.exclusive():
         for arm in arms(spec):
             study = studies.tuning[arm.name]
             for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if (key := _take_over(locks, study, frozen)) is not None:
+                if (trial := _interrupted_trial(locks, study, frozen)) is not None:
                     study.sampler = make_sampler(spec, arm, frozen.number)
-                    return _claim(store, locks, arm, study, optuna.Trial(study, frozen._trial_id), key, continued=True)
+                    return _claim(store, locks, arm, trial, continued=True)
 
-        used = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.tuning.items()}
-        chosen = next_arm(arms(spec), used, spec.trials_per_arm)
-        if chosen is None:
+        trial_counts = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.tuning.items()}
+        new_arm = next_arm(arms(spec), trial_counts, spec.trials_per_arm)
+        if new_arm is None:
             return _claim_confirmation(spec, store, locks, studies)
-        study = studies.tuning[chosen.name]
+        study = studies.tuning[new_arm.name]
         if changed := changed_fields(study, content):
             raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changed)}")
-        study.sampler = make_sampler(spec, chosen, used[chosen.name])
-        trial, key = _new_trial(locks, study)
-        return _claim(store, locks, chosen, study, trial, key, continued=False)
+        study.sampler = make_sampler(spec, new_arm, trial_counts[new_arm.name])
+        return _claim(store, locks, new_arm, _new_trial(locks, study), continued=False)
 
 
 def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
-    """Return the next confirmation run of an arm whose tuning is complete; None if none is free.
+    """Claim the next confirmation run of an arm whose tuning is complete; None if none is free.
 
-    One that was begun for a configuration which is not the best any more is returned as superseded, to be ended.
+    A run whose configuration is no longer the arm's best is claimed as superseded, so that the caller can end it.
     """
     best_trials: dict[str, FrozenTrial] = {}
     for arm in arms(spec):
@@ -147,78 +150,68 @@ def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: Ar
         best_trials[arm.name] = best
         study = studies.confirmation[arm.name]
         for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if (key := _take_over(locks, study, frozen)) is not None:
-                trial = optuna.Trial(study, frozen._trial_id)
-                return _claim(store, locks, arm, study, trial, key, continued=True, best=best)
+            if (trial := _interrupted_trial(locks, study, frozen)) is not None:
+                return _claim(store, locks, arm, trial, continued=True, best=best)
 
-    used = {
+    run_counts = {
         name: sum(is_confirmation_of(frozen, best) for frozen in studies.confirmation[name].get_trials(deepcopy=False))
         for name, best in best_trials.items()
     }
-    chosen = next_arm([arm for arm in arms(spec) if arm.name in best_trials], used, spec.confirm.seeds)
-    if chosen is None:
+    new_arm = next_arm([arm for arm in arms(spec) if arm.name in best_trials], run_counts, spec.confirm.seeds)
+    if new_arm is None:
         return None
-    study = studies.confirmation[chosen.name]
+    study = studies.confirmation[new_arm.name]
     study.sampler = NumberedRandomSampler(0)  # nothing is sampled
-    trial, key = _new_trial(locks, study)
-    return _claim(store, locks, chosen, study, trial, key, continued=False, best=best_trials[chosen.name])
+    return _claim(store, locks, new_arm, _new_trial(locks, study), continued=False, best=best_trials[new_arm.name])
 
 
-def _take_over(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -> str | None:
-    """Take the lock of a running trial and return its key; None where its process lives, or has just ended it."""
-    key = f"{study.user_attrs['key']}/{frozen.number}"
-    if not locks.try_acquire(trial_lock(key)):
+def _interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial | None:
+    """Acquire the lock of a running trial and return the trial; None if its process lives or has just ended it."""
+    lock = trial_lock(trial_key(study, frozen.number))
+    if not locks.try_acquire(lock):
         return None
-    # Read again: its process may have ended it just before we got the lock.
+    # Read again: its process may have ended it just before this one acquired the lock.
     if study.get_trials(deepcopy=False)[frozen.number].state is not TrialState.RUNNING:
-        locks.release(trial_lock(key))
+        locks.release(lock)
         return None
-    return key
+    return optuna.Trial(study, frozen._trial_id)
 
 
-def _new_trial(locks: Locks, study: optuna.Study) -> tuple[optuna.Trial, str]:
-    """Make a new trial and take its lock; return it with its key."""
+def _new_trial(locks: Locks, study: optuna.Study) -> optuna.Trial:
+    """Create a trial and acquire its lock."""
     if not locks.is_held(EXCLUSIVE):  # lost with its connection: another process may be counting, too
         raise StoreAway("the database does not answer")
     trial = study.ask()
-    key = f"{study.user_attrs['key']}/{trial.number}"
-    is_mine = locks.try_acquire(trial_lock(key))
-    assert is_mine, "a trial that was just made has no other owner"
-    return trial, key
+    is_mine = locks.try_acquire(trial_lock(trial_key(study, trial.number)))
+    assert is_mine, "a new trial has no other owner"
+    return trial
 
 
 def _claim(
-    store: Store,
-    locks: Locks,
-    arm: Arm,
-    study: optuna.Study,
-    trial: optuna.Trial,
-    key: str,
-    *,
-    continued: bool,
-    best: FrozenTrial | None = None,
+    store: Store, locks: Locks, arm: Arm, trial: optuna.Trial, *, continued: bool, best: FrozenTrial | None = None
 ) -> Claim:
-    """Make the claim; `best` is the arm's best trial, for a confirmation run."""
+    """Return the claim of a trial whose lock this process holds; see `Claim` for `best`."""
+    key = trial_key(trial.study, trial.number)
     owner = ""
-    if store.has_remote_optuna:  # a lock can be lost with its connection; this tells who took the trial then
+    if store.has_remote_optuna:  # a lock can be lost with its connection; this names who claimed the trial then
         owner = f"-{uuid.uuid4().hex}"
         trial.set_user_attr("owner", owner)
-    if best is not None and "spec" not in trial.user_attrs:  # it is new, or died before it began
+    if best is not None and "spec" not in trial.user_attrs:  # it is new, or its process died before it began
         trial.set_user_attr("confirms", best.number)
     superseded = best is not None and trial.user_attrs["confirms"] != best.number
-    return Claim(arm, study, trial, key, store.trial_folder(key), locks, continued, owner, best, superseded)
+    return Claim(arm, trial.study, trial, key, store.trial_folder(key), locks, continued, owner, best, superseded)
 
 
 def ensure_held(claim: Claim) -> bool:
-    """Make sure that a trial still belongs to this process, before anything is written for it.
+    """Check that a trial still belongs to this process; call this before writing anything for it.
 
-    A connection that was lost took the lock with it: it is taken again, unless another process has the trial now.
+    If the lock was lost with its connection, it is acquired again, unless another process has the trial now.
 
     Returns:
         False while the database does not answer.
 
     Raises:
-        ClaimLost: the trial has another owner, or another has ended it.
+        ClaimLost: another process owns the trial, or has ended it.
     """
     try:
         if claim.locks.is_held(trial_lock(claim.key)):
@@ -228,7 +221,7 @@ def ensure_held(claim: Claim) -> bool:
         with storage_errors():
             frozen = claim.study.get_trials(deepcopy=False)[claim.trial.number]
     except StoreAway:
-        claim.release()  # whose it is has not been seen, so the next call has to look again
+        claim.release()  # the owner is unknown, so the next call must check again
         return False
     if frozen.user_attrs.get("owner", "") != claim.owner:
         claim.release()
@@ -238,48 +231,48 @@ def ensure_held(claim: Claim) -> bool:
 
 @storage_errors()
 def stored_spec(claim: Claim) -> dict[str, str] | None:
-    """Return what the trial was when it began (as `store_spec` got it); None if it has not begun."""
+    """Return the parameters that `store_spec` stored when the trial began; None if it has not begun."""
     stored: dict[str, str] | None = claim.trial.user_attrs.get("spec")
     return stored
 
 
 @storage_errors()
 def store_spec(claim: Claim, params: dict[str, str]) -> None:
-    """Keep what the trial is, for whoever continues it."""
+    """Store the parameters of the trial's TrialSpec, for the process that resumes it."""
     claim.trial.set_user_attr("spec", params)
 
 
 @storage_errors()
 def report_epochs(claim: Claim, history: Iterable[EpochMetrics]) -> None:
-    """Tell Optuna the validation accuracy of epochs; those it knows already are left out."""
-    known = claim.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
+    """Report the validation accuracy of epochs to Optuna, except those that were reported before."""
+    reported = claim.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
     for metrics in history:
-        if metrics.epoch not in known:
+        if metrics.epoch not in reported:
             claim.trial.report(metrics.val_accuracy, metrics.epoch)
 
 
 @storage_errors()
 def should_prune(claim: Claim) -> bool:
-    """Return whether the study's pruner gives the trial up, from what was reported."""
+    """Return whether the study's pruner would end the trial, by the epochs that were reported."""
     return claim.trial.should_prune()
 
 
 @storage_errors()
 def has_ended(claim: Claim) -> bool:
-    """Say whether Optuna has been told how the trial ended."""
+    """Return whether the trial has ended in Optuna's database."""
     return claim.study.get_trials(deepcopy=False)[claim.trial.number].state.is_finished()
 
 
 @storage_errors()
 def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, run_id: str | None) -> None:
-    """Tell Optuna how a trial ended; nothing is done where that was told already.
+    """Report to Optuna how a trial ended, unless it has ended there already.
 
     Args:
         claim: the trial.
         state: how it ended.
         value: its value, if it finished.
         reason: why it did not finish, or "".
-        run_id: its MLflow run's id, if it is known, for those who look it up.
+        run_id: the id of its MLflow run, if known.
     """
     if has_ended(claim):
         return
@@ -294,5 +287,5 @@ def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, r
 
 
 def release_and_delete(claim: Claim) -> None:
-    """Delete what an ended trial needed to go on, and release it."""
+    """Delete the folder of an ended trial, which only a resumed one would need, and release the trial."""
     _delete_folder(claim.locks, claim.key, claim.folder)

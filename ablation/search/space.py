@@ -37,7 +37,7 @@ def optuna_name(spec: StudySpec, parameter: str, truncate_at: str) -> str:
 
 
 def full_space(spec: StudySpec, arm: Arm) -> dict[str, BaseDistribution]:
-    """Return every parameter that a trial of an arm may sample, whether it applies or not."""
+    """Return every parameter that some trial of an arm may sample."""
     space = {}
     for parameter in spec.search.entries():
         for cut in spec.possible("truncate_at", arm.levels):
@@ -48,32 +48,32 @@ def full_space(spec: StudySpec, arm: Arm) -> dict[str, BaseDistribution]:
 
 @storage_errors()
 def suggest(trial: optuna.Trial, spec: StudySpec, arm: Arm) -> dict[str, Any]:
-    """Return all hyper-parameters of a trial: its arm's levels, what Optuna chooses, and the fixed rest.
+    """Return all hyper-parameters of a trial: its arm's levels, those that Optuna samples, and the fixed ones.
 
     A parameter that does not apply is not sampled; it becomes None (`head_warmup_epochs`: 0).
     """
-    chosen: dict[str, Any] = {}
+    params: dict[str, Any] = {}
     blocks = 0
     # `strategy`, `truncate_at` and `freeze_depth` come first: they decide what else applies.
     order = ["strategy", "truncate_at", "freeze_depth"]
     order += [name for name in Hyperparameters.model_fields if name not in order]
     for parameter in order:
-        if "truncate_at" in chosen:
-            blocks = kept_blocks(spec.backbone.name, chosen["truncate_at"])
+        if "truncate_at" in params:
+            blocks = kept_blocks(spec.backbone.name, params["truncate_at"])
         applicable = parameter == "strategy" or applies(
-            parameter, chosen["strategy"], chosen.get("freeze_depth"), blocks
+            parameter, params["strategy"], params.get("freeze_depth"), blocks
         )
         if not applicable:
-            chosen[parameter] = 0 if parameter == "head_warmup_epochs" else None
+            params[parameter] = 0 if parameter == "head_warmup_epochs" else None
         elif parameter in arm.levels:
-            chosen[parameter] = arm.levels[parameter]
+            params[parameter] = arm.levels[parameter]
         elif spec.search.get(parameter) is not None:
-            name = optuna_name(spec, parameter, chosen.get("truncate_at", ""))
+            name = optuna_name(spec, parameter, params.get("truncate_at", ""))
             high = blocks if parameter == "freeze_depth" else None
-            chosen[parameter] = _suggest_one(trial, name, distribution(spec, parameter, high=high))
+            params[parameter] = _suggest_one(trial, name, distribution(spec, parameter, high=high))
         else:
-            chosen[parameter] = spec.default(parameter)
-    return chosen
+            params[parameter] = spec.default(parameter)
+    return params
 
 
 def _suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
@@ -86,11 +86,11 @@ def _suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
 
 
 class NumberedQMCSampler(QMCSampler):
-    """Optuna's scrambled Sobol sequence, its point chosen by the trial's number alone.
+    """Optuna's scrambled Sobol sequence, of which trial *n* gets point *n*.
 
-    Optuna's own counts the points that were asked for, so that trial *n* depends on who asked first. The space is
-    given, not inferred, because arms with conditional parameters must still get the same points. A parameter outside
-    it cannot occur.
+    Optuna's QMCSampler counts requests, so that a trial's point depends on the order in which workers ask. The space is
+    passed, not inferred from trials, because arms with conditional parameters must get the same points. It contains
+    every parameter that can occur.
     """
 
     def __init__(self, space: dict[str, BaseDistribution], seed: int):
@@ -99,7 +99,7 @@ class NumberedQMCSampler(QMCSampler):
         self._number = 0
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the given space."""
+        """Return the space that was passed."""
         return self._space
 
     def sample_relative(
@@ -120,33 +120,33 @@ class NumberedRandomSampler(BaseSampler):
         self._seed = seed
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return nothing: every parameter is drawn by itself."""
+        """Return an empty space: every parameter is sampled independently."""
         return {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return nothing, see above."""
+        """Return no parameters, because the relative space is empty."""
         return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw the parameter."""
+        """Return a random value for the parameter."""
         seed = named_seed(self._seed, trial.number, param_name) % 2**32
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
 
 def make_sampler(spec: StudySpec, arm: Arm, trials_so_far: int) -> BaseSampler:
-    """Return the sampler that the study asks for; the first two kinds depend on (study seed, trial number) alone."""
+    """Return the study's sampler; `qmc` and `random` depend on (study seed, trial number) alone."""
     kind = spec.search.sampler
     if kind == "auto":
         kind = "qmc" if spec.trials_per_arm <= QUASI_RANDOM_UP_TO else "tpe"
-    seed = named_seed(spec.seed, "sampler") % 2**32  # what Optuna's samplers take
+    seed = named_seed(spec.seed, "sampler") % 2**32  # the range of seeds that Optuna's samplers accept
     if kind == "qmc":
         # One space for all arms, in one order: a longer or reordered one would move the points.
-        everywhere = {name: dist for other in arms(spec) for name, dist in full_space(spec, other).items()}
-        return NumberedQMCSampler(dict(sorted((everywhere | full_space(spec, arm)).items())), seed)
+        space = {name: dist for other in arms(spec) for name, dist in full_space(spec, other).items()}
+        return NumberedQMCSampler(dict(sorted((space | full_space(spec, arm)).items())), seed)
     if kind == "random":
         return NumberedRandomSampler(seed)
     return TPESampler(group=True, seed=named_seed(seed, trials_so_far) % 2**32)
@@ -155,18 +155,18 @@ def make_sampler(spec: StudySpec, arm: Arm, trials_so_far: int) -> BaseSampler:
 def parameter_importances(
     spec: StudySpec, arm: Arm, trials: Sequence[tuple[dict[str, Any], float]]
 ) -> dict[str, float]:
-    """Return the share of each searched parameter in how much an arm's validation accuracies vary; they sum to 1.
+    """Return the share of each searched parameter in the variance of an arm's validation accuracies; they sum to 1.
 
     By functional ANOVA over a random forest (Hutter et al., 2014), Optuna's `FanovaImportanceEvaluator`.
 
     Args:
         spec: the study.
         arm: the arm.
-        trials: the searched parameters and the value of its finished trials; those that not all of them have are left
+        trials: the searched parameters and the value of its finished trials; a parameter that some trials lack is left
             out.
 
     Returns:
-        Parameter -> share, the largest first; nothing where parameters or values do not vary.
+        Parameter -> share, the largest first; empty if parameters or values do not vary.
     """
     if len({value for _, value in trials}) < 2 or len({str(params) for params, _ in trials}) < 2:
         return {}

@@ -1,4 +1,4 @@
-"""How far a study is: its trials by state."""
+"""The progress of a study: its trials by state."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,24 +7,24 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ablation.base.text import Table
-from ablation.search.studies import TRIAL_ENDS, ArmStudies, TrialRecord, storage_errors, trial_lock
+from ablation.base.text import Table, plural
+from ablation.search.studies import TRIAL_ENDS, ArmStudies, TrialRecord, storage_errors, trial_key, trial_lock
 from ablation.storage.locks import Locks
 
 
 @storage_errors()
 def trial_records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialRecord]]:
     """Return arm -> its trials in order, then its confirmation runs."""
-    found: dict[str, list[TrialRecord]] = {}
+    records: dict[str, list[TrialRecord]] = {}
     for arm, study in studies.tuning.items():
         tuned = study.get_trials(deepcopy=False)
-        found[arm] = [_trial_record(studies, arm, study, frozen, frozen, locks) for frozen in tuned]
+        records[arm] = [_trial_record(studies, arm, study, frozen, frozen, locks) for frozen in tuned]
         if arm in studies.confirmation:
             confirmation = studies.confirmation[arm]
             for frozen in confirmation.get_trials(deepcopy=False):
                 confirmed = tuned[frozen.user_attrs.get("confirms", 0)]
-                found[arm].append(_trial_record(studies, arm, confirmation, frozen, confirmed, locks))
-    return found
+                records[arm].append(_trial_record(studies, arm, confirmation, frozen, confirmed, locks))
+    return records
 
 
 def _trial_record(
@@ -35,8 +35,8 @@ def _trial_record(
         return studies.ended[key]
     state: Any = TRIAL_ENDS.get(frozen.state)
     if state is None:
-        is_owned = locks.is_taken(trial_lock(f"{study.user_attrs['key']}/{frozen.number}"))
-        state = "running" if is_owned else "interrupted"
+        is_owned = locks.is_taken(trial_lock(trial_key(study, frozen.number)))
+        state = {True: "running", False: "interrupted", None: "unknown"}[is_owned]
     record = TrialRecord(
         arm=arm,
         number=frozen.number,
@@ -60,14 +60,14 @@ def best_record(trials: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def count_states(trials: Sequence[TrialRecord]) -> str:
-    """Return how many trials are in which state, such as '7 finished, 1 failed'."""
+    """Return the number of trials in each state, such as '7 finished, 1 failed'."""
     counts: Counter[str] = Counter(trial.state for trial in trials)
-    order = ("finished", "pruned", "failed", "running", "interrupted")
+    order = ("finished", "pruned", "failed", "running", "interrupted", "unknown")
     return ", ".join(f"{counts[state]} {state}" for state in order if counts[state]) or "none"
 
 
 def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int) -> int:
-    """Return how many trials and confirmation runs an arm has or will have; its budget may have been larger once."""
+    """Return the number of trials and confirmation runs that an arm has or will have; budgets may have shrunk."""
     tuned = [trial for trial in trials if trial.confirms is None]
     best = best_record(trials)
     is_tuned = len(tuned) >= trials_per_arm and all(trial.has_ended for trial in tuned)
@@ -79,12 +79,12 @@ def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int) -
 
 
 def status_table(study: str, trials: dict[str, list[TrialRecord]], trials_per_arm: int, seeds: int) -> Table:
-    """Make the table of `--status`: the arms' trials by state, with the reasons of those that failed."""
+    """Return the table of `--status`: the arms' trials by state, with the reasons of failures."""
     rows, notes = [], []
-    for name, found in trials.items():
-        best = best_record(found)
-        tuned = [trial for trial in found if trial.confirms is None]
-        confirmations = [trial for trial in found if trial.confirms is not None]
+    for name, records in trials.items():
+        best = best_record(records)
+        tuned = [trial for trial in records if trial.confirms is None]
+        confirmations = [trial for trial in records if trial.confirms is not None]
         rows.append(
             [
                 name,
@@ -93,15 +93,16 @@ def status_table(study: str, trials: dict[str, list[TrialRecord]], trials_per_ar
                 count_states(confirmations),
             ]
         )
-        for trial in found:
+        for trial in records:
             if trial.state == "failed":
                 kind = "" if trial.confirms is None else "confirmation "
                 notes.append(f"{name} {kind}#{trial.number} {trial.state}: {trial.reason}")
-    ended = sum(trial.has_ended for found in trials.values() for trial in found)
-    total = sum(total_runs(found, trials_per_arm, seeds) for found in trials.values())
-    budget = max([trials_per_arm, *(sum(t.confirms is None for t in found) for found in trials.values())])
-    per_arm = f"{budget} trial{'s' * (budget != 1)}"
-    per_arm += f" and {seeds} confirmation run{'s' * (seeds != 1)}" if seeds else ""
+    if any(trial.state == "unknown" for records in trials.values() for trial in records):
+        notes.append("unknown: running or interrupted; this user may not read the trials' locks.")
+    ended = sum(trial.has_ended for records in trials.values() for trial in records)
+    total = sum(total_runs(records, trials_per_arm, seeds) for records in trials.values())
+    budget = max([trials_per_arm, *(sum(t.confirms is None for t in records) for records in trials.values())])
+    per_arm = plural(budget, "trial") + (f" and {plural(seeds, 'confirmation run')}" if seeds else "")
     title = f"{study}: {ended} of {total} runs ended ({per_arm} per arm)"
     columns = ["arm", "trials", "best val. accuracy", "its MLflow run", "confirmation runs"]
     return Table(title, columns, rows, notes)

@@ -35,20 +35,21 @@ TRIAL_ENDS: dict[TrialState, TrialEnd] = {
 
 
 class ClaimLost(Exception):
-    """The trial has another owner, or has ended: what this process did for it is not wanted any more."""
+    """Another process owns the trial, or has ended it, so the work of this process is discarded."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as the storage knows it. `value` is the best epoch's validation accuracy.
+    """A trial as Optuna's database has it. `value` is the best epoch's validation accuracy.
 
-    A confirmation run `confirms` the trial with that number; its `params` are that trial's.
+    `confirms` is None for a trial; for a confirmation run it is the number of the trial whose `params` are trained
+    again.
     """
 
     arm: str
     number: int
     confirms: int | None
-    state: Literal["finished", "pruned", "failed", "running", "interrupted"]
+    state: Literal["finished", "pruned", "failed", "running", "interrupted", "unknown"]
     value: float | None
     params: dict[str, Any]
     epochs: int
@@ -57,22 +58,22 @@ class TrialRecord:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing of it is left to do."""
+        """Whether the trial is finished, pruned or failed."""
         return self.state in ("finished", "pruned", "failed")
 
 
 @dataclass(frozen=True)
 class ArmStudies:
-    """The Optuna studies of a study, by the arm's name: one that tunes the arm, one that confirms what tuning found.
+    """The Optuna studies of a study, by the arm's name: one for the trials, one for the confirmation runs.
 
-    A confirmation run is a trial of the second, so that it is claimed, continued and told like any other. Its user
-    attribute `confirms` is the number of the tuned trial whose configuration it trains again.
+    A confirmation run is a trial of the second, so that it is claimed, resumed and ended like any other. Its user
+    attribute `confirms` is the number of the trial whose configuration it trains again.
     """
 
     tuning: dict[str, optuna.Study]
     confirmation: dict[str, optuna.Study]
     ended: dict[tuple[str, int], TrialRecord] = field(default_factory=dict)
-    """What is known of trials that have ended, by Optuna study and number, so that a long study costs no more."""
+    """Cache of ended trials by (Optuna study, number), so that refreshing a long study stays cheap."""
 
     def all(self) -> list[optuna.Study]:
         """Return every Optuna study."""
@@ -81,9 +82,9 @@ class ArmStudies:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Raise what can go wrong with the database under way as StoreAway (a server that may come back) or StoreError.
+    """Translate database errors: StoreAway if a server may come back, otherwise StoreError.
 
-    A trial that another process has ended is a ClaimLost.
+    An update of a trial that another process has ended becomes ClaimLost.
     """
     try:
         with uninterrupted():
@@ -100,7 +101,7 @@ def storage_errors() -> Iterator[None]:
 
 
 def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
-    """Return the pruner that the study asks for."""
+    """Return the study's pruner."""
     if spec.search.pruner == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
     if spec.search.pruner == "hyperband":
@@ -109,7 +110,7 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
 
 
 def open_storage(store: Store, *, create: bool = False) -> optuna.storages.RDBStorage | None:
-    """Open Optuna's database; one without Optuna's tables is left as it is and None returned, unless `create`.
+    """Open Optuna's database; return None if it has no tables of Optuna's, unless `create`.
 
     Raises:
         InputError: it cannot be opened.
@@ -145,15 +146,15 @@ def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
 
 @storage_errors()
 def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
-    """Return the arms that a study has in the storage; none where there is no such study."""
+    """Return the arms that a study has in the storage; none if there is no such study."""
     prefix = f"{study}/"
-    found = ArmStudies({}, {})
+    all_studies = ArmStudies({}, {})
     for name in optuna.get_all_study_names(storage):
         if name.startswith(prefix):
             arm, is_confirmation = name.removeprefix(prefix).removesuffix(CONFIRMATION), name.endswith(CONFIRMATION)
-            studies = found.confirmation if is_confirmation else found.tuning
+            studies = all_studies.confirmation if is_confirmation else all_studies.tuning
             studies[arm] = optuna.load_study(study_name=name, storage=storage)
-    return found
+    return all_studies
 
 
 @storage_errors()
@@ -170,14 +171,14 @@ def check_identity(
     *,
     is_begun: bool = False,
 ) -> None:
-    """Refuse to go on with a study whose file, data, weights or code differ from what its trials were made by.
+    """Refuse to resume a study whose file, data, weights or code differ from those of its trials.
 
     Args:
-        storage: where its trials are.
-        study: its name.
-        content: what it is now.
-        ignored: fields that are not known yet.
-        is_begun: whether another process has begun it and asks this one to help, with trials or yet without.
+        storage: where the trials are.
+        study: the study's name.
+        content: the study's content now.
+        ignored: fields of the content that are not known yet.
+        is_begun: whether another process has begun the study, so that the check applies even if there is no trial yet.
 
     Raises:
         InputError: names the changed fields, and a name under which the variant can run.
@@ -187,9 +188,9 @@ def check_identity(
             continue
         changed = changed_fields(arm, content, ignored)
         if changed:
-            taken = stored_studies(storage)
-            free = next(name for number in count(2) if (name := f"{study}-{number}") not in taken)
-            how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free}"
+            names = stored_studies(storage)
+            free_name = next(name for number in count(2) if (name := f"{study}-{number}") not in names)
+            how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free_name}"
             raise InputError(
                 f"study {study!r} has trials that were made with other settings: {'; '.join(changed)}; "
                 f"run this variant {how}"
@@ -197,6 +198,10 @@ def check_identity(
 
 
 def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    """Return the fields in which an arm's stored content differs from `content`, such as 'epochs (was 10, is 11)'.
+
+    Budgets, which may change, and `ignored` fields are left out.
+    """
     return [
         f"{field} (was {old!r}, is {new!r}{_why(field, old, new)})"
         for field, old, new in differences(arm.user_attrs["content"], content)
@@ -205,15 +210,15 @@ def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence
 
 
 def _why(field: str, old: Any, new: Any) -> str:
-    """Return in words what a digest that has changed stands for."""
-    is_own = field == "backbone.name" and all(isinstance(name, str) and is_custom(name) for name in (old, new))
-    if is_own and function_name(old) == function_name(new):
+    """Return in words what a changed digest means; '' for other fields."""
+    are_custom = field == "backbone.name" and all(isinstance(name, str) and is_custom(name) for name in (old, new))
+    if are_custom and function_name(old) == function_name(new):
         return ": its code, or what that imports, has changed"
     return {"data.digest": ": the images have changed"}.get(field, "")
 
 
 def experiment_key(storage: optuna.storages.RDBStorage, study: str) -> str | None:
-    """Return the key of the MLflow experiment that a study's trials were logged to; None where none has begun."""
+    """Return the key of the MLflow experiment of a study's trials; None if no trial has begun."""
     tuning = study_arms(storage, study).tuning.values()
     keys = [arm.user_attrs.get("experiment") for arm in tuning if arm.get_trials(deepcopy=False)]
     return next((key for key in keys if key is not None), None)
@@ -222,10 +227,10 @@ def experiment_key(storage: optuna.storages.RDBStorage, study: str) -> str | Non
 def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any]]:
     """Return (field, old, new) for every place in which two nested contents differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        nested = []
         for key in sorted(old.keys() | new.keys()):
-            found += differences(old.get(key), new.get(key), f"{field}.{key}" if field else key)
-        return found
+            nested += differences(old.get(key), new.get(key), f"{field}.{key}" if field else key)
+        return nested
     return [] if old == new else [(field, old, new)]
 
 
@@ -233,11 +238,11 @@ def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any
 def create_arms(
     storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any], experiment: str
 ) -> ArmStudies:
-    """Return the Optuna studies of every arm, making those that do not exist.
+    """Return the Optuna studies of every arm; create those that do not exist.
 
-    Each has a user attribute `key`, which is its alone in all the world, so that its trials are told from those of a
-    study with the same name in another database. One that tunes also has `content`, what the study is, and
-    `experiment`, the key of the MLflow experiment that its runs are in.
+    Each has a globally unique user attribute `key`, which distinguishes its trials from those of a study with the same
+    name in another database. One for trials also has `content`, the study's content, and `experiment`, the key of the
+    MLflow experiment with its runs.
     """
     studies = ArmStudies({}, {})
     existing = set(optuna.get_all_study_names(storage))
@@ -265,13 +270,18 @@ def _create(storage: optuna.storages.RDBStorage, name: str, pruner: optuna.prune
     return study
 
 
+def trial_key(study: optuna.Study, number: int) -> str:
+    """Return the key of a trial, which is unique among the trials of all databases."""
+    return f"{arm_key(study)}/{number}"
+
+
 def trial_lock(key: str) -> str:
     """Return the name of a trial's lock; where locks are files, it is in the trial's folder."""
     return f"checkpoints/{key}"
 
 
 def is_confirmation_of(frozen: FrozenTrial, tuned: FrozenTrial) -> bool:
-    """Say whether a confirmation run is one of this tuned trial; it died as it was made if it does not say which."""
+    """Return whether a confirmation run is one of this trial; one without the attribute died when it was created."""
     return bool(frozen.user_attrs.get("confirms", tuned.number) == tuned.number)
 
 
@@ -284,12 +294,13 @@ def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
 
 
 def have_all_ended(spec: StudySpec, study: optuna.Study) -> bool:
+    """Return whether an arm has its budget of trials, and all of them have ended."""
     trials = study.get_trials(deepcopy=False)
     return len(trials) >= spec.trials_per_arm and all(trial.state.is_finished() for trial in trials)
 
 
 def _is_confirmed(spec: StudySpec, studies: ArmStudies, arm: str) -> bool:
-    """Say whether the arm's best trial has its confirmation runs; where no trial finished there is nothing to do."""
+    """Return whether the arm's best trial has its confirmation runs; True if no trial finished."""
     best = best_trial(studies.tuning[arm])
     if arm not in studies.confirmation or best is None:
         return True
@@ -300,21 +311,21 @@ def _is_confirmed(spec: StudySpec, studies: ArmStudies, arm: str) -> bool:
 
 @storage_errors()
 def superseded_keys(studies: ArmStudies) -> list[str]:
-    """Return the keys of the confirmation runs of configurations that are not their arm's best any more."""
+    """Return the keys of the confirmation runs whose configuration is no longer their arm's best."""
     keys = []
     for arm, study in studies.confirmation.items():
         best = best_trial(studies.tuning[arm])
         for frozen in study.get_trials(deepcopy=False):
             if best is not None and not is_confirmation_of(frozen, best):
-                keys.append(f"{study.user_attrs['key']}/{frozen.number}")
+                keys.append(trial_key(study, frozen.number))
     return keys
 
 
 @storage_errors()
 def best_trial(study: optuna.Study, confirms: int | None = None) -> FrozenTrial | None:
-    """Return an arm's finished trial with the highest value, the first of equals; None where none has finished.
+    """Return the finished trial of an Optuna study with the highest value, the first of equals; None if none finished.
 
-    Of confirmation runs, only those that confirm the trial with that number.
+    In a study of confirmation runs, only those that confirm the trial with the number `confirms` count.
     """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return max(
@@ -325,7 +336,7 @@ def best_trial(study: optuna.Study, confirms: int | None = None) -> FrozenTrial 
 
 
 def is_better(value: float, number: int, than: FrozenTrial) -> bool:
-    """Say whether a trial with this value and number takes the place of `best_trial`."""
+    """Return whether a trial with this value and number would replace the best trial `than`."""
     assert than.value is not None
     return (value, -number) > (than.value, -than.number)
 
@@ -338,9 +349,9 @@ def arm_key(study: optuna.Study) -> str:
 
 @storage_errors()
 def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
-    """Return how every trial ended, by its key; None for those that have not."""
+    """Return how every trial ended, by its key; None for those that have not ended."""
     return {
-        f"{study.user_attrs['key']}/{frozen.number}": TRIAL_ENDS.get(frozen.state)
+        trial_key(study, frozen.number): TRIAL_ENDS.get(frozen.state)
         for study in studies.all()
         for frozen in study.get_trials(deepcopy=False)
     }

@@ -1,9 +1,9 @@
-"""What the blocks and units of each backbone are called, as plain data: a study file is checked without torch.
+"""The names of each backbone's blocks and units, as plain data: a study file is checked without torch.
 
-A *block* is what works at one resolution, the pooling at its end included; a *unit* is the smallest part that images
-pass as a whole: a convolution of VGG or AlexNet with what follows it up to the next (`conv3_2`, the second of the third
-block, as Simonyan and Zisserman, 2014, name it), elsewhere a stem, a residual or dense block, or whatever else
-torchvision stacks (`unit3_2`). `blocks` finds them in torchvision's networks.
+A *block* contains the layers of one resolution and the pool at its end. A *unit* is the smallest part at which a
+network can be cut: in VGG and AlexNet a convolution with the layers up to the next one (`conv3_2`, the second of the
+third block, as Simonyan and Zisserman, 2014, name it), elsewhere a stem, a residual or dense block, or whatever else
+torchvision stacks (`unit3_2`). `networks.blocks` finds them in torchvision's networks.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Architecture:
-    """A backbone's units, block by block; a whole one is called by `unit` and its numbers.
+    """A backbone's units, block by block.
 
     Attributes:
-        units: how many units each block has.
-        unit: what they are called: 'conv' or 'unit'.
-        pools: how many leading blocks end in a pool, which a cut after the block's last unit leaves out.
-        smallest: height and width in pixels of the smallest image that can be computed up to the first block's pool,
-            and up to the end of each block.
-        has_batch_norm: whether its layers standardise over the images of a batch.
+        units: the number of units of each block.
+        unit: the units' name, 'conv' or 'unit', which their numbers follow.
+        pools: the number of leading blocks that end in a pool, which a cut after the block's last unit leaves out.
+        smallest: height and width in pixels of the smallest image that passes the layers up to the first block's pool,
+            then up to the end of each block.
+        has_batch_norm: whether the backbone has batch norm.
     """
 
     units: tuple[int, ...]
@@ -35,7 +35,7 @@ def _vgg(*units: int, batch_norm: bool = False) -> Architecture:
 
 
 def _resnet(*units: int) -> Architecture:
-    """Return a network whose strides round up, so that any image will do, with a pool behind its stem."""
+    """Return a network whose strides round up, so that any image is large enough, with a pool after its stem."""
     return Architecture(units, "unit", 1, (1,) * 6, True)
 
 
@@ -105,63 +105,63 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def add_custom_architecture(name: str, blocks: int, has_batch_norm: bool) -> None:
-    """Add a backbone that is somebody's own, of so many blocks, each a single unit (see `custom`).
+    """Add a custom backbone with a number of blocks of one unit each (see `networks.custom_backbone`).
 
-    How large its images must be is found out by computing with it.
+    The size that its images need is not known here; `check_custom_blocks` tests the study's size.
     """
     ARCHITECTURES[name] = Architecture((1,) * blocks, "unit", 0, (1,) * (blocks + 1), has_batch_norm)
 
 
 def block_names(backbone: str) -> list[str]:
-    """Return the names of the backbone's blocks, from the input on."""
+    """Return the names of the backbone's blocks, starting at the input."""
     return [f"block{number}" for number in range(1, len(ARCHITECTURES[backbone].units) + 1)]
 
 
 def unit_names(backbone: str) -> list[tuple[str, ...]]:
-    """Return the names of the units of each block, from the input on."""
-    about = ARCHITECTURES[backbone]
+    """Return the names of the units of each block, starting at the input."""
+    architecture = ARCHITECTURES[backbone]
     return [
-        tuple(f"{about.unit}{block}_{number}" for number in range(1, units + 1))
-        for block, units in enumerate(about.units, start=1)
+        tuple(f"{architecture.unit}{block}_{number}" for number in range(1, units + 1))
+        for block, units in enumerate(architecture.units, start=1)
     ]
 
 
 def cut_names(backbone: str) -> list[str]:
-    """Return every valid `truncate_at`: the blocks, then the single units."""
+    """Return every valid `truncate_at`: the blocks, then the units."""
     return block_names(backbone) + [name for names in unit_names(backbone) for name in names]
 
 
 def kept_units(backbone: str, truncate_at: str) -> int:
-    """Return how many units are kept."""
+    """Return the number of units that a cut keeps."""
     blocks = zip(block_names(backbone), unit_names(backbone), strict=True)
     names = [(block, unit) for block, units in blocks for unit in units]
     return max(number for number, name in enumerate(names, start=1) if truncate_at in name)
 
 
 def kept_blocks(backbone: str, truncate_at: str) -> int:
-    """Return how many blocks are kept; one that is cut inside counts."""
+    """Return the number of blocks that a cut keeps; a block that is cut inside counts."""
     if truncate_at in block_names(backbone):
         return block_names(backbone).index(truncate_at) + 1
     return next(block for block, names in enumerate(unit_names(backbone), start=1) if truncate_at in names)
 
 
 def cut_before_pool(backbone: str, truncate_at: str) -> bool:
-    """Say whether a cut leaves out the pool at the end of the last kept block: at the block's last unit."""
+    """Return whether a cut, at the last unit of a block, leaves out the pool at the block's end."""
     return any(truncate_at == units[-1] for units in unit_names(backbone)[: ARCHITECTURES[backbone].pools])
 
 
 def smallest_image(backbone: str, truncate_at: str) -> int:
-    """Return height and width in pixels of the smallest image that a cut leaves something of."""
-    about, blocks = ARCHITECTURES[backbone], kept_blocks(backbone, truncate_at)
-    is_before_pool = truncate_at not in block_names(backbone) and blocks <= about.pools
-    return about.smallest[blocks - 1 if is_before_pool else blocks]
+    """Return height and width in pixels of the smallest image that passes all layers up to a cut."""
+    architecture, blocks = ARCHITECTURES[backbone], kept_blocks(backbone, truncate_at)
+    is_before_pool = truncate_at not in block_names(backbone) and blocks <= architecture.pools
+    return architecture.smallest[blocks - 1 if is_before_pool else blocks]
 
 
 def is_custom(backbone: str) -> bool:
-    """Say whether a backbone is somebody's own, by its name."""
+    """Return whether a backbone's name is that of a custom one."""
     return "@" in backbone
 
 
 def function_name(backbone: str) -> str:
-    """Return the name of the function that makes a backbone."""
+    """Return the name of the function that makes a custom backbone."""
     return backbone.partition("@")[0]

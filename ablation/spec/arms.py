@@ -1,4 +1,4 @@
-"""From the factors of a study to its arms, their budgets, and what is left to do."""
+"""The arms of a study, and which of them gets the next trial."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ablation.spec.study import StudySpec
 class Arm:
     """One combination of factor levels; `levels` is empty in a study without factors.
 
-    The name is made of the levels, a number with its factor: `block3,fine_tune_all`, `freeze_depth=2`.
+    The name consists of the levels; a number stands with its factor: `block3,fine_tune_all`, `freeze_depth=2`.
     """
 
     name: str
@@ -19,7 +19,7 @@ class Arm:
 
 
 def arms(spec: StudySpec) -> list[Arm]:
-    """Return the study's arms in the order of `StudySpec.combinations`; without factors, one arm called 'all'."""
+    """Return the study's arms in the order of `StudySpec.combinations`; without factors, one arm named 'all'."""
     return [Arm(_name(levels), levels) for levels in spec.combinations()]
 
 
@@ -29,19 +29,19 @@ def _name(levels: dict[str, Any]) -> str:
 
 
 def next_arm(arms: Sequence[Arm], used: Mapping[str, int], budget: int) -> Arm | None:
-    """Return the arm that gets the next trial, or None when every arm has its budget.
+    """Return the arm that gets the next trial, or None if no arm has budget left.
 
-    Arms take turns: the one with the fewest trials is next, so that a study stopped half-way has spent evenly.
+    The arm with the fewest trials is next, so that a study stopped halfway has spent its budget evenly.
 
     Args:
         arms: the study's arms, in order.
-        used: trials that count against the budget, by the arm's name.
-        budget: trials per arm, a total.
+        used: number of trials that count against the budget, by arm name.
+        budget: total number of trials per arm.
     """
     open_arms = [arm for arm in arms if used[arm.name] < budget]
     return min(open_arms, key=lambda arm: used[arm.name], default=None)
 
 
 def published_for(spec: StudySpec, arm: Arm) -> list[dict[str, Any]]:
-    """Return the published figures that belong to an arm: those whose levels it all has."""
+    """Return the published results for an arm: those all of whose levels are the arm's."""
     return [p.model_dump() for p in spec.published if p.arm.items() <= arm.levels.items()]

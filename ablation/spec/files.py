@@ -1,4 +1,4 @@
-"""Study files and the files that they name: found, checked, and a new one written."""
+"""Finds and writes study files, and checks the paths that they name."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from ablation.spec.study import StudySpec
 
 PACKAGE = Path(__file__).parent.parent
 
-# The working folder's, then those of an installed copy or of the repository.
+# Of the working folder, of an installed copy, and of the repository.
 STUDY_FOLDERS = (Path("studies"), PACKAGE / "studies", PACKAGE.parent / "studies")
 
 
 def study_files() -> dict[str, Path]:
-    """Return the studies by name; one in the working folder's `studies` hides one that comes along."""
+    """Return the study files by name; one in the working folder's `studies` hides one of the package."""
     return {path.stem: path for folder in reversed(STUDY_FOLDERS) for path in sorted(folder.glob("*.toml"))}
 
 
@@ -23,7 +23,7 @@ def find_study_file(study: str) -> Path:
     """Return the file of a study given by name or by path.
 
     Raises:
-        InputError: there is none; says which name is nearest.
+        InputError: there is no such study; names the nearest one.
     """
     if study.endswith(".toml"):
         if not Path(study).is_file():
@@ -39,13 +39,13 @@ def write_new_study(name: str) -> Path:
     """Write a commented study file to the working folder's `studies`; return its path.
 
     Raises:
-        InputError: there is one of that name, or it cannot be written.
+        InputError: a study has that name already, or the file cannot be written.
     """
     path = STUDY_FOLDERS[0] / f"{check_name(name)}.toml"
     if name in study_files():
         raise InputError(f"--new: there is a study {name!r}: {study_files()[name]}")
     schema = PACKAGE / "study.schema.json"
-    if PACKAGE.parent == Path.cwd():  # so that the file suits every clone of the repository
+    if PACKAGE.parent == Path.cwd():  # so that the path is right in every clone of the repository
         schema = Path("..") / schema.relative_to(Path.cwd())
     template = Path(__file__).with_name("study_template.toml").read_text(encoding="utf-8")
     try:
@@ -58,20 +58,20 @@ def write_new_study(name: str) -> Path:
 
 
 def check_weights_file(spec: StudySpec) -> None:
-    """Refuse a weights file that is not there.
+    """Refuse a weights file that does not exist.
 
     Raises:
-        InputError: names it.
+        InputError: names the file.
     """
     if spec.backbone.has_weights_file and not expand(str(spec.backbone.weights)).is_file():
         raise InputError(f"backbone.weights: {spec.backbone.weights}: no such file")
 
 
 def check_image_root(root: Path) -> None:
-    """Refuse an image folder that is not there; what must be in it, `list_imagefolder` checks.
+    """Refuse an image folder that does not exist; its content is checked when it is read.
 
     Raises:
-        InputError: names it.
+        InputError: names the folder.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "there is no such folder"

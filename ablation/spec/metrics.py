@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one epoch gave. Losses are mean cross-entropies in nats, other scores fractions; `epoch` counts from 1.
+    """The metrics of one epoch. Losses are mean cross-entropies in nats, other scores fractions; `epoch` counts from 1.
 
-    `lr` is the head's learning rate at the epoch's first step; `train_loss`, which is what is minimised (label
-    smoothing and class weights included), and `train_accuracy` are averages over the epoch, while the network changed.
-    `timestamp` is the time of day in milliseconds at which the epoch ended.
+    `lr` is the head's learning rate at the epoch's first step. `train_loss`, the loss that is minimised (with label
+    smoothing and class weights), and `train_accuracy` are averages over the epoch, while the network changes.
+    `timestamp` is the time at which the epoch ended, in milliseconds since 1970.
     """
 
     epoch: int
@@ -21,5 +21,5 @@ class EpochMetrics:
     lr: float
     images_per_second: float
     timestamp: int
-    val_balanced_accuracy: float = math.nan  # in a checkpoint of an older version
+    val_balanced_accuracy: float = math.nan  # not in checkpoints of older versions
     val_macro_f1: float = math.nan

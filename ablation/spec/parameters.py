@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_mo
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused, types are not coerced, and a loaded value never changes."""
+    """A pydantic model that refuses unknown keys, does not coerce types, and is immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -21,7 +21,7 @@ ClassWeights = Literal["none", "balanced"]
 
 
 class Hyperparameters(Strict):
-    """Everything that a study may fix, compare as a factor, or search; the defaults are what an unmentioned one gets.
+    """Everything that a study may fix, compare as a factor, or search, with its defaults.
 
     The optimizer's defaults and the range `lr = 1e-4 .. 1e-1` are those of Kornblith et al. (2019, "Do Better ImageNet
     Models Transfer Better?", A.5): SGD with Nesterov momentum 0.9 and a cosine schedule. Weight decay 5e-4 is Simonyan
@@ -33,35 +33,45 @@ class Hyperparameters(Strict):
         description="Last block or unit that is kept, all blocks by default; `ablation backbones NAME` lists them.",
     )
     strategy: StrategyName = Field("feature_extraction", description="How the pretrained network is reused.")
-    freeze_depth: int | None = Field(None, ge=0, description="Leading blocks that stay frozen under fine_tune_top.")
+    freeze_depth: int | None = Field(
+        None, ge=0, description="Number of leading blocks that stay frozen under fine_tune_top."
+    )
     head_width: int = Field(256, ge=1, le=65536, description="Hidden units of the new head.")
-    head_pool: HeadPool = Field(2, description="Average-pool the features to at most this size, or keep them all.")
+    head_pool: HeadPool = Field(
+        2, description="Height and width to which features are average-pooled, at most; flatten keeps them all."
+    )
     lr: float = Field(1e-2, gt=0, description="Peak learning rate of the head.")
     backbone_lr_scale: float = Field(
         0.1, gt=0, le=1, description="Learning rate of pretrained trainable layers, relative to lr (Girshick, 2014)."
     )
     head_warmup_epochs: int = Field(0, ge=0, description="Epochs in which only the head learns (Kumar et al., 2022).")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
-    weight_decay: float = Field(5e-4, ge=0, description="Decay of weights; biases are left alone.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay; biases are not decayed.")
     max_grad_norm: float = Field(
-        5.0, gt=0, description="Longer gradients are scaled down to this norm (Pascanu et al., 2013)."
+        5.0, gt=0, description="Gradients with a larger norm are scaled down to it (Pascanu et al., 2013)."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Szegedy et al., 2016.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Label smoothing of the training loss (Szegedy et al., 2016)."
+    )
     class_weights: ClassWeights = Field(
-        "none", description="balanced: every class has the same weight in the training loss, whatever its size."
+        "none", description="balanced: all classes have the same weight in the training loss, regardless of size."
     )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate over all training steps.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Course of the learning rate over all training steps."
+    )
     batch_size: int = Field(
-        64, ge=1, description="Training images per step; small ones learn more per epoch (Masters and Luschi, 2018)."
+        64, ge=1, description="Training images per step; small batches learn more per epoch (Masters and Luschi, 2018)."
     )
-    augmentation: Augmentation = Field("none", description="flip, or flip and a random crop after 4 pixels of padding.")
+    augmentation: Augmentation = Field(
+        "none", description="Random flips, or flips and random crops after 4 pixels of padding."
+    )
 
 
 @dataclass(frozen=True)
 class Strategy:
     """A way to reuse a network: whether its blocks start pretrained, and which of them stay frozen.
 
-    `freezes` is 'all' kept blocks, the leading ones up to the trial's 'freeze_depth', or 'none'.
+    `freezes` is 'all' (all kept blocks), 'freeze_depth' (as many leading blocks as that parameter says), or 'none'.
     """
 
     starts_pretrained: bool
@@ -87,12 +97,13 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 def applies(parameter: str, strategy: StrategyName, freeze_depth: int | None, blocks: int) -> bool:
     """Say whether a parameter has any effect on a trial that keeps `blocks` blocks of the backbone.
 
-    `freeze_depth` is the trial's, None while unknown: with every kept block frozen, no pretrained layer learns.
+    `freeze_depth` is the trial's, or None if it is not yet known. (With all kept blocks frozen, no pretrained layer
+    learns.)
     """
     reuse = STRATEGIES[strategy]
     if parameter == "freeze_depth":
         return reuse.freezes == "freeze_depth"
-    if parameter in ("backbone_lr_scale", "head_warmup_epochs"):  # what they slow down or hold back is pretrained
+    if parameter in ("backbone_lr_scale", "head_warmup_epochs"):  # both act on pretrained layers that learn
         return reuse.starts_pretrained and reuse.freezes != "all" and (freeze_depth is None or freeze_depth < blocks)
     return True
 
@@ -132,9 +143,10 @@ class Choices(Strict, Generic[T]):
 
 
 def refuse_duplicates(values: Sequence[object]) -> None:
-    twice = [value for i, value in enumerate(values) if value in values[:i]]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is listed twice")
+    """Raise ValueError if a value is listed twice."""
+    duplicates = [value for i, value in enumerate(values) if value in values[:i]]
+    if duplicates:
+        raise ValueError(f"{duplicates[0]!r} is listed twice")
 
 
 def _search_kind(value: Any) -> str:
@@ -143,20 +155,21 @@ def _search_kind(value: Any) -> str:
 
 
 def without_none(annotation: Any) -> Any:
+    """Return the type T of an annotation `T | None`; any other annotation as it is."""
     if get_origin(annotation) in (Union, UnionType):
         (annotation,) = (a for a in get_args(annotation) if a is not NoneType)
     return annotation
 
 
 def _parameter_table(model_name: str, base: type[Strict], kind: Literal["fixed", "factor", "search"]) -> Any:
-    """Make the model of one of the three tables, with an optional entry per hyper-parameter."""
+    """Create the model of one of the three tables, with an optional entry per hyper-parameter."""
     fields: dict[str, Any] = {}
     for name, field in Hyperparameters.model_fields.items():
-        plain = without_none(field.annotation)
-        value: Any = Annotated[plain, Field(), *field.metadata]  # the type with its bounds, such as gt=0
+        plain_type = without_none(field.annotation)
+        value: Any = Annotated[plain_type, Field(), *field.metadata]  # the type with its bounds, such as gt=0
         if kind == "factor":
             value = Annotated[list[value], Field(min_length=1)]
-        elif kind == "search" and plain in (int, float):
+        elif kind == "search" and plain_type in (int, float):
             tagged_range = Annotated[Range[value], Tag("range")]
             value = Annotated[tagged_range | Annotated[Choices[value], Tag("choices")], Discriminator(_search_kind)]
         elif kind == "search":
@@ -167,11 +180,11 @@ def _parameter_table(model_name: str, base: type[Strict], kind: Literal["fixed",
 
 class _Table(Strict):
     def get(self, parameter: str) -> Any:
-        """Return the value, the levels or the range of a hyper-parameter, None where the table does not have it."""
+        """Return the value, the levels or the range of a hyper-parameter, None if it is not in the table."""
         return getattr(self, parameter)
 
     def entries(self) -> dict[str, Any]:
-        """Return what the table says: hyper-parameter -> value, levels or range, in the order of Hyperparameters."""
+        """Return the table: hyper-parameter -> value, levels or range, in the order of Hyperparameters."""
         values = {name: self.get(name) for name in Hyperparameters.model_fields}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -186,9 +199,11 @@ class _FactorTable(_Table):
 
 class _SearchTable(_Table):
     sampler: Literal["auto", "qmc", "random", "tpe"] = Field(
-        "auto", description="auto: quasi-random for up to 20 trials per arm, TPE above."
+        "auto", description="auto: quasi-random for up to 20 trials per arm, TPE for more."
     )
-    pruner: Literal["none", "median", "hyperband"] = Field("none", description="A pruner gives arms unequal budgets.")
+    pruner: Literal["none", "median", "hyperband"] = Field(
+        "none", description="Stops poor trials early; arms then get unequal budgets."
+    )
 
 
 if TYPE_CHECKING:

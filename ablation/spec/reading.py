@@ -1,5 +1,6 @@
-"""Study files: read, changed by `--set`, checked, refused in one line."""
+"""Reads a study file, applies `--set`, and refuses what is wrong in one line."""
 
+import copy
 import re
 import tomllib
 from collections.abc import Callable, Iterable
@@ -11,7 +12,9 @@ from pydantic import ValidationError
 from ablation.base.errors import InputError
 from ablation.base.text import nearest
 from ablation.spec.parameters import Choices, Hyperparameters, Range, Search, without_none
-from ablation.spec.study import Published, StudySpec
+from ablation.spec.study import Published, StudySpec, Superfluous
+
+Entry = tuple[str | int, ...]  # an entry's path in a study file: keys, and positions in lists
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -20,13 +23,14 @@ def check_name(name: str) -> str:
     """Return the name of a study if it is safe as a file name and in a query, else raise InputError."""
     if not NAME_PATTERN.fullmatch(name):
         raise InputError(
-            f"the study's name {name!r} must be 1-100 letters, digits, '_', '-' or '.', not starting with a sign"
+            f"the study's name {name!r} must be 1 to 100 letters, digits, '_', '-' or '.', and start with a letter or "
+            "digit"
         )
     return name
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """Split `--set KEY=VALUE`; the value is read as TOML and, where it is not TOML, taken as a string."""
+    """Split `--set KEY=VALUE` into keys and value; a value that is not TOML is a string."""
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise InputError(f"--set {text}: must be KEY=VALUE, such as --set data.limit=5000")
@@ -35,7 +39,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     except tomllib.TOMLDecodeError:
         parsed = value
     if not isinstance(parsed, str | int | float | bool | list | dict):
-        parsed = value  # a date, say: the name of a folder
+        parsed = value  # such as a date, which may be the name of a folder
     return [part.strip() for part in key.split(".")], parsed
 
 
@@ -59,62 +63,122 @@ def load_study(
     name: str | None = None,
     overrides: Iterable[tuple[list[str], Any]] = (),
     load_custom: Callable[[str, str], str] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> StudySpec:
     """Read and check a study file.
 
+    An entry of the file that loses its effect through the overrides (`backbone_lr_scale` where they leave only
+    feature_extraction) is dropped. It stays an error in the file alone, and if an override names the entry.
+
     Args:
         path: a TOML file.
-        name: what the study is called; the file's name without its suffix by default.
-        overrides: (key path, value) pairs that replace what the file says, in order.
+        name: the study's name; the file's name without its suffix by default.
+        overrides: (keys, value) pairs that replace entries of the file, in order.
         load_custom: runs a custom backbone's file (see `load_custom_backbone`, which needs torch); without it, a study
             of a custom backbone cannot be loaded.
+        report: called with a line for each entry that is dropped.
 
     Raises:
-        InputError: with the file, the field and what would be right, in one line.
+        InputError: in one line: the file, the field and what would be right.
     """
     content = read_study_file(path)
     overrides = list(overrides)
     where = f"{path}, as set on the command line" if overrides else str(path)
+    changed = _with_overrides(content, overrides)
+    if "name" in changed:
+        raise InputError(f"{where}: name: not a key; the study is named after its file, or by --name")
+    try:
+        changed = _with_custom_backbone(changed, load_custom)
+    except ValueError as error:
+        raise InputError(f"{where}: backbone.{error}") from None
+    study_name = check_name(name or path.stem)
+    notices: list[str] = []
+    while True:
+        try:
+            spec = StudySpec(name=study_name, **changed)
+            break
+        except ValidationError as error:
+            entry = _superfluous(error)
+            if entry is None or not _may_drop(entry.keys, content, changed, overrides):
+                raise InputError(f"{where}: {validation_message(error)}") from None
+        changed = _without(changed, entry.keys)
+        notices.append(entry.drop_notice)
+    if report is not None:
+        for notice in notices:
+            report(notice)
+    return spec
+
+
+def _with_overrides(content: dict[str, Any], overrides: list[tuple[list[str], Any]]) -> dict[str, Any]:
+    """Return a copy of a file's content with some entries replaced."""
+    changed = copy.deepcopy(content)
     for keys, value in overrides:
-        table = content
+        table = changed
         for key in keys[:-1]:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
                 raise InputError(f"--set {'.'.join(keys)}: {key!r} is not a table")
         table[keys[-1]] = value
-    if "name" in content:
-        raise InputError(f"{where}: name: not a key; the study is called after its file, or by --name")
+    return changed
+
+
+def _superfluous(error: ValidationError) -> Superfluous | None:
+    """Return the check's exception if an error is about an entry that the study could do without."""
+    causes = [problem.get("ctx", {}).get("error") for problem in error.errors()]
+    return next((cause for cause in causes if isinstance(cause, Superfluous)), None)
+
+
+def _may_drop(
+    entry: Entry, content: dict[str, Any], changed: dict[str, Any], overrides: list[tuple[list[str], Any]]
+) -> bool:
+    """Say whether overrides made an entry superfluous: they do not name it, and the file alone has none."""
+    if not overrides or any(_overlap(keys, entry) for keys, _ in overrides):
+        return False
     try:
-        content = _with_custom_backbone(content, load_custom)
-    except ValueError as error:
-        raise InputError(f"{where}: backbone.{error}") from None
-    try:
-        return StudySpec(name=check_name(name or path.stem), **content)
+        # With the backbone as changed, so that a custom backbone's file is not run again.
+        StudySpec(name="file", **{**content, "backbone": changed.get("backbone", {})})
     except ValidationError as error:
-        raise InputError(f"{where}: {validation_message(error)}") from None
+        return _superfluous(error) is None  # other faults, such as a missing key, the overrides may have mended
+    return True
+
+
+def _overlap(keys: Iterable[str], entry: Entry) -> bool:
+    """Say whether one of two paths begins with the other."""
+    return all(key == step for key, step in zip(keys, entry, strict=False))
+
+
+def _without(content: dict[str, Any], entry: Entry) -> dict[str, Any]:
+    """Return a copy of a study's content without an entry."""
+    content = copy.deepcopy(content)
+    *above, last = entry
+    table: Any = content
+    for key in above:
+        table = table[key]
+    del table[last]
+    return content
 
 
 def _with_custom_backbone(content: dict[str, Any], load_custom: Callable[[str, str], str] | None) -> dict[str, Any]:
-    """Return a file's content with the name of a custom backbone, if it has one, after running its module.
+    """Run the file of a custom backbone, if the study has one; return the content with the backbone's name.
 
     Raises:
-        ValueError: begins with the key that is wrong.
+        ValueError: a key is wrong; the message begins with it.
     """
     backbone = content.get("backbone")
     if not isinstance(backbone, dict) or not {"module", "function"} & backbone.keys():
         return content
     for key, other in (("module", "function"), ("function", "module")):
         if not isinstance(backbone.get(key), str):
-            raise ValueError(f"{key}: must be a text, beside backbone.{other}")
+            raise ValueError(f"{key}: must be a text, together with backbone.{other}")
     if "name" in backbone:
-        raise ValueError("name: not beside backbone.module, which takes its place")
+        raise ValueError("name: not allowed together with backbone.module, which replaces it")
     assert load_custom is not None, "a study of a custom backbone needs `load_custom`"
     name = load_custom(backbone["module"], backbone["function"])
     return {**content, "backbone": {"weights": None, **backbone, "name": name}}
 
 
 def validation_message(error: ValidationError) -> str:
-    """Put a pydantic error into one line: the field, what is wrong with it, and the nearest key for an unknown one."""
+    """Return a pydantic error as one line: each field, its fault, and the nearest key for an unknown one."""
     parts = []
     for problem in error.errors()[:3]:
         location = [str(step) for step in _without_tag(problem["loc"])]
@@ -123,7 +187,7 @@ def validation_message(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             known = _keys_beside(_without_tag(problem["loc"]))
             message = f"unknown key{nearest(location[-1], known)}"
-            if location[-1] in known:  # both kinds of search at once
+            if location[-1] in known:  # a range and choices together
                 message = "a search has either low and high, or choices"
         elif problem["type"] == "literal_error" and isinstance(problem["input"], str):
             known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
@@ -140,14 +204,14 @@ def validation_message(error: ValidationError) -> str:
 
 
 def _without_tag(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Drop what pydantic inserts into the location of a numeric search: whether it was read as range or as choices."""
+    """Return a fault's location without the tag that pydantic inserts for a numeric search: range or choices."""
     numeric = [name for name, f in Hyperparameters.model_fields.items() if without_none(f.annotation) in (int, float)]
     is_tagged = len(location) > 2 and location[0] == "search" and location[1] in numeric
     return location[:2] + location[3:] if is_tagged else location
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are known in the table in which an unknown one was found."""
+    """Return the known keys of the table that has an unknown key."""
     model: Any = StudySpec
     for step in location[:-1]:
         if model is Search:

@@ -7,20 +7,20 @@ from ablation.spec.study import StudySpec
 
 
 def study_schema() -> dict[str, Any]:
-    """Return a JSON Schema (draft 7) of a study file, with which editors complete and check it while it is written.
+    """Return a JSON Schema (draft 7) of a study file, with which editors complete and check it.
 
-    What it cannot say, such as that a cut belongs to the backbone, `load_study` checks.
+    `load_study` also checks what a schema cannot express, such as that the backbone has a cut.
     """
-    made = StudySpec.model_json_schema()
-    del made["properties"]["name"]  # that of the file
-    made["required"].remove("name")
-    schema = _for_toml(made, made["$defs"])
+    model_schema = StudySpec.model_json_schema()
+    del model_schema["properties"]["name"]  # from the file's name
+    model_schema["required"].remove("name")
+    schema = _for_toml(model_schema, model_schema["$defs"])
     del schema["$defs"]
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
 
 
 def _for_toml(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Return a part of pydantic's schema without references, and without null, which TOML does not have."""
+    """Return a part of pydantic's schema without references and without null, which TOML does not have."""
     if isinstance(schema, list):
         return [_for_toml(part, definitions) for part in schema]
     if not isinstance(schema, dict):
@@ -29,9 +29,9 @@ def _for_toml(schema: Any, definitions: dict[str, Any]) -> Any:
         schema = {**definitions[schema["$ref"].rpartition("/")[2]], **schema}
     schema = {key: _for_toml(value, definitions) for key, value in schema.items() if key != "$ref"}
     if isinstance(schema.get("title"), str):
-        del schema["title"]  # made of Python's names
+        del schema["title"]  # generated from Python's names
     if "default" in schema and (schema["default"] is None or isinstance(schema["default"], dict)):
-        del schema["default"]  # not given, or a table of which each key has its own
+        del schema["default"]  # None means absent; the keys of a table have defaults of their own
     if isinstance(schema.get("anyOf"), list):
         others = [part for part in schema["anyOf"] if part != {"type": "null"}]
         schema = {**schema, "anyOf": others} if len(others) > 1 else {**others[0], **schema, "anyOf": None}

@@ -1,4 +1,4 @@
-"""What a study file may say, checked by pydantic before anything is written."""
+"""The content of a study file as pydantic models, checked before anything is written."""
 
 import re
 from itertools import product
@@ -22,7 +22,21 @@ from ablation.spec.parameters import (
 )
 
 WEIGHTS_FILES = (".safetensors", ".pth")
-TORCHVISIONS = re.compile("imagenet|[A-Z][A-Z0-9_]*")  # names of weights
+TORCHVISION_WEIGHTS = re.compile("imagenet|[A-Z][A-Z0-9_]*")
+
+
+class Superfluous(ValueError):
+    """An entry of a study has no effect, or names a level or a factor that the study does not have.
+
+    Attributes:
+        keys: the entry's path in the file; without the entry, this error would not occur.
+        drop_notice: the line for the user where the entry is dropped instead.
+    """
+
+    def __init__(self, message: str, keys: tuple[str | int, ...], drop_notice: str):
+        super().__init__(message)
+        self.keys = keys
+        self.drop_notice = drop_notice
 
 
 class Backbone(Strict):
@@ -30,20 +44,22 @@ class Backbone(Strict):
 
     name: str = Field(
         "vgg16",
-        description="A torchvision network, or vgg16_narrow (an eighth of the channels).",
+        description="A torchvision network, or vgg16_narrow (VGG-16 with an eighth of the channels).",
         json_schema_extra={"enum": list(ARCHITECTURES)},
     )
     module: str | None = Field(
         None,
-        description="Python file with a function that returns the blocks of a network of your own, in place of name.",
+        description="Python file of a custom backbone, in place of name: a function in it returns the blocks.",
     )
-    function: str | None = Field(None, description="That function's name; it takes nothing.")
+    function: str | None = Field(None, description="That function's name; it takes no arguments.")
     weights: str | None = Field(
         "imagenet",
-        description="imagenet (torchvision's default), the name of other weights that torchvision has, such as "
-        "IMAGENET1K_V1, or a .safetensors or .pth file in torchvision's names.",
+        description="imagenet (torchvision's default weights), the name of other torchvision weights, such as "
+        "IMAGENET1K_V1, or a .safetensors or .pth file with torchvision's tensor names.",
     )
-    missing_layers: Literal["error", "random"] = Field("error", description="What a layer the file lacks means.")
+    missing_layers: Literal["error", "random"] = Field(
+        "error", description="Whether a file that lacks a layer is refused, or the layer starts at random."
+    )
 
     @field_validator("name")
     @classmethod
@@ -53,22 +69,22 @@ class Backbone(Strict):
     @field_validator("weights")
     @classmethod
     def _check_weights(cls, weights: str | None) -> str | None:
-        if weights is not None and not weights.endswith(WEIGHTS_FILES) and not TORCHVISIONS.fullmatch(weights):
+        if weights is not None and not weights.endswith(WEIGHTS_FILES) and not TORCHVISION_WEIGHTS.fullmatch(weights):
             raise ValueError(
-                f"must be 'imagenet', a name of torchvision's such as 'IMAGENET1K_V1', or a .safetensors or .pth file, "
-                f"got {weights!r}"
+                "must be 'imagenet', the name of other torchvision weights such as 'IMAGENET1K_V1', or a .safetensors "
+                f"or .pth file, got {weights!r}"
             )
         return weights
 
     @property
     def has_weights_file(self) -> bool:
-        """Whether the weights are read from a file that the user names."""
+        """Whether the weights come from a file that the user names."""
         return self.weights is not None and self.weights.endswith(WEIGHTS_FILES)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        is_torchvisions = self.name != "vgg16_narrow" and not is_custom(self.name)
-        if self.weights is not None and not self.has_weights_file and not is_torchvisions:
+        is_in_torchvision = self.name != "vgg16_narrow" and not is_custom(self.name)
+        if self.weights is not None and not self.has_weights_file and not is_in_torchvision:
             raise ValueError(f"torchvision has no weights for {self.name}: weights must name a file")
         return self
 
@@ -81,13 +97,17 @@ class Data(Strict):
         "food101", "imagefolder", "digits",
     ] = "cifar10"  # fmt: skip
     root: str | None = Field(
-        None, description="Folder of the images; torchvision's sets are downloaded to it, by default to data."
+        None, description="Folder of the images; torchvision's data sets are downloaded into it (by default: data)."
     )
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the training images, split off stratified.")
-    limit: int | None = Field(None, ge=2, description="Stratified subset of this many images, before that split.")
-    classes: Annotated[list[str], Field(min_length=2)] | None = Field(None, description="Only these classes.")
+    val_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training images that is split off for validation, stratified."
+    )
+    limit: int | None = Field(
+        None, ge=2, description="Number of training images to use, a stratified subset drawn before that split."
+    )
+    classes: Annotated[list[str], Field(min_length=2)] | None = Field(None, description="Use only these classes.")
     image_size: int = Field(
-        32, ge=1, le=1024, description="Height and width in pixels that the network gets; other images are resized."
+        32, ge=1, le=1024, description="Height and width in pixels of the network's input; other images are resized."
     )
 
     @model_validator(mode="after")
@@ -99,22 +119,23 @@ class Data(Strict):
 
 
 class Confirm(Strict):
-    """How often each arm's best configuration is retrained with a fresh seed, and what is compared then."""
+    """How many times each arm's best configuration is retrained with a fresh seed, and which levels are compared."""
 
-    seeds: int = Field(0, ge=0)
+    seeds: int = Field(0, ge=0, description="Retrainings of each arm's best configuration.")
     control: dict[str, str | int | float] = Field(
-        {}, description="Factor -> the level that its other levels are compared with; by default all pairs are."
+        {},
+        description="Factor -> the level that its other levels are compared with; by default, all pairs are compared.",
     )
 
 
 class Tracking(Strict):
-    """What is kept."""
+    """What the store keeps of the runs."""
 
-    checkpoints: Literal["all", "best_per_arm"] = "all"
+    checkpoints: Literal["all", "best_per_arm"] = Field("all", description="Whose checkpoints are kept.")
 
 
 class Published(Strict):
-    """Figures that somebody published for an arm, shown beside ours."""
+    """Metrics that were published for an arm, shown beside the study's own."""
 
     arm: dict[str, str | int | float]
     source: str | None = None
@@ -125,7 +146,7 @@ class Published(Strict):
 
 
 class StudySpec(Strict):
-    """One question: a study file, its overrides applied, its defaults filled in."""
+    """One question: a study file with its overrides applied and its defaults filled in."""
 
     name: str
     question: str
@@ -133,12 +154,12 @@ class StudySpec(Strict):
     epochs: int = Field(ge=1)
     seed: int = Field(0, ge=0, description="Every random number of the study derives from it.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on CUDA, where the device has it, else float32."
+        "auto", description="auto: bfloat16 on CUDA if the device supports it, else float32."
     )
     compile: Literal["none", "default"] = Field(
-        "none", description="Mode of torch.compile for the training step; compiled once for all trials of one shape."
+        "none", description="Mode of torch.compile for the training step, compiled once per network shape."
     )
-    deterministic: bool = Field(False, description="Bit-identical repeats on CUDA; slower. The CPU always is.")
+    deterministic: bool = Field(False, description="Bit-identical repeats on CUDA, slower; on the CPU they always are.")
     backbone: Backbone = Backbone()
     data: Data = Data()
     fixed: Fixed = Fixed()
@@ -151,14 +172,19 @@ class StudySpec(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_tables(self)
+        _check_effects(self)  # first: a value without effect cannot make a combination impossible
         for levels in self.combinations():
             _check_combination(self, levels)
-        _check_effects(self)
-        for published in self.published:
-            _check_published(self, published)
+        for number in range(len(self.published)):
+            _check_published(self, number)
         for factor, level in self.confirm.control.items():
             if level not in self.factors.entries().get(factor, []):
-                raise ValueError(f"confirm.control: {factor} = {level!r} is not a level of a factor")
+                entry = f"{factor} = {level!r}"
+                raise Superfluous(
+                    f"confirm.control: {entry} is not a level of a factor",
+                    ("confirm", "control", factor),
+                    f"confirm.control: {entry} is dropped: it is not a level of a factor",
+                )
         return self
 
     def combinations(self) -> list[dict[str, Any]]:
@@ -185,30 +211,30 @@ class StudySpec(Strict):
         return value
 
     def content(self) -> dict[str, Any]:
-        """Return what identifies the study besides its name: all of the file, without places."""
-        places = {"data": {"root"}, "backbone": {"module", "function"}}
-        content: dict[str, Any] = self.model_dump(mode="json", exclude={"name": True, **places})
+        """Return what identifies the study besides its name: the whole file without the paths in it."""
+        paths = {"data": {"root"}, "backbone": {"module", "function"}}
+        content: dict[str, Any] = self.model_dump(mode="json", exclude={"name": True, **paths})
         for table in ("factors", "search"):
             content[table] = {key: value for key, value in content[table].items() if value is not None}
         varied = content["factors"].keys() | content["search"].keys()
         content["fixed"] = {name: self.default(name) for name in Hyperparameters.model_fields if name not in varied}
-        # What all studies were before there was a choice.
+        # Left out at their defaults, so that studies stored before these options existed keep their identity.
         if self.compile == "none":
             del content["compile"]
         if content["fixed"].get("class_weights") == "none":
             del content["fixed"]["class_weights"]
         if self.backbone.has_weights_file:
-            content["backbone"]["weights"] = "file"  # what it holds, its digest, is added when it has been read
+            content["backbone"]["weights"] = "file"  # the digest of its tensors is added once they are read
         return content
 
 
 def _check_tables(spec: StudySpec) -> None:
-    """A parameter stands in one of the three tables only, and every cut that is named exists."""
+    """Refuse a parameter that is in two tables, and a cut that the backbone does not have."""
     tables = {"fixed": spec.fixed.entries(), "factors": spec.factors.entries(), "search": spec.search.entries()}
     for parameter in Hyperparameters.model_fields:
-        found = [table for table, entries in tables.items() if parameter in entries]
-        if len(found) > 1:
-            raise ValueError(f"{found[1]}.{parameter}: also in [{found[0]}]; a parameter is in one table only")
+        places = [table for table, entries in tables.items() if parameter in entries]
+        if len(places) > 1:
+            raise ValueError(f"{places[1]}.{parameter}: also in [{places[0]}]; a parameter can be in one table only")
     for table, entries in tables.items():
         value = entries.get("truncate_at")
         cuts = [value] if isinstance(value, str) else value.choices if isinstance(value, Choices) else value or []
@@ -220,7 +246,7 @@ def _check_tables(spec: StudySpec) -> None:
 
 
 def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
-    """Refuse an arm in which something is impossible, whatever the search chooses."""
+    """Refuse an arm in which a combination of values is impossible, or a factor has no effect."""
     where = ", ".join(f"{k} = {v}" for k, v in levels.items())
     cuts = spec.possible("truncate_at", levels)
     strategies = spec.possible("strategy", levels)
@@ -228,9 +254,10 @@ def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
     for cut in cuts:
         needed = smallest_image(spec.backbone.name, cut)
         if spec.data.image_size < needed:
-            raise ValueError(f"data.image_size: {spec.data.image_size} is too small for {cut}, it needs {needed}")
+            raise ValueError(f"data.image_size: {spec.data.image_size} is too small for {cut}, which needs {needed}")
     if spec.backbone.weights is None and any(STRATEGIES[strategy].starts_pretrained for strategy in strategies):
-        raise ValueError("backbone.weights: only from_scratch can do without pretrained weights")
+        random_starts = [name for name, strategy in STRATEGIES.items() if not strategy.starts_pretrained]
+        raise ValueError(f"backbone.weights: only {' or '.join(random_starts)} can do without pretrained weights")
     learns_batch_norm = ARCHITECTURES[spec.backbone.name].has_batch_norm and any(
         STRATEGIES[strategy].freezes != "all" for strategy in strategies
     )
@@ -240,15 +267,16 @@ def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
     if warmup > spec.epochs:
         raise ValueError(f"head_warmup_epochs: {warmup} is more than epochs = {spec.epochs}")
 
-    if any(STRATEGIES[strategy].freezes == "freeze_depth" for strategy in strategies):
+    frozen_to_depth = [strategy for strategy in strategies if STRATEGIES[strategy].freezes == "freeze_depth"]
+    if frozen_to_depth:
         depths = spec.possible("freeze_depth", levels)
         most = min(kept)
-        if isinstance(spec.search.get("freeze_depth"), Range):  # its upper end is lowered to what each cut keeps
+        if isinstance(spec.search.get("freeze_depth"), Range):  # each arm lowers its upper end to the blocks it keeps
             all_cuts = (cut for other in spec.combinations() for cut in spec.possible("truncate_at", other))
             most = max(kept_blocks(spec.backbone.name, cut) for cut in all_cuts)
         table = "factors" if "freeze_depth" in levels else "search" if spec.search.get("freeze_depth") else "fixed"
         if depths == [None]:
-            raise ValueError("freeze_depth: fine_tune_top needs it in [fixed], [factors] or [search]")
+            raise ValueError(f"freeze_depth: {frozen_to_depth[0]} needs it in [fixed], [factors] or [search]")
         for depth, limit in ((min(depths), min(kept)), (max(depths), most)):
             if depth > limit:
                 at = f" ({where})" if where else ""
@@ -265,13 +293,22 @@ def _check_effects(spec: StudySpec) -> None:
         for parameter in getattr(spec, table).entries():
             strategies = {s for levels in spec.combinations() for s in spec.possible("strategy", levels)}
             if not any(applies(parameter, strategy, None, 1) for strategy in strategies):
-                raise ValueError(f"{table}.{parameter}: has no effect under {', '.join(sorted(strategies))}")
+                entry, reason = f"{table}.{parameter}", f"has no effect under {', '.join(sorted(strategies))}"
+                raise Superfluous(f"{entry}: {reason}", (table, parameter), f"{entry} is dropped: it {reason}")
 
 
-def _check_published(spec: StudySpec, published: Published) -> None:
+def _check_published(spec: StudySpec, number: int) -> None:
+    """Refuse a published result whose arm has another factor, or a level that no study can have."""
+    published = spec.published[number]
     for factor in published.arm:
         if factor not in spec.factors.entries():
-            raise ValueError(f"published.arm: {factor!r} is not one of the factors")
+            arm = ", ".join(f"{name} = {level}" for name, level in published.arm.items())
+            reason = f"{factor!r} is not one of the factors"
+            raise Superfluous(
+                f"published.arm: {reason}",
+                ("published", number),
+                f"the published result for {arm} is dropped: {reason}",
+            )
         if factor == "truncate_at":
             require_known(str(published.arm[factor]), cut_names(spec.backbone.name), "block or unit")
         try:

@@ -1,4 +1,4 @@
-"""What one trial is: `TrialSpec`, which round-trips through MLflow's parameters."""
+"""The complete settings of one trial, which round-trip through MLflow's parameters."""
 
 import json
 from typing import Any, Self
@@ -8,12 +8,12 @@ from ablation.spec.parameters import Augmentation, ClassWeights, HeadPool, Strat
 
 
 class TrialSpec(Strict):
-    """All that a trial is; it round-trips through the parameters of its MLflow run.
+    """The complete settings of a trial; they round-trip through the parameters of its MLflow run.
 
     A parameter that does not apply is None (`freeze_depth` unless the top is fine-tuned, `backbone_lr_scale` where no
-    pretrained layer learns, `threads` on a GPU). `threads` is there because the CPU's results depend on it in the last
-    bit. A confirmation run is one that `confirms` a trial of its arm: the same but for its seed, and `trial` counts the
-    arm's confirmation runs.
+    pretrained layer learns, `threads` on a GPU). `threads` is included because the CPU's results depend on it in the
+    last bit. A confirmation run `confirms` a trial of its arm: only its seed differs, and `trial` counts the arm's
+    confirmation runs.
     """
 
     study: str
@@ -56,22 +56,24 @@ class TrialSpec(Strict):
     augmentation: Augmentation
 
     def to_params(self) -> dict[str, str]:
-        """Return the parameters as MLflow stores them: strings as they are, everything else as JSON."""
+        """Return the parameters as MLflow stores them: strings unchanged, everything else as JSON."""
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.model_dump().items()}
 
     @classmethod
     def from_params(cls, params: dict[str, str]) -> Self:
-        """Rebuild the specification from a run's parameters; other parameters are ignored.
+        """Rebuild the specification from a run's parameters; unknown parameters are ignored.
 
         Raises:
-            InputError: the run is not one of ours, or lacks a parameter.
+            InputError: a parameter is missing: the run is not a trial, or one of another version.
         """
         values: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
             if name not in params and not field.is_required():
                 continue
             if name not in params:
-                raise InputError(f"the run has no parameter {name!r}: so it is not a trial, or one of another version")
+                raise InputError(
+                    f"the run has no parameter {name!r}: it is not a trial, or was made by another version"
+                )
             is_text = without_none(field.annotation) is str and params[name] != "null"
             values[name] = params[name] if is_text else _from_json(params[name])
         return cls(**values)

@@ -1,12 +1,19 @@
 """Locks that die with their process: files on one machine, PostgreSQL's advisory locks between machines.
 
-One lock is exclusive for the moment in which databases are made and trials claimed; one per trial is held by the
-process that works on it. A process that dies, however it dies, loses its locks, which is how others notice.
+Three kinds of lock exist. The claim lock of a store is held for the moment in which databases are created and trials
+claimed. A lock per study is held while its summary, report or champion is written, which takes seconds to minutes. A
+lock per trial is held by the process that works on it. A process that dies, however it dies, loses its locks, which is
+how others notice.
+
+A process that holds a study's lock may acquire the claim lock, never the other way round: two processes would wait for
+each other.
 """
 
 import contextlib
 import hashlib
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +25,13 @@ from ablation.base.errors import StoreAway, StoreError
 from ablation.base.text import first_line
 from ablation.storage.store import POSTGRESQL, SQLITE, sqlite_path
 
-EXCLUSIVE = "claim"  # the name of the exclusive lock
+if sys.platform != "win32":
+    import fcntl
+
+EXCLUSIVE = "claim"  # the name of the claim lock
 CONNECT_SECONDS = 10
 
-# A host that is lost without a goodbye keeps its locks until the server's keepalives give it up: after 30 s.
+# A host that disappears keeps its locks until the server's keepalives give up: after 30 s.
 SERVER_OPTIONS = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 
 POSTGRES_CONNECT_ARGS = {
@@ -33,30 +43,35 @@ POSTGRES_CONNECT_ARGS = {
 }
 
 
-class Locks(Protocol):
-    """Locks by name. What `try_acquire` took is held until `release`, the process's end, or a lost connection."""
+def study_lock(study: str) -> str:
+    """Return the name of a study's lock; where locks are files, it is a file in the folder `locks`."""
+    return f"locks/{study}"  # the folder keeps a study called 'claim' apart from the claim lock
 
-    def exclusive(self) -> Any:
-        """Return a context manager that waits for the one exclusive lock and holds it; it may be nested."""
+
+class Locks(Protocol):
+    """Locks by name. A lock is held until it is released, the process ends, or its connection is lost."""
+
+    def exclusive(self, name: str = EXCLUSIVE) -> Any:
+        """Return a context manager that waits for a lock and holds it; it may be nested."""
 
     def try_acquire(self, name: str) -> bool:
-        """Take a lock, or return False where another holder lives."""
+        """Acquire a lock; return False if another process holds it."""
 
     def release(self, name: str) -> None:
-        """Free a lock; one that was lost with its connection is free already."""
+        """Release a lock; nothing happens if it was lost with its connection."""
 
     def release_all(self) -> None:
-        """Free every lock."""
+        """Release every lock."""
 
     def is_held(self, name: str) -> bool:
-        """Return whether this process still holds the lock; that of `exclusive` is called EXCLUSIVE.
+        """Return whether this process still holds the lock.
 
         Raises:
             StoreAway: the server does not answer, so nobody knows.
         """
 
-    def is_taken(self, name: str) -> bool:
-        """Return whether any process holds the lock."""
+    def is_taken(self, name: str) -> bool | None:
+        """Return whether any process holds the lock; None if this user may not find out."""
 
 
 class FileLocks:
@@ -64,16 +79,17 @@ class FileLocks:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._exclusive = file_lock(folder / "claim.lock")  # one object, so that it may be taken again within
+        self._exclusive: dict[str, FileLock] = {}  # one object per name, so that it can be nested
         self._held: dict[str, FileLock] = {}
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        self._acquire(self._exclusive, timeout=-1)
+    def exclusive(self, name: str = EXCLUSIVE) -> Iterator[None]:
+        lock = self._exclusive.setdefault(name, file_lock(self.folder / f"{name}.lock"))
+        self._acquire(lock, timeout=-1)
         try:
             yield
         finally:
-            self._exclusive.release()
+            lock.release()
 
     def _acquire(self, lock: FileLock, timeout: float = 0) -> FileLock | None:
         folder = Path(lock.lock_file).parent
@@ -102,15 +118,18 @@ class FileLocks:
             self.release(name)
 
     def is_held(self, name: str) -> bool:
-        return self._exclusive.is_locked if name == EXCLUSIVE else name in self._held
+        return name in self._held or (name in self._exclusive and self._exclusive[name].is_locked)
 
-    def is_taken(self, name: str) -> bool:
-        file = self.folder / name / "lock"
+    def is_taken(self, name: str) -> bool | None:
+        file, claim_file = self.folder / name / "lock", self.folder / f"{EXCLUSIVE}.lock"
         if name in self._held:
             return True
-        if not os.access(file, os.W_OK):
-            return False  # there is none, or nobody could run here
-        with self.exclusive():  # a claim must not take our look for another owner, nor the folder go while we look
+        if not _exists(file):
+            return False
+        claim_path = claim_file if _exists(claim_file) else self.folder
+        if not (os.access(file, os.W_OK) and os.access(claim_path, os.W_OK)):
+            return _is_locked_read_only(file, claim_file)
+        with self.exclusive():  # else a claim could mistake this test for another owner, or the folder could go
             lock = self._acquire(file_lock(file)) if file.exists() else None
             if lock is None:
                 return file.exists()
@@ -118,13 +137,43 @@ class FileLocks:
             return False
 
 
+def _exists(file: Path) -> bool:
+    """Return whether a file exists; also True where this user may not find out."""
+    try:
+        return file.exists()
+    except PermissionError:
+        return True
+
+
+def _is_locked_read_only(file: Path, claim_file: Path) -> bool | None:
+    """Return whether a process holds a file's lock, for a user who may only read; None if that cannot be known.
+
+    A shared `flock` needs no right to write. The claim lock is shared meanwhile: else a claim could mistake this test
+    for another owner.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        with claim_file.open("rb") as claim_descriptor, file.open("rb") as descriptor:
+            fcntl.flock(claim_descriptor, fcntl.LOCK_SH)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False  # closing the files releases both
+    except FileNotFoundError:
+        return False  # its process has just ended the trial, or no trial was ever claimed here
+    except OSError:  # the files may not be read, or the file system has no such locks
+        return None
+
+
 def file_lock(path: Path) -> FileLock:
-    """Return a lock of a file, which dies with its process; a context manager that waits for it."""
+    """Return the lock of a file, which dies with its process; a context manager that waits for it."""
     return FileLock(path, fallback_to_soft=False)  # a "soft" lock is a mere file, which outlives its process
 
 
 class PostgresLocks:
-    """Advisory locks of a PostgreSQL database, on a connection of their own: the server frees them when it ends."""
+    """Advisory locks of a PostgreSQL database, on their own connection: the server releases them when it ends."""
 
     def __init__(self, url: str):
         self._engine = sqlalchemy.create_engine(
@@ -135,7 +184,7 @@ class PostgresLocks:
         )
         self._connection: Any = None
         self._held: set[str] = set()
-        self._depth = 0  # of nested `exclusive`
+        self._depths: Counter[str] = Counter()  # of nested `exclusive`, by name
 
     def _ask(self, sql: str, name: str | None = None) -> Any:
         try:
@@ -147,7 +196,7 @@ class PostgresLocks:
             self.close()
             reason = first_line(getattr(error, "orig", None) or error)
             raise StoreAway(f"the database does not answer ({reason})") from None
-        except BaseException:  # Ctrl-C in the middle leaves a connection of which nobody knows the state
+        except BaseException:  # after Ctrl-C in the middle, the connection's state is unknown
             self.close()
             raise
 
@@ -155,23 +204,23 @@ class PostgresLocks:
         """End the connection, and with it every lock."""
         self._held.clear()
         if self._connection is not None:
-            with contextlib.suppress(Exception):  # it may be what is broken
+            with contextlib.suppress(Exception):  # the connection may be broken
                 self._connection.invalidate()
                 self._connection.close()
         self._connection = None
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        if self._depth == 0:
-            self._ask("SELECT pg_advisory_lock(:key)", EXCLUSIVE)
-            self._held.add(EXCLUSIVE)
-        self._depth += 1
+    def exclusive(self, name: str = EXCLUSIVE) -> Iterator[None]:
+        if self._depths[name] == 0:
+            self._ask("SELECT pg_advisory_lock(:key)", name)
+            self._held.add(name)
+        self._depths[name] += 1
         try:
             yield
         finally:
-            self._depth -= 1
-            if self._depth == 0:
-                self.release(EXCLUSIVE)
+            self._depths[name] -= 1
+            if self._depths[name] == 0:
+                self.release(name)
 
     def try_acquire(self, name: str) -> bool:
         if name in self._held:  # the server would count it twice
@@ -183,7 +232,7 @@ class PostgresLocks:
     def release(self, name: str) -> None:
         if name in self._held:
             self._held.discard(name)
-            with contextlib.suppress(StoreAway):  # then it is lost anyway
+            with contextlib.suppress(StoreAway):  # the lock is lost then
                 self._ask("SELECT pg_advisory_unlock(:key)", name)
 
     def release_all(self) -> None:
@@ -211,16 +260,16 @@ def _advisory_key(name: str) -> int:
 
 
 def open_locks(url: str) -> Locks:
-    """Return the locks that belong to a database, by its address; they are shared by all who use that database."""
+    """Return the locks of the database at an address; all processes that use the database share them."""
     return FileLocks(sqlite_path(url).parent) if url.startswith(SQLITE) else PostgresLocks(url)
 
 
 @contextlib.contextmanager
 def opening(url: str, *, create: bool) -> Iterator[None]:
-    """Open a database in this context, and make its tables if `create`: several processes at once cannot do that.
+    """Open a database in this context, and create its tables if `create`, which several processes cannot do at once.
 
-    Even to look is to wait on a server, where another process may be half-way through. A SQLite file appears only when
-    it is complete, so nothing is written there for a look.
+    On a server, even reading waits for the claim lock, because another process may be half-way through creating the
+    tables. A SQLite file appears only when it is complete, so reading it needs no lock and writes nothing.
     """
     if url.startswith(POSTGRESQL):
         locks = PostgresLocks(url)

@@ -1,4 +1,4 @@
-"""Calls that wait on disk until a server answers again: kept in order, each in a file of its own."""
+"""Calls that wait on disk until a server answers again: in order, one file each."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from ablation.base.files import write_atomically
 
 @dataclass(frozen=True)
 class Entry:
-    """A call with its arguments (as JSON can store them) and, for some, a file that goes with it."""
+    """A call with its arguments (which JSON can store) and, for some calls, a file to upload."""
 
     path: Path
     call: str
@@ -21,13 +21,13 @@ class Entry:
 
 
 class Outbox:
-    """The calls that wait in a folder. One process at a time may use it; nothing is on disk while nothing waits."""
+    """The calls that wait in a folder. One process at a time may use it; an empty outbox has no files."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def add(self, call: str, arguments: dict[str, Any], file: Path | None = None) -> None:
-        """Keep a call, and a copy of the file, so that a crash at any moment leaves all of it or nothing.
+        """Store a call and a copy of its file, so that a crash at any moment leaves all of it or nothing.
 
         Raises:
             StoreError: the disk is full, or cannot be written.
@@ -40,19 +40,19 @@ class Outbox:
         write_atomically(entry, json.dumps(content).encode())
 
     def entries(self) -> Iterator[Entry]:
-        """Yield what waits, the oldest first."""
+        """Yield the calls that wait, the oldest first."""
         for path in sorted(self.folder.glob("*.json")):
             content = json.loads(path.read_bytes())
             file = path.with_suffix("") / content["file"] if content["file"] else None
             yield Entry(path, content["call"], content["arguments"], file)
 
     def remove(self, entry: Entry) -> None:
-        """Forget a call that was delivered."""
+        """Delete a call that was delivered."""
         entry.path.unlink()
         if entry.file is not None:
             shutil.rmtree(entry.file.parent, ignore_errors=True)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all calls."""
         if self.folder.exists():
             shutil.rmtree(self.folder)

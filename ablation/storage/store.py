@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.base.errors import InputError
-from ablation.base.files import expand
+from ablation.base.files import expand, replacing
 
 DEFAULT_STORE = "mlruns"
 SQLITE = "sqlite:///"
@@ -16,7 +16,7 @@ POSTGRESQL = ("postgresql://", "postgresql+psycopg://")
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with everything of its own, and the addresses of the two databases, in it or elsewhere."""
+    """A folder, and the addresses of the two databases, which are in the folder or elsewhere."""
 
     root: Path
     tracking_uri: str
@@ -34,12 +34,12 @@ class Store:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no study can have run in it yet, as far as can be told without a database library."""
+        """Whether no study can have run here yet, as far as one can know without a database library."""
         return not self.has_remote_optuna and not sqlite_path(self.optuna_url).exists()
 
     @property
     def has_remote_tracking(self) -> bool:
-        """Whether MLflow is a server, which may be away for a while."""
+        """Whether MLflow is a server, which may not answer for a while."""
         return not self.tracking_uri.startswith(SQLITE)
 
     @property
@@ -49,14 +49,14 @@ class Store:
 
     @property
     def work_root(self) -> Path:
-        """The folder of locks and unfinished trials: beside Optuna's database where that is a file, else the root."""
+        """The folder of locks and unfinished trials: beside Optuna's database if that is a file, else the root."""
         return self.root if self.has_remote_optuna else sqlite_path(self.optuna_url).parent
 
     def check_writable(self) -> None:
-        """Refuse a folder that cannot be written or made, without touching it.
+        """Refuse a folder that cannot be written or created, without touching it.
 
         Raises:
-            InputError: says which folder it is.
+            InputError: names the folder.
         """
         existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
         if not existing.is_dir():
@@ -65,10 +65,10 @@ class Store:
             raise InputError(f"--store: {existing} cannot be written")
 
     def prepare(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            InputError: it cannot be made.
+            InputError: it cannot be created.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -76,13 +76,13 @@ class Store:
             raise InputError(f"--store: {self.root} cannot be written ({error.strerror})") from None
 
     def artifacts(self, study: str) -> Path:
-        """Return the folder of a study's artifacts, where MLflow's database is in the store."""
+        """Return the folder of a study's artifacts in a store that has MLflow's database."""
         return self.root / "artifacts" / study
 
     def trial_folder(self, key: str) -> Path:
-        """Return the folder of an unfinished trial: its lock, its resume checkpoints, what MLflow has yet to get.
+        """Return the folder of an unfinished trial: its lock, its resume checkpoints, its outbox for MLflow.
 
-        `key` (<arm's key>/<number>) is the trial's alone, whichever database it is in.
+        `key` (<arm's key>/<number>) is unique among the trials of all databases.
         """
         return self.work_root / "checkpoints" / key
 
@@ -103,14 +103,14 @@ def find_store(option: str | None) -> Store:
     working folder.
 
     Raises:
-        InputError: OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL, or an address cannot be read with certainty.
+        InputError: OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL, or an address is ambiguous.
     """
     root = expand(option or DEFAULT_STORE).resolve()
     own_tracking, own_optuna = _sqlite(root / "mlflow.db"), _sqlite(root / "optuna.db")
     if option is not None:
         return Store(root, own_tracking, own_optuna)
     optuna_url = os.environ.get("OPTUNA_STORAGE") or own_optuna
-    # Others lack a lock that dies with its owner, or have one that nobody tried with this program.
+    # Other databases lack a lock that dies with its owner, or nobody has tried theirs with this program.
     if not optuna_url.startswith((SQLITE, *POSTGRESQL)) or optuna_url == SQLITE:
         raise InputError("OPTUNA_STORAGE: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or own_tracking
@@ -118,31 +118,28 @@ def find_store(option: str | None) -> Store:
     _check_credentials("MLFLOW_TRACKING_URI", tracking_uri)
     if tracking_uri.split("?")[0] == optuna_url.split("?")[0]:
         raise InputError(
-            "OPTUNA_STORAGE and MLFLOW_TRACKING_URI: need two databases, because some tables have one name"
+            "OPTUNA_STORAGE and MLFLOW_TRACKING_URI: need two databases, because some tables have the same name"
         )
     return Store(root, tracking_uri, optuna_url)
 
 
 def _check_credentials(variable: str, url: str) -> None:
-    """Refuse a password in which an address could end: libraries would take half of it for a host, and print it."""
+    """Refuse a password that could end an address early: libraries would read half of it as a host, and print it."""
     before, at, _ = url.partition("://")[2].rpartition("@")
     if not url.startswith(SQLITE) and at and re.search(r"[@/?#]", before):
         raise InputError(f"{variable}: write @ / ? # in a user name or password as %40 %2F %3F %23")
 
 
 def build_database(url: str, build: Callable[[str], object]) -> None:
-    """Make a SQLite database under another name and give it its own when it is complete.
+    """Create a SQLite database under a temporary name, and rename it when it is complete.
 
-    A process that dies while it makes the tables would otherwise leave half a database that nothing can open. Servers
-    make their tables in a transaction, so nothing is done for those.
+    Otherwise a process that dies while it creates the tables would leave half a database, which nothing can open.
+    Servers create their tables in a transaction, so nothing is done for those.
 
     Args:
-        url: its address; nothing is done where it already is.
-        build: opens the database at an address and makes its tables.
+        url: the database's address; nothing is done if the file exists.
+        build: opens the database at an address and creates its tables.
     """
-    if not url.startswith(SQLITE) or (path := sqlite_path(url)).exists():
-        return
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    build(_sqlite(unfinished))
-    unfinished.replace(path)
+    if url.startswith(SQLITE) and not (path := sqlite_path(url)).exists():
+        with replacing(path) as temporary:
+            build(_sqlite(temporary))

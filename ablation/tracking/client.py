@@ -141,8 +141,6 @@ def open_client(store: Store, *, create: bool = False) -> MlflowClient | None:
     Raises:
         InputError: the store cannot be opened, or its server has another major version than this client.
     """
-    # Otherwise MLflow makes ./mlruns for a default experiment that nobody asked for.
-    os.environ.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", (store.root / "artifacts").as_uri())
     with opening_errors(store), opening(store.tracking_uri, create=create):
         if not is_server(store) and not create and not _has_tables(store):
             return None
@@ -184,10 +182,9 @@ def is_server(store: Store) -> bool:
 
 
 def artifact_location(store: Store, study: str) -> str:
-    """Return where a study's artifacts go, where clients write them themselves."""
-    if store.has_own_tracking:
-        return store.artifacts(study).as_uri()
-    return f"{os.environ['MLFLOW_DEFAULT_ARTIFACT_ROOT'].rstrip('/')}/{study}"
+    """Return the address of a study's artifacts, for a store to which clients write them themselves."""
+    root = None if store.has_own_tracking else os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT")
+    return f"{root.rstrip('/')}/{study}" if root else store.artifacts(study).as_uri()
 
 
 def _server_version(store: Store) -> str:

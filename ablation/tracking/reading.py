@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from ablation.tracking.client import (
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as MLflow has it; `curves` holds the metrics that were asked for, a value per step."""
+    """A run as MLflow has it; `metrics` holds the last value of each."""
 
     run_id: str
     status: str
@@ -39,12 +39,11 @@ class RunRecord:
     params: dict[str, str]
     metrics: dict[str, float]
     artifact_uri: str
-    curves: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study's experiment: its summary run, what that says of it (see `Tracker.begin_summary`), and its other runs."""
+    """A study's experiment: its summary run, that run's description of it (see `Tracker.begin_summary`), other runs."""
 
     experiment_id: str
     summary: RunRecord
@@ -52,11 +51,9 @@ class StudyRecord:
     runs: list[RunRecord]
 
 
-def _run_record(run: Run, curves: dict[str, list[float]] | None = None) -> RunRecord:
+def _run_record(run: Run) -> RunRecord:
     data = run.data
-    return RunRecord(
-        run.info.run_id, run.info.status, data.tags, data.params, data.metrics, run.info.artifact_uri, curves or {}
-    )
+    return RunRecord(run.info.run_id, run.info.status, data.tags, data.params, data.metrics, run.info.artifact_uri)
 
 
 def read_run(store: Store, run_id: str) -> RunRecord:
@@ -72,8 +69,8 @@ def read_run(store: Store, run_id: str) -> RunRecord:
         raise InputError(f"{store.root}: has no MLflow run {run_id!r}") from None
 
 
-def read_study(store: Store, study: str, curves: Sequence[str]) -> StudyRecord:
-    """Return a study's runs; `curves` are read of the confirmation runs, or of all trials where there are none.
+def read_study(store: Store, study: str) -> StudyRecord:
+    """Return a study's runs.
 
     Raises:
         InputError: the store cannot be opened, or has no such study.
@@ -83,32 +80,40 @@ def read_study(store: Store, study: str, curves: Sequence[str]) -> StudyRecord:
     client = reading_client(store)
     with mlflow_errors(store):
         experiment = find_experiment(client, store, study)
-        found = list(search_all_runs(client, experiment.experiment_id, "tags.kind != ''"))
-        summaries = [run for run in found if run.data.tags["kind"] == "summary"]
+        runs = list(search_all_runs(client, experiment.experiment_id, "tags.kind != ''"))
+        summaries = [run for run in runs if run.data.tags["kind"] == "summary"]
         if not summaries:
-            raise InputError(f"study {study!r} was made by an older version: run it once more, then it can be read")
+            raise InputError(f"study {study!r} has no summary run: run the study once more, then it can be read")
         newest = _run_record(max(summaries, key=lambda run: run.info.start_time))
         about = _about(store, study, newest)
         # An experiment may hold the runs of another Optuna database, and a run that was made a moment ago.
         keys = set(about.get("arm_keys", []))
-        others = [
-            run
-            for run in found
+        records = [
+            _run_record(run)
+            for run in runs
             if run.data.tags.get(KEY_TAG, "").rpartition("/")[0] in keys
             and run.data.tags["kind"] != "summary"
             and "study" in run.data.params
         ]
-        shown = {run.info.run_id for run in others if run.data.tags["kind"] == "confirmation"}
-        records = []
-        for run in others:
-            wanted = curves if not shown or run.info.run_id in shown else []
-            histories = {name: client.get_metric_history(run.info.run_id, name) for name in wanted}
-            values = {
-                name: [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
-                for name, history in histories.items()
-            }
-            records.append(_run_record(run, values))
     return StudyRecord(experiment.experiment_id, newest, about, records)
+
+
+def read_curves(store: Store, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, dict[str, list[float]]]:
+    """Return the histories of metrics, a value per step: run id -> metric -> values. Each is a request of its own.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    client = reading_client(store)
+
+    def values(run_id: str, metric: str) -> list[float]:
+        history = client.get_metric_history(run_id, metric)
+        return [point.value for point in sorted(history, key=lambda point: point.step)]
+
+    metrics = tuple(metrics)
+    with mlflow_errors(store):
+        return {run_id: {metric: values(run_id, metric) for metric in metrics} for run_id in run_ids}
 
 
 def _about(store: Store, study: str, summary: RunRecord) -> dict[str, Any]:
@@ -121,11 +126,22 @@ def _about(store: Store, study: str, summary: RunRecord) -> dict[str, Any]:
 
 
 def artifact_path(store: Store, run: RunRecord, name: str) -> Path:
-    """Return where an artifact of a run is in a store that has its own; it may have been moved or copied."""
+    """Return the path of a run's artifact in a store with its own database, which may have been moved or copied."""
+    return artifact_folder(store, run.artifact_uri, levels=3) / name
+
+
+def artifact_folder(store: Store, address: str, levels: int) -> Path:
+    """Return the folder of artifacts in a store with a database of its own, which may have been moved or copied.
+
+    Args:
+        store: where they are now.
+        address: the absolute address that MLflow stored.
+        levels: how many names at its end are below the store's folder of artifacts: 3 for a run
+            (<study>/<run>/artifacts), 4 for a logged model (<study>/models/<model>/artifacts).
+    """
     assert store.has_own_tracking
-    # MLflow stored an absolute address; its end is <study>/<run>/artifacts.
-    study, run_folder, artifacts = run.artifact_uri.rstrip("/").split("/")[-3:]
-    return store.artifacts(study) / run_folder / artifacts / name
+    study, *folders = address.rstrip("/").split("/")[-levels:]
+    return store.artifacts(study).joinpath(*folders)
 
 
 @contextmanager

@@ -1,7 +1,5 @@
-"""The MLflow Model Registry: a registered model per study, whose alias `champion` names the version that won."""
+"""The MLflow Model Registry: a registered model per study; its alias `champion` names the version of the winner."""
 
-import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,16 +21,13 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.text import first_line
-from ablation.storage.store import Store
+from ablation.storage.store import Store, find_store
+from ablation.tracking import mlflow_settings
 from ablation.tracking.client import KEY_TAG, find_experiment, mlflow_errors, reading_client
-
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for every copy of a file
-
-# Else it complains where there is no pip, whose version it would write down.
-logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+from ablation.tracking.reading import artifact_folder
 
 ALIAS = "champion"
-MODEL_CODE = Path(__file__).with_name("champion_model.py")  # what MLflow runs where the model is loaded
+MODEL_CODE = Path(__file__).with_name("champion_model.py")  # MLflow runs a copy of it where the model is loaded
 MODEL_NAME = "champion-candidate"  # in MLflow's list of an experiment's models; the alias says which one it is now
 
 
@@ -47,7 +42,7 @@ class RegisteredVersion:
 
 @dataclass(frozen=True)
 class Champion:
-    """A study's champion, ready to be asked.
+    """A study's champion, loaded.
 
     `probabilities` takes RGB images (uint8 N x S x S x 3, S = `image_size`) and returns those of the K classes (float32
     N x K).
@@ -66,16 +61,16 @@ def save_model(
     """Write an MLflow model that loads where MLflow and torch are, but this package is not.
 
     Args:
-        folder: where to; must not exist.
+        folder: where to write; must not exist.
         program: a file of `torch.export`: RGB images (uint8 N x S x S x 3, any N) to class probabilities (N x K).
         images_NSSC: an example of its input.
         classes: the names of the K classes.
-        about: what else to say about the model; its `run_id` is the run that it comes from.
+        about: metadata of the model; its `run_id` is the run that it comes from.
         model_id: the logged model that the folder will be uploaded to.
     """
     outputs = Schema([ColSpec("float", name) for name in classes])
     inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *images_NSSC.shape[1:]))])
-    # Said here, they need not be found out by loading the model in a process of its own, which takes ten seconds. A
+    # Otherwise MLflow would load the model in another process to find the requirements, which takes ten seconds. A
     # build's own suffix, such as +cpu, is left out: package indexes do not have it.
     requirements = [
         f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("mlflow", "torch", "numpy", "pandas")
@@ -88,7 +83,7 @@ def save_model(
         signature=ModelSignature(inputs=inputs, outputs=outputs),
         input_example=images_NSSC,
         pip_requirements=requirements,
-        # Else a uv.lock that happens to be in the working folder would be packed with the model.
+        # Otherwise a uv.lock in the working folder would be packed with the model.
         uv_project_path=str(program.parent),
         metadata={**about, "classes": classes, "image_size": images_NSSC.shape[1]},
         mlflow_model=Model(run_id=about["run_id"], model_uuid=model_id, model_id=model_id),
@@ -97,51 +92,53 @@ def save_model(
         shutil.rmtree(cache)
 
 
-def register_version(
-    store: Store,
-    study: str,
-    experiment_id: str,
-    run_id: str,
-    question: str,
-    description: str,
-    build: Callable[[Path, str], None],
-) -> RegisteredVersion:
-    """Register the model of a run under the study's name and let the alias `champion` name it.
+@dataclass(frozen=True)
+class Candidate:
+    """A run whose model is to be the champion of its study."""
 
-    Whatever of it was done before is taken up, so that a run has one model and one version however often this is called
+    study: str
+    """The study's name, which becomes the registered model's."""
+    experiment_id: str
+    run_id: str
+    question: str
+    """The study's, which becomes the description of a new registered model."""
+    description: str
+    """Of the version, in Markdown."""
+
+
+def register_version(store: Store, candidate: Candidate, build: Callable[[Path, str], None]) -> RegisteredVersion:
+    """Register a run's model under its study's name, and set the alias `champion` to it.
+
+    A call completes what an earlier one began, so that a run has one model and one version however often this is called
     and wherever a process dies. One process of a study at a time may call it.
 
     Args:
-        store: where.
-        study: the study's name.
-        experiment_id: its experiment.
-        run_id: the run whose model it is.
-        question: becomes the registered model's description where it is made now.
-        description: of the version (markdown).
-        build: writes the model into a folder that does not exist, given the id of the logged model that it will be.
+        store: where the study is.
+        candidate: the run, and the texts that the registry shows.
+        build: writes the model into a folder that does not exist yet; gets the id of the logged model that it becomes.
 
     Raises:
         InputError: a registered model of that name belongs to something else, or `build` cannot make the model.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
+    study, run_id = candidate.study, candidate.run_id
     try:
         client = _registry_client(store)
     except InputError as error:  # it was open a moment ago
         raise (StoreAway if store.has_remote_tracking else StoreError)(str(error)) from None
     with mlflow_errors(store):
-        key = client.get_experiment(experiment_id).tags[KEY_TAG]
-        _find_or_create(client, study, key, question)
+        _find_or_create_model(client, candidate)
         versions = client.search_model_versions(f"name = '{study}' and run_id = '{run_id}'", max_results=1)
         if versions:
             version = versions[0]
-            if version.description != description:  # more seeds have changed the arm's mean
-                client.update_model_version(study, version.version, description)
+            if version.description != candidate.description:  # more seeds have changed the arm's mean
+                client.update_model_version(study, version.version, candidate.description)
         else:
-            model = _log_model(client, experiment_id, run_id, build)
+            model = _log_model(client, candidate.experiment_id, run_id, build)
             # By the address of its files: MLflow resolves models:/<id> at an address that is global to the process.
             version = client.create_model_version(
-                study, model.artifact_location, run_id, description=description, model_id=model.model_id
+                study, model.artifact_location, run_id, description=candidate.description, model_id=model.model_id
             )
         number = str(version.version)  # a server says '1', a database 1
         if str(client.get_registered_model(study).aliases.get(ALIAS)) != number:
@@ -149,14 +146,15 @@ def register_version(
     return RegisteredVersion(study, number, run_id)
 
 
-def _find_or_create(client: MlflowClient, study: str, key: str, question: str) -> None:
-    """Make the registered model unless the study has it.
+def _find_or_create_model(client: MlflowClient, candidate: Candidate) -> None:
+    """Create the registered model unless the study has it.
 
     Raises:
-        InputError: one of that name is not the study's.
+        InputError: a registered model of that name is not the study's.
     """
+    study, key = candidate.study, client.get_experiment(candidate.experiment_id).tags[KEY_TAG]
     try:
-        client.create_registered_model(study, tags={KEY_TAG: key}, description=question)
+        client.create_registered_model(study, tags={KEY_TAG: key}, description=candidate.question)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -170,10 +168,10 @@ def _find_or_create(client: MlflowClient, study: str, key: str, question: str) -
 def _log_model(
     client: MlflowClient, experiment_id: str, run_id: str, build: Callable[[Path, str], None]
 ) -> LoggedModel:
-    """Return the run's logged model; one whose upload did not end is uploaded again."""
+    """Return the run's logged model; an upload that did not end is repeated."""
     query = f"source_run_id = '{run_id}' and name = '{MODEL_NAME}'"
-    found = client.search_logged_models([experiment_id], query, max_results=1)
-    model = found[0] if found else client.create_logged_model(experiment_id, MODEL_NAME, run_id)
+    models = client.search_logged_models([experiment_id], query, max_results=1)
+    model = models[0] if models else client.create_logged_model(experiment_id, MODEL_NAME, run_id)
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "model"
@@ -187,7 +185,7 @@ def _log_model(
 
 
 def _registry_client(store: Store) -> MlflowClient:
-    """Return a client whose registry is where the runs are, whatever MLFLOW_REGISTRY_URI says.
+    """Return a client whose registry is in the same store as the runs, whatever MLFLOW_REGISTRY_URI says.
 
     Raises:
         InputError: the store cannot be opened, or is empty.
@@ -218,44 +216,52 @@ def find_champion(store: Store, study: str) -> ModelVersion:
         return client.get_model_version(study, str(version))
 
 
-def load_champion(store: Store, study: str) -> Champion:
+@mlflow_settings()
+def load_champion(study: str, *, store: str | None = None) -> Champion:
     """Load a study's champion; this runs code of the store, as `mlflow.pyfunc.load_model` does.
 
     A store that was copied or moved is read where it is. MLflow's own `models:/NAME@champion` cannot do that: it goes
     to the address at which the store was when the model was registered.
+
+    Args:
+        study: its name.
+        store: its folder; as for `--store`, the environment's addresses or `mlruns` by default.
+
+    Returns:
+        The champion, on the CPU: its arm, its classes, and a function from images to class probabilities.
 
     Raises:
         InputError: there is no such study or champion, or its files are gone.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used, or the champion's files are damaged.
     """
-    version = find_champion(store, study)
-    with _model_folder(store, version) as folder:
+    place = find_store(store)
+    version = find_champion(place, study)
+    with _model_folder(place, version) as folder:
         try:
             model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
         except Exception as error:  # whatever its code and torch raise for damaged files
             raise StoreError(f"the champion of {study!r} cannot be loaded ({first_line(error)})") from None
     about = model.metadata.metadata
-    return Champion(
-        RegisteredVersion(study, str(version.version), str(version.run_id)),
-        about["arm"],
-        list(about["classes"]),
-        int(about["image_size"]),
-        lambda images_NSSC: model.predict(images_NSSC).to_numpy(),
-    )
+
+    @mlflow_settings()
+    def probabilities(images_NSSC: np.ndarray) -> np.ndarray:
+        probabilities_NK: np.ndarray = model.predict(images_NSSC).to_numpy()
+        return probabilities_NK
+
+    registered = RegisteredVersion(study, str(version.version), str(version.run_id))
+    return Champion(registered, about["arm"], list(about["classes"]), int(about["image_size"]), probabilities)
 
 
 @contextmanager
 def _model_folder(store: Store, version: ModelVersion) -> Iterator[Path]:
-    """Give the folder of a version's files.
+    """Yield the folder of a version's files.
 
     Raises:
-        InputError: it is gone.
+        InputError: the folder is gone.
     """
     if store.has_own_tracking:
-        # MLflow stored an absolute address; its end is <study>/models/<model>/artifacts.
-        models, model, artifacts = str(version.source).rstrip("/").split("/")[-3:]
-        folder = store.artifacts(version.name) / models / model / artifacts
+        folder = artifact_folder(store, str(version.source), levels=4)
         if not (folder / "MLmodel").is_file():
             raise InputError(f"the files of the champion of {version.name!r} are gone: no {folder}")
         yield folder

@@ -13,13 +13,13 @@ from ablation.base.files import write_atomically
 
 
 class CorruptCheckpoint(Exception):
-    """The file is not what was written."""
+    """The file's content differs from what was written."""
 
 
 def save_resume_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
     """Write tensors and plain values so that a crash at any moment leaves the file whole or absent; return its path.
 
-    Of the older ones in the folder, the last is kept, for the case that this one cannot be read.
+    The latest of the older checkpoints in the folder is kept, in case this one cannot be read.
 
     Raises:
         StoreError: the disk is full, or cannot be written.
@@ -35,15 +35,15 @@ def save_resume_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> P
 
 
 def resume_checkpoints(folder: Path) -> list[Path]:
-    """Return the resume checkpoints in a folder, that of the last epoch first."""
+    """Return the resume checkpoints in a folder, the latest epoch first."""
     return sorted(folder.glob("epoch-*.ckpt"), reverse=True)
 
 
 def load_resume_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save_resume_checkpoint` wrote; its tensors come back on the device.
+    """Return the state that `save_resume_checkpoint` wrote, with its tensors on the device.
 
     Raises:
-        CorruptCheckpoint: the content does not have its checksum, or cannot be read without running code.
+        CorruptCheckpoint: the checksum is wrong, or the content cannot be read without running code.
     """
     content = path.read_bytes()
     digest, content = content[:32], content[32:]

@@ -1,8 +1,8 @@
-"""What the frozen blocks compute, computed once and reused by every trial that shares them.
+"""Cached features: the outputs of frozen layers, computed once and reused by every trial that has the same layers.
 
-A trial's frozen layers see the same images in every epoch, so what comes out of them is stored and trained on. The
-files are named by a digest of all that it depends on - the images, their normalisation, the layers and their tensors,
-the precision, what computes - so that nothing stale is ever met: whatever changes has another name.
+A trial's frozen layers get the same images in every epoch, so their outputs are stored, and the rest of the network is
+trained on them. A file's name is a digest of everything that its features depend on (the images, their normalisation,
+the layers and their tensors, the precision, the device), so stale features are never read: a change gives another name.
 
 Legend: N images, B images of a batch, C channels, H and W pixels, D features.
 """
@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ablation.base.disk_cache import files_to_evict
 from ablation.base.errors import StoreError
 from ablation.base.files import write_atomically
 from ablation.base.text import first_line
@@ -50,7 +50,6 @@ from ablation.training.sources import (
 # Version of the file format and of the preprocessing. Raise it to invalidate all cached features.
 FORMAT_VERSION = 1
 SHARE_OF_DEVICE = 0.25  # of a GPU's memory, for features; the rest is for trainings
-KEPT_FREE = 1_000_000_000  # bytes of the disk that checkpoints and databases may need
 logger = logging.getLogger(__name__)
 
 
@@ -58,7 +57,7 @@ logger = logging.getLogger(__name__)
 class Pretrained:
     """The longest network that trials of a study freeze whole, and the points at which they cut and pool it, in order.
 
-    The first trial that needs one of them lets all be computed, in one pass over the images.
+    The first trial that needs one of the points computes all of them, in one pass over the images.
     """
 
     layers: list[nn.Module]
@@ -66,14 +65,14 @@ class Pretrained:
 
     @cached_property
     def layer_digests(self) -> list[str]:
-        """What each layer is, its tensors included."""
+        """The digest of each layer, with its tensors."""
         return [layer_digest(layer) for layer in self.layers]
 
 
 def pretrained_network(spec: StudySpec, weights: Weights | None, device: torch.device) -> Pretrained:
-    """Return what trials of a study have in common that freeze a whole network; no points where none does.
+    """Return the network that trials of a study have in common if they freeze all of it; no points if no trial does.
 
-    Cuts for which the weights lack a layer are left out: there, every trial has random layers of its own.
+    Cuts for which the weights lack a layer are left out: every trial draws its own random layers there.
     """
     complete = {
         cut: pools
@@ -97,23 +96,23 @@ def pretrained_network(spec: StudySpec, weights: Weights | None, device: torch.d
 
 def frozen_cuts(spec: StudySpec) -> dict[str, list[HeadPool]]:
     """Return the cuts of networks that a study's trials may freeze whole, each with the pools that may follow."""
-    found: dict[str, list[HeadPool]] = {}
+    cuts: dict[str, list[HeadPool]] = {}
     for levels in spec.combinations():
         if any(STRATEGIES[strategy].freezes == "all" for strategy in spec.possible("strategy", levels)):
             for cut in spec.possible("truncate_at", levels):
-                pools = found.setdefault(cut, [])
+                pools = cuts.setdefault(cut, [])
                 pools += [pool for pool in spec.possible("head_pool", levels) if pool not in pools]
-    return found
+    return cuts
 
 
 class FeatureCache:
-    """Stored features: files in a folder, which several processes may share, and those that this one has open.
+    """Cached features: files in a folder, which several processes may share, and the files that this process has open.
 
     Args:
-        folder: where the files are; made when there is something to store.
-        limit: bytes that they may take together; what was used least recently is deleted. With 0 nothing is stored.
-        make_pretrained: makes what the study's trials have in common, once it is needed.
-        say: called with what is being computed, which may take minutes.
+        folder: where the files are; created with the first file.
+        limit: bytes that the files may take together; the least recently used are deleted. With 0 nothing is cached.
+        make_pretrained: makes the network that the study's trials have in common, once it is needed.
+        say: called with a description of each computation, which may take minutes.
     """
 
     def __init__(self, folder: Path, limit: int, make_pretrained: Callable[[], Pretrained], say: Callable[[str], None]):
@@ -121,32 +120,36 @@ class FeatureCache:
         self.limit = limit
         self.make_pretrained = make_pretrained
         self.say = say
-        self._can_store = True  # until the disk says no
-        self._refused: set[str] = set()  # what there is no room for
-        self._opened: OrderedDict[str, torch.Tensor] = OrderedDict()  # the one that was used last is the last
+        self._can_store = True  # until an error of the disk
+        self._refused: set[str] = set()  # names of features for which there is no room
+        self._opened: OrderedDict[str, torch.Tensor] = OrderedDict()  # by name, the most recently used last
         self._may_use_device = True
 
     @cached_property
     def pretrained(self) -> Pretrained:
-        """What the study's trials have in common."""
+        """The network that the study's trials have in common."""
         return self.make_pretrained()
 
     def source(self, images: Images, frozen: FrozenPart, augmentation: Augmentation) -> Source:
-        """Return where a training reads images from: stored features if there can be any, else the images.
+        """Return what a training reads: cached features if possible, else the images.
 
-        Random crops cannot be stored; nor can what exceeds the limit, or what the disk has no room for.
+        Features of random crops cannot be cached, nor features that exceed the limit or the room on the disk.
         """
-        read_images = ImageSource(images, frozen, augmentation)
+        image_source = ImageSource(images, frozen, augmentation)
         if not frozen.layers or augmentation == "crop_flip":
-            return read_images
+            return image_source
         plain = self._features(images, frozen, mirror=False)
         mirrored = self._features(images, frozen, mirror=True) if augmentation == "flip" else None
         if plain is None or (augmentation == "flip" and mirrored is None):
-            return read_images
-        return FeatureSource(plain, mirrored, images.labels_N, frozen.blocks, read_images.batch_size)
+            return image_source
+        return FeatureSource(plain, mirrored, images.labels_N, frozen.blocks, image_source.batch_size)
 
     def release_device(self) -> bool:
-        """Take features off the device for good, whose memory a training needs; return whether there were any."""
+        """Remove all features from the device for good, because a training needs its memory.
+
+        Returns:
+            Whether there were any.
+        """
         on_device = [name for name, opened in self._opened.items() if opened.device.type == "cuda"]
         for name in on_device:
             del self._opened[name]
@@ -154,38 +157,39 @@ class FeatureCache:
         return bool(on_device)
 
     def _features(self, images: Images, frozen: FrozenPart, *, mirror: bool) -> torch.Tensor | None:
+        """Return the features of the images or of their mirror images, computed if necessary; None without room."""
         if self.limit == 0:
             return None
         origin = _origin(images, frozen, mirror)
         name = _name(_digests(origin, frozen.layer_digests), frozen.end)
         for other in [other for other in self._opened if not self._paths(other)[0].exists()]:
-            del self._opened[other]  # another process needed the room, which an open file would keep
+            del self._opened[other]  # another process deleted it for its room, which an open file would keep
         if name not in self._opened:
             try:
-                found = self._read(name)
-                if found is None and self._can_store and name not in self._refused:
+                features = self._read(name)
+                if features is None and self._can_store and name not in self._refused:
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    with file_lock(self.folder / "lock"):  # another process may be computing it just now
-                        found = self._read(name)
-                        if found is None and self._compute(images, frozen, origin, mirror):
-                            found = self._read(name)
+                    with file_lock(self.folder / "lock"):  # another process may be computing the same features
+                        features = self._read(name)
+                        if features is None and self._compute(images, frozen, origin, mirror):
+                            features = self._read(name)
             except (OSError, StoreError) as error:
-                logger.warning("no more features of frozen layers are stored, but computed in every epoch: %s", error)
+                logger.warning("no more features are cached; frozen layers compute them in every epoch: %s", error)
                 self._can_store = False
-                found = None
-            if found is None:
+                features = None
+            if features is None:
                 self._refused.add(name)
                 return None
-            self._opened[name] = self._place(found, images.labels_N.device)
+            self._opened[name] = self._place(features, images.labels_N.device)
         self._opened.move_to_end(name)
-        with suppress(OSError):
-            os.utime(self._paths(name)[0])  # that it was used now; the file may be another user's
+        with suppress(OSError):  # the file may be another user's
+            os.utime(self._paths(name)[0])  # records the use
         return self._opened[name]
 
     def _place(self, features: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Return features where they are read fastest: on a GPU if they fit into a quarter of its memory.
 
-        On the CPU they stay in the file, which the system keeps in memory, once for all processes.
+        For the CPU they stay in the file, which the system keeps in memory, once for all processes.
         """
         if device.type != "cuda":
             return features.to(device)
@@ -202,31 +206,33 @@ class FeatureCache:
             return features
 
     def _read(self, name: str) -> torch.Tensor | None:
-        """Return stored features as they are in their file; None where there are none, or damaged ones."""
-        about, path = self._paths(name)
+        """Return cached features, mapped from their file; None if it is missing or damaged."""
+        description_path, path = self._paths(name)
         try:
-            described = json.loads(about.read_text())
-            if _file_digest(path) != described["sha256"]:
+            description = json.loads(description_path.read_text())
+            if _file_digest(path) != description["sha256"]:
                 raise ValueError("wrong checksum")
-            # Copy on write, because torch wants to be able to write.
-            return torch.from_numpy(np.load(path, mmap_mode="c")).view(getattr(torch, described["dtype"]))
-        except FileNotFoundError:  # never there, or deleted while we looked
+            # Copy on write, because torch expects memory that it may write.
+            return torch.from_numpy(np.load(path, mmap_mode="c")).view(getattr(torch, description["dtype"]))
+        except FileNotFoundError:  # also if another process has just deleted it
             return None
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is damaged (%s) and made anew", path, first_line(error))
-            about.unlink(missing_ok=True)  # it is no use to anybody, and found damaged once is enough
+            logger.warning("%s is damaged (%s) and is computed again", path, first_line(error))
+            description_path.unlink(missing_ok=True)  # so that nobody reads the file again
             return None
 
     def _paths(self, name: str) -> tuple[Path, Path]:
+        """Return the paths of a file's description (checksum and dtype) and of the file itself."""
         return self.folder / f"{name}.json", self.folder / f"{name}.npy"
 
     def _compute(self, images: Images, frozen: FrozenPart, origin: str, mirror: bool) -> bool:
-        """Compute and store features at the frozen part's end, or at all points of the study that it is one of.
+        """Compute and store features at the frozen part's end; if it is one of the study's points, at all of them.
 
         Returns:
             Whether there was room for them.
         """
-        for layers, digests, points in (self._shared(frozen, origin), self._alone(frozen, origin)):
+        alone = frozen.layers, _digests(origin, frozen.layer_digests), [frozen.end]
+        for layers, digests, points in (self._shared(frozen, origin), alone):
             if not points:
                 continue
             two_NCHW = normalise(images.images_NCHW[:2].to(images.labels_N.device), frozen.normalisation)
@@ -238,43 +244,35 @@ class FeatureCache:
             logger.warning("features that exceed --feature-cache, or the disk, are computed in every epoch")
         return False
 
-    def _alone(self, frozen: FrozenPart, origin: str) -> tuple[list[nn.Module], list[str], list[Point]]:
-        return frozen.layers, _digests(origin, frozen.layer_digests), [frozen.end]
-
     def _shared(self, frozen: FrozenPart, origin: str) -> tuple[list[nn.Module], list[str], list[Point]]:
-        """Return the study's longest frozen network and which of its points are missing; none if this is not one."""
+        """Return the study's longest frozen network, and its points that are not stored yet.
+
+        There are no points if the frozen part does not end at one of them.
+        """
         digests = _digests(origin, self.pretrained.layer_digests)
         points = {_name(digests, point): point for point in self.pretrained.points}
         wanted = _name(_digests(origin, frozen.layer_digests), frozen.end)
         if wanted not in points:
-            return [], [], []  # a part of a network, or one with random layers of its own
-        missing = {name for name in points if not self._paths(name)[0].exists()} | {wanted}  # which may be damaged
+            return [], [], []  # a part of a network, or a network with random layers
+        missing = {name for name in points if not self._paths(name)[0].exists()} | {wanted}  # its file may be damaged
         return self.pretrained.layers, digests, [point for name, point in points.items() if name in missing]
 
     def _make_room(self, needed: int) -> bool:
-        """Delete what crashes left, and what was used least recently, until so many bytes may be stored.
+        """Delete files of crashed processes and, if necessary, the least recently used, to make room for some bytes.
 
         Returns:
-            Whether they may; nothing that is of use is deleted if not.
+            Whether there is room; if not, no complete file has been deleted.
         """
-        for left in [*self.folder.glob("*.tmp"), *self.folder.glob("*.npy")]:
-            if left.suffix == ".tmp" or not left.with_suffix(".json").exists():
-                left.unlink()
-        sizes = {path: path.stat().st_size for path in self.folder.glob("*.npy")}
-        used, free = sum(sizes.values()), shutil.disk_usage(self.folder).free - KEPT_FREE
-        evicted = []
-        for path in sorted(sizes, key=lambda path: path.with_suffix(".json").stat().st_mtime):
-            if used + needed <= self.limit and needed <= free:
-                break
-            evicted.append(path)
-            used, free = used - sizes[path], free + sizes[path]
-        if used + needed > self.limit or needed > free:
-            return False
-        for path in evicted:
+        for path in [*self.folder.glob("*.tmp"), *self.folder.glob("*.npy")]:
+            if path.suffix == ".tmp" or not path.with_suffix(".json").exists():
+                path.unlink()
+        last_used = {path: path.with_suffix(".json").stat().st_mtime for path in self.folder.glob("*.npy")}
+        evicted = files_to_evict(self.folder, last_used, needed, self.limit)
+        for path in evicted or []:
             self._opened.pop(path.stem, None)
             path.with_suffix(".json").unlink()
             path.unlink()
-        return True
+        return evicted is not None
 
     def _store(
         self,
@@ -285,12 +283,15 @@ class FeatureCache:
         points: list[Point],
         digests: list[str],
     ) -> None:
-        """Write a file for each point, in batches of a fixed size in the images' order; start from stored ones."""
-        self.say(f"computing once what frozen layers make of {len(images):,} images")
+        """Write a file for each point, in batches of a fixed size in the images' order.
+
+        The computation starts from the deepest stored activations before the first point, if there are any.
+        """
+        self.say(f"caching the features of {len(images):,} images")
         device = images.labels_N.device
         first = points[0].layers
-        begun = None
-        while first > 0 and (begun := self._read(digests[first])) is None:
+        stored = None
+        while first > 0 and (stored := self._read(digests[first])) is None:
             first -= 1
         paths = [self._paths(_name(digests, point)) for point in points]
         temporary = [path.with_suffix(".tmp") for _, path in paths]
@@ -299,23 +300,23 @@ class FeatureCache:
                 files = [stack.enter_context(path.open("wb")) for path in temporary]
                 batch_size = evaluation_batch_size(images, frozen.normalisation)
                 for batch_B in torch.split(torch.arange(len(images)), batch_size):
-                    if begun is not None:
-                        activations = channels_first(begun[batch_B].to(device))
+                    if stored is not None:
+                        activations = channels_first(stored[batch_B].to(device))
                     else:
                         images_BCHW = gather_rows(images.images_NCHW, batch_B, device)
                         activations = normalise(images_BCHW.flip(3) if mirror else images_BCHW, frozen.normalisation)
-                    found = run_layers(activations, layers, points, frozen.precision, first)
-                    dtypes = [_append(file, rows, len(images)) for file, rows in zip(files, found, strict=True)]
+                    outputs = run_layers(activations, layers, points, frozen.precision, first)
+                    dtypes = [_append(file, rows, len(images)) for file, rows in zip(files, outputs, strict=True)]
                 for file in files:
                     file.flush()
                     os.fsync(file.fileno())
-            for unfinished, (about, path), dtype in zip(temporary, paths, dtypes, strict=True):
+            for unfinished, (description, path), dtype in zip(temporary, paths, dtypes, strict=True):
                 unfinished.replace(path)
-                write_atomically(about, json.dumps({"sha256": _file_digest(path), "dtype": dtype}).encode())
+                write_atomically(description, json.dumps({"sha256": _file_digest(path), "dtype": dtype}).encode())
         except (OSError, StoreError):  # a full disk needs the room
-            for unfinished, (about, path) in zip(temporary, paths, strict=True):
+            for unfinished, (description, path) in zip(temporary, paths, strict=True):
                 unfinished.unlink(missing_ok=True)
-                if not about.exists():
+                if not description.exists():
                     path.unlink(missing_ok=True)
             raise
 
@@ -332,29 +333,29 @@ def _append(file: BinaryIO, rows: torch.Tensor, total: int) -> str:
 
 
 def _origin(images: Images, frozen: FrozenPart, mirror: bool) -> str:
-    """Return a digest of all that activations depend on besides the layers and their tensors."""
+    """Return a digest of everything that activations depend on besides the layers and their tensors."""
     device = images.labels_N.device
     is_cuda = device.type == "cuda"
-    computed_by = torch.cuda.get_device_name(device) if is_cuda else torch.backends.cpu.get_cpu_capability()
+    processor = torch.cuda.get_device_name(device) if is_cuda else torch.backends.cpu.get_cpu_capability()
     modes = [
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.allow_tf32,
         torch.are_deterministic_algorithms_enabled(),
     ]
-    read = [images.digest, mirror, asdict(frozen.normalisation), evaluation_batch_size(images, frozen.normalisation)]
-    computed = [frozen.precision, device.type, computed_by, *modes, str(torch.__version__)]
-    return text_digest(json.dumps([FORMAT_VERSION, *read, *computed]))
+    inputs = [images.digest, mirror, asdict(frozen.normalisation), evaluation_batch_size(images, frozen.normalisation)]
+    computation = [frozen.precision, device.type, processor, *modes, str(torch.__version__)]
+    return text_digest(json.dumps([FORMAT_VERSION, *inputs, *computation]))
 
 
 def _digests(origin: str, layer_digests: Sequence[str]) -> list[str]:
-    """Return what stands for the activations behind the first 0, 1, 2, ... layers."""
+    """Return digests that identify the activations after the first 0, 1, 2, ... layers."""
     return list(accumulate(layer_digests, lambda before, layer: text_digest(before + layer), initial=origin))
 
 
 def _name(digests: Sequence[str], point: Point) -> str:
-    """Return the name of what is stored at a point."""
-    behind = digests[point.layers]
-    return behind if point.pool is None else text_digest(f"{behind}{point.pool}")
+    """Return the file name, without its suffix, of the features at a point."""
+    digest = digests[point.layers]
+    return digest if point.pool is None else text_digest(f"{digest}{point.pool}")
 
 
 def _file_digest(path: Path) -> str:

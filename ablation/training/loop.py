@@ -1,9 +1,8 @@
-"""The training loop and the evaluation of one trial.
+"""The training loop: epochs of steps, each epoch followed by an evaluation.
 
 Legend: N images, B images of a batch, K classes.
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +14,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from ablation.base.device import autocast
-from ablation.base.errors import InputError
 from ablation.base.seeds import generator, seed_globally
-from ablation.base.text import first_line
 from ablation.data.images import Normalisation
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, calibrate
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.parameters import ClassWeights
+from ablation.training.compiler import compiled_forward
 from ablation.training.evaluation import evaluate
 from ablation.training.sources import FrozenPart, Source, frozen_part, in_batches
 
@@ -35,28 +33,28 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network is trained, whatever the network and the images; see `Hyperparameters` for the sources."""
+    """The settings of a training, whatever its network and images; `Hyperparameters` names their sources."""
 
     epochs: int
-    """Passes over the training images, counted from the training's start, not from where it resumes."""
+    """Passes over the training images in total; a resumed training counts those before it."""
     batch_size: int
     """Images per step."""
     seed: int
-    """Decides the order of the images, their augmentation, and what layers draw."""
+    """Determines the order of the images, their augmentation, and the random numbers of layers such as dropout."""
     precision: str
-    """'float32', 'bfloat16' or 'float16'; what the layers compute in."""
+    """What the layers compute in: 'float32', 'bfloat16' or 'float16'."""
     optimizer: str = "sgd"
     """'sgd' (Nesterov momentum 0.9) or 'adamw'."""
     schedule: str = "cosine"
     """Learning rate over all steps: 'cosine' or 'constant'."""
     label_smoothing: float = 0.0
-    """Share of the target that all classes have in common."""
+    """Share of the target that is spread evenly over all classes."""
     class_weights: ClassWeights = "none"
     """'balanced' gives every class the same weight in the training loss."""
     max_grad_norm: float = 5.0
     """Longer gradients are scaled down to this norm."""
     head_warmup_epochs: int = 0
-    """Epochs in which only the head learns."""
+    """First epochs, in which only the head learns."""
     compile: str = "none"
     """A mode of `torch.compile`, or 'none'."""
 
@@ -69,21 +67,21 @@ class Training:
     frozen: FrozenPart
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    devices: list[tuple[int, str]] = field(default_factory=list)  # (first epoch, kind); several if it went on elsewhere
+    devices: list[tuple[int, str]] = field(default_factory=list)  # (first epoch, kind) of each device that it ran on
     history: list[EpochMetrics] = field(default_factory=list)
     best_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def best(self) -> EpochMetrics:
-        """The epoch with the highest validation accuracy; the first of equals."""
+        """The epoch with the highest validation accuracy; among equals, the first."""
         return max(self.history, key=lambda metrics: metrics.val_accuracy)
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """Return copies of what is not frozen, and the constants that standardise the features."""
+        """Return `trained_tensors` of the network."""
         return trained_tensors(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values only, so that a checkpoint is read without running code."""
+        """Return the content of a checkpoint: tensors and plain values only, which are read without running code."""
         return {
             "trained": self.trained_tensors(),
             "best": self.best_tensors,
@@ -94,7 +92,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Resume from what `state_dict` returned."""
         load_tensors(self.model, state["trained"])
         self.best_tensors = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -110,21 +108,21 @@ def begin_training(
     normalisation: Normalisation,
     read_images: Callable[[FrozenPart], Source] | None = None,
 ) -> Training:
-    """Freeze what the strategy freezes, standardise the features, and make the optimizer.
+    """Freeze the blocks that the strategy freezes, standardise the features, and make the optimizer.
 
     Args:
-        model: the network at its start, on its device.
-        learning: what of it learns, and how fast.
-        settings: how it is trained.
-        normalisation: what is done to images before the first layer.
-        read_images: returns the training images as the rest of the network reads them; up to 1,000 of them give the
-            constants that standardise the features (see `calibrate`). Without it, the features stay as they are.
+        model: the initialised network, on its device.
+        learning: which parts of the network learn, and how fast.
+        settings: the settings of the training.
+        normalisation: the preprocessing before the first layer.
+        read_images: returns the source of the training images behind a frozen part; up to 1,000 of them give the
+            constants that standardise the features (see `calibrate`). Without it, the features are not standardised.
     """
     device = model.feature_mean_D.device
     frozen = frozen_part(model, learning.frozen_blocks(len(model.blocks)), normalisation, settings.precision)
     if read_images is not None:
-        images = read_images(frozen)
-        sample = images.subset(calibration_sample(len(images.labels_N)))
+        source = read_images(frozen)
+        sample = source.subset(calibration_sample(len(source.labels_N)))
         head_alone = settings.head_warmup_epochs > 0
         calibrate(model, sample.in_order(), sample.start, settings.precision, head_alone=head_alone)
     optimizer = make_optimizer(settings.optimizer, apply_strategy(model, learning), device)
@@ -135,7 +133,7 @@ def begin_training(
 def trained_tensors(model: TransferModel) -> dict[str, torch.Tensor]:
     """Return copies of the tensors that training may change, and of those that standardise the features, by name.
 
-    The statistics of a frozen block's batch norms are as frozen as its parameters.
+    A frozen block's batch-norm statistics are as frozen as its parameters.
     """
     frozen = {
         f"blocks.{name}.{inside}"
@@ -146,25 +144,25 @@ def trained_tensors(model: TransferModel) -> dict[str, torch.Tensor]:
 
 
 def set_training_mode(model: TransferModel, *, head_alone: bool) -> None:
-    """Put what learns into training mode, the rest into evaluation mode: frozen batch norms keep their statistics."""
+    """Put learning blocks into training mode, others into evaluation mode: frozen batch norms keep their statistics."""
     model.train()
     for number, block in enumerate(model.blocks):
         block.train(number >= model.frozen_blocks and not head_alone)
 
 
 def load_tensors(model: TransferModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy tensors into the model; those that are not named stay as they are.
+    """Copy tensors into the model by name; its other tensors stay unchanged.
 
     Raises:
-        RuntimeError: a name or a shape does not belong to the model.
+        RuntimeError: the model has no tensor of a name or shape.
     """
-    unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
-    if unexpected:
-        raise RuntimeError(f"the model has no tensor {unexpected[0]}")
+    unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
+    if unknown:
+        raise RuntimeError(f"the model has no tensor {unknown[0]}")
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    """Return the optimizer over the groups of `apply_strategy`."""
+    """Return the optimizer for the parameter groups of `apply_strategy`."""
     for group in groups:
         group["lr"] = group["peak_lr"]
     fused = device.type == "cuda"
@@ -183,9 +181,9 @@ def train(
 ) -> Iterator[EpochMetrics]:
     """Train from the epoch after the training's history to the last, yielding each epoch's metrics.
 
-    Every random number of an epoch depends on (seed, epoch) alone: the order, the augmentation, and what layers such as
-    dropout draw from the global generators. So a continued training does what an uninterrupted one does, and no
-    generator's state needs to be kept.
+    Every random number of an epoch depends on (seed, epoch) alone: the order, the augmentation, and the numbers that
+    layers such as dropout draw from the global generators. So a resumed training repeats an uninterrupted one, and no
+    generator's state needs to be stored.
 
     Raises:
         Diverged: the loss of an epoch is not finite.
@@ -196,6 +194,7 @@ def train(
     start, forward = train_source.start, compiled_forward(settings.compile)
     learning = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad]
     steps_per_epoch = len(in_batches(torch.arange(len(labels_N)), settings.batch_size))
+    total_steps = settings.epochs * steps_per_epoch
     weights_K = balanced_weights(labels_N, model.num_classes) if settings.class_weights == "balanced" else None
 
     for epoch in range(len(training.history) + 1, settings.epochs + 1):
@@ -213,7 +212,7 @@ def train(
         batches = train_source.shuffled(order_N, settings.batch_size, noise)
         for step, (inputs, labels_B) in enumerate(batches, start=first_step):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr_factor(settings.schedule, step, settings.epochs * steps_per_epoch)
+                group["lr"] = group["peak_lr"] * lr_factor(settings.schedule, step, total_steps)
             with autocast(device, settings.precision):
                 logits_BK = forward(model, inputs, start)
             loss = weighted_loss(logits_BK.float(), labels_B, weights_K, settings.label_smoothing)
@@ -223,7 +222,7 @@ def train(
             clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
-            loss_sum += loss.detach() * len(labels_B)  # stays on the device: reading it here would stall a GPU
+            loss_sum += loss.detach() * len(labels_B)  # stays on the device: reading the number here would stall a GPU
             correct += (logits_BK.argmax(1) == labels_B).sum()
         train_loss, train_accuracy = loss_sum.item() / len(labels_N), correct.item() / len(labels_N)
         seconds = time.perf_counter() - started
@@ -241,42 +240,16 @@ def train(
             val_accuracy=validation.accuracy,
             val_balanced_accuracy=validation.balanced_accuracy,
             val_macro_f1=validation.macro_f1,
-            lr=_head_peak_lr(optimizer) * lr_factor(settings.schedule, first_step, settings.epochs * steps_per_epoch),
+            lr=_head_peak_lr(optimizer) * lr_factor(settings.schedule, first_step, total_steps),
             images_per_second=len(labels_N) / seconds,
             timestamp=time.time_ns() // 1_000_000,
         )
         for parameter in learning:
-            parameter.requires_grad_(True)  # whatever the caller saves now, warm-up or not, includes them
+            parameter.requires_grad_(True)  # so that a checkpoint that the caller saves now includes them
         training.history.append(metrics)
         if training.best is metrics:
             training.best_tensors = training.trained_tensors()
         yield metrics
-
-
-def _forward(model: TransferModel, inputs: torch.Tensor, start: int) -> torch.Tensor:
-    logits_BK: torch.Tensor = model(inputs, start)
-    return logits_BK
-
-
-@functools.cache
-def compiled_forward(mode: str) -> Callable[[TransferModel, torch.Tensor, int], torch.Tensor]:
-    """Return the network's forward pass, compiled once per process and shape for whatever network is given to it."""
-    if mode == "none":
-        return _forward
-    torch._dynamo.config.recompile_limit = 256  # a study's cuts, heads and batch sizes are all wanted
-    return torch.compile(_forward, mode=mode, dynamic=False)
-
-
-def check_compiler(mode: str, device: torch.device) -> None:
-    """Refuse to compile where that does not work.
-
-    Raises:
-        InputError: says what torch says.
-    """
-    try:
-        torch.compile(lambda x: (x.sin() + 1).relu(), mode=mode)(torch.zeros(8, device=device))
-    except Exception as error:  # of many kinds, by backend
-        raise InputError(f"compile: torch.compile does not work here ({first_line(error)}); leave it at none") from None
 
 
 def _head_peak_lr(optimizer: torch.optim.Optimizer) -> float:
@@ -285,17 +258,17 @@ def _head_peak_lr(optimizer: torch.optim.Optimizer) -> float:
 
 
 def calibration_sample(images: int) -> torch.Tensor:
-    """Return the numbers of up to 1,000 of so many images, evenly spaced, so that every class is among them."""
+    """Return the numbers of up to 1,000 of `images` images, evenly spaced, so that every class is among them."""
     return torch.linspace(0, images - 1, min(images, CALIBRATION_IMAGES)).long()
 
 
 def weighted_loss(
     logits_BK: torch.Tensor, labels_B: torch.Tensor, weights_K: torch.Tensor | None, label_smoothing: float
 ) -> torch.Tensor:
-    """Return the mean cross-entropy of a batch, with a weight for each class if there are any.
+    """Return the mean cross-entropy of a batch, weighted by class if there are weights.
 
-    torch's own mean divides by the weights of the batch's images: the fewer images there are in a batch, the less the
-    weights would do, and of single images nothing.
+    torch's own weighted mean divides by the weights of the batch's images: weights would have less effect in smaller
+    batches, and none on a single image.
     """
     if weights_K is None:
         return cross_entropy(logits_BK, labels_B, label_smoothing=label_smoothing)
@@ -306,8 +279,8 @@ def weighted_loss(
 def balanced_weights(labels_N: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the weight of each class in the loss, float32 K: images / (classes x images of the class).
 
-    Every class then has the same part in the loss, and an image the weight 1 on average (King and Zeng, 2001, "Logistic
-    Regression in Rare Events Data").
+    Every class then has the same share of the loss, and the mean weight of an image is 1 (King and Zeng, 2001,
+    "Logistic Regression in Rare Events Data").
     """
-    images_K = torch.bincount(labels_N.cpu(), minlength=classes).clamp(min=1)  # one that is not there weighs nothing
+    images_K = torch.bincount(labels_N.cpu(), minlength=classes).clamp(min=1)  # a class without images has no effect
     return (len(labels_N) / (classes * images_K)).to(labels_N.device, torch.float32)

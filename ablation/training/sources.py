@@ -29,7 +29,7 @@ from ablation.spec.parameters import Augmentation
 
 @dataclass(frozen=True)
 class Point:
-    """A place in a network: behind so many of its layers, as the activations are, or pooled and flattened."""
+    """A place in a network: the activations after its first `layers` layers, pooled and flattened if it has a pool."""
 
     layers: int
     pool: nn.Module | None
@@ -37,14 +37,14 @@ class Point:
 
 @dataclass(frozen=True)
 class FrozenPart:
-    """The leading layers of a network that a training leaves as they are; with none of them, the normalisation alone.
+    """The leading layers of a network that a training does not change; without layers, the normalisation alone.
 
     Attributes:
-        blocks: how many whole blocks of the network they are.
-        layers: their modules, in order.
-        pool: the network's pool where all blocks are frozen: then the pooled features are all that is needed of them.
-        normalisation: of the images that go in.
-        precision: what they compute in.
+        blocks: number of the network's frozen blocks.
+        layers: the modules of these blocks, in order.
+        pool: the network's pool if all blocks are frozen: the rest of the network then needs pooled features only.
+        normalisation: the preprocessing before the first layer.
+        precision: what the layers compute in.
     """
 
     blocks: int
@@ -55,7 +55,7 @@ class FrozenPart:
 
     @cached_property
     def layer_digests(self) -> list[str]:
-        """What each layer is, its tensors included."""
+        """The digest of each layer, with its tensors."""
         return [layer_digest(layer) for layer in self.layers]
 
     @property
@@ -64,12 +64,12 @@ class FrozenPart:
         return Point(len(self.layers), self.pool)
 
     def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return what the rest of the network gets for uint8 images: activations NCHW, or pooled features ND."""
+        """Return the input of the rest of the network for uint8 images: activations NCHW, or pooled features ND."""
         return run_layers(normalise(images_NCHW, self.normalisation), self.layers, [self.end], self.precision)[0]
 
 
 def frozen_part(model: TransferModel, blocks: int, normalisation: Normalisation, precision: str) -> FrozenPart:
-    """Return the first `blocks` blocks of a network, put into evaluation mode, with its pool where they are all."""
+    """Return the first `blocks` blocks of a network, put into evaluation mode; all blocks come with the pool."""
     layers = [layer.eval() for block in list(model.blocks)[:blocks] for layer in block.children()]
     return FrozenPart(blocks, layers, model.pool if blocks == len(model.blocks) else None, normalisation, precision)
 
@@ -78,34 +78,34 @@ def frozen_part(model: TransferModel, blocks: int, normalisation: Normalisation,
 def run_layers(
     activations: torch.Tensor, layers: Sequence[nn.Module], points: Sequence[Point], precision: str, first: int = 0
 ) -> list[torch.Tensor]:
-    """Return what comes out at points of a network, which are in its order.
+    """Return the features at points of a network, which are in the order of its layers.
 
     Args:
-        activations: NCHW, what the layer with the number `first` gets.
-        layers: all of the network, from its first.
-        points: none before `first`.
-        precision: what is computed in.
-        first: how many layers are behind the activations.
+        activations: NCHW, the input of layer number `first`.
+        layers: all layers of the network, from the first.
+        points: none of them before `first`.
+        precision: what the layers compute in.
+        first: number of the layer that gets the activations, from 0.
     """
     images = len(activations)
     if images == 1:  # for one image, the CPU's convolutions add up in another order than for several
         activations = torch.cat([activations, activations])
-    found = []
+    outputs = []
     with autocast(activations.device, precision):
         for number in range(first, points[-1].layers + 1):
             for point in points:
                 if point.layers == number:
                     pooled = activations if point.pool is None else point.pool(activations).flatten(1)
-                    found.append(pooled[:images])
+                    outputs.append(pooled[:images])
             if number < points[-1].layers:
                 activations = layers[number](activations)
-    return found
+    return outputs
 
 
 def in_batches(order_N: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
-    """Split an order into batches; a single image that is left over joins the last one.
+    """Split an order into batches; if the last batch would be a single image, it joins the batch before.
 
-    Batch norm learns nothing from one image, and cannot be computed for one at a resolution of 1x1.
+    Batch norm learns nothing from one image, and cannot be computed for one image of 1x1 pixels.
     """
     batches = list(torch.split(order_N, batch_size))
     if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
@@ -115,7 +115,7 @@ def in_batches(order_N: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images, of which the frozen part is computed whenever they are read."""
+    """Images, whose features are computed by the frozen part whenever they are read."""
 
     images: Images
     frozen: FrozenPart
@@ -123,23 +123,23 @@ class ImageSource:
 
     @property
     def labels_N(self) -> torch.Tensor:
-        """The labels, on the device."""
+        """The labels on the device, int64."""
         return self.images.labels_N
 
     @property
     def start(self) -> int:
-        """How many of the network's blocks are behind what is read."""
+        """The number of the network's blocks that come before the inputs."""
         return self.frozen.blocks
 
     @property
     def batch_size(self) -> int:
-        """How many images `in_order` reads at once."""
+        """The number of images per batch of `in_order`."""
         return evaluation_batch_size(self.images, self.frozen.normalisation)
 
     def shuffled(
         self, order_N: torch.Tensor, batch_size: int, noise: torch.Generator
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (inputs of the rest of the network, labels) in an order, augmented."""
+        """Yield batches of (inputs of the rest of the network, labels) in an order, augmented."""
         for chosen_B in in_batches(order_N, batch_size):
             images_BCHW = gather_rows(self.images.images_NCHW, chosen_B, self.labels_N.device)
             yield (
@@ -148,26 +148,26 @@ class ImageSource:
             )
 
     def in_order(self) -> Iterator[torch.Tensor]:
-        """Yield the inputs of the rest of the network as they are, in batches of `batch_size`."""
+        """Yield the inputs of the rest of the network in order, not augmented, in batches of `batch_size`."""
         for images_BCHW in torch.split(self.images.images_NCHW, self.batch_size):
             yield self.frozen(copy_to(images_BCHW, self.labels_N.device))
 
     def subset(self, chosen_N: torch.Tensor) -> "ImageSource":
-        """Return the chosen images."""
-        chosen = Images(self.images.images_NCHW[chosen_N], self.labels_N[chosen_N.to(self.labels_N.device)])
-        return ImageSource(chosen, self.frozen, self.augmentation)
+        """Return a source of the chosen images."""
+        images = Images(self.images.images_NCHW[chosen_N], self.labels_N[chosen_N.to(self.labels_N.device)])
+        return ImageSource(images, self.frozen, self.augmentation)
 
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """What the frozen part has computed of images, and of their mirror images where flips are wanted.
+    """Cached features of images, and of their mirror images if the augmentation flips.
 
     Attributes:
-        features: rows N x D, or N x H x W x C (channels last, as convolutions want them).
-        mirrored: the same of the mirrored images; None where nothing is flipped.
-        labels_N: on the device.
-        start: how many of the network's blocks are behind them.
-        batch_size: of `in_order`, the same as for the images.
+        features: rows N x D, or N x H x W x C (channels last, the layout of the convolutions).
+        mirrored: the features of the mirrored images; None without flips.
+        labels_N: the labels on the device, int64.
+        start: the number of the network's blocks that come before the features.
+        batch_size: images per batch of `in_order`, as in `ImageSource`.
     """
 
     features: torch.Tensor
@@ -179,7 +179,7 @@ class FeatureSource:
     def shuffled(
         self, order_N: torch.Tensor, batch_size: int, noise: torch.Generator
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (inputs of the rest of the network, labels) in an order; flips are those of `ImageSource`."""
+        """Yield batches of (inputs of the rest of the network, labels) in an order, flipped as in `ImageSource`."""
         device = self.labels_N.device
         for chosen_B in in_batches(order_N, batch_size):
             rows = gather_rows(self.features, chosen_B, device)
@@ -195,7 +195,7 @@ class FeatureSource:
             yield channels_first(copy_to(rows, self.labels_N.device))
 
     def subset(self, chosen_N: torch.Tensor) -> "FeatureSource":
-        """Return the chosen images' features, not mirrored."""
+        """Return a source of the chosen images' features, not mirrored."""
         features, labels_N = (rows[chosen_N.to(rows.device)] for rows in (self.features, self.labels_N))
         return FeatureSource(features, None, labels_N, self.start, self.batch_size)
 
@@ -204,10 +204,12 @@ Source = ImageSource | FeatureSource
 
 
 def channels_first(rows: torch.Tensor) -> torch.Tensor:
+    """Return NHWC rows as NCHW (a view), and rows ND unchanged."""
     return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
 
 
 def layer_digest(layer: nn.Module) -> str:
+    """Return the SHA-256 of a layer's description and code, with its tensors."""
     digest = hashlib.sha256(f"{layer}\0{module_description(layer)}".encode())
     for name, tensor in layer.state_dict().items():
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
@@ -216,4 +218,5 @@ def layer_digest(layer: nn.Module) -> str:
 
 
 def text_digest(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -241,7 +241,7 @@ def test_the_answer_quotes_the_smallest_difference_from_the_same_figures() -> No
     assert low is not None
     assert high is not None
     assert analysis.answer == (
-        f"block3 beats block4 and block5, block4 the most narrowly, by {100 * difference.estimate.value:.1f} points "
+        f"block3 beats block4 and block5; the smallest gap, to block4, is {100 * difference.estimate.value:.1f} points "
         f"(95 % CI {100 * low:.1f} to {100 * high:.1f}, Holm p < 0.001, 5 seeds)."
     )
 

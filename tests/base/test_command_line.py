@@ -5,7 +5,7 @@ import sys
 import click
 import pytest
 
-from ablation.base.command_line import run_command
+from ablation.base.command_line import check_device_name, run_command
 from ablation.base.errors import InputError, StoreError
 from tests.studies import signal_handlers_kept
 
@@ -14,8 +14,9 @@ from tests.studies import signal_handlers_kept
     ("error", "status", "said"),
     [
         (InputError("two\n lines"), 2, "error: two lines\n"),
-        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "photos/train"), 2,
-         "error: photos/train: Permission denied\n"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/usr/lib/x"), 1,
+         "error: /usr/lib/x: Permission denied\n"),
+        (PermissionError("not allowed"), 1, "error: not allowed\n"),
         (StoreError("the disk is full"), 1, "error: the disk is full\n"),
         (KeyboardInterrupt(), 130, "\n"),  # which click prints, after the ^C of the terminal
     ],
@@ -31,3 +32,33 @@ def test_errors_become_a_line_and_a_status(
     with signal_handlers_kept():
         assert run_command(fails) == status
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "CPU", "", "cuda:0:1"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="must be auto, cpu, cuda, cuda:N or mps"):
+        check_device_name(name)
+
+
+def test_a_path_that_the_user_named_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^photos/train: Permission denied$"), refusing_unreachable_paths():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "photos/train")
+
+
+@pytest.mark.parametrize("error", [InputError("x"), PermissionError("x"), StoreError("x"), click.UsageError("x")])
+def test_debugging_shows_the_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the error behind it, which its one line does not show."""
+
+    @click.command()
+    def fails() -> None:
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            raise error from None
+
+    monkeypatch.setattr(sys, "argv", ["fails"])
+    monkeypatch.setenv("ABLATION_DEBUG", "1")
+    with signal_handlers_kept(), pytest.raises(type(error)) as caught:
+        run_command(fails)
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert not caught.value.__suppress_context__

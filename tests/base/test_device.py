@@ -1,31 +1,10 @@
-import hashlib
+"""The device of a process."""
 
 import pytest
 import torch
 
-from ablation.base.command_line import check_device_name
 from ablation.base.device import exact_float32, select_device, select_precision
 from ablation.base.errors import InputError
-from ablation.base.seeds import generator, named_seed
-
-
-def test_named_seed_is_the_hash_of_its_names() -> None:
-    digest = hashlib.sha256(b"0\0trial\x001").digest()
-    assert named_seed(0, "trial", 1) == int.from_bytes(digest[:8], "big") // 2
-    assert named_seed(0, "trial", 1) != named_seed(0, "trial", 2)
-    assert named_seed(1, "2") != named_seed(12, "")
-    assert 0 <= named_seed("x") < 2**63
-
-
-def test_generators_of_one_name_agree() -> None:
-    assert torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "a")))
-    assert not torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "b")))
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "CPU", "", "cuda:0:1"])
-def test_unknown_devices_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match="must be auto, cpu, cuda, cuda:N or mps"):
-        check_device_name(name)
 
 
 def test_missing_devices_are_refused() -> None:

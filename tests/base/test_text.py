@@ -1,49 +1,8 @@
-from ablation.base.text import Table, format_params
-from ablation.search.status import TrialRecord, best_record, count_states, status_table, total_runs
+"""Text that people read."""
 
+import pytest
 
-def record(
-    arm: str, number: int, state: str, value: float | None = None, reason: str = "", confirms: int | None = None
-) -> TrialRecord:
-    params = {"lr": 0.012345, "head_width": 8}
-    return TrialRecord(arm, number, confirms, state, value, params, 2, reason, f"run-{arm}-{number}")
-
-
-TRIALS = {
-    "a": [record("a", 0, "finished", 0.5), record("a", 1, "finished", 0.75), record("a", 2, "finished", 0.75)],
-    "b": [record("b", 0, "failed", reason="it diverged"), record("b", 1, "running")],
-}
-
-
-def test_the_best_is_the_first_of_equals() -> None:
-    assert best_record(TRIALS["a"]).number == 1
-    assert best_record(TRIALS["b"]) is None
-
-
-def test_status_table() -> None:
-    confirmed = [
-        *TRIALS["a"],
-        record("a", 0, "failed", reason="no memory", confirms=1),
-        record("a", 1, "finished", 0.9, confirms=1),  # better than what it confirms, yet not the best trial
-    ]
-    table = status_table("small", {**TRIALS, "a": confirmed}, 3, 2)
-    assert table.title == "small: 6 of 10 runs ended (3 trials and 2 confirmation runs per arm)"
-    assert table.rows == [
-        ["a", "3 finished", "0.7500", "run-a-1", "1 finished, 1 failed"],
-        ["b", "1 failed, 1 running", "-", "-", "none"],
-    ]
-    assert table.notes == ["a confirmation #0 failed: no memory", "b #0 failed: it diverged"]
-
-
-def test_total_runs() -> None:
-    assert total_runs([], 3, 2) == 5
-    assert total_runs(TRIALS["a"], 3, 0) == 3
-    assert total_runs(TRIALS["a"], 2, 2) == 5  # the budget was larger once
-    assert total_runs(TRIALS["b"][:1], 1, 2) == 1  # no trial finished: there is nothing to confirm
-    superseded = record("a", 0, "finished", 0.5, confirms=0)
-    assert total_runs([*TRIALS["a"], superseded], 3, 2) == 6
-    more_seeds_once = [record("a", number, "finished", 0.5, confirms=1) for number in range(3)]
-    assert total_runs([*TRIALS["a"], *more_seeds_once], 3, 2) == 6
+from ablation.base.text import Table, format_params, plural
 
 
 def test_markdown() -> None:
@@ -54,5 +13,28 @@ def test_markdown() -> None:
 
 
 def test_formats() -> None:
-    assert count_states([]) == "none"
     assert format_params({"b": 0.000123456, "a": "x"}) == "a x, b 0.000123"
+
+
+def test_plural() -> None:
+    counts = (0, 1, 5, 1200)
+    assert [plural(count, "arm") for count in counts] == ["0 arms", "1 arm", "5 arms", "1,200 arms"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["0", "-8.8", "\u22128.8", "+1.2", "< 0.001", "> 1,000", "0.75 \u00b1 0.01", "1.2 to 3.4", "5 to 12 min", "37 %", "1e-05",
+     "64 x 32 x 32", "0.5%", "3 h 05 min"],
+)  # fmt: skip
+def test_a_column_of_numbers(cell: str) -> None:
+    assert Table("", ["arm", "x"], [["block1", cell], ["block2", "-"]]).numeric_columns() == {1}
+
+
+@pytest.mark.parametrize("cell", ["", "-", "block1", "1.jpg", "3f0a9c", "7 finished, 1 failed", "cannot run", "3x"])
+def test_a_column_of_text(cell: str) -> None:
+    assert Table("", ["x"], [["-"], [cell]]).numeric_columns() == set()
+    assert Table("", ["x"], [["1"], [cell]]).numeric_columns() == ({0} if cell == "-" else set())
+
+
+def test_a_table_without_rows_has_no_numeric_columns() -> None:
+    assert Table("", ["x"], []).numeric_columns() == set()

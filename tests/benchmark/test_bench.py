@@ -1,8 +1,9 @@
+import importlib.util
 import json
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,19 +11,30 @@ import torch
 
 from ablation.base.command_line import run_command
 from ablation.bench import cli
-from ablation.benchmark.measures import flops_of_an_image, timed, toml
+from ablation.benchmark import measures
+from ablation.benchmark.measures import (
+    START_UP_STUDY,
+    finished_trials,
+    flops_of_an_image,
+    process_peak_bytes,
+    resident_bytes,
+    run_study_silently,
+    timed,
+)
 from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loader
-from ablation.benchmark.subject import Measured, Subject
+from ablation.benchmark.subject import Measured, Subject, few_images_limit, load_subject
 from ablation.benchmark.tables import seconds_for
 from ablation.data.images import Images
 from ablation.networks.weights import Weights
+from ablation.spec.reading import load_study, parse_override
+from ablation.spec.study import Data
 
 
 @pytest.fixture
 def subject() -> Subject:
     images = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     weights = Weights({}, (0.5,) * 3, (0.5,) * 3, "digest")
-    return Subject(torch.device("cpu"), images, images, 10, weights, [], 1)
+    return Subject(torch.device("cpu"), images, images, 10, weights, "random.safetensors", Data(source="digits"), 1)
 
 
 def test_operations_by_hand(subject: Subject) -> None:
@@ -54,14 +66,43 @@ def test_medians_and_spread() -> None:
     assert seconds_for(100, [10.0, 50.0]).values == [10.0, 2.0]
 
 
-def test_study_files_are_toml() -> None:
-    content = {
-        "question": 'Which "one"?',
-        "epochs": 3,
-        "fixed": {"strategy": "fine_tune_all", "lr": 1e-3},
-        "search": {"lr": {"low": 1e-3, "high": 0.1, "log": True}, "head_width": {"choices": [1, 2]}},
-    }
-    assert tomllib.loads(toml(content)) == content
+def test_the_study_file_of_the_start_is_valid(tmp_path: Path) -> None:
+    path = tmp_path / "start.toml"
+    path.write_text(START_UP_STUDY)
+    spec = load_study(path, overrides=[parse_override("data.source=digits"), parse_override("data.limit=100")])
+    assert (spec.trials_per_arm, spec.epochs, spec.backbone.name, spec.data.limit) == (1, 1, "vgg16", 100)
+    assert spec.default("strategy") == "feature_extraction"
+    assert spec.default("truncate_at") == "block1"
+
+
+def test_a_study_of_the_benchmark_runs_on_the_subject(tmp_path: Path) -> None:
+    few = load_subject(None, None, 200, "cpu", 1, tmp_path)
+    assert len(few.train_images) + len(few.val_images) == 200
+    fixed = {"strategy": "feature_extraction", "truncate_at": "block1", "head_width": 8}
+    content = {"trials_per_arm": 1, "epochs": 1, "fixed": fixed}
+    store = run_study_silently(few, tmp_path / "study", content, few_images_limit(few))
+    (trial,) = finished_trials(store)
+    assert (trial.spec.head_width, trial.spec.data_limit, trial.state) == (8, 200, "finished")
+    assert trial.spec.weights == str(tmp_path / "random.safetensors")
+
+
+def test_the_peak_of_memory_is_no_smaller_than_its_use() -> None:
+    use = resident_bytes()
+    assert use <= process_peak_bytes() < 1000 * use
+
+
+def test_windows_needs_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no `resource`; there, psutil knows the peak."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)  # an import raises
+    origin = importlib.util.spec_from_file_location("measures_on_windows", str(measures.__file__))
+    assert origin is not None
+    assert origin.loader is not None
+    on_windows = importlib.util.module_from_spec(origin)
+    origin.loader.exec_module(on_windows)
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=123))
+    monkeypatch.setattr(on_windows.psutil, "Process", lambda: process)
+    assert on_windows.process_peak_bytes() == 123
 
 
 def test_calls_are_timed_and_the_method_is_put_back() -> None:
@@ -69,12 +110,12 @@ def test_calls_are_timed_and_the_method_is_put_back() -> None:
         def fail(self) -> None:
             raise ValueError
 
-    spent: list[float] = []
+    durations: list[float] = []
     real = Thing.fail
-    with timed(Thing, "fail", spent), pytest.raises(ValueError):
+    with timed(Thing, "fail", durations), pytest.raises(ValueError):
         Thing().fail()
-    assert len(spent) == 1
-    assert spent[0] >= 0
+    assert len(durations) == 1
+    assert durations[0] >= 0
     assert Thing.fail is real
 
 
@@ -105,9 +146,9 @@ def test_the_whole_benchmark(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ablation.bench", "--limit", "150", "--repeats", "1", "--fill", "25"]
     done = subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "bench.json").read_text())
-    assert len(figures["training_steps"]["rows"]) == 14
-    assert len(figures["small_trials"]["last_seconds"]) == 10
-    assert figures["feature_extraction"]["ratio"] > 0
+    measurements = json.loads((tmp_path / "bench.json").read_text())
+    assert len(measurements["training_steps"]["rows"]) == 14
+    assert len(measurements["small_trials"]["last_seconds"]) == 10
+    assert measurements["feature_extraction"]["ratio"] > 0
     for shown in ("feature extraction, block3, 10 trials of 10 epochs", "MLflow in a trial of", "share of ceiling"):
         assert shown in done.stdout

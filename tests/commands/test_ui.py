@@ -66,7 +66,7 @@ def test_not_to_everybody_without_a_password(host: str, tmp_path: Path, monkeypa
     ):
         check(store, host, with_auth=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--auth: needs what `pip install mlflow\[auth\]` brings"):
+    with pytest.raises(InputError, match=r"--auth: needs more packages: pip install mlflow\[auth\]"):
         check(store, host, with_auth=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     check(store, host, with_auth=True)
@@ -76,5 +76,5 @@ def test_nothing_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="is no store, or an empty one"):
         check(find_store(str(tmp_path / "none")), "localhost", with_auth=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    with pytest.raises(InputError, match="names a server, which has a UI of its own"):
+    with pytest.raises(InputError, match="names a server, which has its own UI"):
         check(find_store(None), "localhost", with_auth=False)

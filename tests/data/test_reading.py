@@ -16,7 +16,8 @@ from ablation.base.machine import available_memory
 from ablation.base.seeds import generator
 from ablation.data import image_folder, reading
 from ablation.data.decoding import fit_image
-from ablation.data.image_folder import _open, cache_folder, list_imagefolder
+from ablation.data.image_cache import cache_folder
+from ablation.data.image_folder import _open, list_imagefolder
 from ablation.data.images import Normalisation, augment, normalise
 from ablation.data.reading import ImageSet, check_memory, check_split, load_images, load_split, split_train_val
 from ablation.spec.study import Data
@@ -325,7 +326,7 @@ def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.Mon
 def test_impossible_splits_are_refused() -> None:
     with pytest.raises(InputError, match="data.limit: 11 is more than the 10 training images"):
         split_train_val(np.arange(10) % 2, 0.2, 11, seed=0)
-    with pytest.raises(InputError, match="data.limit: 3 of 100 images cannot be taken by class"):
+    with pytest.raises(InputError, match="data.limit: 3 of 100 images cannot be chosen by class"):
         split_train_val(np.arange(100) % 10, 0.2, 3, seed=0)
     with pytest.raises(InputError, match="data.val_fraction: 2 of 12 images for validation, but 3 classes need one"):
         split_train_val(np.arange(12) % 3, 0.1, None, seed=0)

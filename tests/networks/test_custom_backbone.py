@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import py_compile
 import random
 import shutil
 import subprocess
@@ -21,12 +22,14 @@ from ablation.backbones import cuts_table
 from ablation.base.errors import InputError
 from ablation.base.seeds import generator
 from ablation.data.images import Normalisation
+from ablation.networks import code_digest
 from ablation.networks.blocks import build_blocks, initialise_blocks
 from ablation.networks.custom_backbone import load_custom_backbone, make_custom_blocks
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, build_model
 from ablation.networks.weights import read_weights
+from ablation.spec import reading
 from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.reading import load_study
 from ablation.training.loop import set_training_mode, trained_tensors
@@ -156,7 +159,7 @@ def test_a_study_of_it(folder: Path) -> None:
     assert (table.kind == "trial").sum() == 8
 
     run = table[(table.strategy == "feature_extraction") & (table.truncate_at == "block4")].iloc[0].run_id
-    with pytest.raises(InputError, match="its backbone cannot be made: module: nets.py: no such file"):
+    with pytest.raises(InputError, match="its backbone cannot be built: module: nets.py: no such file"):
         ablation.load_model(run, store="s")
     there = {"weights": "elsewhere/mine.safetensors", "module": "elsewhere/nets.py"}
     model = ablation.load_model(run, store="s", **there)
@@ -167,7 +170,7 @@ def test_a_study_of_it(folder: Path) -> None:
     changed = study("own.toml", "--store", "s", *places)
     assert changed.returncode == 2
     assert "study 'own' has trials that were made with other settings: backbone.name (was 'mine@" in changed.stderr
-    with pytest.raises(InputError, match=r"elsewhere/nets.py: makes mine@\w+, but run \w+ was trained with mine@"):
+    with pytest.raises(InputError, match=r"elsewhere/nets.py: defines mine@\w+, but run \w+ was trained with mine@"):
         ablation.load_model(run, store="s", **there)
 
     shutil.rmtree("elsewhere")
@@ -267,6 +270,47 @@ def test_each_gets_its_own_helpers(folder: Path) -> None:
     assert len(set(names)) == 3
 
 
+def test_bytecode_is_neither_read_nor_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file has bytecode of an older version with the same size and time, which Python would use."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (folder / "package").mkdir()
+    Path("package/__init__.py").touch()
+    net = "import helper\nfrom package import inner\ndef mine(): return [helper.Block(), inner.Block(), Own()]\n"
+    files = {"net.py": net + "class Own", "helper.py": "class Block", "package/inner.py": "class Block"}
+
+    def write_all(factor: int) -> None:
+        for file, beginning in files.items():
+            write(file, f"{beginning}(nn.Module):\n    def forward(self, x): return {factor} * x")
+            os.utime(file, (1e9, 1e9))
+
+    write_all(2)
+    caches = [Path(py_compile.compile(file, doraise=True)) for file in files]
+    before = [cache.read_bytes() for cache in caches]
+    write_all(3)
+    blocks = make_custom_blocks(load_custom_backbone("net.py", "mine"), 0)
+    assert [block(torch.ones(1)).item() for block in blocks.values()] == [3, 3, 3]
+    assert [cache.read_bytes() for cache in caches] == before
+    assert sorted(folder.rglob("*.pyc")) == sorted(folder / cache for cache in caches)
+
+
+def test_bytecode_of_installed_packages_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.syspath_prepend(folder / "site-packages")
+    (folder / "site-packages").mkdir()
+    (folder / "site-packages" / "installed_one.py").touch()
+    load_custom_backbone(write("net.py", "import installed_one\ndef mine(): return [nn.Conv2d(3, 4, 1)]"), "mine")
+    assert [cache.parent for cache in folder.rglob("*.pyc")] == [folder / "site-packages" / "__pycache__"]
+
+
+def test_this_package_is_not_the_users_code(folder: Path) -> None:
+    """A file may import it, and stand beside it, as in the repository."""
+    assert code_digest.is_installed(ablation.__file__)
+    assert code_digest.is_installed(reading.__file__)
+    body = "import ablation.spec.reading\ndef mine(): return [nn.Conv2d(3, 4, 1)]"
+    load_custom_backbone(write("net.py", body), "mine")
+    assert code_digest.code_contents(folder / "net.py", ["ablation.spec.reading"]).keys() == {""}
+
+
 def test_this_process_stays_as_it_was(folder: Path) -> None:
     """Though the file changes all that it can."""
     body = """
@@ -283,8 +327,10 @@ def mine():
     return [nn.Conv2d(3, 4, 1)]
 """
     before = sys.argv[:], sys.path[:], Path.cwd(), torch.get_default_dtype(), warnings.filters[:]
+    finders = sys.meta_path[:]
     load_custom_backbone(write("net.py", body), "mine")
     assert (sys.argv, sys.path, Path.cwd(), torch.get_default_dtype(), warnings.filters) == before
+    assert sys.meta_path == finders
     assert torch.is_grad_enabled()
     body = "def mine():\n    torch.set_default_device('meta')\n    return [nn.Conv2d(3, 4, 1)]"
     with pytest.raises(ValueError, match="sets torch's default device"):
@@ -533,7 +579,7 @@ def test_a_module_that_is_wrong_is_refused(folder: Path, body: str | None, said:
          "mine(): its blocks cannot be copied (cannot pickle"),
         ("def mine():\n    c = nn.Conv2d(3, 4, 1)\n    c.weight.data = torch.arange(12.0).view(4, 3, 1, 1)\n"
          "    return [nn.Conv2d(3, 3, 1), c]",
-         "mine() returns the same 1.weight whatever the random seed: a pretrained one, say"),
+         "mine() returns the same 1.weight whatever the random seed: perhaps a pretrained one"),
     ],
 )  # fmt: skip
 def test_blocks_that_do_not_work_are_refused(folder: Path, body: str, said: str) -> None:
@@ -566,8 +612,8 @@ def test_from_scratch_needs_no_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"name": "vgg16"}, "backbone.name: not beside backbone.module, which takes its place"),
-        ({"function": 3}, "backbone.function: must be a text, beside backbone.module"),
+        ({"name": "vgg16"}, "backbone.name: not allowed together with backbone.module, which replaces it"),
+        ({"function": 3}, "backbone.function: must be a text, together with backbone.module"),
         ({"weights": "imagenet"}, "torchvision has no weights for mine@"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 
 from ablation.analysis.statistics import smallest_difference
 from ablation.data.reading import DataSize
+from ablation.planning import workload
 from ablation.planning.forecast import (
     ASSUMED,
     LIBRARY_BYTES,
@@ -65,7 +66,36 @@ BLOCK2, BLOCK3_POOLED = 128 * 8 * 8, 256 * 4
     ],
 )
 def test_bytes_of_features_by_hand(more: dict[str, object], expected: int) -> None:
-    assert feature_bytes(StudySpec(**(SPEC | more)), DataSize(10, 1000, 200)) == expected
+    spec = StudySpec(**(SPEC | more))
+    size = DataSize(10, 1000, 200)
+    assert feature_bytes(spec, size, conditions(spec, size, CPU).precision) == expected
+
+
+def test_only_depths_on_the_steps_of_a_searched_range_are_counted() -> None:
+    """Depths 1 and 3: block2's features can never be cached."""
+    spec = StudySpec(**(SPEC | {"factors": TOP, "search": {"freeze_depth": {"low": 1, "high": 3, "step": 2}}}))
+    assert feature_bytes(spec, DataSize(10, 1000, 200), "float32") == 1000 * (BLOCK1 + BLOCK3_POOLED) * 4
+    assert frozen_parts(spec) == [("block3", 3), ("block3", 1)]
+    # Depths 0 and 2 of 0 to 3: the range's upper end is not among them.
+    spec = StudySpec(**(SPEC | {"factors": TOP, "search": {"freeze_depth": {"low": 0, "high": 3, "step": 2}}}))
+    assert feature_bytes(spec, DataSize(10, 1000, 200), "float32") == 1000 * BLOCK2 * 4
+
+
+def test_features_are_counted_in_the_precision_that_auto_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, 'auto' is a precision of 16 bits: 2 bytes for a feature of trainings, 4 for one of tests."""
+    monkeypatch.setattr(workload, "select_precision", lambda precision, device: "bfloat16")
+    content = STUDY | {"search": {}, "factors": {"truncate_at": ["block1"], "strategy": ["feature_extraction"]}}
+    study = study_of(content)
+    assert study.spec.precision == "auto"
+    expected = (2000 * 2 + 100 * 4) * BLOCK1_POOLED
+    assert expected == 1_126_400
+    assert "Cached features take up to 1.1 MB (limit: --feature-cache)." in arms_table(study).notes
+    # They fit, where 4 bytes for each feature would not.
+    fitting = study_of(content, feature_limit=expected)
+    assert fitting.arms[0].costliest.reads_features
+    assert "Cached features take up to 1.1 MB (limit: --feature-cache)." in arms_table(fitting).notes
+    exceeding = arms_table(study_of(content, feature_limit=expected - 1)).notes
+    assert any(note.startswith("Cached features would take up to 1.1 MB, more than --feature") for note in exceeding)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -79,7 +109,7 @@ def test_every_backbone_can_be_planned(name: str) -> None:
 def test_convnext_features_stay_in_float32() -> None:
     more = {"backbone": {"name": "convnext_tiny"}, "data": {"image_size": 32}}
     spec = StudySpec(**(SPEC | more | {"precision": "bfloat16", "fixed": {"truncate_at": "block1"}}))
-    assert feature_bytes(spec, DataSize(10, 1000, 200)) == 1000 * 96 * 4 * 4
+    assert feature_bytes(spec, DataSize(10, 1000, 200), "bfloat16") == 1000 * 96 * 4 * 4
 
 
 # ------------------------------------------------------------------------------------------------------------- time
@@ -102,15 +132,16 @@ CPU = torch.device("cpu")
 def study_of(content: dict[str, Any], *, feature_limit: int = 10**10, **changes: Any) -> StudyPlan:
     """Return a plan in which reading features takes a thousandth of a second for each image, all else a hundredth."""
     spec = StudySpec(**content)
-    arms = plan(spec, 10, stores_features=feature_bytes(spec, SIZE) <= feature_limit)
+    common = conditions(spec, SIZE, CPU)
+    arms = plan(spec, 10, stores_features=feature_bytes(spec, SIZE, common.precision) <= feature_limit)
     speeds: dict[Kind, Speed | Failure] = {}
     for arm in arms:
         for kind in (arm.cheapest, arm.costliest):
             train = (0.001 if kind.reads_features else 0.01) * kind.head_width / 1024
             speeds[kind] = Speed(begin=0.5, train=train, evaluate=0.002, test=0.004)
     frozen: dict[tuple[str, int], tuple[float, float] | Failure] = dict.fromkeys(frozen_parts(spec), (0.01, 0.02))
-    measured = Probe(speeds, frozen, 12.0, 0.0, 1_000_000_000, 8_000_000_000)
-    return StudyPlan(spec, SIZE, feature_limit, arms, conditions(spec, SIZE, CPU), replace(measured, **changes))
+    measurements = Probe(speeds, frozen, 12.0, 0.0, 1_000_000_000, 8_000_000_000)
+    return StudyPlan(spec, SIZE, feature_limit, arms, common, replace(measurements, **changes))
 
 
 def test_time_by_hand() -> None:
@@ -138,7 +169,8 @@ def test_time_by_hand() -> None:
     table = arms_table(study)
     assert [row[-1] for row in table.rows[:2]] == ["8.8 to 25 s", "3 min"]
     assert any(
-        "takes about 85 min to 1 h 32 min, as cheap or as costly as its searches can choose; 22 s" in n
+        "about 85 min to 1 h 32 min, depending on what its search chooses; 22 s of it for computing cached features"
+        in n
         for n in table.notes
     )
     assert any("Measured here in 12 s" in note for note in table.notes)
@@ -147,9 +179,7 @@ def test_time_by_hand() -> None:
 def test_features_that_are_not_stored_are_computed_in_every_epoch() -> None:
     study = study_of(STUDY, feature_limit=1000)
     assert not any(arm.costliest.reads_features for arm in study.arms)
-    assert any(
-        "which is less: the times are those of computing it in every epoch" in n for n in arms_table(study).notes
-    )
+    assert any("the times assume that they are computed in every epoch" in n for n in arms_table(study).notes)
     flipped = study_of(STUDY | {"fixed": {"augmentation": "flip"}})
     assert feature_seconds(flipped, Budget("", 8, 5)) == pytest.approx((2 * 1800 + 200) * 0.01 + 100 * 0.02)
     random = study_of(STUDY | {"backbone": {"missing_layers": "random"}})
@@ -181,8 +211,8 @@ def test_arms_that_cost_the_same_are_the_same_kind() -> None:
 
 def test_an_arm_that_cannot_run_is_told_and_not_counted() -> None:
     study = study_of(STUDY)
-    speeds = study.measured.speeds | {study.arms[3].costliest: Failure("CUDA out of memory.")}
-    failing = replace(study, measured=replace(study.measured, speeds=speeds))
+    speeds = study.probe.speeds | {study.arms[3].costliest: Failure("CUDA out of memory.")}
+    failing = replace(study, probe=replace(study.probe, speeds=speeds))
     table = arms_table(failing)
     assert [row[-1] for row in table.rows][3] == "cannot run"
     assert "block2,fine_tune_all cannot run here: CUDA out of memory." in table.notes
@@ -190,9 +220,9 @@ def test_an_arm_that_cannot_run_is_told_and_not_counted() -> None:
     assert not isinstance(tuned, Failure)
     difference = study_span(study, Budget("", 8, 5)).most - study_span(failing, Budget("", 8, 5)).most
     assert difference == pytest.approx(8 * tuned[0].most + 5 * tuned[1].most)
-    frozen = replace(study.measured, frozen={("block2", 2): Failure("CUDA out of memory.")})
-    notes = arms_table(replace(study, measured=frozen)).notes
-    assert "What frozen layers compute cannot be computed here: CUDA out of memory." in notes
+    failing_cache = replace(study.probe, frozen={("block2", 2): Failure("CUDA out of memory.")})
+    notes = arms_table(replace(study, probe=failing_cache)).notes
+    assert "The features of frozen layers cannot be computed here: CUDA out of memory." in notes
 
 
 def test_what_makes_it_faster_is_said() -> None:

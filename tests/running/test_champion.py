@@ -287,7 +287,7 @@ def test_a_process_may_die_at_any_call(
     (model,) = crowned.models()
     outputs = [output.model_id for output in crowned.client.get_run(run_id).outputs.model_outputs]
     assert outputs.count(model.model_id) == 1
-    assert load_champion(crowned.store, "small").registered.run_id == run_id
+    assert load_champion("small", store=str(crowned.store.root)).registered.run_id == run_id
 
 
 # --------------------------------------------------------------------------------------- it answers as its run did
@@ -340,7 +340,7 @@ def environment_without(folder: Path) -> dict[str, str]:
 
 
 def test_any_number_of_images_and_no_other_size(crowned: Crowned) -> None:
-    champion = load_champion(crowned.store, "small")
+    champion = load_champion("small", store=str(crowned.store.root))
     images_NSSC = crowned.images.test_images_NHWC
     all_NK = champion.probabilities(images_NSSC)
     assert np.allclose(all_NK.sum(1), 1, atol=1e-5)
@@ -359,7 +359,7 @@ def test_frozen_layers_are_in_the_model(crowned: Crowned) -> None:
     weights = Path(str(crowned.result.spec.backbone.weights))
     hidden = weights.rename(weights.with_suffix(".hidden"))
     try:
-        answer_NK = load_champion(crowned.store, "small").probabilities(crowned.images.test_images_NHWC)
+        answer_NK = load_champion("small", store=str(crowned.store.root)).probabilities(crowned.images.test_images_NHWC)
     finally:
         hidden.rename(weights)
     stored = load_predictions(predictions_file(crowned, run.run_id))
@@ -368,15 +368,15 @@ def test_frozen_layers_are_in_the_model(crowned: Crowned) -> None:
 
 def test_a_copied_store_answers_where_it_is(crowned: Crowned, tmp_path: Path) -> None:
     images_NSSC = crowned.images.test_images_NHWC[:7]
-    expected_NK = load_champion(crowned.store, "small").probabilities(images_NSSC)
+    expected_NK = load_champion("small", store=str(crowned.store.root)).probabilities(images_NSSC)
     shutil.copytree(crowned.store.root, tmp_path / "copy")
     hidden = crowned.store.root.rename(crowned.store.root.with_name("hidden"))
     try:
         copy = find_store(str(tmp_path / "copy"))
-        assert np.array_equal(load_champion(copy, "small").probabilities(images_NSSC), expected_NK)
+        assert np.array_equal(load_champion("small", store=str(copy.root)).probabilities(images_NSSC), expected_NK)
         shutil.rmtree(copy.artifacts("small") / "models")
         with pytest.raises(InputError, match="the files of the champion of 'small' are gone"):
-            load_champion(copy, "small")
+            load_champion("small", store=str(copy.root))
     finally:
         hidden.rename(crowned.store.root)
 
@@ -387,7 +387,7 @@ def test_a_damaged_model_is_one_line(crowned: Crowned, tmp_path: Path) -> None:
     program = model_folder(crowned, store) / "artifacts" / "program.pt2"
     program.write_bytes(program.read_bytes()[:1000])
     with pytest.raises(StoreError, match="the champion of 'small' cannot be loaded"):
-        load_champion(store, "small")
+        load_champion("small", store=str(store.root))
 
 
 def test_the_model_holds_what_it_needs_and_nothing_of_the_working_folder(
@@ -461,7 +461,7 @@ def test_a_tracking_server_keeps_it_too(
     study = Crowned(store, read_results(store, "small"), load_images(Data(source="digits")))
     run = next(r for arm in study.result.arms for r in arm.confirmations if r.run_id == winning_run(study.result))
     assert study.champion().source.startswith("mlflow-artifacts:")
-    answer_NK = load_champion(store, "small").probabilities(study.images.test_images_NHWC)
+    answer_NK = load_champion("small").probabilities(study.images.test_images_NHWC)
     assert run.predictions is not None
     assert np.abs(answer_NK - run.predictions.probabilities_NK.astype(np.float32)).max() < FLOAT16_ROUNDING
     assert register_champion(store, study.result, study.images) == RegisteredVersion("small", "1", run.run_id)

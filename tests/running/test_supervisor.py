@@ -105,7 +105,7 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path) -> No
 
     status, lines = run(signal.SIGINT)
     assert status == 130, lines
-    assert "Stopped; whatever had finished is kept. To go on:" in lines
+    assert "Stopped; everything that had finished is kept. To resume:" in lines
     assert not any("--as-worker" in line for line in lines)
     found = runs(tmp_path / "s", "small")
     assert {run.info.status for run in found} <= {"FINISHED", "SCHEDULED"}

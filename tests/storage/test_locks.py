@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ablation.base.errors import StoreAway, StoreError
-from ablation.storage.locks import EXCLUSIVE, FileLocks, Locks, PostgresLocks, open_locks
+from ablation.storage.locks import EXCLUSIVE, FileLocks, Locks, PostgresLocks, open_locks, study_lock
 from tests.servers import PostgreSQL
 
 TRIAL = "checkpoints/0123/4"
@@ -63,6 +64,48 @@ def test_exclusive_waits_and_may_be_nested(address: str) -> None:
     thread.join()
     assert order == ["mine", "theirs"]
     assert not mine.is_held(EXCLUSIVE)
+
+
+def test_a_study_s_lock_is_its_own(address: str) -> None:
+    """Also where the study is called like the claim lock."""
+    mine, theirs = open_locks(address), open_locks(address)
+    with mine.exclusive(study_lock("claim")), mine.exclusive(study_lock("claim")):
+        assert mine.is_held(study_lock("claim"))
+        assert not mine.is_held(EXCLUSIVE)
+        with theirs.exclusive(), theirs.exclusive(study_lock("other")):
+            assert theirs.is_held(EXCLUSIVE)
+            assert not theirs.is_taken(TRIAL)
+        with mine.exclusive():
+            assert mine.is_held(EXCLUSIVE)
+        waiting = threading.Thread(target=lambda: theirs.exclusive(study_lock("claim")).__enter__(), daemon=True)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert not mine.is_held(study_lock("claim"))
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="only root can become another user")
+def test_a_user_who_may_only_read() -> None:
+    code = (
+        "import sys; from ablation.storage.locks import open_locks; locks = open_locks(sys.argv[1]);"
+        "print([locks.is_taken(f'checkpoints/0123/{number}') for number in range(4)])"
+    )
+    with tempfile.TemporaryDirectory() as folder:  # not in pytest's own folder, which others cannot enter
+        Path(folder).chmod(0o755)
+        locks = open_locks(f"sqlite:///{folder}/optuna.db")
+        for number in range(3):
+            with locks.exclusive():
+                assert locks.try_acquire(f"checkpoints/0123/{number}")
+        locks.release("checkpoints/0123/1")
+        (Path(folder) / "checkpoints/0123/2/lock").chmod(0o600)
+        other = subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{folder}/optuna.db"],
+            user=65534, group=65534, extra_groups=[], capture_output=True, text=True,
+        )  # fmt: skip
+        assert other.stdout == "[True, False, None, False]\n", other.stderr
+        assert locks.try_acquire("checkpoints/0123/1")
 
 
 def test_locks_die_with_their_process(address: str) -> None:

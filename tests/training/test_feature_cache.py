@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ablation.base.disk_cache import KEPT_FREE
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation, normalise
 from ablation.networks.strategies import Learning, apply_strategy
@@ -20,7 +21,7 @@ from ablation.networks.weights import read_weights
 from ablation.spec.parameters import STRATEGIES, Augmentation
 from ablation.spec.study import StudySpec
 from ablation.training import feature_cache, sources
-from ablation.training.feature_cache import KEPT_FREE, FeatureCache, Pretrained, pretrained_network
+from ablation.training.feature_cache import FeatureCache, Pretrained, pretrained_network
 from ablation.training.loop import Training, TrainingSettings, make_optimizer, train
 from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Point, Source, frozen_part, run_layers
 

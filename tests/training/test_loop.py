@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from ablation.base.errors import InputError
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation
 from ablation.networks.strategies import Learning, apply_strategy
@@ -22,7 +21,6 @@ from ablation.training.loop import (
     TrainingSettings,
     balanced_weights,
     calibration_sample,
-    check_compiler,
     load_tensors,
     lr_factor,
     make_optimizer,
@@ -287,12 +285,3 @@ def test_compiled_training_is_close_and_compiled_once(monkeypatch: pytest.Monkey
             for mine, theirs in zip(compiled, eager, strict=True):
                 assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
                 assert mine["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=1 / 30 + 1e-9)
-
-
-def test_a_compiler_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("no compiler found\nlong advice")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(InputError, match=r"compile: torch.compile does not work here \(no compiler found\)"):
-        check_compiler("default", CPU)

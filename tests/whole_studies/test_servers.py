@@ -243,7 +243,7 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
         assert steps(databases, run) == [1]  # nothing was written after the loss
     else:
         assert list(only.intermediate_values) == steps(databases, run) == [1, 2, 3, 4]
-        assert "(continued)" in output
+        assert "(resumed)" in output
 
 
 def test_a_connection_that_breaks_around_a_claim_leaks_nothing(

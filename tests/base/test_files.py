@@ -1,0 +1,106 @@
+"""Files that are old or complete, however many write them and whatever crashes."""
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ablation.base import files
+from ablation.base.errors import StoreError
+from ablation.base.files import LEFTOVER_SECONDS, replacing, write_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_second_writer_in_the_middle_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writer begins and ends while the first one waits for the disk."""
+    path = tmp_path / "report.html"
+    real_fsync = os.fsync
+    steps = []
+
+    def fsync(descriptor: int) -> None:
+        steps.append(descriptor)
+        if len(steps) == 1:
+            write_atomically(path, b"second")
+            assert path.read_bytes() == b"second"
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(path, b"the first one")
+    assert path.read_bytes() == b"the first one"
+    assert names(tmp_path) == ["report.html"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not replace a file while another process reads it")
+def test_two_threads_write_one_file_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    contents = {b"a" * 100_000, b"b" * 200_000}
+    write_atomically(path, b"a" * 100_000)
+    errors: list[Exception] = []
+
+    def write(content: bytes) -> None:
+        try:
+            for _ in range(40):
+                write_atomically(path, content)
+        except Exception as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert path.read_bytes() in contents
+    assert errors == []
+    assert names(tmp_path) == ["report.html"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+
+    def write() -> None:
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_created_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file cannot be written"):
+        write_atomically(tmp_path / "file" / "below", b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask for others")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_permissions_are_those_of_any_new_file(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_temporary_files_of_killed_processes_are_deleted(tmp_path: Path) -> None:
+    old, recent, other = (tmp_path / f"{name}.tmp" for name in ("[a].1", "[a].2", "b.1"))
+    for file in (old, recent, other):
+        file.touch()
+    long_ago = time.time() - LEFTOVER_SECONDS - 10
+    for file in (old, other):
+        os.utime(file, (long_ago, long_ago))
+    write_atomically(tmp_path / "[a]", b"new")
+    assert names(tmp_path) == ["[a]", "[a].2.tmp", "b.1.tmp"]
+
+
+def test_an_unknown_home_folder_is_left_as_it_is() -> None:
+    assert files.expand("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")

@@ -1,0 +1,207 @@
+"""The cache of decoded images: where it is, that it stays below its limit, and what it deletes."""
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from ablation.base.disk_cache import KEPT_FREE
+from ablation.base.errors import InputError
+from ablation.data import image_cache
+from ablation.data.image_cache import DECODING_VERSION, cache_folder, cache_limit, decoded_once
+
+IMAGE_BYTES = 100_000
+LIMIT = "0.00025"  # GB: room for two files
+
+
+def decoder(calls: list[str], name: str) -> Callable[[], dict[str, np.ndarray]]:
+    """Return a `decode` that records its calls; the name gives the pixels away."""
+
+    def decode() -> dict[str, np.ndarray]:
+        calls.append(name)
+        return {"train": np.full((1, IMAGE_BYTES), ord(name), np.uint8), "test": np.zeros((1, 1), np.uint8)}
+
+    return decode
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "lock")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "decoded"
+    monkeypatch.setenv("ABLATION_CACHE", str(path))
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------- its folder
+
+
+def test_the_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder() == tmp_path / "cache"  # ABLATION_CACHE, which all tests have
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("ABLATION_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "ablation"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if sys.platform == "linux":
+        assert cache_folder() == tmp_path / "home" / ".cache" / "ablation"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there can a user lack a name")
+def test_a_home_folder_may_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as a number: HOME is not set, and the user is not in /etc/passwd."""
+    import pwd
+
+    def nobody(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    calls: list[str] = []
+    for _ in range(2):  # with ABLATION_CACHE
+        decoded_once("a", "1", decoder(calls, "a"))
+    assert (calls, names(tmp_path / "cache")) == (["a"], ["imagefolder-a.safetensors"])
+    monkeypatch.delenv("ABLATION_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert cache_folder() is None
+    for _ in range(2):
+        decoded_once("a", "1", decoder(calls, "a"))
+    assert calls == ["a"] * 3
+    assert names(tmp_path) == ["cache"], "no folder '~' is made"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_several_users_may_share_the_folder(folder: Path) -> None:
+    decoded_once("a", "1", decoder([], "a"))
+    assert (folder / "lock").stat().st_mode & 0o777 == 0o666
+
+
+# ------------------------------------------------------------------------------------------------------------- bounds
+
+
+def test_the_limit_is_10_gb_or_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_limit() == 10_000_000_000
+    monkeypatch.setenv("ABLATION_CACHE_LIMIT", "2.5")
+    assert cache_limit() == 2_500_000_000
+    for text in ("2GB", "-1", "nan", "inf"):
+        monkeypatch.setenv("ABLATION_CACHE_LIMIT", text)
+        with pytest.raises(InputError, match=f"ABLATION_CACHE_LIMIT: must be a number of GB, got '{text}'"):
+            decoded_once("a", "1", decoder([], "a"))
+
+
+def test_the_files_stay_below_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for two: the one that was used least recently goes; a use is reading, too."""
+    monkeypatch.setenv("ABLATION_CACHE_LIMIT", LIMIT)
+    calls: list[str] = []
+
+    def use(name: str) -> None:
+        assert decoded_once(name, "1", decoder(calls, name))["train"][0, 0] == ord(name)
+        for number, path in enumerate(sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)):
+            os.utime(path, (number, number))  # far enough apart for any file system's clock
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= 250_000
+
+    for name in "abacab":
+        use(name)
+    assert calls == ["a", "b", "c", "b"], "b had to go for c, because a had been read since"
+    assert names(folder) == ["imagefolder-a.safetensors", "imagefolder-b.safetensors"]
+
+
+def test_a_changed_folder_replaces_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And makes room for itself: nothing else has to go."""
+    monkeypatch.setenv("ABLATION_CACHE_LIMIT", LIMIT)
+    calls: list[str] = []
+    decoded_once("a", "1", decoder(calls, "a"))
+    decoded_once("b", "1", decoder(calls, "b"))
+    decoded_once("b", "2", decoder(calls, "b"))
+    assert names(folder) == ["imagefolder-a.safetensors", "imagefolder-b.safetensors"]
+    decoded_once("b", "2", decoder(calls, "b"))
+    decoded_once("a", "1", decoder(calls, "a"))
+    assert calls == ["a", "b", "b"]
+
+
+def test_images_that_exceed_the_limit_are_decoded_every_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And cost no file that is of use."""
+    calls: list[str] = []
+    decoded_once("a", "1", decoder(calls, "a"))
+    monkeypatch.setenv("ABLATION_CACHE_LIMIT", "0.00009")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert decoded_once("b", "1", decoder(calls, "b"))["train"][0, 0] == ord("b")
+    assert calls == ["a", "b", "b"]
+    assert "the limit is 9e-05 GB (ABLATION_CACHE_LIMIT)" in caplog.text
+    assert names(folder) == ["imagefolder-a.safetensors"]
+
+
+def test_room_is_kept_on_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    decoded_once("a", "1", decoder(calls, "a"))
+    free = shutil._ntuple_diskusage(10**12, 10**12, KEPT_FREE - IMAGE_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    decoded_once("b", "1", decoder(calls, "b"))
+    assert names(folder) == ["imagefolder-a.safetensors"]
+
+
+def test_a_full_disk_is_no_reason_to_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(pixels: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(image_cache, "save_file", full)
+    assert decoded_once("a", "1", decoder([], "a"))["train"][0, 0] == ord("a")
+    assert names(folder) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ cleaning
+
+
+def test_files_of_no_use_are_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of crashed writers (of this version and before), damaged ones, and those of older decodings; no others."""
+    calls: list[str] = []
+    for name in "ab":
+        decoded_once(name, "1", decoder(calls, name))
+    unnamed = {"train": np.zeros((1, 1), np.uint8), "test": np.zeros((1, 1), np.uint8)}
+    save_file(unnamed, folder / "imagefolder-c.safetensors", {"fingerprint": "1"})  # as version 3 was stored at first
+    save_file(unnamed, folder / "imagefolder-d.safetensors", {"fingerprint": "1", "version": "2"})
+    (folder / "imagefolder-e.safetensors").write_bytes(b"half")
+    for name in ("imagefolder-f.tmp", "imagefolder-f.4711.tmp", "mine.tmp", "mine.safetensors"):
+        (folder / name).write_bytes(b"half")
+    assert decoded_once("c", "1", decoder(calls, "c"))["train"][0, 0] == 0, "it is found"
+    decoded_once("g", "1", decoder(calls, "g"))
+    kept = [f"imagefolder-{name}.safetensors" for name in "abcg"]
+    assert names(folder) == [*kept, "mine.safetensors", "mine.tmp"]
+    with safe_open(folder / "imagefolder-g.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"fingerprint": "1", "version": str(DECODING_VERSION)}
+    monkeypatch.setattr(image_cache, "DECODING_VERSION", DECODING_VERSION + 1)
+    decoded_once("h", "1", decoder(calls, "h"))
+    assert names(folder) == ["imagefolder-h.safetensors", "mine.safetensors", "mine.tmp"]
+
+
+def test_a_file_that_cannot_be_deleted_is_no_reason_to_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where another process reads it."""
+    monkeypatch.setenv("ABLATION_CACHE_LIMIT", LIMIT)
+    calls: list[str] = []
+    for name in "ab":
+        decoded_once(name, "1", decoder(calls, name))
+
+    def in_use(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "The process cannot access the file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", in_use)
+        assert decoded_once("c", "1", decoder(calls, "c"))["train"][0, 0] == ord("c")
+    assert names(folder) == ["imagefolder-a.safetensors", "imagefolder-b.safetensors"]

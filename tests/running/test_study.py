@@ -1,0 +1,147 @@
+"""What a study locks while it ends, and what it holds in memory while its workers run."""
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ablation import study as study_command
+from ablation.data.reading import ImageSet, Split
+from ablation.running import checks, trial
+from ablation.running import study as running_study
+from ablation.running.champion import EXAMPLE_IMAGES
+from ablation.running.session import Session
+from ablation.search.claims import claim_trial, end_trial, release_and_delete
+from ablation.search.studies import create_arms, open_storage
+from ablation.spec.reading import load_study
+from ablation.storage.locks import open_locks, study_lock
+from ablation.storage.store import Store, find_store
+from ablation.tracking.experiment import Tracker
+from tests.servers import PostgreSQL
+from tests.studies import ONE_ARM, Command
+
+LIMIT = 20  # seconds for what takes less than one
+CONTENT = {"made": "by a test", "trials_per_arm": 2}
+
+
+def claim_and_end_a_trial(store: Store, study_file: Path) -> None:
+    """Do what a worker of another study does to the locks and the database."""
+    spec = load_study(study_file, name="other")
+    studies = create_arms(open_storage(store, create=True), spec, CONTENT, "an experiment")
+    claim = claim_trial(spec, store, open_locks(store.optuna_url), studies, CONTENT)
+    assert claim is not None
+    end_trial(claim, "failed", None, "a test", None)
+    release_and_delete(claim)
+
+
+def seconds_beside(function: Callable[[], None]) -> float:
+    """Run a function in a thread; return its duration, or LIMIT if it has not ended by then."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    start = time.monotonic()
+    thread.start()
+    thread.join(LIMIT)
+    assert errors == []
+    return LIMIT if thread.is_alive() else time.monotonic() - start
+
+
+@pytest.mark.parametrize("database", ["files", "postgresql"])
+def test_other_studies_go_on_while_one_begins_and_ends(
+    database: str,
+    command: Command,
+    study_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """While it writes to MLflow, another study of the store claims and ends a trial, and `--status` answers."""
+    if database == "postgresql":
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        monkeypatch.setenv("OPTUNA_STORAGE", server.new_database())
+    seconds: list[tuple[str, float]] = []
+
+    def slow(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def act_first(*args: Any, **kwargs: Any) -> Any:
+            store = find_store(None)
+            seconds.append((name, seconds_beside(lambda: claim_and_end_a_trial(store, study_file))))
+            seconds.append((name, seconds_beside(lambda: study_command.show_status("other", store))))
+            return function(*args, **kwargs)
+
+        return act_first
+
+    moments = [(Tracker, "begin_summary"), (trial, "_keep_best"), (running_study, "write_report"),
+               (running_study, "register_champion")]  # fmt: skip
+    for owner, name in moments:
+        monkeypatch.setattr(owner, name, slow(name, getattr(owner, name)))
+    settings = ("--trials", "1", "--epochs", "1", "--set", "tracking.checkpoints=best_per_arm")
+    assert command(study_file, *ONE_ARM, *settings) == 0
+    assert [name for name, _ in seconds] == [name for _, name in moments for _ in range(2)]
+    assert [name for name, duration in seconds if duration >= LIMIT] == []
+    assert "other: 4 of 8 runs ended" in capsys.readouterr().out
+
+
+def test_two_processes_of_one_study_wait_for_each_other(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report is written under the study's lock."""
+    waited: list[bool] = []
+    write_report = running_study.write_report
+
+    def check_lock(store: Store, name: str) -> Any:
+        def acquire() -> None:
+            with open_locks(store.optuna_url).exclusive(study_lock(name)):
+                waited.append(False)
+
+        threading.Thread(target=acquire, daemon=True).start()
+        time.sleep(0.3)
+        waited.append(True)
+        return write_report(store, name)
+
+    monkeypatch.setattr(running_study, "write_report", check_lock)
+    assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "1") == 0
+    assert waited[0]
+
+
+def test_the_supervisor_of_workers_drops_its_images(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps what the champion's registration needs, and the digest."""
+    pixels: list[weakref.ref[np.ndarray]] = []
+    examples: list[np.ndarray] = []
+    digests: list[str] = []
+    load_split = checks.load_split
+
+    def load(*args: Any, **kwargs: Any) -> tuple[ImageSet, Split]:
+        images, split = load_split(*args, **kwargs)
+        pixels.extend(weakref.ref(array) for array in (images.train_images_NHWC, images.test_images_NHWC))
+        examples.append(images.test_images_NHWC[:EXAMPLE_IMAGES].copy())
+        digests.append(images.digest)
+        return images, split
+
+    def supervise(session: Session, devices: list[str]) -> None:
+        gc.collect()
+        assert devices == ["cpu", "cpu"]
+        assert [reference() for reference in pixels] == [None, None]
+        assert np.array_equal(session.images.test_images_NHWC, examples[0])
+        assert session.images.test_images_NHWC.base is None
+        assert session.images.digest == digests[0]
+        supervised.append(session)
+
+    supervised: list[Session] = []
+    monkeypatch.setattr(checks, "load_split", load)
+    monkeypatch.setattr(running_study, "supervise_workers", supervise)
+    assert command(study_file, *ONE_ARM, "--workers", "2", "--device", "cpu") == 0
+    assert len(supervised) == 1

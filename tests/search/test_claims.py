@@ -1,0 +1,213 @@
+"""Budgets, claims and confirmation runs."""
+
+from pathlib import Path
+
+import pytest
+
+from ablation.base.errors import InputError
+from ablation.search.claims import clean_up_ended_trials, store_spec
+from ablation.search.space import (
+    suggest,
+)
+from ablation.search.status import best_record, trial_records
+from ablation.search.studies import (
+    all_ended,
+    best_trial,
+    create_arms,
+    is_better,
+    superseded_keys,
+)
+from ablation.storage.locks import open_locks
+from ablation.storage.store import Store, find_store
+from tests.search.steps import CONTENT, TWO_ARMS, begin, claim_all, claim_next, confirmations, end, records, study
+
+
+def test_budgets_are_totals_and_arms_take_turns(store: Store) -> None:
+    factors = 'factors={truncate_at=["block1","block2","block3"]}'
+    only_lr = "search={lr={low=1e-4,high=1e-1}}"
+    spec = study("vgg_truncation", factors, only_lr, "trials_per_arm=2")
+    assert [c.arm.name for c in claim_all(spec, store)] == ["block1", "block2", "block3"] * 2
+    assert claim_all(spec, store) == []
+    more = study("vgg_truncation", factors, only_lr, "trials_per_arm=3")
+    assert [(c.arm.name, c.trial.number) for c in claim_all(more, store)] == [(f"block{b}", 2) for b in (1, 2, 3)]
+
+
+def test_failed_and_pruned_trials_count_and_interrupted_ones_are_continued(store: Store) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}",
+                 "trials_per_arm=3")  # fmt: skip
+    studies = begin(spec, store)
+    for state in ("failed", "pruned"):
+        claim = claim_next(spec, store, studies)
+        assert claim is not None
+        suggest(claim.trial, spec, claim.arm)
+        end(claim, state, None, f"it {state}")
+
+    interrupted = claim_next(spec, store, studies)
+    assert interrupted is not None
+    rate = suggest(interrupted.trial, spec, interrupted.arm)["lr"]
+    assert claim_next(spec, store, studies) is None  # its owner lives, and the budget is spent
+    (record,) = records(studies, store)[2:]
+    assert record.state == "running"
+    interrupted.release()  # as the death of its process does
+    states = [r.state for r in records(studies, store)]
+    assert states == ["failed", "pruned", "interrupted"]
+
+    continued = claim_next(spec, store, begin(spec, store))
+    assert continued is not None
+    assert continued.trial.number == 2
+    assert suggest(continued.trial, spec, continued.arm)["lr"] == rate
+    end(continued, "finished", 0.75)
+    found = records(studies, store)
+    assert [(r.state, r.value, r.reason) for r in found] == [
+        ("failed", None, "it failed"), ("pruned", None, "it pruned"), ("finished", 0.75, ""),
+    ]  # fmt: skip
+    assert not continued.folder.exists()
+    assert claim_next(spec, store, studies) is None
+
+
+def test_a_trial_killed_before_its_parameters_gets_the_same_ones(store: Store, tmp_path: Path) -> None:
+    spec = study("vgg_truncation", "trials_per_arm=1")
+    studies = begin(spec, store)
+    claim = claim_next(spec, store, studies)
+    assert claim is not None
+    claim.release()  # nothing was suggested yet
+    again = claim_next(spec, store, begin(spec, store))
+    assert again is not None
+    assert again.trial.number == claim.trial.number
+    other = find_store(str(tmp_path / "other"))
+    other.root.mkdir()
+    untouched = claim_next(spec, other, begin(spec, other))
+    assert untouched is not None
+    assert suggest(again.trial, spec, again.arm) == suggest(untouched.trial, spec, untouched.arm)
+
+
+def test_confirmation_runs_come_after_tuning_and_arms_take_turns(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS)
+    studies = begin(spec, store)
+    value = {("block1", 0): 0.5, ("block1", 1): 0.7, ("block2", 0): 0.6, ("block2", 1): 0.6}
+    tuning = [claim_next(spec, store, studies) for _ in range(4)]
+    assert all(claim.best is None for claim in tuning)
+    for claim in tuning[:3]:
+        end(claim, "finished", value[claim.arm.name, claim.trial.number])
+    # block2's last trial goes on elsewhere: block1 alone is confirmed, because block2 has no best trial yet.
+    first, second = (claim_next(spec, store, studies) for _ in range(2))
+    assert claim_next(spec, store, studies) is None
+    assert [(c.arm.name, c.trial.number, c.best.number, c.superseded) for c in (first, second)] == [
+        ("block1", 0, 1, False), ("block1", 1, 1, False),
+    ]  # fmt: skip
+    assert not all_ended(spec, studies)
+    end(tuning[3], "finished", 0.6)
+    third = claim_next(spec, store, studies)
+    assert (third.arm.name, third.best.number) == ("block2", 0)  # the first of equals
+    end(first, "finished", 0.1)  # a low value makes no other trial the best
+    end(second, "failed", None, "it diverged")
+    end(third, "finished", 0.2)
+    fourth = claim_next(spec, store, studies)
+    end(fourth, "finished", 0.3)
+    assert claim_next(spec, store, studies) is None  # one that failed counts, too
+    assert all_ended(spec, studies)
+    assert superseded_keys(studies) == []
+    found = trial_records(studies, open_locks(store.optuna_url))
+    assert [(r.number, r.confirms, r.state, r.value) for r in found["block1"]] == [
+        (0, None, "finished", 0.5), (1, None, "finished", 0.7), (0, 1, "finished", 0.1), (1, 1, "failed", None),
+    ]  # fmt: skip
+    assert found["block1"][2].params == found["block1"][1].params
+    keys = {claim.key for claim in (*tuning, first, second, third, fourth)}
+    assert len(keys) == 8
+
+
+def test_a_larger_budget_supersedes_the_confirmation_of_what_is_not_the_best_any_more(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}')
+    studies = begin(spec, store)
+    for value in (0.5, 0.7, 0.6):
+        end(claim_next(spec, store, studies), "finished", value)
+    interrupted = claim_next(spec, store, studies)
+    assert (interrupted.trial.number, interrupted.best.number) == (1, 1)
+    store_spec(interrupted, {"it has": "begun"})
+    interrupted.release()
+
+    more = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "trials_per_arm=3")
+    end(claim_next(more, store, studies), "finished", 0.8)
+    old = claim_next(more, store, studies)
+    assert (old.trial.number, old.superseded, old.best.number) == (1, True, 2)
+    end(old, "pruned", None, "superseded")
+    new = [claim_next(more, store, studies) for _ in range(2)]
+    assert [(claim.superseded, claim.best.number) for claim in new] == [(False, 2)] * 2
+    for claim in new:
+        end(claim, "finished", 0.75)
+    assert claim_next(more, store, studies) is None
+    assert all_ended(more, studies)
+    confirmation = studies.confirmation["block1"]
+    assert confirmations(confirmation) == [
+        (0, 1, "COMPLETE"), (1, 1, "PRUNED"), (2, 2, "COMPLETE"), (3, 2, "COMPLETE"),
+    ]  # fmt: skip
+    key = confirmation.user_attrs["key"]
+    assert superseded_keys(studies) == [f"{key}/0", f"{key}/1"]
+    assert best_trial(confirmation, confirms=1).number == 0
+    # More seeds top up, fewer take nothing away.
+    end(claim_next(study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "trials_per_arm=3",
+                         "confirm.seeds=3"), store, studies), "finished", 0.5)  # fmt: skip
+    assert claim_next(more, store, studies) is None
+    assert len(confirmations(confirmation)) == 5
+
+
+def test_an_arm_without_a_finished_trial_is_not_confirmed(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS, "trials_per_arm=1", "confirm.seeds=1")
+    studies = begin(spec, store)
+    end(claim_next(spec, store, studies), "failed", None, "it diverged")
+    end(claim_next(spec, store, studies), "finished", 0.5)
+    claim = claim_next(spec, store, studies)
+    assert claim.arm.name == "block2"
+    end(claim, "finished", 0.4)
+    assert claim_next(spec, store, studies) is None
+    assert all_ended(spec, studies)
+
+
+def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    studies = begin(spec, store)
+    ended, waits, interrupted, running = (claim_next(spec, store, studies) for _ in range(4))
+    for claim in (ended, waits):
+        end(claim, "finished", 0.5)
+        claim.folder.mkdir()
+        (claim.folder / "epoch-000001.ckpt").write_text("left by a crash")
+    interrupted.release()
+    (ended.folder.parent / ".DS_Store").touch()
+    asked = []
+
+    def complete(key: str, folder: Path, owner: str, is_best: bool) -> bool:
+        asked.append((key, folder, owner, is_best))
+        return key == ended.key
+
+    assert clean_up_ended_trials(store, open_locks(store.optuna_url), studies, complete) == 1
+    assert asked == [(ended.key, ended.folder, "", True), (waits.key, waits.folder, "", False)]
+    assert not ended.folder.exists()
+    assert [claim.folder.exists() for claim in (waits, interrupted, running)] == [True] * 3
+    assert [record.state for record in records(studies, store)[2:]] == ["interrupted", "running"]
+
+
+def test_another_study_of_the_same_name_begun_at_the_same_time_is_noticed(store: Store) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    studies = begin(spec, store)
+    storage = studies.tuning["block1"]._storage
+    # Before our first trial, another process sees no trial and makes the name its own; a larger budget alone may come.
+    create_arms(storage, spec, CONTENT | {"trials_per_arm": 9}, "an experiment")
+    end(claim_next(spec, store, studies), "finished", 0.5)
+    create_arms(storage, spec, CONTENT | {"made": "by another"}, "an experiment")
+    with pytest.raises(InputError, match="was begun at the same time: made .was 'by another', is 'by a test'."):
+        claim_next(spec, store, studies)
+    assert len(studies.tuning["block1"].trials) == 1
+
+
+def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    studies = begin(spec, store)
+    claims = [claim_next(spec, store, studies) for _ in range(3)]
+    for number in (1, 0, 2):  # they need not end in order
+        end(claims[number], "finished", 0.5)
+        leader = best_trial(studies.tuning["block1"])
+        assert leader.number == {1: 1, 0: 0, 2: 0}[number]
+    assert not is_better(0.5, 5, leader)
+    assert is_better(0.6, 5, leader)
+    first = records(studies, store)
+    assert best_record(first).number == 0

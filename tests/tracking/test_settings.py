@@ -1,0 +1,128 @@
+"""MLflow's settings: library functions leave their caller's process as it was, commands set what they need."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ablation import tracking
+from ablation.tracking import LOG_LEVELS, VARIABLES, configure_mlflow, mlflow_settings
+from tests.studies import ONE_ARM, STUDY, runs
+
+# A notebook's process: `snapshot` returns whatever belongs to it and not to a library.
+NOTEBOOK = """
+import hashlib, json, logging, os, random, signal, sys, threading, warnings
+import matplotlib, mlflow, numpy, optuna, pandas, torch
+from mlflow import environment_variables as variables
+from PIL import Image, ImageFile
+
+def snapshot():
+    loggers = [logging.root, *(logging.getLogger(name) for name in LOGGERS)]
+    return {
+        **{f"variable {name}": value for name, value in os.environ.items()},
+        "tracking": mlflow.get_tracking_uri(),
+        "registry": mlflow.get_registry_uri(),
+        "retries": variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
+        "timeout": variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get(),
+        "active run": str(mlflow.active_run()),
+        "active model": mlflow.get_active_model_id(),
+        "warnings": [repr(warnings.filters), repr(warnings.showwarning)],
+        "optuna": optuna.logging.get_verbosity(),
+        "torch": [
+            torch.get_num_threads(), torch.get_num_interop_threads(), str(torch.get_default_dtype()),
+            str(torch.get_default_device()), torch.initial_seed(), torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32,
+        ],
+        "random": [hashlib.sha256(state).hexdigest() for state in (
+            torch.get_rng_state().numpy().tobytes(), repr(random.getstate()).encode(), repr(numpy.random.get_state()).encode(),
+        )],
+        "numpy": [repr(numpy.get_printoptions()), repr(numpy.geterr())],
+        "pandas": repr(pandas.get_option("mode.copy_on_write")),
+        "matplotlib": [matplotlib.get_backend(), repr(dict(matplotlib.rcParams))],
+        "pillow": [Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES],
+        "process": [os.getcwd(), list(sys.path), list(sys.argv), repr(sys.excepthook), repr(sys.displayhook)],
+        "signals": [repr(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)],
+        "threads": threading.active_count(),
+        **{f"logger {logger.name}": [
+            logger.level, logger.disabled, logger.propagate, repr(logger.handlers), repr(logger.filters)
+        ] for logger in loggers},
+    }
+
+LOGGERS = sorted(logging.root.manager.loggerDict)
+"""
+
+CALLS = """
+matplotlib.use("agg")
+before = snapshot()
+import ablation
+store, run, champion = json.loads(sys.argv[1])
+
+def changes(name, *arguments, **options):
+    try:
+        getattr(ablation, name)(*arguments, **options)
+        outcome = "returned"
+    except ablation.InputError:
+        outcome = "refused"
+    after = snapshot()
+    return [name, outcome, {
+        key: [before.get(key), after.get(key)] for key in {**before, **after} if before.get(key) != after.get(key)
+    }]
+
+print(json.dumps([
+    changes("load_results", "nope", store="/wrong"),
+    changes("load_results", "nope", store=store),
+    changes("load_results", "small", store=store),
+    changes("load_model", "nope", store="/wrong"),
+    changes("load_model", "nope", store=store),
+    changes("load_model", run, store=store),
+    changes("load_champion", "nope", store="/wrong"),
+    changes("load_champion", "nope", store=store),
+    changes("load_champion", "small", store=store),
+]))
+default = mlflow.MlflowClient("sqlite:///notebook.db").get_experiment("0").artifact_location
+print(json.dumps([default, os.getcwd()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> Path:
+    """The store of a study of one arm that has a champion."""
+    folder = tmp_path_factory.mktemp("notebook")
+    (folder / "small.toml").write_text(STUDY.format(weights=narrow_weights))
+    budget = ["--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store", *ONE_ARM, *budget],
+        cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "store"
+
+
+def python(code: str, study: Path, folder: Path, environment: dict[str, str] | None = None) -> list[str]:
+    """Run code in a process of its own, in an environment without MLflow's variables; return the lines it prints."""
+    (run,) = runs(study, "small")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([str(study), run.info.run_id, "small"])],
+        cwd=folder, capture_output=True, text=True, env={**clean, "DO_NOT_TRACK": "true", **(environment or {})},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_library_functions_leave_the_process_as_it_was(study: Path, tmp_path: Path) -> None:
+    changes, default = map(json.loads, python(NOTEBOOK + CALLS, study, tmp_path))
+    assert [(name, outcome) for name, outcome, _ in changes] == [
+        (name, outcome)
+        for name in ("load_results", "load_model", "load_champion")
+        for outcome in ("refused", "refused", "returned")
+    ]
+    assert [changed for _, _, changed in changes] == [{}] * len(changes)
+    location, folder = default
+    assert location.removeprefix("file://").startswith(folder)

@@ -1,0 +1,43 @@
+"""The demo of every study."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.studies import (
+    REPOSITORY,
+    Command,
+    runs,
+)
+
+
+def test_demo_in_small(command: Command, capsys: Any) -> None:
+    """The demo, and then a study of the same file in the same store: they don't get in each other's way."""
+    small = ("--trials", "1", "--epochs", "1", "--set", "confirm.seeds=0")
+    assert command("strategies", "--demo", *small) == 0
+    output = capsys.readouterr().out
+    assert "demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9" in output
+    assert len(runs(Path("mlruns"), "strategies-demo")) == 8
+    weights = ("--set", "backbone.name=vgg16_narrow", "--set", "backbone.weights=" + str(
+        next(Path("mlruns/demo").glob("*.safetensors"))))  # fmt: skip
+    assert command("strategies", *small, *weights, "--set", "data={source='digits'}") == 0
+    assert len(runs(Path("mlruns"), "strategies")) == len(runs(Path("mlruns"), "strategies-demo")) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "studies").glob("*.toml")))
+def test_every_study_has_a_demo(name: str, tmp_path: Path) -> None:
+    """As the README says it; that of vgg_truncation takes less than three minutes on two cores."""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "ablation.study", name, "--demo"],
+                          cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    if name == "vgg_truncation":
+        assert time.monotonic() - started < 180
+        best = [run.data.metrics["best_val_accuracy"] for run in runs(tmp_path / "mlruns", "vgg_truncation-demo")]
+        assert len(best) == 20
+        assert max(best) > 0.9
