@@ -132,3 +132,18 @@ def server(tmp_path: Path) -> Iterator[Server]:
     started = Server(tmp_path / "server")
     yield started
     started.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests that need a GPU where there is none."""
+    on_gpu = [item for item in items if item.get_closest_marker("cuda")]
+    if on_gpu and not torch_sees_a_gpu():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+def torch_sees_a_gpu() -> bool:
+    """Return whether torch can compute on CUDA here; it is imported only where a test needs to know."""
+    import torch
+
+    return torch.cuda.is_available()

@@ -48,9 +48,13 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context in which layers compute in a precision: 'float32', 'bfloat16' or 'float16'."""
-    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+def autocast(device: torch.device, precision: str, *, keeps_casts: bool = True) -> torch.autocast:
+    """Return a context in which layers compute in a precision ('float32', 'bfloat16', 'float16').
+
+    `keeps_casts` says whether a parameter is cast once in the context; a CUDA graph must cast it at every replay.
+    """
+    is_on = precision != "float32"
+    return torch.autocast(device.type, getattr(torch, precision), enabled=is_on, cache_enabled=keeps_casts)
 
 
 @contextmanager

@@ -33,7 +33,8 @@ from ablation.spec.parameters import StrategyName
 from ablation.spec.study import Backbone, StudySpec
 from ablation.storage.store import Store, find_store
 from ablation.tracking.trial_run import TrialRun
-from ablation.training.loop import TrainingSettings, begin_training, calibration_sample, train
+from ablation.training.begin import TrainingSettings, begin_training, calibration_sample
+from ablation.training.loop import train
 from ablation.training.sources import ImageSource, frozen_part
 
 if sys.platform != "win32":

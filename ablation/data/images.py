@@ -3,7 +3,9 @@
 Legend: N images, B images of a batch, C channels (3, RGB), H and W pixels.
 """
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,9 +69,7 @@ def to_device(images_NHWC: np.ndarray, labels_N: np.ndarray, indices: np.ndarray
 
 
 def gather_rows(rows_N: torch.Tensor, chosen_B: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the chosen rows (numbers on the CPU) on the device, which keeps working while they are copied."""
-    if rows_N.device == device:
-        return rows_N[chosen_B.to(device, non_blocking=True)]
+    """Return the chosen rows on the device; `chosen_B` (numbers) is where the rows are."""
     return copy_to(rows_N[chosen_B], device)
 
 
@@ -84,41 +84,77 @@ def evaluation_batch_size(images: Images, normalisation: Normalisation) -> int:
     return max(1, EVALUATION_PIXELS // side**2)
 
 
-def augment(images_NCHW: torch.Tensor, kind: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    """Flip each image with probability 1/2 and, for crop_flip, shift it by up to 4 pixels over black.
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of an epoch's augmentation, one of each per image, in the order in which images are read.
+
+    Attributes:
+        flip_N: which images are mirrored, bool; None where none is.
+        shift_2N: by how many pixels images are cut from above and from the left, 0 to 8; None where none is.
+    """
+
+    flip_N: torch.Tensor | None = None
+    shift_2N: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Draws":
+        """Return them on a device."""
+        flip_N, shift_2N = self.flip_N, self.shift_2N
+        return Draws(None if flip_N is None else flip_N.to(device), None if shift_2N is None else shift_2N.to(device))
+
+
+def draw(kind: Augmentation, batch_sizes: Sequence[int], generator: torch.Generator) -> Draws:
+    """Draw the random numbers of an epoch: each image is mirrored with probability 1/2 and, for crop_flip, shifted.
 
     Args:
-        images_NCHW: uint8 images on any device.
         kind: 'none', 'flip' or 'crop_flip'.
+        batch_sizes: numbers are drawn batch by batch, so that a study's images do not depend on how they are stored.
         generator: on the CPU, so that every device gets the same numbers.
     """
     if kind == "none":
-        return images_NCHW
-    n, _, height, width = images_NCHW.shape
-    device = images_NCHW.device
-    flip_N = draw_flips(n, generator, device)
-    images_NCHW = torch.where(flip_N[:, None, None, None], images_NCHW.flip(3), images_NCHW)
-    if kind == "flip":
-        return images_NCHW
-    padded_NCHW = torch.nn.functional.pad(images_NCHW, (CROP_PADDING,) * 4)
-    top_N, left_N = torch.randint(0, 2 * CROP_PADDING + 1, (2, n), generator=generator).to(device, non_blocking=True)
-    rows_NH = top_N[:, None] + torch.arange(height, device=device)
-    columns_NW = left_N[:, None] + torch.arange(width, device=device)
-    numbers_N = torch.arange(n, device=device)
-    # Indexing with the channels in between puts them last: N x H x W x C.
-    return padded_NCHW[numbers_N[:, None, None], :, rows_NH[:, :, None], columns_NW[:, None, :]].permute(0, 3, 1, 2)
+        return Draws()
+    flips, shifts = [], []
+    for size in batch_sizes:
+        flips.append(torch.rand(size, generator=generator) < 0.5)
+        if kind == "crop_flip":
+            shifts.append(torch.randint(0, 2 * CROP_PADDING + 1, (2, size), generator=generator))
+    return Draws(torch.cat(flips), torch.cat(shifts, 1) if shifts else None)
 
 
-def draw_flips(n: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Return which of n images are mirrored, bool N, each with probability 1/2."""
-    return (torch.rand(n, generator=generator) < 0.5).to(device, non_blocking=True)
+def augment(images_BCHW: torch.Tensor, draws: Draws, places_B: slice | torch.Tensor) -> torch.Tensor:
+    """Mirror and shift images as was drawn for their places in the epoch; what comes in from outside is black.
+
+    Args:
+        images_BCHW: uint8 images.
+        draws: of the epoch, on the images' device.
+        places_B: the images' places in the epoch.
+    """
+    if draws.flip_N is None:
+        return images_BCHW
+    flip_B = draws.flip_N[places_B]
+    images_BCHW = torch.where(flip_B[:, None, None, None], images_BCHW.flip(3), images_BCHW)
+    if draws.shift_2N is None:
+        return images_BCHW
+    n, _, height, width = images_BCHW.shape
+    device = images_BCHW.device
+    padded_BCHW = torch.nn.functional.pad(images_BCHW, (CROP_PADDING,) * 4)
+    top_B, left_B = draws.shift_2N[:, places_B]
+    rows_BH = top_B[:, None] + torch.arange(height, device=device)
+    columns_BW = left_B[:, None] + torch.arange(width, device=device)
+    numbers_B = torch.arange(n, device=device)
+    # Indexing with the channels in between puts them last: B x H x W x C.
+    return padded_BCHW[numbers_B[:, None, None], :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _channel_constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return a constant per channel, C x 1 x 1; kept, because a CUDA graph may not copy from the host."""
+    return torch.tensor(values).to(device)[:, None, None]
 
 
 def normalise(images_NCHW: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
     """Turn uint8 images into float32, channels last in memory: resized, scaled to 0..1 and standardised."""
-    device = images_NCHW.device
-    mean_C11 = torch.tensor(normalisation.mean).to(device, non_blocking=True)[:, None, None]
-    std_C11 = torch.tensor(normalisation.std).to(device, non_blocking=True)[:, None, None]
+    mean_C11 = _channel_constant(normalisation.mean, images_NCHW.device)
+    std_C11 = _channel_constant(normalisation.std, images_NCHW.device)
     images_NCHW = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
     side, wanted = images_NCHW.shape[-1], normalisation.image_size
     if wanted is not None and wanted != side:

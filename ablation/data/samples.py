@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from ablation.base.errors import InputError
 from ablation.base.seeds import generator
 from ablation.data.decoding import fit_image
-from ablation.data.images import Normalisation, augment, normalise
+from ablation.data.images import Normalisation, augment, draw, normalise
 from ablation.data.reading import ImageSet
 from ablation.spec.parameters import Augmentation
 
@@ -87,7 +87,7 @@ def draw_samples(
     views = [plain_NCHW]
     for kind in augmentations:
         noise = generator(seed, "samples", kind)
-        views += [augment(plain_NCHW, kind, noise) for _ in range(DRAWS)]
+        views += [augment(plain_NCHW, draw(kind, [len(plain_NCHW)], noise), slice(None)) for _ in range(DRAWS)]
     views_NVSSC = np.stack([as_fed(view_NCHW, normalisation) for view_NCHW in views], axis=1)
     images_RIVSSC = views_NVSSC.reshape(len(numbers), per_class, *views_NVSSC.shape[1:])
     return Samples(images_RIVSSC, classes[spread_R], list(augmentations), normalisation)

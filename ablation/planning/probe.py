@@ -26,8 +26,9 @@ from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import TransferModel, build_model, calibrate, initialise
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD
 from ablation.spec.parameters import Augmentation, HeadPool
+from ablation.training.begin import Training, TrainingSettings, begin_training
 from ablation.training.evaluation import evaluate, predict
-from ablation.training.loop import Diverged, Training, TrainingSettings, begin_training, train
+from ablation.training.loop import Diverged, train
 from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Source, frozen_part
 
 SECONDS = 0.3  # for which a measurement is repeated

@@ -13,7 +13,8 @@ from ablation.networks.blocks import torchvision_tensors
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import build_model, initialise
 from ablation.spec.study import Data
-from ablation.training.loop import TrainingSettings, begin_training, train
+from ablation.training.begin import TrainingSettings, begin_training
+from ablation.training.loop import train
 from ablation.training.sources import ImageSource
 
 PRETRAINING_CLASSES = ["0", "1", "2", "3", "4"]

@@ -27,9 +27,9 @@ from ablation.tracking import mlflow_settings
 from ablation.tracking.client import CHECKPOINT_FILE, PREDICTIONS_FILE
 from ablation.tracking.reading import read_run, run_file
 from ablation.tracking.trial_run import TrialRun
+from ablation.training.begin import Training, load_tensors
 from ablation.training.checkpoint import tensors_digest
 from ablation.training.evaluation import balanced_accuracy_and_macro_f1, predict
-from ablation.training.loop import Training, load_tensors
 
 
 def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
@@ -128,6 +128,7 @@ def _frozen_tensors(model: TransferModel, trained: dict[str, torch.Tensor]) -> d
 
 
 @mlflow_settings()
+@torch.random.fork_rng(devices=[])  # new layers draw their first parameters from the global generator
 def load_model(
     run: str, *, store: str | None = None, weights: str | None = None, module: str | None = None
 ) -> TransferModel:

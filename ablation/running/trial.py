@@ -36,13 +36,14 @@ from ablation.spec.metrics import EpochMetrics
 from ablation.spec.trial import TrialSpec
 from ablation.storage.locks import study_lock
 from ablation.tracking.trial_run import TrialRun
+from ablation.training.begin import Training
 from ablation.training.checkpoint import (
     CorruptCheckpoint,
     load_resume_checkpoint,
     resume_checkpoints,
     save_resume_checkpoint,
 )
-from ablation.training.loop import Diverged, Training, train
+from ablation.training.loop import Diverged, train
 
 CHECKPOINT_SECONDS = 15  # after a crash, at most this much work or one epoch is repeated
 AWAY_SECONDS = 5  # between two attempts to reach a database that does not answer

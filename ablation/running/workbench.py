@@ -18,9 +18,9 @@ from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.tracking.experiment import Tracker
+from ablation.training.begin import Training, TrainingSettings, begin_training
 from ablation.training.compiler import check_compiler
 from ablation.training.feature_cache import FeatureCache
-from ablation.training.loop import Training, TrainingSettings, begin_training
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from torch import nn
 
 from ablation.base.device import autocast
 from ablation.data.images import (
+    Draws,
     Images,
     Normalisation,
     augment,
     copy_to,
-    draw_flips,
+    draw,
     evaluation_batch_size,
     gather_rows,
     normalise,
@@ -102,15 +103,42 @@ def run_layers(
     return outputs
 
 
-def in_batches(order_N: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
-    """Split an order into batches; if the last batch would be a single image, it joins the batch before.
+def batch_places(images: int, batch_size: int) -> list[slice]:
+    """Return the places of each batch in an epoch; a single image that is left over joins the last batch.
 
     Batch norm learns nothing from one image, and cannot be computed for one image of 1x1 pixels.
     """
-    batches = list(torch.split(order_N, batch_size))
-    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    starts = list(range(0, images, batch_size))
+    if batch_size > 1 and len(starts) > 1 and images - starts[-1] == 1:
+        del starts[-1]
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], images], strict=True)]
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """What is random in reading an epoch.
+
+    Attributes:
+        order_N: numbers of the images in the order in which they are read; where the source's rows are.
+        draws: of the augmentation, on the training's device.
+    """
+
+    order_N: torch.Tensor
+    draws: Draws
+
+    def copy_(self, other: "EpochOrder") -> None:
+        """Take the numbers of another epoch over, in the same memory."""
+        self.order_N.copy_(other.order_N)
+        for own, new in ((self.draws.flip_N, other.draws.flip_N), (self.draws.shift_2N, other.draws.shift_2N)):
+            if own is not None and new is not None:
+                own.copy_(new)
+
+
+def draw_epoch(source: "Source", order_N: torch.Tensor, batch_size: int, noise: torch.Generator) -> EpochOrder:
+    """Return an order of a source's images with the random numbers of their augmentation."""
+    sizes = [places.stop - places.start for places in batch_places(len(order_N), batch_size)]
+    draws = draw(source.augmentation, sizes, noise)
+    return EpochOrder(order_N.to(source.device), draws.to(source.labels_N.device))
 
 
 @dataclass(frozen=True)
@@ -136,16 +164,17 @@ class ImageSource:
         """The number of images per batch of `in_order`."""
         return evaluation_batch_size(self.images, self.frozen.normalisation)
 
-    def shuffled(
-        self, order_N: torch.Tensor, batch_size: int, noise: torch.Generator
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield batches of (inputs of the rest of the network, labels) in an order, augmented."""
-        for chosen_B in in_batches(order_N, batch_size):
-            images_BCHW = gather_rows(self.images.images_NCHW, chosen_B, self.labels_N.device)
-            yield (
-                self.frozen(augment(images_BCHW, self.augmentation, noise)),
-                gather_rows(self.labels_N, chosen_B, self.labels_N.device),
-            )
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are: the training's device, or the host where they do not fit."""
+        return self.images.images_NCHW.device
+
+    def read(self, epoch: EpochOrder, places_B: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (inputs of the rest of the network, labels) at these places of an epoch, augmented."""
+        device = self.labels_N.device
+        images_BCHW = gather_rows(self.images.images_NCHW, epoch.order_N[places_B], device)
+        labels_B = self.labels_N[epoch.order_N[places_B].to(device)]
+        return self.frozen(augment(images_BCHW, epoch.draws, places_B)), labels_B
 
     def in_order(self) -> Iterator[torch.Tensor]:
         """Yield the inputs of the rest of the network in order, not augmented, in batches of `batch_size`."""
@@ -176,18 +205,25 @@ class FeatureSource:
     start: int
     batch_size: int
 
-    def shuffled(
-        self, order_N: torch.Tensor, batch_size: int, noise: torch.Generator
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield batches of (inputs of the rest of the network, labels) in an order, flipped as in `ImageSource`."""
+    @property
+    def augmentation(self) -> Augmentation:
+        """What can be done to stored features: to read those of the mirror images."""
+        return "none" if self.mirrored is None else "flip"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are: the training's device, or the host where they do not fit."""
+        return self.features.device
+
+    def read(self, epoch: EpochOrder, places_B: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (inputs of the rest of the network, labels) at these places; flips are those of `ImageSource`."""
         device = self.labels_N.device
-        for chosen_B in in_batches(order_N, batch_size):
-            rows = gather_rows(self.features, chosen_B, device)
-            if self.mirrored is not None:
-                flip_B = draw_flips(len(chosen_B), noise, device)
-                flip = flip_B.view(-1, *(1,) * (rows.ndim - 1))
-                rows = torch.where(flip, gather_rows(self.mirrored, chosen_B, device), rows)
-            yield channels_first(rows), gather_rows(self.labels_N, chosen_B, device)
+        rows = gather_rows(self.features, epoch.order_N[places_B], device)
+        if self.mirrored is not None:
+            assert epoch.draws.flip_N is not None
+            flip = epoch.draws.flip_N[places_B].view(-1, *(1,) * (rows.ndim - 1))
+            rows = torch.where(flip, gather_rows(self.mirrored, epoch.order_N[places_B], device), rows)
+        return channels_first(rows), self.labels_N[epoch.order_N[places_B].to(device)]
 
     def in_order(self) -> Iterator[torch.Tensor]:
         """Yield the inputs of the rest of the network in order, in the batches of `ImageSource`."""

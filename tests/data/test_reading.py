@@ -18,7 +18,7 @@ from ablation.data import image_folder, reading
 from ablation.data.decoding import fit_image
 from ablation.data.image_cache import cache_folder
 from ablation.data.image_folder import _open, list_imagefolder
-from ablation.data.images import Normalisation, augment, normalise
+from ablation.data.images import Normalisation, augment, draw, normalise
 from ablation.data.reading import ImageSet, check_memory, check_split, load_images, load_split, split_train_val
 from ablation.spec.study import Data
 
@@ -339,18 +339,18 @@ def test_impossible_splits_are_refused() -> None:
 
 def test_flip_mirrors_about_half_of_the_images() -> None:
     images = torch.randint(0, 256, (400, 3, 4, 4), dtype=torch.uint8)
-    flipped = augment(images, "flip", generator(3))
+    flipped = augment(images, draw("flip", [len(images)], generator(3)), slice(None))
     same = (flipped == images).flatten(1).all(1)
     mirrored = (flipped == images.flip(3)).flatten(1).all(1)
     assert (same ^ mirrored).all()
     assert 150 < mirrored.sum() < 250
-    assert torch.equal(augment(images, "none", generator(3)), images)
+    assert torch.equal(augment(images, draw("none", [len(images)], generator(3)), slice(None)), images)
 
 
 def test_crop_shifts_over_black() -> None:
     images = torch.randint(1, 256, (60, 3, 8, 8), dtype=torch.uint8)
-    flipped = augment(images, "flip", generator(3))
-    cropped = augment(images, "crop_flip", generator(3))
+    flipped = augment(images, draw("flip", [len(images)], generator(3)), slice(None))
+    cropped = augment(images, draw("crop_flip", [len(images)], generator(3)), slice(None))
     shifts = set()
     for before, after in zip(flipped, cropped, strict=True):
         padded = torch.nn.functional.pad(before, (4, 4, 4, 4))

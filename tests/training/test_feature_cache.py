@@ -21,9 +21,20 @@ from ablation.networks.weights import read_weights
 from ablation.spec.parameters import STRATEGIES, Augmentation
 from ablation.spec.study import StudySpec
 from ablation.training import feature_cache, sources
+from ablation.training.begin import Training, TrainingSettings, make_optimizer
 from ablation.training.feature_cache import FeatureCache, Pretrained, pretrained_network
-from ablation.training.loop import Training, TrainingSettings, make_optimizer, train
-from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Point, Source, frozen_part, run_layers
+from ablation.training.loop import train
+from ablation.training.sources import (
+    FeatureSource,
+    FrozenPart,
+    ImageSource,
+    Point,
+    Source,
+    batch_places,
+    draw_epoch,
+    frozen_part,
+    run_layers,
+)
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 MEGABYTE = 1_000_000
@@ -132,8 +143,9 @@ def test_flips_are_those_of_the_images(tmp_path: Path) -> None:
     frozen = part(1, cut="block2")
     source = cache(tmp_path).source(TRAIN, frozen, "flip")
     order = torch.arange(97)
-    ((rows, labels),) = source.shuffled(order, 97, generator(9))
-    ((expected, _),) = ImageSource(TRAIN, frozen, "flip").shuffled(order, 97, generator(9))
+    rows, labels = source.read(draw_epoch(source, order, 97, generator(9)), slice(0, 97))
+    images = ImageSource(TRAIN, frozen, "flip")
+    expected, _ = images.read(draw_epoch(images, order, 97, generator(9)), slice(0, 97))
     assert torch.equal(rows, expected)
     assert rows.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(labels, TRAIN.labels_N)
@@ -147,7 +159,8 @@ def test_an_epoch_has_every_image_once(tmp_path: Path) -> None:
     frozen = part(3)
     order = torch.randperm(97, generator=generator(1))
     for source in (ImageSource(TRAIN, frozen, "none"), cache(tmp_path).source(TRAIN, frozen, "none")):
-        batches = list(source.shuffled(order, 40, generator(2)))
+        epoch = draw_epoch(source, order, 40, generator(2))
+        batches = [source.read(epoch, places) for places in batch_places(len(order), 40)]
         assert [len(labels) for _, labels in batches] == [40, 40, 17]
         assert torch.equal(torch.cat([labels for _, labels in batches]), TRAIN.labels_N[order])
         assert torch.equal(torch.cat([rows for rows, _ in batches]), frozen(TRAIN.images_NCHW)[order])

@@ -13,20 +13,11 @@ from ablation.data.images import Images, Normalisation
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import build_model, calibrate, initialise
 from ablation.spec.parameters import STRATEGIES, Augmentation
+from ablation.training.begin import Training, TrainingSettings, calibration_sample, load_tensors, make_optimizer
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.evaluation import Evaluation, evaluate
-from ablation.training.loop import (
-    Diverged,
-    Training,
-    TrainingSettings,
-    balanced_weights,
-    calibration_sample,
-    load_tensors,
-    lr_factor,
-    make_optimizer,
-    train,
-    weighted_loss,
-)
+from ablation.training.loop import Diverged, lr_factor, train
+from ablation.training.loss import balanced_weights, weighted_loss
 from ablation.training.sources import FrozenPart, ImageSource, frozen_part
 
 CPU = torch.device("cpu")

@@ -1,0 +1,135 @@
+"""One training step: run eagerly or, on CUDA, captured once in a graph and replayed.
+
+A step at a small batch launches hundreds of kernels, and a GPU finishes each before the host has launched the next: an
+H100 worked 16 % of the time. So a step needs nothing of the host. The order of the images, the random numbers of their
+augmentation and the learning rates of an epoch are on the device before its first step, and the place in the epoch is
+counted there. After a few eager steps, the step is captured in a CUDA graph; every later one is a single launch that
+computes the same numbers.
+
+Legend: B images of a batch, S steps of an epoch, K classes.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from ablation.base.device import autocast
+from ablation.base.text import first_line
+from ablation.training.begin import Training, TrainingSettings
+from ablation.training.compiler import compiled_forward
+from ablation.training.loss import balanced_weights, weighted_loss
+from ablation.training.sources import EpochOrder, Source
+
+EAGER_STEPS = 3  # before a capture: they make the optimizer's state, and cuDNN chooses its algorithms
+FEWEST_REPLAYS = 50  # of a graph, whose capture takes about as long as so many eager steps
+logger = logging.getLogger(__name__)
+
+
+class TrainingStep:
+    """The step of a training: `begin_epoch`, then `run` for each batch.
+
+    Attributes:
+        loss_sum: of all images of the epoch so far, float32, on the device.
+        correct: how many of them were recognised, int64, on the device.
+    """
+
+    def __init__(self, training: Training, source: Source, settings: TrainingSettings):
+        self.model, self.optimizer, self.scaler = training.model, training.optimizer, training.scaler
+        self.source, self.settings = source, settings
+        self.device = source.labels_N.device
+        self.forward = compiled_forward(settings.compile)
+        is_balanced = settings.class_weights == "balanced"
+        self.weights_K = balanced_weights(source.labels_N, training.model.num_classes) if is_balanced else None
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._images_read = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._rates_device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        self._steps_made = torch.zeros((), dtype=torch.int64, device=self._rates_device)
+        self._epoch: EpochOrder | None = None
+        self._rates_S: torch.Tensor | None = None
+        # `torch.compile` has graphs of its own, and rows in the host's memory cannot be read by a graph.
+        self._may_capture = self.device.type == "cuda" and settings.compile == "none" and source.device == self.device
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph_batch = self._eager_steps = 0
+        self._head_alone: bool | None = None
+        for group in self.optimizer.param_groups:  # on CUDA a tensor, which a graph reads at every replay
+            rate = float(group["lr"])
+            group["lr"] = torch.tensor(rate, device=self.device) if self.device.type == "cuda" else rate
+
+    def begin_epoch(self, epoch: EpochOrder, rates: Sequence[float], *, head_alone: bool) -> None:
+        """Put everything that an epoch needs onto the device.
+
+        Args:
+            epoch: the order of its images, and the random numbers of their augmentation.
+            rates: share of the peak learning rate at each step.
+            head_alone: whether only the head learns; a change needs another graph.
+        """
+        for counter in (self.loss_sum, self.correct, self._images_read, self._steps_made):
+            counter.zero_()
+        if head_alone != self._head_alone:
+            self._graph, self._eager_steps, self._head_alone = None, 0, head_alone
+        rates_S = torch.tensor(rates, dtype=torch.float64)  # as the host computes them
+        if self._epoch is None or self._rates_S is None:
+            self._epoch, self._rates_S = epoch, rates_S.to(self._rates_device)
+        else:  # into the same memory, which is what a graph reads
+            self._epoch.copy_(epoch)
+            self._rates_S.copy_(rates_S)
+
+    def run(self, places: slice, *, steps_left: int) -> None:
+        """Make the step on the images at these places of the epoch.
+
+        Args:
+            places: those that follow the last step's.
+            steps_left: how many steps the training will still make: a graph is captured only if that saves time.
+        """
+        batch = places.stop - places.start
+        can_capture = self._may_capture and self._eager_steps >= EAGER_STEPS and steps_left >= FEWEST_REPLAYS
+        if self._graph is None and can_capture:
+            self._capture(batch)
+        if self._graph is not None and batch == self._graph_batch:
+            self._graph.replay()
+        else:
+            self._step(places)
+            self._eager_steps += 1
+
+    def _capture(self, batch: int) -> None:
+        """Capture the step for batches of this size in a graph; nothing is computed."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step(self._images_read + torch.arange(batch, device=self.device))
+        except RuntimeError as error:  # something that a graph cannot do, or no memory left for it
+            self._may_capture = False
+            logger.warning("trains without CUDA graphs, which is slower: %s", first_line(error))
+            return
+        self._graph, self._graph_batch = graph, batch
+
+    def _step(self, places_B: slice | torch.Tensor) -> None:
+        """Read a batch, compute its loss and gradients, and update the network."""
+        assert self._epoch is not None
+        self._set_learning_rates()
+        inputs, labels_B = self.source.read(self._epoch, places_B)
+        with autocast(self.device, self.settings.precision, keeps_casts=self.device.type != "cuda"):
+            logits_BK = self.forward(self.model, inputs, self.source.start)
+        loss = weighted_loss(logits_BK.float(), labels_B, self.weights_K, self.settings.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.loss_sum += loss.detach() * len(labels_B)  # read at the end of the epoch: here it would stall a GPU
+        self.correct += (logits_BK.argmax(1) == labels_B).sum()
+        self._images_read += len(labels_B)
+        self._steps_made += 1
+
+    def _set_learning_rates(self) -> None:
+        assert self._rates_S is not None
+        rate = torch.take(self._rates_S, self._steps_made)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].copy_(rate * group["peak_lr"])
+            else:
+                group["lr"] = group["peak_lr"] * rate.item()

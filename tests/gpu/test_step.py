@@ -1,0 +1,175 @@
+"""The training step on CUDA: captured and replayed, it computes what it computes eagerly."""
+
+import gc
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ablation.base.device import make_deterministic, select_device
+from ablation.base.seeds import generator
+from ablation.data.images import Images, Normalisation
+from ablation.networks.strategies import Learning
+from ablation.networks.transfer_model import build_model, initialise
+from ablation.spec.parameters import Augmentation, StrategyName
+from ablation.training import step
+from ablation.training.begin import Training, TrainingSettings, begin_training
+from ablation.training.feature_cache import FeatureCache, Pretrained
+from ablation.training.loop import train
+
+pytestmark = pytest.mark.cuda
+NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
+DEPTHS: dict[StrategyName, int | None] = {
+    "feature_extraction": None, "fine_tune_top": 1, "fine_tune_all": None, "from_scratch": None
+}  # fmt: skip
+CLOCK = ("timestamp", "images_per_second")
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Any:
+    select_device("cuda")
+    make_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def some_images(n: int, seed: int, device: str = "cuda:0") -> Images:
+    labels = torch.randint(0, 3, (n,), generator=generator(seed, "labels"))
+    noise = torch.randint(0, 60, (n, 3, 32, 32), generator=generator(seed, "pixels"))
+    return Images((noise + 60 * labels[:, None, None, None]).to(torch.uint8).to(device), labels.to(device))
+
+
+def begin(
+    folder: Path, strategy: StrategyName, settings: TrainingSettings, augmentation: Augmentation, backbone: str
+) -> tuple[Training, Any, Any]:
+    model = build_model(backbone, "block2", 16, 2, 3, 32)
+    initialise(model, backbone, None, 0)
+    model = model.to("cuda:0").to(memory_format=torch.channels_last)
+    cache = FeatureCache(folder, 10**9, lambda: Pretrained([], []), lambda text: None)
+    images, others = some_images(330, 1), some_images(60, 2)  # ten batches of 32 and one of 10 in every epoch
+    learning = Learning(strategy, 0.02, DEPTHS[strategy], 0.5)
+    training = begin_training(
+        model, learning, settings, NORMALISATION, lambda frozen: cache.source(images, frozen, augmentation)
+    )
+    return (
+        training,
+        cache.source(images, training.frozen, augmentation),
+        cache.source(others, training.frozen, "none"),
+    )
+
+
+def trained(
+    folder: Path, strategy: StrategyName, settings: TrainingSettings, augmentation: Augmentation, backbone: str
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    training, source, val_source = begin(folder, strategy, settings, augmentation, backbone)
+    epochs = [asdict(metrics) for metrics in train(training, source, val_source, settings)]
+    metrics = [{name: value for name, value in epoch.items() if name not in CLOCK} for epoch in epochs]
+    return metrics, training.model.state_dict()
+
+
+CASES = [
+    (strategy, optimizer, augmentation, "bfloat16", "vgg16_narrow")
+    for strategy in DEPTHS
+    for optimizer in ("sgd", "adamw")
+    for augmentation in ("none", "flip", "crop_flip")
+] + [
+    (strategy, "sgd", "flip", precision, backbone)
+    for strategy in ("fine_tune_top", "fine_tune_all")
+    for precision in ("float32", "bfloat16", "float16")
+    for backbone in ("resnet18", "vgg16_narrow")
+]
+
+
+@pytest.mark.parametrize(("strategy", "optimizer", "augmentation", "precision", "backbone"), CASES)
+def test_captured_equals_eager(
+    strategy: StrategyName, optimizer: str, augmentation: Augmentation, precision: str, backbone: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any,
+) -> None:  # fmt: skip
+    """To the bit, with a head warm-up, class weights, label smoothing and a last batch of another size."""
+    settings = TrainingSettings(
+        12, 32, 5, precision, optimizer=optimizer, label_smoothing=0.1, class_weights="balanced", max_grad_norm=1.0,
+        head_warmup_epochs=0 if strategy in ("feature_extraction", "from_scratch") else 2,
+    )  # fmt: skip
+    replays: list[None] = []
+    real = torch.cuda.CUDAGraph.replay
+
+    def counted(graph: Any) -> None:
+        replays.append(None)
+        real(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+    with caplog.at_level(logging.WARNING):
+        captured, tensors = trained(tmp_path, strategy, settings, augmentation, backbone)
+    assert "without CUDA graphs" not in caplog.text
+    assert len(replays) > 50
+    monkeypatch.setattr(step, "FEWEST_REPLAYS", 10**9)
+    eager, expected = trained(tmp_path, strategy, settings, augmentation, backbone)
+    assert captured == eager
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_a_resumed_training_equals_an_uninterrupted_one(optimizer: str, warmup: int, tmp_path: Path) -> None:
+    settings = TrainingSettings(10, 32, 5, "bfloat16", optimizer=optimizer, head_warmup_epochs=warmup)
+    training, source, val_source = begin(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
+    whole = [asdict(metrics) for metrics in train(training, source, val_source, settings)]
+    begun, source, val_source = begin(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
+    for metrics in train(begun, source, val_source, settings):
+        if metrics.epoch == 5:
+            state = begun.state_dict()
+            break
+    file = tmp_path / "state.pt"
+    torch.save(state, file)
+    resumed, source, val_source = begin(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
+    resumed.load_state_dict(torch.load(file, map_location="cuda:0", weights_only=True))
+    for _ in train(resumed, source, val_source, settings):
+        pass
+    ends = [
+        [{name: value for name, value in epoch.items() if name not in CLOCK} for epoch in epochs]
+        for epochs in (whole, [asdict(metrics) for metrics in resumed.history])
+    ]
+    assert ends[0] == ends[1]
+    for name, tensor in training.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+def test_a_training_that_a_cpu_began_is_resumed(tmp_path: Path) -> None:
+    settings = TrainingSettings(6, 32, 5, "float32", optimizer="adamw")
+    training, source, val_source = begin(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")
+    for group in training.optimizer.param_groups:
+        group["lr"] = group["peak_lr"]
+    state = training.state_dict()
+    for group in state["optimizer"]["param_groups"]:  # as the CPU's optimizer leaves them
+        group |= {"fused": False, "capturable": False, "lr": 0.01}
+    training.load_state_dict(state)
+    assert [metrics.epoch for metrics in train(training, source, val_source, settings)] == [1, 2, 3, 4, 5, 6]
+    assert all(group["fused"] and group["capturable"] for group in training.optimizer.param_groups)
+
+
+def test_memory_is_released_between_trainings(tmp_path: Path) -> None:
+    settings = TrainingSettings(8, 32, 5, "bfloat16")
+    used = []
+    for _ in range(4):
+        trained(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")
+        gc.collect()
+        torch.cuda.empty_cache()
+        used.append(torch.cuda.memory_reserved())
+    assert used[-1] <= used[1]
+
+
+def test_no_memory_for_a_graph_is_no_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    settings = TrainingSettings(8, 32, 5, "bfloat16")
+    expected, _ = trained(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    assert trained(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")[0] == expected
+    assert caplog.text.count("without CUDA graphs, which is slower: CUDA out of memory") == 1

@@ -1,0 +1,148 @@
+"""The training step beside a loop that reads as a textbook has it: on the CPU in float32 they agree to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+
+from ablation.base.seeds import generator, seed_globally
+from ablation.data.images import CROP_PADDING, Images, Normalisation, normalise
+from ablation.networks.strategies import Learning
+from ablation.networks.transfer_model import build_model, initialise
+from ablation.spec.parameters import Augmentation, StrategyName
+from ablation.training import step
+from ablation.training.begin import Training, TrainingSettings, begin_training, make_optimizer, set_training_mode
+from ablation.training.feature_cache import FeatureCache, Pretrained
+from ablation.training.loop import lr_factor, train
+
+NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
+CPU = torch.device("cpu")
+
+
+def some_images(n: int, seed: int) -> Images:
+    labels = torch.randint(0, 3, (n,), generator=generator(seed, "labels"))
+    noise = torch.randint(0, 60, (n, 3, 32, 32), generator=generator(seed, "pixels"))
+    return Images((noise + 60 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+TRAIN, VAL = some_images(97, 1), some_images(30, 2)  # five batches of 16 and one of 17
+
+
+def begin(backbone: str, learning: Learning, settings: TrainingSettings, cache: FeatureCache, kind: Any) -> Training:
+    model = build_model(backbone, "block2", 8, 2, 3, 32)
+    initialise(model, backbone, None, 0)
+    return begin_training(model, learning, settings, NORMALISATION, lambda frozen: cache.source(TRAIN, frozen, kind))
+
+
+def textbook_losses(training: Training, settings: TrainingSettings, kind: Augmentation) -> list[float]:
+    """Train as `train` should, without stored features, sources or counters; return the loss of each epoch."""
+    model, optimizer = training.model, training.optimizer
+    learning = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad]
+    weights = 97 / (3 * torch.bincount(TRAIN.labels_N)) if settings.class_weights == "balanced" else None
+    losses = []
+    for epoch in range(1, settings.epochs + 1):
+        seed_globally(settings.seed, "epoch", epoch)
+        head_alone = epoch <= settings.head_warmup_epochs
+        for parameter in learning:
+            parameter.requires_grad_(not head_alone)
+        set_training_mode(model, head_alone=head_alone)
+        order = torch.randperm(97, generator=generator(settings.seed, "order", epoch))
+        noise = generator(settings.seed, "augmentation", epoch)
+        total = torch.zeros(())
+        for number, chosen in enumerate([*order[:80].split(16), order[80:]]):
+            images = TRAIN.images_NCHW[chosen].clone()
+            if kind != "none":
+                for image in (torch.rand(len(chosen), generator=noise) < 0.5).nonzero()[:, 0]:
+                    images[image] = images[image].flip(2)
+            if kind == "crop_flip":
+                tops, lefts = torch.randint(0, 2 * CROP_PADDING + 1, (2, len(chosen)), generator=noise)
+                padded = torch.nn.functional.pad(images, (CROP_PADDING,) * 4)
+                cuts = zip(padded, tops, lefts, strict=True)
+                images = torch.stack([image[:, top : top + 32, left : left + 32] for image, top, left in cuts])
+            for group in optimizer.param_groups:
+                rate = lr_factor(settings.schedule, 6 * (epoch - 1) + number, 6 * settings.epochs)
+                group["lr"] = group["peak_lr"] * rate
+            logits = model(normalise(images, NORMALISATION))
+            loss = cross_entropy(
+                logits, TRAIN.labels_N[chosen], weights, label_smoothing=settings.label_smoothing,
+                reduction="mean" if weights is None else "sum",
+            )  # fmt: skip
+            if weights is not None:
+                loss = loss / len(chosen)
+            optimizer.zero_grad()
+            loss.backward()
+            clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            total += loss.detach() * len(chosen)
+        losses.append(total.item() / 97)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+    return losses
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "crop_flip"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("backbone", "strategy", "depth"),
+    [
+        ("vgg16_narrow", "feature_extraction", None), ("vgg16_narrow", "fine_tune_top", 1),
+        ("resnet18", "fine_tune_top", 1), ("vgg16_narrow", "fine_tune_all", None), ("resnet18", "from_scratch", None),
+    ],
+)  # fmt: skip
+def test_it_computes_what_a_textbook_does(
+    backbone: str, strategy: StrategyName, depth: int | None, optimizer: str, augmentation: Augmentation, tmp_path: Path
+) -> None:
+    """To the bit, the features cached or not, with a warm-up of the head, class weights and label smoothing."""
+    settings = TrainingSettings(
+        3, 16, 5, "float32", optimizer=optimizer, label_smoothing=0.1, max_grad_norm=1.0,
+        class_weights="balanced" if optimizer == "adamw" else "none",
+        head_warmup_epochs=1 if strategy.startswith("fine") else 0,
+    )  # fmt: skip
+    learning = Learning(strategy, 0.02, depth, 0.5, 1e-3)
+    losses = []
+    for limit in (0, 10**8):
+        cache = FeatureCache(tmp_path, limit, lambda: Pretrained([], []), lambda text: None)
+        training = begin(backbone, learning, settings, cache, augmentation)
+        sources = (cache.source(part, training.frozen, kind) for part, kind in ((TRAIN, augmentation), (VAL, "none")))
+        losses.append([metrics.train_loss for metrics in train(training, *sources, settings)])
+    expected = textbook_losses(begin(backbone, learning, settings, cache, augmentation), settings, augmentation)
+    assert losses == [expected, expected]
+    assert len(set(expected)) == 3
+
+
+def test_no_graph_is_captured_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("captured on the CPU")
+
+    monkeypatch.setattr(step, "FEWEST_REPLAYS", 0)
+    monkeypatch.setattr(step.TrainingStep, "_capture", refuse)
+    settings = TrainingSettings(2, 16, 5, "float32")
+    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+    sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
+    assert len(list(train(training, *sources, settings))) == 2
+
+
+def test_a_checkpoint_keeps_the_kernels_of_its_device(tmp_path: Path) -> None:
+    """What a GPU's optimizer says of its kernels, and its learning rates, are no use to a CPU."""
+    settings = TrainingSettings(2, 16, 5, "float32", optimizer="adamw")
+    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+    state = training.state_dict()
+    for group in state["optimizer"]["param_groups"]:
+        group |= {"fused": True, "capturable": True, "lr": torch.tensor(0.3)}
+    training.load_state_dict(state)
+    sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
+    assert len(list(train(training, *sources, settings))) == 2
+    assert all(not group["fused"] and not group["capturable"] for group in training.optimizer.param_groups)
+
+
+def test_momentum_starts_at_zero_where_kernels_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first step that overflows in float16 is skipped: it must not leave momenta of uninitialised memory."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    groups: list[dict[str, Any]] = [{"params": [parameter], "peak_lr": 0.1, "weight_decay": 0.0}]
+    optimizer = make_optimizer("sgd", groups, torch.device("cuda"))
+    assert optimizer.state[parameter]["momentum_buffer"].tolist() == [0.0, 0.0, 0.0]
