@@ -1,5 +1,11 @@
-"""Fair, resumable transfer-learning ablations: Optuna tunes every arm, MLflow shows it."""
+"""Fair, resumable transfer-learning ablations: Optuna tunes every arm, MLflow shows it.
 
+`load_results` returns a study's runs as a table, `load_model` rebuilds a run's network, and `load_champion` loads the
+champion. They leave the caller's process as it was: environment, MLflow's and Optuna's settings, log levels, warning
+filters and random generators.
+"""
+
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +39,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # torch and MLflow take seconds to import; `python -m ablation.study --help` must not wait for them.
-    if name in _HOMES:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    state = random.getstate()
+    try:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    finally:
+        random.setstate(state)  # rich draws from the caller's generator when it is imported

@@ -178,10 +178,10 @@ def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
     from ablation.planning.forecast import StudyPlan
     from ablation.planning.probe import probe
     from ablation.planning.tables import arms_table, budget_table
-    from ablation.planning.workload import conditions, feature_bytes, frozen_parts, plan
+    from ablation.planning.workload import feature_bytes, frozen_parts, plan, shared_conditions
 
     size = measure_data(spec.data)
-    setup = conditions(spec, size, select_device(device_name))
+    setup = shared_conditions(spec, size, select_device(device_name))
     if spec.deterministic:
         make_deterministic()
     stores_features = feature_bytes(spec, size, setup.precision) <= feature_limit

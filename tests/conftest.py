@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and by processes that tests start
+    # Pytest's workers, one per core, would otherwise start as many threads each, and these would spin while they wait.
+    # Not one thread: MKL-DNN then computes an image of a batch and alone with other kernels, 3e-6 apart.
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 from ablation import study
 from ablation.reporting import report
 from ablation.search import configure_optuna
 from ablation.tracking import configure_mlflow
+from tests.champions import champion_study, champion_study_once  # noqa: F401 - fixtures
 from tests.servers import PostgreSQL, Server
 from tests.studies import REPOSITORY, STUDY, Command, signal_handlers_kept
 from tests.victims import Victims

@@ -3,9 +3,9 @@
 Legend: S confirmation runs (seeds), N test images, K classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -48,7 +48,7 @@ def fake_run(
     *,
     confirms: int | None = None,
     predictions: Predictions | None = None,
-    state: str = "finished",
+    state: Literal["finished", "pruned", "failed", "unfinished"] = "finished",
     reason: str = "",
     environment: dict[str, str] = ENVIRONMENT,
 ) -> RunResult:
@@ -121,7 +121,7 @@ def draw_predictions(
 def fake_arm(
     spec: StudySpec,
     arm: Arm,
-    trial_accuracies: list[float | None],
+    trial_accuracies: Sequence[float | None],
     val_accuracies_S: list[float],
     predictions_S: list[Predictions],
 ) -> ArmResult:
@@ -148,7 +148,7 @@ def fake_samples(classes: int, augmentations: list[Augmentation]) -> Samples:
 
 def fake_study(spec: StudySpec, results: list[ArmResult], classes: list[str]) -> StudyResult:
     """Return the study with these arms."""
-    runs = [run for arm in results for run in arm.confirmations if run.predictions is not None]
+    predictions = [run.predictions for arm in results for run in arm.confirmations if run.predictions is not None]
     return StudyResult(
         spec=spec,
         experiment_id="7",
@@ -159,7 +159,7 @@ def fake_study(spec: StudySpec, results: list[ArmResult], classes: list[str]) ->
         weights_digest="w" * 64,
         train_images=45000,
         val_images=5000,
-        test_images=len(runs[0].predictions.labels_N) if runs else 10000,
+        test_images=len(predictions[0].labels_N) if predictions else 10000,
         arms=results,
         samples=fake_samples(len(classes), ["crop_flip"]),
     )

@@ -185,11 +185,13 @@ def public_functions_have_docstrings() -> list[str]:
     """Public functions, methods and classes of the package say what they do."""
     lines = []
     for name, tree in modules():
-        owners = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+        owners: list[ast.Module | ast.ClassDef] = [tree]
+        owners += [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
         for owner in owners:
             for node in owner.body:
-                is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-                if is_public and ast.get_docstring(node) is None and not _overrides(owner, node):
+                if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                    continue
+                if ast.get_docstring(node) is None and not _overrides(owner, node):
                     lines.append(f"{name}: {node.name}() has no docstring")
     return lines
 

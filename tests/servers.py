@@ -1,6 +1,7 @@
 """Servers that tests start on loopback: PostgreSQL and MLflow."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,12 +17,22 @@ import psycopg
 import pytest
 import requests
 
+PORTS_PER_WORKER = 400
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nothing listens on.
+
+    Each of pytest's workers has a range of its own, below the ports that systems give to outgoing connections, so that
+    nothing takes the port before the server does.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + PORTS_PER_WORKER * (worker % 30)
+    for port in random.SystemRandom().sample(range(first, first + PORTS_PER_WORKER), PORTS_PER_WORKER):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError(f"no free port from {first} on")
 
 
 class PostgreSQL:
@@ -31,10 +42,10 @@ class PostgreSQL:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        (found,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:] or [None]
-        if found is None:
+        versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if not versions:
             pytest.skip("no PostgreSQL: Debian's package postgresql has it")
-        self.programs = found
+        self.programs = versions[-1]
         self.port = free_port()
         folder.mkdir()
         password = folder / "password"
@@ -73,8 +84,9 @@ class PostgreSQL:
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    calls: list[Any] = []
-    return lambda *args: None if calls else (calls.append(1), function(*args))[1]
+    """Return a function that calls another the first time, and returns None from then on."""
+    is_first = iter([True])
+    return lambda *args: function(*args) if next(is_first, False) else None
 
 
 class Server:

@@ -140,7 +140,7 @@ def content(path: Path) -> Any:
 
 
 def files(store: Path) -> dict[str, Any]:
-    """Return the store's files by path, those of runs by the run's name; no locks, databases, plots, champion's model."""
+    """Return the store's files by path, those of runs by the run's name; no locks, databases, plots, models."""
     names = dict(rows(store / "mlflow.db", "SELECT run_uuid, name FROM runs"))
     contents = {}
     for path in sorted(store.rglob("*")):

@@ -1,7 +1,9 @@
 """Runs the command line in forked children that kill themselves at a chosen step, for `test_faults.py`.
 
-Started once, this process imports everything and runs a study, so that a victim costs a fork instead of
-seconds of imports. It reads orders, a line of JSON each, and answers each with a line of JSON:
+Started once, this process imports everything and runs a study, so that a victim costs a fork instead of seconds of
+imports. That study also checks that every step and every replacement below takes place: a function that the package
+calls by another name now would lose its kill points silently. It reads orders, a line of JSON each, and answers each
+with a line of JSON:
 
 - `{"arguments": [...], "folder": ..., "environment": {...}, "kill_at": N | NAME | null, "steps": FILE,
   "only_open": ...}` forks a child that runs `python -m ablation.study ARGUMENTS` in the folder. It gets SIGKILL right
@@ -17,7 +19,9 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +63,25 @@ class PruneTrialOne(optuna.pruners.BasePruner):
         return trial.number == 1
 
 
+calls: Counter[str] = Counter()  # of the replacements, by name
+
+
+def replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
+    """Replace a function in the module that calls it, and count its calls."""
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[name] += 1
+        return function(*args, **kwargs)
+
+    assert callable(getattr(owner, name))
+    calls[name] = 0
+    setattr(owner, name, counted)
+
+
 def main() -> None:
     torch.set_num_threads(1)  # so that no thread is there to be lost in a fork
     trial.CHECKPOINT_SECONDS = 0
-    studies.make_pruner = lambda spec: PruneTrialOne() if spec.search.pruner != "none" else optuna.pruners.NopPruner()
-    # What costs time and has no step: reading the same images, comparing MLflow's schema with its migrations, drawing,
-    # and translating the champion's network.
-    loaded: dict[str, Any] = {}
-    real_load = checks.load_split
-
-    def load_once(wanted: Any, seed: int, **kwargs: Any) -> Any:
-        if str(wanted) not in loaded:
-            loaded[str(wanted)] = real_load(wanted, seed, **kwargs)
-        return loaded[str(wanted)]
-
-    checks.load_split = load_once
-    checks.load_split(load_study(Path(sys.argv[1]), name="small").data, split_seed(0))
-    mlflow_database._verify_schema = lambda engine: None
-    report.draw_figures = lambda analysis, importances: {}
-    champion.export_program = lambda model, images, path: path.write_text("a program")
+    replace_slow_functions()
     run_once(sys.argv[1])
     answer("ready")
     for line in sys.stdin:
@@ -91,13 +95,52 @@ def main() -> None:
         answer(pid)
 
 
+def replace_slow_functions() -> None:
+    """Replace what costs time and has no step.
+
+    That is reading the same images, comparing MLflow's schema with its migrations, plotting, and translating the
+    champion's network.
+    """
+    splits: dict[str, Any] = {}
+    real_load: Callable[..., Any] = vars(checks)["load_split"]
+
+    def load_once(data: Any, seed: int, **kwargs: Any) -> Any:
+        if str(data) not in splits:
+            splits[str(data)] = real_load(data, seed, **kwargs)
+        return splits[str(data)]
+
+    def pruner(spec: Any) -> optuna.pruners.BasePruner:
+        return PruneTrialOne() if spec.search.pruner != "none" else optuna.pruners.NopPruner()
+
+    replace(checks, "load_split", load_once)
+    replace(studies, "make_pruner", pruner)
+    replace(mlflow_database, "_verify_schema", lambda engine: None)
+    replace(report, "draw_figures", lambda analysis, importances: {})
+    replace(champion, "export_program", lambda model, images, path: path.write_text("a program"))
+    load_once(load_study(Path(sys.argv[1]), name="small").data, split_seed(0))
+
+
 def run_once(study_file: str) -> None:
     """Run a study here, so that no child has to compile SQL and templates anew, which takes longest."""
+    steps: Counter[str] = Counter()
+    real = [(owner, name, vars(owner)[name]) for owner, name in STEPS]
     with tempfile.TemporaryDirectory() as store, contextlib.redirect_stdout(sys.stderr):
         one_arm = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
-        budget = ["--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1"]
+        # From the third checkpoint on, the oldest is deleted.
+        budget = ["--trials", "1", "--epochs", "4", "--set", "confirm.seeds=1"]
         sys.argv = ["study", study_file, "--store", store, *one_arm, *budget]
+        install_steps(lambda name: steps.update([name]))
         assert study.main() == 0
+    for owner, name, function in real:
+        setattr(owner, name, function)
+    lost = [name for _, name in STEPS if not steps[name]] + [name for name, count in calls.items() if not count]
+    assert not lost, f"the package does not call these where tests/victim_process.py replaces them: {lost}"
+
+
+def install_steps(step: Callable[[str], None]) -> None:
+    """Call `step` with a function's name before every call of it."""
+    for owner, name in STEPS:
+        setattr(owner, name, preceded(getattr(owner, name), partial(step, name)))
 
 
 def answer(value: object) -> None:
@@ -118,18 +161,17 @@ def run(
     output = os.open(Path(steps).with_suffix(".out"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    taken: list[str] = []
+    names: list[str] = []
 
     def step(name: str) -> None:
-        if kill_at in (len(taken), name):
+        if kill_at in (len(names), name):
             os.kill(os.getpid(), signal.SIGKILL)
-        taken.append(name)
+        names.append(name)
 
-    for owner, name in STEPS:
-        setattr(owner, name, preceded(getattr(owner, name), lambda name=name: step(name)))
+    install_steps(step)
     listen_to_transactions(step)
     if only_open:
-        running_study.run_study = only_open_stores
+        replace(running_study, "run_study", only_open_stores)
     sys.argv = ["study", *arguments]
     status = 70
     try:
@@ -139,7 +181,7 @@ def run(
     finally:
         sys.stdout.flush()
         if kill_at is None:
-            Path(steps).write_text("\n".join(taken))
+            Path(steps).write_text("\n".join(names))
         os._exit(status)
 
 

@@ -16,7 +16,7 @@ from ablation.analysis.comparison import (
     confident_mistakes,
     level_difference,
     summarise_arm,
-    winner,
+    winning_arm,
 )
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.base.text import plural
@@ -52,7 +52,7 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     if len(factors) > 1:
         pairs = [level_difference(a, b, [(confirmed[a], confirmed[b])], correct) for a, b in combinations(confirmed, 2)]
     summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
-    best_arm = winner(result)
+    best_arm = winning_arm(result)
     return StudyAnalysis(
         result=result,
         arms=summaries,

@@ -18,7 +18,7 @@ def confirmed_validation(arm: ArmResult) -> np.ndarray:
     return np.array([run.val_accuracy for run in arm.confirmations if run.val_accuracy is not None], np.float64)
 
 
-def winner(result: StudyResult) -> ArmResult | None:
+def winning_arm(result: StudyResult) -> ArmResult | None:
     """Return the arm with the highest mean validation accuracy over its finished confirmation runs.
 
     The first of equals; None where no confirmation run has finished. No test metric is used.

@@ -41,7 +41,7 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
     without = seconds_for(about["training images"], extraction["images_per_second_without_stored_features"])
     with_features = Measured([s / EPOCHS for s in extraction["training_seconds_of_a_trial"]])
     ours, plain_rates = Measured(fine_tuning["ours"]), Measured(fine_tuning["plain"])
-    share = minute["tracking_seconds"] / minute["trial_seconds"]
+    share = 100 * minute["tracking_seconds"] / minute["trial_seconds"]
     work = [
         [
             f"feature extraction, block3, {TRIALS} trials of {EPOCHS} epochs (s)",
@@ -53,7 +53,7 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
             f"its first trial's validation accuracy ({extraction['validation_images']} images)",
             f"{extraction['our_accuracy']:.4f}",
             f"{extraction['plain_accuracy']:.4f}",
-            "",
+            "-",
         ],
         [f"fine_tune_all at {fine_tuning['cut']}, our batch size {fine_tuning['our_batch_size']} (images/s)",
          ours.text(), plain_rates.text(), f"{fine_tuning['ratio']:.2f}"],
@@ -65,7 +65,10 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
         [f"the same, after {small['trials']} trials (s)", Measured(small["last_seconds"]).text(3)],
         ["training in a small trial (s)", f"{small['of_which_training']:.3f}"],
         [f"growth of memory in {small['trials']} trials (MB)", f"{small['memory_growth_bytes'] / 1e6:,.0f}"],
-        [f"MLflow in a trial of {minute['trial_seconds']:.0f} s", f"{minute['tracking_seconds']:.2f} s, {share:.2%}"],
+        [
+            f"MLflow in a trial of {minute['trial_seconds']:.0f} s",
+            f"{minute['tracking_seconds']:.2f} s, {share:.2f} %",
+        ],
         ["from the command to the first trial, new store (s)", Measured(start["new_store"]).text(1)],
         ["the same, existing store (s)", Measured(start["old_store"]).text(1)],
         ["peak memory of this process (GB)", f"{measurements['peak_memory_bytes'] / 1e9:.1f}"],
@@ -73,13 +76,13 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
     ceiling = Measured([rate / 1e9 for rate in steps["ceiling_flops"]])
     rates = [
         [row["cut"], row["strategy"], str(row["batch_size"]), Measured(row["images_per_second"]).text(),
-         f"{row['share_of_ceiling']:.0%}"]
+         f"{100 * row['share_of_ceiling']:.0f} %"]
         for row in steps["rows"]
     ]  # fmt: skip
     spread = "Medians, with the smallest and the largest value; n is the number of measurements."
     return [
         Table(f"The same work ({where})", ["work", "ablation", "plain loop", "ratio"], work, [spread]),
-        Table("Costs of a trial besides its training", ["cost", "measured"], costs, [spread]),
+        Table("Costs of trials and studies", ["cost", "measured"], costs, [spread]),
         Table(
             f"Training step, {steps['precision']}, without cached features",
             ["cut", "strategy", "batch size", "images/s", "share of ceiling"],

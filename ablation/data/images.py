@@ -145,16 +145,20 @@ def augment(images_BCHW: torch.Tensor, draws: Draws, places_B: slice | torch.Ten
     return padded_BCHW[numbers_B[:, None, None], :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
 
 
-@functools.cache
 def _channel_constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return a constant per channel, C x 1 x 1; kept, because a CUDA graph may not copy from the host."""
+    """Return a constant per channel, C x 1 x 1."""
     return torch.tensor(values).to(device)[:, None, None]
+
+
+_kept_channel_constant = functools.cache(_channel_constant)  # because a CUDA graph may not copy from the host
 
 
 def normalise(images_NCHW: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
     """Turn uint8 images into float32, channels last in memory: resized, scaled to 0..1 and standardised."""
-    mean_C11 = _channel_constant(normalisation.mean, images_NCHW.device)
-    std_C11 = _channel_constant(normalisation.std, images_NCHW.device)
+    # While a program is exported, tensors are fake and must not be kept.
+    channel_constant = _channel_constant if torch.compiler.is_exporting() else _kept_channel_constant
+    mean_C11 = channel_constant(normalisation.mean, images_NCHW.device)
+    std_C11 = channel_constant(normalisation.std, images_NCHW.device)
     images_NCHW = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
     side, wanted = images_NCHW.shape[-1], normalisation.image_size
     if wanted is not None and wanted != side:

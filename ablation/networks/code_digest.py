@@ -53,8 +53,8 @@ def module_description(module: nn.Module, folder: Path | None = None) -> str:
     return repr(parts)
 
 
-def _plain_value(value: Any, folder: str | None, around: tuple[int, ...]) -> Any:
-    """Return an equivalent whose repr is the same in every process; `around`: the ids of the objects that contain it."""
+def _plain_value(value: Any, folder: str | None, around: tuple[int, ...]) -> Any:  # noqa: C901 - a case per type
+    """Return an equivalent whose repr is the same in every process; `around`: ids of the objects that contain it."""
     if id(value) in around:
         return "..."
     plain = functools.partial(_plain_value, folder=folder, around=(*around, id(value)))

@@ -63,7 +63,7 @@ def load_custom_backbone(file: str, function: str) -> str:
     Args:
         file: the file's path. It can import modules from its folder and from the working folder.
         function: the name of a function without arguments that returns the blocks in order: a list of modules, or a
-            dict of modules by their path in the network that they come from, as in the tensor names of its weights file.
+            dict of modules by their path in the network that they come from, as in the names of its weights.
 
     Returns:
         The backbone's name.

@@ -82,12 +82,12 @@ def _try_block(block: nn.Module, maps_NCHW: torch.Tensor) -> tuple[str, torch.Te
         kind = f"{'x'.join(map(str, shape))} of {output.dtype}" if shape else type(output).__name__
         return f"must make square maps NxCxHxH of torch.float32, but makes {kind} of maps {input_shape}", maps_NCHW
     if not unchanged:
-        return "changes its input in place, which may be kept for other trials", output
+        return "changes its input in place, which may be a cached feature of other trials", output
     if any(not torch.equal(tensor, state[key]) for key, tensor in block.state_dict().items()):
         return "changes its own tensors in evaluation mode", output
     if not torch.equal(output, again):
         return "computes something else each time in evaluation mode", output
     alone = block(before[:2])[:1]
     if max(float((other - output[:1]).abs().max()) for other in (first, alone)) > 1e-4 * float(output.abs().max()):
-        return "makes of an image what depends on the other images of the batch", output
+        return "has an output for each image that depends on the other images of the batch", output
     return "", output

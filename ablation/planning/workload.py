@@ -199,7 +199,7 @@ def frozen_parts(spec: StudySpec) -> list[tuple[str, int]]:
     return [part for part in (longest, deepest) if part is not None]
 
 
-def conditions(spec: StudySpec, size: DataSize, device: torch.device) -> Conditions:
+def shared_conditions(spec: StudySpec, size: DataSize, device: torch.device) -> Conditions:
     """Return what all trainings of a study share on a device; precision 'auto' is resolved for it."""
     validation = round(size.train * spec.data.val_fraction)
     return Conditions(

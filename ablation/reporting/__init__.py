@@ -1,1 +1,1 @@
-"""The report as page, as text and as short form."""
+"""The report of a study: page, text, terminal tables, figures."""

@@ -27,6 +27,7 @@ from ablation.spec.parameters import Choices
 
 
 def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
+    """Return the counts of trials and confirmation runs that have not ended, and the command that resumes the study."""
     result = analysis.result
     texts = []
     if result.missing_trials:
@@ -34,25 +35,26 @@ def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
             f"{result.missing_trials} of {len(result.arms) * result.spec.trials_per_arm} trials have not ended."
         )
     if result.missing_confirmations:
-        wanted = sum(arm.best is not None for arm in result.arms) * result.spec.confirm.seeds
-        texts.append(f"{result.missing_confirmations} of {wanted} confirmation runs have not ended.")
+        planned = sum(arm.best is not None for arm in result.arms) * result.spec.confirm.seeds
+        texts.append(f"{result.missing_confirmations} of {planned} confirmation runs have not ended.")
     if not texts:
         return []
-    how = "What follows is how far the study is, and may change. To go on:"
-    return [Items(texts), Paragraph(how), Code(result.command)]
+    status = "This report is preliminary and may change. The command that resumes the study:"
+    return [Items(texts), Paragraph(status), Code(result.command)]
 
 
 def answer_blocks(analysis: StudyAnalysis) -> list[Block]:
+    """Return the answer, the champion, and a paragraph on how the study found them."""
     spec, result = analysis.result.spec, analysis.result
     blocks: list[Block] = [Answer(analysis.answer)]
     if analysis.winner is not None and analysis.winner.arm.levels:
         val_S = confirmed_validation(analysis.winner)
-        place = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
+        rank = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
         blocks.append(
             Paragraph(
                 f"The arm with the highest mean validation accuracy is {analysis.winner.arm.name} ({val_S.mean():.4f}, "
-                f"n = {len(val_S)} seeds); its confirmation run #{champion_run(analysis.winner).number} "
-                f"{place}. Test accuracies played no part in this choice."
+                f"n = {plural(len(val_S), 'seed')}); its confirmation run #{champion_run(analysis.winner).number} "
+                f"{rank}. Test accuracies played no part in this choice."
             )
         )
     weights = spec.backbone.weights
@@ -61,17 +63,18 @@ def answer_blocks(analysis: StudyAnalysis) -> list[Block]:
     searched = ", ".join(f"{name} ({_range(value)})" for name, value in spec.search.entries().items())
     tuned = f"tuned over {searched}" if searched else "with nothing to tune"
     confirm = (
-        f"the best configuration of each was then retrained with {spec.confirm.seeds} fresh seeds, and each of these "
-        "confirmation runs evaluated the test images once, at its end"
+        f"the best configuration of each was then retrained with {plural(spec.confirm.seeds, 'fresh seed')}, and each "
+        "of these confirmation runs evaluated the test images once, at its end"
         if spec.confirm.seeds
         else "the best configuration of each was retrained with fresh seeds while [confirm] seeds was larger"
         if result.test_evaluations
         else "nothing was retrained ([confirm] seeds = 0), so the test images have not been used"
     )
-    most_trials = max([spec.trials_per_arm, *(len(arm.trials) for arm in result.arms)])  # the budget was larger once
+    # An arm has more trials than the budget if the budget was larger in an earlier command.
+    most_trials = max([spec.trials_per_arm, *(len(arm.trials) for arm in result.arms)])
     blocks.append(
         Paragraph(
-            f"How it was found: {spec.backbone.name} (weights: {weights or 'none'}) on {spec.data.source}, "
+            f"Method: {spec.backbone.name} (weights: {weights or 'none'}) on {spec.data.source}, "
             f"{result.train_images:,} training, {result.val_images:,} validation and {result.test_images:,} test "
             f"images of {len(result.classes)} classes. {plural(len(result.arms), 'arm')}, with up to "
             f"{plural(most_trials, 'trial')} of {plural(spec.epochs, 'epoch')} each, {tuned}; {confirm}."
@@ -87,9 +90,10 @@ def _range(value: Any) -> str:
 
 
 def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
+    """Return the table of arms: test and validation accuracies, trials, and published metrics where there are any."""
     result = analysis.result
     factors = list(result.spec.factors.entries())
-    with_tuned = not any(arm.test is not None for arm in analysis.arms)  # else it is among what is said of tuning
+    with_tuned = not any(arm.test is not None for arm in analysis.arms)  # else the section on tuning has it
     with_published = any(arm.published for arm in result.arms)
     columns = [
         *(factors or ["arm"]),
@@ -114,7 +118,7 @@ def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
 
 
 def accuracy_cells(arm: ArmSummary) -> list[str]:
-    """Return test accuracy, its standard deviation and interval, validation accuracy, and the number of seeds."""
+    """Return an arm's cells for ACCURACY_COLUMNS."""
     if arm.test is None:
         return ["-", "-", "-", optional_number(arm.val.mean if arm.val else None), str(arm.val.seeds if arm.val else 0)]
     return [
@@ -132,25 +136,26 @@ def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool, with_published: boo
     if not with_tuned:
         notes.append(
             f"Means over n confirmation runs with fresh seeds: test accuracy on {result.test_images:,} images, "
-            f"validation accuracy (best epoch) on {result.val_images:,}. The interval is over seeds, for these images."
+            f"validation accuracy (best epoch) on {result.val_images:,}. The interval covers the variation over "
+            "seeds, on these images."
         )
     if any(arm.test is not None and arm.test.seeds == 1 for arm in analysis.arms):
         notes.append("An arm with one seed has no interval: one seed proves nothing.")
     if with_tuned:
         notes.append(
-            f"Best tuned val. accuracy: the best of the finished trials on {result.val_images:,} images, which is "
-            "biased upwards because it was chosen for being the best."
+            f"Best tuned val. accuracy: the highest of the finished trials on {result.val_images:,} images. It is "
+            "biased upwards, because it was chosen for being the highest."
         )
     notes += _failures(analysis)
     if with_published:
-        notes.append("Published figures were measured on other images: compare their order, not their digits.")
+        notes.append("Published metrics were measured on other images: compare their order, not their values.")
         sources = {str(entry["source"]) for arm in result.arms for entry in arm.published if entry.get("source")}
         notes += [f"Published: {source}" for source in sorted(sources)]
     return notes
 
 
 def _failures(analysis: StudyAnalysis) -> list[str]:
-    """Return a line for each arm and kind of run of which some failed, with the reasons."""
+    """Return a line for each arm and kind of run with failures, with the reasons."""
     notes = []
     for arm in analysis.arms:
         for kind, runs in (("trial", arm.result.trials), ("confirmation run", arm.result.confirmations)):
@@ -159,7 +164,7 @@ def _failures(analysis: StudyAnalysis) -> list[str]:
                 continue
             reasons = "; ".join(sorted({run.reason or "no reason is known" for run in failed}))
             is_lost = kind == "trial" and len(failed) == len(runs)
-            consequence = "; the comparison goes on without it" if is_lost else ""
+            consequence = "; the comparison leaves out this arm" if is_lost else ""
             notes.append(f"{arm.name}: {len(failed)} of {plural(len(runs), kind)} failed ({reasons}){consequence}.")
     return notes
 
@@ -167,12 +172,13 @@ def _failures(analysis: StudyAnalysis) -> list[str]:
 def _published(entries: Sequence[dict[str, Any]]) -> str:
     texts = []
     for entry in entries:
-        figures = {k: v for k, v in entry.items() if k not in ("arm", "source") and v is not None}
-        texts.append(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        metrics = {k: v for k, v in entry.items() if k not in ("arm", "source") and v is not None}
+        texts.append(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     return "; ".join(texts) or "-"
 
 
 def level_tables(analysis: StudyAnalysis) -> list[Block]:
+    """Return a table of marginal means for each factor with a confirmed arm."""
     tables: list[Block] = []
     for factor in analysis.factors:
         if not any(level.estimate for level in factor.levels):
@@ -188,8 +194,8 @@ def level_tables(analysis: StudyAnalysis) -> list[Block]:
             for level in factor.levels
         ]
         notes = [
-            f"{level.label} is without {', '.join(level.missing)}, which is not confirmed; compare means of other arms "
-            "with care."
+            f"The mean of {level.label} leaves out arms that are not confirmed ({', '.join(level.missing)}); compare "
+            "means over different arms with care."
             for level in factor.levels
             if level.missing
         ]
@@ -199,6 +205,7 @@ def level_tables(analysis: StudyAnalysis) -> list[Block]:
 
 
 def difference_table(factor: FactorAnalysis) -> Table:
+    """Return the table of the tested differences between a factor's levels."""
     rows = [_difference_row(difference, tested=True) for difference in factor.family]
     columns = ["difference of", "minus", "points", f"{BOTH_INTERVAL} (points)", "Holm p", "shown", "n (seeds per arm)"]
     columns.append("seeds needed")
@@ -213,12 +220,13 @@ def difference_table(factor: FactorAnalysis) -> Table:
         ]
     elif any(not difference.is_shown for difference in factor.family):
         notes.append(
-            "Seeds needed: about how many seeds per arm would find a difference of the measured size with a chance of "
-            "80 %, on the same test images. '> 1,000' means that these test images are too few, or that there is none."
+            "Seeds needed: the approximate number of seeds per arm that would show a difference of the measured size "
+            "with a probability of 80 %, on the same test images. '> 1,000' means that these test images are too few, "
+            "or that there is no difference."
         )
     notes += [f"Not every combination of the other factors is confirmed for {text}." for text in factor.partial]
     notes += [f"Not compared: {text}." for text in factor.not_compared]
-    return Table(f"Levels of {factor.factor}, difference of marginal means of test accuracy", columns, rows, notes)
+    return Table(f"Levels of {factor.factor}: differences of marginal mean test accuracy", columns, rows, notes)
 
 
 def _difference_row(difference: Difference, *, tested: bool) -> list[str]:
@@ -242,19 +250,20 @@ def _difference_row(difference: Difference, *, tested: bool) -> list[str]:
 
 
 def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
+    """Return the differences between levels, tested, and between single arms, untested; empty below two arms."""
     if sum(arm.test is not None for arm in analysis.arms) < 2:
         return []
     blocks: list[Block] = [difference_table(f) for f in analysis.factors if f.family or f.not_compared]
     if analysis.arm_pairs:
         columns = ["difference of", "minus", "points", f"{BOTH_INTERVAL} (points)", "n (seeds per arm)"]
         rows = [_difference_row(difference, tested=False) for difference in analysis.arm_pairs]
-        note = "Not tested and not corrected: of so many intervals some miss the truth by chance."
+        note = "These intervals are not tested and not corrected: among many, some miss the true difference by chance."
         blocks.append(Folded(Table(f"All {plural(len(rows), 'pair')} of single arms", columns, rows, [note])))
     return blocks
 
 
 def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
-    blocks = figure_block("interaction", pictures)
+    """Return the figure and the table of how differences between levels change with the other factor."""
     if not analysis.interactions and not analysis.interaction_missing:
         return []
     rows = [
@@ -270,4 +279,4 @@ def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture])
     columns = ["the difference", "changes with", "by (points)", f"{BOTH_INTERVAL} (points)", "n (seeds per arm)"]
     notes = ["Differences of differences of test accuracy, shown with intervals and not tested."]
     notes += [f"Left out: {text}." for text in analysis.interaction_missing]
-    return [*blocks, Table("Interaction", columns, rows, notes)]
+    return [*figure_block("interaction", pictures), Table("Interaction", columns, rows, notes)]

@@ -1,4 +1,4 @@
-"""The parts that a report is made of."""
+"""The parts of a report, and the texts that several of its sections share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ ACCURACY_COLUMNS = ["test accuracy", "standard deviation", SEEDS_INTERVAL, "val.
 
 
 def searched_params(spec: StudySpec, run: RunResult) -> dict[str, Any]:
-    """Return the values that the search chose for a run, without parameters that do not apply to it."""
+    """Return the values that the search chose for a run, without parameters that have no effect on it."""
     trial = run.spec
     blocks = kept_blocks(spec.backbone.name, trial.truncate_at)
-    found = [name for name in spec.search.entries() if applies(name, trial.strategy, trial.freeze_depth, blocks)]
-    return {name: getattr(trial, name) for name in found if getattr(trial, name) is not None}
+    names = [name for name in spec.search.entries() if applies(name, trial.strategy, trial.freeze_depth, blocks)]
+    return {name: getattr(trial, name) for name in names if getattr(trial, name) is not None}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Answer:
-    """The sentence that stands out."""
+    """The answer, which the page emphasises."""
 
     text: str
 
@@ -48,14 +48,14 @@ class Items:
 
 @dataclass(frozen=True)
 class Code:
-    """Something to copy into a terminal."""
+    """A command to copy into a terminal."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture by its name; `alt` says what it shows to those who cannot see it."""
+    """A figure by its picture's name; `alt` describes it to readers who cannot see it."""
 
     name: str
     alt: str
@@ -64,7 +64,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Folded:
-    """A long table that a page shows on demand."""
+    """A long table that the page shows on demand."""
 
     table: Table
 
@@ -81,7 +81,7 @@ class Section:
     blocks: list[Block]
 
 
-CAPTIONS = {
+CAPTIONS = {  # figure -> (text alternative, caption)
     "arms": (
         "Test accuracy of each arm",
         "Test accuracy of each arm. Points: means over n seeds; strokes: single seeds; lines: 95 % seeds interval.",
@@ -89,7 +89,7 @@ CAPTIONS = {
     "effects": (
         "Marginal mean of each level, and the differences of levels, with intervals",
         "Left: the mean test accuracy of the arms that have a level. Right: differences of these means. Lines are the "
-        "95 % seeds and images interval; a filled circle is a difference that was shown.",
+        "95 % seeds and images interval; filled circles mark the differences that were shown.",
     ),
     "interaction": (
         "Test accuracy at each level of the first factor, a line for each level of the second",
@@ -97,8 +97,9 @@ CAPTIONS = {
     ),
     "curves_accuracy": (
         "Training and validation accuracy of each arm against epochs",
-        "Accuracy by epoch: mean over the confirmation runs, with the range from the lowest to the highest; the best "
-        "trial where an arm has none. Training accuracy is an average over the epoch, while the network changed.",
+        "Accuracy by epoch: mean over the confirmation runs, with the range from the lowest to the highest; for an arm "
+        "without confirmation runs, its best trial. Training accuracy is an average over the epoch, during which the "
+        "network changes.",
     ),
     "curves_loss": (
         "Training and validation loss of each arm against epochs",
@@ -106,30 +107,32 @@ CAPTIONS = {
     ),
     "costs": (
         "Test accuracy against the number of trained parameters and against training time",
-        "Test accuracy against the parameters that are trained, and against the mean time that one run trained.",
+        "Test accuracy against the number of trained parameters, and against the mean training time of a run.",
     ),
     "tuning": (
         "Validation accuracy of every trial and the best so far, for each arm",
-        "Every finished trial in its order, and the best so far. Where the line still rises near its end, more trials "
-        "might find better configurations.",
+        "All finished trials in order, and the best so far. Where the line still rises near its end, more trials might "
+        "find better configurations.",
     ),
     "importances": (
         "Share of each searched parameter in the variation of validation accuracy, for each arm",
-        "How much of the variation of an arm's validation accuracies goes with each parameter (functional ANOVA over a "
-        "random forest). With few trials this is a hint and no more.",
+        "Share of the variation of an arm's validation accuracies that each parameter explains (functional ANOVA over "
+        "a random forest). With few trials, this is only a hint.",
     ),
     "confusion": (
         "Confusion matrix of the winning arm",
-        "The winning arm: which part of a true class (row) is taken for which class (column), mean over n seeds.",
+        "The winning arm: fraction of each true class (row) that is classified as each class (column), mean over n "
+        "seeds.",
     ),
     "confusion_arms": (
         "Confusion matrices of all arms",
-        "The same for every arm; darker is more.",
+        "The same for every arm; darker means a larger fraction.",
     ),
 }
 
 
 def figure_block(name: str, pictures: Mapping[str, Picture]) -> list[Block]:
+    """Return the figure with its caption as a list of one; an empty list if it was not drawn."""
     if name not in pictures:
         return []
     alt, caption = CAPTIONS[name]
@@ -137,14 +140,17 @@ def figure_block(name: str, pictures: Mapping[str, Picture]) -> list[Block]:
 
 
 def run_name(run: RunResult) -> str:
+    """Return a run's name, such as 'block3 trial #2' or 'block3 confirmation run #0'."""
     return f"{run.spec.arm} {'trial' if run.spec.confirms is None else 'confirmation run'} #{run.number}"
 
 
 def seeds_text(seeds: tuple[int, int]) -> str:
+    """Return the lowest and highest number of seeds per arm as '3' or '2 to 3'."""
     return str(seeds[0]) if seeds[0] == seeds[1] else f"{seeds[0]} to {seeds[1]}"
 
 
 def states_text(runs: Sequence[RunResult]) -> str:
+    """Return the number of runs in each state, such as '7 finished, 1 failed'; 'none' without runs."""
     counts = {
         state: sum(run.state == state for run in runs) for state in ("finished", "pruned", "failed", "unfinished")
     }
@@ -152,10 +158,12 @@ def states_text(runs: Sequence[RunResult]) -> str:
 
 
 def optional_number(value: float | None) -> str:
+    """Return a number with four decimals; '-' for None."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def interval_text(estimate: Estimate | None) -> str:
+    """Return an estimate's interval as '0.8913 to 0.9037'; '-' if it has none."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return "-"
     return f"{estimate.low:.4f} to {estimate.high:.4f}"

@@ -1,13 +1,12 @@
-"""The report's figures, drawn by Matplotlib without its global state; the only module that knows it.
+"""The report's figures, drawn without Matplotlib's global state. No other module uses Matplotlib.
 
-Colours are Okabe and Ito's (2008), which the colour-blind can tell apart, and every colour goes with a marker or a line
-style of its own, so that figures can be read in grey print. The same analysis gives the same bytes.
+Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart. Every colour has its own marker or line
+style, so that figures can be read in grey print. The same analysis gives the same bytes.
 
-Legend: S confirmation runs (seeds), E epochs, K classes, T trials; of images, see `gallery`.
+Legend: S confirmation runs (seeds), E epochs, K classes, T trials, V views of an image; SSC pixels of an image.
 """
 
 import io
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,8 +35,8 @@ GREY = "#666666"
 DOTS_PER_INCH = 150  # of PNG
 WIDTH = 8.0  # inches, of every figure
 PANELS_PER_ROW = 4
-MOST_MARKERS = 20  # on a curve; more of them touch
-MOST_CLASSES_NAMED = 20  # more of them cannot be read beside a confusion matrix
+MOST_MARKERS = 20  # on a curve; more would touch
+MOST_CLASSES_NAMED = 20  # more names would be illegible beside a confusion matrix
 MISTAKES_PER_ROW = 6
 
 STYLE: Any = {
@@ -52,27 +51,27 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
-    "image.composite_image": False,  # else an SVG has images at its own resolution, not at theirs
+    "image.composite_image": False,  # else an SVG resamples images to its own resolution
     "svg.hashsalt": "ablation",
-    "svg.fonttype": "path",  # text looks the same on a machine without the font
-    "text.hinting": "no_hinting",  # else text is as wide as its resolution lets it, and was laid out for another
+    "svg.fonttype": "path",  # text looks the same without the font
+    "text.hinting": "no_hinting",  # else the width of text depends on the resolution, and the layout is made at another
     "text.parse_math": False,  # a $ in a class name is a dollar
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as SVG (an element, for a page) and as PNG."""
+    """A figure as the content of an SVG file and of a PNG file."""
 
-    svg: str
+    svg: bytes
     png: bytes
 
 
 def draw_figures(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str, float]]) -> dict[str, Picture]:
-    """Draw every figure that the study has something for: name -> picture, in the report's order.
+    """Draw every figure that the study has data for: name -> picture, in the report's order.
 
     Args:
-        analysis: the study's.
+        analysis: of the study.
         importances: arm -> parameter -> share of the variation of its trials' validation accuracies.
     """
     figures = {
@@ -94,27 +93,18 @@ def draw_figures(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str,
         for name, draw in figures.items():
             figure = draw(analysis)
             if figure is not None:
-                pictures[name] = _render(figure, name)
+                pictures[name] = _render(figure)
     return pictures
 
 
-def _render(figure: Figure, name: str) -> Picture:
+def _render(figure: Figure) -> Picture:
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it has been laid out, which takes longer than to draw it
+    figure.set_layout_engine("none")  # the layout is made, and making it again takes longer than drawing
     svg, png = io.BytesIO(), io.BytesIO()
-    # Not by savefig, which draws everything twice. The SVG comes last, because it changes the figure's resolution.
+    # savefig would draw everything twice. The SVG comes last, because it changes the figure's resolution.
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    return Picture(_as_element(svg.getvalue().decode(), name), png.getvalue())
-
-
-def _as_element(svg: str, name: str) -> str:
-    """Return the <svg> element alone, with ids that are unique in a page that has several, filling its width."""
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = svg.replace("url(#", f"url(#{name}-")
-    return re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+    return Picture(svg.getvalue(), png.getvalue())
 
 
 def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
@@ -124,7 +114,7 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> t
 
 
 def _style(arm: ArmResult, analysis: StudyAnalysis) -> tuple[str, str]:
-    """Return an arm's colour and marker: of its level of the first factor, and of its other levels where there are."""
+    """Return an arm's colour, by its level of the first factor, and its marker, by its other levels."""
     levels = list(arm.arm.levels.values())
     if not levels:
         return COLOURS[0], MARKERS[0]
@@ -140,7 +130,7 @@ def _short(text: str, limit: int = 34) -> str:
 
 
 def _panel_title(name: str, n: int) -> str:
-    """Return an arm's name, a line for each level, with n."""
+    """Return an arm's name with n, one line per level."""
     return f"{_short(name, 60)} (n = {n})".replace(",", ",\n")
 
 
@@ -149,7 +139,7 @@ def _plain_number(value: float, _: int) -> str:
 
 
 def _error(axes: Axes, estimate: Estimate, y: float, colour: str, marker: str, *, hollow: bool = False) -> None:
-    """Draw an estimate with its interval, where it has one."""
+    """Draw an estimate with its interval, if it has one."""
     if estimate.low is not None and estimate.high is not None:
         axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt")
     face = "white" if hollow else colour
@@ -158,7 +148,7 @@ def _error(axes: Axes, estimate: Estimate, y: float, colour: str, marker: str, *
 
 @contextmanager
 def _rows(axes: Axes, labels: Sequence[str]) -> Iterator[None]:
-    """Give an axis a labelled row for each thing, the first on top."""
+    """Label one row per thing on an axis, the first on top, once the rows are drawn."""
     yield
     axes.set_yticks(range(len(labels)), [_short(label, 60) for label in labels], fontsize=8)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -167,7 +157,7 @@ def _rows(axes: Axes, labels: Sequence[str]) -> Iterator[None]:
 
 
 def _arms(analysis: StudyAnalysis) -> Figure | None:
-    """Test accuracy of each arm: its seeds, their mean, the interval over seeds."""
+    """Draw the test accuracy of each arm: its seeds, their mean, the interval over seeds."""
     arms = [arm for arm in analysis.arms if arm.test is not None]
     if not arms:
         return None
@@ -185,7 +175,7 @@ def _arms(analysis: StudyAnalysis) -> Figure | None:
 
 
 def _effects(analysis: StudyAnalysis) -> Figure | None:
-    """Marginal means of every factor's levels, and their differences, over seeds and images."""
+    """Draw the marginal means of every factor's levels and their differences, with seeds and images intervals."""
     factors = [factor for factor in analysis.factors if any(level.estimate for level in factor.levels)]
     if not factors:
         return None
@@ -216,7 +206,7 @@ def _effects(analysis: StudyAnalysis) -> Figure | None:
 
 
 def _minus(difference: Difference) -> str:
-    """Return which level is subtracted from which, on two lines where that is long."""
+    """Return the difference as 'first \u2212 second', on two lines if it is long."""
     gap = "\n" if len(difference.first + difference.second) > 24 else " "
     return f"{difference.first} \u2212{gap}{difference.second}"
 
@@ -229,7 +219,7 @@ def _in_points(difference: Difference) -> Estimate:
 
 
 def _interaction(analysis: StudyAnalysis) -> Figure | None:
-    """Test accuracy at each level of the first factor, a line per level of the second."""
+    """Draw the test accuracy at each level of the first factor, one line per level of the second."""
     factors = list(analysis.result.spec.factors.entries().items())
     confirmed = [arm for arm in analysis.arms if arm.test is not None]
     if not analysis.interactions and not analysis.interaction_missing:
@@ -256,26 +246,25 @@ def _interaction(analysis: StudyAnalysis) -> Figure | None:
     return figure
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes], list[Axes]]:
-    """Return a figure with a panel per arm, sharing axes: all panels, and those at the bottom of their column."""
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one panel per arm, with shared axes, and the panels."""
     columns = min(PANELS_PER_ROW, count)
     rows = -(-count // columns)
     figure, grid = _figure(height * rows + 0.7, rows, columns, sharex=True, sharey=True)
     panels = list(grid.flat)
     for spare in panels[count:]:
         spare.set_axis_off()
-    bottom = panels[max(0, count - columns) : count]
-    for axes in bottom:
+    for axes in panels[max(0, count - columns) : count]:  # the lowest panel of each column
         axes.tick_params(labelbottom=True)
-    return figure, panels[:count], bottom
+    return figure, panels[:count]
 
 
 def _learning_curves(analysis: StudyAnalysis, quantity: str, label: str) -> Figure | None:
-    """Training and validation against epochs: mean over the arm's runs, and the range of them."""
+    """Draw training and validation against epochs: mean and range over each arm's runs."""
     arms = [(arm, curves_SE) for arm in analysis.arms if (curves_SE := _curves(arm.result, f"val_{quantity}")).size]
     if not arms:
         return None
-    figure, panels, _ = _panels(len(arms), 1.5)
+    figure, panels = _panels(len(arms), 1.5)
     for axes, (arm, val_SE) in zip(panels, arms, strict=True):
         train_SE = _curves(arm.result, f"train_{quantity}")
         for name, curves_SE, colour, dashes, marker in (
@@ -305,7 +294,7 @@ def _curves(arm: ArmResult, name: str) -> np.ndarray:
 
 
 def _costs(analysis: StudyAnalysis) -> Figure | None:
-    """Test accuracy against what the arm costs: parameters that learn, and seconds."""
+    """Draw test accuracy against an arm's costs: trained parameters and seconds."""
     arms = [arm for arm in analysis.arms if arm.test is not None and arm.trained_parameters and arm.training_seconds]
     if not arms:
         return None
@@ -334,18 +323,18 @@ def _costs(analysis: StudyAnalysis) -> Figure | None:
 
 
 def _widen_log(axes: Axes) -> None:
-    """Show at least one factor of ten, so that the axis has labels."""
+    """Widen a short logarithmic axis to about a factor of ten, so that it has labels."""
     low, high = axes.get_xlim()
     if high / low < 20:
         axes.set_xlim(low / 3, high * 3)
 
 
 def _tuning(analysis: StudyAnalysis) -> Figure | None:
-    """Validation accuracy of every trial in the order of trials, and the best so far."""
+    """Draw the validation accuracy of every trial, in order, and the best so far."""
     arms = [arm for arm in analysis.arms if np.isfinite(arm.best_so_far_T).any()]
     if not arms:
         return None
-    figure, panels, _ = _panels(len(arms), 1.5)
+    figure, panels = _panels(len(arms), 1.5)
     for axes, arm in zip(panels, arms, strict=True):
         ended = [run for run in arm.result.trials if run.state != "unfinished"]
         order_T = np.arange(1, len(ended) + 1)
@@ -362,7 +351,7 @@ def _tuning(analysis: StudyAnalysis) -> Figure | None:
 
 
 def _importances(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str, float]]) -> Figure | None:
-    """Share of each parameter in the variation of an arm's trials."""
+    """Draw the share of each parameter in the variation of an arm's trials."""
     arms = [arm for arm in analysis.arms if importances.get(arm.name)]
     if not arms:
         return None
@@ -384,7 +373,7 @@ def _finished(arm: ArmSummary) -> int:
 
 
 def _annotated_grid(axes: Axes, values: np.ndarray, font_size: int, *, annotate: bool = True) -> None:
-    """Draw fractions as shades of blue, dark where they are large, with their values in them."""
+    """Draw fractions as shades of blue, darker for larger ones, with their values."""
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, interpolation="none")
     axes.grid(visible=False)
     axes.tick_params(length=0)
@@ -397,7 +386,7 @@ def _annotated_grid(axes: Axes, values: np.ndarray, font_size: int, *, annotate:
 
 
 def _confusion(analysis: StudyAnalysis) -> Figure | None:
-    """The winner's confusion matrix."""
+    """Draw the winner's confusion matrix."""
     arm = _winner_summary(analysis)
     if arm is None or arm.confusion_KK is None or arm.test is None:
         return None
@@ -414,18 +403,18 @@ def _confusion(analysis: StudyAnalysis) -> Figure | None:
     axes.set_title(
         f"{arm.name} (mean of n = {format_seeds((arm.test.seeds,) * 2)}, {images:,} test images)", loc="left"
     )
-    what = "class" if is_named else "class (its number)"
-    axes.set_xlabel(f"predicted {what}; each row sums to 1")
-    axes.set_ylabel(f"true {what}")
+    noun = "class" if is_named else "class (its number)"
+    axes.set_xlabel(f"predicted {noun}; each row sums to 1")
+    axes.set_ylabel(f"true {noun}")
     return figure
 
 
 def _confusion_arms(analysis: StudyAnalysis) -> Figure | None:
-    """Every arm's confusion matrix, small."""
+    """Draw a small confusion matrix of every arm."""
     arms = [arm for arm in analysis.arms if arm.confusion_KK is not None]
     if len(arms) < 2:
         return None
-    figure, panels, _ = _panels(len(arms), 2.0)
+    figure, panels = _panels(len(arms), 2.0)
     for axes, arm in zip(panels, arms, strict=True):
         if arm.confusion_KK is not None and arm.test is not None:
             _annotated_grid(axes, arm.confusion_KK, 5, annotate=False)
@@ -442,7 +431,7 @@ def _winner_summary(analysis: StudyAnalysis) -> ArmSummary | None:
 
 
 def _empty(axes: Axes, columns: float, rows: float) -> None:
-    """Make an axis a blank page of columns and rows, the first on top."""
+    """Turn an axis into an empty page of columns and rows, the first row on top."""
     axes.set_xlim(0, columns)
     axes.set_ylim(rows, 0)
     axes.set_aspect("equal", anchor="NW")
@@ -454,12 +443,12 @@ def _empty(axes: Axes, columns: float, rows: float) -> None:
 
 
 def _place(axes: Axes, image_SSC: np.ndarray, x: float, y: float) -> None:
-    """Draw an image's own pixels, one unit wide, with its left upper corner at a place."""
+    """Draw an image with its own pixels, one unit wide, with the upper left corner at (x, y)."""
     axes.imshow(image_SSC, extent=(x, x + 1, y + 1, y), interpolation="none")
 
 
 def _samples(analysis: StudyAnalysis) -> Figure | None:
-    """A row per class: images as they are, each followed by what augmentations make of it."""
+    """Draw one row per class: each image unchanged, then its augmentations."""
     samples = analysis.result.samples
     if samples is None:
         return None
@@ -474,7 +463,7 @@ def _samples(analysis: StudyAnalysis) -> Figure | None:
         for row, view in np.ndindex(classes, views):
             _place(axes, samples.images_RIVSSC[row, image, view], left_V[view], header + row * pitch)
         if views > 1:
-            axes.text(left_V[0] + 0.5, 0, "as it is", ha="center", va="top", fontsize=8)
+            axes.text(left_V[0] + 0.5, 0, "unchanged", ha="center", va="top", fontsize=8)
         for number, kind in enumerate(samples.augmentations):
             middle = left_V[1 + number * DRAWS] + DRAWS * pitch / 2
             axes.text(middle, 0, kind, ha="center", va="top", fontsize=8)
@@ -487,12 +476,12 @@ def _samples(analysis: StudyAnalysis) -> Figure | None:
 
 
 def _mistakes(analysis: StudyAnalysis) -> Figure | None:
-    """The champion's most confident mistakes: each image with its class, what it is taken for, and how surely."""
+    """Draw the champion's most confident mistakes with true class, predicted class and probability."""
     mistakes = analysis.mistakes
     if not mistakes:
         return None
     rows = -(-len(mistakes) // MISTAKES_PER_ROW)
-    width, height = 1.25, 1.5  # of an image with its text
+    width, height = 1.25, 1.5  # of an image with its text, in widths of an image
     figure, grid = _figure(0.3 + rows * height * WIDTH / (MISTAKES_PER_ROW * width))
     axes = grid[0, 0]
     for index, mistake in enumerate(mistakes):
@@ -500,8 +489,9 @@ def _mistakes(analysis: StudyAnalysis) -> Figure | None:
         _place(axes, mistake.image_SSC, x, y)
         classes = f"{_short(mistake.true, 20)}\n\u2192 {_short(mistake.predicted, 20)}"
         text = f"{classes}\n{mistake.probability:.3f}, test image {mistake.number}"
-        written = axes.text(x, y + 1.03, text, va="top", fontsize=7, clip_on=True)
-        written.set_clip_path(Rectangle((x, y), width - 0.05, height, transform=axes.transData))  # W is a wide letter
+        label = axes.text(x, y + 1.03, text, va="top", fontsize=7, clip_on=True)
+        # Names of wide letters, such as W, would run into the next image.
+        label.set_clip_path(Rectangle((x, y), width - 0.05, height, transform=axes.transData))
     _empty(axes, MISTAKES_PER_ROW * width, rows * height)
-    axes.set_xlabel("true class \u2192 what it is taken for, with its probability", loc="left", fontsize=8)
+    axes.set_xlabel("true class \u2192 predicted class, with its probability", loc="left", fontsize=8)
     return figure

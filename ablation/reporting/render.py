@@ -1,10 +1,10 @@
-"""A report as HTML, as markdown, and as the summary run's note."""
+"""The forms of a report: HTML page, markdown, and the note of its summary run."""
 
+import base64
 import dataclasses
 from collections.abc import Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from ablation import __version__
 from ablation.analysis.answer import StudyAnalysis
@@ -14,17 +14,17 @@ from ablation.reporting.answer_sections import accuracy_cells, arm_accuracy_tabl
 from ablation.reporting.content import ACCURACY_COLUMNS, Answer, Block, Code, Figure, Folded, Items, Section
 from ablation.reporting.figures import Picture
 
-NOTE_LIMIT = 8000  # characters, of a tag in MLflow
+NOTE_LIMIT = 8000  # characters, MLflow's limit for a tag
 
 
 def short_tables(analysis: StudyAnalysis) -> list[Table]:
-    """Return the arms and the tested differences."""
+    """Return the tables for the terminal: the arms and the tested differences."""
     arms = dataclasses.replace(arm_accuracy_table(analysis), title="Arms")
     return [arms, *(difference_table(factor) for factor in analysis.factors if factor.family)]
 
 
 def summary_note(analysis: StudyAnalysis) -> str:
-    """Return the summary run's description: the answer, and the arms with links to their runs, as many as fit."""
+    """Return the summary run's description: the answer, and the arms with as many links to their runs as fit."""
     result = analysis.result
 
     def link(run: RunResult) -> str:
@@ -35,25 +35,26 @@ def summary_note(analysis: StudyAnalysis) -> str:
     arms = [[escape_markdown(arm.name), *accuracy_cells(arm)] for arm in analysis.arms]
     best = [link(arm.result.best) if arm.result.best else "-" for arm in analysis.arms]
     confirmations = [" ".join(link(run) for run in arm.result.confirmations) or "-" for arm in analysis.arms]
-    whole = "The whole report is among the artifacts: report/report.html."
-    names = "The runs' ids are in the report, too many for here."
+    place = "The whole report is in the artifacts: report/report.html."
+    ids = "The report lists the ids of all runs, which are too many for this note."
     forms = [
         Table(
             title,
             [*columns, "best trial", "confirmation runs"],
             [[*row, *links] for row, *links in zip(arms, best, confirmations, strict=True)],
-            [whole],
+            [place],
         ),
         Table(
-            title, [*columns, "best trial"], [[*row, one] for row, one in zip(arms, best, strict=True)], [whole, names]
+            title, [*columns, "best trial"], [[*row, one] for row, one in zip(arms, best, strict=True)], [place, ids]
         ),
-        Table(title, columns, arms, [whole, names]),
+        Table(title, columns, arms, [place, ids]),
     ]
-    texts = [form.markdown() for form in forms] + [f"{title}\n\n{whole}"]
-    return next((text for text in texts if len(text) <= NOTE_LIMIT), whole)
+    texts = [form.markdown() for form in forms] + [f"{title}\n\n{place}"]
+    return next((text for text in texts if len(text) <= NOTE_LIMIT), place)
 
 
 def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[str, Picture]) -> str:
+    """Return the report as one self-contained page, which includes the pictures as data addresses."""
     environment = Environment(
         loader=PackageLoader("ablation.reporting"),
         autoescape=True,
@@ -62,12 +63,16 @@ def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    svgs = {name: Markup(picture.svg) for name, picture in pictures.items()}  # drawn by us: texts in it are outlines
+    addresses = {
+        name: f"data:image/svg+xml;base64,{base64.b64encode(picture.svg).decode()}"
+        for name, picture in pictures.items()
+    }
     kinds = [(section, [(type(block).__name__, block) for block in section.blocks]) for section in sections]
-    return template.render(result=result, sections=kinds, svgs=svgs, version=__version__)
+    return template.render(result=result, sections=kinds, addresses=addresses, version=__version__)
 
 
 def render_markdown(result: StudyResult, sections: list[Section]) -> str:
+    """Return the report as markdown, which shows the PNG files beside it."""
     parts = [f"# {escape_markdown(result.spec.question)}"]
     for section in sections:
         parts.append(f"## {section.title}")
@@ -94,11 +99,11 @@ def _block_markdown(block: Block) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return a text as markdown that shows it as it is, in one line; `|` is left to `Table.markdown`."""
+    """Return markdown that shows a text unchanged, in one line; `Table.markdown` escapes `|`."""
     text = " ".join(text.split())
     for character in "\\`*[]<>~":
         text = text.replace(character, f"\\{character}")
-    # Inside a word an underscore means nothing: names such as fine_tune_all stay readable.
+    # An underscore inside a word has no meaning in markdown: names such as fine_tune_all stay readable.
     return "".join(
         f"\\{c}" if c == "_" and not (text[i - 1 : i].isalnum() and text[i + 1 : i + 2].isalnum()) else c
         for i, c in enumerate(text)

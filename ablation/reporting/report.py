@@ -42,14 +42,14 @@ class Report:
     """A study's report.
 
     Attributes:
-        result: what it was made of.
-        answer: the study's answer in a sentence.
+        result: the study's results.
+        answer: the answer in a sentence.
         html: the self-contained page.
-        markdown: the same as text, which shows the PNG files among `figures`.
+        markdown: the same content as text, which shows the PNG files in `figures`.
         figures: file name -> content, each figure as .png and .svg.
-        short: the tables that the terminal shows.
+        short: the tables for the terminal.
         note: markdown for the summary run's description, with links to the runs.
-        folder: where it was written; None if it was not.
+        folder: the folder with the report's files; None if they were not written.
     """
 
     result: StudyResult
@@ -66,9 +66,9 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
     """Write a study's report.html, report.md and figures, and log them to its summary run in MLflow.
 
     Args:
-        store: where its results are.
-        name: the study's.
-        output: a folder, made where it is not there; `reports/<name>` in the store by default.
+        store: the store with the study's results.
+        name: of the study.
+        output: a folder, created if needed; `reports/<name>` in the store by default.
 
     Raises:
         InputError: there is no such study, it has no finished trial, another version made it, or `output` is a file.
@@ -88,7 +88,7 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
 
 
 def show_report(report: Report) -> None:
-    """Print the question, the answer, the short tables, and where the whole report is."""
+    """Print the question, the answer, the short tables, and the path of the whole report."""
     say(f"\n{report.result.spec.question}\n\n{report.answer}")
     for table in report.short:
         say("")
@@ -98,12 +98,12 @@ def show_report(report: Report) -> None:
 
 
 def build_report(result: StudyResult) -> Report:
-    """Return the report of a study; the same result gives the same report, to the byte."""
+    """Return the report of a study; the same result gives the same report, byte for byte."""
     analysis = analyse(result)
     pictures = draw_figures(analysis, _importances(result))
     sections = _sections(analysis, pictures)
     figures = {f"{name}.png": picture.png for name, picture in pictures.items()}
-    figures |= {f"{name}.svg": picture.svg.encode() for name, picture in pictures.items()}
+    figures |= {f"{name}.svg": picture.svg for name, picture in pictures.items()}
     return Report(
         result=result,
         answer=analysis.answer,
@@ -116,15 +116,16 @@ def build_report(result: StudyResult) -> Report:
 
 
 def _importances(result: StudyResult) -> dict[str, dict[str, float]]:
-    found = {}
+    """Return arm -> parameter -> share of the variation of its trials' validation accuracies."""
+    importances = {}
     for arm in result.arms:
         trials = [(searched_params(result.spec, t), t.val_accuracy) for t in arm.trials if t.val_accuracy is not None]
-        found[arm.arm.name] = parameter_importances(result.spec, arm.arm, trials)
-    return found
+        importances[arm.arm.name] = parameter_importances(result.spec, arm.arm, trials)
+    return importances
 
 
 def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Section]:
-    """Return the report's content; parts that have nothing to show are left out."""
+    """Return the report's sections; empty ones are left out."""
     sections = [
         Section("missing", "What is missing", missing_runs_text(analysis)),
         Section("answer", "Answer", answer_blocks(analysis)),

@@ -1,4 +1,4 @@
-"""The report's sections on the runs: cost, tuning, classes, images, how to do it again."""
+"""The report's sections on the runs: cost, tuning, classes, images, environment."""
 
 import json
 import math
@@ -25,10 +25,11 @@ from ablation.reporting.content import (
 )
 from ablation.reporting.figures import Picture
 
-MOST_CLASSES = 12  # that fit beside each other in a table
+MOST_CLASSES = 12  # that fit into a table as columns
 
 
 def cost_table(analysis: StudyAnalysis) -> Table:
+    """Return the table of trained parameters and training times."""
     rows = [
         [
             arm.name,
@@ -42,7 +43,7 @@ def cost_table(analysis: StudyAnalysis) -> Table:
     devices = sorted({_device(run) for arm in analysis.result.arms for run in [*arm.trials, *arm.confirmations]} - {""})
     notes = [f"Training time: mean over n runs, on {', '.join(devices) or 'an unknown device'}."]
     if len(devices) > 1:
-        notes.append("Runs on different devices cannot be compared in time.")
+        notes.append("Training times on different devices cannot be compared.")
     columns = ["arm", "trained parameters", "training time of a run (s)", "n (runs)", "test accuracy"]
     return Table("", columns, rows, notes)
 
@@ -52,6 +53,7 @@ def _device(run: RunResult) -> str:
 
 
 def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
+    """Return the chosen configuration of each arm, its selection bias, and how the best rose over the trials."""
     rows = []
     for arm in analysis.arms:
         best = arm.result.best
@@ -69,17 +71,16 @@ def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
                 states_text(arm.result.trials),
             ]
         )
-    rising = sum(bool(arm.late_rise) for arm in analysis.arms)
-    known = sum(arm.late_rise is not None for arm in analysis.arms)
+    rises = [arm.late_rise for arm in analysis.arms if arm.late_rise is not None]
     notes = [
         "Selection bias: the tuned trial's validation accuracy minus the mean of its confirmation runs (n seeds). It "
-        "is what the best of many trials gains by luck."
+        "estimates how much the best of many trials gained by luck."
     ]
-    if known:
+    if rises:
         notes.append(
-            f"Late rise: by how much the best rose in the last third of the trials. It rose in {rising} of "
-            f"{plural(known, 'arm')}; were the trials drawn at random, the best would fall in the last third in about "
-            "one arm of three. A large rise says that the budget was too small to have converged."
+            "Late rise: the rise of the best validation accuracy in the last third of the trials. It is above zero in "
+            f"{sum(map(bool, rises))} of {plural(len(rises), 'arm')}; with random trials, about one arm in three has "
+            "its best trial there. A large rise means that the budget was too small for the search to converge."
         )
     columns = ["arm", "chosen configuration", "tuned val. accuracy", "confirmed val. accuracy"]
     columns += ["selection bias (points)", "n (seeds)", "late rise (points)", "trials"]
@@ -87,40 +88,44 @@ def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
 
 
 def class_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
-    found = [(arm, arm.class_accuracies_K) for arm in analysis.arms if arm.class_accuracies_K is not None]
-    if not found:
+    """Return the metrics that weigh classes equally, the accuracy of each class, and the confusion matrices."""
+    arms = [(arm, arm.class_accuracies_K) for arm in analysis.arms if arm.class_accuracies_K is not None]
+    if not arms:
         return []
     classes = analysis.result.classes
-    scores = [
+    metric_rows = [
         [
             arm.name,
             *(_mean_and_deviation(score) for score in (arm.test, arm.balanced, arm.macro_f1)),
             str(arm.test.seeds if arm.test else 0),
         ]
-        for arm, _ in found
+        for arm, _ in arms
     ]
-    counted_alike = Table(
-        "Scores in which each class counts the same",
+    metrics = Table(
+        "Metrics that weigh all classes equally",
         ["arm", "test accuracy", "balanced accuracy", "macro F1", "n (seeds)"],
-        scores,
+        metric_rows,
         [
             "Means \u00b1 standard deviations over n seeds. Balanced accuracy is the mean of the classes' recalls, "
-            "macro F1 that of their F1 scores; where classes are of equal size, balanced accuracy is accuracy."
+            "macro F1 that of their F1 scores. With classes of equal size, balanced accuracy equals accuracy."
         ],
     )
-    title, notes = "Test accuracy of each class", ["The part of a class that is recognised, mean over n seeds."]
+    title, notes = (
+        "Test accuracy of each class",
+        ["The fraction of a class's test images that is classified correctly, mean over n seeds."],
+    )
     table: Block
     if len(classes) <= MOST_CLASSES:
         rows = [
             [arm.name, str(arm.test.seeds if arm.test else 0), *(_fraction(value) for value in accuracies_K)]
-            for arm, accuracies_K in found
+            for arm, accuracies_K in arms
         ]
         table = Table(title, ["arm", "n (seeds)", *classes], rows, notes)
     else:
-        heads = [f"{arm.name} (n = {arm.test.seeds if arm.test else 0})" for arm, _ in found]
-        rows = [[name, *(_fraction(accuracies_K[k]) for _, accuracies_K in found)] for k, name in enumerate(classes)]
+        heads = [f"{arm.name} (n = {arm.test.seeds if arm.test else 0})" for arm, _ in arms]
+        rows = [[name, *(_fraction(accuracies_K[k]) for _, accuracies_K in arms)] for k, name in enumerate(classes)]
         table = Folded(Table(title, ["class", *heads], rows, notes))
-    return [counted_alike, table, *figure_block("confusion", pictures), *figure_block("confusion_arms", pictures)]
+    return [metrics, table, *figure_block("confusion", pictures), *figure_block("confusion_arms", pictures)]
 
 
 def _mean_and_deviation(score: Summary | None) -> str:
@@ -137,19 +142,20 @@ AUGMENTATIONS = {
 
 
 def sample_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
+    """Return the figure of training images, with their preprocessing and augmentation in its caption."""
     samples, result = analysis.result.samples, analysis.result
     if samples is None or "samples" not in pictures:
         return []
     classes, per_class = samples.images_RIVSSC.shape[:2]
     size, shown = samples.normalisation.image_size, samples.images_RIVSSC.shape[-2]
-    known = len(result.classes)
-    of_classes = "each class" if classes == known else f"each of {classes} of the {known} classes"
+    total = len(result.classes)
+    of_classes = "each class" if classes == total else f"each of {classes} of the {total} classes"
     caption = f"{plural(per_class, 'training image')} of {of_classes}, resized to {size} x {size} pixels"
     caption += f" (shown with {shown} x {shown})." if shown != size else " unless they have that size."
     if samples.augmentations:
         caption += (
-            " Beside each image is what augmentation makes of it, drawn a few times; a training draws anew in every "
-            f"epoch. {'; '.join(AUGMENTATIONS[kind] for kind in samples.augmentations)}."
+            " Beside each image are a few random augmentations of it; a training draws new ones in every epoch. "
+            f"{'; '.join(AUGMENTATIONS[kind] for kind in samples.augmentations)}."
         )
     else:
         caption += " No trial augments them."
@@ -157,31 +163,32 @@ def sample_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
     mean, std = (", ".join(f"{value:g}" for value in of_channels) for of_channels in statistics)
     source = "the pretrained weights'" if result.weights_digest else "ImageNet's"
     caption += (
-        f" After that, the channels (red, green, blue; 0 to 1) are standardised with {source} mean {mean} and standard "
+        f" Then the channels (red, green, blue; 0 to 1) are standardised with {source} mean {mean} and standard "
         f"deviation {std}."
     )
     return [Figure("samples", "Training images of several classes as they go into the network", caption)]
 
 
 def mistake_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
+    """Return the champion's most confident mistakes on the test images, as a figure and as a table."""
     if analysis.winner is None or not analysis.mistakes or "mistakes" not in pictures:
         return []
     run = champion_run(analysis.winner)
     wrong = 0 if run.predictions is None else int((run.predictions.predicted_N != run.predictions.labels_N).sum())
     shown = len(analysis.mistakes)
-    which = f"Here are the {shown} that it is surest of" if shown < wrong else "Here they are, the surest first"
+    which = f"the {shown} mistakes with the highest confidence" if shown < wrong else "all mistakes by confidence"
     caption = (
-        f"{run_name(run)} is wrong about {wrong:,} of {analysis.result.test_images:,} test images. {which}: the true "
-        "class, what the image is taken for, and the probability that the model gives this. Images are shown as they "
-        "go into the network and numbered from 0 in the order of the test split. Nothing is chosen by them."
+        f"{run_name(run)} is wrong about {wrong:,} of {analysis.result.test_images:,} test images. The figure shows "
+        f"{which}, each with the true class, the predicted class and its probability. Images are shown as they go into "
+        "the network and numbered from 0 in the order of the test split. They are not used for any choice."
     )
-    columns = ["test image", "true class", "taken for", "its probability", "probability of the true class"]
+    columns = ["test image", "true class", "predicted class", "its probability", "probability of the true class"]
     rows = [
         [str(m.number), m.true, m.predicted, f"{m.probability:.3f}", f"{m.true_probability:.3f}"]
         for m in analysis.mistakes
     ]
     return [
-        Figure("mistakes", "Test images that the champion takes for another class, with both classes", caption),
+        Figure("mistakes", "Test images that the champion classifies wrongly, with true and predicted class", caption),
         Folded(Table("The same mistakes as a table", columns, rows)),
     ]
 
@@ -191,6 +198,7 @@ def _fraction(value: float) -> str:
 
 
 def run_blocks(analysis: StudyAnalysis) -> list[Block]:
+    """Return tables of all runs: best trials and confirmation runs first, then all others."""
     columns = [
         "run",
         "state",
@@ -224,33 +232,35 @@ def run_blocks(analysis: StudyAnalysis) -> list[Block]:
 
 
 def meaning_blocks(analysis: StudyAnalysis) -> list[Block]:
+    """Return how often the test split was evaluated, and what each interval and p-value means."""
     result = analysis.result
     superseded = sum(run.test_accuracy is not None for arm in result.arms for run in arm.superseded)
     used = (
         f"The test split ({result.test_images:,} images) was evaluated {_times(result.test_evaluations)} in this "
-        "study, once by each confirmation run at its end, and nothing was chosen by what came out."
+        "study, once by each confirmation run at its end, and no choice used the results."
         if result.test_evaluations
         else "The test split has not been evaluated."
     )
     if superseded:
         used += (
             f" {superseded} of these evaluations belong to configurations that were their arm's best before the budget "
-            "grew; they are superseded and left out of every figure here."
+            "grew; they are superseded, and this report does not use them."
         )
     texts = [used]
     if result.test_evaluations:
         texts += [
             f"{SEEDS_INTERVAL}: a t interval over the seeds of an arm. It says where the mean over many more seeds "
-            "would lie on these very test images.",
-            f"{BOTH_INTERVAL}: its variance is that of the seeds plus that of the test images, which are the same for "
-            "all arms and so paired; degrees of freedom are Satterthwaite's. It says where the difference would lie "
-            "with many more seeds and images.",
-            "Each interval stands alone: it covers the truth in 95 of 100 studies. The p-values beside it come from "
-            "the same statistic and are corrected by Holm's method for the number of differences tested for a factor, "
-            "so an interval may leave out zero where the corrected p-value is above 0.05; the corrected one decides.",
+            "would lie on the same test images.",
+            f"{BOTH_INTERVAL}: its variance is that of the seeds plus that of the test images. The images are the same "
+            "for all arms and so paired; degrees of freedom are Satterthwaite's. It says where the difference would "
+            "lie with many more seeds and images.",
+            "Each interval is valid on its own: it covers the true value in 95 of 100 studies. The p-values beside it "
+            "come from the same statistic and are corrected by Holm's method for the number of differences tested for "
+            "a factor. An interval can therefore exclude zero although the corrected p-value is above 0.05; the "
+            "corrected p-value decides.",
             "A marginal mean gives every confirmed arm that has the level the same weight.",
-            "All intervals are conditional on the configurations that tuning chose. Another search might have chosen "
-            "others; how much that would change is not part of them.",
+            "All intervals are conditional on the configurations that tuning chose. Another search might choose "
+            "others; the intervals do not include that variation.",
         ]
     return [Items(texts)]
 
@@ -260,22 +270,23 @@ def _times(count: int) -> str:
 
 
 def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
+    """Return the fixed settings of the study, the machines and versions of its runs, and the command to repeat it."""
     result = analysis.result
     spec = result.spec
     variants: dict[str, int] = {}
     for arm in result.arms:
         for run in [*arm.trials, *arm.confirmations, *arm.superseded]:
-            described = json.dumps({**run.environment, "trained on": run.device}, sort_keys=True)
-            variants[described] = variants.get(described, 0) + 1
+            environment = json.dumps({**run.environment, "trained on": run.device}, sort_keys=True)
+            variants[environment] = variants.get(environment, 0) + 1
     parsed = [json.loads(text) for text in variants]
     keys = sorted({key for variant in parsed for key in variant})
     counts = [plural(count, "run") for count in variants.values()]
     columns = ["", *counts]
     rows = [[key, *(variant.get(key, "-") for variant in parsed)] for key in keys]
-    notes = [] if len(parsed) == 1 else [f"The runs were made in {len(parsed)} different environments, a column each."]
+    notes = [] if len(parsed) == 1 else [f"The runs have {len(parsed)} different environments, one per column."]
     about = [
         ["study", spec.name],
-        ["study's seed", str(spec.seed)],
+        ["study seed", str(spec.seed)],
         ["confirmation seeds", _all_seeds_text(result)],
         ["precision", spec.precision],
         ["data", f"{spec.data.source}, digest {result.data_digest}"],
@@ -284,9 +295,9 @@ def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
         *([name, format_value(value)] for name, value in spec.fixed.entries().items()),
     ]
     return [
-        Table("What was studied", ["", "value"], about),
-        Table("What the runs ran on", columns, rows, notes),
-        Paragraph("The command that reproduces it:"),
+        Table("Study", ["", "value"], about),
+        Table("Environment of the runs", columns, rows, notes),
+        Paragraph("The command that reproduces the study:"),
         Code(result.command),
     ]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ablation.analysis.comparison import champion_run, confirmed_validation, winner
+from ablation.analysis.comparison import champion_run, confirmed_validation, winning_arm
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.base.errors import InputError
 from ablation.base.text import first_line
@@ -89,7 +89,7 @@ def register_champion(store: Store, result: StudyResult, images: ImageSet) -> Re
     """
     if result.spec.confirm.seeds == 0 or result.missing_trials or result.missing_confirmations:
         return None
-    arm = winner(result)
+    arm = winning_arm(result)
     if arm is None:
         return None
     run = champion_run(arm)

@@ -9,6 +9,7 @@ from ablation import __version__
 from ablation.analysis.results import NothingFinished
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.terminal import say, show_table
+from ablation.base.text import plural
 from ablation.data.images import normalisation_for
 from ablation.data.samples import draw_samples, samples_file
 from ablation.reporting.report import show_report, write_report
@@ -93,7 +94,7 @@ def conclude_study(session: Session) -> None:
         StoreError: MLflow does not answer; the results that it has not received wait in the store.
     """
     spec, store = session.spec, session.store
-    waiting = deliver_and_reconcile(session)
+    waiting_trials = deliver_and_reconcile(session)
     try:
         with session.locks.exclusive(study_lock(spec.name)):  # of two processes at once, the later one knows more
             report = write_report(store, spec.name)
@@ -109,8 +110,8 @@ def conclude_study(session: Session) -> None:
     except StoreAway as away:
         show_arms(session)
         raise StoreError(
-            f"{away}; the report and the runs of {waiting} trials are kept in {store.work_root} until it does: "
-            "run the same command again then"
+            f"{away}; the report and the runs of {plural(waiting_trials, 'trial')} are kept in {store.work_root} "
+            "until it does: run the same command again then"
         ) from None
     show_report(report)
 

@@ -105,7 +105,7 @@ class StudyView:
         self.waits_for = text
 
     def computes(self, text: str) -> None:
-        """Show what is computed once before the trial can go on."""
+        """Show what is computed once before the trial trains."""
         self.epoch_text = Text(text)
         if not console.is_terminal:
             say(f"  {text}")

@@ -320,7 +320,7 @@ def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workben
 
 def _available_checkpoints(claim: Claim, run: TrialRun, workbench: Workbench, folder: Path) -> Iterator[Path]:
     local_checkpoints = resume_checkpoints(claim.folder)
-    if workbench.tracker.shares_checkpoints and claim.continued:
+    if workbench.tracker.shares_checkpoints and claim.resumed:
         newest = local_checkpoints[0].name if local_checkpoints else ""
         yield from run.download_resume_checkpoints(folder, after=newest)
     yield from local_checkpoints

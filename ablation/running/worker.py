@@ -82,7 +82,7 @@ def work_until_done(session: Session) -> None:
                 time.sleep(WAIT_SECONDS)
                 continue
             tuned = claim.trial if claim.best is None else claim.best
-            params = format_params(tuned.params) + (" (resumed)" if claim.continued else "")
+            params = format_params(tuned.params) + (" (resumed)" if claim.resumed else "")
             progress.trial_started_now(trial_spec, params)
             outcome = run_trial(workbench, claim, trial_spec, progress.epoch)
             progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)

@@ -47,7 +47,7 @@ class Claim:
     key: str
     folder: Path
     locks: Locks
-    continued: bool  # whether another process began it
+    resumed: bool  # whether another process began it
     owner: str
     best: FrozenTrial | None
     superseded: bool
@@ -124,17 +124,17 @@ def claim_trial(
             for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if (trial := _interrupted_trial(locks, study, frozen)) is not None:
                     study.sampler = make_sampler(spec, arm, frozen.number)
-                    return _claim(store, locks, arm, trial, continued=True)
+                    return _claim(store, locks, arm, trial, resumed=True)
 
         trial_counts = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.tuning.items()}
         new_arm = next_arm(arms(spec), trial_counts, spec.trials_per_arm)
         if new_arm is None:
             return _claim_confirmation(spec, store, locks, studies)
         study = studies.tuning[new_arm.name]
-        if changed := changed_fields(study, content):
-            raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changed)}")
+        if changes := changed_fields(study, content):
+            raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changes)}")
         study.sampler = make_sampler(spec, new_arm, trial_counts[new_arm.name])
-        return _claim(store, locks, new_arm, _new_trial(locks, study), continued=False)
+        return _claim(store, locks, new_arm, _new_trial(locks, study), resumed=False)
 
 
 def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
@@ -151,7 +151,7 @@ def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: Ar
         study = studies.confirmation[arm.name]
         for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if (trial := _interrupted_trial(locks, study, frozen)) is not None:
-                return _claim(store, locks, arm, trial, continued=True, best=best)
+                return _claim(store, locks, arm, trial, resumed=True, best=best)
 
     run_counts = {
         name: sum(is_confirmation_of(frozen, best) for frozen in studies.confirmation[name].get_trials(deepcopy=False))
@@ -162,7 +162,7 @@ def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: Ar
         return None
     study = studies.confirmation[new_arm.name]
     study.sampler = NumberedRandomSampler(0)  # nothing is sampled
-    return _claim(store, locks, new_arm, _new_trial(locks, study), continued=False, best=best_trials[new_arm.name])
+    return _claim(store, locks, new_arm, _new_trial(locks, study), resumed=False, best=best_trials[new_arm.name])
 
 
 def _interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial | None:
@@ -188,7 +188,7 @@ def _new_trial(locks: Locks, study: optuna.Study) -> optuna.Trial:
 
 
 def _claim(
-    store: Store, locks: Locks, arm: Arm, trial: optuna.Trial, *, continued: bool, best: FrozenTrial | None = None
+    store: Store, locks: Locks, arm: Arm, trial: optuna.Trial, *, resumed: bool, best: FrozenTrial | None = None
 ) -> Claim:
     """Return the claim of a trial whose lock this process holds; see `Claim` for `best`."""
     key = trial_key(trial.study, trial.number)
@@ -199,7 +199,7 @@ def _claim(
     if best is not None and "spec" not in trial.user_attrs:  # it is new, or its process died before it began
         trial.set_user_attr("confirms", best.number)
     superseded = best is not None and trial.user_attrs["confirms"] != best.number
-    return Claim(arm, trial.study, trial, key, store.trial_folder(key), locks, continued, owner, best, superseded)
+    return Claim(arm, trial.study, trial, key, store.trial_folder(key), locks, resumed, owner, best, superseded)
 
 
 def ensure_held(claim: Claim) -> bool:

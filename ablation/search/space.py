@@ -21,13 +21,13 @@ QUASI_RANDOM_UP_TO = 20  # trials per arm; the Tuning Playbook advises quasi-ran
 
 def distribution(spec: StudySpec, parameter: str, *, high: int | None = None) -> BaseDistribution:
     """Return Optuna's distribution for a searched parameter; `high` lowers the range's upper end."""
-    searched = spec.search.get(parameter)
-    if isinstance(searched, Choices):
-        return CategoricalDistribution(searched.choices)
-    if isinstance(searched.low, int):
-        upper = searched.high if high is None else min(searched.high, high)
-        return IntDistribution(searched.low, upper, log=searched.log, step=searched.step or 1)
-    return FloatDistribution(searched.low, searched.high, log=searched.log, step=searched.step)
+    entry = spec.search.get(parameter)
+    if isinstance(entry, Choices):
+        return CategoricalDistribution(entry.choices)
+    if isinstance(entry.low, int):
+        upper = entry.high if high is None else min(entry.high, high)
+        return IntDistribution(entry.low, upper, log=entry.log, step=entry.step or 1)
+    return FloatDistribution(entry.low, entry.high, log=entry.log, step=entry.step)
 
 
 def optuna_name(spec: StudySpec, parameter: str, truncate_at: str) -> str:

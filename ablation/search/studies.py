@@ -186,13 +186,13 @@ def check_identity(
     for arm in study_arms(storage, study).tuning.values():
         if not is_begun and not arm.get_trials(deepcopy=False):
             continue
-        changed = changed_fields(arm, content, ignored)
-        if changed:
+        changes = changed_fields(arm, content, ignored)
+        if changes:
             names = stored_studies(storage)
             free_name = next(name for number in count(2) if (name := f"{study}-{number}") not in names)
             how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free_name}"
             raise InputError(
-                f"study {study!r} has trials that were made with other settings: {'; '.join(changed)}; "
+                f"study {study!r} has trials that were made with other settings: {'; '.join(changes)}; "
                 f"run this variant {how}"
             )
 

@@ -95,7 +95,7 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 
 
 def applies(parameter: str, strategy: StrategyName, freeze_depth: int | None, blocks: int) -> bool:
-    """Say whether a parameter has any effect on a trial that keeps `blocks` blocks of the backbone.
+    """Return whether a parameter has any effect on a trial that keeps `blocks` blocks of the backbone.
 
     `freeze_depth` is the trial's, or None if it is not yet known. (With all kept blocks frozen, no pretrained layer
     learns.)

@@ -131,7 +131,7 @@ def _superfluous(error: ValidationError) -> Superfluous | None:
 def _may_drop(
     entry: Entry, content: dict[str, Any], changed: dict[str, Any], overrides: list[tuple[list[str], Any]]
 ) -> bool:
-    """Say whether overrides made an entry superfluous: they do not name it, and the file alone has none."""
+    """Return whether overrides made an entry superfluous: they do not name it, and the file alone has none."""
     if not overrides or any(_overlap(keys, entry) for keys, _ in overrides):
         return False
     try:
@@ -143,7 +143,7 @@ def _may_drop(
 
 
 def _overlap(keys: Iterable[str], entry: Entry) -> bool:
-    """Say whether one of two paths begins with the other."""
+    """Return whether one of two paths begins with the other."""
     return all(key == step for key, step in zip(keys, entry, strict=False))
 
 

@@ -74,7 +74,7 @@ class Locks(Protocol):
         """Return whether any process holds the lock; None if this user may not find out."""
 
 
-class FileLocks:
+class FileLocks(Locks):
     """Locked files in a folder (`flock`, or what `filelock` uses elsewhere); for processes of one machine."""
 
     def __init__(self, folder: Path):
@@ -172,7 +172,7 @@ def file_lock(path: Path) -> FileLock:
     return FileLock(path, fallback_to_soft=False)  # a "soft" lock is a mere file, which outlives its process
 
 
-class PostgresLocks:
+class PostgresLocks(Locks):
     """Advisory locks of a PostgreSQL database, on their own connection: the server releases them when it ends."""
 
     def __init__(self, url: str):

@@ -1,6 +1,6 @@
 """The code inside a registered champion: MLflow runs a copy of this file wherever the model is loaded.
 
-There, torch and what MLflow brings along are installed, but not `ablation`: nothing of it may be imported here.
+There, torch, MLflow and its requirements are installed, but not `ablation`: this file must not import it.
 
 Legend: N images, S their side in pixels, K classes.
 """
@@ -13,7 +13,7 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-BATCH_SIZE = 64  # images; has no influence on the result
+BATCH_SIZE = 64  # images; does not change the result
 
 
 class ChampionModel(PythonModel):
@@ -30,10 +30,10 @@ class ChampionModel(PythonModel):
         Args:
             context: MLflow's; not used.
             model_input: RGB images, uint8 N x S x S x 3.
-            params: MLflow's; there are none.
+            params: MLflow's; not used.
 
         Returns:
-            A row per image and a column per class (float32), called as the class.
+            A row per image and a column per class (float32), with the class's name.
         """
         with torch.inference_mode():
             batches = torch.split(torch.from_numpy(np.array(model_input)), BATCH_SIZE)

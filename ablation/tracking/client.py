@@ -1,4 +1,4 @@
-"""The MLflow client: opened, checked, its errors translated."""
+"""The MLflow client: opens a store, checks it, and translates errors."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def ui_command(store: Store) -> str:
 
 
 def ui_address(experiment_id: str, *, has_confirmations: bool) -> str:
-    """Return the address of an experiment's charts in a UI started by `ui_command`, of confirmation runs if any."""
+    """Return the address of an experiment's charts in a UI started by `ui_command`: of its confirmation runs if any."""
     # The UI opens in its GenAI mode without the workflow.
     query = {"compareRunsMode": "CHART", "workflowType": "machine_learning"}
     if has_confirmations:
@@ -50,19 +50,20 @@ def ui_address(experiment_id: str, *, has_confirmations: bool) -> str:
 
 CHECKPOINT_FILE = "checkpoint/best.safetensors"
 PREDICTIONS_FILE = "test/predictions.safetensors"  # of a confirmation run
-ABOUT_FILE = "about.json"  # of the summary run: what the report needs to know of the study besides its runs
-SAMPLES_FILE = "samples.safetensors"  # of the summary run: training images that the report shows
+STUDY_FILE = "about.json"  # of the summary run: the study's content, for the report
+SAMPLES_FILE = "samples.safetensors"  # of the summary run: training images for the report
 
 REPORT_FOLDER = "report"  # of the summary run
-KEY_TAG = "ablation.key"  # unique: finds a run again without having stored its id
+KEY_TAG = "ablation.key"  # unique: finds a run whose id was not stored
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
 
-AWAY_SECONDS = 10  # how long a server that did not answer is left alone
+AWAY_SECONDS = 10  # pause between calls to a server that did not answer
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
 
 def search_all_runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+    """Yield all runs of an experiment that match a query, page by page."""
     token = None
     while True:
         page = client.search_runs([experiment_id], query, page_token=token)
@@ -74,7 +75,7 @@ def search_all_runs(client: MlflowClient, experiment_id: str, query: str) -> Ite
 
 @contextmanager
 def mlflow_errors(store: Store) -> Iterator[None]:
-    """Raise what can go wrong with calls to MLflow as StoreAway (a server that may come back) or StoreError."""
+    """Translate errors of calls to MLflow: StoreAway if a server may come back, otherwise StoreError."""
     try:
         with uninterrupted():
             yield
@@ -86,9 +87,9 @@ def mlflow_errors(store: Store) -> Iterator[None]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Say whether a call failed because a server was not there, so that it may succeed later.
+    """Return whether a call failed because a server did not answer, so that it may succeed later.
 
-    MLflow's client raises the same class, with the same code as a server's fault, for whatever it refuses itself.
+    MLflow's client raises the same class, with the code of a server's fault, for calls that it refuses itself.
     """
     if isinstance(error, MlflowException):
         if type(error.__cause__).__name__ in ("OperationalError", "InterfaceError"):  # of a database
@@ -106,15 +107,15 @@ def _where(store: Store) -> str:
 
 
 def check_experiment(store: Store, study: str, key: str | None) -> None:
-    """Refuse a study that could not log here, without changing anything.
+    """Refuse a study that could not log to a store, without changing anything.
 
     Args:
-        store: where.
+        store: where the study would run.
         study: its name.
-        key: the key of the experiment that its trials were logged to, None where it has none.
+        key: the key of the experiment that its trials were logged to; None without any.
 
     Raises:
-        InputError: the store cannot be opened, its experiment was deleted or is elsewhere, or the store was moved.
+        InputError: the store cannot be opened or was moved, or the experiment was deleted or is in another store.
     """
     client = open_client(store)
     with opening_errors(store):
@@ -124,19 +125,19 @@ def check_experiment(store: Store, study: str, key: str | None) -> None:
     if key is not None and (experiment is None or experiment.tags.get(KEY_TAG) != key):
         raise InputError(
             f"the trials of study {study!r} were logged to another MLflow store than {_where(store)}; "
-            "go on with that one, or choose another --name"
+            "use that one, or choose another --name"
         )
     if experiment is None:
         return
     if store.has_own_tracking and experiment.artifact_location != store.artifacts(study).as_uri():
         raise InputError(
             f"--store: {store.root} is a copy, and MLflow keeps the address of its artifacts "
-            f"({experiment.artifact_location}); it can be read here, but a study goes on where it was started"
+            f"({experiment.artifact_location}); it can be read here, but a study resumes only where it was started"
         )
 
 
 def open_client(store: Store, *, create: bool = False) -> MlflowClient | None:
-    """Return a client on the store; None where a database has none of MLflow's tables, unless `create`.
+    """Return a client on the store; None where a database has no tables of MLflow, unless `create` makes them.
 
     Raises:
         InputError: the store cannot be opened, or its server has another major version than this client.
@@ -147,15 +148,15 @@ def open_client(store: Store, *, create: bool = False) -> MlflowClient | None:
         build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
         client = MlflowClient(tracking_uri=_client_uri(store))
         theirs = _server_version(store) if is_server(store) else VERSION
-        client.search_experiments(max_results=1)  # whether it lets us
+        client.search_experiments(max_results=1)  # fails without permission
     if theirs.split(".")[0] != VERSION.split(".")[0]:
-        raise InputError(f"MLFLOW_TRACKING_URI: the server is MLflow {theirs}, which does not go with MLflow {VERSION}")
+        raise InputError(f"MLFLOW_TRACKING_URI: the server is MLflow {theirs}, but MLflow {VERSION} is installed here")
     return client
 
 
 @contextmanager
 def opening_errors(store: Store) -> Iterator[None]:
-    """Raise what can go wrong while a store is opened as InputError, in one line."""
+    """Translate errors of opening a store to InputError, in one line."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -170,7 +171,7 @@ def opening_errors(store: Store) -> Iterator[None]:
 
 
 def _client_uri(store: Store) -> str:
-    """Return the address for MLflow's client: that of PostgreSQL says how long to wait for a server that is lost."""
+    """Return the address for MLflow's client; for PostgreSQL with the time to wait for a lost server."""
     if not store.tracking_uri.startswith(POSTGRESQL):
         return store.tracking_uri
     mark = "&" if "?" in store.tracking_uri else "?"
@@ -178,17 +179,18 @@ def _client_uri(store: Store) -> str:
 
 
 def is_server(store: Store) -> bool:
+    """Return whether the store's runs are behind a tracking server, not in a database."""
     return store.tracking_uri.startswith(("http://", "https://"))
 
 
 def artifact_location(store: Store, study: str) -> str:
-    """Return the address of a study's artifacts, for a store to which clients write them themselves."""
+    """Return the address of a study's artifacts in a store without a tracking server: clients write them directly."""
     root = None if store.has_own_tracking else os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT")
     return f"{root.rstrip('/')}/{study}" if root else store.artifacts(study).as_uri()
 
 
 def _server_version(store: Store) -> str:
-    """Return a server's version, or ours where it does not say: then it is something else that speaks MLflow."""
+    """Return a server's version, or ours if it does not report one: it is another program with MLflow's interface."""
     credentials = get_default_host_creds(store.tracking_uri)  # type: ignore[no-untyped-call]
     response = http_request(credentials, "/version", "GET")  # type: ignore[no-untyped-call]
     text = response.text.strip()
@@ -206,7 +208,7 @@ def _has_tables(store: Store) -> bool:
 
 
 def reading_client(store: Store) -> MlflowClient:
-    """Return a client on a store that holds something.
+    """Return a client on a store that is not empty.
 
     Raises:
         InputError: the store cannot be opened, or is empty.
@@ -214,7 +216,7 @@ def reading_client(store: Store) -> MlflowClient:
         StoreError: it answers with a fault.
     """
     if is_server(store):
-        with mlflow_errors(store):  # one that is away may come back, which `open_client` does not tell
+        with mlflow_errors(store):  # `open_client` does not distinguish a server that may come back
             MlflowClient(tracking_uri=_client_uri(store)).search_experiments(max_results=1)
     client = open_client(store)
     if client is None:
@@ -230,6 +232,6 @@ def find_experiment(client: MlflowClient, store: Store, study: str) -> Experimen
     """
     experiment = client.get_experiment_by_name(study)
     if experiment is None or KEY_TAG not in experiment.tags:
-        known = [found.name for found in client.search_experiments() if KEY_TAG in found.tags]
-        raise InputError(f"{_where(store)}: has no study {study!r}{nearest(study, known) if known else ''}")
+        names = [other.name for other in client.search_experiments() if KEY_TAG in other.tags]
+        raise InputError(f"{_where(store)}: has no study {study!r}{nearest(study, names) if names else ''}")
     return experiment

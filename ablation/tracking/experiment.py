@@ -16,10 +16,10 @@ from mlflow.exceptions import MlflowException
 from ablation.base.errors import StoreAway
 from ablation.storage.store import Store
 from ablation.tracking.client import (
-    ABOUT_FILE,
     AWAY_SECONDS,
     KEY_TAG,
     NOTE_TAG,
+    STUDY_FILE,
     RunStatus,
     artifact_location,
     is_server,
@@ -36,18 +36,18 @@ EXPERIMENT_NOTE_LIMIT = 5000  # characters; MLflow refuses longer ones
 class Tracker:
     """A study's experiment in MLflow.
 
-    While a tracking server does not answer, what belongs to a trial waits in the trial's folder; see `TrialRun`.
+    While a tracking server does not answer, the calls of a trial wait in the trial's folder; see `TrialRun`.
     """
 
     def __init__(self, client: MlflowClient, store: Store, study: str, question: str):
-        """Find the study's experiment or make it, which must not be done by several processes at once.
+        """Find the study's experiment or create it; only one process at a time may do this.
 
         Raises:
-            InputError: MLflow does not let us read or write.
+            InputError: MLflow refuses to read or write.
         """
         self.client = client
         self._store = store
-        self._away_until = 0.0  # time.monotonic(); a server that did not answer is left alone for a while
+        self._away_until = 0.0  # time.monotonic(); no calls until then to a server that did not answer
         self._run_ids: dict[str, str] = {}  # by key
         with opening_errors(store):
             experiment = client.get_experiment_by_name(study)
@@ -61,19 +61,19 @@ class Tracker:
                 experiment = client.get_experiment_by_name(study)
             assert experiment is not None
             self.key: str = experiment.tags.get(KEY_TAG) or uuid.uuid4().hex
-            # Written although it may be there: who may only read finds out here, and not in the first trial.
+            # Written even if it exists: a lack of permission shows here, and not in the first trial.
             client.set_experiment_tag(experiment.experiment_id, KEY_TAG, self.key)
         self.experiment_id = experiment.experiment_id
-        # Where other machines may take a trial over, they must find its resume checkpoint.
+        # Another machine that takes a trial over must find its resume checkpoint.
         is_local = experiment.artifact_location == store.artifacts(study).as_uri()
         self.shares_checkpoints = store.has_remote_optuna and not is_local
 
     @contextmanager
     def calls(self) -> Iterator[None]:
-        """Make calls to MLflow in this context.
+        """Translate the errors of calls to MLflow in this context, and pause the calls to a server that is away.
 
         Raises:
-            StoreAway: a tracking server does not answer, or did not a moment ago.
+            StoreAway: a tracking server does not answer, or did not answer a moment ago.
             StoreError: MLflow refuses the call, or its database in the store cannot be used.
         """
         if time.monotonic() < self._away_until:
@@ -83,7 +83,7 @@ class Tracker:
                 yield
         except StoreAway as away:
             if self._away_until == 0.0:
-                logger.warning("%s; what it should get is kept", away)
+                logger.warning("%s; results are kept until it does", away)
             self._away_until = time.monotonic() + AWAY_SECONDS
             raise
         if self._away_until:
@@ -91,16 +91,16 @@ class Tracker:
             self._away_until = 0.0
 
     def run_id(self, key: str) -> str | None:
-        """Return the id of the run that a key finds, None where there is none."""
+        """Return the id of the run with a key; None where there is none."""
         if key not in self._run_ids:
-            found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-            if not found:
+            runs = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+            if not runs:
                 return None
-            self._run_ids[key] = found[0].info.run_id
+            self._run_ids[key] = runs[0].info.run_id
         return self._run_ids[key]
 
     def find_or_create(self, key: str, name: str, tags: dict[str, str]) -> tuple[str, bool]:
-        """Return the id of the run that a key finds, and whether it was made now; one that was ended is reopened."""
+        """Return the id of the run with a key, and whether the run is new; one that had ended is reopened."""
         run_id = self.run_id(key)
         if run_id is not None:
             self.client.update_run(run_id, status="RUNNING")
@@ -110,15 +110,15 @@ class Tracker:
         return self._run_ids[key], True
 
     def reconcile(self, statuses: Callable[[], Mapping[str, RunStatus | None]]) -> None:
-        """Close runs that say they go on though their trial has ended, or though there is no such trial.
+        """Close runs that are open in MLflow although their trial has ended, or does not exist.
 
         That happens where another machine ended a trial for one that could not reach the tracking server any more, and
-        where an older copy of Optuna's database was put back.
+        where an older copy of Optuna's database was restored.
 
         Args:
-            statuses: returns the status that each trial's run should have, by the trial's key; None for those that go
-                on. Asked after the runs, because a trial is there before its run. Runs of other arms belong to another
-                database and are left alone.
+            statuses: returns the status that each trial's run should have, by the trial's key; None for trials that
+                have not ended. It is called after the runs are read, because a trial exists before its run. Runs of
+                other arms belong to another database and are left alone.
 
         Raises:
             StoreAway: the tracking server does not answer.
@@ -138,7 +138,7 @@ class Tracker:
                     self.client.set_terminated(run.info.run_id, status)
 
     def mark_superseded(self, keys: Iterable[str]) -> None:
-        """Tag confirmation runs of configurations that are not their arm's best any more.
+        """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more.
 
         Raises:
             StoreAway: the tracking server does not answer.
@@ -148,14 +148,20 @@ class Tracker:
                 self.client.set_tag(run_id, "superseded", "true")
 
     def begin_summary(self, key: str, study: str, about: dict[str, Any], files: Mapping[str, bytes]) -> None:
-        """Make the study's summary run, which `key` finds, or go on with it; `about` is what the report needs to know.
+        """Create or reopen the study's summary run.
+
+        Args:
+            key: the run's key.
+            study: the study's name.
+            about: the study's content, for the report; becomes the file `STUDY_FILE`.
+            files: other files of the run, name -> content.
 
         Raises:
             StoreAway: the tracking server does not answer.
         """
         with self.calls(), tempfile.TemporaryDirectory() as folder:
             run_id, _ = self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
-            for name, content in {**files, ABOUT_FILE: json.dumps(about, indent=2).encode()}.items():
+            for name, content in {**files, STUDY_FILE: json.dumps(about, indent=2).encode()}.items():
                 path = Path(folder) / name
                 path.write_bytes(content)
                 self.client.log_artifact(run_id, str(path))

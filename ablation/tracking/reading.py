@@ -17,10 +17,10 @@ from ablation.base.errors import InputError, StoreAway
 from ablation.base.text import first_line
 from ablation.storage.store import Store
 from ablation.tracking.client import (
-    ABOUT_FILE,
     KEY_TAG,
     NOTE_TAG,
     REPORT_FOLDER,
+    STUDY_FILE,
     find_experiment,
     is_outage,
     mlflow_errors,
@@ -118,10 +118,10 @@ def read_curves(store: Store, run_ids: Iterable[str], metrics: Iterable[str]) ->
 
 def _about(store: Store, study: str, summary: RunRecord) -> dict[str, Any]:
     try:
-        with run_file(store, summary, ABOUT_FILE) as path:
+        with run_file(store, summary, STUDY_FILE) as path:
             about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (InputError, ValueError):
-        raise InputError(f"study {study!r}: its summary run has no readable {ABOUT_FILE}: run it once more") from None
+        raise InputError(f"study {study!r}: its summary run has no readable {STUDY_FILE}: run it once more") from None
     return about
 
 
@@ -146,7 +146,7 @@ def artifact_folder(store: Store, address: str, levels: int) -> Path:
 
 @contextmanager
 def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
-    """Give the path of a run's artifact, a file or a folder; see `artifact_path`.
+    """Yield the path of a run's artifact, a file or a folder; it is downloaded unless the store has its own database.
 
     Raises:
         InputError: the run has no such artifact.
@@ -170,7 +170,7 @@ def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
 
 
 def log_report(store: Store, run_id: str, files: Mapping[str, bytes], note: str) -> None:
-    """Put files (name -> content) into a run's folder `report`, and set the run's description (markdown).
+    """Put files (name -> content) into a run's artifact folder `report`, and set the run's description (Markdown).
 
     Raises:
         StoreAway: the tracking server does not answer.
@@ -179,7 +179,7 @@ def log_report(store: Store, run_id: str, files: Mapping[str, bytes], note: str)
     client = reading_client(store)
     with mlflow_errors(store), tempfile.TemporaryDirectory() as folder:
         target = Path(folder)
-        if store.has_own_tracking:  # which may have been moved
+        if store.has_own_tracking:  # it may have been moved, so that MLflow has another address
             target = artifact_path(store, _run_record(client.get_run(run_id)), REPORT_FOLDER)
             target.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

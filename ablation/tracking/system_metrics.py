@@ -1,4 +1,4 @@
-"""System metrics: what the machine does while a trial trains."""
+"""System metrics: the use of processor, memory, disk, network and GPUs while a trial trains."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_system_metrics() -> None:
-    """Refuse what MLflow could not use of its variables for system metrics.
+    """Refuse values of MLflow's variables for system metrics that MLflow could not use.
 
     Raises:
         InputError: names the variable.
@@ -27,19 +27,19 @@ def check_system_metrics() -> None:
     for name, number_type in variables:
         text = os.environ.get(name) or "1"
         try:
-            is_fine = 0 < number_type(text) < math.inf
+            is_valid = 0 < number_type(text) < math.inf
         except ValueError:
-            is_fine = False
-        if not is_fine:
+            is_valid = False
+        if not is_valid:
             kind = "whole number" if number_type is int else "number"
             raise InputError(f"{name}: must be a {kind} above 0, got {text!r}")
 
 
 class SystemMonitor(SystemMetricsMonitor):
-    """MLflow's monitor of processor, memory, disk, network and GPUs, which keeps what it measures until it is taken.
+    """MLflow's monitor of processor, memory, disk, network and GPUs, which keeps its points until `take` returns them.
 
-    MLflow's own asks the store for the run after every sample, from its thread, ends for good where it gets no answer,
-    and drops what it measured since it last wrote: all there is of a short trial. This one's thread never writes.
+    MLflow's own monitor asks the store for the run after every sample, from its thread. It ends for good where it gets
+    no answer, and drops the samples since its last write: all of a short trial's. This one's thread never writes.
     """
 
     def __init__(self, tracking_uri: str):
@@ -51,15 +51,15 @@ class SystemMonitor(SystemMetricsMonitor):
         self._points: list[dict[str, Any]] = []
 
     def monitor(self) -> None:
-        """Measure until `finish` is called, and then once more: what the thread does."""
+        """Measure until `finish` is called, and then once more; this is the thread's function."""
         try:
             self._measure()
-        except Exception as error:  # of the system or a driver: training is worth more than its metrics
+        except Exception as error:  # of the system or a driver; the training must not fail with its metrics
             logger.warning("system metrics end here: they cannot be read (%s)", first_line(error))
 
     def _measure(self) -> None:
         self.collect_metrics()  # type: ignore[no-untyped-call]
-        self._forget()  # of the processor's load only the next reading says something
+        self._forget()  # the first reading of the processor's load means nothing
         samples = 0
         is_last = False
         while not is_last:
@@ -74,14 +74,14 @@ class SystemMonitor(SystemMetricsMonitor):
             monitor.clear_metrics()  # type: ignore[no-untyped-call]
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
-        """Keep a point, the means of some samples."""
+        """Keep a point: the means of some samples."""
         prefix = f"system/{self.node_id}/" if self.node_id else "system/"
         values = {prefix + name: value for name, value in metrics.items()}
         self._points.append({"timestamp": int(time.time() * 1000), "values": values})
         self._forget()
 
-    def take(self) -> list[dict[str, Any]]:
-        """Return the points that were not taken yet, the oldest first."""
-        taken = self._points[:]
-        del self._points[: len(taken)]  # the thread may have added one
-        return taken
+    def pop_points(self) -> list[dict[str, Any]]:
+        """Return the points since the last call, the oldest first."""
+        points = self._points[:]
+        del self._points[: len(points)]  # the thread may have added one
+        return points

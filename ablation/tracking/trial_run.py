@@ -1,4 +1,4 @@
-"""A trial's run in MLflow. What cannot be logged waits in an outbox on disk."""
+"""A trial's run in MLflow. Calls that a server does not answer wait in an outbox on disk."""
 
 import json
 import logging
@@ -27,22 +27,22 @@ logger = logging.getLogger(__name__)
 
 RESUME_FOLDER = "resume"
 
-EPOCHS_PER_BATCH = 100  # MLflow takes 1,000 metrics in a batch; a batch is stored whole or not at all
+EPOCHS_PER_BATCH = 100  # MLflow accepts 1,000 metrics in a batch; a batch is stored whole or not at all
 POINTS_PER_BATCH = 10  # of system metrics, which are 8 and 5 for every GPU
 NO_POINT = -1, 0  # step and timestamp (ms) before the first point of system metrics
 
 
 class TrialRun:
-    """A trial's run in MLflow, made or found again by the trial's key.
+    """A trial's run in MLflow, created or found by the trial's key.
 
-    What a server does not take now waits in the outbox and goes first when it answers again. Whatever is called can be
-    called again: a process may die between a call and the note that it was made.
+    A call that a server does not answer waits in the outbox; when the server answers again, the outbox is delivered
+    first. Every call can be repeated: a process may die between a call and the note that it was made.
 
     Args:
         tracker: the study's experiment.
-        key: the trial's alone, also among studies of the same name.
-        folder: where to keep what the server does not take.
-        owner: who claimed the trial: what an earlier owner kept is no use to a later one, who logs everything.
+        key: unique to the trial, also among studies of the same name.
+        folder: of the outbox.
+        owner: the claim's. A later owner logs everything, so that it has no use for the outbox of an earlier one.
     """
 
     def __init__(self, tracker: Tracker, key: str, folder: Path, owner: str):
@@ -50,24 +50,29 @@ class TrialRun:
         self._client = tracker.client
         self._key = key
         self._outbox = Outbox(folder / f"outbox{owner}")
-        self._passed_on = 0  # the last epoch that was logged or kept
-        self._logged: int | None = None  # the last epoch that the run has; None while that is not known
+        self._last_passed_epoch = 0  # the last epoch that was logged or kept
+        self._last_logged: int | None = None  # the last epoch of the run in MLflow; None until it is read
         self._monitor: SystemMonitor | None = None
-        self._last_point: tuple[int, int] | None = None  # step and timestamp (ms) of system metrics, likewise
+        self._last_point: tuple[int, int] | None = None  # the same of system metrics: step and timestamp (ms)
 
     @property
     def run_id(self) -> str | None:
-        """The run's id; None while the server that gives it has not answered."""
+        """The run's id; None until the server that creates the run has answered."""
         return self._tracker._run_ids.get(self._key)
 
     def start(
         self, spec: TrialSpec, dataset_source: str, device: str, files: dict[str, str], environment: dict[str, str]
     ) -> None:
-        """Make or reopen the run, with the trial's parameters, tags, data set and text files (name -> content).
+        """Create or reopen the run, with the trial's parameters, tags, data set and text files.
 
-        `environment` says what the trial begins with: versions, device, commit.
+        The outbox of a process that died is dropped, because everything is logged again from here.
 
-        What a process that died has kept is dropped, because everything is logged anew from here.
+        Args:
+            spec: the trial's.
+            dataset_source: where the images come from.
+            device: the kind of device.
+            files: name -> content.
+            environment: versions, device and commit with which the trial begins.
         """
         self._outbox.clear()
         tags = {
@@ -86,18 +91,18 @@ class TrialRun:
         self._do("start", tags=tags, params=spec.to_params(), dataset=dataset, files=files)
 
     def log_epochs(self, history: Iterable[EpochMetrics]) -> None:
-        """Log epochs; those that the run has already are left out, so that it never has a step twice."""
-        new = [asdict(epoch) for epoch in history if epoch.epoch > self._passed_on]
+        """Log epochs; those that the run already has are left out, so that no step is logged twice."""
+        new = [asdict(epoch) for epoch in history if epoch.epoch > self._last_passed_epoch]
         if new:
             self._do("log_epochs", epochs=new)
-            self._passed_on = new[-1]["epoch"]
-        self._log_measured()
+            self._last_passed_epoch = new[-1]["epoch"]
+        self._log_points()
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
-        """Measure what this machine does in this context, in a thread; it is logged with epochs and when the run ends.
+        """Measure the use of this machine in this context, in a thread; points are logged with epochs and at the end.
 
-        Where it cannot be measured, a warning says so.
+        A failure to measure is a warning.
         """
         try:
             self._monitor = SystemMonitor(self._client.tracking_uri)
@@ -110,43 +115,43 @@ class TrialRun:
             if self._monitor is not None:
                 self._monitor.finish()  # type: ignore[no-untyped-call]
 
-    def _log_measured(self) -> None:
-        points = self._monitor.take() if self._monitor is not None else []
+    def _log_points(self) -> None:
+        points = self._monitor.pop_points() if self._monitor is not None else []
         if points:
             self._do("log_system_metrics", points=points)
 
     def log_devices(self, devices: str) -> None:
-        """Mark a trial that went on with another kind of device: its figures are not those of one alone, to the bit."""
+        """Mark a trial that resumed on another kind of device: its metrics are not those of one device, to the bit."""
         self._do("set_tag", tag="device", value=devices)
 
     def log_result(self, values: Mapping[str, float], timestamp: int, checkpoint: Path) -> None:
-        """Log the figures of the best epoch, which ended at `timestamp` (ms), and its checkpoint."""
+        """Log the metrics of the best epoch, which ended at `timestamp` (ms), and its checkpoint."""
         self._do("log_result", checkpoint, values=dict(values), timestamp=timestamp)
 
     def log_test(self, values: Mapping[str, float], timestamp: int, predictions: Path) -> None:
-        """Log the figures and the predictions of the test split."""
+        """Log the metrics and the predictions of the test split."""
         self._do("log_result", predictions, values=dict(values), timestamp=timestamp, folder="test")
 
     def delete_checkpoint(self) -> None:
-        """Delete the checkpoint of this run; one that has none stays as it is."""
+        """Delete the checkpoint of this run, if it has one."""
         self._do("delete_checkpoint", key=self._key)
 
     def delete_checkpoint_of(self, number: int) -> None:
-        """Delete the checkpoint of the run of a trial of this arm; one that has none stays as it is."""
+        """Delete the checkpoint of the run of another trial of this arm, if it has one."""
         self._do("delete_checkpoint", key=f"{self._key.rpartition('/')[0]}/{number}")
 
     def end(self, status: RunStatus, reason: str = "") -> None:
         """Close the run; a reason becomes a tag and the run's description."""
-        self._log_measured()
+        self._log_points()
         self._do("end", status=status, reason=reason)
 
     def pause(self) -> None:
-        """Mark the run as one that will go on: neither running nor ended."""
-        self._log_measured()
+        """Mark the run as one that will resume: neither running nor ended."""
+        self._log_points()
         self._do("pause")
 
     def complete(self) -> bool:
-        """Hand over what waits and delete the resume checkpoints of an ended trial; return whether all is done."""
+        """Deliver the outbox and delete the resume checkpoints of an ended trial; return whether both succeeded."""
         if not self.deliver():
             return False
         if not self._tracker.shares_checkpoints:
@@ -161,25 +166,27 @@ class TrialRun:
         return True
 
     def deliver(self) -> bool:
-        """Hand over what waits, in order; return whether nothing is left.
+        """Deliver the calls in the outbox, in order; return whether the outbox is empty.
 
-        What waits for a run that was deleted in MLflow is dropped.
+        Calls for a run that was deleted in MLflow are dropped.
 
         Raises:
-            StoreError: MLflow refuses it.
+            StoreError: MLflow refuses a call.
         """
         for entry in self._outbox.entries():
             try:
                 with self._tracker.calls():
                     if entry.call != "start" and self._tracker.run_id(self._key) is None:
-                        logger.warning("what waited for the MLflow run of trial %s is dropped: it is gone", self._key)
+                        logger.warning(
+                            "the MLflow run of trial %s was deleted; results kept for it are dropped", self._key
+                        )
                         self._outbox.clear()
                         return True
                     _CALLS[entry.call](self, entry.file, **entry.arguments)
             except StoreAway:
                 return False
             except StoreError as error:
-                raise StoreError(f"{error}; what it refuses is in {entry.path}") from None
+                raise StoreError(f"{error}; the refused call is in {entry.path}") from None
             self._outbox.remove(entry)
         return True
 
@@ -193,7 +200,7 @@ class TrialRun:
                 pass
         self._outbox.add(call, arguments, file)
 
-    # ----------------------------------------------------- what the calls do, now or when they are delivered
+    # ------------------------------------------------------------- the calls, made now or when they are delivered
 
     def _required_run_id(self) -> str:
         run_id = self._tracker.run_id(self._key)
@@ -205,11 +212,11 @@ class TrialRun:
     ) -> None:
         kind = "" if tags["kind"] == "trial" else f"{tags['kind']} "
         run_id, is_new = self._tracker.find_or_create(self._key, f"{tags['arm']} {kind}#{tags['trial']}", tags)
-        self._logged = 0 if is_new else self._last_logged_epoch(run_id)
+        self._last_logged = 0 if is_new else self._last_logged_epoch(run_id)
         self._last_point = NO_POINT if is_new else None
         self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
         run = None if is_new else self._client.get_run(run_id)
-        for tag in ("reason", NOTE_TAG):  # of an end that Optuna was never told
+        for tag in ("reason", NOTE_TAG):  # of an end that did not reach Optuna
             if run is not None and tag in run.data.tags:
                 self._client.delete_tag(run_id, tag)
         if run is None or run.inputs is None or not run.inputs.dataset_inputs:
@@ -227,9 +234,9 @@ class TrialRun:
 
     def _log_epochs(self, _: None, epochs: list[dict[str, Any]]) -> None:
         run_id = self._required_run_id()
-        if self._logged is None:
-            self._logged = self._last_logged_epoch(run_id)
-        new = [epoch for epoch in epochs if epoch["epoch"] > self._logged]
+        if self._last_logged is None:
+            self._last_logged = self._last_logged_epoch(run_id)
+        new = [epoch for epoch in epochs if epoch["epoch"] > self._last_logged]
         for start in range(0, len(new), EPOCHS_PER_BATCH):
             metrics = [
                 Metric(name, value, epoch["timestamp"], epoch["epoch"])
@@ -238,10 +245,10 @@ class TrialRun:
                 if name not in ("epoch", "timestamp")
             ]
             self._client.log_batch(run_id, metrics=metrics)
-            self._logged = metrics[-1].step
+            self._last_logged = metrics[-1].step
 
     def _log_system_metrics(self, _: None, points: list[dict[str, Any]]) -> None:
-        """Log points that are later than those that the run has, under the steps that follow."""
+        """Log the points that are later than those of the run, under the next steps."""
         run_id = self._required_run_id()
         if self._last_point is None:
             history = self._client.get_metric_history(run_id, next(iter(points[0]["values"])))
@@ -282,17 +289,17 @@ class TrialRun:
 
     def _pause(self, _: None) -> None:
         run_id = self._tracker.run_id(self._key)
-        if run_id is not None:  # else it was not even started
+        if run_id is not None:  # otherwise it was not even started
             self._client.update_run(run_id, status="SCHEDULED")
 
-    # -------------------------------------------- resume checkpoints, for a machine that takes the trial over
+    # -------------------------------------------- resume checkpoints, for another machine that takes the trial over
 
     def upload_resume_checkpoint(self, path: Path) -> None:
-        """Put a resume checkpoint into the run's artifacts, and delete older ones but the last.
+        """Upload a resume checkpoint to the run's artifacts, and delete all older ones but the last.
 
         While the server does not answer, nothing is done: only the latest checkpoint is of use.
         """
-        if not self.deliver():  # which may be what makes the run
+        if not self.deliver():  # may create the run
             return
         with suppress(StoreAway), self._tracker.calls():
             run_id = self._required_run_id()
@@ -301,11 +308,11 @@ class TrialRun:
                 _delete_artifact(self._client, run_id, name)
 
     def download_resume_checkpoints(self, folder: Path, after: str) -> Iterator[Path]:
-        """Download the run's resume checkpoints into a folder, the last epoch's first.
+        """Download the run's resume checkpoints into a folder, the last epoch's first; yield their paths.
 
         Args:
-            folder: where to.
-            after: the name of the newest file that is at hand; only newer ones are downloaded.
+            folder: where to put them.
+            after: the name of the newest local checkpoint; only newer ones are downloaded.
         """
         with suppress(StoreAway), self._tracker.calls():
             run_id = self._tracker.run_id(self._key)
@@ -317,7 +324,7 @@ class TrialRun:
         return sorted((file.path for file in self._client.list_artifacts(run_id, RESUME_FOLDER)), reverse=True)
 
 
-# By the name under which they wait; a method's name may change, what waits on a disk may not.
+# By their names in an outbox: a method may be renamed, but not these, which are on users' disks.
 _CALLS: dict[str, Callable[..., None]] = {
     "start": TrialRun._start,
     "log_epochs": TrialRun._log_epochs,

@@ -8,7 +8,7 @@ import pytest
 
 from ablation.analysis import statistics
 from ablation.analysis.answer import analyse, interval_points, points
-from ablation.analysis.comparison import best_so_far, champion_run, confusion_matrix, late_rise, winner
+from ablation.analysis.comparison import best_so_far, champion_run, confusion_matrix, late_rise, winning_arm
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.spec.arms import arms
 from tests.fake_results import (
@@ -246,6 +246,19 @@ def test_the_answer_quotes_the_smallest_difference_from_the_same_figures() -> No
     )
 
 
+def test_the_answer_quotes_a_smallest_gap_for_each_verb_with_several_objects() -> None:
+    accuracies = {"block1": 0.5, "block2": 0.6, "block3": 0.7, "block4": 0.8, "block5": 0.9}
+    confirm = {"seeds": 5, "control": {"truncate_at": "block3"}}
+    answer = analyse(fake_result({"truncate_at": list(accuracies)}, accuracies, seeds=5, confirm=confirm)).answer
+    assert answer.startswith(
+        "The control block3 beats block1 and block2 and loses to block4 and block5; the smallest gaps, to block2 and "
+        "block4, are "
+    )
+    few = analyse(fake_result({"truncate_at": CUTS}, {"block3": 0.9, "block4": 0.9, "block5": 0.7}, seeds=5)).answer
+    assert " beats block5 by " in few
+    assert "smallest" not in few
+
+
 def with_validation(result: StudyResult, accuracies: dict[str, float]) -> StudyResult:
     """Replace the validation accuracies of the confirmation runs."""
 
@@ -268,7 +281,7 @@ def test_the_answer_is_truthful_where_the_test_images_say_the_opposite() -> None
 def test_the_first_of_equals_wins() -> None:
     result = fake_result({"truncate_at": CUTS}, {"block3": 0.7, "block4": 0.8, "block5": 0.9})
     even = with_validation(result, dict.fromkeys(CUTS, 0.5))
-    chosen = winner(even)
+    chosen = winning_arm(even)
     assert chosen is not None
     assert chosen.arm.name == "block3"
     assert champion_run(chosen).number == 0
@@ -299,7 +312,7 @@ def test_no_test_figure_has_a_say_in_what_is_chosen(
 ) -> None:
     result = fake_result(TWO_BY_TWO, FOUR, seed_deviation=0.01)
     spoilt = spoil(change, result)
-    chosen, again = winner(result), winner(spoilt)
+    chosen, again = winning_arm(result), winning_arm(spoilt)
     assert chosen is not None
     assert again is not None
     assert chosen.arm == again.arm == arms(result.spec)[1]

@@ -5,7 +5,7 @@ import sys
 import click
 import pytest
 
-from ablation.base.command_line import check_device_name, run_command
+from ablation.base.command_line import check_device_name, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError, StoreError
 from tests.studies import signal_handlers_kept
 

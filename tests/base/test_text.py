@@ -2,7 +2,7 @@
 
 import pytest
 
-from ablation.base.text import Table, format_params, plural
+from ablation.base.text import Table, format_duration, format_params, plural
 
 
 def test_markdown() -> None:
@@ -16,6 +16,10 @@ def test_formats() -> None:
     assert format_params({"b": 0.000123456, "a": "x"}) == "a x, b 0.000123"
 
 
+def test_durations() -> None:
+    assert [format_duration(s) for s in (40, 89.6, 720, 3 * 3600 + 300)] == ["40 s", "90 s", "12 min", "3 h 05 min"]
+
+
 def test_plural() -> None:
     counts = (0, 1, 5, 1200)
     assert [plural(count, "arm") for count in counts] == ["0 arms", "1 arm", "5 arms", "1,200 arms"]
@@ -23,8 +27,8 @@ def test_plural() -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    ["0", "-8.8", "\u22128.8", "+1.2", "< 0.001", "> 1,000", "0.75 \u00b1 0.01", "1.2 to 3.4", "5 to 12 min", "37 %", "1e-05",
-     "64 x 32 x 32", "0.5%", "3 h 05 min"],
+    ["0", "-8.8", "\u22128.8", "+1.2", "< 0.001", "> 1,000", "0.75 \u00b1 0.01", "1.2 to 3.4", "5 to 12 min", "37 %",
+     "1e-05", "64 x 32 x 32", "0.5%", "3 h 05 min"],
 )  # fmt: skip
 def test_a_column_of_numbers(cell: str) -> None:
     assert Table("", ["arm", "x"], [["block1", cell], ["block2", "-"]]).numeric_columns() == {1}

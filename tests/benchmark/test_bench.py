@@ -141,6 +141,66 @@ def test_refusals_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+MEASUREMENTS: dict[str, dict[str, Any]] = {
+    "feature_extraction": {
+        "study_seconds": [20.0, 25.0],
+        "plain_seconds_of_one_trial": 30.0,
+        "ratio": 13.3,
+        "our_accuracy": 0.9,
+        "plain_accuracy": 0.89,
+        "validation_images": 50,
+        "training_seconds_of_a_trial": [1.0, 2.0],
+        "images_per_second_without_stored_features": [500.0],
+    },
+    "fine_tuning": {"cut": "block3", "our_batch_size": 64, "ours": [90.0], "plain": [60.0], "ratio": 1.5},
+    "training_steps": {
+        "precision": "float32",
+        "ceiling_flops": [1e11],
+        "rows": [
+            {
+                "cut": "block1",
+                "strategy": "feature_extraction",
+                "batch_size": 64,
+                "images_per_second": [1000.0],
+                "share_of_ceiling": 0.5,
+            }
+        ],
+    },
+    "small_trials": {
+        "trials": 100,
+        "first_seconds": [0.1],
+        "last_seconds": [0.2],
+        "of_which_training": 0.05,
+        "memory_growth_bytes": 3_000_000,
+    },
+    "tracking_overhead": {"trial_seconds": 65.0, "calls": 30, "tracking_seconds": 0.13},
+    "start_up": {"new_store": [8.0], "old_store": [6.0]},
+}
+
+
+def test_every_measurement_is_stored_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for name, result in MEASUREMENTS.items():
+        measure = lambda subject, folder, fill, result=result: result  # noqa: E731
+        measure.__name__ = name
+        monkeypatch.setattr(measures, name, measure)
+    monkeypatch.setattr(sys, "argv", ["bench", "--limit", "100", "--output", str(tmp_path / "bench.json")])
+    assert run_command(cli) == 0
+    stored = json.loads((tmp_path / "bench.json").read_text())
+    assert stored.pop("about")["training images"] == 90
+    assert stored.pop("peak_memory_bytes") > 0
+    for result in stored.values():
+        assert result.pop("seconds") >= 0
+    assert stored == MEASUREMENTS
+    output = capsys.readouterr().out
+    for row in (
+        "10 trials of 10 epochs (s) | 22.5 (20.0 to 25.0, n = 2) | 300 (10 x 30.0, n = 1) | 13.3 |",
+        "| an epoch on cached features (s) | 0.150 (0.100 to 0.200, n = 2) |",
+        "| MLflow in a trial of 65 s | 0.13 s, 0.20 % |",
+        "| block1 | feature_extraction | 64 | 1,000 (1,000 to 1,000, n = 1) | 50 % |",
+    ):
+        assert row in output
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ablation.bench", "--limit", "150", "--repeats", "1", "--fill", "25"]

@@ -1,10 +1,25 @@
-"""`python -m ablation.study`: what it answers at once."""
+"""`python -m ablation.study`: what it answers at once, how it can be stopped, and `--status` for readers."""
 
+import contextlib
+import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from ablation import study
+from ablation.running import checks
+from ablation.running import study as running_study
+from ablation.search.claims import claim_trial
+from ablation.search.studies import create_arms, open_storage
+from ablation.spec.reading import load_study
+from ablation.storage.locks import open_locks
+from ablation.storage.store import find_store
+from tests.other_user import as_nobody, folder_for_all, needs_root
+from tests.studies import Command, signal_handlers_kept
 
 
 @pytest.mark.parametrize(
@@ -30,3 +45,116 @@ def test_quick_answers_import_nothing_large(arguments: list[str], status: int, t
     assert done.stdout.splitlines()[-1] == f"[] {status}"
     assert len(done.stderr.splitlines()) == (1 if status == 2 else 0)
     assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "owner", "name"),
+    [
+        (["--list"], study, "study_files"),
+        (["--plan", "{file}"], study, "show_plan"),
+        (["--check", "{file}"], checks, "check_study"),
+        (["--status", "{file}"], study, "show_status"),
+        (["--new", "mine"], study, "new_study"),
+        (["{file}", "--as-worker"], running_study, "run_study"),
+    ],
+)
+def test_ctrl_c_leaves_nothing_to_resume(
+    arguments: list[str],
+    owner: Any,
+    name: str,
+    command: Command,
+    study_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(owner, name, interrupted)
+    monkeypatch.setattr("ablation.running.worker.run_worker", interrupted)
+    assert command(*(argument.format(file=study_file) for argument in arguments)) == 130
+    assert capsys.readouterr().err.strip() == ""
+
+
+def test_ctrl_c_says_how_to_resume_a_run(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(running_study, "run_study", interrupted)
+    assert command(study_file, "--store", "my store") == 130
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "Stopped; everything that had finished is kept. To resume:",
+        f"    python -m ablation.study {study_file} --store 'my store'",
+    ]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def printed(*arguments: object) -> tuple[int, str, str]:
+    """Run the command; return its status and what it prints."""
+    output, errors = io.StringIO(), io.StringIO()
+    sys.argv = ["study", *map(str, arguments)]
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), signal_handlers_kept():
+        return study.main(), output.getvalue(), errors.getvalue()
+
+
+@needs_root
+def test_status_of_a_store_that_one_may_only_read(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running trial is shown as running, an interrupted one as such, and one whose lock is hidden as unknown."""
+    monkeypatch.setattr(sys, "argv", [])
+    with folder_for_all() as folder:
+        path = Path(shutil.copy(study_file, folder))
+        store = find_store(str(folder / "store"))
+        store.prepare()
+        spec = load_study(path)
+        studies = create_arms(open_storage(store, create=True), spec, {"trials_per_arm": 2}, "an experiment")
+        locks = open_locks(store.optuna_url)
+        claims = [claim_trial(spec, store, locks, studies, {"trials_per_arm": 2}) for _ in range(3)]
+        assert claims[1] is not None
+        assert claims[2] is not None
+        claims[1].release()
+        (claims[2].folder / "lock").chmod(0o600)
+
+        def status() -> tuple[int, str, str]:
+            return printed(path, "--status", "--store", store.root)
+
+        assert status()[1].count("| 1 running |") == 2
+        before = sorted((file, file.stat().st_mtime) for file in folder.rglob("*"))
+        exit_status, output, errors = as_nobody(status)
+        assert (exit_status, errors) == (0, "")
+        assert [output.count(f"| 1 {state} |") for state in ("running", "interrupted", "unknown")] == [1, 1, 1]
+        assert "unknown: running or interrupted; this user may not read the trials' locks." in output
+        assert sorted((file, file.stat().st_mtime) for file in folder.rglob("*")) == before
+
+
+@needs_root
+@pytest.mark.parametrize("hidden", ["a study file", "data.root", "below data.root", "a weights file", "the store"])
+def test_paths_that_one_may_not_reach_are_refused(
+    hidden: str, study_file: Path, narrow_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that names the path, and status 2."""
+    monkeypatch.setattr(sys, "argv", [])
+    with folder_for_all() as folder:
+        closed = folder / "closed"
+        (closed / "images" / "train" / "a").mkdir(parents=True)
+        (folder / "results").mkdir()
+        (folder / "results").chmod(0o777)
+        path, weights = (Path(shutil.copy(file, folder)) for file in (study_file, narrow_weights))
+        weights.chmod(0o644)
+        arguments: list[object] = [path, "--check", "--store", folder / "results"]
+        arguments += ["--set", f"backbone.weights={weights}"]
+        arguments += {
+            "a study file": [],
+            "data.root": ["--set", f"data={{source='imagefolder', root='{closed}/images'}}"],
+            "below data.root": ["--set", f"data={{source='imagefolder', root='{closed}'}}"],
+            "a weights file": ["--set", f"backbone.weights={closed}/weights.safetensors"],
+            "the store": ["--store", closed / "store" / "more"],
+        }[hidden]
+        if hidden == "a study file":
+            arguments[0] = closed / "small.toml"
+        printed(*arguments)  # so that everything is imported
+        closed.chmod(0o700)
+        exit_status, _, errors = as_nobody(lambda: printed(*arguments))
+        assert exit_status == 2, errors
+        assert errors.startswith("error: ")
+        assert str(closed) in errors
+        assert "ermission denied" in errors
+        assert errors.count("\n") == 1

@@ -60,7 +60,7 @@ def test_the_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(os.name != "posix", reason="only there can a user lack a name")
 def test_a_home_folder_may_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs as a number: HOME is not set, and the user is not in /etc/passwd."""
-    import pwd
+    import pwd  # noqa: PLC0415 - Windows has none
 
     def nobody(number: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {number}")

@@ -1,4 +1,4 @@
-"""A backbone of one's own: a function in a Python file that returns blocks."""
+"""Custom backbones: a function in a Python file that returns blocks."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ from ablation.networks.weights import read_weights
 from ablation.spec import reading
 from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.reading import load_study
-from ablation.training.loop import set_training_mode, trained_tensors
+from ablation.training.begin import set_training_mode, trained_tensors
 from ablation.training.sources import frozen_part
 
 NETS = """
@@ -144,7 +144,7 @@ def write(path: str, body: str) -> str:
 
 
 def test_a_study_of_it(folder: Path) -> None:
-    """It runs and goes on wherever the module is, until its code is another; what was made of it needs no code."""
+    """It runs, and resumes wherever the module is, until its code changes; its results need no code."""
     done = study("own.toml", "--store", "s")
     assert done.returncode == 0, done.stderr
     table = ablation.load_results("own", store="s")
@@ -566,7 +566,7 @@ def test_a_module_that_is_wrong_is_refused(folder: Path, body: str | None, said:
          "def mine(): return [B()]",
          "block1 (0) changes its input in place"),
         ("def mine(): return [nn.BatchNorm2d(3, track_running_stats=False)]",
-         "makes of an image what depends on the other images of the batch"),
+         "has an output for each image that depends on the other images of the batch"),
         ("class B(nn.Module):\n    def forward(self, x): return F.dropout(x)\ndef mine(): return [B()]",
          "computes something else each time in evaluation mode"),
         ("class B(nn.BatchNorm2d):\n    def forward(self, x):\n        self.running_mean += 1\n        return x + 0\n"

@@ -12,8 +12,9 @@ from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, build_model, calibrate, initialise
 from ablation.spec.architectures import block_names, smallest_image
 from ablation.spec.parameters import STRATEGIES, StrategyName
+from ablation.training.begin import Training, TrainingSettings, make_optimizer
 from ablation.training.feature_cache import FeatureCache, Pretrained
-from ablation.training.loop import Training, TrainingSettings, make_optimizer, train
+from ablation.training.loop import train
 from ablation.training.sources import FeatureSource, frozen_part
 
 CPU = torch.device("cpu")

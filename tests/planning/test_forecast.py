@@ -23,11 +23,11 @@ from ablation.planning.forecast import (
 )
 from ablation.planning.probe import Failure, Kind, Probe, Speed
 from ablation.planning.tables import arms_table, budget_table
-from ablation.planning.workload import conditions, feature_bytes, frozen_parts, plan
+from ablation.planning.workload import feature_bytes, frozen_parts, plan, shared_conditions
 from ablation.spec.architectures import ARCHITECTURES
 from ablation.spec.study import StudySpec
 
-SPEC = {
+SPEC: dict[str, Any] = {
     "name": "s",
     "question": "?",
     "trials_per_arm": 1,
@@ -65,10 +65,10 @@ BLOCK2, BLOCK3_POOLED = 128 * 8 * 8, 256 * 4
         ({"factors": {"strategy": ["fine_tune_all", "from_scratch"]}}, 0),
     ],
 )
-def test_bytes_of_features_by_hand(more: dict[str, object], expected: int) -> None:
+def test_bytes_of_features_by_hand(more: dict[str, Any], expected: int) -> None:
     spec = StudySpec(**(SPEC | more))
     size = DataSize(10, 1000, 200)
-    assert feature_bytes(spec, size, conditions(spec, size, CPU).precision) == expected
+    assert feature_bytes(spec, size, shared_conditions(spec, size, CPU).precision) == expected
 
 
 def test_only_depths_on_the_steps_of_a_searched_range_are_counted() -> None:
@@ -114,7 +114,7 @@ def test_convnext_features_stay_in_float32() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- time
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "name": "s",
     "question": "?",
     "trials_per_arm": 8,
@@ -132,7 +132,7 @@ CPU = torch.device("cpu")
 def study_of(content: dict[str, Any], *, feature_limit: int = 10**10, **changes: Any) -> StudyPlan:
     """Return a plan in which reading features takes a thousandth of a second for each image, all else a hundredth."""
     spec = StudySpec(**content)
-    common = conditions(spec, SIZE, CPU)
+    common = shared_conditions(spec, SIZE, CPU)
     arms = plan(spec, 10, stores_features=feature_bytes(spec, SIZE, common.precision) <= feature_limit)
     speeds: dict[Kind, Speed | Failure] = {}
     for arm in arms:

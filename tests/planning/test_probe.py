@@ -25,7 +25,7 @@ from ablation.planning.probe import (
     peak_memory,
     probe,
 )
-from ablation.training.evaluation import evaluate
+from ablation.training.evaluation import Evaluation, evaluate
 from ablation.training.loop import train
 
 KIND = Kind("block2", 0, False, 16, 2, 32, "none", "sgd")
@@ -65,7 +65,7 @@ def test_the_real_loop_runs_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
         trained.append((training, source, settings))
         yield from train(training, source, val_source, settings)
 
-    def watched_evaluation(model: Any, source: Any, precision: str) -> tuple[float, float]:
+    def watched_evaluation(model: Any, source: Any, precision: str) -> Evaluation:
         evaluated.append(source)
         return evaluate(model, source, precision)
 
@@ -92,14 +92,19 @@ def test_the_real_loop_runs_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_equal_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Any] = []
-    monkeypatch.setattr(module, "measure_training", lambda kind, _: measured.append(kind) or SPEED)
-    monkeypatch.setattr(module, "measure_frozen", lambda part, _: measured.append(part) or (1.0, 2.0))
+
+    def keep(subject: Any, result: Any) -> Any:
+        measured.append(subject)
+        return result
+
+    monkeypatch.setattr(module, "measure_training", lambda kind, _: keep(kind, SPEED))
+    monkeypatch.setattr(module, "measure_frozen", lambda part, _: keep(part, (1.0, 2.0)))
     wider = replace(KIND, head_width=32)
-    found = probe([KIND, wider, replace(KIND)], [("block2", 2), ("block2", 1), ("block2", 2)], CONDITIONS)
+    measurements = probe([KIND, wider, replace(KIND)], [("block2", 2), ("block2", 1), ("block2", 2)], CONDITIONS)
     assert measured == [KIND, wider, ("block2", 2), ("block2", 1)]
-    assert found.speeds == {KIND: SPEED, wider: SPEED}
-    assert found.frozen == {("block2", 2): (1.0, 2.0), ("block2", 1): (1.0, 2.0)}
-    assert found.free_bytes > 0
+    assert measurements.speeds == {KIND: SPEED, wider: SPEED}
+    assert measurements.frozen == {("block2", 2): (1.0, 2.0), ("block2", 1): (1.0, 2.0)}
+    assert measurements.free_bytes > 0
 
 
 def test_free_memory_in_a_container_is_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,9 +124,9 @@ def test_what_fails_is_told_and_the_rest_is_measured(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(module, "measure_training", measure)
     wider = replace(KIND, head_width=32)
-    found = probe([KIND, wider], [], CONDITIONS)
+    measurements = probe([KIND, wider], [], CONDITIONS)
     reason = "CUDA out of memory." if str(error) else "MemoryError"
-    assert found.speeds == {KIND: Failure(reason), wider: SPEED}
+    assert measurements.speeds == {KIND: Failure(reason), wider: SPEED}
 
 
 def test_the_memory_of_the_process_is_watched() -> None:

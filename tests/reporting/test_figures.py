@@ -42,21 +42,20 @@ def shares(analysis: StudyAnalysis) -> dict[str, dict[str, float]]:
 
 
 def test_a_study_of_twelve_arms_stays_inside_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: dict[str, Figure] = {}
+    drawn: list[Figure] = []
     render = _render
 
-    def keep(figure: Figure, name: str) -> Picture:
-        picture = render(figure, name)
-        drawn[name] = figure
-        return picture
+    def keep(figure: Figure) -> Picture:
+        drawn.append(figure)
+        return render(figure)
 
     monkeypatch.setattr(figures, "_render", keep)
     analysis = many_arms()
     pictures = draw_figures(analysis, shares(analysis))
     assert list(pictures) == ALL
-    for name, figure in drawn.items():
+    for name, figure in zip(pictures, drawn, strict=True):
         with mpl.rc_context(STYLE):
-            used = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())  # inches, of all that is drawn
+            used = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())  # type: ignore[no-untyped-call]  # inches
         width, height = figure.get_size_inches()
         edges = (used.x0, used.y0, width - used.x1, height - used.y1)
         assert min(edges) > -0.02, (name, edges)
@@ -68,22 +67,18 @@ def test_the_same_study_gives_the_same_bytes() -> None:
     assert list(first) == [name for name in ALL if name not in ("interaction", "importances")]
 
 
-def test_svgs_can_stand_together_in_a_page() -> None:
+def test_files_are_complete() -> None:
+    """An SVG refers to nothing outside it and has a size, by which a page knows its proportions."""
     pictures = draw_figures(analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8})), {})
-    ids: list[str] = []
     for name, picture in pictures.items():
         root = ElementTree.fromstring(picture.svg)
-        own = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
-        used = re.findall(r'(?:href="#|url\(#)([^")]+)', picture.svg)
-        assert used, name
-        assert set(used) <= set(own)
-        ids += own
-        assert "width" not in root.attrib  # it fills the page's column
-        assert "viewBox" in root.attrib
-        assert "<metadata" not in picture.svg
-        assert "<!--" not in picture.svg
+        ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        references = re.findall(r'(?:href="#|url\(#)([^")]+)', picture.svg.decode())
+        assert references, name
+        assert set(references) <= set(ids)
+        assert len(ids) == len(set(ids))
+        assert {"width", "height", "viewBox"} <= set(root.attrib)
         assert picture.png.startswith(b"\x89PNG")
-    assert len(ids) == len(set(ids))
 
 
 def test_what_there_is_nothing_of_is_not_drawn() -> None:
@@ -105,9 +100,9 @@ def test_one_seed_has_no_interval_drawn() -> None:
     assert "effects" in draw_figures(analyse(result), {})
 
 
-def embedded(svg: str) -> list[np.ndarray]:
+def embedded(svg: bytes) -> list[np.ndarray]:
     """Return the images in an SVG."""
-    found = re.findall(r'href="data:image/png;base64,([^"]+)"', svg)
+    found = re.findall(r'href="data:image/png;base64,([^"]+)"', svg.decode())
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")) for data in found]
 
 

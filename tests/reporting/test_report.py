@@ -1,5 +1,6 @@
 """The report as a page, as text, and in the terminal."""
 
+import base64
 import dataclasses
 import re
 import subprocess
@@ -45,15 +46,15 @@ FOUR = {
 
 
 @pytest.fixture(scope="module")
-def made() -> Report:
+def study_report() -> Report:
     return build_report(fake_result(TWO_BY_TWO, FOUR, name="cuts"))
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take seconds, and have tests of their own; those of `made` are real."""
+    """Figures take seconds, and have tests of their own; those of `study_report` are real."""
     names = ("arms", "effects", "samples", "confusion", "mistakes")
-    drawn = {name: Picture(f'<svg id="{name}-1"></svg>', b"png") for name in names}
+    drawn = {name: Picture(b"<svg></svg>", b"png") for name in names}
     monkeypatch.setattr(report, "draw_figures", lambda analysis, importances: drawn)
 
 
@@ -90,9 +91,9 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def test_the_page_is_well_formed_and_in_order(made: Report) -> None:
-    page = Page(made.html)
-    headings = re.findall(r"<h2>(.*?)</h2>", made.html)
+def test_the_page_is_well_formed_and_in_order(study_report: Report) -> None:
+    page = Page(study_report.html)
+    headings = re.findall(r"<h2>(.*?)</h2>", study_report.html)
     assert headings == [
         "Answer", "Arms", "Effect of each factor", "Differences", "Interaction of the two factors",
         "How each arm learned", "What each arm costs", "Tuning", "Data as the network sees it", "Classes",
@@ -103,26 +104,36 @@ def test_the_page_is_well_formed_and_in_order(made: Report) -> None:
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert len(page.all("h1")) == 1
-    images = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
-    assert len(images) == len(page.all("figure")) == len(made.figures) / 2
-    assert all(image["aria-label"] for image in images)
-    assert made.answer in page.text
+    images = page.all("img")
+    assert len(images) == len(page.all("figure")) == len(study_report.figures) / 2
+    assert all(image["alt"] for image in images)
+    assert study_report.answer in page.text
 
 
-def test_the_page_needs_nothing_from_outside(made: Report) -> None:
-    page = Page(made.html)
+def test_the_page_needs_nothing_from_outside(study_report: Report) -> None:
+    page = Page(study_report.html)
     assert page.all("script") == page.all("link") == page.all("iframe") == []
     for _, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "data", "srcset", "action"):
-            assert str(attributes.get(name, "#")).startswith(("#", "data:image/png;base64,"))
-    assert "@import" not in made.html
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", made.html))
+            assert str(attributes.get(name, "#")).startswith(("#", "data:image/svg+xml;base64,"))
+    assert "@import" not in study_report.html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", study_report.html))
 
 
-def test_page_and_text_say_the_same(made: Report) -> None:
-    text = " ".join(Page(made.html).text.split())
-    for said in (
-        made.answer,
+def test_the_page_includes_the_svg_files(study_report: Report) -> None:
+    """In the order of the text, each with its own text alternative."""
+    prefix = "data:image/svg+xml;base64,"
+    shown = re.findall(r"!\[(.+?)\]\((.+?)\.png\)", study_report.markdown)
+    images = Page(study_report.html).all("img")
+    assert [escape_markdown(str(image["alt"])) for image in images] == [alt for alt, _ in shown]
+    for image, (_, name) in zip(images, shown, strict=True):
+        assert base64.b64decode(str(image["src"]).removeprefix(prefix)) == study_report.figures[f"{name}.svg"]
+
+
+def test_page_and_text_say_the_same(study_report: Report) -> None:
+    text = " ".join(Page(study_report.html).text.split())
+    for sentence in (
+        study_report.answer,
         "The test split (400 images) was evaluated 12 times in this study, once by each confirmation run at its end",
         "All intervals are conditional on the configurations that tuning chose.",
         "python -m ablation.study cuts",
@@ -130,14 +141,16 @@ def test_page_and_text_say_the_same(made: Report) -> None:
         "w" * 64,
         "0123abc",
     ):
-        assert said in text
-        assert escape_markdown(said) in made.markdown
-    assert re.findall(r"^## (.*)$", made.markdown, re.MULTILINE) == re.findall(r"<h2>(.*?)</h2>", made.html)
+        assert sentence in text
+        assert escape_markdown(sentence) in study_report.markdown
+    assert re.findall(r"^## (.*)$", study_report.markdown, re.MULTILINE) == re.findall(
+        r"<h2>(.*?)</h2>", study_report.html
+    )
 
 
-def test_the_text_shows_the_figures_beside_it(made: Report) -> None:
-    shown = re.findall(r"!\[.+?\]\((.+?)\)", made.markdown)
-    assert sorted(shown) == sorted(name for name in made.figures if name.endswith(".png"))
+def test_the_text_shows_the_figures_beside_it(study_report: Report) -> None:
+    shown = re.findall(r"!\[.+?\]\((.+?)\)", study_report.markdown)
+    assert sorted(shown) == sorted(name for name in study_report.figures if name.endswith(".png"))
 
 
 def cells(markdown: str, start: str) -> list[str]:
@@ -146,9 +159,9 @@ def cells(markdown: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
-def test_the_arms_table_has_the_figures_with_their_n(made: Report) -> None:
-    arm = made.result.arms[0]
-    row = cells(made.markdown, "| block3 | feature_extraction |")
+def test_the_arms_table_has_the_figures_with_their_n(study_report: Report) -> None:
+    arm = study_report.result.arms[0]
+    row = cells(study_report.markdown, "| block3 | feature_extraction |")
     assert row[2] == f"{arm.test_accuracies_S.mean():.4f}"
     assert row[3] == f"{arm.test_accuracies_S.std(ddof=1):.4f}"
     assert row[5:] == [f"{np.mean([run.val_accuracy for run in arm.confirmed]):.4f}", "3", "3 finished"]
@@ -156,20 +169,20 @@ def test_the_arms_table_has_the_figures_with_their_n(made: Report) -> None:
 
 def test_published_figures_stand_beside_ours() -> None:
     published = [{"arm": {"truncate_at": "block3"}, "accuracy": 0.9223, "source": "Somebody (2020)"}]
-    found = build_report(fake_result(CUTS, ACCURACIES, published=published))
-    assert cells(found.markdown, "| block3 |")[-1] == "accuracy 0.9223"
-    assert cells(found.markdown, "| block5 |")[-1] == "-"
-    assert "measured on other images" in found.markdown
-    assert "Somebody (2020)" in found.markdown
+    study_report = build_report(fake_result(CUTS, ACCURACIES, published=published))
+    assert cells(study_report.markdown, "| block3 |")[-1] == "accuracy 0.9223"
+    assert cells(study_report.markdown, "| block5 |")[-1] == "-"
+    assert "measured on other images" in study_report.markdown
+    assert "Somebody (2020)" in study_report.markdown
 
 
-def test_the_note_links_the_runs(made: Report) -> None:
-    arm = made.result.arms[1]
+def test_the_note_links_the_runs(study_report: Report) -> None:
+    arm = study_report.result.arms[1]
     assert arm.best is not None
-    row = cells(made.note, "| block3,fine_tune_all |")
+    row = cells(study_report.note, "| block3,fine_tune_all |")
     assert row[-2] == f"[#{arm.best.number}](#/experiments/7/runs/{arm.best.run_id})"
     assert row[-1].split() == [f"[#{r.number}](#/experiments/7/runs/{r.run_id})" for r in arm.confirmations]
-    assert escape_markdown(made.answer) in made.note
+    assert escape_markdown(study_report.answer) in study_report.note
 
 
 def test_a_note_that_would_be_too_long_for_mlflow_has_fewer_links() -> None:
@@ -185,15 +198,15 @@ def test_what_users_write_is_shown_as_it_is() -> None:
     question = 'Is <script>alert("x")</script> | *better* & [safe](http://x) than `this`?'
     result = fake_result(CUTS, ACCURACIES, question=question)
     result = dataclasses.replace(result, classes=["<b>cat</b>", "a|b", "c & d", "_e_"], command="x <i> --set a='b|c'")
-    made = build_report(result)
-    page = Page(made.html)
+    study_report = build_report(result)
+    page = Page(study_report.html)
     assert page.all("script") == page.all("b") == page.all("i") == []
     for text in (question, *result.classes, result.command):
         assert text in page.text
-    assert "<script" not in re.sub(r"\\<", "", made.markdown)
-    assert "# Is \\<script\\>" in made.markdown
-    assert "| \\<b\\>cat\\</b\\> | a\\|b | c & d | \\_e\\_ |" in made.markdown
-    assert "\\[safe\\](http://x)" in made.note
+    assert "<script" not in re.sub(r"\\<", "", study_report.markdown)
+    assert "# Is \\<script\\>" in study_report.markdown
+    assert "| \\<b\\>cat\\</b\\> | a\\|b | c & d | \\_e\\_ |" in study_report.markdown
+    assert "\\[safe\\](http://x)" in study_report.note
 
 
 @pytest.mark.parametrize(
@@ -212,13 +225,13 @@ def test_the_same_result_gives_the_same_bytes() -> None:
 
 
 def test_an_arm_in_which_everything_failed_is_reported() -> None:
-    made = build_report(fake_result(CUTS, ACCURACIES, failed_arms=("block5",)))
-    said = "block5: 3 of 3 trials failed (the loss was NaN); the comparison goes on without it."
-    assert said in made.html
-    assert said in made.markdown
-    assert said in made.short[0].notes
-    assert cells(made.markdown, "| block5 |")[1:4] == ["-", "-", "-"]
-    assert made.answer.startswith("Only block3 is confirmed, so there is nothing to compare.")
+    study_report = build_report(fake_result(CUTS, ACCURACIES, failed_arms=("block5",)))
+    text = "block5: 3 of 3 trials failed (the loss was NaN); the comparison leaves out this arm."
+    assert text in study_report.html
+    assert text in study_report.markdown
+    assert text in study_report.short[0].notes
+    assert cells(study_report.markdown, "| block5 |")[1:4] == ["-", "-", "-"]
+    assert study_report.answer.startswith("Only block3 is confirmed, so there is nothing to compare.")
 
 
 def test_single_failures_are_reported_with_their_reasons() -> None:
@@ -229,45 +242,45 @@ def test_single_failures_are_reported_with_their_reasons() -> None:
     )  # fmt: skip
     runs = [result.arms[0].confirmations[0], lost, result.arms[0].confirmations[2]]
     arm = dataclasses.replace(result.arms[0], confirmations=runs)
-    made = build_report(dataclasses.replace(result, arms=[arm, result.arms[1]]))
-    assert "block3: 1 of 3 confirmation runs failed (out of memory)." in made.markdown
-    assert cells(made.markdown, "| block3 |")[5] == "2"
-    assert "2 to 3 seeds" in made.answer
+    study_report = build_report(dataclasses.replace(result, arms=[arm, result.arms[1]]))
+    assert "block3: 1 of 3 confirmation runs failed (out of memory)." in study_report.markdown
+    assert cells(study_report.markdown, "| block3 |")[5] == "2"
+    assert "2 to 3 seeds" in study_report.answer
 
 
 def test_a_class_without_test_images_has_no_accuracy() -> None:
     result = fake_result(CUTS, ACCURACIES)
-    made = build_report(dataclasses.replace(result, classes=[*result.classes, "unseen"]))
-    (row,) = [line for line in made.markdown.splitlines() if line.startswith("| block3 | 3 | ")]
+    study_report = build_report(dataclasses.replace(result, classes=[*result.classes, "unseen"]))
+    (row,) = [line for line in study_report.markdown.splitlines() if line.startswith("| block3 | 3 | ")]
     assert row.endswith(" | - |")
 
 
 def test_an_unfinished_study_says_first_what_is_missing() -> None:
     result = fake_result(CUTS, ACCURACIES, trials_per_arm=3)
     arm = dataclasses.replace(result.arms[1], trials=result.arms[1].trials[:2], confirmations=[])
-    made = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
-    text = Page(made.html).text
-    assert re.findall(r"<h2>(.*?)</h2>", made.html)[:2] == ["What is missing", "Answer"]
+    study_report = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
+    text = Page(study_report.html).text
+    assert re.findall(r"<h2>(.*?)</h2>", study_report.html)[:2] == ["What is missing", "Answer"]
     assert "1 of 6 trials have not ended." in text
     assert "3 of 6 confirmation runs have not ended." in text
 
 
 def test_without_confirmation_runs_tuning_is_shown() -> None:
-    made = build_report(fake_result(CUTS, ACCURACIES, seeds=0))
-    assert "The test split has not been evaluated." in made.markdown
-    assert cells(made.markdown, "| block3 |")[-2:] == ["0.9040", "3 finished"]
-    assert "biased upwards" in made.markdown
-    assert "## Differences" not in made.markdown
-    assert "## What is missing" not in made.markdown
+    study_report = build_report(fake_result(CUTS, ACCURACIES, seeds=0))
+    assert "The test split has not been evaluated." in study_report.markdown
+    assert cells(study_report.markdown, "| block3 |")[-2:] == ["0.9040", "3 finished"]
+    assert "biased upwards" in study_report.markdown
+    assert "## Differences" not in study_report.markdown
+    assert "## What is missing" not in study_report.markdown
 
 
 def test_one_seed_has_no_interval() -> None:
-    made = build_report(fake_result(CUTS, ACCURACIES, seeds=1))
-    accuracy = made.result.arms[0].test_accuracies_S[0]
-    assert cells(made.markdown, "| block3 |")[1:4] == [f"{accuracy:.4f}", "-", "-"]
-    assert cells(made.markdown, "| block3 | block5 |")[3:] == ["-", "-", "-", "1", "-"]
-    assert "no interval is invented" in made.markdown
-    assert "CI" not in made.answer
+    study_report = build_report(fake_result(CUTS, ACCURACIES, seeds=1))
+    accuracy = study_report.result.arms[0].test_accuracies_S[0]
+    assert cells(study_report.markdown, "| block3 |")[1:4] == [f"{accuracy:.4f}", "-", "-"]
+    assert cells(study_report.markdown, "| block3 | block5 |")[3:] == ["-", "-", "-", "1", "-"]
+    assert "no interval is invented" in study_report.markdown
+    assert "CI" not in study_report.answer
 
 
 def test_superseded_evaluations_are_counted_and_left_out() -> None:
@@ -286,20 +299,20 @@ def test_different_environments_stand_side_by_side() -> None:
     other = {**ENVIRONMENT, "torch": "2.12.0"}
     runs = [dataclasses.replace(run, environment=other) for run in result.arms[1].confirmations]
     arm = dataclasses.replace(result.arms[1], confirmations=runs)
-    made = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
-    assert "2 different environments" in made.markdown
-    assert "| torch | 2.11.0 | 2.12.0 |" in made.markdown
-    assert "|  | 9 runs | 3 runs |" in made.markdown
+    study_report = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
+    assert "2 different environments" in study_report.markdown
+    assert "| torch | 2.11.0 | 2.12.0 |" in study_report.markdown
+    assert "|  | 9 runs | 3 runs |" in study_report.markdown
     assert "different environments" not in build_report(result).markdown
 
 
 def test_seeds_needed_are_given_for_what_was_not_shown() -> None:
     result = fake_result(CUTS, {"block3": 0.9, "block5": 0.89}, images=4000, seed_deviation=0.012)
-    made = build_report(result)
-    row = cells(made.markdown, "| block3 | block5 |")
+    study_report = build_report(result)
+    row = cells(study_report.markdown, "| block3 | block5 |")
     assert row[5] == "no"
     assert re.fullmatch(r"\d+|> 1,000", row[-1])
-    assert "no difference could be shown" in made.answer.lower()
+    assert "no difference could be shown" in study_report.answer.lower()
 
 
 def test_searched_params_leave_out_what_does_not_apply() -> None:
@@ -325,9 +338,9 @@ def test_importances_come_from_the_trials() -> None:
     accuracies: list[float | None] = [0.5] * 12
     trials = fake_arm(spec, arm, accuracies, [], []).trials
     trials = [dataclasses.replace(run, val_accuracy=0.9 if run.spec.lr > 3e-3 else 0.3) for run in trials]
-    found = _importances(fake_study(spec, [ArmResult(arm, trials, trials[0], [], [])], ["a", "b"]))
-    assert found["block3"]["lr"] > 0.8
-    assert sum(found["block3"].values()) == pytest.approx(1)
+    importances = _importances(fake_study(spec, [ArmResult(arm, trials, trials[0], [], [])], ["a", "b"]))
+    assert importances["block3"]["lr"] > 0.8
+    assert sum(importances["block3"].values()) == pytest.approx(1)
 
 
 # ----------------------------------------------------------------------------------------------------- images
@@ -339,16 +352,16 @@ def caption_under(markdown: str, figure: str) -> str:
 
 def test_what_is_said_of_the_samples() -> None:
     result = fake_result(CUTS, ACCURACIES, classes=20)
-    said = caption_under(build_report(result).markdown, "samples")
-    assert said.startswith(
+    text = caption_under(build_report(result).markdown, "samples")
+    assert text.startswith(
         "1 training image of each of 8 of the 20 classes, resized to 32 x 32 pixels (shown with 8 x 8)"
     )
-    assert "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black" in said
-    assert "with the pretrained weights' mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225" in said
+    assert "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black" in text
+    assert "with the pretrained weights' mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225" in text
     plain = dataclasses.replace(result, samples=fake_samples(20, []), weights_digest=None)
-    said = caption_under(build_report(plain).markdown, "samples")
-    assert "No trial augments them." in said
-    assert "with ImageNet's mean" in said
+    text = caption_under(build_report(plain).markdown, "samples")
+    assert "No trial augments them." in text
+    assert "with ImageNet's mean" in text
 
 
 def test_the_mistakes_are_the_leading_runs() -> None:
@@ -357,15 +370,15 @@ def test_the_mistakes_are_the_leading_runs() -> None:
     labels_N = np.array([0, 1, 2, 0, 1, 2])
     wrong = {"block3": np.array([0, 1, 2, 1, 1, 2]), "block5": np.array([0, 2, 2, 0, 0, 1])}  # image 3; images 1, 4, 5
 
-    def made(validation: dict[str, float]) -> Report:
-        found = [
+    def report_of(validation: dict[str, float]) -> Report:
+        arm_results = [
             fake_arm(spec, arm, [0.5], [validation[arm.name]], [fake_predictions(wrong[arm.name], labels_N, 3)])
             for arm in arms(spec)
         ]
-        return build_report(fake_study(spec, found, ["ant", "bee", "cow"]))
+        return build_report(fake_study(spec, arm_results, ["ant", "bee", "cow"]))
 
-    first, second = made({"block3": 0.9, "block5": 0.8}), made({"block3": 0.7, "block5": 0.8})
-    heads = "| test image | true class | taken for | its probability | probability of the true class |\n"
+    first, second = report_of({"block3": 0.9, "block5": 0.8}), report_of({"block3": 0.7, "block5": 0.8})
+    heads = "| test image | true class | predicted class | its probability | probability of the true class |\n"
     tables = [report.markdown.split(heads)[1].split("\n\n")[0].splitlines()[1:] for report in (first, second)]
     assert tables[0] == ["| 3 | ant | bee | 0.900 | 0.050 |"]
     assert [line.split(" | ")[:3] for line in tables[1]] == [
@@ -383,16 +396,16 @@ def test_a_store_without_images_has_a_report_without_them() -> None:
     def without(predictions: Predictions | None) -> Predictions | None:
         return None if predictions is None else dataclasses.replace(predictions, mistakes=None)
 
-    found = [
+    arms_without = [
         dataclasses.replace(
             arm, confirmations=[dataclasses.replace(r, predictions=without(r.predictions)) for r in arm.confirmations]
         )
         for arm in result.arms
     ]
-    made = build_report(dataclasses.replace(result, arms=found))
-    assert "## Classes" in made.markdown
-    assert "## Data as the network sees it" not in made.markdown
-    assert "## Most confident mistakes" not in made.markdown
+    study_report = build_report(dataclasses.replace(result, arms=arms_without))
+    assert "## Classes" in study_report.markdown
+    assert "## Data as the network sees it" not in study_report.markdown
+    assert "## Most confident mistakes" not in study_report.markdown
 
 
 # --------------------------------------------------------------------------------------- files and command line
@@ -410,14 +423,14 @@ def put_in_store(monkeypatch: pytest.MonkeyPatch, result: StudyResult) -> dict[s
 
 def test_files_are_written_and_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     logged = put_in_store(monkeypatch, fake_result(CUTS, ACCURACIES))
-    made = write_report(find_store(str(tmp_path)), "fake")
+    study_report = write_report(find_store(str(tmp_path)), "fake")
     folder = tmp_path / "reports" / "fake"
-    assert made.folder == folder
+    assert study_report.folder == folder
     written = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert written == logged["files"]
-    assert written["report.html"].decode() == made.html
+    assert written["report.html"].decode() == study_report.html
     assert {"report.html", "report.md", "effects.png", "effects.svg"} <= set(written)
-    assert (logged["run"], logged["note"]) == ("summary0", made.note)
+    assert (logged["run"], logged["note"]) == ("summary0", study_report.note)
     assert write_report(find_store(str(tmp_path)), "fake", tmp_path / "other").folder == tmp_path / "other"
 
 
@@ -434,7 +447,7 @@ def test_the_terminal_shows_the_short_form(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (["--help"], 0, ""),
         (["../x"], 2, "error: the study's name '../x' must be"),
@@ -443,7 +456,7 @@ def test_the_terminal_shows_the_short_form(
         (["vgg", "--nonsense"], 2, "error: No such option"),
     ],
 )
-def test_quick_answers_import_nothing_large(arguments: list[str], status: int, said: str, tmp_path: Path) -> None:
+def test_quick_answers_import_nothing_large(arguments: list[str], status: int, message: str, tmp_path: Path) -> None:
     code = (
         "import sys; from ablation import report; sys.argv = ['report', *sys.argv[1:]];"
         "status = report.run_command(report.cli);"
@@ -451,7 +464,7 @@ def test_quick_answers_import_nothing_large(arguments: list[str], status: int, s
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"[] {status}"
-    assert done.stderr.startswith(said)
+    assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == (1 if status == 2 else 0)
     assert list(tmp_path.iterdir()) == []
 

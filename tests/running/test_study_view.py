@@ -1,3 +1,5 @@
+"""The view of a running study, on a terminal and as plain lines."""
+
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -5,9 +7,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ablation.base import terminal as output
-from ablation.base.terminal import show_table
-from ablation.base.text import Table, format_duration
 from ablation.running import study_view
 from ablation.running.study_view import StudyView, sparkline
 
@@ -27,8 +26,7 @@ def ended(value: float) -> SimpleNamespace:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
     console = Console(force_terminal=True, width=100, height=14, color_system=None)
-    for module in (output, study_view):
-        monkeypatch.setattr(module, "console", console)
+    monkeypatch.setattr(study_view, "console", console)
     return console
 
 
@@ -97,15 +95,6 @@ def test_workers_and_waiting(terminal: Console, monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().out.splitlines() == ["waiting for others", "worker 2 |   finished"]
 
 
-def test_sparkline_and_durations() -> None:
+def test_sparkline() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
     assert sparkline([0.3]) == "▄"
-    assert [format_duration(s) for s in (40, 89.6, 720, 3 * 3600 + 300)] == ["40 s", "90 s", "12 min", "3 h 05 min"]
-
-
-def test_headings_make_no_column_wider_than_its_cells(terminal: Console) -> None:
-    with terminal.capture() as capture:
-        show_table(Table("Title", ["arm", "smallest difference (points)"], [["block1,fine_tune_all", "0.5"]]))
-    lines = [re.sub(" +", " ", line.replace("┃", "").replace("│", "")).strip() for line in capture.get().splitlines()]
-    assert lines[2:5] == ["smallest", "difference", "arm (points)"]
-    assert lines[6] == "block1,fine_tune_all 0.5"

@@ -81,8 +81,9 @@ def test_closing_its_input_stops_a_worker() -> None:
     assert process.stdout.readline() == "stopped\n"
 
 
-def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path) -> None:
+def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C after a trial pauses both; run again, one of them is killed, and the study ends complete."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     command = [sys.executable, "-m", "ablation.study", str(study_file), "--store", "s", *ONE_ARM]
     command += ["--trials", "6", "--epochs", "60", "--workers", "2"]
 

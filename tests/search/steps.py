@@ -6,16 +6,9 @@ from typing import Any
 import optuna
 
 from ablation.search.claims import Claim, claim_trial, end_trial, release_and_delete
-from ablation.search.space import (
-    suggest,
-)
+from ablation.search.space import suggest
 from ablation.search.status import TrialRecord, trial_records
-from ablation.search.studies import (
-    ArmStudies,
-    TrialEnd,
-    create_arms,
-    open_storage,
-)
+from ablation.search.studies import ArmStudies, TrialEnd, create_arms, open_storage
 from ablation.spec.reading import load_study, parse_override
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import Locks, open_locks

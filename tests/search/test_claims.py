@@ -6,17 +6,9 @@ import pytest
 
 from ablation.base.errors import InputError
 from ablation.search.claims import clean_up_ended_trials, store_spec
-from ablation.search.space import (
-    suggest,
-)
+from ablation.search.space import suggest
 from ablation.search.status import best_record, trial_records
-from ablation.search.studies import (
-    all_ended,
-    best_trial,
-    create_arms,
-    is_better,
-    superseded_keys,
-)
+from ablation.search.studies import all_ended, best_trial, create_arms, is_better, superseded_keys
 from ablation.storage.locks import open_locks
 from ablation.storage.store import Store, find_store
 from tests.search.steps import CONTENT, TWO_ARMS, begin, claim_all, claim_next, confirmations, end, records, study

@@ -6,18 +6,10 @@ import optuna
 import pytest
 
 from ablation.base.errors import InputError
-from ablation.search.studies import (
-    check_identity,
-    create_arms,
-    differences,
-    open_storage,
-)
+from ablation.search.studies import check_identity, create_arms, differences, open_storage
 from ablation.spec.reading import load_study
 from ablation.storage.store import Store
-from tests.search.steps import (
-    STUDIES,
-    study,
-)
+from tests.search.steps import STUDIES, study
 
 
 def test_differences() -> None:

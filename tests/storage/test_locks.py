@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from ablation.base.errors import StoreAway, StoreError
 from ablation.storage.locks import EXCLUSIVE, FileLocks, Locks, PostgresLocks, open_locks, study_lock
+from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.servers import PostgreSQL
 
 TRIAL = "checkpoints/0123/4"
@@ -86,26 +86,19 @@ def test_a_study_s_lock_is_its_own(address: str) -> None:
     assert not mine.is_held(study_lock("claim"))
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="only root can become another user")
+@needs_root
 def test_a_user_who_may_only_read() -> None:
-    code = (
-        "import sys; from ablation.storage.locks import open_locks; locks = open_locks(sys.argv[1]);"
-        "print([locks.is_taken(f'checkpoints/0123/{number}') for number in range(4)])"
-    )
-    with tempfile.TemporaryDirectory() as folder:  # not in pytest's own folder, which others cannot enter
-        Path(folder).chmod(0o755)
+    with folder_for_all() as folder:
         locks = open_locks(f"sqlite:///{folder}/optuna.db")
-        for number in range(3):
+        names = [f"checkpoints/0123/{number}" for number in range(4)]
+        for name in names[:3]:
             with locks.exclusive():
-                assert locks.try_acquire(f"checkpoints/0123/{number}")
-        locks.release("checkpoints/0123/1")
-        (Path(folder) / "checkpoints/0123/2/lock").chmod(0o600)
-        other = subprocess.run(
-            [sys.executable, "-c", code, f"sqlite:///{folder}/optuna.db"],
-            user=65534, group=65534, extra_groups=[], capture_output=True, text=True,
-        )  # fmt: skip
-        assert other.stdout == "[True, False, None, False]\n", other.stderr
-        assert locks.try_acquire("checkpoints/0123/1")
+                assert locks.try_acquire(name)
+        locks.release(names[1])
+        (folder / names[2] / "lock").chmod(0o600)
+        theirs = open_locks(f"sqlite:///{folder}/optuna.db")
+        assert as_nobody(lambda: [theirs.is_taken(name) for name in names]) == [True, False, None, False]
+        assert locks.try_acquire(names[1])
 
 
 def test_locks_die_with_their_process(address: str) -> None:

@@ -7,9 +7,7 @@ import optuna
 import pytest
 
 from ablation.base.errors import InputError
-from ablation.search.studies import (
-    open_storage,
-)
+from ablation.search.studies import open_storage
 from ablation.storage.store import build_database, find_store
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from ablation import tracking
 from ablation.tracking import LOG_LEVELS, VARIABLES, configure_mlflow, mlflow_settings
 from tests.studies import ONE_ARM, STUDY, runs
 
 # A notebook's process: `snapshot` returns whatever belongs to it and not to a library.
 NOTEBOOK = """
 import hashlib, json, logging, os, random, signal, sys, threading, warnings
-import matplotlib, mlflow, numpy, optuna, pandas, torch
+import matplotlib, mlflow, numpy, optuna, torch
+# Their imports set warning filters, log levels and handlers, whoever imports them first.
+import alembic.command, scipy.optimize, scipy.special, sqlalchemy, sympy
 from mlflow import environment_variables as variables
 from PIL import Image, ImageFile
 
@@ -40,10 +41,10 @@ def snapshot():
             torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32,
         ],
         "random": [hashlib.sha256(state).hexdigest() for state in (
-            torch.get_rng_state().numpy().tobytes(), repr(random.getstate()).encode(), repr(numpy.random.get_state()).encode(),
+            torch.get_rng_state().numpy().tobytes(), repr(random.getstate()).encode(),
+            repr(numpy.random.get_state()).encode(),
         )],
         "numpy": [repr(numpy.get_printoptions()), repr(numpy.geterr())],
-        "pandas": repr(pandas.get_option("mode.copy_on_write")),
         "matplotlib": [matplotlib.get_backend(), repr(dict(matplotlib.rcParams))],
         "pillow": [Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES],
         "process": [os.getcwd(), list(sys.path), list(sys.argv), repr(sys.excepthook), repr(sys.displayhook)],
@@ -126,3 +127,92 @@ def test_library_functions_leave_the_process_as_it_was(study: Path, tmp_path: Pa
     assert [changed for _, _, changed in changes] == [{}] * len(changes)
     location, folder = default
     assert location.removeprefix("file://").startswith(folder)
+
+
+FIRST_IMPORT = """
+import json, os, sys
+
+class Watch:
+    telemetry = []
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlflow":
+            self.telemetry.append(os.environ.get("MLFLOW_DISABLE_TELEMETRY"))
+
+sys.meta_path.insert(0, Watch())
+before = dict(os.environ)
+import ablation
+try:
+    ablation.load_results("nope", store="/wrong")
+except ablation.InputError:
+    from mlflow import environment_variables as variables
+    effective = variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get()
+    print(json.dumps([Watch.telemetry, before == dict(os.environ), effective]))
+"""
+
+
+def test_the_first_import_of_mlflow_is_without_telemetry(study: Path, tmp_path: Path) -> None:
+    (line,) = python(FIRST_IMPORT, study, tmp_path)
+    assert json.loads(line) == [["true"], True, [7, 120]]  # MLflow's own limits
+
+
+def state() -> tuple[dict[str, str | None], dict[str, int]]:
+    variables = {name: os.environ.get(name) for name in VARIABLES}
+    return variables, {name: logging.getLogger(name).level for name in LOG_LEVELS}
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in which nobody has configured MLflow."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name in LOG_LEVELS:
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+
+
+@pytest.mark.usefixtures("unset")
+def test_settings_hold_until_the_last_of_several_threads_has_left() -> None:
+    before = state()
+    is_inside, may_leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with mlflow_settings():
+            is_inside.set()
+            may_leave.wait()
+
+    @mlflow_settings()
+    def fail() -> None:
+        thread.start()
+        is_inside.wait()
+        assert state() == (VARIABLES, LOG_LEVELS)
+        raise ValueError("within")
+
+    thread = threading.Thread(target=other)
+    with pytest.raises(ValueError, match="within"):
+        fail()
+    assert state() == (VARIABLES, LOG_LEVELS)
+    may_leave.set()
+    thread.join()
+    assert state() == before
+
+
+@pytest.mark.usefixtures("unset")
+def test_what_the_user_has_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    with mlflow_settings():
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "50"  # another thread of a notebook
+    assert state()[0] == {
+        **dict.fromkeys(VARIABLES), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "50"
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("unset")
+def test_a_command_configures_its_whole_process() -> None:
+    configure_mlflow()
+    assert state() == (VARIABLES, LOG_LEVELS)
+    with mlflow_settings():  # of a library function that a command calls
+        pass
+    assert state() == (VARIABLES, LOG_LEVELS)
+    for name in VARIABLES:
+        del os.environ[name]

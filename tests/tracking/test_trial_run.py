@@ -140,9 +140,9 @@ def test_a_point_is_the_mean_of_its_samples(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(psutil, "cpu_percent", lambda: next(loads))
     monkeypatch.setattr(monitor._shutdown_event, "wait", lambda seconds: next(waits))
     monitor.monitor()
-    taken = monitor.take()
+    taken = monitor.pop_points()
     assert [point["values"]["system/node1/cpu_utilization_percentage"] for point in taken] == [15, 40, 70]
-    assert monitor.take() == []
+    assert monitor.pop_points() == []
 
 
 @pytest.mark.usefixtures("often")

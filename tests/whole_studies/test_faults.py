@@ -142,7 +142,8 @@ def test_killed_at_every_step(
     assert victims.run(folders[0], arguments) == 0
     assert state(folders[0] / "s") == expected
     steps = victims.steps(folders[0])
-    assert {"INSERT INTO runs", "INSERT INTO metrics", "fsync", "replace", "UPDATE trials SET", "_drop"} <= set(steps)
+    statements = {"INSERT INTO runs", "INSERT INTO metrics", "UPDATE trials SET"}
+    assert statements | {"fsync", "replace", "_delete_folder"} <= set(steps)
     resumed: dict[int, Path] = {}
     for first in range(0, len(steps) + 2, 2):
         pair = dict(zip(range(first, len(steps)), folders, strict=False))

@@ -218,7 +218,7 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
         studies = study_arms(storage, "small")
         claim = claim_trial(spec, store, open_locks(store.optuna_url), studies, {})
         assert claim is not None
-        assert (claim.trial.number, claim.continued) == (0, True)
+        assert (claim.trial.number, claim.resumed) == (0, True)
         taken.append(claim)
         if fate == "ended":
             end_trial(claim, "finished", 0.125, "", None)
@@ -337,7 +337,7 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
     assert command(*arguments, "4") == 1
     captured = capsys.readouterr()
     assert "4 finished" in captured.out
-    assert "the report and the runs of 1 trials wait for it" in captured.err
+    assert "the report and the runs of 1 trial are kept in" in captured.err
     assert [t.state.name for t in trials(environment)] == ["COMPLETE"] * 4
     server.start()
     (outbox,) = Path("mlruns/checkpoints").glob("*/*/outbox-*")
@@ -345,7 +345,7 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
     gone.mkdir(parents=True)
     (gone / "000001.json").write_text('{"call": "pause", "arguments": {}, "file": null}')
     assert command(*arguments, "4") == 0
-    assert "what waited for the MLflow run of trial" in caplog.text
+    assert "was deleted; results kept for it are dropped" in caplog.text
     assert [steps(environment, run) for run in runs(environment)] == [[1, 2, 3]] * 4
     assert {run.info.status for run in runs(environment)} == {"FINISHED"}
     assert not list(Path("mlruns/checkpoints").glob("*/*"))
@@ -422,7 +422,7 @@ class Pretender(http.server.BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (200, "the server is MLflow 2.9.2, which does not go with MLflow 3."),
+        (200, "the server is MLflow 2.9.2, but MLflow 3."),
         (401, "cannot be opened as MLflow's store"),
     ],
 )

@@ -1,0 +1,103 @@
+"""A finished study with its champion, for the tests of all that can be done with one."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from ablation.analysis.results import StudyResult, read_results
+from ablation.data.reading import ImageSet, load_images
+from ablation.running.champion import register_champion
+from ablation.storage.store import Store, find_store
+from tests.studies import STUDY
+
+FLOAT16_ROUNDING = 2**-12 + 1e-6  # half a step between 0.5 and 1, where it is largest, and float32's own error
+
+
+@dataclass(frozen=True)
+class ChampionStudy:
+    """A study that has run to its end."""
+
+    store: Store
+    result: StudyResult
+    images: ImageSet
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.store.tracking_uri, registry_uri=self.store.tracking_uri)
+
+    def versions(self) -> dict[str, str]:
+        """Return run -> version."""
+        return {version.run_id: str(version.version) for version in self.client.search_model_versions("name = 'small'")}
+
+    def champion(self) -> ModelVersion:
+        return self.client.get_model_version_by_alias("small", "champion")
+
+    def models(self) -> list[Any]:
+        return list(self.client.search_logged_models([self.result.experiment_id]))
+
+    def forget(self) -> None:
+        """Delete all registered and logged models, as if the study had never ended."""
+        with contextlib.suppress(Exception):
+            self.client.delete_registered_model("small")
+        for model in self.models():
+            self.client.delete_logged_model(model.model_id)
+
+
+@pytest.fixture(scope="session")
+def champion_study_once(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> ChampionStudy:
+    """A study with confirmation, run by the real command."""
+    folder = tmp_path_factory.mktemp("champion")
+    (folder / "small.toml").write_text(STUDY.format(weights=narrow_weights))
+    command = [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store", "--set", "confirm.seeds=2"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    store = find_store(str(folder / "store"))
+    result = read_results(store, "small")
+    return ChampionStudy(store, result, load_images(result.spec.data))
+
+
+@pytest.fixture
+def champion_study(champion_study_once: ChampionStudy) -> Iterator[ChampionStudy]:
+    """The same; a test may do to its registry what it likes."""
+    yield champion_study_once
+    expected = winning_run(champion_study_once.result)
+    if champion_study_once.versions() != {expected: "1"} or champion_study_once.champion().run_id != expected:
+        champion_study_once.forget()
+        study = champion_study_once
+        assert register_champion(study.store, study.result, study.images) is not None
+
+
+def winning_run(result: StudyResult) -> str:
+    """Return the run that should be the champion, computed from the plain metrics."""
+    means = [sum(run.val_accuracy or 0 for run in arm.confirmations) / len(arm.confirmations) for arm in result.arms]
+    runs = result.arms[means.index(max(means))].confirmations
+    values = [run.val_accuracy for run in runs]
+    return runs[values.index(max(values))].run_id
+
+
+def with_val_accuracy(result: StudyResult, run_id: str, accuracy: float) -> StudyResult:
+    """Return a study in which a confirmation run has another validation accuracy."""
+    arms = [
+        replace(arm, confirmations=[
+            replace(run, val_accuracy=accuracy) if run.run_id == run_id else run for run in arm.confirmations
+        ])
+        for arm in result.arms
+    ]  # fmt: skip
+    return replace(result, arms=arms)
+
+
+def model_folder(champion_study: ChampionStudy, store: Store) -> Path:
+    """Return where the champion's files are in the store, or in a copy of it."""
+    return store.artifacts("small") / "models" / Path(champion_study.champion().source).parts[-2] / "artifacts"
+
+
+def predictions_file(champion_study: ChampionStudy, run_id: str) -> Path:
+    return champion_study.store.artifacts("small") / run_id / "artifacts" / "test" / "predictions.safetensors"

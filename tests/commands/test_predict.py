@@ -1,0 +1,142 @@
+"""`python -m ablation.predict`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from ablation.analysis.results import load_predictions
+from ablation.base.command_line import run_command
+from ablation.predict import cli, read_image
+from tests.champions import FLOAT16_ROUNDING, ChampionStudy, predictions_file, winning_run
+from tests.studies import REPOSITORY
+
+Predict = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Predict:
+    """`python -m ablation.predict ARGUMENTS` in this process; returns the exit status and what was printed."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+        status = run_command(cli)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def rows_of(output: str) -> list[list[str]]:
+    """Return the cells of a markdown table's rows."""
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_it_prints_the_classes_with_probabilities(
+    champion_study: ChampionStudy, command: Predict, tmp_path: Path
+) -> None:
+    """An image of the test split, from a file, gets the answer that its run stored."""
+    paths = [tmp_path / f"{number}.png" for number in (3, 11)]
+    for path in paths:
+        Image.fromarray(champion_study.images.test_images_NHWC[int(path.stem)]).save(path)
+    status, output, _ = command("small", *paths, "--store", champion_study.store.root, "--top", 3)
+    assert status == 0
+    run_id = winning_run(champion_study.result)
+    assert (
+        f"small: champion, version 1 (arm {champion_study.client.get_run(run_id).data.tags['arm']}, run {run_id})"
+        in output
+    )
+    assert "7 less probable classes are not shown" in output
+    stored = load_predictions(predictions_file(champion_study, run_id))
+    rows = rows_of(output)
+    assert [row[0] for row in rows] == [str(paths[0])] * 3 + [str(paths[1])] * 3
+    for path, mine in zip(paths, (rows[:3], rows[3:]), strict=True):
+        probabilities_K = stored.probabilities_NK[int(path.stem)].astype(float)
+        assert int(mine[0][1]) == stored.predicted_N[int(path.stem)]
+        shown = [float(row[2]) for row in mine]
+        assert shown == pytest.approx(sorted(probabilities_K, reverse=True)[:3], abs=FLOAT16_ROUNDING + 5e-5)
+        assert [probabilities_K[int(row[1])] for row in mine] == pytest.approx(shown, abs=FLOAT16_ROUNDING + 5e-5)
+
+
+def test_files_of_every_kind_are_read_as_training_images_are(
+    champion_study: ChampionStudy, command: Predict, tmp_path: Path
+) -> None:
+    """A digit as scikit-learn has it (8 x 8, grey) becomes the same 32 x 32 pixels that training saw, in any mode."""
+    digits = load_digits()
+    _, test = train_test_split(np.arange(1797), test_size=0.2, stratify=digits.target, random_state=0)
+    grey = Image.fromarray(np.round(digits.images[test[0]] * (255 / 16)).astype(np.uint8))
+    kinds = {
+        "grey.png": grey,
+        "rgba.png": grey.convert("RGBA"),
+        "palette.png": grey.convert("P"),
+        "rgb.bmp": grey.convert("RGB"),
+    }
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+        assert np.array_equal(read_image(tmp_path / name, 32), champion_study.images.test_images_NHWC[0])
+    wide = Image.new("RGB", (90, 40))
+    wide.paste(Image.fromarray(champion_study.images.test_images_NHWC[0]).resize((40, 40)), (25, 0))
+    wide.save(tmp_path / "wide.jpg")
+    status, output, _ = command(
+        "small", *(tmp_path / name for name in [*kinds, "wide.jpg"]), "--store", champion_study.store.root, "--top", 1
+    )
+    assert status == 0
+    rows = rows_of(output)
+    assert len({tuple(row[1:]) for row in rows[:4]}) == 1
+    assert len(rows) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["small", "{image}", "{tmp}/none.png"], "{tmp}/none.png: no such file"),
+        (["small", "{tmp}"], "{tmp}: is a folder"),
+        (["small", "{image}", "{tmp}/text.png"], "{tmp}/text.png: cannot be read as an image"),
+        (["small", "{image}", "{tmp}/cut.png"], "{tmp}/cut.png: cannot be read as an image"),
+        (["smal", "{image}"], "{store}/mlflow.db: has no study 'smal'; did you mean 'small'?"),
+        (["../small", "{image}"], "the study's name '../small' must be"),
+        (["small"], "Missing argument 'IMAGE...'"),
+        (["small", "{image}", "--top", "0"], "Invalid value for '--top'"),
+        (["small", "{image}", "--store", "{tmp}/nowhere"], "{tmp}/nowhere: is no store, or an empty one"),
+    ],
+)
+def test_refusals_are_one_line(
+    champion_study: ChampionStudy, command: Predict, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    image = tmp_path / "digit.png"
+    Image.fromarray(champion_study.images.test_images_NHWC[0]).save(image)
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:100])
+    arguments = [argument.format(image=image, tmp=tmp_path) for argument in arguments]
+    if "--store" not in arguments:
+        arguments += ["--store", str(champion_study.store.root)]
+    status, output, errors = command(*arguments)
+    assert (status, rows_of(output)) == (2, [])
+    assert errors.startswith(f"error: {message.format(tmp=tmp_path, store=champion_study.store.root)}")
+    assert len(errors.splitlines()) == 1
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["--help"], 0), (["small", "none.png"], 2), (["small", "{file}", "--store", "none"], 2)]
+)
+def test_quick_answers_import_nothing_large(tmp_path: Path, arguments: list[str], status: int) -> None:
+    code = (
+        "import sys; from ablation import predict; status = predict.run_command(predict.cli);"
+        "print(sorted({'torch', 'mlflow', 'optuna', 'sklearn', 'pandas'} & set(sys.modules)), status)"
+    )
+    arguments = [argument.format(file=__file__) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == f"[] {status}", done.stderr
+    assert list(tmp_path.iterdir()) == []
