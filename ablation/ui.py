@@ -27,7 +27,7 @@ def cli(store_option: str | None, host: str, port: int, with_auth: bool) -> None
     """Open MLflow's UI on a store; Ctrl-C ends it."""
     store = find_store(store_option)
     with refusing_unreachable_paths():
-        check(store, host, with_auth=with_auth)
+        check_servable(store, host, with_auth=with_auth)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     command += ["--app-name", "basic-auth"] if with_auth else []
     shown = f"[{host}]" if ":" in host else host
@@ -37,7 +37,7 @@ def cli(store_option: str | None, host: str, port: int, with_auth: bool) -> None
     os.execve(sys.executable, command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": store.tracking_uri})
 
 
-def check(store: Store, host: str, *, with_auth: bool) -> None:
+def check_servable(store: Store, host: str, *, with_auth: bool) -> None:
     """Refuse a store that cannot be shown, and an address that would show it to everybody.
 
     Raises:

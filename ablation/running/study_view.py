@@ -97,26 +97,26 @@ class StudyView:
             self.task, completed=self.ended, total=self.trials, left=f"about {left} left" if left else ""
         )
 
-    def waits(self, text: str) -> None:
+    def show_waiting(self, text: str) -> None:
         """Show why nothing can be done for now."""
         self.trial_text, self.epoch_text = Text(text), Text("")
         if text != self.waits_for and not console.is_terminal:
             say(text)
         self.waits_for = text
 
-    def computes(self, text: str) -> None:
+    def show_computing(self, text: str) -> None:
         """Show what is computed once before the trial trains."""
         self.epoch_text = Text(text)
         if not console.is_terminal:
             say(f"  {text}")
 
-    def worker_says(self, number: int, line: str) -> None:
+    def show_worker_line(self, number: int, line: str) -> None:
         """Show a line of a worker's output."""
         self.workers[number] = line.strip()
         if not console.is_terminal:
             say(f"worker {number} | {line}")
 
-    def trial_started_now(self, spec: TrialSpec, params: str) -> None:
+    def show_trial_start(self, spec: TrialSpec, params: str) -> None:
         """Show that a trial begins or resumes."""
         self.trial_started = self.last_line = time.monotonic()
         self.waits_for = ""
@@ -126,7 +126,7 @@ class StudyView:
         if not console.is_terminal:
             say(f"[{self.ended + 1}/{self.trials}] {_label(spec)}: {params}")
 
-    def epoch(self, spec: TrialSpec, metrics: Any) -> None:
+    def show_epoch(self, spec: TrialSpec, metrics: Any) -> None:
         """Show the metrics of an epoch that has ended."""
         self.curve.append(metrics.val_accuracy)
         text = (
@@ -140,7 +140,7 @@ class StudyView:
             self.last_line = time.monotonic()
             say(f"  {text}")
 
-    def trial_ended(self, spec: TrialSpec, state: str, value: float | None, reason: str) -> None:
+    def show_trial_end(self, spec: TrialSpec, state: str, value: float | None, reason: str) -> None:
         """Show that a trial has ended, or that another process has taken it over (`state` is "lost")."""
         seconds = time.monotonic() - self.trial_started
         if state != "lost":

@@ -32,10 +32,10 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
             return progress.trials - progress.ended
 
         command = [sys.executable, "-m", "ablation.study", *sys.argv[1:], "--as-worker"]
-        run_workers(command, devices, progress.worker_says, trials_left)
+        run_workers(command, devices, progress.show_worker_line, trials_left)
 
 
-LOOK_SECONDS = 1  # between two queries for the trials that are left
+POLL_SECONDS = 1  # between two queries for the trials that are left
 KILLS_IN_A_ROW = 3  # per worker, without a trial that ended in between: more are no accident
 LAST_LINES = 15  # of a failed worker's output, shown with its error
 STOP_SECONDS = 60  # for a worker to save its trial
@@ -142,7 +142,7 @@ def _listen(worker: Worker, output: queue.Queue[tuple[Worker, str]]) -> None:
 
 def _pass_on(output: queue.Queue[tuple[Worker, str]], say: Callable[[int, str], None]) -> None:
     """Pass on the workers' output for up to a second."""
-    until = time.monotonic() + LOOK_SECONDS
+    until = time.monotonic() + POLL_SECONDS
     while (seconds := until - time.monotonic()) > 0:
         try:
             worker, line = output.get(timeout=seconds)

@@ -59,7 +59,7 @@ def work_until_done(session: Session) -> None:
             session.store.work_root / "features",
             session.options.feature_limit,
             lambda: pretrained_network(spec, session.weights, device),
-            progress.computes,
+            progress.show_computing,
         )
         workbench = set_up_workbench(session, device, features)
         waits_for_mlflow = False
@@ -74,16 +74,16 @@ def work_until_done(session: Session) -> None:
                 trial_spec = find_or_create_spec(workbench, claim) if claim else None
             except StoreAway as away:
                 session.locks.release_all()  # a trial's lock may have been acquired already
-                progress.waits(f"{away}; waiting")
+                progress.show_waiting(f"{away}; waiting")
                 time.sleep(AWAY_SECONDS)
                 continue
             if claim is None or trial_spec is None:
-                progress.waits("waiting for the trials of other workers")
+                progress.show_waiting("waiting for the trials of other workers")
                 time.sleep(WAIT_SECONDS)
                 continue
             tuned = claim.trial if claim.best is None else claim.best
             params = format_params(tuned.params) + (" (resumed)" if claim.resumed else "")
-            progress.trial_started_now(trial_spec, params)
-            outcome = run_trial(workbench, claim, trial_spec, progress.epoch)
-            progress.trial_ended(trial_spec, outcome.state, outcome.value, outcome.reason)
+            progress.show_trial_start(trial_spec, params)
+            outcome = run_trial(workbench, claim, trial_spec, progress.show_epoch)
+            progress.show_trial_end(trial_spec, outcome.state, outcome.value, outcome.reason)
             waits_for_mlflow = waits_for_mlflow or not outcome.is_delivered

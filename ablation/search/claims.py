@@ -28,7 +28,7 @@ from ablation.search.studies import (
 from ablation.spec.arms import Arm, arms, next_arm
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.study import StudySpec
-from ablation.storage.locks import EXCLUSIVE, Locks
+from ablation.storage.locks import CLAIM_LOCK, Locks
 from ablation.storage.store import Store
 
 
@@ -179,7 +179,7 @@ def _interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -
 
 def _new_trial(locks: Locks, study: optuna.Study) -> optuna.Trial:
     """Create a trial and acquire its lock."""
-    if not locks.is_held(EXCLUSIVE):  # lost with its connection: another process may be counting, too
+    if not locks.is_held(CLAIM_LOCK):  # lost with its connection: another process may be counting, too
         raise StoreAway("the database does not answer")
     trial = study.ask()
     is_mine = locks.try_acquire(trial_lock(trial_key(study, trial.number)))

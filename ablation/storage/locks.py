@@ -28,7 +28,7 @@ from ablation.storage.store import POSTGRESQL, SQLITE, sqlite_path
 if sys.platform != "win32":
     import fcntl
 
-EXCLUSIVE = "claim"  # the name of the claim lock
+CLAIM_LOCK = "claim"  # the name of the claim lock
 CONNECT_SECONDS = 10
 
 # A host that disappears keeps its locks until the server's keepalives give up: after 30 s.
@@ -51,7 +51,7 @@ def study_lock(study: str) -> str:
 class Locks(Protocol):
     """Locks by name. A lock is held until it is released, the process ends, or its connection is lost."""
 
-    def exclusive(self, name: str = EXCLUSIVE) -> Any:
+    def exclusive(self, name: str = CLAIM_LOCK) -> Any:
         """Return a context manager that waits for a lock and holds it; it may be nested."""
 
     def try_acquire(self, name: str) -> bool:
@@ -83,7 +83,7 @@ class FileLocks(Locks):
         self._held: dict[str, FileLock] = {}
 
     @contextlib.contextmanager
-    def exclusive(self, name: str = EXCLUSIVE) -> Iterator[None]:
+    def exclusive(self, name: str = CLAIM_LOCK) -> Iterator[None]:
         lock = self._exclusive.setdefault(name, file_lock(self.folder / f"{name}.lock"))
         self._acquire(lock, timeout=-1)
         try:
@@ -121,7 +121,7 @@ class FileLocks(Locks):
         return name in self._held or (name in self._exclusive and self._exclusive[name].is_locked)
 
     def is_taken(self, name: str) -> bool | None:
-        file, claim_file = self.folder / name / "lock", self.folder / f"{EXCLUSIVE}.lock"
+        file, claim_file = self.folder / name / "lock", self.folder / f"{CLAIM_LOCK}.lock"
         if name in self._held:
             return True
         if not _exists(file):
@@ -210,7 +210,7 @@ class PostgresLocks(Locks):
         self._connection = None
 
     @contextlib.contextmanager
-    def exclusive(self, name: str = EXCLUSIVE) -> Iterator[None]:
+    def exclusive(self, name: str = CLAIM_LOCK) -> Iterator[None]:
         if self._depths[name] == 0:
             self._ask("SELECT pg_advisory_lock(:key)", name)
             self._held.add(name)

@@ -41,6 +41,7 @@ def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedP
 
 def test_the_wheel_runs_a_study_and_reports_it(installed: Path, tmp_path: Path) -> None:
     budget = ("--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1")
+    budget += ("--set", 'factors.strategy=["fine_tune_top", "fine_tune_all"]')
     done = run(installed, tmp_path, "study", "strategies", "--demo", *budget, "--store", "s")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(installed / "ablation" / "__main__.py")

@@ -12,7 +12,7 @@ import pytest
 from ablation.base.errors import InputError
 from ablation.storage.store import find_store
 from ablation.tracking.client import open_client
-from ablation.ui import check
+from ablation.ui import check_servable
 from tests.servers import free_port
 
 
@@ -55,7 +55,7 @@ def test_it_shows_the_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_this_machine_alone(host: str, tmp_path: Path) -> None:
-    check(find_store(str(store_with_something(tmp_path))), host, with_auth=False)
+    check_servable(find_store(str(store_with_something(tmp_path))), host, with_auth=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
@@ -64,17 +64,17 @@ def test_not_to_everybody_without_a_password(host: str, tmp_path: Path, monkeypa
     with pytest.raises(
         InputError, match=f"--host: {host} would show everything to everybody who reaches it; add --auth"
     ):
-        check(store, host, with_auth=False)
+        check_servable(store, host, with_auth=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--auth: needs more packages: pip install mlflow\[auth\]"):
-        check(store, host, with_auth=True)
+        check_servable(store, host, with_auth=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    check(store, host, with_auth=True)
+    check_servable(store, host, with_auth=True)
 
 
 def test_nothing_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="is no store, or an empty one"):
-        check(find_store(str(tmp_path / "none")), "localhost", with_auth=False)
+        check_servable(find_store(str(tmp_path / "none")), "localhost", with_auth=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     with pytest.raises(InputError, match="names a server, which has its own UI"):
-        check(find_store(None), "localhost", with_auth=False)
+        check_servable(find_store(None), "localhost", with_auth=False)

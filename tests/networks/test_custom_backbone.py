@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.reading import load_study
 from ablation.training.begin import set_training_mode, trained_tensors
 from ablation.training.sources import frozen_part
+from tests.studies import Command
 
 NETS = """
 import random
@@ -143,8 +145,9 @@ def write(path: str, body: str) -> str:
     return path
 
 
-def test_a_study_of_it(folder: Path) -> None:
+def test_a_study_of_it(folder: Path, command: Command, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs, and resumes wherever the module is, until its code changes; its results need no code."""
+    monkeypatch.chdir(folder)  # `command` has one of its own
     done = study("own.toml", "--store", "s")
     assert done.returncode == 0, done.stderr
     table = ablation.load_results("own", store="s")
@@ -153,8 +156,7 @@ def test_a_study_of_it(folder: Path) -> None:
     for name in ("nets.py", "helpers", "mine.safetensors"):
         shutil.move(name, "elsewhere")
     places = ("--set", "backbone.module=elsewhere/nets.py", "--set", "backbone.weights=elsewhere/mine.safetensors")
-    more = study("own.toml", "--store", "s", "--trials", "2", *places)
-    assert more.returncode == 0, more.stderr
+    assert command("own.toml", "--store", "s", "--trials", "2", *places) == 0
     table = ablation.load_results("own", store="s")
     assert (table.kind == "trial").sum() == 8
 
@@ -167,16 +169,17 @@ def test_a_study_of_it(folder: Path) -> None:
 
     swish = folder / "elsewhere" / "helpers" / "swish.py"
     swish.write_text(SWISH.replace("self.slope * x)", "2 * self.slope * x)"))
-    changed = study("own.toml", "--store", "s", *places)
-    assert changed.returncode == 2
-    assert "study 'own' has trials that were made with other settings: backbone.name (was 'mine@" in changed.stderr
+    capsys.readouterr()
+    assert command("own.toml", "--store", "s", *places) == 2
+    error = capsys.readouterr().err
+    assert "study 'own' has trials that were made with other settings: backbone.name (was 'mine@" in error
     with pytest.raises(InputError, match=r"elsewhere/nets.py: defines mine@\w+, but run \w+ was trained with mine@"):
         ablation.load_model(run, store="s", **there)
 
     shutil.rmtree("elsewhere")
     assert len(ablation.load_results("own", store="s")) == len(table)
-    command = [sys.executable, "-m", "ablation.report", "own", "--store", "s"]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    report = [sys.executable, "-m", "ablation.report", "own", "--store", "s"]
+    assert subprocess.run(report, capture_output=True).returncode == 0
 
 
 def test_its_name_covers_all_of_its_code(folder: Path) -> None:

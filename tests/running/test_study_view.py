@@ -39,13 +39,13 @@ def rendered(progress: StudyView, console: Console) -> str:
 def test_live_view_shows_progress_curve_and_the_best(terminal: Console) -> None:
     progress = StudyView("small", ["block1", "block2"])
     progress.update({"block1": [], "block2": [ended(0.5)]}, 4)
-    progress.trial_started_now(spec(), "lr 0.01")
+    progress.show_trial_start(spec(), "lr 0.01")
     for epoch, accuracy in enumerate((0.1, 0.45, 0.8), start=1):
-        progress.epoch(spec(), metrics(epoch, accuracy))
+        progress.show_epoch(spec(), metrics(epoch, accuracy))
     text = rendered(progress, terminal)
     for part in ("small", "1/4", "block1 #0  lr 0.01", "epoch 3/3", "▁▄█", "val. accuracy 0.8000", "1,234 images/s"):
         assert part in text
-    progress.trial_ended(spec(), "finished", 0.8, "")
+    progress.show_trial_end(spec(), "finished", 0.8, "")
     progress.update({"block1": [ended(0.8)], "block2": [ended(0.5)]}, 4)
     text = rendered(progress, terminal)
     assert "2/4" in text
@@ -66,32 +66,32 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr(study_view, "console", Console(force_terminal=False, width=80))
     progress = StudyView("small", ["block1"])
     progress.update({"block1": []}, 2)
-    progress.trial_started_now(spec(), "lr 0.01")
-    progress.epoch(spec(), metrics(1, 0.5))  # too soon after the line before
-    progress.trial_ended(spec(), "failed", None, "the loss became nan")
+    progress.show_trial_start(spec(), "lr 0.01")
+    progress.show_epoch(spec(), metrics(1, 0.5))  # too soon after the line before
+    progress.show_trial_end(spec(), "failed", None, "the loss became nan")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[1/2] block1 #0: lr 0.01"
     assert lines[1].startswith("  failed: the loss became nan (0.0 s")
     assert len(lines) == 2
     confirmation = spec()
     confirmation.confirms = 4
-    progress.trial_started_now(confirmation, "lr 0.01")
+    progress.show_trial_start(confirmation, "lr 0.01")
     assert capsys.readouterr().out == "[2/2] block1 confirmation #0: lr 0.01\n"
 
 
 def test_workers_and_waiting(terminal: Console, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     progress = StudyView("small", ["block1"])
-    progress.worker_says(2, "  epoch 1/3  val. loss 2.0")
-    progress.worker_says(1, "[1/2] block1 #0: lr 0.01")
-    progress.worker_says(2, "  epoch 2/3  val. loss 1.0")
+    progress.show_worker_line(2, "  epoch 1/3  val. loss 2.0")
+    progress.show_worker_line(1, "[1/2] block1 #0: lr 0.01")
+    progress.show_worker_line(2, "  epoch 2/3  val. loss 1.0")
     lines = [line.strip() for line in rendered(progress, terminal).splitlines()]
     assert "worker 1  [1/2] block1 #0: lr 0.01" in lines
     assert "worker 2  epoch 2/3  val. loss 1.0" in lines
     assert "epoch 1/3" not in "".join(lines)
     monkeypatch.setattr(study_view, "console", Console(force_terminal=False, width=80))
     for _ in range(3):
-        progress.waits("waiting for others")
-    progress.worker_says(2, "  finished")
+        progress.show_waiting("waiting for others")
+    progress.show_worker_line(2, "  finished")
     assert capsys.readouterr().out.splitlines() == ["waiting for others", "worker 2 |   finished"]
 
 

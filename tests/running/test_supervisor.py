@@ -40,7 +40,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
     said: Said = []
     code = "print('too large', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     with pytest.raises(StoreError, match="worker 1 was killed by signal 9 again and again: too large"):

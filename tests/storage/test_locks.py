@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablation.base.errors import StoreAway, StoreError
-from ablation.storage.locks import EXCLUSIVE, FileLocks, Locks, PostgresLocks, open_locks, study_lock
+from ablation.storage.locks import CLAIM_LOCK, FileLocks, Locks, PostgresLocks, open_locks, study_lock
 from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.servers import PostgreSQL
 
@@ -59,11 +59,11 @@ def test_exclusive_waits_and_may_be_nested(address: str) -> None:
             about_to_wait.wait()
             time.sleep(0.3)
         time.sleep(0.3)
-        assert mine.is_held(EXCLUSIVE)
+        assert mine.is_held(CLAIM_LOCK)
         order.append("mine")
     thread.join()
     assert order == ["mine", "theirs"]
-    assert not mine.is_held(EXCLUSIVE)
+    assert not mine.is_held(CLAIM_LOCK)
 
 
 def test_a_study_s_lock_is_its_own(address: str) -> None:
@@ -71,12 +71,12 @@ def test_a_study_s_lock_is_its_own(address: str) -> None:
     mine, theirs = open_locks(address), open_locks(address)
     with mine.exclusive(study_lock("claim")), mine.exclusive(study_lock("claim")):
         assert mine.is_held(study_lock("claim"))
-        assert not mine.is_held(EXCLUSIVE)
+        assert not mine.is_held(CLAIM_LOCK)
         with theirs.exclusive(), theirs.exclusive(study_lock("other")):
-            assert theirs.is_held(EXCLUSIVE)
+            assert theirs.is_held(CLAIM_LOCK)
             assert not theirs.is_taken(TRIAL)
         with mine.exclusive():
-            assert mine.is_held(EXCLUSIVE)
+            assert mine.is_held(CLAIM_LOCK)
         waiting = threading.Thread(target=lambda: theirs.exclusive(study_lock("claim")).__enter__(), daemon=True)
         waiting.start()
         waiting.join(0.3)
@@ -150,20 +150,20 @@ def test_a_lost_exclusive_lock_hides_no_error(postgresql: PostgreSQL) -> None:
 
     def lose_and_fail() -> None:
         with mine.exclusive():
-            assert mine.is_held(EXCLUSIVE)
+            assert mine.is_held(CLAIM_LOCK)
             terminate(postgresql)
             with pytest.raises(StoreAway):
-                mine.is_held(EXCLUSIVE)
-            assert not mine.is_held(EXCLUSIVE)  # connected again, but without it
+                mine.is_held(CLAIM_LOCK)
+            assert not mine.is_held(CLAIM_LOCK)  # connected again, but without it
             with theirs.exclusive():
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         lose_and_fail()
     with theirs.exclusive():
-        assert not mine.is_held(EXCLUSIVE)
+        assert not mine.is_held(CLAIM_LOCK)
     with mine.exclusive():
-        assert mine.is_held(EXCLUSIVE)
+        assert mine.is_held(CLAIM_LOCK)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -248,7 +248,7 @@ def test_four_workers_make_exactly_the_budget(victims: Victims, small_study: Pat
     assert "locked" not in victims.output(tmp_path)
 
 
-@pytest.mark.parametrize("start", range(20))
+@pytest.mark.parametrize("start", range(8))
 def test_fresh_stores_are_made_by_four_at_once(victims: Victims, small_study: Path, tmp_path: Path, start: int) -> None:
     workers = [victims.start(tmp_path, [small_study, "--store", "s"], only_open=True) for _ in range(4)]
     assert [victims.wait(pid) for pid in workers] == [0] * 4, victims.output(tmp_path)
