@@ -151,6 +151,7 @@ def seeds_needed(
     variance, degrees_of_freedom = _variance(parts, candidates[:, None])
     critical = -stdtrit(degrees_of_freedom, ALPHA / family / 2)
     powers = 1 - nctdtr(degrees_of_freedom, abs(parts.value) / np.sqrt(variance), critical)
+    powers = np.where(np.isnan(powers), 1.0, powers)  # SciPy gives up where the difference is many standard errors
     enough = np.flatnonzero(powers >= power)
     return int(candidates[enough[0]]) if enough.size else None
 

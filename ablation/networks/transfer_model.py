@@ -14,6 +14,7 @@ from ablation.base.device import autocast
 from ablation.base.seeds import generator
 from ablation.networks.blocks import build_blocks, feature_shape, initialise_blocks
 from ablation.networks.weights import Weights
+from ablation.spec.architectures import is_custom
 from ablation.spec.parameters import HeadPool
 
 
@@ -30,6 +31,8 @@ class TransferModel(nn.Module):
     """Names of the K logits; set on a model that was loaded from a run."""
     frozen_blocks: int
     """Number of leading blocks that training does not change."""
+    is_custom: bool
+    """Whether its blocks are a user's code."""
     image_size: int
     """Height and width in pixels of its images; set on a model that was loaded from a run."""
     input_mean: list[float]
@@ -41,6 +44,7 @@ class TransferModel(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.frozen_blocks = 0
+        self.is_custom = False
         self.blocks = blocks
         self.pool = pool
         self.register_buffer("feature_mean_D", torch.zeros(features))
@@ -74,7 +78,9 @@ def build_model(
     channels, side, _ = feature_shape(backbone, truncate_at, image_size)
     pooled_side = side if head_pool == "flatten" else min(head_pool, side)
     blocks = build_blocks(backbone, truncate_at)
-    return TransferModel(blocks, build_pool(side, head_pool), channels * pooled_side**2, head_width, num_classes)
+    model = TransferModel(blocks, build_pool(side, head_pool), channels * pooled_side**2, head_width, num_classes)
+    model.is_custom = is_custom(backbone)
+    return model
 
 
 def build_pool(side: int, head_pool: HeadPool) -> nn.Module:

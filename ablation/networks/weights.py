@@ -136,7 +136,9 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
             f"backbone.weights: {path}: corrupt, or holds pickled code, which is not run; "
             "save only the tensors, with torch.save(model.state_dict(), ...)"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except KeyError:  # of a byte that begins no pickle: its number is the message
+        raise InputError(f"backbone.weights: {path}: not a file that torch.save wrote") from None
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise InputError(f"backbone.weights: {path}: cannot be read: {first_line(error)}") from None
     if isinstance(state, dict):  # perhaps a checkpoint of a training script
         state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), dict)), state)

@@ -154,7 +154,7 @@ class StudySpec(Strict):
     epochs: int = Field(ge=1)
     seed: int = Field(0, ge=0, description="Every random number of the study derives from it.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on CUDA if the device supports it, else float32."
+        "auto", description="auto: bfloat16 on CUDA (float16 on an older GPU), else float32."
     )
     compile: Literal["none", "default"] = Field(
         "none", description="Mode of torch.compile for the training step, compiled once per network shape."

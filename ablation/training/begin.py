@@ -84,6 +84,7 @@ class Training:
         for group, saved in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
             saved |= {key: group[key] for key in KINDS_OF_KERNEL if key in group}
         self.optimizer.load_state_dict(state["optimizer"])
+        _fill_momenta(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.devices = state["devices"]
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
@@ -157,11 +158,21 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], device: torch.device
     if name == "adamw":
         return torch.optim.AdamW(groups, fused=fused, capturable=fused)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=fused)
-    if fused:
-        # Else the first step makes them of uninitialised memory, and does not fill them where float16 overflows in it.
-        for parameter in (parameter for group in groups for parameter in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    _fill_momenta(optimizer)
     return optimizer
+
+
+def _fill_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Let momenta that do not exist yet start at zero, where kernels are fused.
+
+    Otherwise the first step makes them of uninitialised memory, and does not fill them where float16 overflows in it.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["fused"] else []:
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def calibration_sample(images: int) -> torch.Tensor:

@@ -142,6 +142,8 @@ class FeatureCache:
         mirrored = self._features(images, frozen, mirror=True) if augmentation == "flip" else None
         if plain is None or (augmentation == "flip" and mirrored is None):
             return image_source
+        if mirrored is not None and mirrored.device != plain.device:  # the device has room for one of them only
+            plain, mirrored = plain.cpu(), mirrored.cpu()
         return FeatureSource(plain, mirrored, images.labels_N, frozen.blocks, image_source.batch_size)
 
     def release_device(self) -> bool:

@@ -27,6 +27,17 @@ FEWEST_REPLAYS = 50  # of a graph, whose capture takes about as long as so many 
 logger = logging.getLogger(__name__)
 
 
+def may_capture(
+    device: torch.device, rows_device: torch.device, settings: TrainingSettings, *, is_custom: bool
+) -> bool:
+    """Return whether a step may be captured in a CUDA graph.
+
+    Not where `torch.compile` has graphs of its own, nor where the rows are in the host's memory, which a graph cannot
+    read. Nor with a custom backbone: its code may do something else in each call, such as draw from Python's generator.
+    """
+    return device.type == "cuda" and rows_device == device and settings.compile == "none" and not is_custom
+
+
 class TrainingStep:
     """The step of a training: `begin_epoch`, then `run` for each batch.
 
@@ -49,8 +60,7 @@ class TrainingStep:
         self._steps_made = torch.zeros((), dtype=torch.int64, device=self._rates_device)
         self._epoch: EpochOrder | None = None
         self._rates_S: torch.Tensor | None = None
-        # `torch.compile` has graphs of its own, and rows in the host's memory cannot be read by a graph.
-        self._may_capture = self.device.type == "cuda" and settings.compile == "none" and source.device == self.device
+        self._may_capture = may_capture(self.device, source.device, settings, is_custom=training.model.is_custom)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._graph_batch = self._eager_steps = 0
         self._head_alone: bool | None = None
@@ -102,6 +112,8 @@ class TrainingStep:
                 self._step(self._images_read + torch.arange(batch, device=self.device))
         except RuntimeError as error:  # something that a graph cannot do, or no memory left for it
             self._may_capture = False
+            self.scaler._per_optimizer_states.clear()  # of the step that was not made
+            self.optimizer.zero_grad(set_to_none=True)
             logger.warning("trains without CUDA graphs, which is slower: %s", first_line(error))
             return
         self._graph, self._graph_batch = graph, batch

@@ -381,3 +381,14 @@ def test_no_smallest_difference_without_two_seeds_and_images() -> None:
     assumed = Assumed(seed_sd=0.005, same_arm=0.09, other_arm=0.122)
     assert smallest_difference(1, assumed, seeds=1, images=1000, family=1) is None
     assert smallest_difference(1, assumed, seeds=5, images=1, family=1) is None
+
+
+@pytest.mark.parametrize("seed", [21, 23, 25])
+def test_a_difference_of_many_standard_errors_needs_two_seeds(seed: int) -> None:
+    """There, SciPy's distribution function returns NaN for some arguments."""
+    random = np.random.default_rng(seed)
+    base = random.random(1000) < 0.99
+    first = np.array([base ^ (random.random(1000) < 0.002) for _ in range(3)])
+    missed = random.random(1000) < 0.35 + seed * 0.01
+    second = np.array([(base & ~missed) ^ (random.random(1000) < 0.002) for _ in range(3)])
+    assert seeds_needed(DIFFERENCE, {"a": first, "b": second}, family=6) == 2

@@ -155,3 +155,9 @@ def test_a_file_placed_by_hand_is_read_without_running_code(monkeypatch: pytest.
     cached.write_text("<html>404</html>")
     with pytest.raises(InputError, match="corrupt, or holds pickled code"):
         read_weights("vgg16", "imagenet")
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_text("junk text here")
+    with pytest.raises(InputError, match=r"w\.pth: not a file that torch\.save wrote$"):
+        read_weights("vgg16", str(tmp_path / "w.pth"))

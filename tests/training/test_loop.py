@@ -267,6 +267,8 @@ def test_tensors_of_another_model_are_refused() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_training_is_close_and_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The compiler imports setuptools, which refuses a distutils that another test of this process imported before.
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
     counters.clear()
     eager = run(training(), epochs=2)
     for seed in (5, 6):  # another trial of the same shape

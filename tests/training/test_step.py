@@ -1,5 +1,6 @@
 """The training step beside a loop that reads as a textbook has it: on the CPU in float32 they agree to the bit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import build_model, initialise
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
-from ablation.training.begin import Training, TrainingSettings, begin_training, make_optimizer, set_training_mode
+from ablation.training.begin import (
+    Training,
+    TrainingSettings,
+    _fill_momenta,
+    begin_training,
+    make_optimizer,
+    set_training_mode,
+)
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import lr_factor, train
 
@@ -145,4 +153,23 @@ def test_momentum_starts_at_zero_where_kernels_are_fused(monkeypatch: pytest.Mon
     parameter = torch.nn.Parameter(torch.ones(3))
     groups: list[dict[str, Any]] = [{"params": [parameter], "peak_lr": 0.1, "weight_decay": 0.0}]
     optimizer = make_optimizer("sgd", groups, torch.device("cuda"))
+    assert optimizer.state[parameter]["momentum_buffer"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_what_may_be_captured() -> None:
+    """A custom backbone's code may do something else in each call; a graph would repeat one of them."""
+    settings, gpu = TrainingSettings(2, 16, 5, "float32"), torch.device("cuda:0")
+    assert step.may_capture(gpu, gpu, settings, is_custom=False)
+    assert not step.may_capture(gpu, gpu, settings, is_custom=True)
+    assert not step.may_capture(gpu, CPU, settings, is_custom=False)
+    assert not step.may_capture(CPU, CPU, settings, is_custom=False)
+    assert not step.may_capture(gpu, gpu, replace(settings, compile="default"), is_custom=False)
+
+
+def test_momenta_that_a_checkpoint_lacks_start_at_zero() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    groups: list[dict[str, Any]] = [{"params": [parameter], "peak_lr": 0.1, "weight_decay": 0.0}]
+    optimizer = make_optimizer("sgd", groups, torch.device("cuda"))
+    optimizer.state.clear()
+    _fill_momenta(optimizer)
     assert optimizer.state[parameter]["momentum_buffer"].tolist() == [0.0, 0.0, 0.0]
