@@ -167,9 +167,9 @@ class _SourceFinder:
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return where a module is, None if no finder knows it."""
         for finder in list(sys.meta_path):
-            find_spec = getattr(finder, "find_spec", None)  # Python passes over finders without it, too
-            is_usable = finder is not cls and find_spec is not None
-            spec: ModuleSpec | None = find_spec(name, path, target) if is_usable else None
+            if finder is cls or not hasattr(finder, "find_spec"):  # Python passes over finders without it, too
+                continue
+            spec = finder.find_spec(name, path, target)
             if spec is not None:
                 _compile_from_source(spec)
                 return spec
