@@ -1,26 +1,59 @@
-"""The cache of decoded images: one file per image folder, size and subset, all of them below a limit."""
+"""The cache of decoded images: one file per set of image files, size and subset, all of them below a limit.
 
+The files are in the format of safetensors. Sets that do not fit into memory are decoded straight into their file and
+read through memory maps of it; such a file may exceed the limit, and is not deleted while it is in use.
+"""
+
+import json
 import logging
 import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from ablation.base.disk_cache import files_to_evict
+from ablation.base.disk_cache import KEPT_FREE, files_to_evict, is_in_use, mark_in_use
 from ablation.base.errors import InputError
+from ablation.base.files import replacing
+from ablation.data.decoding import FULL_SIZE_VERSION, in_memory
 from ablation.storage.locks import file_lock
 
-# Version of the decoding. Raise it to invalidate all decoded images; their files are then deleted.
-DECODING_VERSION = 3
-UNNAMED_VERSION = 3  # the latest version whose files do not name it
+UNNAMED_VERSION = 3  # the latest version of the decoding whose files do not name it
+OLDEST_VERSION = FULL_SIZE_VERSION  # of those that a study may still need
 DEFAULT_LIMIT = 10  # GB
+LOCK_SECONDS = 10  # to wait for a process that decodes a set into its file, before images are not cached
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Images that are decoded unless the cache has them.
+
+    Attributes:
+        name: identifies their file.
+        fingerprint: changes with the images and with their decoding.
+        version: of the decoding.
+        shapes: array name -> shape NHWC.
+        decode: yields the images of an array in order, uint8 HWC; raises InputError for unreadable ones.
+    """
+
+    name: str
+    fingerprint: str
+    version: int
+    shapes: Mapping[str, tuple[int, ...]]
+    decode: Callable[[str], Iterator[np.ndarray]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pixels."""
+        return sum(map(math.prod, self.shapes.values()))
 
 
 def cache_folder() -> Path | None:
@@ -55,81 +88,173 @@ def cache_limit() -> int:
     return round(limit * 1e9)
 
 
-def decoded_once(name: str, fingerprint: str, decode: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the pixels that `decode` returns, from a cache file where it has the same fingerprint.
+def read_decoded(images: DecodedImages) -> dict[str, np.ndarray]:
+    """Return pixels in memory, by array name.
 
     Without a cache (no folder, no room, a disk that cannot be written), the next process decodes again.
 
-    Args:
-        name: identifies the cache file.
-        fingerprint: changes with the images and with their decoding.
-        decode: returns arrays by name.
-
     Raises:
-        InputError: see `cache_limit`; or from `decode`.
+        InputError: see `cache_limit`; or from decoding.
     """
     folder, limit = cache_folder(), cache_limit()
-    if folder is None:
-        return decode()
-    file = folder / f"imagefolder-{name}.safetensors"
-    cached = _read(file, fingerprint)
-    if cached is not None:
-        return cached
-    pixels = decode()
-    with suppress(OSError, SafetensorError, NotImplementedError):  # the last: a file system without locks
-        _store(file, fingerprint, pixels, limit)
+    file = None if folder is None else _file(folder, images)
+    if file is not None and _is_of(file, images):
+        with suppress(OSError, SafetensorError), safe_open(file, framework="numpy") as cached:
+            return {name: cached.get_tensor(name) for name in images.shapes}
+    pixels = {name: in_memory(images.decode(name), shape) for name, shape in images.shapes.items()}
+    if file is not None:
+        with suppress(OSError, NotImplementedError), _locked(file.parent, timeout=LOCK_SECONDS):
+            if _make_room(file, images.size, limit):
+                _write(file, images, pixels.values())
+            else:
+                logger.warning(
+                    "%.1f GB of decoded images are not cached, so that every start decodes them again: the limit is "
+                    "%g GB (ABLATION_CACHE_LIMIT), or the disk of %s is full",
+                    images.size / 1e9, limit / 1e9, file.parent
+                )  # fmt: skip
     return pixels
 
 
-def _read(file: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
-    """Return the pixels of a cache file; None if it is missing, damaged or has another fingerprint."""
+def map_decoded(images: DecodedImages) -> dict[str, np.memmap]:
+    """Return read-only memory maps of pixels by array name; they are decoded straight into the file if necessary.
+
+    Raises:
+        InputError: the disk has no room, or cannot be written; see `cache_limit`; or from decoding.
+    """
+    folder, limit = _needed_folder(images.size), cache_limit()
+    file = _file(folder, images)
+    try:
+        with _locked(folder, timeout=-1):
+            if not _is_of(file, images):
+                if not _make_room(file, images.size, limit if images.size <= limit else sys.maxsize):
+                    raise InputError(_no_room(images.size, folder))
+                _write(file, images, (image for name in images.shapes for image in images.decode(name)))
+            return _memory_maps(file)
+    except (OSError, NotImplementedError) as error:  # the last: a file system without locks
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"ABLATION_CACHE: {folder} cannot take {_decoded_size(images.size)} ({reason})") from None
+
+
+def check_room(size: int) -> None:
+    """Refuse decoded images of `size` bytes, which do not fit into memory, if the disk of the cache has no room either.
+
+    Raises:
+        InputError: says how much room the images need.
+    """
+    folder = _needed_folder(size)
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    files = [file for file in folder.glob("imagefolder-*") if not is_in_use(file)]
+    if shutil.disk_usage(place).free + sum(file.stat().st_size for file in files) < size + KEPT_FREE:
+        raise InputError(_no_room(size, folder))
+
+
+def _needed_folder(size: int) -> Path:
+    folder = cache_folder()
+    if folder is None:
+        raise InputError(f"ABLATION_CACHE: must name a folder on a disk with room for {_decoded_size(size)}")
+    return folder
+
+
+def _decoded_size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB of decoded images, which do not fit into memory"
+
+
+def _no_room(size: int, folder: Path) -> str:
+    return (
+        f"data: {_decoded_size(size)}, do not fit on the disk of {folder} either; set ABLATION_CACHE to a folder on "
+        "another disk, set data.limit, or make data.image_size smaller"
+    )
+
+
+def _file(folder: Path, images: DecodedImages) -> Path:
+    return folder / f"imagefolder-{images.name}.safetensors"
+
+
+def _is_of(file: Path, images: DecodedImages) -> bool:
+    """Return whether a cache file is there, undamaged and of these images, and record its use."""
     try:
         with safe_open(file, framework="numpy") as cached:
-            if (cached.metadata() or {})["fingerprint"] != fingerprint:
-                return None
-            pixels = {name: cached.get_tensor(name) for name in cached.keys()}  # noqa: SIM118 - it is not a dict
-    except (OSError, SafetensorError, KeyError):
-        return None
-    with suppress(OSError):  # the file may be another user's
-        os.utime(file)  # records the use
-    return pixels
+            is_same = (cached.metadata() or {}).get("fingerprint") == images.fingerprint
+    except (OSError, SafetensorError):
+        return False
+    if is_same:
+        with suppress(OSError):  # the file may be another user's
+            os.utime(file)
+    return is_same
 
 
-def _store(file: Path, fingerprint: str, pixels: dict[str, np.ndarray], limit: int) -> None:
-    """Write a cache file, after deleting useless files and, if it needs their room, the least recently used."""
-    folder = file.parent
+def _memory_maps(file: Path) -> dict[str, np.memmap]:
+    """Return memory maps of the arrays in a valid safetensors file, which is in use until all of them are gone."""
+    with file.open("rb") as opened:
+        mark_in_use(opened)
+        header_size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(header_size))
+        start = 8 + header_size
+        return {
+            name: np.memmap(opened, np.uint8, "r", start + about["data_offsets"][0], tuple(about["shape"]))
+            for name, about in header.items()
+            if name != "__metadata__"
+        }
+
+
+def _write(file: Path, images: DecodedImages, parts: Iterable[np.ndarray]) -> None:
+    """Write a cache file, a part of its pixels after the other; unless all are there, there is no file."""
+    metadata = {"fingerprint": images.fingerprint, "version": str(images.version)}
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, shape in images.shapes.items():
+        start, end = end, end + math.prod(shape)
+        header[name] = {"dtype": "U8", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format asks for alignment
+    with replacing(file) as unfinished, unfinished.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        for part in parts:
+            opened.write(np.ascontiguousarray(part).data)
+
+
+@contextmanager
+def _locked(folder: Path, timeout: float) -> Iterator[None]:
+    """Hold the lock of the cache, which a process holds that writes a file or deletes one.
+
+    Raises:
+        OSError: the folder cannot be written; or TimeoutError after this many seconds, never with -1.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder / "lock"):  # nobody else writes, so unfinished files are those of crashed writers
+    with file_lock(folder / "lock").acquire(timeout=timeout):
         with suppress(OSError):
             (folder / "lock").chmod(0o666)  # several users may share the folder
-        for other in [*folder.glob("imagefolder-*.tmp"), *folder.glob("imagefolder-*.safetensors")]:
-            if other == file or other.suffix == ".tmp" or _is_useless(other):
-                with suppress(OSError):  # on Windows, while another process reads it
-                    other.unlink()
-        last_used = {other: other.stat().st_mtime for other in folder.glob("imagefolder-*.safetensors")}
-        size = sum(array.nbytes for array in pixels.values())
-        evicted = files_to_evict(folder, last_used, size, limit)
-        if evicted is None:
-            logger.warning(
-                "%.1f GB of decoded images are not cached, so that every start decodes them again: the limit is %g GB "
-                "(ABLATION_CACHE_LIMIT), or the disk of %s is full", size / 1e9, limit / 1e9, folder
-            )  # fmt: skip
-            return
-        for other in evicted:
-            other.unlink()
-        unfinished = file.with_suffix(".tmp")
-        try:
-            save_file(pixels, unfinished, {"fingerprint": fingerprint, "version": str(DECODING_VERSION)})
-            unfinished.replace(file)
-        finally:
-            unfinished.unlink(missing_ok=True)  # a full disk needs the room
+        yield
+
+
+def _make_room(file: Path, size: int, limit: int) -> bool:
+    """Delete useless files and, if a new one needs their room, the least recently used; return whether it has room.
+
+    Files in use are neither deleted nor counted. One that exceeds the limit goes first once it is not in use.
+    """
+    folder = file.parent
+    others = []
+    for other in folder.glob("imagefolder-*"):
+        if other != file and is_in_use(other):
+            continue
+        if other == file or other.suffix == ".tmp" or _is_useless(other):  # nobody else writes: its writer has crashed
+            with suppress(OSError):  # on Windows, while another process reads it
+                other.unlink()
+        else:
+            others.append(other)
+    status = {other: other.stat() for other in others}
+    last_used = {other: 0 if status[other].st_size > limit else status[other].st_mtime for other in others}
+    evicted = files_to_evict(folder, last_used, size, limit)
+    for other in evicted or []:
+        other.unlink()
+    return evicted is not None
 
 
 def _is_useless(file: Path) -> bool:
-    """Return whether a cache file is damaged, or of an older version of the decoding."""
+    """Return whether a cache file is damaged, or of a version of the decoding that no study needs."""
     try:
         with safe_open(file, framework="numpy") as cached:
-            return int((cached.metadata() or {}).get("version", UNNAMED_VERSION)) < DECODING_VERSION
+            return int((cached.metadata() or {}).get("version", UNNAMED_VERSION)) < OLDEST_VERSION
     except (SafetensorError, ValueError):
         return True
     except OSError:  # another user's, which may be fine

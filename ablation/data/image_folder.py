@@ -1,31 +1,26 @@
-"""Image folders: listed, and decoded once."""
+"""Image folders: which images they hold, of which split and class."""
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from sklearn.model_selection import train_test_split
 
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import plural
-from ablation.data.decoding import SUFFIXES, TEST_FRACTION, ImageListing, TrackProgress, decode_images
-from ablation.data.image_cache import DECODING_VERSION, decoded_once
+from ablation.data.decoding import SUFFIXES, TEST_FRACTION, ImageListing
+from ablation.data.image_files import File, file_readers
 from ablation.spec.files import check_image_root
-from ablation.spec.study import Data
+from ablation.spec.tables import Data
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")
 
-File = tuple[str, os.stat_result]  # path and status
 
-
-def image_folder_listing(data: Data) -> ImageListing:
-    """List train/<class>/* and test/<class>/*, whose pixels are read from the cache once they have been decoded."""
+def image_folder_listing(data: Data, version: int) -> ImageListing:
+    """List train/<class>/* and test/<class>/*, see `list_imagefolder`."""
     root = expand(str(data.root)).resolve()
     splits = list_imagefolder(root)
     classes = sorted(splits["train"])
@@ -33,30 +28,8 @@ def image_folder_listing(data: Data) -> ImageListing:
     labels = {
         split: np.repeat(np.arange(len(classes)), [len(splits[split][name]) for name in classes]) for split in files
     }
-
-    def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
-        chosen = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
-
-        def decode() -> dict[str, np.ndarray]:
-            paths = {split: [path for path, _ in chosen[split]] for split in chosen}
-            return {
-                split: decode_images(
-                    paths[split], partial(_open, paths[split]), data.image_size, track, f"Decoding {split} images"
-                )
-                for split in chosen
-            }
-
-        fingerprint = hashlib.sha256(f"{DECODING_VERSION}\0{data.image_size}".encode())
-        for split_files in chosen.values():
-            for path, status in split_files:
-                fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        subset = "" if data.limit is None else hashlib.sha256(train_N.tobytes()).hexdigest()  # differs between seeds
-        identity = f"{root}\0{data.image_size}\0{data.classes}\0{subset}"
-        name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        pixels = decoded_once(name, fingerprint.hexdigest(), decode)
-        return pixels["train"], pixels["test"]
-
-    return ImageListing(labels["train"], labels["test"], classes, data.image_size, read)
+    read, map_ = file_readers(files, data, root, version)
+    return ImageListing(labels["train"], labels["test"], classes, data.image_size, read, map_, version)
 
 
 def list_imagefolder(root: Path) -> dict[str, dict[str, list[File]]]:
@@ -154,7 +127,3 @@ def _split_classes(root: Path, files: dict[str, list[File]]) -> dict[str, dict[s
         for split, numbers in (("train", train), ("test", test)):
             splits[split][name] = [class_files[number] for number in sorted(numbers)]
     return splits
-
-
-def _open(paths: list[str], number: int) -> PIL.Image.Image:
-    return PIL.Image.open(paths[number])

@@ -4,7 +4,7 @@ Legend: N images, C channels (3, RGB), H and W pixels, K classes.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -15,10 +15,19 @@ from ablation.base.errors import InputError
 from ablation.base.machine import available_memory
 from ablation.base.seeds import named_seed
 from ablation.base.text import plural
-from ablation.data.decoding import TEST_FRACTION, ImageListing, TrackProgress, fit_image, untracked
+from ablation.data.decoding import (
+    DECODING_VERSION,
+    TEST_FRACTION,
+    ImageListing,
+    ReadImages,
+    TrackProgress,
+    fit_image,
+    untracked,
+)
+from ablation.data.image_cache import check_room
 from ablation.data.image_folder import image_folder_listing
 from ablation.data.torchvision_sets import SETS, torchvision_listing
-from ablation.spec.study import Data
+from ablation.spec.tables import Data
 
 # Training images in a process's memory at the peak: decoded, chosen by the split, and reordered for the device.
 COPIES = 3
@@ -27,7 +36,17 @@ SHARE_OF_MEMORY = 0.9  # of the free memory, for images
 
 @dataclass(frozen=True)
 class ImageSet:
-    """All images of a source: uint8 NHWC, labels int64 N; `digest` is the SHA-256 of pixels, labels and classes."""
+    """All images of a source.
+
+    Attributes:
+        train_images_NHWC: uint8; a memory map (`np.memmap`) where the images do not fit into memory.
+        train_labels_N: int64.
+        test_images_NHWC: as the training images.
+        test_labels_N: int64.
+        classes: the class names, by label.
+        digest: the SHA-256 of pixels, labels and classes.
+        decoding: version of the decoding, for sources whose pixels depend on it.
+    """
 
     train_images_NHWC: np.ndarray
     train_labels_N: np.ndarray
@@ -35,6 +54,7 @@ class ImageSet:
     test_labels_N: np.ndarray
     classes: list[str]
     digest: str
+    decoding: int | None = None
 
 
 def load_images(data: Data) -> ImageSet:
@@ -49,7 +69,12 @@ def load_images(data: Data) -> ImageSet:
 
 
 def load_split(
-    data: Data, seed: int, *, track: TrackProgress = untracked, processes: int = 1
+    data: Data,
+    seed: int,
+    *,
+    track: TrackProgress = untracked,
+    processes: int = 1,
+    decoding: int = DECODING_VERSION,
 ) -> tuple[ImageSet, "Split"]:
     """Read the images of a study, without those that `data.limit` leaves out, and split the training images.
 
@@ -58,11 +83,12 @@ def load_split(
         seed: see `split_seed`.
         track: shows the progress of decoding.
         processes: see `check_memory`.
+        decoding: version of the decoding: the one with which the study began.
 
     Raises:
         InputError: as `load_images` and `split_train_val`.
     """
-    listing = _list_images(data)
+    listing = _list_images(data, decoding)
     split = _split(data, listing, seed)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
     images = _read_images(listing, kept_N, track, processes)
@@ -70,13 +96,17 @@ def load_split(
 
 
 def check_split(data: Data, seed: int) -> None:
-    """Refuse images that cannot be split, or do not fit into memory, without reading them; see `load_split`.
+    """Refuse images that cannot be split, or do not fit into memory or on the disk, without reading them.
 
     Only for images that are on this machine: others would be downloaded.
     """
     listing = _list_images(data)
     split = _split(data, listing, seed)
-    check_memory(listing.side, len(split.train_N) + len(split.val_N), len(listing.test_labels_N))
+    train, test = len(split.train_N) + len(split.val_N), len(listing.test_labels_N)
+    if listing.map is None:
+        check_memory(listing.side, train, test)
+    elif not _fit_into_memory(listing.side, train, test):
+        check_room(3 * listing.side**2 * (train + test))
 
 
 def _split(data: Data, listing: ImageListing, seed: int) -> "Split":
@@ -90,10 +120,10 @@ def _split(data: Data, listing: ImageListing, seed: int) -> "Split":
     return split_train_val(listing.train_labels_N, data.val_fraction, data.limit, seed)
 
 
-def _list_images(data: Data) -> ImageListing:
+def _list_images(data: Data, decoding: int = DECODING_VERSION) -> ImageListing:
     """List the images of the classes that a study asks for, with labels from 0 in the order of `data.classes`."""
     list_source = {"imagefolder": image_folder_listing, "digits": _digits_listing}.get(data.source, torchvision_listing)
-    listing = list_source(data)
+    listing = list_source(data, decoding)
     if data.classes is None:
         return listing
     unknown = [name for name in data.classes if name not in listing.classes]
@@ -107,26 +137,43 @@ def _list_images(data: Data) -> ImageListing:
         np.array([numbers.index(label) for label in labels], np.int64)
         for labels in (listing.train_labels_N[train_N], listing.test_labels_N[test_N])
     )
-    return ImageListing(
-        train_labels_N,
-        test_labels_N,
-        list(data.classes),
-        listing.side,
-        lambda train, test, track: listing.read(train_N[train], test_N[test], track),
+
+    def chosen(read: ReadImages) -> ReadImages:
+        return lambda train, test, track: read(train_N[train], test_N[test], track)
+
+    return replace(
+        listing,
+        train_labels_N=train_labels_N,
+        test_labels_N=test_labels_N,
+        classes=list(data.classes),
+        read=chosen(listing.read),
+        map=None if listing.map is None else chosen(listing.map),
     )
 
 
 def _read_images(listing: ImageListing, train_N: np.ndarray, track: TrackProgress, processes: int) -> ImageSet:
-    """Read some of the training images, and all test images, if they fit into memory."""
+    """Read some of the training images, and all test images, through a memory map if they do not fit into memory."""
     test_N = np.arange(len(listing.test_labels_N))
-    check_memory(listing.side, len(train_N), len(test_N), processes)
-    train_images, test_images = listing.read(train_N, test_N, track)
+    read = listing.read
+    if not _fit_into_memory(listing.side, len(train_N), len(test_N), processes) and listing.map is not None:
+        read = listing.map
+    else:
+        check_memory(listing.side, len(train_N), len(test_N), processes)
+    train_images, test_images = read(train_N, test_N, track)
     train_labels, test_labels = listing.train_labels_N[train_N], listing.test_labels_N
     digest = hashlib.sha256("\0".join(listing.classes).encode())
     for array in (train_images, train_labels, test_images, test_labels):
         digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return ImageSet(train_images, train_labels, test_images, test_labels, listing.classes, digest.hexdigest())
+        for start in range(0, len(array), 4096):  # so that Ctrl-C need not wait for the end
+            digest.update(np.ascontiguousarray(array[start : start + 4096]).data)
+    return ImageSet(
+        train_images, train_labels, test_images, test_labels, listing.classes, digest.hexdigest(), listing.decoding
+    )
+
+
+def _fit_into_memory(side: int, train: int, test: int, processes: int = 1) -> bool:
+    """Return whether images fit into the free memory of this machine, see `check_memory`."""
+    return (COPIES * train + test) * 3 * side**2 * processes <= SHARE_OF_MEMORY * available_memory()
 
 
 def check_memory(side: int, train: int, test: int, processes: int = 1) -> None:
@@ -144,10 +191,10 @@ def check_memory(side: int, train: int, test: int, processes: int = 1) -> None:
     Raises:
         InputError: says how much memory the images need, and which `data.limit` would fit.
     """
+    if _fit_into_memory(side, train, test, processes):
+        return
     image = 3 * side**2 * processes  # bytes of one image in all processes
     needed, free = (COPIES * train + test) * image, available_memory()
-    if needed <= SHARE_OF_MEMORY * free:
-        return
     limit = max(0, int((SHARE_OF_MEMORY * free / image - test) / COPIES))
     limit -= limit % 10 ** max(0, len(str(limit)) - 2)  # two digits say enough
     fitting = f"set data.limit = {limit}" if limit >= 2 else "the test images alone are too many: delete some"
@@ -183,7 +230,7 @@ def measure_data(data: Data) -> DataSize:
     return DataSize(classes, min(train, data.limit or train), test)
 
 
-def _digits_listing(data: Data) -> ImageListing:
+def _digits_listing(data: Data, decoding: int) -> ImageListing:
     digits = load_digits()
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=0)

@@ -2,32 +2,44 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torchvision
-from PIL.Image import Image
 
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line
-from ablation.data.decoding import ImageListing, TrackProgress, decode_images
-from ablation.spec.study import Data
+from ablation.data.decoding import (
+    FULL_SIZE_VERSION,
+    ImageListing,
+    TrackProgress,
+    decode_images,
+    fit_image,
+    in_memory,
+)
+from ablation.data.image_files import file_readers, file_status
+from ablation.spec.tables import Data
 
 
-def torchvision_listing(data: Data) -> ImageListing:
+def torchvision_listing(data: Data, version: int) -> ImageListing:
     """List one of torchvision's sets; pixels of one size stay as they are, others are fitted to `image_size`.
+
+    Args:
+        data: the study's `[data]`.
+        version: of the decoding, for sets whose files are decoded here.
 
     Raises:
         InputError: the set is missing or damaged, and cannot be downloaded.
     """
     known = SETS[data.source]
     root = expand(data.root or "data")
+    gives_files = known.gives_files and version > FULL_SIZE_VERSION
     existed = root.exists()
     try:
-        train, test = open_set(known, root)
+        train, test = open_set(known, root, gives_files=gives_files)
     except (OSError, RuntimeError) as error:
         fault, checksum = _missing(known, root)
         raise InputError(
@@ -47,13 +59,21 @@ def torchvision_listing(data: Data) -> ImageListing:
 
     labels = [label for part in train for label in labels_of(part)]
     side = len(train[0].data[0][0]) if hasattr(train[0], "data") else data.image_size
-    return ImageListing(
+    listing = ImageListing(
         np.array(labels, np.int64),
         np.array(labels_of(test), np.int64),
         class_names(train[0], known.classes),
         side,
         read,
     )
+    if not gives_files:
+        return listing
+    files = {
+        split: [file_status(part[number][0]) for part in parts for number in range(len(part))]
+        for split, parts in (("train", train), ("test", [test]))
+    }
+    read_files, map_files = file_readers(files, data, root.resolve() / data.source, version)
+    return replace(listing, read=read_files, map=map_files, decoding=version)
 
 
 def _missing(known: "TorchvisionSet", root: Path) -> tuple[str, str]:
@@ -73,11 +93,12 @@ def _pixels(parts: Sequence[Any], chosen_N: np.ndarray, data: Data, track: Track
     places = [(part, number) for part in parts for number in range(len(part))]  # files of many sizes
     names = [f"{data.source}, {kind} {number}" for number in chosen_N]
 
-    def open_image(number: int) -> Image:
+    def decode(number: int) -> np.ndarray:
         part, number_there = places[chosen_N[number]]
-        return cast(Image, part[number_there][0])
+        return fit_image(part[number_there][0], data.image_size)  # torchvision has decoded it at full size
 
-    return decode_images(names, open_image, data.image_size, track, f"Decoding {kind}s")
+    images = decode_images(names, decode, track, f"Decoding {kind}s")
+    return in_memory(images, (len(names), data.image_size, data.image_size, 3))
 
 
 def _channels_last(array: Any) -> np.ndarray:
@@ -100,6 +121,7 @@ class TorchvisionSet:
         classes: number of classes.
         train_images: number of training images.
         test_images: number of test images.
+        gives_files: whether the class can be asked for the files of its images, by its argument `loader`.
     """
 
     name: str
@@ -108,6 +130,7 @@ class TorchvisionSet:
     classes: int
     train_images: int
     test_images: int
+    gives_files: bool = False
 
 
 _TRAIN, _TEST = ({"train": True},), {"train": False}
@@ -122,18 +145,23 @@ SETS: dict[str, TorchvisionSet] = {
     "kmnist": TorchvisionSet("KMNIST", _TRAIN, _TEST, 10, 60_000, 10_000),
     "svhn": TorchvisionSet("SVHN", _SPLIT, _TEST_SPLIT, 10, 73_257, 26_032),
     "stl10": TorchvisionSet("STL10", _SPLIT, _TEST_SPLIT, 10, 5_000, 8_000),
-    "flowers102": TorchvisionSet("Flowers102", _WITH_VAL, _TEST_SPLIT, 102, 2_040, 6_149),
+    "flowers102": TorchvisionSet("Flowers102", _WITH_VAL, _TEST_SPLIT, 102, 2_040, 6_149, True),
     "oxford_pets": TorchvisionSet("OxfordIIITPet", ({"split": "trainval"},), _TEST_SPLIT, 37, 3_680, 3_669),
-    "dtd": TorchvisionSet("DTD", _WITH_VAL, _TEST_SPLIT, 47, 3_760, 1_880),
-    "food101": TorchvisionSet("Food101", _SPLIT, _TEST_SPLIT, 101, 75_750, 25_250),
+    "dtd": TorchvisionSet("DTD", _WITH_VAL, _TEST_SPLIT, 47, 3_760, 1_880, True),
+    "food101": TorchvisionSet("Food101", _SPLIT, _TEST_SPLIT, 101, 75_750, 25_250, True),
 }
 
 # Height and width in pixels of the sets whose images all have one size; they are not resized.
 SIDES = {"cifar10": 32, "cifar100": 32, "mnist": 28, "fashion_mnist": 28, "kmnist": 28, "svhn": 32, "stl10": 96}
 
 
-def open_set(known: TorchvisionSet, root: Path) -> tuple[list[Any], Any]:
+def open_set(known: TorchvisionSet, root: Path, *, gives_files: bool) -> tuple[list[Any], Any]:
     """Open a data set in a folder, and download it first if the folder does not have it.
+
+    Args:
+        known: the set.
+        root: the folder.
+        gives_files: whether the set's items are the paths of the images, not the images.
 
     Returns:
         torchvision's data sets of the training images, and the one of the test images.
@@ -142,8 +170,9 @@ def open_set(known: TorchvisionSet, root: Path) -> tuple[list[Any], Any]:
         OSError: the download failed, or the files are damaged; torchvision may raise RuntimeError instead.
     """
     dataset = getattr(torchvision.datasets, known.name)
-    train = [dataset(root, download=True, **arguments) for arguments in known.train]
-    return train, dataset(root, download=True, **known.test)
+    loader = {"loader": str} if gives_files else {}
+    train = [dataset(root, download=True, **arguments, **loader) for arguments in known.train]
+    return train, dataset(root, download=True, **known.test, **loader)
 
 
 def class_names(dataset: Any, count: int) -> list[str]:

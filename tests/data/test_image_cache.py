@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +12,30 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from ablation.base import files
 from ablation.base.disk_cache import KEPT_FREE
 from ablation.base.errors import InputError
 from ablation.data import image_cache
-from ablation.data.image_cache import DECODING_VERSION, cache_folder, cache_limit, decoded_once
+from ablation.data.decoding import DECODING_VERSION
+from ablation.data.image_cache import DecodedImages, cache_folder, cache_limit, read_decoded
 
 IMAGE_BYTES = 100_000
 LIMIT = "0.00025"  # GB: room for two files
 
 
-def decoder(calls: list[str], name: str) -> Callable[[], dict[str, np.ndarray]]:
-    """Return a `decode` that records its calls; the name gives the pixels away."""
+def images(name: str, fingerprint: str, calls: list[str]) -> DecodedImages:
+    """Return images whose decoding is recorded; the name gives the pixels away."""
 
-    def decode() -> dict[str, np.ndarray]:
-        calls.append(name)
-        return {"train": np.full((1, IMAGE_BYTES), ord(name), np.uint8), "test": np.zeros((1, 1), np.uint8)}
+    def decode(part: str) -> Iterator[np.ndarray]:
+        if part == "train":
+            calls.append(name)
+        yield np.full((IMAGE_BYTES if part == "train" else 1,), ord(name), np.uint8)
 
-    return decode
+    return DecodedImages(name, fingerprint, DECODING_VERSION, {"train": (1, IMAGE_BYTES), "test": (1, 1)}, decode)
+
+
+def read(name: str, fingerprint: str, calls: list[str]) -> np.ndarray:
+    return read_decoded(images(name, fingerprint, calls))["train"]
 
 
 def names(folder: Path) -> list[str]:
@@ -71,21 +78,21 @@ def test_a_home_folder_may_be_unknown(tmp_path: Path, monkeypatch: pytest.Monkey
         Path.home()
     calls: list[str] = []
     for _ in range(2):  # with ABLATION_CACHE
-        decoded_once("a", "1", decoder(calls, "a"))
+        read("a", "1", calls)
     assert (calls, names(tmp_path / "cache")) == (["a"], ["imagefolder-a.safetensors"])
     monkeypatch.delenv("ABLATION_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     assert cache_folder() is None
     for _ in range(2):
-        decoded_once("a", "1", decoder(calls, "a"))
+        read("a", "1", calls)
     assert calls == ["a"] * 3
     assert names(tmp_path) == ["cache"], "no folder '~' is made"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
 def test_several_users_may_share_the_folder(folder: Path) -> None:
-    decoded_once("a", "1", decoder([], "a"))
+    read("a", "1", [])
     assert (folder / "lock").stat().st_mode & 0o777 == 0o666
 
 
@@ -99,7 +106,7 @@ def test_the_limit_is_10_gb_or_a_variable(monkeypatch: pytest.MonkeyPatch) -> No
     for text in ("2GB", "-1", "nan", "inf"):
         monkeypatch.setenv("ABLATION_CACHE_LIMIT", text)
         with pytest.raises(InputError, match=f"ABLATION_CACHE_LIMIT: must be a number of GB, got '{text}'"):
-            decoded_once("a", "1", decoder([], "a"))
+            read("a", "1", [])
 
 
 def test_the_files_stay_below_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +115,7 @@ def test_the_files_stay_below_the_limit(folder: Path, monkeypatch: pytest.Monkey
     calls: list[str] = []
 
     def use(name: str) -> None:
-        assert decoded_once(name, "1", decoder(calls, name))["train"][0, 0] == ord(name)
+        assert read(name, "1", calls)[0, 0] == ord(name)
         for number, path in enumerate(sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)):
             os.utime(path, (number, number))  # far enough apart for any file system's clock
         assert sum(path.stat().st_size for path in folder.iterdir()) <= 250_000
@@ -123,12 +130,12 @@ def test_a_changed_folder_replaces_its_file(folder: Path, monkeypatch: pytest.Mo
     """And makes room for itself: nothing else has to go."""
     monkeypatch.setenv("ABLATION_CACHE_LIMIT", LIMIT)
     calls: list[str] = []
-    decoded_once("a", "1", decoder(calls, "a"))
-    decoded_once("b", "1", decoder(calls, "b"))
-    decoded_once("b", "2", decoder(calls, "b"))
+    read("a", "1", calls)
+    read("b", "1", calls)
+    read("b", "2", calls)
     assert names(folder) == ["imagefolder-a.safetensors", "imagefolder-b.safetensors"]
-    decoded_once("b", "2", decoder(calls, "b"))
-    decoded_once("a", "1", decoder(calls, "a"))
+    read("b", "2", calls)
+    read("a", "1", calls)
     assert calls == ["a", "b", "b"]
 
 
@@ -137,11 +144,11 @@ def test_images_that_exceed_the_limit_are_decoded_every_time(
 ) -> None:
     """And cost no file that is of use."""
     calls: list[str] = []
-    decoded_once("a", "1", decoder(calls, "a"))
+    read("a", "1", calls)
     monkeypatch.setenv("ABLATION_CACHE_LIMIT", "0.00009")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert decoded_once("b", "1", decoder(calls, "b"))["train"][0, 0] == ord("b")
+            assert read("b", "1", calls)[0, 0] == ord("b")
     assert calls == ["a", "b", "b"]
     assert "the limit is 9e-05 GB (ABLATION_CACHE_LIMIT)" in caplog.text
     assert names(folder) == ["imagefolder-a.safetensors"]
@@ -149,20 +156,20 @@ def test_images_that_exceed_the_limit_are_decoded_every_time(
 
 def test_room_is_kept_on_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    decoded_once("a", "1", decoder(calls, "a"))
+    read("a", "1", calls)
     free = shutil._ntuple_diskusage(10**12, 10**12, KEPT_FREE - IMAGE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    decoded_once("b", "1", decoder(calls, "b"))
+    read("b", "1", calls)
     assert names(folder) == ["imagefolder-a.safetensors"]
 
 
 def test_a_full_disk_is_no_reason_to_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(pixels: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def full(path: Path, flags: int) -> None:
+        assert path.stat().st_size > IMAGE_BYTES
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(image_cache, "save_file", full)
-    assert decoded_once("a", "1", decoder([], "a"))["train"][0, 0] == ord("a")
+    monkeypatch.setattr(files, "_sync", full)
+    assert read("a", "1", [])[0, 0] == ord("a")
     assert names(folder) == []
 
 
@@ -173,21 +180,21 @@ def test_files_of_no_use_are_deleted(folder: Path, monkeypatch: pytest.MonkeyPat
     """Those of crashed writers (of this version and before), damaged ones, and those of older decodings; no others."""
     calls: list[str] = []
     for name in "ab":
-        decoded_once(name, "1", decoder(calls, name))
+        read(name, "1", calls)
     unnamed = {"train": np.zeros((1, 1), np.uint8), "test": np.zeros((1, 1), np.uint8)}
     save_file(unnamed, folder / "imagefolder-c.safetensors", {"fingerprint": "1"})  # as version 3 was stored at first
     save_file(unnamed, folder / "imagefolder-d.safetensors", {"fingerprint": "1", "version": "2"})
     (folder / "imagefolder-e.safetensors").write_bytes(b"half")
     for name in ("imagefolder-f.tmp", "imagefolder-f.4711.tmp", "mine.tmp", "mine.safetensors"):
         (folder / name).write_bytes(b"half")
-    assert decoded_once("c", "1", decoder(calls, "c"))["train"][0, 0] == 0, "it is found"
-    decoded_once("g", "1", decoder(calls, "g"))
+    assert read("c", "1", calls)[0, 0] == 0, "it is found"
+    read("g", "1", calls)
     kept = [f"imagefolder-{name}.safetensors" for name in "abcg"]
     assert names(folder) == [*kept, "mine.safetensors", "mine.tmp"]
     with safe_open(folder / "imagefolder-g.safetensors", framework="numpy") as file:
         assert file.metadata() == {"fingerprint": "1", "version": str(DECODING_VERSION)}
-    monkeypatch.setattr(image_cache, "DECODING_VERSION", DECODING_VERSION + 1)
-    decoded_once("h", "1", decoder(calls, "h"))
+    monkeypatch.setattr(image_cache, "OLDEST_VERSION", DECODING_VERSION + 1)
+    read("h", "1", calls)
     assert names(folder) == ["imagefolder-h.safetensors", "mine.safetensors", "mine.tmp"]
 
 
@@ -196,12 +203,12 @@ def test_a_file_that_cannot_be_deleted_is_no_reason_to_stop(folder: Path, monkey
     monkeypatch.setenv("ABLATION_CACHE_LIMIT", LIMIT)
     calls: list[str] = []
     for name in "ab":
-        decoded_once(name, "1", decoder(calls, name))
+        read(name, "1", calls)
 
     def in_use(self: Path, missing_ok: bool = False) -> None:
         raise PermissionError(13, "The process cannot access the file")
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", in_use)
-        assert decoded_once("c", "1", decoder(calls, "c"))["train"][0, 0] == ord("c")
+        assert read("c", "1", calls)[0, 0] == ord("c")
     assert names(folder) == ["imagefolder-a.safetensors", "imagefolder-b.safetensors"]

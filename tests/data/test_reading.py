@@ -14,13 +14,15 @@ from ablation.base import machine
 from ablation.base.errors import InputError
 from ablation.base.machine import available_memory
 from ablation.base.seeds import generator
-from ablation.data import image_folder, reading
+from ablation.data import image_files, reading
+from ablation.data.augmentation import augment, draw
 from ablation.data.decoding import fit_image
 from ablation.data.image_cache import cache_folder
-from ablation.data.image_folder import _open, list_imagefolder
-from ablation.data.images import Normalisation, augment, draw, normalise
+from ablation.data.image_files import decode_file
+from ablation.data.image_folder import list_imagefolder
+from ablation.data.images import Normalisation, normalise
 from ablation.data.reading import ImageSet, check_memory, check_split, load_images, load_split, split_train_val
-from ablation.spec.study import Data
+from ablation.spec.tables import Data
 
 
 def test_digits_are_scikit_learns() -> None:
@@ -188,7 +190,7 @@ def test_other_sizes_and_modes_are_fitted(folder: Path) -> None:
 def test_cache_is_used_and_notices_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_folder(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "decode_images", None)  # a second decoding would raise
+        patch.setattr(image_files, "decode_images", None)  # a second decoding would raise
         again = load_folder(folder)
     assert again.digest == first.digest
     assert np.array_equal(again.train_images_NHWC, first.train_images_NHWC)
@@ -265,10 +267,7 @@ def test_only_what_the_limit_keeps_is_decoded(folder: Path, monkeypatch: pytest.
         for c, name in enumerate(["cat", "dog"]):
             Image.new("RGB", (8, 8), (100 * c, number, 7)).save(folder / "train" / name / f"{number}.png")
     opened: list[str] = []
-    real = _open
-    monkeypatch.setattr(
-        image_folder, "_open", lambda paths, number: opened.append(paths[number]) or real(paths, number)
-    )
+    monkeypatch.setattr(image_files, "decode_file", lambda path, *how: opened.append(path) or decode_file(path, *how))
     everything = load_folder(folder)
     assert len(opened) == 62
     whole = split_train_val(everything.train_labels_N, 0.25, 20, seed=4)
@@ -287,7 +286,7 @@ def test_only_what_the_limit_keeps_is_decoded(folder: Path, monkeypatch: pytest.
     assert other.digest != images.digest
 
 
-def test_what_does_not_fit_into_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three copies of 50,000 training images and one of 10,000 test images of 3,072 bytes are 0.49 GB."""
     monkeypatch.setattr(reading, "available_memory", lambda: 10**9)
     check_memory(32, 50_000, 10_000)
@@ -304,9 +303,8 @@ def test_what_does_not_fit_into_memory_is_refused(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(reading, "available_memory", lambda: 10_000)
     with pytest.raises(InputError, match="the test images alone are too many"):
         check_memory(32, 50_000, 10_000)
-    monkeypatch.setattr(image_folder, "decode_images", None)  # nothing is decoded first
-    with pytest.raises(InputError, match="6 training and 2 test images of 32 x 32 pixels"):
-        load_folder(folder)
+    with pytest.raises(InputError, match="1,437 training and 360 test images of 32 x 32 pixels"):
+        load_images(Data(source="digits"))
 
 
 def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""Sets of image files: decoded once, then read from the cache into memory, or through a memory map."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import PIL.Image
+
+from ablation.base.errors import InputError
+from ablation.data.decoding import ReadImages, TrackProgress, decode_images, fit_image
+from ablation.data.image_cache import DecodedImages, map_decoded, read_decoded
+from ablation.spec.tables import Data
+
+File = tuple[str, os.stat_result]  # path and status
+Pixels = TypeVar("Pixels", bound=np.ndarray)
+
+
+def file_status(path: str) -> File:
+    """Return a file's path and status.
+
+    Raises:
+        InputError: it is missing, or may not be read.
+    """
+    try:
+        return path, os.stat(path)  # noqa: PTH116 - paths are strings, of which there may be millions
+    except OSError as error:
+        raise InputError(f"data.root: {path} cannot be read ({error.strerror})") from None
+
+
+def file_readers(files: dict[str, list[File]], data: Data, root: Path, version: int) -> tuple[ReadImages, ReadImages]:
+    """Return the functions `read` and `map` of an `ImageListing` of files.
+
+    Args:
+        files: those of the splits 'train' and 'test'.
+        data: the study's `[data]`; images get its size.
+        root: identifies the set in the cache.
+        version: of the decoding.
+    """
+
+    def through(load: Callable[[DecodedImages], dict[str, Pixels]]) -> ReadImages:
+        def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
+            chosen = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
+            # What `data.limit` leaves differs between seeds.
+            subset = "" if data.limit is None else hashlib.sha256(train_N.tobytes()).hexdigest()
+            identity = f"{root}\0{data.image_size}\0{data.classes}\0{subset}"
+            pixels = load(_decoded_images(chosen, identity, data.image_size, version, track))
+            return pixels["train"], pixels["test"]
+
+        return read
+
+    return through(read_decoded), through(map_decoded)
+
+
+def _decoded_images(
+    files: dict[str, list[File]], identity: str, size: int, version: int, track: TrackProgress
+) -> DecodedImages:
+    fingerprint = hashlib.sha256(f"{version}\0{size}".encode())
+    for split_files in files.values():
+        for path, status in split_files:
+            fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+
+    def decode(split: str) -> Iterator[np.ndarray]:
+        paths = [path for path, _ in files[split]]
+        return decode_images(
+            paths, lambda number: decode_file(paths[number], size, version), track, f"Decoding {split} images"
+        )
+
+    return DecodedImages(
+        name=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        fingerprint=fingerprint.hexdigest(),
+        version=version,
+        shapes={split: (len(split_files), size, size, 3) for split, split_files in files.items()},
+        decode=decode,
+    )
+
+
+def decode_file(path: str, size: int, version: int) -> np.ndarray:
+    """Return the pixels of an image file, see `fit_image`."""
+    with PIL.Image.open(path) as image:
+        return fit_image(image, size, version)

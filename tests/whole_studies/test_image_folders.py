@@ -1,0 +1,91 @@
+"""Studies of image folders: read through memory maps, and begun before the decoding changed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ablation.data import decoding, reading
+from ablation.running import session, workbench
+from tests.studies import Command, arm_study, history, runs
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes, 40 training images and 10 test images each: noise of 160 x 120 pixels, one class more red."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for c, name in enumerate("ab"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 200, (120, 160, 3), np.uint8)
+                pixels[..., 0] += 30 * c
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number}.jpg")
+    return tmp_path / "images"
+
+
+def folder(root: Path, size: int = 16) -> tuple[str, ...]:
+    values = {"source": "imagefolder", "root": root, "limit": 60, "image_size": size}
+    return tuple(text for key, value in values.items() for text in ("--set", f"data.{key}={value}"))
+
+
+def results(store: str) -> dict[str, Any]:
+    """Return the curves and the parameters of every run, by kind and name."""
+    return {
+        f"{kind} {run.info.run_name}": (history(Path(store), run), run.data.params)
+        for kind in ("trial", "confirmation")
+        for run in runs(Path(store), "small", kind)
+    }
+
+
+def test_a_study_of_mapped_images_computes_the_same_to_the_bit(
+    command: Command, study_file: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads on cached features of plain and mirrored images, heads on shifted images, and the test images."""
+    values = ('factors={augmentation=["flip", "crop_flip"]}', "fixed.truncate_at=block1",
+              "fixed.strategy=feature_extraction", "confirm.seeds=1")  # fmt: skip
+    settings = (*folder(root), "--trials", "1", *(text for value in values for text in ("--set", value)))
+    places: list[bool] = []
+    real = workbench.to_device
+
+    def observed(pixels: np.ndarray, *more: Any) -> Any:
+        places.append(isinstance(pixels, np.memmap))
+        return real(pixels, *more)
+
+    monkeypatch.setattr(workbench, "to_device", observed)
+    assert command(study_file, *settings, "--store", "copied") == 0
+    assert places == [False, False]
+    monkeypatch.setattr(reading, "available_memory", lambda: 1000)
+    assert command(study_file, *settings, "--store", "mapped") == 0
+    assert places[2:] == [True, True]
+    copied, mapped = results("copied"), results("mapped")
+    assert len(copied) == len(mapped) == 2 + 2
+    assert copied == mapped
+
+
+def test_a_study_keeps_the_pixels_with_which_it_began(
+    command: Command, study_file: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that an older version began names no decoding; what resumes it decodes as that version did."""
+    settings = (study_file, *folder(root), "--set", 'factors={strategy=["fine_tune_all"]}', "--set",
+                "fixed.truncate_at=block1")  # fmt: skip
+    arm = "fine_tune_all"
+
+    def content(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = arm_study(Path("mlruns"), f"{name}/{arm}").user_attrs["content"]["data"]
+        return found
+
+    with monkeypatch.context() as older:
+        older.setattr(session, "DECODING_VERSION", decoding.FULL_SIZE_VERSION)
+        assert command(*settings, "--name", "old", "--trials", "1") == 0
+    begun = content("old")
+    assert "decoding" not in begun
+    assert command(*settings, "--name", "new", "--trials", "1") == 0
+    assert content("new")["decoding"] == decoding.DECODING_VERSION
+    assert content("new")["digest"] != begun["digest"]
+    assert command(*settings, "--name", "old", "--trials", "2") == 0
+    assert content("old") == begun
+    assert {run.data.params["data_digest"] for run in runs(Path("mlruns"), "old")} == {begun["digest"]}
+    assert len(runs(Path("mlruns"), "old")) == 2
