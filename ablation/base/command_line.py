@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import click
 
+from ablation.base.cores import prepare_threads
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.interrupts import handle_interrupts
 
@@ -20,6 +21,7 @@ def run_command(command: click.Command) -> int:
     With `ABLATION_DEBUG=1` in the environment, errors are raised with their traceback instead.
     """
     handle_interrupts()
+    prepare_threads()
     try:
         command.main(standalone_mode=False)
     except (InputError, click.ClickException, PermissionError, StoreError, StoreAway) as error:

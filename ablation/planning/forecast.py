@@ -151,7 +151,7 @@ def differences_found(spec: StudySpec, test_images: int, seeds: int) -> dict[str
     corrected over all pairs of levels, or over all levels but the control.
     """
     differences = {}
-    factors = {factor: levels for factor, levels in spec.factors.entries().items() if len(levels) > 1}
+    factors = {factor: levels for factor, levels in spec.compared_levels().items() if len(levels) > 1}
     combinations = len(spec.combinations())
     for factor, levels in factors.items():
         family = len(levels) - 1 if factor in spec.confirm.control else math.comb(len(levels), 2)

@@ -18,17 +18,20 @@ from typing import TypeVar
 import psutil
 import torch
 
+from ablation.base.core_use import core_use, read_core_times
 from ablation.base.device import exact_float32
 from ablation.base.machine import available_memory
 from ablation.base.text import first_line
 from ablation.data.images import Images, Normalisation, evaluation_batch_size
 from ablation.networks.strategies import Learning
-from ablation.networks.transfer_model import TransferModel, build_model, calibrate, initialise
+from ablation.networks.transfer_model import Head, TransferModel, build_model, calibrate, initialise
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD
 from ablation.spec.parameters import Augmentation, HeadPool
-from ablation.training.begin import Training, TrainingSettings, begin_training
+from ablation.spec.reuse import Reuse, unit_at_end
+from ablation.training.begin import Training, begin_training
 from ablation.training.evaluation import evaluate, predict
 from ablation.training.loop import Diverged, train
+from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Source, frozen_part
 
 SECONDS = 0.3  # for which a measurement is repeated
@@ -44,18 +47,24 @@ Result = TypeVar("Result")
 class Kind:
     """The properties that decide how long an epoch takes; trainings with equal ones are measured once.
 
-    The strategy counts only by its `frozen_blocks`. `reads_features` says whether the features of the frozen blocks are
-    cached.
+    The strategy counts only by its `frozen_units`, the leading units that do not learn, and by what of the others does.
+    `reads_features` says whether the features of the frozen units are cached.
     """
 
     truncate_at: str
-    frozen_blocks: int
+    frozen_units: int
     reads_features: bool
     head_width: int
     head_pool: HeadPool
     batch_size: int
     augmentation: Augmentation
     optimizer: str
+    learn: str = "all"
+
+    def reuse(self, backbone: str) -> Reuse:
+        """Return what such a training reuses; fine_tune_top stands for every strategy."""
+        depth = unit_at_end(backbone, self.frozen_units) if self.frozen_units else 0
+        return Reuse(backbone, self.truncate_at, "fine_tune_top", depth, self.learn)
 
 
 @dataclass(frozen=True)
@@ -113,9 +122,9 @@ class Probe:
 
     Attributes:
         speeds: of every kind of training.
-        frozen: (cut, blocks) of every frozen part -> seconds per image, in the study's precision and in float32.
+        frozen: (cut, units) of every frozen part -> seconds per image, in the study's precision and in float32.
         seconds: duration of all measurements.
-        busy_cores: number of cores that other processes kept busy meanwhile.
+        busy_cores: number of this process's cores that others kept busy meanwhile.
         peak_bytes: most memory in use during the measurements: on the GPU, else by the process.
         free_bytes: free memory before the measurements: of the GPU, else of the machine or the container.
     """
@@ -133,18 +142,12 @@ def probe(kinds: Iterable[Kind], frozen_parts: Iterable[tuple[str, int]], condit
     device = conditions.device
     started = time.perf_counter()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    busy_before = _others_seconds()
+    before = read_core_times()
     with peak_memory(device) as peak:
         speeds = {kind: _or_failure(measure_training, kind, conditions) for kind in dict.fromkeys(kinds)}
         frozen = {part: _or_failure(measure_frozen, part, conditions) for part in dict.fromkeys(frozen_parts)}
     seconds = time.perf_counter() - started
-    return Probe(speeds, frozen, seconds, (_others_seconds() - busy_before) / seconds, peak[0], free)
-
-
-def _others_seconds() -> float:
-    """Return the seconds that all cores together have worked for other processes."""
-    all_times, own = psutil.cpu_times(), psutil.Process().cpu_times()
-    return float(all_times.user + all_times.system - own.user - own.system)
+    return Probe(speeds, frozen, seconds, core_use(before, read_core_times()).others, peak[0], free)
 
 
 def _or_failure(
@@ -213,13 +216,14 @@ def measure_training(kind: Kind, conditions: Conditions) -> Speed:
 
 
 def measure_frozen(part: tuple[str, int], conditions: Conditions) -> tuple[float, float]:
-    """Return the seconds per image for the first blocks of a cut, in the study's precision and in float32.
+    """Return the seconds per image for the first units of a cut, in the study's precision and in float32.
 
     Raises:
         RuntimeError: they cannot run here; torch.OutOfMemoryError or MemoryError: there is not enough memory.
     """
-    cut, blocks = part
-    frozen = _frozen(_make_model(cut, 1, 1, conditions), blocks, conditions)
+    cut, units = part
+    model = _make_model(cut, 1, 1, conditions)
+    frozen = frozen_part(model, model.layers_up_to(units), conditions.normalisation, conditions.precision)
     images = _random_images(_evaluation_images(conditions), conditions).images_NCHW
     seconds = _least_seconds(lambda: frozen(images).cpu()) / len(images)
     if conditions.precision == "float32":
@@ -230,8 +234,8 @@ def measure_frozen(part: tuple[str, int], conditions: Conditions) -> tuple[float
 
 def _begin_training(kind: Kind, conditions: Conditions) -> Training:
     model = _make_model(kind.truncate_at, kind.head_width, kind.head_pool, conditions)
-    # fine_tune_top stands for every strategy: a strategy affects the time by its number of frozen blocks alone.
-    learning = Learning("fine_tune_top", lr=LR, freeze_depth=kind.frozen_blocks, weight_decay=LR)
+    reuse = kind.reuse(conditions.backbone)
+    learning = Learning(reuse.strategy, LR, reuse.freeze_depth, weight_decay=LR, learn=reuse.learn)
     return begin_training(model, learning, _settings(kind, conditions, epochs=1), conditions.normalisation)
 
 
@@ -242,13 +246,10 @@ def _settings(kind: Kind, conditions: Conditions, epochs: int) -> TrainingSettin
 
 
 def _make_model(cut: str, head_width: int, head_pool: HeadPool, conditions: Conditions) -> TransferModel:
-    model = build_model(conditions.backbone, cut, head_width, head_pool, conditions.classes, conditions.image_size)
+    head = Head(head_width, head_pool)
+    model = build_model(conditions.backbone, cut, head, conditions.classes, conditions.image_size)
     initialise(model, conditions.backbone, None, seed=0)
     return model.to(conditions.device).to(memory_format=torch.channels_last)
-
-
-def _frozen(model: TransferModel, blocks: int, conditions: Conditions) -> FrozenPart:
-    return frozen_part(model, blocks, conditions.normalisation, conditions.precision)
 
 
 def _source(frozen: FrozenPart, kind: Kind, images: int, conditions: Conditions) -> Source:
@@ -262,7 +263,7 @@ def _source(frozen: FrozenPart, kind: Kind, images: int, conditions: Conditions)
     rows = torch.randn(images, *shape, dtype=sample.dtype, device=sample.device)
     mirrored = rows.clone() if kind.augmentation == "flip" else None
     batch_size = evaluation_batch_size(two, frozen.normalisation)
-    return FeatureSource(rows, mirrored, _random_labels(images, conditions), frozen.blocks, batch_size)
+    return FeatureSource(rows, mirrored, _random_labels(images, conditions), len(frozen.layers), batch_size)
 
 
 def _random_images(images: int, conditions: Conditions) -> Images:

@@ -6,6 +6,7 @@ from ablation.planning.forecast import (
     ASSUMED,
     RUN_SECONDS,
     STUDY_SECONDS,
+    Span,
     StudyPlan,
     arm_spans,
     budgets,
@@ -24,8 +25,13 @@ from ablation.spec.study import StudySpec
 BUSY_CORES = 0.3  # used by other processes; from here on a note warns of it
 
 
-def arms_table(study: StudyPlan) -> Table:
-    """Return the table of the arms, with notes on disk, time and memory."""
+def arms_table(study: StudyPlan, on_cpu: Span | None = None) -> Table:
+    """Return the table of the arms, with notes on disk, time and memory.
+
+    Args:
+        study: the study on the device that it would run on.
+        on_cpu: the study's seconds on the CPU where that would be faster, see `faster_on_cpu`.
+    """
     rows, failures = [], []
     for arm in study.arms:
         spans = arm_spans(study, arm)
@@ -56,6 +62,7 @@ def arms_table(study: StudyPlan) -> Table:
         _feature_note(study),
         *failures,
         *_time_notes(study),
+        *([] if on_cpu is None else [_cpu_note(study, on_cpu)]),
         _memory_note(study),
     ]
     columns = ["arm", "trained parameters", "all parameters", "disk", "run time"]
@@ -93,11 +100,21 @@ def _time_notes(study: StudyPlan) -> list[str]:
             "times too high."
         )
     spec = study.spec
-    warms_up = any(max(spec.possible("head_warmup_epochs", levels)) > 0 for levels in spec.combinations())
+
+    def may_have(parameter: str) -> bool:
+        return any(max(spec.possible(parameter, levels)) > 0 for levels in spec.combinations())
+
     reasons = ["pruned trials end earlier"] if spec.search.pruner != "none" else []
-    reasons += ["epochs in which only the head learns are shorter"] if warms_up else []
+    reasons += ["trainings without progress end earlier"] if may_have("patience") else []
+    waits = may_have("head_warmup_epochs") or may_have("unfreeze_every")
+    reasons += ["epochs in which only a part learns are shorter"] if waits else []
     reasons += ["the measurement ran without torch.compile"] if spec.compile != "none" else []
     return [f"{total}.", basis] + ([f"It may take less: {', '.join(reasons)}."] if reasons else [])
+
+
+def _cpu_note(study: StudyPlan, on_cpu: Span) -> str:
+    on_device = study_span(study, planned_budget(study.spec))
+    return f"The CPU would be faster: about {on_cpu.text()} instead of {on_device.text()}; use --device cpu."
 
 
 def _memory_note(study: StudyPlan) -> str:
@@ -147,8 +164,9 @@ def _difference_note(spec: StudySpec, size: DataSize) -> str:
         return "One seed cannot tell a difference from chance: no difference is tested."
     if len(spec.combinations()) == 1:
         return "There is one arm: no difference is tested."
+    of = "arms" if spec.arms else "levels of a factor"
     return (
-        "Smallest difference: the smallest difference in accuracy between two levels of a factor that the report would "
+        f"Smallest difference: the smallest difference in accuracy between two {of} that the report would "
         f"show in 4 of 5 such studies, after Holm's correction. Assumed: {size.test:,} test images, a standard "
         f"deviation over seeds of {100 * ASSUMED.seed_sd} points, an accuracy of 0.88, and runs that disagree on "
         f"{100 * ASSUMED.same_arm:.0f} % of the images within one arm and on {100 * ASSUMED.other_arm:.0f} % between "

@@ -1,9 +1,7 @@
 """The work of a study: its arms, kinds of training, frozen parts, and the bytes that they store."""
 
-import math
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,13 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ablation.base.device import select_precision
 from ablation.data.reading import DataSize
 from ablation.data.torchvision_sets import SIDES
-from ablation.networks.blocks import blank_image, feature_shape, outline_blocks
+from ablation.networks.blocks import blank_image, kept_parts, outline_blocks
 from ablation.networks.strategies import Learning, apply_strategy
-from ablation.networks.transfer_model import build_model
+from ablation.networks.transfer_model import Head, build_model, feature_count
 from ablation.planning.probe import Conditions, Kind
-from ablation.spec.architectures import kept_blocks, kept_units
+from ablation.spec.architectures import TIMM, is_faster_in_bfloat16, kept_units
 from ablation.spec.arms import Arm, arms
-from ablation.spec.parameters import STRATEGIES, HeadPool, Range
+from ablation.spec.parameters import CACHEABLE, STRATEGIES, HeadPool
+from ablation.spec.reuse import Reuse, cut_at_end
 from ablation.spec.study import StudySpec
 
 BYTES_PER_PARAMETER = 4  # checkpoints are float32
@@ -68,22 +67,24 @@ def plan(spec: StudySpec, num_classes: int, *, stores_features: bool = True) -> 
 
 def _largest(spec: StudySpec, arm: Arm, num_classes: int) -> tuple[int, int]:
     """Return the parameters (trained, all) of the largest network that a trial of the arm can train."""
-    width = max(spec.possible("head_width", arm.levels))
+    widths = spec.possible("head_width", arm.levels)
     pool = max(spec.possible("head_pool", arm.levels), key=lambda pool: HEAD_POOL_SIZE[pool])
+    norms = spec.possible("head_norm", arm.levels)
+    largest: dict[tuple[str, str], Reuse] = {}  # by cut and what learns: the one that freezes least
+    for reuse in sorted(spec.reuses(arm.levels), key=lambda reuse: reuse.frozen, reverse=True):
+        largest[reuse.truncate_at, reuse.learn] = reuse
     sizes = []
-    for strategy in spec.possible("strategy", arm.levels):
-        for cut in spec.possible("truncate_at", arm.levels):
-            kept = kept_blocks(spec.backbone.name, cut)
-            depth = min(_frozen_blocks(spec, {**arm.levels, "strategy": strategy}, kept))
-            with torch.device("meta"):
-                model = build_model(spec.backbone.name, cut, width, pool, num_classes, spec.data.image_size)
-            apply_strategy(model, Learning(strategy, lr=1.0, freeze_depth=depth))
-            sizes.append(
-                (
-                    sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-                    sum(parameter.numel() for parameter in model.parameters()),
-                )
+    for reuse, width in product(largest.values(), {max(widths), min(widths)}):  # 0 hidden units may have more weights
+        with torch.device("meta"):
+            head = Head(width, pool, norm=next(filter(lambda norm: norm != "none", norms), "none"))
+            model = build_model(spec.backbone.name, reuse.truncate_at, head, num_classes, spec.data.image_size)
+        apply_strategy(model, Learning(reuse.strategy, 1.0, reuse.freeze_depth, learn=reuse.learn))
+        sizes.append(
+            (
+                sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+                sum(parameter.numel() for parameter in model.parameters()),
             )
+        )
     return max(sizes)
 
 
@@ -95,24 +96,26 @@ def feature_bytes(spec: StudySpec, size: DataSize, precision: str) -> int:
         size: of its data.
         precision: that the device computes in; never 'auto', see `Conditions`.
     """
-    numbers: dict[tuple[str, HeadPool | None], int] = {}  # features of an image, by cut or block and by pool
-    for levels in spec.combinations():
-        for cut in spec.possible("truncate_at", levels):
-            channels, side, _ = feature_shape(spec.backbone.name, cut, spec.data.image_size)
-            kept = kept_blocks(spec.backbone.name, cut)
-            for depth in _frozen_blocks(spec, levels, kept) - {0}:
-                if depth == kept:
-                    for pool in spec.possible("head_pool", levels):
-                        numbers[cut, pool] = channels * (side if pool == "flatten" else min(pool, side)) ** 2
-                else:
-                    shape = feature_shape(spec.backbone.name, f"block{depth}", spec.data.image_size)
-                    numbers[f"block{depth}", None] = math.prod(shape)
-    # The last operation of ConvNeXt's blocks is one that autocast leaves in float32.
-    bytes_each = 4 if spec.backbone.name.startswith("convnext") else BYTES_PER_FEATURE.get(precision, 4)
-    trained, tested = stored_images(spec, size)
+    backbone, image_size = spec.backbone.name, spec.data.image_size
+    numbers: dict[tuple[str, HeadPool | None, int], int] = {}  # features of an image, by cut, pool and networks
     # Layers without weights are random and differ between trials.
-    networks = spec.trials_per_arm + spec.confirm.seeds if spec.backbone.missing_layers == "random" else 1
-    return (trained * bytes_each + tested * 4) * sum(numbers.values()) * networks  # test features are always float32
+    trials = spec.trials_per_arm + spec.confirm.seeds
+    for levels in spec.combinations():
+        for reuse in spec.reuses(levels):
+            is_random = spec.backbone.missing_layers == "random" or not STRATEGIES[reuse.strategy].starts_pretrained
+            networks = trials if is_random else 1
+            if reuse.frozen == reuse.kept:
+                for pool in spec.possible("head_pool", levels):
+                    count = feature_count(backbone, reuse.truncate_at, image_size, pool)
+                    numbers[reuse.truncate_at, pool, networks] = count
+            elif reuse.frozen > 0:
+                end = cut_at_end(backbone, reuse.frozen)
+                numbers[end, None, networks] = feature_count(backbone, end, image_size, "flatten")
+    # The last operation of these networks' blocks is one that autocast leaves in float32 (of timm's, some).
+    bytes_each = 4 if spec.backbone.name.startswith(("convnext", "vit", TIMM)) else BYTES_PER_FEATURE.get(precision, 4)
+    trained, tested = stored_images(spec, size)
+    features = sum(networks * count for (_, _, networks), count in numbers.items())
+    return (trained * bytes_each + tested * 4) * features  # test features are always float32
 
 
 def stored_images(spec: StudySpec, size: DataSize) -> tuple[int, int]:
@@ -123,25 +126,6 @@ def stored_images(spec: StudySpec, size: DataSize) -> tuple[int, int]:
     return (size.train - validation) * orientations + validation, size.test if spec.confirm.seeds > 0 else 0
 
 
-def _frozen_blocks(spec: StudySpec, levels: dict[str, Any], kept: int) -> set[int]:
-    """Return the numbers of leading blocks that trials of an arm may freeze, of the blocks that are kept."""
-    numbers: set[int] = set()
-    for strategy in spec.possible("strategy", levels):
-        has_depth = STRATEGIES[strategy].freezes == "freeze_depth"
-        depths = [depth for depth in _depths(spec, levels) if depth <= kept] if has_depth else [None]
-        numbers |= {STRATEGIES[strategy].frozen_blocks(kept, depth) for depth in depths}
-    return numbers
-
-
-def _depths(spec: StudySpec, levels: dict[str, Any]) -> list[int]:
-    """Return every freeze depth that a trial of an arm may have."""
-    search = spec.search.get("freeze_depth")
-    if isinstance(search, Range) and "freeze_depth" not in levels:
-        return list(range(search.low, search.high + 1, search.step or 1))
-    depths: list[int] = spec.possible("freeze_depth", levels)
-    return depths
-
-
 def _extreme_kinds(spec: StudySpec, arm: Arm, stores_features: bool) -> tuple[Kind, Kind]:
     """Return the cheapest and the costliest kind of training that an arm's search can choose.
 
@@ -149,40 +133,46 @@ def _extreme_kinds(spec: StudySpec, arm: Arm, stores_features: bool) -> tuple[Ki
     """
     others = ("head_width", "head_pool", "batch_size", "augmentation", "optimizer")
     work = {}
-    for cut in spec.possible("truncate_at", arm.levels):
-        kept = kept_blocks(spec.backbone.name, cut)
-        for frozen in sorted(_frozen_blocks(spec, arm.levels, kept)):
-            for width, pool, batch, augmentation, optimizer in product(*(spec.possible(o, arm.levels) for o in others)):
-                stored = stores_features and frozen > 0 and augmentation != "crop_flip"
-                kind = Kind(cut, frozen, stored, width, pool, batch, augmentation, optimizer)
+    for reuse in spec.reuses(arm.levels):
+        learn = reuse.learn if reuse.learning else "all"
+        for width, pool, batch, augmentation, optimizer in product(*(spec.possible(o, arm.levels) for o in others)):
+            stored = stores_features and reuse.frozen > 0 and augmentation in CACHEABLE
+            kind = Kind(reuse.truncate_at, reuse.frozen, stored, width, pool, batch, augmentation, optimizer, learn)
+            if kind not in work:
                 work[kind] = _operations(spec, kind)
     cheapest, costliest = min(work, key=lambda kind: work[kind]), max(work, key=lambda kind: work[kind])
     return (costliest if work[cheapest] > ALIKE * work[costliest] else cheapest), costliest
 
 
 def _operations(spec: StudySpec, kind: Kind) -> float:
-    """Return the approximate floating point operations for an image in an epoch; backward counts twice forward."""
-    blocks = outline_blocks(spec.backbone.name, kind.truncate_at).eval()
+    """Return the approximate floating point operations for an image in an epoch.
+
+    Gradients of a layer's input count as much as its output, and those of its weights again.
+    """
+    blocks = outline_blocks(spec.backbone.name, kind.truncate_at, spec.data.image_size).eval()
     maps = blank_image(spec.backbone.name, spec.data.image_size)
     frozen = learning = parameters = 0
-    for number, block in enumerate(blocks):
+    learning_units, learns_weights = kind.reuse(spec.backbone.name).learning, kind.learn not in ("norms", "biases")
+    layers = [layer for block in blocks for layer in block.children()]
+    for part, layer in zip(kept_parts(spec.backbone.name, kind.truncate_at), layers, strict=True):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            maps = block(maps)
-        if number < kind.frozen_blocks:
+            maps = layer(maps)
+        if part.units <= kind.frozen_units:
             frozen += counter.get_total_flops()
+        elif part.units - 1 in learning_units and learns_weights:
+            learning += 3 * counter.get_total_flops()
+            parameters += sum(parameter.numel() for parameter in layer.parameters())
         else:
-            learning += counter.get_total_flops()
-            parameters += sum(parameter.numel() for parameter in block.parameters())
-    _, channels, side, _ = maps.shape
-    pooled = channels * (side if kind.head_pool == "flatten" else min(kind.head_pool, side)) ** 2
-    head = pooled * kind.head_width
+            learning += 2 * counter.get_total_flops()
+    pooled = feature_count(spec.backbone.name, kind.truncate_at, spec.data.image_size, kind.head_pool)
+    head = pooled * max(kind.head_width, 1)
     states = 2 if kind.optimizer == "adamw" else 1
     step = STEP_OPERATIONS * states * (parameters + head) / kind.batch_size
-    return (0 if kind.reads_features else frozen) + 3 * (learning + 2 * head) + step
+    return (0 if kind.reads_features else frozen) + learning + 6 * head + step
 
 
 def frozen_parts(spec: StudySpec) -> list[tuple[str, int]]:
-    """Return the (cut, blocks) whose features are computed: the longest network that is frozen whole, the deepest part.
+    """Return the (cut, units) whose features are computed: the longest network that is frozen whole, the deepest part.
 
     The features of all others are computed on the way to these.
     """
@@ -190,10 +180,9 @@ def frozen_parts(spec: StudySpec) -> list[tuple[str, int]]:
     whole: list[tuple[str, int]] = []
     parts: list[tuple[str, int]] = []
     for levels in spec.combinations():
-        for cut in spec.possible("truncate_at", levels):
-            kept = kept_blocks(backbone, cut)
-            for depth in _frozen_blocks(spec, levels, kept) - {0}:
-                (whole if depth == kept else parts).append((cut, depth))
+        for reuse in spec.reuses(levels):
+            if reuse.frozen > 0:
+                (whole if reuse.frozen == reuse.kept else parts).append((reuse.truncate_at, reuse.frozen))
     longest = max(whole, key=lambda part: kept_units(backbone, part[0]), default=None)
     deepest = max(parts, key=lambda part: part[1], default=None)
     return [part for part in (longest, deepest) if part is not None]
@@ -210,6 +199,8 @@ def shared_conditions(spec: StudySpec, size: DataSize, device: torch.device) -> 
         train_images=size.train - validation,
         val_images=validation,
         test_images=size.test,
-        precision=select_precision(spec.precision, device),
+        precision=select_precision(
+            spec.precision, device, is_faster_in_bfloat16=is_faster_in_bfloat16(spec.backbone.name)
+        ),
         device=device,
     )

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ablation.base.core_use import BusyCores
 from ablation.base.terminal import console, say
 from ablation.base.text import format_duration
 from ablation.search.status import best_record
@@ -22,8 +23,16 @@ BARS = "▁▂▃▄▅▆▇█"
 class StudyView:
     """Shows a study's progress and the time left, the running trial's curve, and the best of each arm so far."""
 
-    def __init__(self, title: str, arms: list[str]):
+    def __init__(self, title: str, arms: list[str], cores: BusyCores | None = None):
+        """Show a study.
+
+        Args:
+            title: its name.
+            arms: their names.
+            cores: watches the processes that train; None where they do not train on the CPU.
+        """
         self.arms = arms
+        self.cores = cores
         self.trials = self.ended = 0  # confirmation runs included
         self.ended_before: int | None = None  # number of ended trials when this view began
         self.best: dict[str, float] = {}
@@ -69,7 +78,10 @@ class StudyView:
             Text(f"worker {number}  {line}", overflow="ellipsis", no_wrap=True)
             for number, line in sorted(self.workers.items())
         ]
-        return Group(self.progress, *(worker_lines or [self.trial_text, self.epoch_text]), Text(""), heading, table)
+        # Instead of the empty line, so that nothing moves.
+        trains = bool(self.trial_text or worker_lines) and not self.waits_for
+        note = Text(self.cores.update() if self.cores and trains else "", style="yellow")
+        return Group(self.progress, *(worker_lines or [self.trial_text, self.epoch_text]), note, heading, table)
 
     def _arms_that_fit(self) -> list[str]:
         """Return the arms in order; only the best ones if the terminal is too low for all of them."""
@@ -103,6 +115,8 @@ class StudyView:
         if text != self.waits_for and not console.is_terminal:
             say(text)
         self.waits_for = text
+        if self.cores:
+            self.cores.pause()
 
     def show_computing(self, text: str) -> None:
         """Show what is computed once before the trial trains."""

@@ -11,6 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ablation.base.command_line import REFUSED
+from ablation.base.core_use import BusyCores, children_pids
+from ablation.base.cores import worker_variables
+from ablation.base.device import check_device
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.running.session import Session, show_progress
 from ablation.running.study_view import StudyView
@@ -24,7 +27,9 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
         StoreError: a worker failed, or was killed again and again, and trials are left.
         InputError: a worker refused its input.
     """
-    with StudyView(session.spec.name, [arm.name for arm in arms(session.spec)]) as progress:
+    trains_on_cpu = check_device(devices[0]).type == "cpu"
+    cores = BusyCores("the workers get", children_pids) if trains_on_cpu else None
+    with StudyView(session.spec.name, [arm.name for arm in arms(session.spec)], cores) as progress:
 
         def trials_left() -> int:
             with suppress(StoreAway):
@@ -124,14 +129,8 @@ def run_workers(
 
 
 def _environment(workers: int) -> dict[str, str]:
-    """Return the environment of a worker: with its share of the cores, unless the user has set a number of threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {
-        "OMP_NUM_THREADS": str(max(1, cores // workers)),
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8",
-    }
+    """Return the environment of one of several workers."""
+    return os.environ | worker_variables(workers) | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def _listen(worker: Worker, output: queue.Queue[tuple[Worker, str]]) -> None:

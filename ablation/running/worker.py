@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 
+from ablation.base.core_use import BusyCores
 from ablation.base.device import select_device
 from ablation.base.errors import StoreAway
 from ablation.base.text import format_params
@@ -54,7 +55,8 @@ def work_until_done(session: Session) -> None:
     """
     spec = session.spec
     device = select_device(session.options.device_name)
-    with StudyView(spec.name, [arm.name for arm in arms(spec)]) as progress:
+    cores = BusyCores("this process gets") if device.type == "cpu" else None
+    with StudyView(spec.name, [arm.name for arm in arms(spec)], cores) as progress:
         features = FeatureCache(
             session.store.work_root / "features",
             session.options.feature_limit,
@@ -82,7 +84,8 @@ def work_until_done(session: Session) -> None:
                 time.sleep(WAIT_SECONDS)
                 continue
             tuned = claim.trial if claim.best is None else claim.best
-            params = format_params(tuned.params) + (" (resumed)" if claim.resumed else "")
+            params = format_params(tuned.params) + (f" (known: {trial_spec.known})" if trial_spec.known else "")
+            params += " (resumed)" if claim.resumed else ""
             progress.show_trial_start(trial_spec, params)
             outcome = run_trial(workbench, claim, trial_spec, progress.show_epoch)
             progress.show_trial_end(trial_spec, outcome.state, outcome.value, outcome.reason)

@@ -34,6 +34,16 @@ def test_exact_float32_puts_back_what_was() -> None:
     torch.set_float32_matmul_precision("highest")
 
 
-def test_precision_on_the_cpu() -> None:
-    assert select_precision("auto", torch.device("cpu")) == "float32"
-    assert select_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_cpu_uses_bfloat16_where_it_computes_it(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, instructions: True})
+    assert select_precision("auto", cpu, is_faster_in_bfloat16=True) == "bfloat16"
+    assert select_precision("auto", cpu, is_faster_in_bfloat16=False) == "float32"
+    assert select_precision("float32", cpu, is_faster_in_bfloat16=True) == "float32"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, instructions: False})
+    assert select_precision("auto", cpu, is_faster_in_bfloat16=True) == "float32"
+    assert select_precision("bfloat16", cpu, is_faster_in_bfloat16=False) == "bfloat16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert select_precision("auto", cpu, is_faster_in_bfloat16=True) == "float32"

@@ -44,9 +44,13 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         KIND,
         replace(KIND, augmentation="crop_flip", optimizer="adamw"),
-        replace(KIND, frozen_blocks=1),
-        replace(KIND, frozen_blocks=1, reads_features=True, augmentation="flip"),
-        replace(KIND, frozen_blocks=2, reads_features=True, head_pool="flatten"),
+        replace(KIND, frozen_units=2),
+        replace(KIND, frozen_units=2, reads_features=True, augmentation="flip"),
+        replace(KIND, frozen_units=4, reads_features=True, head_pool="flatten"),
+        replace(KIND, frozen_units=3, reads_features=True),  # within the second block
+        replace(KIND, frozen_units=2, learn="biases"),
+        replace(KIND, learn="block1"),
+        replace(KIND, head_width=0),
         replace(KIND, batch_size=1000),  # more than there are images
     ],
 )
@@ -71,13 +75,13 @@ def test_the_real_loop_runs_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(module, "train", watched)
     monkeypatch.setattr(module, "evaluate", watched_evaluation)
-    kind = replace(KIND, frozen_blocks=1, reads_features=True, augmentation="flip", optimizer="adamw")
+    kind = replace(KIND, frozen_units=2, reads_features=True, augmentation="flip", optimizer="adamw")
     measure_training(kind, CONDITIONS)
     training, source, settings = trained[-1]
     # The first block of the narrow network halves 32 x 32 pixels and has 8 channels.
     assert source.features.shape == (32, 16, 16, 8)
     assert source.mirrored.shape == source.features.shape
-    assert source.start == 1
+    assert source.start == 5
     assert settings.batch_size == 32
     assert isinstance(training.optimizer, torch.optim.AdamW)
     assert [any(p.requires_grad for p in block.parameters()) for block in training.model.blocks] == [False, True]
@@ -139,10 +143,10 @@ def test_the_memory_of_the_process_is_watched() -> None:
     assert 90e6 < peak[0] - before[0] < 300e6
 
 
-def test_frozen_blocks_are_measured() -> None:
-    whole, exact = measure_frozen(("block2", 2), CONDITIONS)
+def test_frozen_units_are_measured() -> None:
+    whole, exact = measure_frozen(("block2", 4), CONDITIONS)
     assert whole == exact > 0
-    part, exact = measure_frozen(("block2", 1), replace(CONDITIONS, precision="bfloat16"))
+    part, exact = measure_frozen(("block2", 2), replace(CONDITIONS, precision="bfloat16"))
     assert part > 0
     assert exact > 0
 

@@ -95,6 +95,38 @@ def test_workers_and_waiting(terminal: Console, monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().out.splitlines() == ["waiting for others", "worker 2 |   finished"]
 
 
+class Cores:
+    """Says that cores are busy whenever it is asked."""
+
+    def __init__(self) -> None:
+        self.pauses = 0
+
+    def update(self) -> str:
+        return "cores busy: this process gets 0.9 of 2"
+
+    def pause(self) -> None:
+        self.pauses += 1
+
+
+def test_busy_cores_are_shown_while_a_trial_trains_and_nothing_moves(terminal: Console) -> None:
+    cores = Cores()
+    watching, other = StudyView("small", ["block1"], cores), StudyView("small", ["block1"])  # type: ignore[arg-type]
+    note = cores.update()
+    assert note not in rendered(watching, terminal)  # no trial has begun
+    for progress in (watching, other):
+        progress.show_trial_start(spec(), "lr 0.01")
+    lines, without = (rendered(progress, terminal).splitlines() for progress in (watching, other))
+    assert [line.strip() for line in lines].count(note) == 1
+    assert [line for line in lines if line.strip() != note] == [
+        line for line, beside in zip(without, lines, strict=True) if beside.strip() != note
+    ]
+    watching.show_waiting("waiting for others")
+    assert note not in rendered(watching, terminal)
+    assert cores.pauses == 1
+    watching.show_trial_start(spec(), "lr 0.01")
+    assert note in rendered(watching, terminal)
+
+
 def test_sparkline() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
     assert sparkline([0.3]) == "▄"
