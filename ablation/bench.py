@@ -1,25 +1,33 @@
 """How fast it is: python -m ablation.bench
 
 This package and a plain PyTorch loop do the same work in turns, in the same process. The plain loop is as the tutorials
-write it: a DataLoader with torchvision's transforms, the whole network in every epoch, float32. Tables go to the
-terminal, all measurements to a JSON file.
+write it: a DataLoader with torchvision's transforms, the whole network in every epoch, float32. With `--study`, a whole
+study runs instead, and the time that each of its parts takes is measured. Tables go to the terminal, all measurements
+to a JSON file.
 """
 
 import json
 import os
 import sys
 import tempfile
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ablation import __version__
-from ablation.base.command_line import check_device_name, run_command
+from ablation.base.command_line import check_device_name, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand, write_atomically
 from ablation.benchmark import SMALL_TRIALS
+from ablation.spec.files import check_image_root, check_weights_file, find_study_file
+from ablation.spec.reading import load_study, parse_override
+from ablation.spec.study import StudySpec
+from ablation.storage.store import find_store
+
+ONLY_WITHOUT_STUDY = {"limit": "--set data.limit=N", "repeats": "the study runs once", "fill": "--trials N"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,15 +40,49 @@ from ablation.benchmark import SMALL_TRIALS
     "--fill", type=click.IntRange(2 * SMALL_TRIALS), default=100, metavar="N",
     help="Small trials in one store, to see whether they stay fast.  [default: 100]",
 )  # fmt: skip
+@click.option(
+    "--study", is_flag=False, flag_value="vgg_truncation", metavar="[NAME]",
+    help="Measure the whole study NAME instead, with its own images and weights by default.  [NAME: vgg_truncation]",
+)  # fmt: skip
+@click.option("--trials", type=int, metavar="N", help="With --study: total number of trials per arm.")
+@click.option("--epochs", type=int, metavar="N", help="With --study: number of epochs per trial.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="With --study: set a field; repeatable.")
 @click.option("--output", default="bench.json", metavar="FILE", help="All measurements.  [default: bench.json]")
 @click.version_option(__version__)
-def cli(images: str | None, weights: str | None, limit: int, device: str, repeats: int, fill: int, output: str) -> None:
+@click.pass_context
+def cli(
+    context: click.Context,
+    images: str | None,
+    weights: str | None,
+    limit: int,
+    device: str,
+    repeats: int,
+    fill: int,
+    study: str | None,
+    trials: int | None,
+    epochs: int | None,
+    settings: tuple[str, ...],
+    output: str,
+) -> None:
     """Measure how fast trainings, trials and studies are on this machine, beside a plain PyTorch loop."""
     check_device_name(device)
     target = expand(output)
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise InputError(f"--output: {target} cannot be written")
+    changes: list[tuple[list[str], Any]] = []
+    changes += [(["trials_per_arm"], trials)] if trials is not None else []
+    changes += [(["epochs"], epochs)] if epochs is not None else []
+    changes += [parse_override(setting) for setting in settings]
+    if study is not None:
+        for name, instead in ONLY_WITHOUT_STUDY.items():
+            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                raise InputError(f"--{name}: not with --study; {instead}")
+        measure_study(spec_to_measure(study, images, weights, changes), device, target)
+        return
+    if changes:
+        raise InputError("--trials, --epochs and --set: only with --study")
 
+    from ablation.base.core_use import core_use, read_core_times
     from ablation.base.terminal import show_table
     from ablation.benchmark.measures import (
         feature_extraction,
@@ -51,6 +93,7 @@ def cli(images: str | None, weights: str | None, limit: int, device: str, repeat
         tracking_overhead,
         training_steps,
     )
+    from ablation.benchmark.step_modes import step_modes
     from ablation.benchmark.subject import load_subject
     from ablation.benchmark.tables import provenance, result_tables
     from ablation.search import configure_optuna
@@ -58,14 +101,20 @@ def cli(images: str | None, weights: str | None, limit: int, device: str, repeat
 
     configure_mlflow()
     configure_optuna()
+    measures = (
+        feature_extraction, fine_tuning, training_steps, step_modes, small_trials, tracking_overhead, start_up
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="ablation-bench-") as folder:
         subject = load_subject(images, weights, limit, device, repeats, Path(folder))
         measurements: dict[str, Any] = {"about": provenance(subject, images, weights)}
-        for measure in (feature_extraction, fine_tuning, training_steps, small_trials, tracking_overhead, start_up):
+        for measure in measures:
             print(f"measuring: {measure.__name__.replace('_', ' ')} ...", file=sys.stderr, flush=True)
-            started = time.perf_counter()
-            measurements[measure.__name__] = measure(subject, Path(folder), fill) | {
-                "seconds": round(time.perf_counter() - started, 1)
+            before = read_core_times()
+            result = measure(subject, Path(folder), fill)
+            after = read_core_times()
+            measurements[measure.__name__] = result | {
+                "seconds": round(after.wall - before.wall, 1),
+                "core_use": asdict(core_use(before, after)),
             }
             measurements["peak_memory_bytes"] = process_peak_bytes()
             write_atomically(target, json.dumps(measurements, indent=2).encode())  # kept if a later measurement fails
@@ -73,6 +122,51 @@ def cli(images: str | None, weights: str | None, limit: int, device: str, repeat
         show_table(table)
         print()
     print(f"All measurements: {target}")
+
+
+def spec_to_measure(
+    study: str, images: str | None, weights: str | None, changes: list[tuple[list[str], Any]]
+) -> StudySpec:
+    """Return the study with these images and weights, where there are any, and other changes.
+
+    Raises:
+        InputError: there is no such study, or it is not valid.
+    """
+    overrides: list[tuple[list[str], Any]] = []
+    overrides += [(["data", "source"], "imagefolder"), (["data", "root"], images)] if images else []
+    overrides += [(["backbone", "weights"], weights)] if weights else []
+    with refusing_unreachable_paths():
+        spec = load_study(find_study_file(study), overrides=[*overrides, *changes])
+        check_weights_file(spec)
+        if spec.data.source == "imagefolder":
+            check_image_root(expand(str(spec.data.root)))
+    return spec
+
+
+def measure_study(spec: StudySpec, device: str, target: Path) -> None:
+    """Run a study in a temporary store, and print the tables of its time."""
+    from ablation.base.core_use import core_use, read_core_times
+    from ablation.benchmark.whole_study import whole_study
+    from ablation.search import configure_optuna
+    from ablation.tracking import configure_mlflow
+
+    configure_mlflow()
+    configure_optuna()
+    with tempfile.TemporaryDirectory(prefix="ablation-bench-") as folder:
+        before = read_core_times()
+        measured = whole_study(spec, find_store(folder), device)
+        measured["core_use"] = asdict(core_use(before, read_core_times()))
+    write_atomically(target, json.dumps(measured, indent=2).encode())
+
+    from ablation.base.terminal import show_table
+    from ablation.benchmark.tables import study_tables
+
+    for table in study_tables(measured):
+        show_table(table)
+        print()
+    print(f"All measurements: {target}")
+    if not measured["is_whole"]:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

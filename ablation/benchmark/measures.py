@@ -23,18 +23,22 @@ from ablation.base.errors import StoreError
 from ablation.benchmark import SMALL_TRIALS
 from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loader
 from ablation.benchmark.subject import BATCH_SIZE, Measured, Subject, few_images_limit, first_images, network
+from ablation.benchmark.whole_study import replaced
 from ablation.data.images import Images
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, calibrate
 from ablation.running.options import RunOptions
 from ablation.running.study import run_study
 from ablation.search.studies import open_storage, study_arms
+from ablation.spec.architectures import is_faster_in_bfloat16
 from ablation.spec.parameters import StrategyName
-from ablation.spec.study import Backbone, StudySpec
+from ablation.spec.study import StudySpec
+from ablation.spec.tables import Backbone
 from ablation.storage.store import Store, find_store
 from ablation.tracking.trial_run import TrialRun
-from ablation.training.begin import TrainingSettings, begin_training, calibration_sample
+from ablation.training.begin import begin_training, calibration_sample
 from ablation.training.loop import train
+from ablation.training.settings import TrainingSettings
 from ablation.training.sources import ImageSource, frozen_part
 
 if sys.platform != "win32":
@@ -66,18 +70,19 @@ def our_epochs(
     model = network(subject, cut).to(memory_format=torch.channels_last)
     learning = Learning(strategy, lr=1e-4, freeze_depth=len(model.blocks) - 1, backbone_lr_scale=0.1)
     training = begin_training(model, learning, settings, subject.normalisation)
-    few = Images(subject.val_images.images_NCHW[:2], subject.val_images.labels_N[:2])
+    few = subject.val_images.subset(torch.arange(2))
     source, val_source = (ImageSource(part, training.frozen, "none") for part in (images, few))
     for metrics in train(training, source, val_source, settings):
         yield metrics.images_per_second
 
 
 def endless_settings(
-    device: torch.device, batch_size: int = BATCH_SIZE, precision: str | None = None, compile_mode: str = "none"
+    device: torch.device, batch_size: int = BATCH_SIZE, precision: str | None = None
 ) -> TrainingSettings:
     """Return settings for any number of epochs, in a study's default precision unless `precision` is set."""
-    precision = precision or select_precision("auto", device)
-    return TrainingSettings(10**6, batch_size, 0, precision, schedule="constant", compile=compile_mode)
+    is_faster = is_faster_in_bfloat16("vgg16")
+    precision = precision or select_precision("auto", device, is_faster_in_bfloat16=is_faster)
+    return TrainingSettings(10**6, batch_size, 0, precision, schedule="constant")
 
 
 def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
@@ -139,8 +144,8 @@ def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, A
 def fine_tuning(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
     """Measure the images per second of fine-tuning everything, of this package and of the plain loop in turns.
 
-    On the CPU both compute in float32, in batches of 64; on CUDA this package uses a study's default precision there,
-    and its fastest batch size.
+    This package computes in a study's default precision, the plain loop in float32. On the CPU both take batches of
+    64; on CUDA this package takes its fastest batch size.
     """
     is_cuda = subject.device.type == "cuda"
     cut = "block5" if is_cuda else "block3"
@@ -161,7 +166,8 @@ def fine_tuning(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
         rates["ours"].append(next(ours))
         rates["plain"].append(len(images) / plain_epoch(model, optimizer, loader, subject.device))
     ratio = statistics.median(rates["ours"]) / statistics.median(rates["plain"])
-    return {"cut": cut, "our_batch_size": best, **rates, "ratio": ratio}
+    precision = endless_settings(subject.device).precision
+    return {"cut": cut, "precision": precision, "our_batch_size": best, **rates, "ratio": ratio}
 
 
 def training_steps(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
@@ -344,11 +350,8 @@ def timed(owner: Any, name: str, durations: list[float]) -> Iterator[None]:
         finally:
             durations.append(time.perf_counter() - started)
 
-    setattr(owner, name, method)
-    try:
+    with replaced(owner, name, method):
         yield
-    finally:
-        setattr(owner, name, real)
 
 
 def process_peak_bytes() -> int:

@@ -17,7 +17,7 @@ from ablation.data.images import Images, Normalisation
 
 def plain_loader(images: Images, normalisation: Normalisation, *, shuffle: bool) -> Any:
     """Return a DataLoader as in torchvision's tutorials: PIL images, transformed one by one by two worker processes."""
-    pixels = images.images_NCHW.permute(0, 2, 3, 1).cpu().numpy()
+    pixels = images.read(torch.arange(len(images))).permute(0, 2, 3, 1).cpu().numpy()
     labels = images.labels_N.tolist()
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(normalisation.mean, normalisation.std)])
 

@@ -12,9 +12,9 @@ from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation, to_device
 from ablation.data.reading import load_split, measure_data, split_seed
 from ablation.networks.blocks import expected_tensors
-from ablation.networks.transfer_model import TransferModel, build_model, initialise
+from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import Weights, check_layers, read_weights
-from ablation.spec.study import Data
+from ablation.spec.tables import Data
 
 BATCH_SIZE = 64
 HEAD_WIDTH = 256
@@ -106,7 +106,7 @@ def load_subject(
 def network(subject: Subject, cut: str, head_width: int = HEAD_WIDTH, seed: int = 0) -> TransferModel:
     """Build a network on the device as a trial does; layers that the weights lack are random."""
     size = subject.train_images.images_NCHW.shape[-1]
-    model = build_model("vgg16", cut, head_width, 2, subject.classes, size)
+    model = build_model("vgg16", cut, Head(head_width), subject.classes, size)
     initialise(model, "vgg16", subject.weights, seed)
     return model.to(subject.device)
 
@@ -114,7 +114,7 @@ def network(subject: Subject, cut: str, head_width: int = HEAD_WIDTH, seed: int 
 def first_images(subject: Subject, cpu: int, gpu: int) -> Images:
     """Return the first training images: `cpu` of them for the CPU and `gpu` for a GPU, which needs more work."""
     count = cpu if subject.device.type == "cpu" else gpu
-    return Images(subject.train_images.images_NCHW[:count], subject.train_images.labels_N[:count])
+    return subject.train_images.subset(torch.arange(min(count, len(subject.train_images))))
 
 
 def few_images_limit(subject: Subject) -> int:

@@ -1,12 +1,15 @@
 """The tables of `ablation.bench`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ablation.base.cores import core_share
 from ablation.base.machine import describe_environment
-from ablation.base.text import Table
+from ablation.base.text import Table, plural
 from ablation.benchmark.measures import EPOCHS, TRIALS
+from ablation.benchmark.step_modes import MODES
 from ablation.benchmark.subject import BATCH_SIZE, Measured, Subject
 
 
@@ -32,6 +35,7 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
         measurements: `about`, `peak_memory_bytes`, and the result of each function of `measures` by its name.
     """
     about = measurements["about"]
+    results = {name: result for name, result in measurements.items() if name not in ("about", "peak_memory_bytes")}
     where = f"{about['device']}, {about['threads']} threads, torch {about['torch']}"
     extraction, fine_tuning = measurements["feature_extraction"], measurements["fine_tuning"]
     steps, small = measurements["training_steps"], measurements["small_trials"]
@@ -55,7 +59,8 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
             f"{extraction['plain_accuracy']:.4f}",
             "-",
         ],
-        [f"fine_tune_all at {fine_tuning['cut']}, our batch size {fine_tuning['our_batch_size']} (images/s)",
+        [f"fine_tune_all at {fine_tuning['cut']}, {fine_tuning['precision']}, our batch size "
+         f"{fine_tuning['our_batch_size']} (images/s)",
          ours.text(), plain_rates.text(), f"{fine_tuning['ratio']:.2f}"],
     ]  # fmt: skip
     costs = [
@@ -92,6 +97,84 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
                 "can exceed it, because another library computes them.",
                 spread,
             ],
+        ),
+        *mode_tables(measurements["step_modes"]["rows"]),
+        cores_table({name: result["core_use"] for name, result in results.items()}),
+    ]
+
+
+def cores_table(uses: dict[str, dict[str, float]]) -> Table:
+    """Return the table of the cores' use; `uses` has the fields of `CoreUse` for every measurement."""
+    rows = [[name.replace("_", " "), f"{use['own']:.1f}", f"{use['others']:.1f}"] for name, use in uses.items()]
+    note = (
+        f"Cores kept busy on average, of {core_share():.3g} that this process may use. Where others kept some busy, "
+        "what was measured is slower than on an idle machine."
+    )
+    return Table("Use of the cores", ["measurement", "by the benchmark", "by others"], rows, [note])
+
+
+def mode_tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """Return the tables of the training step by mode: its speed, and what its first epoch takes; none without rows."""
+    if not rows:
+        return []
+    modes = [mode for mode in MODES if any(row["mode"] == mode for row in rows)]
+    lines = list(dict.fromkeys((row["work"], row["batch_size"]) for row in rows))
+
+    def cells(text: Callable[[dict[str, Any]], str]) -> list[list[str]]:
+        texts = {(row["work"], row["batch_size"], row["mode"]): text(row) for row in rows}
+        return [[work, str(batch), *(texts.get((work, batch, mode), "-") for mode in modes)] for work, batch in lines]
+
+    count = len(rows[0]["images_per_second"])
+    columns = ["work", "batch size", *modes]
+    return [
+        Table(
+            "Training step by mode, bfloat16 (images/s)",
+            columns,
+            cells(lambda row: f"{Measured(row['images_per_second']).median:,.0f}"),
+            [
+                f"Medians of {plural(count, 'epoch')} on random images; captured: in a CUDA graph, which `compile = "
+                '"none"` does; the last columns are the values of `compile`.'
+            ],
+        ),
+        Table(
+            "From the start to the end of the first epoch (s)",
+            columns,
+            cells(lambda row: f"{row['seconds_of_the_first_epoch']:.1f}"),
+            ["With what is captured or compiled; the next trial of the same shape need not compile again."],
+        ),
+    ]
+
+
+def study_tables(measured: dict[str, Any]) -> list[Table]:
+    """Return the tables of a whole study: its time and the device's work, and where the time went."""
+    about, share, use = measured["environment"], measured["device_share"], measured["core_use"]
+    seconds, between = measured["seconds"], measured["seconds_between_trials"]
+    work = "not measured" if share is None else f"{100 * share:.0f} %"
+    parts = [(part, spent) for part, spent in measured["seconds_of_parts"].items() if spent > 0]
+    whole = [] if measured["is_whole"] else ["The study was stopped before its end."]
+    is_cuda = "cuda" in about
+    meaning = (
+        "A GPU works while a kernel runs on it, as its driver counts."
+        if is_cuda
+        else f"A CPU works while it computes, on all of the {plural(measured['threads'], 'thread')}."
+    )
+    return [
+        Table(
+            f"Study {measured['study']} ({about['device']}, torch {about['torch']})",
+            ["", "measured"],
+            [
+                ["from the command to the end", f"{seconds / 60:.1f} min ({seconds:,.1f} s)"],
+                ["trainings", str(measured["trainings"])],
+                ["from the first trial's start to the last one's end", f"{between:,.1f} s"],
+                ["share of it in which the device worked", work],
+                ["cores kept busy on average: by the study, by others", f"{use['own']:.1f}, {use['others']:.1f}"],
+            ],
+            [*whole, meaning],
+        ),
+        Table(
+            "Where the time went",
+            ["part", "seconds", "share"],
+            [[part, f"{spent:,.1f}", f"{100 * spent / seconds:.0f} %"] for part, spent in parts],
         ),
     ]
 

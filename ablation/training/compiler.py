@@ -1,4 +1,4 @@
-"""torch.compile: one compiled forward pass for all networks of a process."""
+"""torch.compile: one compiled forward pass, with its gradients, for all networks of a process."""
 
 import functools
 from collections.abc import Callable
@@ -17,13 +17,35 @@ def _forward(model: TransferModel, inputs: torch.Tensor, start: int) -> torch.Te
     return logits_BK
 
 
-@functools.cache
 def compiled_forward(mode: str) -> Forward:
     """Return the forward pass of any network, compiled once per process and shape; uncompiled for the mode 'none'."""
-    if mode == "none":
-        return _forward
+    return _forward if mode == "none" else _compiled(mode)
+
+
+@functools.cache
+def _compiled(mode: str) -> Forward:
+    """Return the forward pass in a mode of torch.compile.
+
+    On CUDA, all modes but 'default' run it and its backward pass in CUDA graphs. Logits and gradients are then in
+    memory that the next call overwrites, so a step must be done with those of the step before.
+    """
     torch._dynamo.config.recompile_limit = 256  # enough for all cuts, heads and batch sizes of a study
-    return torch.compile(_forward, mode=mode, dynamic=False)
+    compiled: Forward = torch.compile(_forward, mode=mode, dynamic=False)
+    if mode == "default":
+        return compiled
+
+    def of_next_step(model: TransferModel, inputs: torch.Tensor, start: int) -> torch.Tensor:
+        # Otherwise a step without a backward pass, such as one that ran out of memory, would keep its memory for good.
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return compiled(model, inputs, start)
+
+    return of_next_step
+
+
+def release_compiled() -> None:
+    """Drop what was compiled, and the memory of its CUDA graphs; it is compiled again when it is needed."""
+    if _compiled.cache_info().currsize:
+        torch.compiler.reset()
 
 
 def check_compiler(mode: str, device: torch.device) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ablation.base.command_line import run_command
 from ablation.bench import cli
-from ablation.benchmark import measures
+from ablation.benchmark import measures, step_modes
 from ablation.benchmark.measures import (
     START_UP_STUDY,
     finished_trials,
@@ -23,11 +23,11 @@ from ablation.benchmark.measures import (
 )
 from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loader
 from ablation.benchmark.subject import Measured, Subject, few_images_limit, load_subject
-from ablation.benchmark.tables import seconds_for
+from ablation.benchmark.tables import cores_table, seconds_for
 from ablation.data.images import Images
 from ablation.networks.weights import Weights
 from ablation.spec.reading import load_study, parse_override
-from ablation.spec.study import Data
+from ablation.spec.tables import Data
 
 
 @pytest.fixture
@@ -58,6 +58,11 @@ def test_epochs_of_the_plain_loop_learn(subject: Subject) -> None:
     before = plain_accuracy(model, loader, subject.device)
     assert all(plain_epoch(model, optimizer, loader, subject.device) > 0 for _ in range(30))
     assert plain_accuracy(model, loader, subject.device) > max(before, 0.9)
+
+
+def test_the_use_of_the_cores_is_shown() -> None:
+    table = cores_table({"fine_tuning": {"own": 0.94, "others": 1.06, "idle_share": 0.0, "throttled": 0.0}})
+    assert table.rows == [["fine tuning", "0.9", "1.1"]]
 
 
 def test_medians_and_spread() -> None:
@@ -127,6 +132,12 @@ def test_calls_are_timed_and_the_method_is_put_back() -> None:
         (["--device", "tpu"], "error: --device: unknown device 'tpu'"),
         (["--images", "{tmp}"], "error: data.root: {tmp} must hold train/<class>/*"),
         (["--fill", "3"], "error: Invalid value for '--fill'"),
+        (["--trials", "3"], "error: --trials, --epochs and --set: only with --study"),
+        (["--set", "epochs=3"], "error: --trials, --epochs and --set: only with --study"),
+        (["--study", "vgg_truncation", "--limit", "500"], "error: --limit: not with --study; --set data.limit=N"),
+        (["--study", "vgg_trunc"], "error: no study 'vgg_trunc'; did you mean 'vgg_truncation'?"),
+        (["--study", "--weights", "none.pth"], "error: backbone.weights: none.pth: no such file"),
+        (["--study", "--images", "{tmp}/none"], "error: data.root: {tmp}/none: there is no such folder"),
     ],
 )
 def test_refusals_are_one_line(
@@ -152,7 +163,14 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
         "training_seconds_of_a_trial": [1.0, 2.0],
         "images_per_second_without_stored_features": [500.0],
     },
-    "fine_tuning": {"cut": "block3", "our_batch_size": 64, "ours": [90.0], "plain": [60.0], "ratio": 1.5},
+    "fine_tuning": {
+        "cut": "block3",
+        "precision": "float32",
+        "our_batch_size": 64,
+        "ours": [90.0],
+        "plain": [60.0],
+        "ratio": 1.5,
+    },
     "training_steps": {
         "precision": "float32",
         "ceiling_flops": [1e11],
@@ -165,6 +183,18 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
                 "share_of_ceiling": 0.5,
             }
         ],
+    },
+    "step_modes": {
+        "rows": [
+            {
+                "mode": mode,
+                "work": "fine_tune_all, block3",
+                "batch_size": 64,
+                "images_per_second": [1000.0, 1500.0, 2000.0],
+                "seconds_of_the_first_epoch": seconds,
+            }
+            for mode, seconds in (("eager", 2.0), ("reduce-overhead", 30.0))
+        ]
     },
     "small_trials": {
         "trials": 100,
@@ -182,7 +212,7 @@ def test_every_measurement_is_stored_and_shown(tmp_path: Path, monkeypatch: pyte
     for name, result in MEASUREMENTS.items():
         measure = lambda subject, folder, fill, result=result: result  # noqa: E731
         measure.__name__ = name
-        monkeypatch.setattr(measures, name, measure)
+        monkeypatch.setattr(step_modes if name == "step_modes" else measures, name, measure)
     monkeypatch.setattr(sys, "argv", ["bench", "--limit", "100", "--output", str(tmp_path / "bench.json")])
     assert run_command(cli) == 0
     stored = json.loads((tmp_path / "bench.json").read_text())
@@ -190,6 +220,7 @@ def test_every_measurement_is_stored_and_shown(tmp_path: Path, monkeypatch: pyte
     assert stored.pop("peak_memory_bytes") > 0
     for result in stored.values():
         assert result.pop("seconds") >= 0
+        assert result.pop("core_use").keys() == {"own", "others", "idle_share", "throttled"}
     assert stored == MEASUREMENTS
     output = capsys.readouterr().out
     for row in (
@@ -197,6 +228,9 @@ def test_every_measurement_is_stored_and_shown(tmp_path: Path, monkeypatch: pyte
         "| an epoch on cached features (s) | 0.150 (0.100 to 0.200, n = 2) |",
         "| MLflow in a trial of 65 s | 0.13 s, 0.20 % |",
         "| block1 | feature_extraction | 64 | 1,000 (1,000 to 1,000, n = 1) | 50 % |",
+        "| work | batch size | eager | reduce-overhead |",
+        "| fine_tune_all, block3 | 64 | 1,500 | 1,500 |",
+        "| fine_tune_all, block3 | 64 | 2.0 | 30.0 |",
     ):
         assert row in output
 

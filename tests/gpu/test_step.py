@@ -13,15 +13,17 @@ from ablation.base.device import make_deterministic, select_device
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation
 from ablation.networks.strategies import Learning
-from ablation.networks.transfer_model import build_model, initialise
+from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
-from ablation.training.begin import Training, TrainingSettings, begin_training
+from ablation.training.begin import Training, begin_training
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import train
+from ablation.training.settings import TrainingSettings
 
 pytestmark = pytest.mark.cuda
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
+PLAIN = Head(16, 2)
 DEPTHS: dict[StrategyName, int | None] = {
     "feature_extraction": None, "fine_tune_top": 1, "fine_tune_all": None, "from_scratch": None
 }  # fmt: skip
@@ -43,9 +45,14 @@ def some_images(n: int, seed: int, device: str = "cuda:0") -> Images:
 
 
 def begin(
-    folder: Path, strategy: StrategyName, settings: TrainingSettings, augmentation: Augmentation, backbone: str
+    folder: Path,
+    strategy: StrategyName,
+    settings: TrainingSettings,
+    augmentation: Augmentation,
+    backbone: str,
+    head: Head = PLAIN,
 ) -> tuple[Training, Any, Any]:
-    model = build_model(backbone, "block2", 16, 2, 3, 32)
+    model = build_model(backbone, "block2", head, 3, 32)
     initialise(model, backbone, None, 0)
     model = model.to("cuda:0").to(memory_format=torch.channels_last)
     cache = FeatureCache(folder, 10**9, lambda: Pretrained([], []), lambda text: None)
@@ -62,9 +69,14 @@ def begin(
 
 
 def trained(
-    folder: Path, strategy: StrategyName, settings: TrainingSettings, augmentation: Augmentation, backbone: str
+    folder: Path,
+    strategy: StrategyName,
+    settings: TrainingSettings,
+    augmentation: Augmentation,
+    backbone: str,
+    head: Head = PLAIN,
 ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    training, source, val_source = begin(folder, strategy, settings, augmentation, backbone)
+    training, source, val_source = begin(folder, strategy, settings, augmentation, backbone, head)
     epochs = [asdict(metrics) for metrics in train(training, source, val_source, settings)]
     metrics = [{name: value for name, value in epoch.items() if name not in CLOCK} for epoch in epochs]
     return metrics, training.model.state_dict()
@@ -107,6 +119,20 @@ def test_captured_equals_eager(
     assert len(replays) > 50
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 10**9)
     eager, expected = trained(tmp_path, strategy, settings, augmentation, backbone)
+    assert captured == eager
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_dropout_in_a_graph_draws_what_eager_steps_draw(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainingSettings(12, 32, 5, precision)
+    head = Head(16, 2, norm="batch", dropout=0.3)
+    captured, tensors = trained(tmp_path, "feature_extraction", settings, "none", "vgg16_narrow", head)
+    monkeypatch.setattr(step, "FEWEST_REPLAYS", 10**9)
+    eager, expected = trained(tmp_path, "feature_extraction", settings, "none", "vgg16_narrow", head)
     assert captured == eager
     for name, tensor in expected.items():
         assert torch.equal(tensors[name], tensor), name
