@@ -1,5 +1,6 @@
 """`python -m ablation.backbones NAME`: the cuts of a backbone, and the size and cost of each."""
 
+import math
 import sys
 
 import click
@@ -8,7 +9,7 @@ from ablation import __version__
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.base.text import Table, nearest
-from ablation.spec.architectures import ARCHITECTURES, block_names, smallest_image
+from ablation.spec.architectures import ARCHITECTURES, block_names, is_timm, smallest_image
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,25 +34,26 @@ def cli(name: str | None, image_size: int, module: str | None) -> None:
     if name is None:
         show_table(all_backbones())
         return
-    if module is not None:
-        name = _load_custom(module, name, image_size)
+    if module is not None or is_timm(name):
+        name = _load(module, name, image_size)
     if name not in ARCHITECTURES:
         raise InputError(f"unknown backbone {name!r}{nearest(name, ARCHITECTURES)}")
     show_table(cuts_table(name, image_size))
     show_table(weights_table(name))
 
 
-def _load_custom(module: str, function: str, image_size: int) -> str:
-    """Load a custom backbone and check its blocks; return its name.
+def _load(module: str | None, function: str, image_size: int) -> str:
+    """Load a custom backbone, or one of timm's networks, and check its blocks; return its name in full.
 
     Raises:
         InputError: it cannot be loaded, or its blocks do not fit each other or the images.
     """
     from ablation.networks.custom_backbone import load_custom_backbone
     from ablation.networks.custom_checks import check_custom_blocks
+    from ablation.networks.timm_backbones import load_timm_backbone
 
     try:
-        name = load_custom_backbone(module, function)
+        name = load_custom_backbone(module, function) if module else load_timm_backbone(function, image_size)
         check_custom_blocks(name, block_names(name)[-1], image_size, learns=False, starts_random=False)
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -68,19 +70,23 @@ def cuts_table(backbone: str, image_size: int) -> Table:
     """Return the table of a backbone's cuts from the input on: the kept modules, their output, size and cost.
 
     Raises:
-        InputError: the images are too small for every cut.
+        InputError: the images are too small for every cut, or cannot be divided into patches.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from ablation.networks.blocks import blank_image, kept_parts, outline_blocks
+    from ablation.networks.excerpts import Excerpt
 
     last = block_names(backbone)[-1]
     parts = kept_parts(backbone, last)
     smallest = smallest_image(backbone, parts[0].unit)
     if image_size < smallest:
         raise InputError(f"--image-size: {image_size} is too small for {backbone}, it needs {smallest}")
-    blocks = outline_blocks(backbone, last).eval()
+    patch = ARCHITECTURES[backbone].patch
+    if patch is not None and image_size % patch:
+        raise InputError(f"--image-size: {image_size} is no multiple of the {patch} pixels of a patch of {backbone}")
+    blocks = outline_blocks(backbone, last, image_size).eval()
     maps = blank_image(backbone, image_size)
     rows: list[list[str]] = []
     parameters = operations = 0
@@ -93,9 +99,10 @@ def cuts_table(backbone: str, image_size: int) -> Table:
             maps = module(maps)
         parameters += sum(parameter.numel() for parameter in module.parameters())
         operations += counter.get_total_flops()
+        path = ", ".join(module.paths) if isinstance(module, Excerpt) else part.path
         row = [
             part.unit,
-            part.path,
+            path,
             " x ".join(str(length) for length in maps.shape[1:]),
             f"{parameters:,}",
             f"{operations / 1e9:.3f}",
@@ -103,7 +110,7 @@ def cuts_table(backbone: str, image_size: int) -> Table:
         if is_first:
             rows.append(row)
         else:  # the unit has several modules
-            rows[-1] = [row[0], f"{rows[-1][1]}, {part.path}", *row[2:]]
+            rows[-1] = [row[0], f"{rows[-1][1]}, {path}", *row[2:]]
         is_last = number + 1 == len(parts) or parts[number + 1].block != part.block
         if is_last and part.unit != f"block{part.block}":  # no pool: the block ends with the unit
             rows.append([f"block{part.block}", "", *row[2:]])
@@ -112,15 +119,28 @@ def cuts_table(backbone: str, image_size: int) -> Table:
         "Parameters and floating point operations (a multiplication and an addition are two) count everything up to "
         "the cut, except the operations of normalisations and activations."
     ]
+    extra_tokens = ARCHITECTURES[backbone].extra_tokens
+    if extra_tokens is not None:
+        side = math.isqrt(maps.shape[1] - extra_tokens)
+        notes.append(
+            f"The output is tokens x numbers of each: {extra_tokens} and those of {side} x {side} patches. Weights are "
+            "made for 7 x 7 patches (of 32 pixels) or more, so that larger images suit them better."
+        )
     if rows[-1][0] != last:
         notes.append(f"Deeper cuts need larger images: {last} needs {smallest_image(backbone, last)} pixels.")
     return Table(f"{backbone} at {image_size} x {image_size}", columns, rows, notes)
 
 
 def weights_table(backbone: str) -> Table:
-    """Return the table of the weights that torchvision has for a backbone."""
+    """Return the table of the weights that torchvision, or timm, has for a backbone."""
     import torchvision
 
+    from ablation.networks.timm_backbones import timm_weights
+
+    if is_timm(backbone):
+        rows = [[name, str(side)] for name, side in timm_weights(backbone)]
+        notes = ["backbone.weights can also name a file with timm's tensor names."]
+        return Table("Weights that timm has", ["backbone.name", "trained at (pixels)"], rows, notes)
     if backbone not in torchvision.models.list_models():
         notes = ["torchvision has none; set backbone.weights to a file."]
         return Table("Weights", ["backbone.weights"], [], notes)

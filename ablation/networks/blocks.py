@@ -1,6 +1,6 @@
 """torchvision's networks and custom backbones as an ordered list of named blocks, cut at a block or a unit.
 
-Legend: N images, C channels, H and W pixels.
+Legend: N images, C channels, H and W pixels, T tokens, D numbers of a token.
 """
 
 import copy
@@ -14,20 +14,26 @@ import torch
 import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torchvision.models import VisionTransformer
 from torchvision.models.convnext import CNBlock
 from torchvision.models.vgg import VGG, make_layers
+from torchvision.models.vision_transformer import Encoder
 
 from ablation.networks.custom_backbone import make_custom_blocks
+from ablation.networks.excerpts import assemble, named_tensors
+from ablation.networks.vision_transformers import Embedding, resize_positions
 from ablation.spec.architectures import ARCHITECTURES, cut_before_pool, is_custom, kept_units, unit_names
 
 NARROW_CHANNELS = ((8,) * 2, (16,) * 2, (32,) * 3, (64,) * 3, (64,) * 3)  # of vgg16_narrow, block by block
-LINEAR_STD = 0.02  # of ConvNeXt (Liu et al., 2022, "A ConvNet for the 2020s"), the only family with linear layers
+LINEAR_STD = 0.02  # of ConvNeXt (Liu et al., 2022, "A ConvNet for the 2020s") and DeiT (Touvron et al., 2021)
 LAYER_SCALE = 1e-6  # of ConvNeXt
 
 # The modules of one unit, or the pool between two blocks: kind of module -> its path in torchvision's network.
 Step = dict[str, str]
 KINDS: dict[type[nn.Module], str] = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu", nn.MaxPool2d: "pool"}
-FUNCTION = "relu()"  # in place of a path, where torchvision's network calls a function and has no ReLU module
+# In place of a path, where torchvision's network computes in its own code and has no module.
+FUNCTION = "relu()"
+EMBEDDING = "embedding"
 
 
 def _plain(network: nn.Module) -> Iterator[Step]:
@@ -83,6 +89,13 @@ def _regnet(network: nn.Module) -> Iterator[Step]:
         yield from _children(network, f"trunk_output.{name}")
 
 
+def _transformer(network: nn.Module) -> Iterator[Step]:
+    yield {"unit": EMBEDDING}
+    *layers, last = _children(network, "encoder.layers")
+    yield from layers
+    yield {**last, "norm": "encoder.ln"}
+
+
 def _children(network: nn.Module, path: str) -> Iterator[Step]:
     for name, _ in network.get_submodule(path).named_children():
         yield {"unit": f"{path}.{name}"}
@@ -100,6 +113,7 @@ FAMILIES: dict[str, Callable[[nn.Module], Iterator[Step]]] = {
     "mobilenet": _mobilenet,
     "convnext": _convnext,
     "regnet": _regnet,
+    "vit": _transformer,
 }
 
 
@@ -164,17 +178,32 @@ class _ParametersOnMeta(TorchFunctionMode):
 
 
 @functools.lru_cache(maxsize=4)
-def _network(backbone: str) -> nn.Module:
-    """Return torchvision's network with its tensors on the meta device; a custom backbone has real ones."""
+def _network(backbone: str, image_size: int | None = None) -> nn.Module:
+    """Return torchvision's network with its tensors on the meta device; a custom backbone has real ones.
+
+    Only a vision transformer depends on the image size; None is the size for which torchvision makes it.
+    """
     if is_custom(backbone):
-        return _as_network(make_custom_blocks(backbone, 0))
+        return assemble(make_custom_blocks(backbone, 0))
     with torch.device("cpu"), _ParametersOnMeta():
-        if backbone == "vgg16_narrow":
-            layers = make_layers([entry for widths in NARROW_CHANNELS for entry in (*widths, "M")])
+        if backbone in ("vgg16_narrow", "vgg16_narrow_bn"):
+            channels: list[str | int] = [entry for widths in NARROW_CHANNELS for entry in (*widths, "M")]
+            layers = make_layers(channels, batch_norm=backbone.endswith("_bn"))
             narrow: nn.Module = VGG(layers, init_weights=False)
             return narrow
-        network: nn.Module = torchvision.models.get_model(backbone, weights=None)
+        size = {} if image_size is None or ARCHITECTURES[backbone].patch is None else {"image_size": image_size}
+        network: nn.Module = torchvision.models.get_model(backbone, weights=None, **size)
     return network
+
+
+def _module(network: nn.Module, path: str) -> nn.Module:
+    """Return a copy of what stands at a path of a network."""
+    if path == FUNCTION:
+        return nn.ReLU()
+    if path == EMBEDDING:
+        assert isinstance(network, VisionTransformer)
+        return Embedding(network)
+    return copy.deepcopy(network.get_submodule(path))
 
 
 @functools.cache
@@ -183,39 +212,31 @@ def _paths(backbone: str) -> list[str]:
     return list(make_custom_blocks(backbone, 0))
 
 
-def _as_network(blocks: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a module that holds blocks at their paths."""
-    network = nn.Module()
-    for path, block in blocks.items():
-        place = network
-        *above, last = path.split(".")
-        for name in above:
-            if name not in dict(place.named_children()):
-                place.add_module(name, nn.Module())
-            place = place.get_submodule(name)
-        place.add_module(last, block)
-    return network
-
-
-def build_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
+def build_blocks(backbone: str, truncate_at: str, image_size: int | None = None) -> nn.Sequential:
     """Build the kept part of a backbone on the CPU, with tensors that are not initialised.
+
+    Args:
+        backbone: a name in `ARCHITECTURES`.
+        truncate_at: the cut.
+        image_size: height and width in pixels of its images, on which the position embedding of a vision transformer
+            depends and nothing else; None is the size for which torchvision makes it.
 
     Returns:
         A Sequential of blocks `block1`, ...; each is a Sequential of torchvision's own modules, named `conv1_1`,
         `relu1_1`, ..., `pool1`, or `unit2_1`, .... A cut at a block keeps its pool; a cut at a unit does not.
     """
-    blocks = outline_blocks(backbone, truncate_at)
+    blocks = outline_blocks(backbone, truncate_at, image_size)
     return blocks if is_custom(backbone) else blocks.to_empty(device="cpu")
 
 
-def outline_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
+def outline_blocks(backbone: str, truncate_at: str, image_size: int | None = None) -> nn.Sequential:
     """Build the same with tensors on the meta device, which take no memory; a custom backbone has real ones."""
     blocks = nn.Sequential()
-    network = _network(backbone)
+    network = _network(backbone, image_size)
     for part in kept_parts(backbone, truncate_at):
         if f"block{part.block}" not in dict(blocks.named_children()):
             blocks.add_module(f"block{part.block}", nn.Sequential())
-        module = nn.ReLU() if part.path == FUNCTION else copy.deepcopy(network.get_submodule(part.path))
+        module = _module(network, part.path)
         if is_custom(backbone):
             # Identifies its code, on which cached features depend: see `code_digest.module_description`.
             module.ablation_backbone = backbone  # type: ignore[assignment]
@@ -225,11 +246,18 @@ def outline_blocks(backbone: str, truncate_at: str) -> nn.Sequential:
 
 @functools.cache
 def feature_shape(backbone: str, truncate_at: str, image_size: int) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of one image's features at a cut."""
+    """Return the shape (C, H, W) of one image's features at a cut.
+
+    For a vision transformer it is that of the map of its patches, D x H x W; `extra_tokens` come beside it.
+    """
     with torch.no_grad():
-        blocks = outline_blocks(backbone, truncate_at).eval()
-        _, channels, height, width = blocks(blank_image(backbone, image_size)).shape
-    return channels, height, width
+        shape = outline_blocks(backbone, truncate_at, image_size).eval()(blank_image(backbone, image_size)).shape
+    extra_tokens = ARCHITECTURES[backbone].extra_tokens
+    if extra_tokens is None:
+        _, channels, height, width = shape
+        return channels, height, width
+    side = math.isqrt(shape[1] - extra_tokens)
+    return shape[2], side, side
 
 
 def blank_image(backbone: str, image_size: int) -> torch.Tensor:
@@ -246,11 +274,10 @@ def expected_tensors(backbone: str, truncate_at: str) -> dict[str, tuple[str, tu
     """
     network = _network(backbone)
     return {
-        f"{part.path}.{name}": (part.unit, tuple(tensor.shape))
+        key: (part.unit, tuple(tensor.shape))
         for part in kept_parts(backbone, truncate_at)
-        if part.path != FUNCTION
-        for name, tensor in network.get_submodule(part.path).state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        for key, tensor in named_tensors(part.path, _module(network, part.path)).items()
+        if not key.endswith("num_batches_tracked")
     }
 
 
@@ -271,7 +298,8 @@ def initialise_blocks(
     """
     with torch.no_grad():
         if is_custom(backbone):
-            initial = _as_network(make_custom_blocks(backbone, generator.initial_seed())).state_dict()
+            made = make_custom_blocks(backbone, generator.initial_seed())
+            initial = {key: tensor for path, part in made.items() for key, tensor in named_tensors(path, part).items()}
             for key, tensor in torchvision_tensors(blocks, backbone).items():
                 tensor.copy_(initial[key])
         else:
@@ -279,16 +307,19 @@ def initialise_blocks(
                 _initialise_module(module, generator)
         for key, tensor in torchvision_tensors(blocks, backbone).items():
             if tensors is not None and key in tensors:
-                tensor.copy_(torch.from_numpy(tensors[key]))
+                pretrained = torch.from_numpy(tensors[key])
+                # Shapes were checked when the weights were read: only a position embedding can have another one.
+                fits = pretrained.shape == tensor.shape
+                tensor.copy_(pretrained if fits else resize_positions(pretrained, tensor.shape[1]))
 
 
 def torchvision_tensors(blocks: nn.Sequential, backbone: str) -> dict[str, torch.Tensor]:
     """Return the tensors of truncated blocks themselves, not copies, by torchvision's key."""
     paths = {f"block{part.block}.{part.name}": part.path for part in _parts(backbone)}
-    tensors = {}
-    for name, tensor in blocks.state_dict().items():
-        block, part, inside = name.split(".", 2)
-        tensors[f"{paths[f'{block}.{part}']}.{inside}"] = tensor
+    tensors: dict[str, torch.Tensor] = {}
+    for name, block in blocks.named_children():
+        for part, module in block.named_children():
+            tensors |= named_tensors(paths[f"{name}.{part}"], module)
     return tensors
 
 
@@ -300,6 +331,13 @@ def _initialise_module(module: nn.Module, generator: torch.Generator) -> None:
         nn.init.trunc_normal_(module.weight, std=LINEAR_STD, generator=generator)
     elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
         module.reset_parameters()
+    elif isinstance(module, nn.MultiheadAttention):
+        nn.init.trunc_normal_(module.in_proj_weight, std=LINEAR_STD, generator=generator)
+        nn.init.zeros_(module.in_proj_bias)
+    elif isinstance(module, Encoder):
+        nn.init.trunc_normal_(module.pos_embedding, std=LINEAR_STD, generator=generator)
+    elif isinstance(module, VisionTransformer):
+        nn.init.zeros_(module.class_token)
     elif isinstance(module, CNBlock):
         nn.init.constant_(module.layer_scale, LAYER_SCALE)
     else:

@@ -5,6 +5,7 @@ what is stored of it (cached features, a study's identity, a model) is never mix
 file may be moved.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -54,7 +55,7 @@ class _BackboneFunction:
         return f"function: {self.name}() of {self.path}"
 
 
-_LOADED: dict[str, _BackboneFunction] = {}  # by the backbone's name
+_LOADED: dict[str, Callable[[int], dict[str, nn.Module]]] = {}  # makes a backbone's blocks from a seed, by its name
 
 
 def load_custom_backbone(file: str, function: str) -> str:
@@ -94,9 +95,27 @@ def load_custom_backbone(file: str, function: str) -> str:
     for name, content in sorted(code.items()):
         digest.update(f"\0{name}\0".encode() + content)
     backbone = f"{function}@{digest.hexdigest()[:DIGEST_LENGTH]}"
-    add_custom_architecture(backbone, len(blocks), _has_batch_norm(blocks))
-    _LOADED[backbone] = backbone_function
+    add_loaded_backbone(backbone, blocks, functools.partial(_call, backbone_function))
     return backbone
+
+
+def add_loaded_backbone(
+    backbone: str,
+    blocks: Mapping[str, nn.Module],
+    make_blocks: Callable[[int], dict[str, nn.Module]],
+    extra_tokens: int | None = None,
+) -> None:
+    """Add a backbone, with its name in full, to `ARCHITECTURES`.
+
+    Args:
+        backbone: the name, which no other code or configuration has.
+        blocks: its blocks by their path.
+        make_blocks: makes new ones, with random numbers drawn from a seed.
+        extra_tokens: see `Architecture`.
+    """
+    has_batch_norm = any(isinstance(module, _BatchNorm) for block in blocks.values() for module in block.modules())
+    add_custom_architecture(backbone, len(blocks), has_batch_norm, extra_tokens)
+    _LOADED[backbone] = make_blocks
 
 
 def make_custom_blocks(backbone: str, seed: int) -> dict[str, nn.Module]:
@@ -104,7 +123,7 @@ def make_custom_blocks(backbone: str, seed: int) -> dict[str, nn.Module]:
 
     The random generators of torch, NumPy and Python are seeded for the call, and restored after it.
     """
-    return _call(_LOADED[backbone], seed)
+    return _LOADED[backbone](seed)
 
 
 def _run_file(path: Path, file: str, function: str) -> Callable[[], Any]:
@@ -133,7 +152,7 @@ def _call(function: _BackboneFunction, seed: int) -> dict[str, nn.Module]:
             returned = function.call()
         except (Exception, SystemExit) as error:
             raise ValueError(f"{function} failed ({_error_text(error)})") from None
-    return _checked_blocks(returned, function)
+    return checked_blocks(returned, str(function))
 
 
 def _error_text(error: BaseException) -> str:
@@ -213,8 +232,12 @@ def _isolated(path: Path, seed: int) -> Iterator[None]:
         raise ValueError(f"module: {path}: sets torch's default device; use --device instead")
 
 
-def _checked_blocks(returned: Any, function: _BackboneFunction) -> dict[str, nn.Module]:
-    """Check the blocks that a function has returned; return them by their path."""
+def checked_blocks(returned: Any, function: str) -> dict[str, nn.Module]:
+    """Check the blocks that a function has returned; return them by their path, on the CPU and in float32.
+
+    Raises:
+        ValueError: the message begins with `function`, which says where they come from.
+    """
     if isinstance(returned, list | tuple | nn.Sequential | nn.ModuleList):
         returned = {str(number): block for number, block in enumerate(returned)}
     if not isinstance(returned, Mapping | nn.ModuleDict) or not returned:
@@ -246,10 +269,6 @@ def _checked_blocks(returned: Any, function: _BackboneFunction) -> dict[str, nn.
                 # A block's input may be a cached feature, which must not change.
                 module.inplace = False  # type: ignore[assignment]
     return blocks
-
-
-def _has_batch_norm(blocks: Mapping[str, nn.Module]) -> bool:
-    return any(isinstance(module, _BatchNorm) for block in blocks.values() for module in block.modules())
 
 
 def _check_repeats(function: _BackboneFunction, blocks: Mapping[str, nn.Module], descriptions: list[list[str]]) -> None:

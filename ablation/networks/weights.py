@@ -18,8 +18,10 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line, nearest
 from ablation.networks.blocks import all_tensor_names, expected_tensors
-from ablation.spec.architectures import block_names, is_custom, kept_units
-from ablation.spec.study import WEIGHTS_FILES
+from ablation.networks.timm_backbones import fit_to_image_size, pretrained_tensors, timm_normalisation
+from ablation.networks.vision_transformers import can_resize
+from ablation.spec.architectures import block_names, is_custom, is_timm, kept_units
+from ablation.spec.tables import TIMM_WEIGHTS, WEIGHTS_FILES
 
 Three = tuple[float, float, float]
 STATE_KEYS = ("state_dict", "model_state_dict", "model")  # the network's key in checkpoints of training scripts
@@ -47,19 +49,23 @@ def read_weights(backbone: str, weights: str) -> Weights:
         backbone: a name in `ARCHITECTURES`.
         weights: 'imagenet' (torchvision's default weights), the name of other torchvision weights, such as
             'IMAGENET1K_V1', or the path of a .safetensors or .pth file with torchvision's tensor names. The metadata of
-            a safetensors file may contain `architecture`, and `input_mean` and `input_std` (JSON lists of three).
+            a safetensors file may contain `architecture`, and `input_mean` and `input_std` (JSON lists of three). For a
+            network of timm's: 'pretrained' (what timm downloads), or a file with timm's tensor names.
 
     Raises:
         InputError: the file is missing, is corrupt, contains pickled code, or is of another architecture; torchvision
-            has no such weights; or the download failed.
+            or timm has no such weights; or the download failed.
     """
+    mean, std = timm_normalisation(backbone) if is_timm(backbone) else (IMAGENET_MEAN, IMAGENET_STD)
+    if weights == TIMM_WEIGHTS:
+        return _weights(backbone, weights, pretrained_tensors(backbone), mean, std)
     if not weights.endswith(WEIGHTS_FILES):
         return _read_torchvision_weights(backbone, weights)
     path = expand(weights)
     if not path.is_file():
         raise InputError(f"backbone.weights: {weights}: no such file")
     if path.suffix != ".safetensors":
-        return _weights(backbone, weights, _read_pth(path), IMAGENET_MEAN, IMAGENET_STD)
+        return _weights(backbone, weights, _read_pth(path), mean, std)
 
     try:
         with safe_open(path, framework="numpy") as file:
@@ -71,8 +77,8 @@ def read_weights(backbone: str, weights: str) -> Weights:
     if architecture != backbone and not is_custom(backbone):
         raise InputError(f"backbone.weights: {weights}: holds {architecture}, but backbone.name is {backbone}")
     try:
-        mean = _three_numbers(metadata["input_mean"]) if "input_mean" in metadata else IMAGENET_MEAN
-        std = _three_numbers(metadata["input_std"]) if "input_std" in metadata else IMAGENET_STD
+        mean = _three_numbers(metadata["input_mean"]) if "input_mean" in metadata else mean
+        std = _three_numbers(metadata["input_std"]) if "input_std" in metadata else std
     except (ValueError, TypeError):
         raise InputError(f"backbone.weights: {weights}: input_mean and input_std must be three numbers each") from None
     return _weights(backbone, weights, tensors, mean, std)
@@ -103,6 +109,8 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
     known = all_tensor_names(backbone)
     expected = expected_tensors(backbone, block_names(backbone)[-1])
     tensors = {_known_name(key, known): tensor for key, tensor in tensors.items()}
+    if is_timm(backbone):
+        tensors = fit_to_image_size(backbone, tensors)
     for key in tensors:
         if key not in known and not is_custom(backbone):  # whose other tensors are unknown
             raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
@@ -110,7 +118,7 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
     if not kept:
         raise InputError(f"backbone.weights: {named}: has none of {backbone}'s tensors, such as {next(iter(expected))}")
     for key, tensor in kept.items():
-        if tensor.shape != expected[key][1]:
+        if tensor.shape != expected[key][1] and not can_resize(key, tensor.shape, expected[key][1]):
             raise InputError(
                 f"backbone.weights: {named}: {key} has shape {list(tensor.shape)}, but {expected[key][0]} of "
                 f"{backbone} has {list(expected[key][1])}: another architecture"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 
 from ablation.backbones import all_backbones, cuts_table, weights_table
 from ablation.base.errors import InputError
@@ -48,6 +49,19 @@ def test_small_images() -> None:
         cuts_table("convnext_tiny", 3)
 
 
+def test_cuts_of_a_vision_transformer() -> None:
+    table = cuts_table("vit_b_16", 32)
+    found = {cut: others for cut, *others in table.rows}
+    embedding = 3 * 16 * 16 * 768 + 768 + 768 + 5 * 768  # convolution, class token, positions of five tokens
+    assert found["unit1_1"][:3] == ["conv_proj, class_token, encoder.pos_embedding", "5 x 768", f"{embedding:,}"]
+    layer = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768  # attention, two linear layers, two norms
+    assert found["block1"][1:3] == ["5 x 768", f"{embedding + layer:,}"]
+    assert found["unit12_1"][0] == "encoder.layers.encoder_layer_11, encoder.ln"
+    assert any("1 and those of 2 x 2 patches" in note for note in table.notes)
+    with pytest.raises(InputError, match="--image-size: 40 is no multiple of the 16 pixels of a patch of vit_b_16"):
+        cuts_table("vit_b_16", 40)
+
+
 def test_weights() -> None:
     assert weights_table("resnet50").rows == [
         ["IMAGENET1K_V1", "76.13", "98", "224"],
@@ -63,6 +77,7 @@ def test_all_backbones_are_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["timm:resnet_18"], f"error: name: timm {timm.__version__} has no 'resnet_18'; did you mean 'resnet18'?"),
         (["resnet5"], "error: unknown backbone 'resnet5'; did you mean 'resnet50'?"),
         (["resnet50", "--image-size", "0"], "error: Invalid value for '--image-size': 0 is not in the range x>=1."),
     ],

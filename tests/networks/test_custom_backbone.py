@@ -28,12 +28,12 @@ from ablation.networks.blocks import build_blocks, initialise_blocks
 from ablation.networks.custom_backbone import load_custom_backbone, make_custom_blocks
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import Learning, apply_strategy
-from ablation.networks.transfer_model import TransferModel, build_model
+from ablation.networks.transfer_model import Head, TransferModel, build_model, set_training_mode
 from ablation.networks.weights import read_weights
 from ablation.spec import reading
 from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.reading import load_study
-from ablation.training.begin import set_training_mode, trained_tensors
+from ablation.training.begin import trained_tensors
 from ablation.training.sources import frozen_part
 from tests.studies import Command
 
@@ -396,7 +396,7 @@ def mine():
     return [Block()]
 """
         name = load_custom_backbone(write("net.py", body), "mine")
-        model = build_model(name, "block1", 4, 1, 2, 8)
+        model = build_model(name, "block1", Head(4, 1), 2, 8)
         part = frozen_part(model, 1, Normalisation((0.5,) * 3, (0.25,) * 3), "float32")
         digests.append(part.layer_digests)
     assert digests[0] != digests[1]
@@ -427,17 +427,17 @@ def mine():
     name = load_custom_backbone(write("net.py", body), "mine")
 
     def model(frozen: int) -> TransferModel:
-        made = build_model(name, "block4", 4, 1, 2, 8)
+        made = build_model(name, "block4", Head(4, 1), 2, 8)
         apply_strategy(made, Learning("fine_tune_top", lr=1.0, freeze_depth=frozen))
-        set_training_mode(made, head_alone=False)
+        set_training_mode(made, made.learning_layers)
         return made
 
     for frozen in range(5):
         made = model(frozen)
-        assert [block.training for block in made.blocks] == [number >= frozen for number in range(4)]
+        assert [layer.training for layer in made.layers] == [number >= frozen for number in range(4)]
         assert ("blocks.block3.unit3_1.running_mean" in trained_tensors(made)) == (frozen < 3)
-    set_training_mode(made := model(0), head_alone=True)
-    assert not any(block.training for block in made.blocks)
+    set_training_mode(made := model(0), range(0))
+    assert not any(layer.training for layer in made.layers)
 
 
 def test_scalars_and_integers_keep_their_shape_and_value(folder: Path) -> None:

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from ablation.base.seeds import generator
-from ablation.networks.transfer_model import build_model, calibrate, initialise
+from ablation.networks.transfer_model import Head, build_model, calibrate, initialise, set_training_mode
+from ablation.spec.parameters import HeadNorm
 
 
 @pytest.mark.parametrize(
@@ -13,7 +15,7 @@ from ablation.networks.transfer_model import build_model, calibrate, initialise
     ],
 )  # fmt: skip
 def test_head(cut: str, pool: int | str, image_size: int, features: int) -> None:
-    model = build_model("vgg16", cut, 7, pool, 4, image_size)
+    model = build_model("vgg16", cut, Head(7, pool), 4, image_size)
     initialise(model, "vgg16", None, seed=0)
     assert [tuple(p.shape) for p in model.head.parameters()] == [(7, features), (7,), (4, 7), (4,)]
     images = torch.randn(3, 3, image_size, image_size, generator=generator(0))
@@ -25,8 +27,39 @@ def test_head(cut: str, pool: int | str, image_size: int, features: int) -> None
     assert torch.allclose(model.pooled(images), maps.flatten(1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [0, 7])
+@pytest.mark.parametrize(("norm", "kind"), [("none", None), ("batch", nn.BatchNorm1d), ("layer", nn.LayerNorm)])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_layers_of_the_head(width: int, norm: HeadNorm, kind: type[nn.Module] | None, dropout: float) -> None:
+    """A norm of the features first; dropout before the last layer; without hidden units one linear layer."""
+    model = build_model("vgg16_narrow", "block3", Head(width, 2, norm, dropout), 4, 32)
+    expected = [kind] if kind else []
+    expected += [nn.Linear, nn.ReLU] if width else []
+    expected += [nn.Dropout] if dropout else []
+    assert [type(layer) for layer in model.head] == [*expected, nn.Linear]
+    linear = [layer for layer in model.head if isinstance(layer, nn.Linear)]
+    sizes = [(layer.in_features, layer.out_features) for layer in linear]
+    assert sizes == ([(128, 7), (7, 4)] if width else [(128, 4)])
+    assert [layer.p for layer in model.head if isinstance(layer, nn.Dropout)] == ([dropout] if dropout else [])
+    initialise(model, "vgg16_narrow", None, seed=0)
+    images = torch.randn(5, 3, 32, 32, generator=generator(0))
+    with torch.no_grad():  # a batch norm's first statistics are mean 0 and variance 1, and its epsilon is 1e-5
+        features = model.eval().pooled(images)
+        hidden = nn.functional.layer_norm(features, (128,)) if norm == "layer" else features
+        for layer in linear[:-1]:
+            hidden = layer(hidden).relu()
+        assert torch.allclose(model(images), linear[-1](hidden), rtol=1e-4, atol=1e-6)
+
+
+def test_names_in_checkpoints_of_a_plain_head_stay() -> None:
+    model = build_model("vgg16_narrow", "block1", Head(7), 4, 32)
+    assert [name for name in model.state_dict() if not name.startswith("blocks.")] == [
+        "feature_mean_D", "feature_std_D", "head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias",
+    ]  # fmt: skip
+
+
 def test_start_depends_on_the_seed_alone() -> None:
-    one, same, other = (build_model("vgg16_narrow", "block2", 8, 2, 5, 32) for _ in range(3))
+    one, same, other = (build_model("vgg16_narrow", "block2", Head(8, 2), 5, 32) for _ in range(3))
     for model, seed in ((one, 3), (same, 3), (other, 4)):
         torch.rand(seed)  # what was drawn elsewhere has no influence
         initialise(model, "vgg16_narrow", None, seed)
@@ -38,7 +71,7 @@ def test_start_depends_on_the_seed_alone() -> None:
 
 
 def test_calibration_standardises_the_features() -> None:
-    model = build_model("vgg16_narrow", "block2", 8, 2, 5, 32)
+    model = build_model("vgg16_narrow", "block2", Head(8, 2), 5, 32)
     initialise(model, "vgg16_narrow", None, 0)
     with torch.no_grad():
         model.blocks.block2.conv2_2.weight[0] = 0  # a feature that never varies
@@ -59,11 +92,12 @@ def test_calibration_standardises_the_features() -> None:
 @pytest.mark.parametrize("head_alone", [False, True])
 def test_batch_norm_is_calibrated_as_it_will_be_used(head_alone: bool) -> None:
     """It standardises over the batch where it learns in the first epoch; its own statistics stay as they are."""
-    model = build_model("resnet18", "block2", 8, 2, 5, 32)
+    model = build_model("resnet18", "block2", Head(8, 2), 5, 32)
     initialise(model, "resnet18", None, 0)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items() if not key.startswith("feature_")}
     images = 3 + 2 * torch.randn(100, 3, 32, 32, generator=generator(0))
-    calibrate(model, [images], 0, "float32", head_alone=head_alone)
+    set_training_mode(model, range(0) if head_alone else model.learning_layers)
+    calibrate(model, [images], 0, "float32")
     model.eval() if head_alone else model.train()
     tracked = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {module.momentum for module in tracked} == {0.1}
@@ -75,7 +109,7 @@ def test_batch_norm_is_calibrated_as_it_will_be_used(head_alone: bool) -> None:
 
 
 def test_calibration_of_features_that_never_vary() -> None:
-    model = build_model("vgg16_narrow", "block1", 8, 2, 5, 32)
+    model = build_model("vgg16_narrow", "block1", Head(8, 2), 5, 32)
     initialise(model, "vgg16_narrow", None, 0)
     calibrate(model, [torch.zeros(4, 3, 32, 32)], 0, "float32")
     assert (model.feature_std_D == 1).all()

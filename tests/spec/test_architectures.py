@@ -36,6 +36,9 @@ BLOCKS = {
     "alexnet": [("features.0", "features.2"), ("features.3", "features.5"), ("features.6", "features.12")],
     "vgg11_bn": [("features.0", "features.3"), ("features.4", "features.7"), ("features.8", "features.14"),
                  ("features.15", "features.21"), ("features.22", "features.28")],
+    "vit_b_16": [("embedding", "encoder.layers.encoder_layer_0"),
+                 *((f"encoder.layers.encoder_layer_{number}",) * 2 for number in range(1, 11)),
+                 ("encoder.layers.encoder_layer_11", "encoder.ln")],
 }  # fmt: skip
 
 
@@ -47,7 +50,11 @@ def test_blocks_are_torchvisions(name: str) -> None:
     assert [(found[0], found[-1]) for found in paths.values()] == BLOCKS[name]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+TRANSFORMERS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")  # which work at one resolution
+MAP_MAKERS = [name for name in ARCHITECTURES if name not in TRANSFORMERS and ":" not in name]
+
+
+@pytest.mark.parametrize("name", MAP_MAKERS)
 def test_a_block_is_what_works_at_one_resolution(name: str) -> None:
     """Units of a block give maps of one size, and another one than the blocks beside it; a pool may end it."""
     blocks = outline_blocks(name, block_names(name)[-1]).eval()
@@ -69,7 +76,23 @@ def test_a_block_is_what_works_at_one_resolution(name: str) -> None:
     assert len(set(sides)) == len(sides) or stem_is_pooled
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_block_of_a_transformer_is_an_encoder_layer(name: str) -> None:
+    """And all its images are whole patches."""
+    patch = ARCHITECTURES[name].patch
+    assert patch == int(name[-2:])
+    side = 4 * patch
+    blocks = outline_blocks(name, block_names(name)[-1], side).eval()
+    tokens = torch.empty(1, 3, side, side, device="meta")
+    for block in blocks:
+        tokens = block(tokens)
+        assert tokens.shape[1] == 1 + 4 * 4
+    assert [len(units) for units in unit_names(name)] == [2] + [1] * (len(blocks) - 1)
+    assert {smallest_image(name, cut) for cut in cut_names(name)} == {patch}
+    assert feature_shape(name, block_names(name)[-1], patch)[1:] == (1, 1)
+
+
+@pytest.mark.parametrize("name", MAP_MAKERS)
 def test_smallest_images(name: str) -> None:
     for cut in (*block_names(name), *(units[-1] for units in unit_names(name))):
         smallest = smallest_image(name, cut)
