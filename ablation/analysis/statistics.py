@@ -117,6 +117,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Return Kendall's rank correlation (tau-b, which allows for ties), from -1 to 1.
+
+    Returns:
+        None where one of the two has no order: fewer than two values, or all of them equal.
+    """
+    x_PP, y_PP = (np.sign(np.subtract.outer(values, values)) for values in (np.asarray(x), np.asarray(y)))
+    ordered = np.sqrt(float((x_PP**2).sum()) * float((y_PP**2).sum()))
+    return float((x_PP * y_PP).sum() / ordered) if ordered > 0 else None
+
+
 def seeds_needed(
     weights: Mapping[str, float],
     correct: Mapping[str, np.ndarray],

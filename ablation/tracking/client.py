@@ -52,6 +52,7 @@ CHECKPOINT_FILE = "checkpoint/best.safetensors"
 PREDICTIONS_FILE = "test/predictions.safetensors"  # of a confirmation run
 STUDY_FILE = "about.json"  # of the summary run: the study's content, for the report
 SAMPLES_FILE = "samples.safetensors"  # of the summary run: training images for the report
+FORECAST_FILE = "forecast.json"  # of the summary run: what the features of each cut say before any training
 
 REPORT_FOLDER = "report"  # of the summary run
 KEY_TAG = "ablation.key"  # unique: finds a run whose id was not stored

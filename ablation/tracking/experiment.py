@@ -5,18 +5,20 @@ import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from ablation.base.errors import StoreAway
 from ablation.storage.store import Store
 from ablation.tracking.client import (
     AWAY_SECONDS,
+    FORECAST_FILE,
     KEY_TAG,
     NOTE_TAG,
     STUDY_FILE,
@@ -165,6 +167,45 @@ class Tracker:
                 path = Path(folder) / name
                 path.write_bytes(content)
                 self.client.log_artifact(run_id, str(path))
+
+    def kept_forecast(self, key: str) -> str | None:
+        """Return the study's forecast as `log_forecast` logged it; None if it has not.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls(), tempfile.TemporaryDirectory() as folder:
+            run_id = self.run_id(key)
+            if run_id is None or FORECAST_FILE not in (file.path for file in self.client.list_artifacts(run_id)):
+                return None
+            return Path(self.client.download_artifacts(run_id, FORECAST_FILE, folder)).read_text(encoding="utf-8")
+
+    def log_forecast(self, key: str, table: str, metrics: Mapping[str, Sequence[float]]) -> None:
+        """Log the study's forecast to its summary run: a table, which the MLflow UI shows, and metrics.
+
+        Args:
+            key: the run's key.
+            table: JSON with `columns` and `data`, as `MlflowClient.log_table` writes it.
+            metrics: name -> values, logged under the steps 1, 2, ...
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with self.calls(), tempfile.TemporaryDirectory() as folder:
+            run_id = self.run_id(key)
+            assert run_id is not None
+            now = time.time_ns() // 1_000_000
+            points = [
+                Metric(name, value, now, step)
+                for name, values in metrics.items()
+                for step, value in enumerate(values, start=1)
+            ]
+            self.client.log_batch(run_id, metrics=points)
+            tables = json.dumps([{"path": FORECAST_FILE, "type": "table"}])  # not log_table, which appends to a table
+            self.client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
+            path = Path(folder) / FORECAST_FILE
+            path.write_text(table, encoding="utf-8")
+            self.client.log_artifact(run_id, str(path))
 
     def end_summary(self, key: str, status: RunStatus) -> None:
         """Close the summary run.
