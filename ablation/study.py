@@ -106,7 +106,9 @@ def cli(
     feature_limit = round(feature_cache * 1e9)
     with refusing_unreachable_paths():
         store.check_writable()
-        spec = load_study(path, name=study_name, overrides=overrides, load_custom=load_custom, report=report)
+        spec = load_study(
+            path, name=study_name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
+        )
         if not needs_pretraining(spec, store):
             check_weights_file(spec)
         if spec.data.source == "imagefolder":
@@ -147,6 +149,13 @@ def load_custom(file: str, function: str) -> str:
     return load_custom_backbone(file, function)
 
 
+def load_timm(name: str, image_size: int) -> str:
+    """Load one of timm's networks; see `load_timm_backbone`."""
+    from ablation.networks.timm_backbones import load_timm_backbone
+
+    return load_timm_backbone(name, image_size)
+
+
 def show_line(text: str) -> None:
     """Print a line; rich is imported only if there is one."""
     from ablation.base.terminal import say
@@ -175,6 +184,7 @@ def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
     from ablation.base.device import make_deterministic, select_device
     from ablation.base.terminal import show_table, waiting
     from ablation.data.reading import measure_data
+    from ablation.planning.device_choice import faster_on_cpu
     from ablation.planning.forecast import StudyPlan
     from ablation.planning.probe import probe
     from ablation.planning.tables import arms_table, budget_table
@@ -189,8 +199,9 @@ def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
     kinds = [kind for arm in arm_plans for kind in (arm.cheapest, arm.costliest)]
     with waiting("Measuring how fast this machine is"):
         speeds = probe(kinds, frozen_parts(spec) if stores_features else [], setup)
-    study = StudyPlan(spec, size, feature_limit, arm_plans, setup, speeds)
-    show_table(arms_table(study))
+        study = StudyPlan(spec, size, feature_limit, arm_plans, setup, speeds)
+        on_cpu = None if setup.device.type == "cpu" else faster_on_cpu(study)
+    show_table(arms_table(study, on_cpu))
     show_table(budget_table(study))
 
 

@@ -32,11 +32,12 @@ configure_optuna()
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No address from outside, and no cache in the home folder."""
+    """No address from outside, no cache in the home folder, and no precision that depends on the machine's CPU."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", raising=False)
     monkeypatch.setenv("ABLATION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,8 @@ def fake_run(
     if spec.search.get("head_width") is not None:
         values["head_width"] = int(random.choice(spec.search.get("head_width").choices))
     trial = TrialSpec(
-        study=spec.name, arm=arm.name, trial=number, confirms=confirms, seed=1000 + number, epochs=spec.epochs,
+        study=spec.name, arm=arm.name, trial=number, confirms=confirms,
+        known=spec.known_name(number if confirms is None else confirms), seed=1000 + number, epochs=spec.epochs,
         precision="float32", deterministic=False, threads=2, backbone=spec.backbone.name, weights="imagenet",
         weights_digest="w" * 64, missing_layers="error", data_source="cifar10", data_digest="d" * 64, data_seed=5,
         data_limit=None, val_fraction=spec.data.val_fraction, image_size=32, num_classes=10, **values,

@@ -23,6 +23,8 @@ MEMBERS = [
      "overridden, so that trial n gets point n of the sequence whichever worker asks"),
     ("ablation/networks/transfer_model.py", "torch.nn.modules.batchnorm._BatchNorm",
      "what all kinds of batch normalisation are"),
+    ("ablation/networks/strategies.py", "torch.nn.modules.batchnorm._BatchNorm",
+     "what all kinds of batch normalisation are"),
     ("ablation/networks/custom_backbone.py", "torch.nn.modules.batchnorm._BatchNorm",
      "what all kinds of batch normalisation are"),
     ("ablation/networks/code_digest.py", "torch.nn.Module._non_persistent_buffers_set",
@@ -38,6 +40,10 @@ MEMBERS = [
      "ends the thread that measures, which is overridden"),
     ("ablation/networks/blocks.py", "torchvision.models.vgg.make_layers", "the narrow VGG has torchvision's layers"),
     ("ablation/networks/blocks.py", "torchvision.models.convnext.CNBlock", "its layer scale is initialised"),
+    ("ablation/networks/blocks.py", "torchvision.models.vision_transformer.Encoder",
+     "its position embedding is initialised"),
+    ("ablation/networks/vision_transformers.py", "torchvision.models.vision_transformer.interpolate_embeddings",
+     "position embeddings of other image sizes are torchvision's"),
     ("tests/victim_process.py", "mlflow.store.db.utils._verify_schema", "left out, because it takes seconds"),
 ]  # fmt: skip
 

@@ -46,7 +46,7 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     """Return the analysis of a study as it stands."""
     confirmed = {arm.arm.name: arm for arm in result.arms if arm.confirmed}
     correct = {name: arm.correct_SN for name, arm in confirmed.items()}
-    factors = [analyse_factor(result, factor, correct) for factor in result.spec.factors.entries()]
+    factors = [analyse_factor(result, factor, correct) for factor in result.spec.compared_levels()]
     interactions, interaction_missing = analyse_interactions(result, correct)
     pairs = []
     if len(factors) > 1:
@@ -119,7 +119,17 @@ def _answer(result: StudyResult, arms: list[ArmSummary], factors: list[FactorAna
     failed = [arm.name for arm in arms if arm.result.best is None]
     omission = f" Left out, because no trial of it finished: {'; '.join(failed)}." if failed else ""
     is_name = text.startswith(tuple(level.label for factor in factors for level in factor.levels))
-    return (text if is_name or len(factors) > 1 else text[0].upper() + text[1:]) + omission
+    return (text if is_name or len(factors) > 1 else text[0].upper() + text[1:]) + _caution(factors) + omission
+
+
+def _caution(factors: list[FactorAnalysis]) -> str:
+    """Return the sentence on [[arms]] that differ in several parameters at once; empty without such arms."""
+    pairs = [names for factor in factors for names in factor.confounded.values()]
+    if not pairs:
+        return ""
+    if any(names != pairs[0] for names in pairs) or len(pairs) < sum(len(factor.family) for factor in factors):
+        return " Some arms differ in several parameters at once: their difference is not that of a single parameter."
+    return f" The arms differ in {_join(pairs[0])} at once: a difference cannot be put down to one of them alone."
 
 
 def _preliminary(result: StudyResult) -> str:
@@ -133,7 +143,7 @@ def _tuned_accuracy(arm: ArmSummary) -> float:
 
 
 def _named(arm: ArmSummary) -> str:
-    return arm.name if arm.result.arm.levels else "The only arm"
+    return arm.name if arm.result.arm.compared_levels else "The only arm"
 
 
 def _one_arm(arm: ArmSummary) -> str:

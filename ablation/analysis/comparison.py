@@ -10,6 +10,7 @@ import numpy as np
 from ablation.analysis import statistics
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.analysis.statistics import ALPHA, Estimate
+from ablation.spec.arms import differing_parameters
 from ablation.training.evaluation import balanced_accuracy_and_macro_f1
 
 
@@ -211,7 +212,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class FactorAnalysis:
-    """A factor's levels and their differences.
+    """A factor's levels and their differences; of a study with [[arms]], the arms are the levels of a factor `arm`.
 
     Attributes:
         factor: its name.
@@ -222,6 +223,7 @@ class FactorAnalysis:
         partial: the differences over fewer combinations than the study has, and their combinations.
         leader: the label of the level with the highest mean validation accuracy, over the combinations of the other
             factors that all confirmed levels have where there are any; None where no level is confirmed.
+        confounded: the pairs of [[arms]] in the family that differ in several parameters, and these parameters.
     """
 
     factor: str
@@ -231,6 +233,7 @@ class FactorAnalysis:
     not_compared: list[str]
     partial: list[str]
     leader: str | None
+    confounded: dict[tuple[str, str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -299,9 +302,9 @@ def level_label(factor: str, level: Any) -> str:
 def _by_other_levels(result: StudyResult, factor: str, level: Any) -> dict[tuple[Any, ...], ArmResult]:
     """Return the confirmed arms with a level, by their levels of the other factors."""
     return {
-        tuple(other for name, other in arm.arm.levels.items() if name != factor): arm
+        tuple(other for name, other in arm.arm.compared_levels.items() if name != factor): arm
         for arm in result.arms
-        if arm.arm.levels[factor] == level and arm.confirmed
+        if arm.arm.compared_levels[factor] == level and arm.confirmed
     }
 
 
@@ -310,10 +313,10 @@ def analyse_factor(result: StudyResult, factor: str, correct: dict[str, np.ndarr
 
     Args:
         result: the study.
-        factor: its name.
+        factor: its name, see `StudySpec.compared_levels`.
         correct: confirmed arm -> whether each run is right about each image, bool, S x N.
     """
-    levels = result.spec.factors.get(factor)
+    levels = result.spec.compared_levels()[factor]
     confirmed = {level_label(factor, level): _by_other_levels(result, factor, level) for level in levels}
     control = result.spec.confirm.control.get(factor)
     control_label = None if control is None else level_label(factor, control)
@@ -343,11 +346,22 @@ def analyse_factor(result: StudyResult, factor: str, correct: dict[str, np.ndarr
         not_compared=not_compared,
         partial=partial,
         leader=_leader(confirmed),
+        confounded=_confounded(result, family) if result.spec.arms else {},
     )
 
 
+def _confounded(result: StudyResult, family: list[Difference]) -> dict[tuple[str, str], list[str]]:
+    """Return the pairs of [[arms]] that differ in several parameters, and these parameters."""
+    by_name = {arm.arm.name: arm.arm for arm in result.arms}
+    parameters = {
+        (pair.first, pair.second): differing_parameters(result.spec, by_name[pair.first], by_name[pair.second])
+        for pair in family
+    }
+    return {pair: names for pair, names in parameters.items() if len(names) > 1}
+
+
 def _level_mean(result: StudyResult, factor: str, level: Any, correct: dict[str, np.ndarray]) -> LevelMean:
-    arms = [arm for arm in result.arms if arm.arm.levels[factor] == level]
+    arms = [arm for arm in result.arms if arm.arm.compared_levels[factor] == level]
     names = [arm.arm.name for arm in arms if arm.confirmed]
     estimate = statistics.contrast({name: 1 / len(names) for name in names}, correct) if names else None
     missing = [arm.arm.name for arm in arms if not arm.confirmed]

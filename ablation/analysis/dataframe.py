@@ -1,13 +1,12 @@
 """`ablation.load_results`: a study as a pandas table, one row per run."""
 
 from itertools import chain
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import pandas as pd
 
 from ablation.analysis.results import ArmResult, RunResult, read_results
-from ablation.spec.parameters import Hyperparameters
+from ablation.spec.parameters import Hyperparameters, without_none
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store
 from ablation.tracking import mlflow_settings
@@ -31,6 +30,7 @@ DTYPES = {
     "trained_parameters": "Int64",
     "training_seconds": "float64",
     "seed": "int64",
+    "known": "string",
 }
 
 
@@ -61,9 +61,10 @@ def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
         - `trained_parameters`: the number of parameters that are trained; Int64.
         - `training_seconds`: of all epochs, without evaluation; float64.
         - `seed`: the seed of all its random numbers; int64.
+        - `known`: the name of the known configuration that it has; missing for one that the search drew; string.
         - a column per hyper-parameter, by its name in the study file: string, int64, Int64 or float64. A value that
           does not apply to a run, such as `freeze_depth` to feature extraction, is missing; `head_pool` is '1', '2' or
-          'flatten'.
+          'flatten', and `freeze_depth` a number of blocks as a string ('2') or a unit.
 
     Raises:
         InputError: there is no such study, no trial of it has finished, or this version cannot read it.
@@ -88,15 +89,16 @@ def _value(column: str, arm: ArmResult, run: RunResult) -> Any:
         return run is arm.best
     if column == "is_superseded":
         return run in arm.superseded
-    if column == "head_pool":
-        return str(run.spec.head_pool)
+    if column in ("head_pool", "freeze_depth"):  # some of their values are numbers, some are names
+        value = getattr(run.spec, column)
+        return None if value is None else str(value)
     return getattr(run, column) if hasattr(run, column) else getattr(run.spec, column)
 
 
 def _dtype(annotation: Any) -> str:
     """Return the type of a hyper-parameter's column; where it may not apply, values may be missing."""
-    is_optional = get_origin(annotation) in (Union, UnionType)
-    plain = get_args(annotation)[0] if is_optional else annotation
+    plain = without_none(annotation)
+    is_optional = plain is not annotation
     if plain is int:
         return "Int64" if is_optional else "int64"
     return "float64" if plain is float else "string"

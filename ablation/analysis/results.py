@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ablation.analysis.cut_forecasts import CutForecast, forecast_from_json
 from ablation.base.errors import InputError
 from ablation.data.samples import Mistakes, Samples, load_samples
 from ablation.spec.architectures import add_custom_architecture
@@ -19,7 +20,7 @@ from ablation.spec.arms import Arm, arms, published_for
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
-from ablation.tracking.client import PREDICTIONS_FILE, SAMPLES_FILE
+from ablation.tracking.client import FORECAST_FILE, PREDICTIONS_FILE, SAMPLES_FILE
 from ablation.tracking.reading import RunRecord, StudyRecord, read_curves, read_study, run_file
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -113,7 +114,8 @@ class ArmResult:
 class StudyResult:
     """A study as it stands. `command` is the one that ran it last; image counts are of each split.
 
-    `samples` are some of its training images; None where the store has none.
+    `samples` are some of its training images; None where the store has none. `forecast` has a row for each cut; none
+    where the study compares no cuts of a pretrained network, or nothing was foretold.
     """
 
     spec: StudySpec
@@ -128,6 +130,7 @@ class StudyResult:
     test_images: int
     arms: list[ArmResult]
     samples: Samples | None = None
+    forecast: list[CutForecast] = field(default_factory=list)
 
     @property
     def missing_trials(self) -> int:
@@ -154,7 +157,7 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         store: where the study is.
         study: its name.
         with_details: whether to read what the report alone needs, with a request or a download each: learning curves,
-            predictions and samples.
+            predictions, samples and the forecast.
 
     Raises:
         NothingFinished: no trial of the study has finished, as far as MLflow knows.
@@ -189,6 +192,7 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         test_images=about["test_images"],
         arms=_with_details(store, record, results) if with_details else results,
         samples=_samples(store, record.summary) if with_details else None,
+        forecast=_forecast(store, record.summary) if with_details else [],
     )
 
 
@@ -278,6 +282,14 @@ def _samples(store: Store, summary: RunRecord) -> Samples | None:
             return load_samples(path)
     except InputError:
         return None
+
+
+def _forecast(store: Store, summary: RunRecord) -> list[CutForecast]:
+    try:
+        with run_file(store, summary, FORECAST_FILE) as path:
+            return forecast_from_json(path.read_text(encoding="utf-8"))
+    except (InputError, ValueError):
+        return []
 
 
 def load_predictions(path: Path) -> Predictions:

@@ -70,10 +70,23 @@ def exact_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def select_precision(precision: str, device: torch.device) -> str:
-    """Resolve `auto`: bfloat16 on a CUDA device that computes it natively, float16 on an older one, else float32."""
+def select_precision(precision: str, device: torch.device, *, is_faster_in_bfloat16: bool) -> str:
+    """Resolve `auto`: bfloat16 where the device computes it natively, float16 on an older CUDA device, else float32.
+
+    Args:
+        precision: 'auto', or what is returned unchanged.
+        device: the device that trains.
+        is_faster_in_bfloat16: whether the network is, on a CPU that computes it natively.
+    """
     if precision != "auto":
         return precision
-    if device.type != "cuda":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if device.type == "cpu" and is_faster_in_bfloat16 and cpu_computes_bfloat16() else "float32"
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16 that torch's oneDNN uses; emulation would be slower."""
+    capabilities = torch.cpu.get_capabilities()  # 'bf16' is Arm's name
+    has_instructions = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return has_instructions and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

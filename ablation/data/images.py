@@ -1,11 +1,12 @@
-"""Images on the device: kept as uint8, augmented, resized and normalised a batch at a time.
+"""Images on the device: kept as uint8, resized and normalised a batch at a time.
 
 Legend: N images, B images of a batch, C channels (3, RGB), H and W pixels.
 """
 
 import functools
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,10 +15,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD, Weights
-from ablation.spec.parameters import Augmentation
 
+BLOCK_IMAGES = 1024  # that are read at a time where a whole set is
 EVALUATION_PIXELS = 512 * 32 * 32  # per batch without gradients
-CROP_PADDING = 4  # pixels, He et al. (2016) for CIFAR-10; the report says so in `run_sections.AUGMENTATIONS`
 
 
 @dataclass(frozen=True)
@@ -43,29 +43,74 @@ def normalisation_for(weights: Weights | None, image_size: int) -> Normalisation
 
 @dataclass(frozen=True)
 class Images:
-    """Images (uint8 NCHW) and labels (int64 N) on the device; pixels that do not fit there are in the host's memory."""
+    """Images and labels.
+
+    Attributes:
+        images_NCHW: uint8, on the device; pixels that do not fit there are in the host's memory or in a memory map.
+        labels_N: int64, on the device.
+        rows_N: numbers of the images' rows in `images_NCHW`, beside it; None: row n is image n.
+    """
 
     images_NCHW: torch.Tensor
     labels_N: torch.Tensor
+    rows_N: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def read(self, chosen_B: torch.Tensor) -> torch.Tensor:
+        """Return the images with these numbers on the device; the numbers are where the pixels are, or on the host."""
+        rows_B = chosen_B if self.rows_N is None else self.rows_N[chosen_B]
+        return gather_rows(self.images_NCHW, rows_B, self.labels_N.device)
+
+    def in_order(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Yield all images in order, on the device."""
+        if self.rows_N is None:
+            batches: Iterable[torch.Tensor] = torch.split(self.images_NCHW, batch_size)
+        else:
+            batches = (self.images_NCHW[rows_B] for rows_B in torch.split(self.rows_N, batch_size))
+        for images_BCHW in batches:
+            yield copy_to(images_BCHW, self.labels_N.device)
+
+    def subset(self, chosen_N: torch.Tensor) -> "Images":
+        """Return the images with these numbers, which are where the pixels are, or on the host."""
+        labels_N = self.labels_N[chosen_N.to(self.labels_N.device)]
+        if self.rows_N is None:
+            return Images(self.images_NCHW[chosen_N], labels_N)
+        return Images(self.images_NCHW, labels_N, self.rows_N[chosen_N])
+
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of the pixels."""
-        pixels = self.images_NCHW.cpu().contiguous().numpy()
-        digest = hashlib.sha256(str(pixels.shape).encode())
-        digest.update(pixels.data)
+        digest = hashlib.sha256(str((len(self), *self.images_NCHW.shape[1:])).encode())
+        for numbers_B in torch.split(torch.arange(len(self), device=self.images_NCHW.device), BLOCK_IMAGES):
+            rows_B = numbers_B if self.rows_N is None else self.rows_N[numbers_B]
+            digest.update(self.images_NCHW[rows_B].cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 
 def to_device(images_NHWC: np.ndarray, labels_N: np.ndarray, indices: np.ndarray, device: torch.device) -> Images:
-    """Copy the chosen images to the device; pixels that need more than half of its free memory stay on the host."""
-    images = torch.from_numpy(images_NHWC[indices]).permute(0, 3, 1, 2).contiguous()
-    if device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
-        images = images.to(device)
-    return Images(images, torch.from_numpy(labels_N[indices]).to(device))
+    """Copy the chosen images to the device; pixels that need more than half of its free memory stay on the host.
+
+    Pixels in a memory map (`np.memmap`) are not copied to the host's memory either, but read from it batch by batch.
+    """
+    chosen_labels_N = torch.from_numpy(labels_N[indices]).to(device)
+    needed = len(indices) * images_NHWC[:1].nbytes
+    fits = device.type != "cuda" or needed <= torch.cuda.mem_get_info(device)[0] / 2
+    if not isinstance(images_NHWC, np.memmap):
+        images = torch.from_numpy(images_NHWC[indices]).permute(0, 3, 1, 2).contiguous()
+        return Images(images.to(device) if fits else images, chosen_labels_N)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+        mapped = Images(torch.from_numpy(images_NHWC).permute(0, 3, 1, 2), chosen_labels_N, torch.from_numpy(indices))
+    if device.type != "cuda" or not fits:
+        return mapped
+    copied_NCHW = torch.empty((len(indices), *mapped.images_NCHW.shape[1:]), dtype=torch.uint8, device=device)
+    first = 0
+    for images_BCHW in mapped.in_order(BLOCK_IMAGES):
+        copied_NCHW[first : first + len(images_BCHW)] = images_BCHW
+        first += len(images_BCHW)
+    return Images(copied_NCHW, chosen_labels_N)
 
 
 def gather_rows(rows_N: torch.Tensor, chosen_B: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -82,67 +127,6 @@ def evaluation_batch_size(images: Images, normalisation: Normalisation) -> int:
     """Return the size of batches without gradients: 512 images of 32x32 pixels, fewer of larger images."""
     side = normalisation.image_size or images.images_NCHW.shape[-1]
     return max(1, EVALUATION_PIXELS // side**2)
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random numbers of an epoch's augmentation, one of each per image, in the order in which images are read.
-
-    Attributes:
-        flip_N: which images are mirrored, bool; None where none is.
-        shift_2N: by how many pixels images are cut from above and from the left, 0 to 8; None where none is.
-    """
-
-    flip_N: torch.Tensor | None = None
-    shift_2N: torch.Tensor | None = None
-
-    def to(self, device: torch.device) -> "Draws":
-        """Return them on a device."""
-        flip_N, shift_2N = self.flip_N, self.shift_2N
-        return Draws(None if flip_N is None else flip_N.to(device), None if shift_2N is None else shift_2N.to(device))
-
-
-def draw(kind: Augmentation, batch_sizes: Sequence[int], generator: torch.Generator) -> Draws:
-    """Draw the random numbers of an epoch: each image is mirrored with probability 1/2 and, for crop_flip, shifted.
-
-    Args:
-        kind: 'none', 'flip' or 'crop_flip'.
-        batch_sizes: numbers are drawn batch by batch, so that a study's images do not depend on how they are stored.
-        generator: on the CPU, so that every device gets the same numbers.
-    """
-    if kind == "none":
-        return Draws()
-    flips, shifts = [], []
-    for size in batch_sizes:
-        flips.append(torch.rand(size, generator=generator) < 0.5)
-        if kind == "crop_flip":
-            shifts.append(torch.randint(0, 2 * CROP_PADDING + 1, (2, size), generator=generator))
-    return Draws(torch.cat(flips), torch.cat(shifts, 1) if shifts else None)
-
-
-def augment(images_BCHW: torch.Tensor, draws: Draws, places_B: slice | torch.Tensor) -> torch.Tensor:
-    """Mirror and shift images as was drawn for their places in the epoch; what comes in from outside is black.
-
-    Args:
-        images_BCHW: uint8 images.
-        draws: of the epoch, on the images' device.
-        places_B: the images' places in the epoch.
-    """
-    if draws.flip_N is None:
-        return images_BCHW
-    flip_B = draws.flip_N[places_B]
-    images_BCHW = torch.where(flip_B[:, None, None, None], images_BCHW.flip(3), images_BCHW)
-    if draws.shift_2N is None:
-        return images_BCHW
-    n, _, height, width = images_BCHW.shape
-    device = images_BCHW.device
-    padded_BCHW = torch.nn.functional.pad(images_BCHW, (CROP_PADDING,) * 4)
-    top_B, left_B = draws.shift_2N[:, places_B]
-    rows_BH = top_B[:, None] + torch.arange(height, device=device)
-    columns_BW = left_B[:, None] + torch.arange(width, device=device)
-    numbers_B = torch.arange(n, device=device)
-    # Indexing with the channels in between puts them last: B x H x W x C.
-    return padded_BCHW[numbers_B[:, None, None], :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _channel_constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:

@@ -17,8 +17,9 @@ from safetensors.numpy import save
 
 from ablation.base.errors import InputError
 from ablation.base.seeds import generator
+from ablation.data.augmentation import augment, draw
 from ablation.data.decoding import fit_image
-from ablation.data.images import Normalisation, augment, draw, normalise
+from ablation.data.images import Normalisation, normalise
 from ablation.data.reading import ImageSet
 from ablation.spec.parameters import Augmentation
 
@@ -36,7 +37,7 @@ class Samples:
     Attributes:
         images_RIVSSC: uint8. The first view of an image is the unchanged image; `DRAWS` of each augmentation follow.
         classes_R: the classes' numbers, int64.
-        augmentations: 'flip', 'crop_flip', both or none of them.
+        augmentations: any of 'flip', 'crop_flip' and 'strong'.
         normalisation: the size of the images in the network, and how they are standardised.
     """
 
@@ -71,7 +72,7 @@ def draw_samples(
         images: the study's images.
         train_N: the numbers of its training images, without those for validation.
         normalisation: the preprocessing before the first layer.
-        augmentations: those of 'flip' and 'crop_flip' that a trial may have.
+        augmentations: those that a trial may have, besides 'none'.
         seed: the study's seed.
     """
     labels_N = images.train_labels_N[train_N]

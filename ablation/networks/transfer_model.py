@@ -5,6 +5,7 @@ Legend: N images, C channels, H and W pixels, D features, K classes.
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,14 +13,44 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ablation.base.device import autocast
 from ablation.base.seeds import generator
-from ablation.networks.blocks import build_blocks, feature_shape, initialise_blocks
+from ablation.networks.blocks import build_blocks, feature_shape, initialise_blocks, kept_parts
+from ablation.networks.vision_transformers import TokenPool
 from ablation.networks.weights import Weights
-from ablation.spec.architectures import is_custom
-from ablation.spec.parameters import HeadPool
+from ablation.spec.architectures import ARCHITECTURES, is_custom, is_timm
+from ablation.spec.parameters import HeadNorm, HeadPool
+
+
+@dataclass(frozen=True)
+class Head:
+    """The new layers between the activations at a cut and the logits.
+
+    Attributes:
+        width: hidden units; 0 is a single linear layer, a linear probe.
+        pool: height and width to which maps are average-pooled, at most; 'flatten' keeps them.
+        norm: the normalisation of the features before the first linear layer.
+        dropout: the probability with which training drops each input of the last linear layer. That is where VGG has
+            its dropout, behind hidden units (Simonyan and Zisserman, 2014), and EfficientNet, behind pooled features.
+    """
+
+    width: int
+    pool: HeadPool = 2
+    norm: HeadNorm = "none"
+    dropout: float = 0.0
+
+    def layers(self, features: int, num_classes: int) -> nn.Sequential:
+        """Build the layers behind the pool, for so many features."""
+        layers: list[nn.Module] = []
+        if self.norm != "none":
+            layers.append(nn.BatchNorm1d(features) if self.norm == "batch" else nn.LayerNorm(features))
+        if self.width > 0:
+            layers += [nn.Linear(features, self.width), nn.ReLU()]
+        if self.dropout > 0:
+            layers.append(nn.Dropout(self.dropout))
+        return nn.Sequential(*layers, nn.Linear(self.width or features, num_classes))
 
 
 class TransferModel(nn.Module):
-    """`blocks`, an average pool, and `head`: one hidden layer, then one logit per class.
+    """`blocks`, an average pool, and `head`: by default one hidden layer, then one logit per class.
 
     Between pool and head, the features are standardised by the constants `feature_mean_D` and `feature_std_D`, so that
     one range of learning rates suits every cut and all weights (see `calibrate`).
@@ -29,8 +60,16 @@ class TransferModel(nn.Module):
     feature_std_D: torch.Tensor
     classes: list[str]
     """Names of the K logits; set on a model that was loaded from a run."""
-    frozen_blocks: int
-    """Number of leading blocks that training does not change."""
+    backbone: str
+    """The name of the backbone that its layers are of."""
+    truncate_at: str
+    """The last block or unit that is kept."""
+    learning_layers: range
+    """The layers that learn, all by default; a training changes no layer before or after them."""
+    keeps_statistics: bool
+    """Whether the blocks' batch norms keep their statistics while they learn."""
+    frozen_tensors: frozenset[str]
+    """Names of the parameters and buffers that training does not change."""
     is_custom: bool
     """Whether its blocks are a user's code."""
     image_size: int
@@ -40,63 +79,83 @@ class TransferModel(nn.Module):
     input_std: list[float]
     """Standard deviation by which they are then divided; set on a model that was loaded from a run."""
 
-    def __init__(self, blocks: nn.Sequential, pool: nn.Module, features: int, head_width: int, num_classes: int):
+    def __init__(self, blocks: nn.Sequential, pool: nn.Module, features: int, head: Head, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.frozen_blocks = 0
         self.is_custom = False
         self.blocks = blocks
+        self.learning_layers = range(len(self.layers))
+        self.keeps_statistics = False
+        self.frozen_tensors = frozenset()
         self.pool = pool
         self.register_buffer("feature_mean_D", torch.zeros(features))
         self.register_buffer("feature_std_D", torch.ones(features))
-        self.head = nn.Sequential(nn.Linear(features, head_width), nn.ReLU(), nn.Linear(head_width, num_classes))
+        self.head = head.layers(features, num_classes)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers of all blocks, in order."""
+        return [layer for block in self.blocks for layer in block.children()]
+
+    def layers_up_to(self, units: int) -> int:
+        """Return the number of layers of so many leading units of the backbone, with the pool behind the last one."""
+        return sum(part.units <= units for part in kept_parts(self.backbone, self.truncate_at))
 
     def forward(self, images_NCHW: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Return logits NK for normalised images NCHW, or for the output of the first `start` blocks."""
+        """Return logits NK for normalised images NCHW, or for the output of the first `start` layers."""
         features_ND = self.pooled(images_NCHW, start)
         logits_NK: torch.Tensor = self.head((features_ND - self.feature_mean_D) / self.feature_std_D)
         return logits_NK
 
     def pooled(self, activations: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Return the pooled features ND, not yet standardised, for the output of the first `start` blocks.
+        """Return the pooled features ND, not yet standardised, for the output of the first `start` layers.
 
-        That output is NCHW; after all blocks, it is the pooled features ND themselves.
+        That output is NCHW (tokens NTD of a vision transformer); after all layers, it is the pooled features ND.
         """
-        blocks = list(self.blocks)
-        if start == len(blocks):
+        layers = self.layers
+        if start == len(layers):
             return activations
-        for block in blocks[start:]:
-            activations = block(activations)
+        for layer in layers[start:]:
+            activations = layer(activations)
         pooled_ND: torch.Tensor = self.pool(activations).flatten(1)
         return pooled_ND
 
 
-def build_model(
-    backbone: str, truncate_at: str, head_width: int, head_pool: HeadPool, num_classes: int, image_size: int
-) -> TransferModel:
+def build_model(backbone: str, truncate_at: str, head: Head, num_classes: int, image_size: int) -> TransferModel:
     """Build the network of a trial on the CPU; `initialise` sets its parameters."""
-    channels, side, _ = feature_shape(backbone, truncate_at, image_size)
-    pooled_side = side if head_pool == "flatten" else min(head_pool, side)
-    blocks = build_blocks(backbone, truncate_at)
-    model = TransferModel(blocks, build_pool(side, head_pool), channels * pooled_side**2, head_width, num_classes)
-    model.is_custom = is_custom(backbone)
+    blocks = build_blocks(backbone, truncate_at, image_size)
+    pool = build_pool(backbone, truncate_at, image_size, head.pool)
+    features = feature_count(backbone, truncate_at, image_size, head.pool)
+    model = TransferModel(blocks, pool, features, head, num_classes)
+    model.backbone, model.truncate_at = backbone, truncate_at
+    model.is_custom = is_custom(backbone) and not is_timm(backbone)
     return model
 
 
-def build_pool(side: int, head_pool: HeadPool) -> nn.Module:
-    """Build the average pool between activations of `side` x `side` pixels and the head."""
-    if head_pool == "flatten":
-        return nn.Identity()
-    pooled_side = min(head_pool, side)
-    # The same windows as adaptive pooling, whose backward pass is not deterministic on CUDA. For an odd side they
-    # overlap by one pixel.
-    return nn.AvgPool2d(kernel_size=math.ceil(side / pooled_side), stride=side // pooled_side)
+def feature_count(backbone: str, truncate_at: str, image_size: int, head_pool: HeadPool) -> int:
+    """Return the number of features of an image at a cut, after the pool; before it, they are those of "flatten"."""
+    channels, side, _ = feature_shape(backbone, truncate_at, image_size)
+    pooled_side = side if head_pool == "flatten" else min(head_pool, side)
+    return channels * (pooled_side**2 + (ARCHITECTURES[backbone].extra_tokens or 0))
+
+
+def build_pool(backbone: str, truncate_at: str, image_size: int, head_pool: HeadPool) -> nn.Module:
+    """Build the average pool between the activations at a cut and the head."""
+    _, side, _ = feature_shape(backbone, truncate_at, image_size)
+    pool: nn.Module = nn.Identity()
+    if head_pool != "flatten":
+        pooled_side = min(head_pool, side)
+        # The same windows as adaptive pooling, whose backward pass is not deterministic on CUDA. For an odd side they
+        # overlap by one pixel.
+        pool = nn.AvgPool2d(kernel_size=math.ceil(side / pooled_side), stride=side // pooled_side)
+    extra_tokens = ARCHITECTURES[backbone].extra_tokens
+    return pool if extra_tokens is None else TokenPool(pool, side, extra_tokens)
 
 
 def initialise(model: TransferModel, backbone: str, weights: Weights | None, seed: int) -> None:
-    """Set all parameters: the blocks from the weights (None: at random), the head at random.
+    """Set all parameters: the blocks from the weights (None: at random), the head's linear layers at random.
 
-    The head starts as torch's Linear does (uniform within 1 / sqrt(inputs)). Blocks and head each have a generator.
+    They start as torch's Linear does (uniform within 1 / sqrt(inputs)). Blocks and head each have a generator.
     """
     tensors = None if weights is None else weights.tensors
     initialise_blocks(model.blocks, backbone, tensors, generator(seed, "backbone"))
@@ -108,10 +167,21 @@ def initialise(model: TransferModel, backbone: str, weights: Weights | None, see
             linear.bias.uniform_(-bound, bound, generator=head_generator)
 
 
+def set_training_mode(model: TransferModel, learning: range) -> None:
+    """Put the head and the layers that learn into training mode, all others into evaluation mode.
+
+    Frozen batch norms keep their statistics, and so do all of them where `keeps_statistics` says so.
+    """
+    model.train()
+    for number, layer in enumerate(model.layers):
+        layer.train(number in learning)
+    for module in model.blocks.modules() if model.keeps_statistics else ():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 @torch.no_grad()
-def calibrate(
-    model: TransferModel, batches: Iterable[torch.Tensor], start: int, precision: str, *, head_alone: bool = False
-) -> None:
+def calibrate(model: TransferModel, batches: Iterable[torch.Tensor], start: int, precision: str) -> None:
     """Set the constants that standardise the features: their mean and standard deviation over images.
 
     Features of different cuts, and of networks trained on pixels of 0..255, differ in scale by a factor of a thousand,
@@ -122,14 +192,13 @@ def calibrate(
     Batch norms that learn standardise over each batch here, as they will in the first epoch.
 
     Args:
-        model: the network before training.
-        batches: the output of its first `start` blocks for the images; normalised images NCHW if `start` is 0.
+        model: the network before training, in the training mode of its first epoch; left in evaluation mode.
+        batches: the output of its first `start` layers for the images; normalised images NCHW if `start` is 0.
         start: see above.
         precision: the precision of the training.
-        head_alone: whether only the head learns in the first epoch.
     """
+    learning = [module for layer in model.layers[start:] for module in layer.modules() if module.training]
     model.eval()
-    learning = [] if head_alone else [module for block in list(model.blocks)[start:] for module in block.modules()]
     momenta = {module: module.momentum for module in learning if isinstance(module, _BatchNorm)}
     counts = [module.num_batches_tracked for module in momenta if module.num_batches_tracked is not None]
     counts_before = [count.clone() for count in counts]

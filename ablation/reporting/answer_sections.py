@@ -6,7 +6,7 @@ from typing import Any
 
 from ablation.analysis.answer import StudyAnalysis, interval_points, points
 from ablation.analysis.comparison import ArmSummary, Difference, FactorAnalysis, champion_run, confirmed_validation
-from ablation.base.text import Table, plural
+from ablation.base.text import Table, format_params, plural
 from ablation.reporting.content import (
     ACCURACY_COLUMNS,
     BOTH_INTERVAL,
@@ -47,7 +47,7 @@ def answer_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return the answer, the champion, and a paragraph on how the study found them."""
     spec, result = analysis.result.spec, analysis.result
     blocks: list[Block] = [Answer(analysis.answer)]
-    if analysis.winner is not None and analysis.winner.arm.levels:
+    if analysis.winner is not None and analysis.winner.arm.compared_levels:
         val_S = confirmed_validation(analysis.winner)
         rank = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
         blocks.append(
@@ -90,31 +90,27 @@ def _range(value: Any) -> str:
 
 
 def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
-    """Return the table of arms: test and validation accuracies, trials, and published metrics where there are any."""
-    result = analysis.result
-    factors = list(result.spec.factors.entries())
+    """Return the table of arms: their levels, test and validation accuracies, and trials."""
+    spec = analysis.result.spec
     with_tuned = not any(arm.test is not None for arm in analysis.arms)  # else the section on tuning has it
-    with_published = any(arm.published for arm in result.arms)
     columns = [
-        *(factors or ["arm"]),
+        *(list(spec.compared_levels()) or ["arm"]),
         *ACCURACY_COLUMNS,
         *(["best tuned val. accuracy"] if with_tuned else []),
         "trials",
     ]
-    columns += ["published (other images)"] if with_published else []
     rows = []
     for arm in analysis.arms:
         best = arm.result.best
         rows.append(
             [
-                *([str(level) for level in arm.result.arm.levels.values()] or [arm.name]),
+                *([str(level) for level in arm.result.arm.compared_levels.values()] or [arm.name]),
                 *accuracy_cells(arm),
                 *([optional_number(best.val_accuracy if best else None)] if with_tuned else []),
                 states_text(arm.result.trials),
-                *([_published(arm.result.published)] if with_published else []),
             ]
         )
-    return Table("", columns, rows, _arm_notes(analysis, with_tuned=with_tuned, with_published=with_published))
+    return Table("", columns, rows, _arm_notes(analysis, with_tuned=with_tuned))
 
 
 def accuracy_cells(arm: ArmSummary) -> list[str]:
@@ -130,9 +126,9 @@ def accuracy_cells(arm: ArmSummary) -> list[str]:
     ]
 
 
-def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool, with_published: bool) -> list[str]:
+def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool) -> list[str]:
     result = analysis.result
-    notes = []
+    notes = [f"{arm.label}: {format_params(arm.entries())}." for arm in result.spec.arms if arm.name and arm.entries()]
     if not with_tuned:
         notes.append(
             f"Means over n confirmation runs with fresh seeds: test accuracy on {result.test_images:,} images, "
@@ -146,12 +142,7 @@ def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool, with_published: boo
             f"Best tuned val. accuracy: the highest of the finished trials on {result.val_images:,} images. It is "
             "biased upwards, because it was chosen for being the highest."
         )
-    notes += _failures(analysis)
-    if with_published:
-        notes.append("Published metrics were measured on other images: compare their order, not their values.")
-        sources = {str(entry["source"]) for arm in result.arms for entry in arm.published if entry.get("source")}
-        notes += [f"Published: {source}" for source in sorted(sources)]
-    return notes
+    return notes + _failures(analysis)
 
 
 def _failures(analysis: StudyAnalysis) -> list[str]:
@@ -169,18 +160,49 @@ def _failures(analysis: StudyAnalysis) -> list[str]:
     return notes
 
 
-def _published(entries: Sequence[dict[str, Any]]) -> str:
-    texts = []
-    for entry in entries:
-        metrics = {k: v for k, v in entry.items() if k not in ("arm", "source") and v is not None}
-        texts.append(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    return "; ".join(texts) or "-"
+# A published metric -> its curve in a run, and the same on the test images.
+OURS = {
+    "loss": ("train_loss", None),
+    "accuracy": ("train_accuracy", None),
+    "val_loss": ("val_loss", "test_loss"),
+    "val_accuracy": ("val_accuracy", "test_accuracy"),
+}
+
+
+def published_tables(analysis: StudyAnalysis) -> list[Table]:
+    """Return the table of published metrics beside the study's own; empty without published results."""
+    rows, sources = [], []
+    for arm in analysis.result.arms:
+        for entry in arm.published:
+            if entry["source"]:
+                sources.append(f"{arm.arm.name}: {entry['source']}")
+            for metric, (curve, test) in OURS.items():
+                if entry[metric] is None:
+                    continue
+                runs = [run for run in arm.drawn_runs if run.best_epoch is not None and curve in run.curves]
+                ours = [float(run.curves[curve][(run.best_epoch or 0) - 1]) for run in runs]
+                tested = [getattr(run, test) for run in arm.confirmed] if test else []
+                row = [arm.arm.name, metric, f"{entry[metric]:.4f}", _mean(ours), _mean(tested), str(len(ours))]
+                rows.append(row)
+    if not rows:
+        return []
+    notes = [
+        "Ours: means over n runs (an arm's confirmation runs; its best trial while it has none), in the epoch with the "
+        "best validation accuracy. Published metrics were measured on other images: compare their order, not their "
+        "values.",
+        *dict.fromkeys(sources),
+    ]
+    return [Table("", ["arm", "metric", "published", "ours", "ours (test)", "n (runs)"], rows, notes)]
+
+
+def _mean(values: Sequence[float]) -> str:
+    return optional_number(sum(values) / len(values) if values else None)
 
 
 def level_tables(analysis: StudyAnalysis) -> list[Block]:
-    """Return a table of marginal means for each factor with a confirmed arm."""
+    """Return a table of marginal means for each factor with a confirmed arm; none for [[arms]], which are no grid."""
     tables: list[Block] = []
-    for factor in analysis.factors:
+    for factor in [] if analysis.result.spec.arms else analysis.factors:
         if not any(level.estimate for level in factor.levels):
             continue
         rows = [
@@ -209,10 +231,12 @@ def difference_table(factor: FactorAnalysis) -> Table:
     rows = [_difference_row(difference, tested=True) for difference in factor.family]
     columns = ["difference of", "minus", "points", f"{BOTH_INTERVAL} (points)", "Holm p", "shown", "n (seeds per arm)"]
     columns.append("seeds needed")
+    is_listed = factor.factor == "arm"
+    levels = "arm" if is_listed else "level"
     if factor.control is not None:
-        family = f"every level against the declared control {factor.control}"
+        family = f"every {levels} against the declared control {factor.control}"
     else:
-        family = "all pairs of levels"
+        family = f"all pairs of {levels}s"
     notes = [f"The p-values are corrected by Holm's method over {plural(len(factor.family), 'test')}: {family}."]
     if any(difference.estimate.p is None for difference in factor.family):
         notes = [
@@ -224,9 +248,12 @@ def difference_table(factor: FactorAnalysis) -> Table:
             "with a probability of 80 %, on the same test images. '> 1,000' means that these test images are too few, "
             "or that there is no difference."
         )
+    for (first, second), parameters in factor.confounded.items():
+        notes.append(f"{first} and {second} differ in several parameters at once: {', '.join(parameters)}.")
     notes += [f"Not every combination of the other factors is confirmed for {text}." for text in factor.partial]
     notes += [f"Not compared: {text}." for text in factor.not_compared]
-    return Table(f"Levels of {factor.factor}: differences of marginal mean test accuracy", columns, rows, notes)
+    title = f"Levels of {factor.factor}: differences of marginal mean test accuracy"
+    return Table("Differences of mean test accuracy" if is_listed else title, columns, rows, notes)
 
 
 def _difference_row(difference: Difference, *, tested: bool) -> list[str]:

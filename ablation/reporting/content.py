@@ -8,8 +8,6 @@ from ablation.analysis.results import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table
 from ablation.reporting.figures import Picture
-from ablation.spec.architectures import kept_blocks
-from ablation.spec.parameters import applies
 from ablation.spec.study import StudySpec
 
 SEEDS_INTERVAL = "95 % seeds interval"
@@ -20,8 +18,7 @@ ACCURACY_COLUMNS = ["test accuracy", "standard deviation", SEEDS_INTERVAL, "val.
 def searched_params(spec: StudySpec, run: RunResult) -> dict[str, Any]:
     """Return the values that the search chose for a run, without parameters that have no effect on it."""
     trial = run.spec
-    blocks = kept_blocks(spec.backbone.name, trial.truncate_at)
-    names = [name for name in spec.search.entries() if applies(name, trial.strategy, trial.freeze_depth, blocks)]
+    names = [name for name in spec.search.entries() if trial.reuse.applies(name)]
     return {name: getattr(trial, name) for name in names if getattr(trial, name) is not None}
 
 
@@ -90,6 +87,11 @@ CAPTIONS = {  # figure -> (text alternative, caption)
         "Marginal mean of each level, and the differences of levels, with intervals",
         "Left: the mean test accuracy of the arms that have a level. Right: differences of these means. Lines are the "
         "95 % seeds and images interval; filled circles mark the differences that were shown.",
+    ),
+    "differences": (
+        "Mean of each arm, and the differences of arms, with intervals",
+        "Left: the mean test accuracy of each arm. Right: differences of these means. Lines are the 95 % seeds and "
+        "images interval; filled circles mark the differences that were shown.",
     ),
     "interaction": (
         "Test accuracy at each level of the first factor, a line for each level of the second",

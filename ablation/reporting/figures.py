@@ -76,7 +76,7 @@ def draw_figures(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str,
     """
     figures = {
         "arms": _arms,
-        "effects": _effects,
+        "differences" if analysis.result.spec.arms else "effects": _effects,
         "interaction": _interaction,
         "curves_accuracy": lambda a: _learning_curves(a, "accuracy", "accuracy (fraction)"),
         "curves_loss": lambda a: _learning_curves(a, "loss", "loss (nats)"),
@@ -115,12 +115,12 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> t
 
 def _style(arm: ArmResult, analysis: StudyAnalysis) -> tuple[str, str]:
     """Return an arm's colour, by its level of the first factor, and its marker, by its other levels."""
-    levels = list(arm.arm.levels.values())
+    levels = list(arm.arm.compared_levels.values())
     if not levels:
         return COLOURS[0], MARKERS[0]
-    first_levels = next(iter(analysis.result.spec.factors.entries().values()))
+    first_levels = next(iter(analysis.result.spec.compared_levels().values()))
     first = first_levels.index(levels[0])
-    others = list(dict.fromkeys(tuple(a.arm.levels.values())[1:] for a in analysis.result.arms))
+    others = list(dict.fromkeys(tuple(a.arm.compared_levels.values())[1:] for a in analysis.result.arms))
     other = others.index(tuple(levels[1:])) if len(levels) > 1 else first
     return COLOURS[first % len(COLOURS)], MARKERS[other % len(MARKERS)]
 
@@ -177,6 +177,8 @@ def _arms(analysis: StudyAnalysis) -> Figure | None:
 def _effects(analysis: StudyAnalysis) -> Figure | None:
     """Draw the marginal means of every factor's levels and their differences, with seeds and images intervals."""
     factors = [factor for factor in analysis.factors if any(level.estimate for level in factor.levels)]
+    if analysis.result.spec.arms:  # whose means alone are in the figure of the arms
+        factors = [factor for factor in factors if factor.family]
     if not factors:
         return None
     rows = [max(len(factor.levels), len(factor.family), 2) for factor in factors]
@@ -190,7 +192,8 @@ def _effects(analysis: StudyAnalysis) -> Figure | None:
                 if level.estimate is not None:
                     index = [each.label for each in factor.levels].index(level.label)
                     _error(left, level.estimate, y, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
-        left.set_title(f"{factor.factor}: marginal means", loc="left")
+        means = "means" if analysis.result.spec.arms else "marginal means"
+        left.set_title(f"{factor.factor}: {means}", loc="left")
         left.set_xlabel("test accuracy (fraction)")
         if not factor.family:
             right.set_axis_off()
@@ -341,12 +344,15 @@ def _tuning(analysis: StudyAnalysis) -> Figure | None:
         values_T = np.array([np.nan if run.val_accuracy is None else run.val_accuracy for run in ended], np.float64)
         axes.plot(order_T, arm.best_so_far_T, color=COLOURS[0], drawstyle="steps-post", label="best so far")
         axes.plot(order_T, values_T, "o", color=COLOURS[1], markersize=4, markerfacecolor="white", label="a trial")
+        is_known_T = np.array([run.spec.known is not None for run in ended], bool)
+        if analysis.result.spec.known:
+            axes.plot(order_T[is_known_T], values_T[is_known_T], "D", color=COLOURS[2], markersize=4, label="known")
         n = int(np.isfinite(values_T).sum())
         axes.set_title(_panel_title(arm.name, n), loc="left", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     figure.supxlabel("trial, in the order of the search; n = finished trials", fontsize=9)
     figure.supylabel("validation accuracy (fraction)", fontsize=9)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return figure
 
 

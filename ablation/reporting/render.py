@@ -10,7 +10,12 @@ from ablation import __version__
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.results import RunResult, StudyResult
 from ablation.base.text import Table
-from ablation.reporting.answer_sections import accuracy_cells, arm_accuracy_table, difference_table
+from ablation.reporting.answer_sections import (
+    accuracy_cells,
+    arm_accuracy_table,
+    difference_table,
+    published_tables,
+)
 from ablation.reporting.content import ACCURACY_COLUMNS, Answer, Block, Code, Figure, Folded, Items, Section
 from ablation.reporting.figures import Picture
 
@@ -18,9 +23,14 @@ NOTE_LIMIT = 8000  # characters, MLflow's limit for a tag
 
 
 def short_tables(analysis: StudyAnalysis) -> list[Table]:
-    """Return the tables for the terminal: the arms and the tested differences."""
+    """Return the tables for the terminal: the arms, published results, the tested differences."""
     arms = dataclasses.replace(arm_accuracy_table(analysis), title="Arms")
-    return [arms, *(difference_table(factor) for factor in analysis.factors if factor.family)]
+    published = [dataclasses.replace(table, title="Published results") for table in published_tables(analysis)]
+    return [
+        arms,
+        *published,
+        *(difference_table(factor) for factor in analysis.factors if factor.family),
+    ]
 
 
 def summary_note(analysis: StudyAnalysis) -> str:

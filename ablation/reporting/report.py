@@ -18,9 +18,11 @@ from ablation.reporting.answer_sections import (
     interaction_blocks,
     level_tables,
     missing_runs_text,
+    published_tables,
 )
 from ablation.reporting.content import Section, figure_block, searched_params
 from ablation.reporting.figures import Picture, draw_figures
+from ablation.reporting.forecast_section import forecast_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables, summary_note
 from ablation.reporting.run_sections import (
     class_blocks,
@@ -130,8 +132,9 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[
         Section("missing", "What is missing", missing_runs_text(analysis)),
         Section("answer", "Answer", answer_blocks(analysis)),
         Section("arms", "Arms", [arm_accuracy_table(analysis), *figure_block("arms", pictures)]),
+        Section("published", "Published results", [*published_tables(analysis)]),
         Section("effects", "Effect of each factor", [*figure_block("effects", pictures), *level_tables(analysis)]),
-        Section("differences", "Differences", difference_blocks(analysis)),
+        Section("differences", "Differences", [*figure_block("differences", pictures), *difference_blocks(analysis)]),
         Section("interaction", "Interaction of the two factors", interaction_blocks(analysis, pictures)),
         Section(
             "learning",
@@ -140,6 +143,7 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[
         ),
         Section("costs", "What each arm costs", [*figure_block("costs", pictures), cost_table(analysis)]),
         Section("tuning", "Tuning", tuning_blocks(analysis, pictures)),
+        Section("forecast", "Forecast before training", forecast_blocks(analysis.result)),
         Section("data", "Data as the network sees it", sample_blocks(analysis, pictures)),
         Section("classes", "Classes", class_blocks(analysis, pictures)),
         Section("mistakes", "Most confident mistakes", mistake_blocks(analysis, pictures)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ablation.analysis.answer import StudyAnalysis, points
 from ablation.analysis.comparison import Summary, champion_run
-from ablation.analysis.results import RunResult, StudyResult
+from ablation.analysis.results import RunResult, StudyResult, best_run
 from ablation.base.text import Table, format_params, format_value, plural
 from ablation.reporting.content import (
     BOTH_INTERVAL,
@@ -84,7 +84,37 @@ def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
         )
     columns = ["arm", "chosen configuration", "tuned val. accuracy", "confirmed val. accuracy"]
     columns += ["selection bias (points)", "n (seeds)", "late rise (points)", "trials"]
-    return [*figure_block("tuning", pictures), Table("", columns, rows, notes), *figure_block("importances", pictures)]
+    blocks: list[Block] = [*figure_block("tuning", pictures), Table("", columns, rows, notes)]
+    return [*blocks, *_known_tables(analysis.result), *figure_block("importances", pictures)]
+
+
+def _known_tables(result: StudyResult) -> list[Table]:
+    """Return the table of known configurations beside the best that the search drew; empty without any."""
+    rows = []
+    for arm in result.arms:
+        drawn = best_run([trial for trial in arm.trials if trial.spec.known is None])
+        best_drawn = drawn.val_accuracy if drawn is not None else None
+        for run in (trial for trial in arm.trials if trial.spec.known is not None):
+            is_measured = best_drawn is not None and run.val_accuracy is not None
+            rows.append(
+                [
+                    arm.arm.name,
+                    str(run.spec.known),
+                    optional_number(run.val_accuracy) if run.val_accuracy is not None else run.state,
+                    optional_number(best_drawn),
+                    points((best_drawn or 0.0) - (run.val_accuracy or 0.0)) if is_measured else "-",
+                    "yes" if run is arm.best else "no",
+                ]
+            )
+    if not rows:
+        return []
+    values = [f"{known.label}: {format_params(known.entries())}." for known in result.spec.known if known.name]
+    note = (
+        "Gain: the validation accuracy of the best trial that the search drew, minus that of the known configuration. "
+        "The best of many trials gains by luck, too, which a single known configuration cannot."
+    )
+    columns = ["arm", "known configuration", "val. accuracy", "best drawn", "gain (points)", "best of the arm"]
+    return [Table("Known configurations and the search", columns, rows, [note, *values])]
 
 
 def class_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
@@ -138,6 +168,8 @@ AUGMENTATIONS = {
     "flip": "flip mirrors an image with probability 1/2",
     "crop_flip": "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black, before "
     "it is resized",
+    "strong": "strong also erases a part of every tenth image and mixes each image with another: whole (mixup) or a "
+    "rectangle of it (CutMix)",
 }
 
 
@@ -215,7 +247,9 @@ def run_blocks(analysis: StudyAnalysis) -> list[Block]:
     for arm in result.arms:
         for run in [*arm.trials, *arm.confirmations, *arm.superseded]:
             row = [
-                run_name(run) + (" (superseded)" if run in arm.superseded else " (best)" if run is arm.best else ""),
+                run_name(run)
+                + (f" (known: {run.spec.known})" if run.spec.known else "")
+                + (" (superseded)" if run in arm.superseded else " (best)" if run is arm.best else ""),
                 run.state + (f": {run.reason}" if run.reason else ""),
                 optional_number(run.val_accuracy),
                 optional_number(run.test_accuracy),
@@ -258,7 +292,11 @@ def meaning_blocks(analysis: StudyAnalysis) -> list[Block]:
             "come from the same statistic and are corrected by Holm's method for the number of differences tested for "
             "a factor. An interval can therefore exclude zero although the corrected p-value is above 0.05; the "
             "corrected p-value decides.",
-            "A marginal mean gives every confirmed arm that has the level the same weight.",
+            *(
+                []
+                if result.spec.arms
+                else ["A marginal mean gives every confirmed arm that has the level the same weight."]
+            ),
             "All intervals are conditional on the configurations that tuning chose. Another search might choose "
             "others; the intervals do not include that variation.",
         ]

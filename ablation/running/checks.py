@@ -7,12 +7,14 @@ from ablation.base.terminal import say, track_progress
 from ablation.base.text import plural
 from ablation.data.reading import ImageSet, Split, check_split, load_split, measure_data, split_seed
 from ablation.networks.custom_checks import check_custom_blocks
+from ablation.networks.strategies import has_learning_layers
 from ablation.networks.weights import Weights, check_layers, read_weights, torchvision_weights
 from ablation.running.demo import needs_pretraining
-from ablation.spec.architectures import is_custom, kept_blocks
+from ablation.spec.architectures import function_name, is_custom, kept_blocks
 from ablation.spec.arms import arms
 from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
+from ablation.spec.tables import TIMM_WEIGHTS
 from ablation.storage.store import Store
 
 
@@ -25,7 +27,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     is_to_pretrain = needs_pretraining(spec, store)
     if spec.backbone.has_weights_file and not is_to_pretrain:
         load_weights(spec)
-    elif spec.backbone.weights is not None and not is_to_pretrain:
+    elif spec.backbone.weights not in (None, TIMM_WEIGHTS) and not is_to_pretrain:
         torchvision_weights(spec.backbone.name, spec.backbone.weights)
     size = measure_data(spec.data)
     if spec.data.source in ("imagefolder", "digits"):  # others may not have been downloaded yet
@@ -38,7 +40,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
 
 
 def check_custom_backbone(spec: StudySpec) -> None:
-    """Refuse a custom backbone whose blocks do not work on the study's images.
+    """Refuse a custom backbone whose blocks do not work on the study's images, or have nothing that is to learn.
 
     Raises:
         InputError: says what is wrong with which block.
@@ -59,6 +61,11 @@ def check_custom_backbone(spec: StudySpec) -> None:
         )
     except ValueError as error:
         raise InputError(f"backbone.{error}") from None
+    reuses = {reuse for levels in spec.combinations() for reuse in spec.reuses(levels) if reuse.learning}
+    for reuse in reuses:
+        if reuse.learn in ("norms", "biases") and not has_learning_layers(reuse, spec.data.image_size):
+            layers = f"layers of {function_name(backbone)} that {reuse.truncate_at} keeps and that are not frozen"
+            raise InputError(f"learn: {reuse.learn!r} has no effect: there are none in the {layers}")
 
 
 def load_weights(spec: StudySpec) -> Weights | None:
@@ -79,10 +86,15 @@ def load_weights(spec: StudySpec) -> Weights | None:
     return weights
 
 
-def load_images_and_split(spec: StudySpec, processes: int) -> tuple[ImageSet, Split]:
-    """Read the images and split them; `processes` is how many processes hold them in memory at once.
+def load_images_and_split(spec: StudySpec, processes: int, decoding: int) -> tuple[ImageSet, Split]:
+    """Read the images and split them.
+
+    Args:
+        spec: the study.
+        processes: how many processes hold the images in memory at once.
+        decoding: version of the decoding of image files.
 
     Raises:
         InputError: the images cannot be read or split, or do not fit into memory.
     """
-    return load_split(spec.data, split_seed(spec.seed), track=track_progress, processes=processes)
+    return load_split(spec.data, split_seed(spec.seed), track=track_progress, processes=processes, decoding=decoding)

@@ -5,7 +5,9 @@ The demo applies the study's factors to scikit-learn's handwritten digits: a nar
 in deep neural networks?"). `demo_network` pretrains it.
 """
 
+import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,26 @@ TRIALS_PER_ARM, EPOCHS, SEEDS = 2, 6, 3
 BATCH_SIZE = 32  # of 537 training images
 
 
-def demo_weights_path(store: Store) -> Path:
-    """Return the file of the demo's pretrained weights."""
-    return store.root / "demo" / "vgg16_narrow-digits0-4.safetensors"
+# Parameters whose values name a part of a network.
+PARTS = ("truncate_at", "freeze_depth", "learn")
+
+
+def demo_weights_path(store: Store, backbone: str) -> Path:
+    """Return the file of the pretrained weights of a demo's backbone."""
+    return store.root / "demo" / f"{backbone}-digits0-4.safetensors"
 
 
 def needs_pretraining(spec: StudySpec, store: Store) -> bool:
     """Return whether the study is a demo whose network has not been pretrained yet."""
-    return spec.backbone.weights == str(demo_weights_path(store)) and not demo_weights_path(store).exists()
+    path = demo_weights_path(store, spec.backbone.name)
+    return spec.backbone.weights == str(path) and not path.exists()
 
 
 def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str], Any]]:
     """Return the demo's changes of a study file's content, as (key path, value)."""
+    backbone = "vgg16_narrow_bn" if _lets_norms_learn(content) else "vgg16_narrow"
     changes: list[tuple[list[str], Any]] = [
-        (["backbone"], {"name": "vgg16_narrow", "weights": str(demo_weights_path(store))}),
+        (["backbone"], {"name": backbone, "weights": str(demo_weights_path(store, backbone))}),
         (["data"], {"source": "digits", "classes": TRANSFER_CLASSES, "val_fraction": 0.25}),
         (["question"], f"{content.get('question')} (demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9)"),
         (["trials_per_arm"], TRIALS_PER_ARM),
@@ -39,26 +47,59 @@ def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str
         (["confirm", "seeds"], SEEDS),
         (["published"], []),
     ]
-    changes += _cuts(content)
+    changes += _cuts(content) + _configurations(content)
     tables = [content.get(name) for name in ("factors", "search")]
+    tables += content["arms"] if isinstance(content.get("arms"), list) else []
     if not any(isinstance(table, dict) and "batch_size" in table for table in tables):
         changes.append((["fixed", "batch_size"], BATCH_SIZE))
     return changes
 
 
+def _lets_norms_learn(content: dict[str, Any]) -> bool:
+    """Return whether some trial of a study file has `learn = "norms"`, which needs a network that has some."""
+    return '"norms"' in json.dumps(content, default=str)
+
+
 def _cuts(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
-    """Return changes that replace another backbone's cuts by the demo's nearest, without duplicates."""
+    """Return changes that replace the parts of another backbone by the demo's nearest, without duplicates."""
     changes: list[tuple[list[str], Any]] = []
-    for keys in (["fixed", "truncate_at"], ["factors", "truncate_at"], ["search", "truncate_at", "choices"],
-                 ["confirm", "control", "truncate_at"]):  # fmt: skip
+    for name, table in product(PARTS, (["fixed"], ["factors"], ["search"], ["confirm", "control"])):
+        keys = [*table, name, "choices"] if table == ["search"] else [*table, name]
         value: Any = content
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, str):
-            changes.append((keys, demo_cut(value)))
-        elif isinstance(value, list):
-            changes.append((keys, list(dict.fromkeys(map(demo_cut, value)))))
+        changed = demo_part(name, value)
+        if isinstance(value, list):
+            changed = list(dict.fromkeys(demo_part(name, each) for each in value))
+        if changed != value:
+            changes.append((keys, changed))
     return changes
+
+
+def _configurations(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
+    """Return changes of [[arms]] and [[known]]: the demo's cuts, no arm or configuration twice, no more than trials."""
+    changes: list[tuple[list[str], Any]] = []
+    for key, most in (("arms", None), ("known", TRIALS_PER_ARM)):
+        tables = content.get(key)
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            continue
+        different: list[dict[str, Any]] = []
+        for table in tables:
+            table = table | {name: demo_part(name, table[name]) for name in PARTS if name in table}
+            if not any(table | {"name": ""} == other | {"name": ""} for other in different):
+                different.append(table)
+        changes.append(([key], different[:most]))
+    return changes
+
+
+def demo_part(parameter: str, value: Any) -> Any:
+    """Return what a parameter that names a part of another backbone is for the demo's."""
+    if parameter != "freeze_depth":
+        return demo_cut(value)
+    if isinstance(value, int):  # blocks
+        return min(value, len(unit_names("vgg16_narrow")))
+    cut = demo_cut(value)
+    return int(cut.removeprefix("block")) if isinstance(cut, str) and cut.startswith("block") else cut
 
 
 def demo_cut(cut: Any) -> Any:

@@ -11,18 +11,19 @@ from ablation.data.images import Normalisation, to_device
 from ablation.data.reading import load_images, split_train_val
 from ablation.networks.blocks import torchvision_tensors
 from ablation.networks.strategies import Learning
-from ablation.networks.transfer_model import build_model, initialise
-from ablation.spec.study import Data
-from ablation.training.begin import TrainingSettings, begin_training
+from ablation.networks.transfer_model import Head, build_model, initialise
+from ablation.spec.tables import Data
+from ablation.training.begin import begin_training
 from ablation.training.loop import train
+from ablation.training.settings import TrainingSettings
 from ablation.training.sources import ImageSource
 
 PRETRAINING_CLASSES = ["0", "1", "2", "3", "4"]
 SETTINGS = TrainingSettings(epochs=12, batch_size=32, seed=0, precision="float32", optimizer="adamw")
 
 
-def pretrain_demo_network(path: Path) -> None:
-    """Pretrain the narrow VGG-16 on the digits 0-4 and write its weights; takes a few seconds on a CPU."""
+def pretrain_demo_network(path: Path, backbone: str) -> None:
+    """Pretrain a narrow VGG-16 on the digits 0-4 and write its weights; takes a few seconds on a CPU."""
     device = torch.device("cpu")
     images = load_images(Data(source="digits", classes=PRETRAINING_CLASSES))
     pixels, labels = images.train_images_NHWC, images.train_labels_N
@@ -31,8 +32,8 @@ def pretrain_demo_network(path: Path) -> None:
         to_device(pixels, labels, indices_N, device) for indices_N in (split.train_N, split.val_N)
     )
     normalisation = Normalisation((0.3,) * 3, (0.35,) * 3)  # about the mean and deviation of the digits' pixels
-    model = build_model("vgg16_narrow", "block5", 64, 2, len(PRETRAINING_CLASSES), 32)
-    initialise(model, "vgg16_narrow", None, seed=0)
+    model = build_model(backbone, "block5", Head(64), len(PRETRAINING_CLASSES), 32)
+    initialise(model, backbone, None, seed=0)
     training = begin_training(
         model,
         Learning("from_scratch", lr=2e-3),
@@ -43,9 +44,9 @@ def pretrain_demo_network(path: Path) -> None:
     train_source, val_source = (ImageSource(part, training.frozen, "none") for part in (train_images, val_images))
     for _ in train(training, train_source, val_source, SETTINGS):
         pass
-    tensors = {key: t.contiguous() for key, t in torchvision_tensors(model.blocks, "vgg16_narrow").items()}
+    tensors = {key: t.contiguous() for key, t in torchvision_tensors(model.blocks, backbone).items()}
     metadata = {
-        "architecture": "vgg16_narrow",
+        "architecture": backbone,
         "description": f"trained on scikit-learn's digits {', '.join(PRETRAINING_CLASSES)}; "
         f"accuracy on held-out ones {training.history[-1].val_accuracy:.4f}",
         "input_mean": json.dumps(normalisation.mean),

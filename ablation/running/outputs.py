@@ -16,11 +16,13 @@ from ablation.base.files import write_atomically
 from ablation.data.images import Normalisation, to_device
 from ablation.data.samples import as_fed, confident_mistakes
 from ablation.networks.custom_backbone import load_custom_backbone
-from ablation.networks.transfer_model import TransferModel, build_model, initialise
+from ablation.networks.timm_backbones import load_timm_backbone
+from ablation.networks.transfer_model import TransferModel, initialise
 from ablation.networks.weights import read_weights
-from ablation.running.workbench import Workbench
+from ablation.running.workbench import Workbench, make_model
 from ablation.search.claims import Claim
-from ablation.spec.architectures import function_name, is_custom
+from ablation.spec.architectures import function_name, is_custom, is_timm
+from ablation.spec.parameters import STRATEGIES
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store
 from ablation.tracking import mlflow_settings
@@ -156,11 +158,10 @@ def load_model(
         _check_custom_backbone(run, spec, module)
     with run_file(opened_store, record, CHECKPOINT_FILE) as path:
         trained, metadata = _read_tensors(path)
-    model = build_model(
-        spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
-    )
+    model = make_model(spec)
     pretrained = None
-    if _frozen_tensors(model, trained):  # else the checkpoint holds every tensor
+    is_pretrained = STRATEGIES[spec.strategy].starts_pretrained
+    if is_pretrained and _frozen_tensors(model, trained):  # else the seed or the checkpoint has every tensor
         address = weights or str(spec.weights)
         pretrained = read_weights(spec.backbone, address)
         if pretrained.digest != spec.weights_digest:
@@ -179,8 +180,12 @@ def _check_custom_backbone(run: str, spec: TrialSpec, module: str | None) -> Non
     """Run the file of a trial's custom backbone; refuse code that has changed since."""
     path = module or str(spec.backbone_module)
     try:
-        backbone = load_custom_backbone(path, function_name(spec.backbone))
+        if is_timm(spec.backbone):
+            backbone = load_timm_backbone(function_name(spec.backbone), spec.image_size)
+        else:
+            backbone = load_custom_backbone(path, function_name(spec.backbone))
     except ValueError as error:
         raise InputError(f"run {run}: its backbone cannot be built: {error}") from None
     if backbone != spec.backbone:
+        path = "timm" if is_timm(backbone) else path
         raise InputError(f"{path}: defines {backbone}, but run {run} was trained with {spec.backbone}")

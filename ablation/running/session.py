@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablation.base.device import check_device
+from ablation.base.device import check_device, select_precision
 from ablation.base.errors import StoreAway
 from ablation.base.files import expand
 from ablation.base.terminal import waiting
+from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION
 from ablation.data.image_folder import list_imagefolder
 from ablation.data.reading import ImageSet, Split
 from ablation.networks.weights import Weights
 from ablation.running.checks import load_images_and_split, load_weights
 from ablation.running.demo import demo_weights_path, needs_pretraining
 from ablation.running.demo_network import pretrain_demo_network
-from ablation.running.options import RunOptions, process_count
+from ablation.running.options import RunOptions, process_count, worker_devices
 from ablation.running.study_view import StudyView
 from ablation.search.claims import clean_up_ended_trials
 from ablation.search.status import total_runs, trial_records
@@ -27,9 +28,12 @@ from ablation.search.studies import (
     create_arms,
     experiment_key,
     open_storage,
+    settle_precision,
+    stored_content,
     superseded_keys,
     trial_ends,
 )
+from ablation.spec.architectures import is_faster_in_bfloat16
 from ablation.spec.arms import arms
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import Locks, open_locks, study_lock
@@ -45,8 +49,9 @@ RUN_STATUS: dict[TrialEnd, RunStatus] = {"finished": "FINISHED", "pruned": "KILL
 class Session:
     """A study while a process works on it: images, weights, Optuna studies by arm, and where results go.
 
-    `content` is the study's identity as its Optuna studies store it. A process that only supervises workers holds
-    hardly any pixels, see `champion.keep_examples`.
+    `content` is the study's identity as its Optuna studies store it. `precision` is what its new trials compute in,
+    which the first process settled for all others, whatever their machines. A process that only supervises workers
+    holds hardly any pixels, see `champion.keep_examples`.
     """
 
     spec: StudySpec
@@ -59,6 +64,7 @@ class Session:
     images: ImageSet
     split: Split
     weights: Weights | None
+    precision: str
 
 
 def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worker: bool = False) -> Session:
@@ -82,27 +88,39 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
         list_imagefolder(expand(str(spec.data.root)))
     if options.device_name not in ("auto", "cpu"):
         check_device(options.device_name)
+    decoding = DECODING_VERSION
     if not store.is_empty:
         storage = open_storage(store)
         if storage is not None:
-            digests = ("backbone.weights_digest", "data.digest")
-            check_identity(storage, spec.name, study_identity(spec, None, ""), ignored=digests)
+            later = ("backbone.weights_digest", "data.digest", "data.decoding")
+            check_identity(storage, spec.name, spec.content(), ignored=later)
+            content = stored_content(storage, spec.name)
+            if content is not None:  # a study keeps its pixels
+                decoding = content["data"].get("decoding", FULL_SIZE_VERSION)
     weights = None if is_to_pretrain else load_weights(spec)
-    images, split = load_images_and_split(spec, 1 if is_worker else process_count(options))
+    images, split = load_images_and_split(spec, 1 if is_worker else process_count(options), decoding)
     if is_to_pretrain:
         with waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             if store.has_remote_tracking:
                 open_client(store)
             store.prepare()
-            pretrain_demo_network(demo_weights_path(store))
+            pretrain_demo_network(demo_weights_path(store, spec.backbone.name), spec.backbone.name)
         weights = load_weights(spec)
 
     with waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
-        content = study_identity(spec, weights, images.digest)
+        content = study_identity(spec, weights, images)
         locks, studies, tracker = open_stores(spec, store, content, is_begun=is_worker)
-        session = Session(spec, store, options, locks, studies, content, tracker, images, split, weights)
+        with locks.exclusive(study_lock(spec.name)):
+            precision = settle_precision(studies, _preferred_precision(spec, options))
+        session = Session(spec, store, options, locks, studies, content, tracker, images, split, weights, precision)
         deliver_and_reconcile(session)
     return session
+
+
+def _preferred_precision(spec: StudySpec, options: RunOptions) -> str:
+    device = check_device(worker_devices(options)[0])
+    is_faster = is_faster_in_bfloat16(spec.backbone.name)
+    return select_precision(spec.precision, device, is_faster_in_bfloat16=is_faster)
 
 
 def open_stores(
@@ -174,9 +192,14 @@ def summary_key(session: Session) -> str:
     return f"{arm_key(session.studies.tuning[arms(session.spec)[0].name])}/summary"
 
 
-def study_identity(spec: StudySpec, weights: Weights | None, data_digest: str) -> dict[str, Any]:
-    """Return the study's content with the digests of its weights and its data, as JSON can store it."""
+def study_identity(spec: StudySpec, weights: Weights | None, images: ImageSet) -> dict[str, Any]:
+    """Return the study's content with the digests of its weights and its data, as JSON can store it.
+
+    The decoding is left out where it does not matter, and at the version before it was named.
+    """
     content = spec.content()
     content["backbone"]["weights_digest"] = weights.digest if weights else None
-    content["data"]["digest"] = data_digest
+    content["data"]["digest"] = images.digest
+    if images.decoding not in (None, FULL_SIZE_VERSION):
+        content["data"]["decoding"] = images.decoding
     return content

@@ -4,6 +4,7 @@ import shlex
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from typing import get_args
 
 from ablation import __version__
 from ablation.analysis.results import NothingFinished
@@ -14,6 +15,7 @@ from ablation.data.images import normalisation_for
 from ablation.data.samples import draw_samples, samples_file
 from ablation.reporting.report import show_report, write_report
 from ablation.running.champion import keep_examples, register_champion
+from ablation.running.cut_forecast import show_forecast
 from ablation.running.options import RunOptions, worker_devices
 from ablation.running.session import Session, deliver_and_reconcile, open_session, run_files, summary_key
 from ablation.running.supervisor import supervise_workers
@@ -21,6 +23,7 @@ from ablation.running.worker import work_until_done
 from ablation.search.status import status_table, trial_records
 from ablation.search.studies import arm_key
 from ablation.spec.architectures import ARCHITECTURES, block_names, is_custom
+from ablation.spec.parameters import Augmentation
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import study_lock
 from ablation.storage.store import Store
@@ -38,6 +41,7 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
     devices = worker_devices(options)
     begin_summary(session)
     try:
+        show_forecast(session, devices[0])
         if len(devices) == 1:
             work_until_done(session)
         else:
@@ -78,7 +82,7 @@ def begin_summary(session: Session) -> None:
         "arm_keys": [arm_key(study) for study in session.studies.all()],
     }
     possible = {kind for levels in spec.combinations() for kind in spec.possible("augmentation", levels)}
-    augmentations = sorted(possible - {"none"}, reverse=True)  # flip before crop_flip, which includes it
+    augmentations = [kind for kind in get_args(Augmentation) if kind in possible - {"none"}]  # each includes the last
     normalisation = normalisation_for(session.weights, spec.data.image_size)
     samples = draw_samples(images, split.train_N, normalisation, augmentations, spec.seed)
     files = {name: text.encode() for name, text in run_files(session).items()}

@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 
-from ablation.base.device import select_precision
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.seeds import named_seed
 from ablation.base.text import first_line
@@ -43,7 +42,9 @@ from ablation.training.checkpoint import (
     resume_checkpoints,
     save_resume_checkpoint,
 )
+from ablation.training.compiler import release_compiled
 from ablation.training.loop import Diverged, train
+from ablation.training.schedule import is_over
 
 CHECKPOINT_SECONDS = 15  # after a crash, at most this much work or one epoch is repeated
 AWAY_SECONDS = 5  # between two attempts to reach a database that does not answer
@@ -180,9 +181,10 @@ def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         study=study.name,
         arm=claim.arm.name,
         trial=claim.trial.number,
+        known=study.known_name(claim.trial.number),
         seed=named_seed(study.seed, "trial", claim.trial.number),
         epochs=study.epochs,
-        precision=select_precision(study.precision, workbench.device),
+        precision=workbench.precision,
         compile=study.compile,
         deterministic=study.deterministic,
         threads=workbench.threads,
@@ -222,7 +224,8 @@ def _train_and_record(
             for metrics in _epochs(training, spec, workbench):
                 on_epoch(spec, metrics)
                 pruned = prunes and _is_pruned(claim, spec, training)
-                if pruned or metrics.epoch == spec.epochs or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+                ends = pruned or is_over(training.history, training_settings(spec))
+                if ends or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
                     # Epochs are logged only after they are saved, so that no epoch is logged twice with other values.
                     _save(workbench, claim, run, training)
                     _log(claim, run, training)
@@ -245,6 +248,7 @@ def _train_and_record(
     # Outside the handler, where the traceback no longer keeps the frames with their tensors.
     training = None
     had_features = workbench.features.release_device()
+    release_compiled()
     free_memory(workbench.device)
     _wait_until_held(claim)
     if had_features:  # without cached features on the device the trial may fit; it is resumed
@@ -280,7 +284,7 @@ def _log_for_sure(claim: Claim, run: TrialRun, training: Training) -> None:
 def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
     """Return whether the study's pruner gives the trial up; False while the database does not answer."""
     with suppress(StoreAway):
-        if len(training.history) < spec.epochs and ensure_held(claim):
+        if not is_over(training.history, training_settings(spec)) and ensure_held(claim):
             report_epochs(claim, training.history)
             return should_prune(claim)
     return False

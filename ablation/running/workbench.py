@@ -11,16 +11,17 @@ from ablation.base.errors import InputError
 from ablation.base.machine import describe_environment
 from ablation.data.images import Images, Normalisation, normalisation_for, to_device
 from ablation.networks.strategies import Learning
-from ablation.networks.transfer_model import build_model, initialise
+from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import Weights
 from ablation.running.session import Session, run_files
 from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.tracking.experiment import Tracker
-from ablation.training.begin import Training, TrainingSettings, begin_training
+from ablation.training.begin import Training, begin_training
 from ablation.training.compiler import check_compiler
 from ablation.training.feature_cache import FeatureCache
+from ablation.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Workbench:
     tracker: Tracker
     files: dict[str, str]
     environment: dict[str, str]
+    precision: str  # of new trials; a resumed trial keeps its own
     threads: int | None  # of new trials on the CPU; a resumed trial keeps its own number
     system_metrics: bool  # whether to log the use of the machine while a trial trains
 
@@ -92,6 +94,7 @@ def set_up_workbench(session: Session, device: torch.device, features: FeatureCa
         tracker=session.tracker,
         files=run_files(session),
         environment=describe_environment(device),
+        precision=session.precision,
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         system_metrics=session.options.system_metrics,
     )
@@ -116,15 +119,27 @@ def free_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
+def make_model(spec: TrialSpec) -> TransferModel:
+    """Build the trial's network on the CPU; `initialise` sets its parameters."""
+    head = Head(spec.head_width, spec.head_pool, spec.head_norm, spec.head_dropout)
+    return build_model(spec.backbone, spec.truncate_at, head, spec.num_classes, spec.image_size)
+
+
 def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
     """Build the trial's network and optimizer, before the first epoch."""
-    model = build_model(
-        spec.backbone, spec.truncate_at, spec.head_width, spec.head_pool, spec.num_classes, spec.image_size
-    )
+    model = make_model(spec)
     weights = workbench.weights if STRATEGIES[spec.strategy].starts_pretrained else None
     initialise(model, spec.backbone, weights, spec.seed)
     model = model.to(workbench.device).to(memory_format=torch.channels_last)
-    learning = Learning(spec.strategy, spec.lr, spec.freeze_depth, spec.backbone_lr_scale, spec.weight_decay)
+    learning = Learning(
+        spec.strategy,
+        spec.lr,
+        spec.freeze_depth,
+        spec.backbone_lr_scale,
+        spec.weight_decay,
+        learn=spec.learn,
+        lr_decay=spec.lr_decay,
+    )
     return begin_training(
         model,
         learning,
@@ -146,6 +161,10 @@ def training_settings(spec: TrialSpec) -> TrainingSettings:
         label_smoothing=spec.label_smoothing,
         class_weights=spec.class_weights,
         max_grad_norm=spec.max_grad_norm,
+        l2_sp=spec.l2_sp or 0.0,
         head_warmup_epochs=spec.head_warmup_epochs,
+        unfreeze_every=spec.unfreeze_every or 0,
+        ema=spec.ema,
+        patience=spec.patience,
         compile=spec.compile,
     )

@@ -11,12 +11,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.errors import InputError, StoreAway
-from ablation.search.space import NumberedRandomSampler, make_sampler
+from ablation.search.space import NumberedRandomSampler, known_params, make_sampler
 from ablation.search.studies import (
     ArmStudies,
     ClaimLost,
     TrialEnd,
     arm_key,
+    begun_trials,
     best_trial,
     changed_fields,
     have_all_ended,
@@ -126,15 +127,17 @@ def claim_trial(
                     study.sampler = make_sampler(spec, arm, frozen.number)
                     return _claim(store, locks, arm, trial, resumed=True)
 
-        trial_counts = {name: len(study.get_trials(deepcopy=False)) for name, study in studies.tuning.items()}
+        trial_counts = {name: len(begun_trials(study)) for name, study in studies.tuning.items()}
         new_arm = next_arm(arms(spec), trial_counts, spec.trials_per_arm)
         if new_arm is None:
             return _claim_confirmation(spec, store, locks, studies)
         study = studies.tuning[new_arm.name]
         if changes := changed_fields(study, content):
             raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changes)}")
-        study.sampler = make_sampler(spec, new_arm, trial_counts[new_arm.name])
-        return _claim(store, locks, new_arm, _new_trial(locks, study), resumed=False)
+        number = trial_counts[new_arm.name]
+        study.sampler = make_sampler(spec, new_arm, number)
+        known = known_params(spec, new_arm, number)
+        return _claim(store, locks, new_arm, _new_trial(locks, study, known), resumed=False)
 
 
 def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
@@ -177,10 +180,13 @@ def _interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -
     return optuna.Trial(study, frozen._trial_id)
 
 
-def _new_trial(locks: Locks, study: optuna.Study) -> optuna.Trial:
-    """Create a trial and acquire its lock."""
+def _new_trial(locks: Locks, study: optuna.Study, known: dict[str, Any] | None = None) -> optuna.Trial:
+    """Create a trial, with the parameters that are known of it, and acquire its lock."""
     if not locks.is_held(CLAIM_LOCK):  # lost with its connection: another process may be counting, too
         raise StoreAway("the database does not answer")
+    # A trial that waits already was enqueued by a process that died before it asked.
+    if known is not None and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.enqueue_trial(known)
     trial = study.ask()
     is_mine = locks.try_acquire(trial_lock(trial_key(study, trial.number)))
     assert is_mine, "a new trial has no other owner"

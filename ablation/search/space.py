@@ -13,7 +13,8 @@ from ablation.base.seeds import named_seed
 from ablation.search.studies import storage_errors
 from ablation.spec.architectures import kept_blocks
 from ablation.spec.arms import Arm, arms
-from ablation.spec.parameters import Choices, Hyperparameters, applies
+from ablation.spec.parameters import Choices, Hyperparameters
+from ablation.spec.reuse import Reuse
 from ablation.spec.study import StudySpec
 
 QUASI_RANDOM_UP_TO = 20  # trials per arm; the Tuning Playbook advises quasi-random search for small budgets
@@ -46,6 +47,15 @@ def full_space(spec: StudySpec, arm: Arm) -> dict[str, BaseDistribution]:
     return space
 
 
+def known_params(spec: StudySpec, arm: Arm, number: int) -> dict[str, Any] | None:
+    """Return what is known of an arm's trial, by the parameters' names in Optuna; None for a trial that is drawn."""
+    if spec.known_name(number) is None:
+        return None
+    values = spec.known[number].entries()
+    cuts = spec.possible("truncate_at", arm.levels | values)
+    return {optuna_name(spec, name, cut): value for name, value in values.items() for cut in cuts}
+
+
 @storage_errors()
 def suggest(trial: optuna.Trial, spec: StudySpec, arm: Arm) -> dict[str, Any]:
     """Return all hyper-parameters of a trial: its arm's levels, those that Optuna samples, and the fixed ones.
@@ -53,23 +63,18 @@ def suggest(trial: optuna.Trial, spec: StudySpec, arm: Arm) -> dict[str, Any]:
     A parameter that does not apply is not sampled; it becomes None (`head_warmup_epochs`: 0).
     """
     params: dict[str, Any] = {}
-    blocks = 0
-    # `strategy`, `truncate_at` and `freeze_depth` come first: they decide what else applies.
-    order = ["strategy", "truncate_at", "freeze_depth"]
-    order += [name for name in Hyperparameters.model_fields if name not in order]
-    for parameter in order:
-        if "truncate_at" in params:
-            blocks = kept_blocks(spec.backbone.name, params["truncate_at"])
-        applicable = parameter == "strategy" or applies(
-            parameter, params["strategy"], params.get("freeze_depth"), blocks
-        )
-        if not applicable:
+    first = ["strategy", "truncate_at", "freeze_depth", "learn"]  # they decide what else applies
+    for parameter in first + [name for name in Hyperparameters.model_fields if name not in first]:
+        if spec.leaves_out(parameter):
+            continue
+        reuse = {name: params[name] for name in first if params.get(name) is not None}
+        if len(reuse) >= 2 and not Reuse(spec.backbone.name, **reuse).applies(parameter):
             params[parameter] = 0 if parameter == "head_warmup_epochs" else None
         elif parameter in arm.levels:
             params[parameter] = arm.levels[parameter]
         elif spec.search.get(parameter) is not None:
             name = optuna_name(spec, parameter, params.get("truncate_at", ""))
-            high = blocks if parameter == "freeze_depth" else None
+            high = kept_blocks(spec.backbone.name, params["truncate_at"]) if parameter == "freeze_depth" else None
             params[parameter] = _suggest_one(trial, name, distribution(spec, parameter, high=high))
         else:
             params[parameter] = spec.default(parameter)

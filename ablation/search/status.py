@@ -8,7 +8,15 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.text import Table, plural
-from ablation.search.studies import TRIAL_ENDS, ArmStudies, TrialRecord, storage_errors, trial_key, trial_lock
+from ablation.search.studies import (
+    TRIAL_ENDS,
+    ArmStudies,
+    TrialRecord,
+    begun_trials,
+    storage_errors,
+    trial_key,
+    trial_lock,
+)
 from ablation.storage.locks import Locks
 
 
@@ -17,7 +25,7 @@ def trial_records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialReco
     """Return arm -> its trials in order, then its confirmation runs."""
     records: dict[str, list[TrialRecord]] = {}
     for arm, study in studies.tuning.items():
-        tuned = study.get_trials(deepcopy=False)
+        tuned = begun_trials(study)
         records[arm] = [_trial_record(studies, arm, study, frozen, frozen, locks) for frozen in tuned]
         if arm in studies.confirmation:
             confirmation = studies.confirmation[arm]

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.interrupts import uninterrupted
 from ablation.base.text import first_line
-from ablation.spec.architectures import function_name, is_custom
+from ablation.spec.architectures import function_name, is_custom, is_timm
 from ablation.spec.arms import arms
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
@@ -157,6 +157,29 @@ def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
     return all_studies
 
 
+def stored_content(storage: optuna.storages.RDBStorage, study: str) -> dict[str, Any] | None:
+    """Return the content with which a study was begun; None if there is no such study."""
+    contents = (arm.user_attrs.get("content") for arm in study_arms(storage, study).tuning.values())
+    return next((content for content in contents if content is not None), None)
+
+
+@storage_errors()
+def settle_precision(studies: ArmStudies, precision: str) -> str:
+    """Return what a study's trials compute in: what was settled before, else this, which is then settled.
+
+    A study with trials of a version that settled nothing keeps the precision of one of them. The caller holds the lock.
+    """
+    tuning = studies.tuning.values()
+    settled = [arm.user_attrs["precision"] for arm in tuning if "precision" in arm.user_attrs]
+    trials = [trial for arm in tuning for trial in arm.get_trials(deepcopy=False)]
+    settled += [trial.user_attrs["spec"]["precision"] for trial in trials if "spec" in trial.user_attrs]
+    chosen = str(next(iter(settled), precision))
+    for arm in tuning:
+        if "precision" not in arm.user_attrs:
+            arm.set_user_attr("precision", chosen)
+    return chosen
+
+
 @storage_errors()
 def stored_studies(storage: optuna.storages.RDBStorage) -> list[str]:
     """Return the names of all studies in the storage."""
@@ -213,7 +236,8 @@ def _why(field: str, old: Any, new: Any) -> str:
     """Return in words what a changed digest means; '' for other fields."""
     are_custom = field == "backbone.name" and all(isinstance(name, str) and is_custom(name) for name in (old, new))
     if are_custom and function_name(old) == function_name(new):
-        return ": its code, or what that imports, has changed"
+        what = "timm's version, or the image size," if is_timm(new) else "its code, or what that imports,"
+        return f": {what} has changed"
     return {"data.digest": ": the images have changed"}.get(field, "")
 
 
@@ -285,6 +309,11 @@ def is_confirmation_of(frozen: FrozenTrial, tuned: FrozenTrial) -> bool:
     return bool(frozen.user_attrs.get("confirms", tuned.number) == tuned.number)
 
 
+def begun_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that have begun; a known one does not if its process dies between enqueueing and asking."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
+
+
 @storage_errors()
 def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
     """Return whether every arm has its budget and its confirmation runs, and no trial is unfinished."""
@@ -295,7 +324,7 @@ def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
 
 def have_all_ended(spec: StudySpec, study: optuna.Study) -> bool:
     """Return whether an arm has its budget of trials, and all of them have ended."""
-    trials = study.get_trials(deepcopy=False)
+    trials = begun_trials(study)
     return len(trials) >= spec.trials_per_arm and all(trial.state.is_finished() for trial in trials)
 
 

@@ -4,28 +4,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ablation.spec.parameters import levels_name
 from ablation.spec.study import StudySpec
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One combination of factor levels; `levels` is empty in a study without factors.
+    """One combination of factor levels, or one of [[arms]].
 
-    The name consists of the levels; a number stands with its factor: `block3,fine_tune_all`, `freeze_depth=2`.
+    Attributes:
+        name: consists of the levels; a number stands with its factor: `block3,fine_tune_all`, `freeze_depth=2`. One of
+            [[arms]] may have a name of its own.
+        levels: factor -> level, empty in a study without factors; of [[arms]], the parameters that the arm sets.
+        is_listed: whether it is one of [[arms]].
     """
 
     name: str
     levels: dict[str, Any]
+    is_listed: bool = False
+
+    @property
+    def compared_levels(self) -> dict[str, Any]:
+        """The arm's place in what the report compares: factor -> level, or 'arm' -> name for one of [[arms]]."""
+        return {"arm": self.name} if self.is_listed else self.levels
 
 
 def arms(spec: StudySpec) -> list[Arm]:
     """Return the study's arms in the order of `StudySpec.combinations`; without factors, one arm named 'all'."""
-    return [Arm(_name(levels), levels) for levels in spec.combinations()]
+    if spec.arms:
+        return [Arm(arm.label, arm.entries(), is_listed=True) for arm in spec.arms]
+    return [Arm(levels_name(levels) or "all", levels) for levels in spec.combinations()]
 
 
-def _name(levels: dict[str, Any]) -> str:
-    parts = [level if isinstance(level, str) else f"{factor}={level}" for factor, level in levels.items()]
-    return ",".join(parts) or "all"
+def differing_parameters(spec: StudySpec, first: Arm, second: Arm) -> list[str]:
+    """Return the factors, or the parameters that [[arms]] set, whose values differ between two arms.
+
+    A parameter without effect in one of them, such as `learn` under feature extraction, is no difference of its own.
+    """
+    return [
+        name
+        for name in spec.arm_parameters()
+        if spec.possible(name, first.levels) != spec.possible(name, second.levels)
+        and all(any(reuse.applies(name) for reuse in spec.reuses(arm.levels)) for arm in (first, second))
+    ]
 
 
 def next_arm(arms: Sequence[Arm], used: Mapping[str, int], budget: int) -> Arm | None:
@@ -43,5 +64,9 @@ def next_arm(arms: Sequence[Arm], used: Mapping[str, int], budget: int) -> Arm |
 
 
 def published_for(spec: StudySpec, arm: Arm) -> list[dict[str, Any]]:
-    """Return the published results for an arm: those all of whose levels are the arm's."""
-    return [p.model_dump() for p in spec.published if p.arm.items() <= arm.levels.items()]
+    """Return the published results for an arm: those all of whose levels the arm has."""
+    return [
+        published.model_dump()
+        for published in spec.published
+        if all(spec.possible(factor, arm.levels) == [level] for factor, level in published.arm.items())
+    ]

@@ -1,11 +1,21 @@
-"""The hyper-parameters, and the tables `[fixed]`, `[factors]` and `[search]` that name them."""
+"""The hyper-parameters, and the tables that name them: `[fixed]`, `[factors]`, `[search]`, `[[arms]]`, `[[known]]`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 
 class Strict(BaseModel):
@@ -15,8 +25,11 @@ class Strict(BaseModel):
 
 
 StrategyName = Literal["feature_extraction", "fine_tune_top", "fine_tune_all", "from_scratch"]
-Augmentation = Literal["none", "flip", "crop_flip"]
+FreezeDepth = Annotated[int, Field(ge=0)] | str
+Augmentation = Literal["none", "flip", "crop_flip", "strong"]
+CACHEABLE = ("none", "flip")  # augmentations whose features can be stored; random crops would need as many copies
 HeadPool = Literal[1, 2, "flatten"]
+HeadNorm = Literal["none", "batch", "layer"]
 ClassWeights = Literal["none", "balanced"]
 
 
@@ -33,16 +46,45 @@ class Hyperparameters(Strict):
         description="Last block or unit that is kept, all blocks by default; `ablation backbones NAME` lists them.",
     )
     strategy: StrategyName = Field("feature_extraction", description="How the pretrained network is reused.")
-    freeze_depth: int | None = Field(
-        None, ge=0, description="Number of leading blocks that stay frozen under fine_tune_top."
+    freeze_depth: FreezeDepth | None = Field(
+        None,
+        description="What stays frozen under fine_tune_top: a number of leading blocks, or everything up to a unit.",
     )
-    head_width: int = Field(256, ge=1, le=65536, description="Hidden units of the new head.")
+    learn: str = Field(
+        "all",
+        description="What of the unfrozen layers learns: all, norms (of normalisation layers only; Frankle et al., "
+        "2021), biases (Ben Zaken et al., 2022), or one block, such as block2 (Lee et al., 2023).",
+    )
+    head_width: int = Field(
+        256, ge=0, le=65536, description="Hidden units of the new head; 0 is a single linear layer, a linear probe."
+    )
     head_pool: HeadPool = Field(
         2, description="Height and width to which features are average-pooled, at most; flatten keeps them all."
+    )
+    head_norm: HeadNorm = Field(
+        "none", description="Normalisation between the pooled features and the head's first layer."
+    )
+    head_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the last layer's inputs that is dropped in training (Srivastava, 2014)."
     )
     lr: float = Field(1e-2, gt=0, description="Peak learning rate of the head.")
     backbone_lr_scale: float = Field(
         0.1, gt=0, le=1, description="Learning rate of pretrained trainable layers, relative to lr (Girshick, 2014)."
+    )
+    lr_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Learning rate of each pretrained block, relative to the block above it (Howard and Ruder, 2018).",
+    )
+    l2_sp: float = Field(
+        0.0, ge=0, description="Pull towards the pretrained weights, in place of weight decay (Li et al., 2018)."
+    )
+    unfreeze_every: int = Field(
+        0,
+        ge=0,
+        description="Epochs after which one more block learns, from the top; 0: all from the start (Howard and Ruder, "
+        "2018).",
     )
     head_warmup_epochs: int = Field(0, ge=0, description="Epochs in which only the head learns (Kumar et al., 2022).")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
@@ -59,31 +101,36 @@ class Hyperparameters(Strict):
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="Course of the learning rate over all training steps."
     )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="Decay of the weights' moving average, which is evaluated; 0: the weights are."
+    )
+    patience: int = Field(
+        0, ge=0, description="Epochs without a better validation accuracy after which a training ends; 0: never."
+    )
     batch_size: int = Field(
         64, ge=1, description="Training images per step; small batches learn more per epoch (Masters and Luschi, 2018)."
     )
     augmentation: Augmentation = Field(
-        "none", description="Random flips, or flips and random crops after 4 pixels of padding."
+        "none",
+        description="Random flips (flip), also random crops after 4 pixels of padding (crop_flip), also random erasing "
+        "and mixup or CutMix (strong; Zhong et al., 2020, Zhang et al., 2018, Yun et al., 2019).",
     )
+
+
+# Hyper-parameters that older versions did not have. What is stored leaves them out where a study has their defaults in
+# every arm, so that it stays what it was.
+ADDED = frozenset({"learn", "head_norm", "head_dropout", "lr_decay", "l2_sp", "unfreeze_every", "ema", "patience"})
 
 
 @dataclass(frozen=True)
 class Strategy:
     """A way to reuse a network: whether its blocks start pretrained, and which of them stay frozen.
 
-    `freezes` is 'all' (all kept blocks), 'freeze_depth' (as many leading blocks as that parameter says), or 'none'.
+    `freezes` is 'all' (all kept blocks), 'freeze_depth' (everything up to what that parameter says), or 'none'.
     """
 
     starts_pretrained: bool
     freezes: Literal["all", "freeze_depth", "none"]
-
-    def frozen_blocks(self, kept: int, freeze_depth: int | None) -> int:
-        """Return how many of `kept` leading blocks stay frozen in a trial with this `freeze_depth`."""
-        if self.freezes == "freeze_depth":
-            assert freeze_depth is not None
-            assert freeze_depth <= kept
-            return freeze_depth
-        return kept if self.freezes == "all" else 0
 
 
 STRATEGIES: dict[StrategyName, Strategy] = {
@@ -92,20 +139,6 @@ STRATEGIES: dict[StrategyName, Strategy] = {
     "fine_tune_all": Strategy(starts_pretrained=True, freezes="none"),
     "from_scratch": Strategy(starts_pretrained=False, freezes="none"),
 }
-
-
-def applies(parameter: str, strategy: StrategyName, freeze_depth: int | None, blocks: int) -> bool:
-    """Return whether a parameter has any effect on a trial that keeps `blocks` blocks of the backbone.
-
-    `freeze_depth` is the trial's, or None if it is not yet known. (With all kept blocks frozen, no pretrained layer
-    learns.)
-    """
-    reuse = STRATEGIES[strategy]
-    if parameter == "freeze_depth":
-        return reuse.freezes == "freeze_depth"
-    if parameter in ("backbone_lr_scale", "head_warmup_epochs"):  # both act on pretrained layers that learn
-        return reuse.starts_pretrained and reuse.freezes != "all" and (freeze_depth is None or freeze_depth < blocks)
-    return True
 
 
 T = TypeVar("T")
@@ -130,6 +163,13 @@ class Range(Strict, Generic[T]):
             raise ValueError("step must be positive, at most high - low, and not combined with log")
         return self
 
+    def contains(self, value: Any) -> bool:
+        """Return whether the search can choose a value: it lies in the range, and on its steps if there are any."""
+        if isinstance(value, str):  # of a parameter that is a number or a name
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return bool(self.low <= value <= self.high) and abs(steps - round(steps)) < 1e-8  # as in Optuna
+
 
 class Choices(Strict, Generic[T]):
     """A search over a list of values."""
@@ -140,6 +180,10 @@ class Choices(Strict, Generic[T]):
     def _check(self) -> Self:
         refuse_duplicates(self.choices)
         return self
+
+    def contains(self, value: Any) -> bool:
+        """Return whether the search can choose a value."""
+        return value in self.choices
 
 
 def refuse_duplicates(values: Sequence[object]) -> None:
@@ -157,20 +201,27 @@ def _search_kind(value: Any) -> str:
 def without_none(annotation: Any) -> Any:
     """Return the type T of an annotation `T | None`; any other annotation as it is."""
     if get_origin(annotation) in (Union, UnionType):
-        (annotation,) = (a for a in get_args(annotation) if a is not NoneType)
+        return Union[tuple(a for a in get_args(annotation) if a is not NoneType)]  # noqa: UP007 - of any number
     return annotation
 
 
+def numeric_type(annotation: Any) -> Any:
+    """Return the one of an annotation's types that is a number, with its bounds; None if there is none."""
+    types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((t for t in types if (t.__origin__ if get_origin(t) is Annotated else t) in (int, float)), None)
+
+
 def _parameter_table(model_name: str, base: type[Strict], kind: Literal["fixed", "factor", "search"]) -> Any:
-    """Create the model of one of the three tables, with an optional entry per hyper-parameter."""
+    """Create the model of one of the tables, with an optional entry per hyper-parameter."""
     fields: dict[str, Any] = {}
     for name, field in Hyperparameters.model_fields.items():
         plain_type = without_none(field.annotation)
         value: Any = Annotated[plain_type, Field(), *field.metadata]  # the type with its bounds, such as gt=0
         if kind == "factor":
             value = Annotated[list[value], Field(min_length=1)]
-        elif kind == "search" and plain_type in (int, float):
-            tagged_range = Annotated[Range[value], Tag("range")]
+        elif kind == "search" and numeric_type(plain_type) is not None:
+            number: Any = Annotated[numeric_type(plain_type), Field(), *field.metadata]
+            tagged_range = Annotated[Range[number], Tag("range")]
             value = Annotated[tagged_range | Annotated[Choices[value], Tag("choices")], Discriminator(_search_kind)]
         elif kind == "search":
             value = Choices[value]
@@ -179,6 +230,11 @@ def _parameter_table(model_name: str, base: type[Strict], kind: Literal["fixed",
 
 
 class _Table(Strict):
+    @model_serializer(mode="wrap")
+    def _without_added(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer parameters out that are not set, so that what is stored of older studies stays as it was."""
+        return {name: value for name, value in write(self).items() if value is not None or name not in ADDED}
+
     def get(self, parameter: str) -> Any:
         """Return the value, the levels or the range of a hyper-parameter, None if it is not in the table."""
         return getattr(self, parameter)
@@ -187,6 +243,24 @@ class _Table(Strict):
         """Return the table: hyper-parameter -> value, levels or range, in the order of Hyperparameters."""
         values = {name: self.get(name) for name in Hyperparameters.model_fields}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def levels_name(levels: dict[str, Any]) -> str:
+    """Return a name made of levels; a number stands with its factor: `block3,fine_tune_all`, `freeze_depth=2`."""
+    return ",".join(level if isinstance(level, str) else f"{factor}={level}" for factor, level in levels.items())
+
+
+class _NamedTable(_Table):
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.,=+-]{0,99}$",
+        description="Name in the report and in MLflow: letters, digits, spaces and _ - . , = +.",
+    )
+
+    @property
+    def label(self) -> str:
+        """The name; without one, the values."""
+        return self.name or levels_name(self.entries())
 
 
 class _FactorTable(_Table):
@@ -208,9 +282,11 @@ class _SearchTable(_Table):
 
 if TYPE_CHECKING:
     Fixed = _Table
+    Configuration = _NamedTable
     Factors = _FactorTable
     Search = _SearchTable
 else:
     Fixed = _parameter_table("Fixed", _Table, "fixed")
+    Configuration = _parameter_table("Configuration", _NamedTable, "fixed")
     Factors = _parameter_table("Factors", _FactorTable, "factor")
     Search = _parameter_table("Search", _SearchTable, "search")

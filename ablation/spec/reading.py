@@ -11,8 +11,12 @@ from pydantic import ValidationError
 
 from ablation.base.errors import InputError
 from ablation.base.text import nearest
-from ablation.spec.parameters import Choices, Hyperparameters, Range, Search, without_none
-from ablation.spec.study import Published, StudySpec, Superfluous
+from ablation.spec.architectures import is_timm
+from ablation.spec.parameters import Choices, Configuration, Hyperparameters, Range, Search, numeric_type, without_none
+from ablation.spec.study import StudySpec, Superfluous
+from ablation.spec.tables import TIMM_WEIGHTS, Data, Published
+
+LISTED: dict[str, Any] = {"published": Published, "arms": Configuration, "known": Configuration}  # lists of tables
 
 Entry = tuple[str | int, ...]  # an entry's path in a study file: keys, and positions in lists
 
@@ -63,6 +67,7 @@ def load_study(
     name: str | None = None,
     overrides: Iterable[tuple[list[str], Any]] = (),
     load_custom: Callable[[str, str], str] | None = None,
+    load_timm: Callable[[str, int], str] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> StudySpec:
     """Read and check a study file.
@@ -76,6 +81,7 @@ def load_study(
         overrides: (keys, value) pairs that replace entries of the file, in order.
         load_custom: runs a custom backbone's file (see `load_custom_backbone`, which needs torch); without it, a study
             of a custom backbone cannot be loaded.
+        load_timm: loads one of timm's networks for an image size (see `load_timm_backbone`), likewise.
         report: called with a line for each entry that is dropped.
 
     Raises:
@@ -88,7 +94,7 @@ def load_study(
     if "name" in changed:
         raise InputError(f"{where}: name: not a key; the study is named after its file, or by --name")
     try:
-        changed = _with_custom_backbone(changed, load_custom)
+        changed = _with_timm_backbone(_with_custom_backbone(changed, load_custom), load_timm)
     except ValueError as error:
         raise InputError(f"{where}: backbone.{error}") from None
     study_name = check_name(name or path.stem)
@@ -177,6 +183,25 @@ def _with_custom_backbone(content: dict[str, Any], load_custom: Callable[[str, s
     return {**content, "backbone": {"weights": None, **backbone, "name": name}}
 
 
+def _with_timm_backbone(content: dict[str, Any], load_timm: Callable[[str, int], str] | None) -> dict[str, Any]:
+    """Load the study's backbone if it is one of timm's; return the content with the backbone's full name.
+
+    Raises:
+        ValueError: a key is wrong; the message begins with it.
+    """
+    backbone, data = content.get("backbone"), content.get("data")
+    name = backbone.get("name") if isinstance(backbone, dict) else None
+    if not isinstance(name, str) or not is_timm(name):
+        return content
+    assert isinstance(backbone, dict)
+    assert load_timm is not None, "a study of a network of timm's needs `load_timm`"
+    default = Data.model_fields["image_size"].default
+    image_size = data.get("image_size", default) if isinstance(data, dict) else default
+    if type(image_size) is not int or image_size < 1:
+        image_size = default  # a wrong one is refused with the other keys
+    return {**content, "backbone": {"weights": TIMM_WEIGHTS, **backbone, "name": load_timm(name, image_size)}}
+
+
 def validation_message(error: ValidationError) -> str:
     """Return a pydantic error as one line: each field, its fault, and the nearest key for an unknown one."""
     parts = []
@@ -205,7 +230,7 @@ def validation_message(error: ValidationError) -> str:
 
 def _without_tag(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Return a fault's location without the tag that pydantic inserts for a numeric search: range or choices."""
-    numeric = [name for name, f in Hyperparameters.model_fields.items() if without_none(f.annotation) in (int, float)]
+    numeric = [name for name, f in Hyperparameters.model_fields.items() if numeric_type(f.annotation) is not None]
     is_tagged = len(location) > 2 and location[0] == "search" and location[1] in numeric
     return location[:2] + location[3:] if is_tagged else location
 
@@ -217,6 +242,6 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         if model is Search:
             return list(Range.model_fields | Choices.model_fields)
         if isinstance(step, str) and step in model.model_fields:
-            model = Published if step == "published" else without_none(model.model_fields[step].annotation)
+            model = LISTED.get(step) or without_none(model.model_fields[step].annotation)
     fields = model.model_fields
     return [key for key in fields if key != "name" or model is not StudySpec]

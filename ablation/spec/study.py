@@ -1,28 +1,35 @@
 """The content of a study file as pydantic models, checked before anything is written."""
 
-import re
 from itertools import product
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from ablation.base.text import require_known
-from ablation.spec.architectures import ARCHITECTURES, block_names, cut_names, is_custom, kept_blocks, smallest_image
+from ablation.spec.architectures import (
+    ARCHITECTURES,
+    block_names,
+    cut_names,
+    kept_blocks,
+    smallest_image,
+    unit_names,
+)
 from ablation.spec.parameters import (
+    ADDED,
     STRATEGIES,
     Choices,
+    Configuration,
     Factors,
     Fixed,
     Hyperparameters,
     Range,
     Search,
     Strict,
-    applies,
-    refuse_duplicates,
 )
+from ablation.spec.reuse import PARTS, Reuse
+from ablation.spec.tables import Backbone, Confirm, Data, Published, Tracking
 
-WEIGHTS_FILES = (".safetensors", ".pth")
-TORCHVISION_WEIGHTS = re.compile("imagenet|[A-Z][A-Z0-9_]*")
+ONE_BLOCK = "has no effect where fewer than two pretrained blocks learn"
 
 
 class Superfluous(ValueError):
@@ -39,112 +46,6 @@ class Superfluous(ValueError):
         self.drop_notice = drop_notice
 
 
-class Backbone(Strict):
-    """The network that is reused."""
-
-    name: str = Field(
-        "vgg16",
-        description="A torchvision network, or vgg16_narrow (VGG-16 with an eighth of the channels).",
-        json_schema_extra={"enum": list(ARCHITECTURES)},
-    )
-    module: str | None = Field(
-        None,
-        description="Python file of a custom backbone, in place of name: a function in it returns the blocks.",
-    )
-    function: str | None = Field(None, description="That function's name; it takes no arguments.")
-    weights: str | None = Field(
-        "imagenet",
-        description="imagenet (torchvision's default weights), the name of other torchvision weights, such as "
-        "IMAGENET1K_V1, or a .safetensors or .pth file with torchvision's tensor names.",
-    )
-    missing_layers: Literal["error", "random"] = Field(
-        "error", description="Whether a file that lacks a layer is refused, or the layer starts at random."
-    )
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return require_known(name, ARCHITECTURES, "backbone")
-
-    @field_validator("weights")
-    @classmethod
-    def _check_weights(cls, weights: str | None) -> str | None:
-        if weights is not None and not weights.endswith(WEIGHTS_FILES) and not TORCHVISION_WEIGHTS.fullmatch(weights):
-            raise ValueError(
-                "must be 'imagenet', the name of other torchvision weights such as 'IMAGENET1K_V1', or a .safetensors "
-                f"or .pth file, got {weights!r}"
-            )
-        return weights
-
-    @property
-    def has_weights_file(self) -> bool:
-        """Whether the weights come from a file that the user names."""
-        return self.weights is not None and self.weights.endswith(WEIGHTS_FILES)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        is_in_torchvision = self.name != "vgg16_narrow" and not is_custom(self.name)
-        if self.weights is not None and not self.has_weights_file and not is_in_torchvision:
-            raise ValueError(f"torchvision has no weights for {self.name}: weights must name a file")
-        return self
-
-
-class Data(Strict):
-    """The images."""
-
-    source: Literal[
-        "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn", "stl10", "flowers102", "oxford_pets", "dtd",
-        "food101", "imagefolder", "digits",
-    ] = "cifar10"  # fmt: skip
-    root: str | None = Field(
-        None, description="Folder of the images; torchvision's data sets are downloaded into it (by default: data)."
-    )
-    val_fraction: float = Field(
-        0.1, gt=0, lt=1, description="Share of the training images that is split off for validation, stratified."
-    )
-    limit: int | None = Field(
-        None, ge=2, description="Number of training images to use, a stratified subset drawn before that split."
-    )
-    classes: Annotated[list[str], Field(min_length=2)] | None = Field(None, description="Use only these classes.")
-    image_size: int = Field(
-        32, ge=1, le=1024, description="Height and width in pixels of the network's input; other images are resized."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.source == "imagefolder" and self.root is None:
-            raise ValueError("source = 'imagefolder' needs root = <folder with train/<class>/* and test/<class>/*>")
-        refuse_duplicates(self.classes or [])
-        return self
-
-
-class Confirm(Strict):
-    """How many times each arm's best configuration is retrained with a fresh seed, and which levels are compared."""
-
-    seeds: int = Field(0, ge=0, description="Retrainings of each arm's best configuration.")
-    control: dict[str, str | int | float] = Field(
-        {},
-        description="Factor -> the level that its other levels are compared with; by default, all pairs are compared.",
-    )
-
-
-class Tracking(Strict):
-    """What the store keeps of the runs."""
-
-    checkpoints: Literal["all", "best_per_arm"] = Field("all", description="Whose checkpoints are kept.")
-
-
-class Published(Strict):
-    """Metrics that were published for an arm, shown beside the study's own."""
-
-    arm: dict[str, str | int | float]
-    source: str | None = None
-    loss: float | None = None
-    accuracy: float | None = None
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-
-
 class StudySpec(Strict):
     """One question: a study file with its overrides applied and its defaults filled in."""
 
@@ -154,9 +55,10 @@ class StudySpec(Strict):
     epochs: int = Field(ge=1)
     seed: int = Field(0, ge=0, description="Every random number of the study derives from it.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on CUDA (float16 on an older GPU), else float32."
+        "auto",
+        description="auto: bfloat16 where a device is faster in it, float16 on an older GPU, else float32.",
     )
-    compile: Literal["none", "default"] = Field(
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
         "none", description="Mode of torch.compile for the training step, compiled once per network shape."
     )
     deterministic: bool = Field(False, description="Bit-identical repeats on CUDA, slower; on the CPU they always are.")
@@ -164,21 +66,43 @@ class StudySpec(Strict):
     data: Data = Data()
     fixed: Fixed = Fixed()
     factors: Factors = Factors()
+    arms: list[Configuration] = Field(
+        [],
+        description="The arms one by one, in place of [factors]: a comparison that is no full grid. What an arm does "
+        "not set is as in [fixed].",
+    )
     search: Search = Search()
+    known: list[Configuration] = Field(
+        [],
+        description="Values of searched parameters that every arm's first trials have; the search draws what one does "
+        "not set.",
+    )
     confirm: Confirm = Confirm()
     tracking: Tracking = Tracking()
     published: list[Published] = Field([])
+
+    @model_serializer(mode="wrap")
+    def _without_lists(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer lists out that are empty, so that what is stored of older studies stays as it was."""
+        return {name: value for name, value in write(self).items() if value or name not in ("arms", "known")}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_tables(self)
         _check_effects(self)  # first: a value without effect cannot make a combination impossible
+        _check_arms(self)
         for levels in self.combinations():
             _check_combination(self, levels)
         for number in range(len(self.published)):
             _check_published(self, number)
+        if len(self.known) > self.trials_per_arm:
+            raise ValueError(
+                f"known: {len(self.known)} configurations do not fit into {self.trials_per_arm} trials_per_arm"
+            )
+        for number in range(len(self.known)):
+            _check_known(self, number)
         for factor, level in self.confirm.control.items():
-            if level not in self.factors.entries().get(factor, []):
+            if level not in self.compared_levels().get(factor, []):
                 entry = f"{factor} = {level!r}"
                 raise Superfluous(
                     f"confirm.control: {entry} is not a level of a factor",
@@ -188,9 +112,26 @@ class StudySpec(Strict):
         return self
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Return the factor levels of every arm, the first factor slowest; without factors, one empty dict."""
+        """Return the factor levels of every arm, the first factor slowest; without factors, one empty dict.
+
+        In a study with [[arms]], they are the parameters that each arm sets.
+        """
+        if self.arms:
+            return [arm.entries() for arm in self.arms]
         factors: dict[str, list[Any]] = self.factors.entries()
         return [dict(zip(factors, levels, strict=True)) for levels in product(*factors.values())]
+
+    def arm_parameters(self) -> list[str]:
+        """Return the factors, or the parameters that at least one of [[arms]] sets."""
+        return [name for name in Hyperparameters.model_fields if any(name in levels for levels in self.combinations())]
+
+    def compared_levels(self) -> dict[str, list[Any]]:
+        """Return what the report compares: factor -> its levels, or 'arm' -> the names of [[arms]]."""
+        return {"arm": [arm.label for arm in self.arms]} if self.arms else self.factors.entries()
+
+    def known_name(self, trial: int) -> str | None:
+        """Return the name of the known configuration of every arm's trial with this number; None for other trials."""
+        return self.known[trial].label if trial < len(self.known) else None
 
     def possible(self, parameter: str, levels: dict[str, Any]) -> list[Any]:
         """Return the values that a parameter can take in the arm with these levels (a range: its two ends)."""
@@ -200,6 +141,25 @@ class StudySpec(Strict):
         if searched is not None:
             return list(searched.choices) if isinstance(searched, Choices) else [searched.low, searched.high]
         return [self.default(parameter)]
+
+    def reuses(self, levels: dict[str, Any]) -> list[Reuse]:
+        """Return every way in which a trial of an arm may reuse the backbone."""
+        search = self.search.get("freeze_depth")
+        reuses = []
+        for cut in self.possible("truncate_at", levels):
+            depths = self.possible("freeze_depth", levels)
+            if isinstance(search, Range) and "freeze_depth" not in levels:  # the search lowers its upper end
+                high = min(search.high, kept_blocks(self.backbone.name, cut))
+                depths = list(range(search.low, high + 1, search.step or 1))
+            others = (self.possible("strategy", levels), depths, self.possible("learn", levels))
+            reuses += [Reuse(self.backbone.name, cut, *values) for values in product(*others)]
+        return reuses
+
+    def leaves_out(self, parameter: str) -> bool:
+        """Return whether what is stored leaves a parameter out: it is new, and has its default in every arm."""
+        is_varied = parameter in self.arm_parameters() or self.search.get(parameter) is not None
+        is_default = self.default(parameter) == Hyperparameters.model_fields[parameter].default
+        return parameter in ADDED and is_default and not is_varied
 
     def default(self, parameter: str) -> Any:
         """Return the fixed value of a parameter that is neither a factor nor searched."""
@@ -216,94 +176,224 @@ class StudySpec(Strict):
         content: dict[str, Any] = self.model_dump(mode="json", exclude={"name": True, **paths})
         for table in ("factors", "search"):
             content[table] = {key: value for key, value in content[table].items() if value is not None}
-        varied = content["factors"].keys() | content["search"].keys()
+        for table in content.keys() & {"arms", "known"}:
+            content[table] = [
+                {key: value for key, value in item.items() if value is not None} for item in content[table]
+            ]
+        set_by_all = {name for name in self.arm_parameters() if all(name in levels for levels in self.combinations())}
+        varied = content["search"].keys() | set_by_all
         content["fixed"] = {name: self.default(name) for name in Hyperparameters.model_fields if name not in varied}
         # Left out at their defaults, so that studies stored before these options existed keep their identity.
         if self.compile == "none":
             del content["compile"]
         if content["fixed"].get("class_weights") == "none":
             del content["fixed"]["class_weights"]
+        content["fixed"] = {name: value for name, value in content["fixed"].items() if not self.leaves_out(name)}
         if self.backbone.has_weights_file:
             content["backbone"]["weights"] = "file"  # the digest of its tensors is added once they are read
         return content
 
 
 def _check_tables(spec: StudySpec) -> None:
-    """Refuse a parameter that is in two tables, and a cut that the backbone does not have."""
+    """Refuse a parameter that is in two tables, and a block or unit that the backbone does not have."""
     tables = {"fixed": spec.fixed.entries(), "factors": spec.factors.entries(), "search": spec.search.entries()}
     for parameter in Hyperparameters.model_fields:
         places = [table for table, entries in tables.items() if parameter in entries]
         if len(places) > 1:
             raise ValueError(f"{places[1]}.{parameter}: also in [{places[0]}]; a parameter can be in one table only")
+    for name, configurations in (("arms", spec.arms), ("known", spec.known)):
+        tables |= {f"{name}.{number}": entry.entries() for number, entry in enumerate(configurations)}
+    blocks = block_names(spec.backbone.name)
+    units = [unit for names in unit_names(spec.backbone.name) for unit in names]
+    names = {
+        "truncate_at": (blocks + units, "block or unit"),
+        "freeze_depth": (units, "unit"),
+        "learn": ([*PARTS, *blocks], "part or block"),
+    }
     for table, entries in tables.items():
-        value = entries.get("truncate_at")
-        cuts = [value] if isinstance(value, str) else value.choices if isinstance(value, Choices) else value or []
-        for cut in cuts:
-            try:
-                require_known(cut, cut_names(spec.backbone.name), "block or unit")
-            except ValueError as error:
-                raise ValueError(f"{table}.truncate_at: {error}") from None
+        for parameter, (known, what) in names.items():
+            value = entries.get(parameter)
+            values = value if isinstance(value, list) else value.choices if isinstance(value, Choices) else [value]
+            for each in values:
+                try:
+                    if isinstance(each, str):
+                        require_known(each, known, what)
+                except ValueError as error:
+                    raise ValueError(f"{table}.{parameter}: {error}") from None
+
+
+def _check_image_size(image_size: int, backbone: str, cut: str) -> None:
+    """Refuse images that are too small for a cut, or that a vision transformer cannot divide into patches."""
+    needed, patch = smallest_image(backbone, cut), ARCHITECTURES[backbone].patch
+    if image_size < needed:
+        raise ValueError(f"data.image_size: {image_size} is too small for {cut}, which needs {needed}")
+    if patch is not None and image_size % patch:
+        raise ValueError(f"data.image_size: {image_size} is no multiple of the {patch} pixels of a patch of {backbone}")
 
 
 def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
     """Refuse an arm in which a combination of values is impossible, or a factor has no effect."""
     where = ", ".join(f"{k} = {v}" for k, v in levels.items())
-    cuts = spec.possible("truncate_at", levels)
+    at = f" ({where})" if where else ""
     strategies = spec.possible("strategy", levels)
-    kept = [kept_blocks(spec.backbone.name, cut) for cut in cuts]
-    for cut in cuts:
-        needed = smallest_image(spec.backbone.name, cut)
-        if spec.data.image_size < needed:
-            raise ValueError(f"data.image_size: {spec.data.image_size} is too small for {cut}, which needs {needed}")
+    for cut in spec.possible("truncate_at", levels):
+        _check_image_size(spec.data.image_size, spec.backbone.name, cut)
     if spec.backbone.weights is None and any(STRATEGIES[strategy].starts_pretrained for strategy in strategies):
         random_starts = [name for name, strategy in STRATEGIES.items() if not strategy.starts_pretrained]
         raise ValueError(f"backbone.weights: only {' or '.join(random_starts)} can do without pretrained weights")
     learns_batch_norm = ARCHITECTURES[spec.backbone.name].has_batch_norm and any(
-        STRATEGIES[strategy].freezes != "all" for strategy in strategies
+        STRATEGIES[reuse.strategy].freezes != "all" and reuse.learn != "biases" for reuse in spec.reuses(levels)
     )
-    if learns_batch_norm and 1 in spec.possible("batch_size", levels):
-        raise ValueError(f"batch_size: {spec.backbone.name} has batch norm, which learns nothing from single images")
+    if 1 in spec.possible("batch_size", levels):
+        owner = spec.backbone.name if learns_batch_norm else "the head"
+        if learns_batch_norm or "batch" in spec.possible("head_norm", levels):
+            raise ValueError(f"batch_size: {owner} has batch norm, which learns nothing from single images")
     warmup = max(spec.possible("head_warmup_epochs", levels))
     if warmup > spec.epochs:
         raise ValueError(f"head_warmup_epochs: {warmup} is more than epochs = {spec.epochs}")
+    unfreezing = max(spec.possible("unfreeze_every", levels))
+    if unfreezing >= spec.epochs:
+        raise ValueError(f"unfreeze_every: {unfreezing} must be less than epochs = {spec.epochs}, or no block learns")
 
+    _check_reuse(spec, levels, at)
+    for factor in levels:
+        if not _applies_in(spec, factor, levels):
+            raise ValueError(f"{_table_of(spec, factor, levels)}.{factor}: has no effect in the arm with {where}")
+
+
+def _check_reuse(spec: StudySpec, levels: dict[str, Any], at: str) -> None:
+    """Refuse a part that cannot be frozen, or cannot learn, in some trial of an arm."""
+    strategies = spec.possible("strategy", levels)
     frozen_to_depth = [strategy for strategy in strategies if STRATEGIES[strategy].freezes == "freeze_depth"]
     if frozen_to_depth:
         depths = spec.possible("freeze_depth", levels)
-        most = min(kept)
+        most = least = min(kept_blocks(spec.backbone.name, cut) for cut in spec.possible("truncate_at", levels))
         if isinstance(spec.search.get("freeze_depth"), Range):  # each arm lowers its upper end to the blocks it keeps
             all_cuts = (cut for other in spec.combinations() for cut in spec.possible("truncate_at", other))
             most = max(kept_blocks(spec.backbone.name, cut) for cut in all_cuts)
-        table = "factors" if "freeze_depth" in levels else "search" if spec.search.get("freeze_depth") else "fixed"
         if depths == [None]:
-            raise ValueError(f"freeze_depth: {frozen_to_depth[0]} needs it in [fixed], [factors] or [search]")
-        for depth, limit in ((min(depths), min(kept)), (max(depths), most)):
+            table = "[[arms]]" if spec.arms else "[factors]"
+            raise ValueError(f"freeze_depth: {frozen_to_depth[0]} needs it in [fixed], {table} or [search]")
+        numbers = [depth for depth in depths if isinstance(depth, int)]
+        for depth, limit in ((min(numbers), least), (max(numbers), most)) if numbers else ():
             if depth > limit:
-                at = f" ({where})" if where else ""
+                table = _table_of(spec, "freeze_depth", levels)
                 raise ValueError(f"{table}.freeze_depth: {depth} blocks cannot be frozen where {limit} are kept{at}")
-    for factor in levels:
-        depths = spec.possible("freeze_depth", levels)
-        if not any(applies(factor, *case, max(kept)) for case in product(strategies, depths)):
-            raise ValueError(f"factors.{factor}: has no effect in the arm with {where}")
+    for parameter, reason in filter(None, (reuse.fault() for reuse in spec.reuses(levels))):
+        raise ValueError(f"{_table_of(spec, parameter, levels)}.{parameter}: {reason}{at}")
+
+
+def _table_of(spec: StudySpec, parameter: str, levels: dict[str, Any]) -> str:
+    """Return the table from which trials of an arm have a parameter."""
+    if parameter in levels:
+        return f"arms.{spec.combinations().index(levels)}" if spec.arms else "factors"
+    return "search" if spec.search.get(parameter) is not None else "fixed"
+
+
+def _applies_in(spec: StudySpec, parameter: str, levels: dict[str, Any]) -> bool:
+    """Return whether a parameter has an effect on some trial of the arm with these levels."""
+    return any(reuse.applies(parameter) for reuse in spec.reuses(levels))
+
+
+def _check_arms(spec: StudySpec) -> None:
+    """Refuse [[arms]] beside [factors] or [search] of the same parameter, and arms that are called or train alike."""
+    if not spec.arms:
+        return
+    if spec.factors.entries():
+        raise ValueError("arms: a study has either [factors] or [[arms]]")
+    labels: list[str] = []
+    trained: list[dict[str, Any]] = []
+    for number, arm in enumerate(spec.arms):
+        levels = arm.entries()
+        for parameter in levels:
+            if spec.search.get(parameter) is not None:
+                raise ValueError(f"arms.{number}.{parameter}: also in [search]; a parameter can be in one of them only")
+        if not arm.label:
+            raise ValueError(f"arms.{number}: an arm that sets nothing needs a name")
+        if arm.label in labels or arm.label == "confirmation":  # which would be read as the end of another study's name
+            raise ValueError(f"arms.{number}: needs another name than {arm.label!r}")
+        parameters = [name for name in spec.arm_parameters() if _applies_in(spec, name, levels)]
+        settings = {name: spec.possible(name, levels) for name in parameters}
+        if settings in trained:
+            raise ValueError(f"arms.{number}: trains the same as {labels[trained.index(settings)]!r}")
+        labels.append(arm.label)
+        trained.append(settings)
+    for parameter in spec.fixed.entries():
+        if all(parameter in levels for levels in spec.combinations()):
+            entry, reason = f"fixed.{parameter}", "has no effect, because every arm sets it"
+            raise Superfluous(f"{entry}: {reason}", ("fixed", parameter), f"{entry} is dropped: it {reason}")
 
 
 def _check_effects(spec: StudySpec) -> None:
     """Refuse a parameter that is set or searched but has no effect in any arm."""
+    strategies = {s for levels in spec.combinations() for s in spec.possible("strategy", levels)}
+    last = block_names(spec.backbone.name)[-1]
     for table in ("fixed", "search"):
         for parameter in getattr(spec, table).entries():
-            strategies = {s for levels in spec.combinations() for s in spec.possible("strategy", levels)}
-            if not any(applies(parameter, strategy, None, 1) for strategy in strategies):
-                entry, reason = f"{table}.{parameter}", f"has no effect under {', '.join(sorted(strategies))}"
+            entry, reason = f"{table}.{parameter}", f"has no effect under {', '.join(sorted(strategies))}"
+            has_effect = any(Reuse(spec.backbone.name, last, strategy).applies(parameter) for strategy in strategies)
+            if has_effect and parameter in ADDED:  # older studies may have other parameters where all is frozen
+                reason = {"learn": "has no effect where all layers are frozen"}.get(parameter, ONE_BLOCK)
+                has_effect = any(_applies_in(spec, parameter, levels) for levels in spec.combinations())
+            if not has_effect:
                 raise Superfluous(f"{entry}: {reason}", (table, parameter), f"{entry} is dropped: it {reason}")
+    _check_norms(spec)
+
+
+def _check_norms(spec: StudySpec) -> None:
+    """Refuse to let the norms learn of a backbone that has none."""
+    searched, factor = spec.search.get("learn"), spec.factors.get("learn")
+    places: list[tuple[tuple[str | int, ...], str | None]] = [(("fixed", "learn"), spec.fixed.get("learn"))]
+    places += [(("factors", "learn", number), level) for number, level in enumerate(factor or [])]
+    choices = [] if searched is None else searched.choices
+    places += [(("search", "learn", "choices", number), choice) for number, choice in enumerate(choices)]
+    places += [(("arms", number), arm.get("learn")) for number, arm in enumerate(spec.arms)]
+    for keys, value in places:
+        if value == "norms" and not ARCHITECTURES[spec.backbone.name].has_norms:
+            reason = f"{spec.backbone.name} has no normalisation layers"
+            entry = f"{keys[0]}: learn = 'norms'"
+            raise Superfluous(f"{entry}: has no effect: {reason}", keys, f"{entry} is dropped: {reason}")
+
+
+def _check_known(spec: StudySpec, number: int) -> None:
+    """Refuse a known configuration that some arm's search cannot choose, or that is listed twice."""
+    known, values = spec.known[number], spec.known[number].entries()
+    if not values:
+        raise ValueError(f"known.{number}: sets no parameter")
+    earlier = spec.known[:number]
+    if any(values == other.entries() or known.label == other.label for other in earlier):
+        raise ValueError(f"known.{number}: {known.label!r} is listed twice")
+    for parameter, value in values.items():
+        search = spec.search.get(parameter)
+        if search is not None and search.contains(value):
+            continue
+        if not any(_applies_in(spec, parameter, levels) for levels in spec.combinations()):
+            entry, reason = f"known.{number}.{parameter}", "has no effect in any arm"
+            raise Superfluous(f"{entry}: {reason}", ("known", number, parameter), f"{entry} is dropped: it {reason}")
+        reason = f"{parameter} = {value!r} is outside of its range" if search else f"{parameter!r} is not searched"
+        raise Superfluous(
+            f"known.{number}: {reason}",
+            ("known", number),
+            f"the known configuration {known.label} is dropped: {reason}",
+        )
+    for levels in spec.combinations() if isinstance(values.get("freeze_depth"), int) else []:
+        trained = levels | values
+        least = min(kept_blocks(spec.backbone.name, cut) for cut in spec.possible("truncate_at", trained))
+        if values["freeze_depth"] > least and _applies_in(spec, "freeze_depth", trained):
+            at = ", ".join(f"{name} = {level}" for name, level in levels.items())
+            raise ValueError(
+                f"known.{number}.freeze_depth: {values['freeze_depth']} blocks cannot be frozen where {least} are kept"
+                + (f" ({at})" if at else "")
+            )
 
 
 def _check_published(spec: StudySpec, number: int) -> None:
     """Refuse a published result whose arm has another factor, or a level that no study can have."""
     published = spec.published[number]
     for factor in published.arm:
-        if factor not in spec.factors.entries():
+        if factor not in spec.arm_parameters():
             arm = ", ".join(f"{name} = {level}" for name, level in published.arm.items())
-            reason = f"{factor!r} is not one of the factors"
+            reason = f"{factor!r} is not one of the factors" if not spec.arms else f"no arm sets {factor!r}"
             raise Superfluous(
                 f"published.arm: {reason}",
                 ("published", number),

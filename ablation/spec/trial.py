@@ -4,7 +4,17 @@ import json
 from typing import Any, Self
 
 from ablation.base.errors import InputError
-from ablation.spec.parameters import Augmentation, ClassWeights, HeadPool, StrategyName, Strict, without_none
+from ablation.spec.parameters import (
+    ADDED,
+    Augmentation,
+    ClassWeights,
+    HeadNorm,
+    HeadPool,
+    StrategyName,
+    Strict,
+    without_none,
+)
+from ablation.spec.reuse import Reuse
 
 
 class TrialSpec(Strict):
@@ -12,7 +22,9 @@ class TrialSpec(Strict):
 
     A parameter that does not apply is None (`freeze_depth` unless the top is fine-tuned, `backbone_lr_scale` where no
     pretrained layer learns, `threads` on a GPU). `threads` is included because the CPU's results depend on it in the
-    last bit. A confirmation run `confirms` a trial of its arm: only its seed differs, and `trial` counts the arm's
+    last bit. `known` is the name of the known configuration that the trial has, and absent from the parameters of other
+    trials; so are hyper-parameters that older versions did not have (`ADDED`), where the study leaves them at their
+    defaults. A confirmation run `confirms` a trial of its arm: only its seed differs, and `trial` counts the arm's
     confirmation runs.
     """
 
@@ -20,6 +32,7 @@ class TrialSpec(Strict):
     arm: str
     trial: int
     confirms: int | None = None
+    known: str | None = None
     seed: int
     epochs: int
     precision: str
@@ -40,11 +53,17 @@ class TrialSpec(Strict):
     num_classes: int
     strategy: StrategyName
     truncate_at: str
-    freeze_depth: int | None
+    freeze_depth: int | str | None
+    learn: str | None = "all"
     head_width: int
     head_pool: HeadPool
+    head_norm: HeadNorm = "none"
+    head_dropout: float = 0.0
     lr: float
     backbone_lr_scale: float | None
+    lr_decay: float | None = 1.0
+    l2_sp: float | None = 0.0
+    unfreeze_every: int | None = 0
     head_warmup_epochs: int
     optimizer: str
     weight_decay: float
@@ -52,12 +71,22 @@ class TrialSpec(Strict):
     label_smoothing: float
     class_weights: ClassWeights = "none"
     schedule: str
+    ema: float = 0.0
+    patience: int = 0
     batch_size: int
     augmentation: Augmentation
 
+    @property
+    def reuse(self) -> Reuse:
+        """What the trial reuses of its backbone, and what of it learns."""
+        return Reuse(self.backbone, self.truncate_at, self.strategy, self.freeze_depth, self.learn or "all")
+
     def to_params(self) -> dict[str, str]:
         """Return the parameters as MLflow stores them: strings unchanged, everything else as JSON."""
-        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.model_dump().items()}
+        values = self.model_dump(exclude=set(ADDED - self.model_fields_set))
+        if self.known is None:
+            del values["known"]
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
 
     @classmethod
     def from_params(cls, params: dict[str, str]) -> Self:

@@ -1,4 +1,4 @@
-"""A training at its start: settings, what is frozen, the optimizer; and what a checkpoint holds of it."""
+"""A training at its start: what is frozen, the optimizer; and what a checkpoint holds of it."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -8,41 +8,14 @@ import torch
 
 from ablation.data.images import Normalisation
 from ablation.networks.strategies import Learning, apply_strategy
-from ablation.networks.transfer_model import TransferModel, calibrate
+from ablation.networks.transfer_model import TransferModel, calibrate, set_training_mode
 from ablation.spec.metrics import EpochMetrics
-from ablation.spec.parameters import ClassWeights
+from ablation.training.schedule import best_epoch, layers_learning
+from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FrozenPart, Source, frozen_part
 
 CALIBRATION_IMAGES = 1000
 KINDS_OF_KERNEL = ("fused", "foreach", "capturable")  # of an optimizer: the device's, whatever saved a checkpoint
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The settings of a training, whatever its network and images; `Hyperparameters` names their sources."""
-
-    epochs: int
-    """Passes over the training images in total; a resumed training counts those before it."""
-    batch_size: int
-    """Images per step."""
-    seed: int
-    """Determines the order of the images, their augmentation, and the random numbers of layers such as dropout."""
-    precision: str
-    """What the layers compute in: 'float32', 'bfloat16' or 'float16'."""
-    optimizer: str = "sgd"
-    """'sgd' (Nesterov momentum 0.9) or 'adamw'."""
-    schedule: str = "cosine"
-    """Learning rate over all steps: 'cosine' or 'constant'."""
-    label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes."""
-    class_weights: ClassWeights = "none"
-    """'balanced' gives every class the same weight in the training loss."""
-    max_grad_norm: float = 5.0
-    """Longer gradients are scaled down to this norm."""
-    head_warmup_epochs: int = 0
-    """First epochs, in which only the head learns."""
-    compile: str = "none"
-    """A mode of `torch.compile`, or 'none'."""
 
 
 @dataclass
@@ -56,11 +29,15 @@ class Training:
     devices: list[tuple[int, str]] = field(default_factory=list)  # (first epoch, kind) of each device that it ran on
     history: list[EpochMetrics] = field(default_factory=list)
     best_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    averages: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The moving averages of the tensors that learn, by name; empty without `ema`."""
+    pretrained: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The start of the parameters that `l2_sp` pulls back to it, by name; no part of a checkpoint."""
 
     @property
     def best(self) -> EpochMetrics:
         """The epoch with the highest validation accuracy; among equals, the first."""
-        return max(self.history, key=lambda metrics: metrics.val_accuracy)
+        return best_epoch(self.history)
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
         """Return `trained_tensors` of the network."""
@@ -75,6 +52,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "devices": self.devices,
             "history": [asdict(metrics) for metrics in self.history],
+            **({"averages": {n: t.clone() for n, t in self.averages.items()}} if self.averages else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -86,6 +64,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         _fill_momenta(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
+        for name, average in self.averages.items():
+            average.copy_(state["averages"][name])
         self.devices = state["devices"]
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
 
@@ -97,7 +77,7 @@ def begin_training(
     normalisation: Normalisation,
     read_images: Callable[[FrozenPart], Source] | None = None,
 ) -> Training:
-    """Freeze the blocks that the strategy freezes, standardise the features, and make the optimizer.
+    """Freeze the layers that do not learn, standardise the features, and make the optimizer.
 
     Args:
         model: the initialised network, on its device.
@@ -108,35 +88,33 @@ def begin_training(
             constants that standardise the features (see `calibrate`). Without it, the features are not standardised.
     """
     device = model.feature_mean_D.device
-    frozen = frozen_part(model, learning.frozen_blocks(len(model.blocks)), normalisation, settings.precision)
+    groups = apply_strategy(model, learning)
+    frozen = frozen_part(model, model.learning_layers.start, normalisation, settings.precision)
     if read_images is not None:
         source = read_images(frozen)
         sample = source.subset(calibration_sample(len(source.labels_N)))
-        head_alone = settings.head_warmup_epochs > 0
-        calibrate(model, sample.in_order(), sample.start, settings.precision, head_alone=head_alone)
-    optimizer = make_optimizer(settings.optimizer, apply_strategy(model, learning), device)
+        set_training_mode(model, layers_learning(model, settings, epoch=1))
+        calibrate(model, sample.in_order(), sample.start, settings.precision)
+    pretrained = {}
+    if settings.l2_sp > 0:
+        pretrained = {n: p.detach().clone() for n, p in model.blocks.named_parameters("blocks") if p.requires_grad}
+        for group in groups:
+            group["weight_decay"] = group["weight_decay"] if group["name"] == "head" else 0.0
+    optimizer = make_optimizer(settings.optimizer, groups, device, settings.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-    return Training(model, frozen, optimizer, scaler)
+    training = Training(model, frozen, optimizer, scaler, pretrained=pretrained)
+    if settings.ema > 0:
+        training.averages = {n: t for n, t in training.trained_tensors().items() if t.is_floating_point()}
+    return training
 
 
 def trained_tensors(model: TransferModel) -> dict[str, torch.Tensor]:
     """Return copies of the tensors that training may change, and of those that standardise the features, by name.
 
-    A frozen block's batch-norm statistics are as frozen as its parameters.
+    A frozen layer's batch-norm statistics are as frozen as its parameters.
     """
-    frozen = {
-        f"blocks.{name}.{inside}"
-        for name, block in list(model.blocks.named_children())[: model.frozen_blocks]
-        for inside in block.state_dict()
-    }
-    return {name: t.detach().clone() for name, t in model.state_dict().items() if name not in frozen}
-
-
-def set_training_mode(model: TransferModel, *, head_alone: bool) -> None:
-    """Put learning blocks into training mode, others into evaluation mode: frozen batch norms keep their statistics."""
-    model.train()
-    for number, block in enumerate(model.blocks):
-        block.train(number >= model.frozen_blocks and not head_alone)
+    state = model.state_dict().items()
+    return {name: tensor.detach().clone() for name, tensor in state if name not in model.frozen_tensors}
 
 
 def load_tensors(model: TransferModel, tensors: dict[str, torch.Tensor]) -> None:
@@ -150,13 +128,20 @@ def load_tensors(model: TransferModel, tensors: dict[str, torch.Tensor]) -> None
         raise RuntimeError(f"the model has no tensor {unknown[0]}")
 
 
-def make_optimizer(name: str, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    """Return the optimizer over the groups of `apply_strategy`."""
+def make_optimizer(
+    name: str, groups: list[dict[str, Any]], device: torch.device, precision: str = "float32"
+) -> torch.optim.Optimizer:
+    """Return the optimizer over the groups of `apply_strategy`.
+
+    Its kernel updates a tensor in one pass ("fused"), except in float32 on a CPU, where the last bit would differ from
+    that of the textbook's formula.
+    """
     for group in groups:
         group["lr"] = group["peak_lr"]
-    fused = device.type == "cuda"
+    is_cuda = device.type == "cuda"
+    fused = is_cuda or (device.type == "cpu" and precision != "float32")
     if name == "adamw":
-        return torch.optim.AdamW(groups, fused=fused, capturable=fused)
+        return torch.optim.AdamW(groups, fused=fused, capturable=is_cuda)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=fused)
     _fill_momenta(optimizer)
     return optimizer

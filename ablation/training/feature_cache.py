@@ -12,9 +12,9 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -28,11 +28,11 @@ from ablation.base.disk_cache import files_to_evict
 from ablation.base.errors import StoreError
 from ablation.base.files import write_atomically
 from ablation.base.text import first_line
-from ablation.data.images import Images, evaluation_batch_size, gather_rows, normalise
-from ablation.networks.blocks import build_blocks, expected_tensors, feature_shape, initialise_blocks, kept_parts
+from ablation.data.images import Images, evaluation_batch_size, normalise
+from ablation.networks.blocks import build_blocks, expected_tensors, initialise_blocks, kept_parts
 from ablation.networks.transfer_model import build_pool
 from ablation.networks.weights import Weights
-from ablation.spec.parameters import STRATEGIES, Augmentation, HeadPool
+from ablation.spec.parameters import CACHEABLE, STRATEGIES, Augmentation, HeadPool, Strategy
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import file_lock
 from ablation.training.sources import (
@@ -62,6 +62,7 @@ class Pretrained:
 
     layers: list[nn.Module]
     points: list[Point]
+    cuts: list[tuple[str, HeadPool]] = field(default_factory=list)  # what each point is in a study file
 
     @cached_property
     def layer_digests(self) -> list[str]:
@@ -70,35 +71,48 @@ class Pretrained:
 
 
 def pretrained_network(spec: StudySpec, weights: Weights | None, device: torch.device) -> Pretrained:
-    """Return the network that trials of a study have in common if they freeze all of it; no points if no trial does.
+    """Return the network that trials of a study have in common if they freeze all of it; no points if no trial does."""
+    return network_to_cuts(spec, frozen_cuts(spec), weights, device)
+
+
+def network_to_cuts(
+    spec: StudySpec, cuts: Mapping[str, Sequence[HeadPool]], weights: Weights | None, device: torch.device
+) -> Pretrained:
+    """Return the pretrained network up to the deepest of some cuts, with a point for each of them and its pools.
 
     Cuts for which the weights lack a layer are left out: every trial draws its own random layers there.
     """
     complete = {
         cut: pools
-        for cut, pools in frozen_cuts(spec).items()
+        for cut, pools in cuts.items()
         if weights is not None and expected_tensors(spec.backbone.name, cut).keys() <= weights.tensors.keys()
     }
     if weights is None or not complete:
         return Pretrained([], [])
     ends = {cut: len(kept_parts(spec.backbone.name, cut)) for cut in complete}
     longest = max(complete, key=lambda cut: ends[cut])
-    blocks = build_blocks(spec.backbone.name, longest)
+    blocks = build_blocks(spec.backbone.name, longest, spec.data.image_size)
     initialise_blocks(blocks, spec.backbone.name, weights.tensors, torch.Generator())
     blocks = blocks.eval().to(device).to(memory_format=torch.channels_last)
-    points = [
-        Point(ends[cut], build_pool(feature_shape(spec.backbone.name, cut, spec.data.image_size)[1], pool))
-        for cut in sorted(complete, key=lambda cut: ends[cut])
-        for pool in complete[cut]
-    ]
-    return Pretrained([layer for block in blocks for layer in block.children()], points)
+    places = [(cut, pool) for cut in sorted(complete, key=lambda cut: ends[cut]) for pool in complete[cut]]
+    points = [Point(ends[cut], build_pool(spec.backbone.name, cut, spec.data.image_size, pool)) for cut, pool in places]
+    return Pretrained([layer for block in blocks for layer in block.children()], points, places)
 
 
 def frozen_cuts(spec: StudySpec) -> dict[str, list[HeadPool]]:
     """Return the cuts of networks that a study's trials may freeze whole, each with the pools that may follow."""
+    return _cuts(spec, lambda strategy: strategy.freezes == "all")
+
+
+def pretrained_cuts(spec: StudySpec) -> dict[str, list[HeadPool]]:
+    """Return the cuts of networks that a study's trials may start from pretrained weights, each with its pools."""
+    return _cuts(spec, lambda strategy: strategy.starts_pretrained)
+
+
+def _cuts(spec: StudySpec, is_wanted: Callable[[Strategy], bool]) -> dict[str, list[HeadPool]]:
     cuts: dict[str, list[HeadPool]] = {}
     for levels in spec.combinations():
-        if any(STRATEGIES[strategy].freezes == "all" for strategy in spec.possible("strategy", levels)):
+        if any(is_wanted(STRATEGIES[strategy]) for strategy in spec.possible("strategy", levels)):
             for cut in spec.possible("truncate_at", levels):
                 pools = cuts.setdefault(cut, [])
                 pools += [pool for pool in spec.possible("head_pool", levels) if pool not in pools]
@@ -136,7 +150,7 @@ class FeatureCache:
         Features of random crops cannot be cached, nor features that exceed the limit or the room on the disk.
         """
         image_source = ImageSource(images, frozen, augmentation)
-        if not frozen.layers or augmentation == "crop_flip":
+        if not frozen.layers or augmentation not in CACHEABLE:
             return image_source
         plain = self._features(images, frozen, mirror=False)
         mirrored = self._features(images, frozen, mirror=True) if augmentation == "flip" else None
@@ -144,7 +158,7 @@ class FeatureCache:
             return image_source
         if mirrored is not None and mirrored.device != plain.device:  # the device has room for one of them only
             plain, mirrored = plain.cpu(), mirrored.cpu()
-        return FeatureSource(plain, mirrored, images.labels_N, frozen.blocks, image_source.batch_size)
+        return FeatureSource(plain, mirrored, images.labels_N, len(frozen.layers), image_source.batch_size)
 
     def release_device(self) -> bool:
         """Remove all features from the device for good, because a training needs its memory.
@@ -305,7 +319,7 @@ class FeatureCache:
                     if stored is not None:
                         activations = channels_first(stored[batch_B].to(device))
                     else:
-                        images_BCHW = gather_rows(images.images_NCHW, batch_B, device)
+                        images_BCHW = images.read(batch_B)
                         activations = normalise(images_BCHW.flip(3) if mirror else images_BCHW, frozen.normalisation)
                     outputs = run_layers(activations, layers, points, frozen.precision, first)
                     dtypes = [_append(file, rows, len(images)) for file, rows in zip(files, outputs, strict=True)]

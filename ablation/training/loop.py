@@ -6,24 +6,23 @@ Legend: N images, B images of a batch, K classes.
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from ablation.base.seeds import generator, seed_globally
+from ablation.networks.transfer_model import set_training_mode
 from ablation.spec.metrics import EpochMetrics
-from ablation.training.begin import Training, TrainingSettings, set_training_mode
+from ablation.training.begin import Training, load_tensors
 from ablation.training.evaluation import evaluate
+from ablation.training.schedule import average_decay, is_over, layers_learning, lr_factor
+from ablation.training.settings import TrainingSettings
 from ablation.training.sources import Source, batch_places, draw_epoch
 from ablation.training.step import TrainingStep
 
 
 class Diverged(Exception):
     """The loss is no longer a finite number."""
-
-
-def lr_factor(schedule: str, step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at a step (from 0): 1, or half a cosine from 1 towards 0."""
-    return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def train(
@@ -44,20 +43,24 @@ def train(
     batches = batch_places(len(labels_N), settings.batch_size)
     steps = settings.epochs * len(batches)
     step = TrainingStep(training, train_source, settings)
-    learning = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad]
+    may_learn = [[parameter for parameter in layer.parameters() if parameter.requires_grad] for layer in model.layers]
 
-    for epoch in range(len(training.history) + 1, settings.epochs + 1):
+    while not is_over(training.history, settings):
+        epoch = len(training.history) + 1
         started = time.perf_counter()
         seed_globally(settings.seed, "epoch", epoch)
-        head_alone = epoch <= settings.head_warmup_epochs
-        for parameter in learning:
-            parameter.requires_grad_(not head_alone)
-        set_training_mode(model, head_alone=head_alone)
+        learning = layers_learning(model, settings, epoch)
+        for number, parameters in enumerate(may_learn):
+            for parameter in parameters:
+                parameter.requires_grad_(number in learning)
+        set_training_mode(model, learning)
         order_N = torch.randperm(len(labels_N), generator=generator(settings.seed, "order", epoch))
         noise = generator(settings.seed, "augmentation", epoch)
         first_step = (epoch - 1) * len(batches)
-        rates = [lr_factor(settings.schedule, number, steps) for number in range(first_step, first_step + len(batches))]
-        step.begin_epoch(draw_epoch(train_source, order_N, settings.batch_size, noise), rates, head_alone=head_alone)
+        numbers = range(first_step, first_step + len(batches))
+        rates = [lr_factor(settings.schedule, number, steps) for number in numbers]
+        decays = [average_decay(settings.ema, number) for number in numbers]
+        step.begin_epoch(draw_epoch(train_source, order_N, settings.batch_size, noise), rates, decays, learning)
         for number, places in enumerate(batches, start=first_step):
             step.run(places, steps_left=steps - number)
         train_loss, train_accuracy = step.loss_sum.item() / len(labels_N), step.correct.item() / len(labels_N)
@@ -65,7 +68,8 @@ def train(
 
         if not math.isfinite(train_loss):
             raise Diverged(f"the training loss became {train_loss} in epoch {epoch}")
-        validation = evaluate(model, val_source, settings.precision)
+        with averaged(training):
+            validation = evaluate(model, val_source, settings.precision)
         if not math.isfinite(validation.loss):
             raise Diverged(f"the validation loss became {validation.loss} in epoch {epoch}")
         metrics = EpochMetrics(
@@ -80,12 +84,28 @@ def train(
             images_per_second=len(labels_N) / seconds,
             timestamp=time.time_ns() // 1_000_000,
         )
-        for parameter in learning:
-            parameter.requires_grad_(True)  # so that a checkpoint that the caller saves now includes them
+        for parameter in (parameter for parameters in may_learn for parameter in parameters):
+            parameter.requires_grad_(True)  # as they were, for another call
         training.history.append(metrics)
         if training.best is metrics:
-            training.best_tensors = training.trained_tensors()
+            with averaged(training):
+                training.best_tensors = training.trained_tensors()
         yield metrics
+
+
+@contextmanager
+def averaged(training: Training) -> Iterator[None]:
+    """Put the moving averages, if there are any, in place of the tensors that learn while in this context."""
+    if not training.averages:
+        yield
+        return
+    tensors = training.model.state_dict()
+    own = {name: tensors[name].clone() for name in training.averages}
+    load_tensors(training.model, training.averages)
+    try:
+        yield
+    finally:
+        load_tensors(training.model, own)
 
 
 def _head_peak_lr(optimizer: torch.optim.Optimizer) -> float:

@@ -21,6 +21,28 @@ def weighted_loss(
     return total / len(labels_B)
 
 
+def mixed_loss(
+    logits_BK: torch.Tensor,
+    labels_B: torch.Tensor,
+    own_share: torch.Tensor | None,
+    weights_K: torch.Tensor | None,
+    label_smoothing: float,
+) -> torch.Tensor:
+    """Return `weighted_loss`; of images that are mixed with the next one of the batch, by both labels.
+
+    Args:
+        logits_BK: float32.
+        labels_B: of the images.
+        own_share: weight of an image's own label, a scalar; the rest is the next image's. None: nothing is mixed.
+        weights_K: of the classes, if they have any.
+        label_smoothing: share of the target that is spread evenly over all classes.
+    """
+    loss = weighted_loss(logits_BK, labels_B, weights_K, label_smoothing)
+    if own_share is None:
+        return loss
+    return torch.lerp(weighted_loss(logits_BK, labels_B.roll(1, 0), weights_K, label_smoothing), loss, own_share)
+
+
 def balanced_weights(labels_N: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the weight of each class in the loss, float32 K: images / (classes x images of the class).
 

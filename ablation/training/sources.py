@@ -12,13 +12,11 @@ import torch
 from torch import nn
 
 from ablation.base.device import autocast
+from ablation.data.augmentation import Draws, augment, draw, own_share
 from ablation.data.images import (
-    Draws,
     Images,
     Normalisation,
-    augment,
     copy_to,
-    draw,
     evaluation_batch_size,
     gather_rows,
     normalise,
@@ -41,14 +39,12 @@ class FrozenPart:
     """The leading layers of a network that a training does not change; without layers, the normalisation alone.
 
     Attributes:
-        blocks: number of the network's frozen blocks.
-        layers: the modules of these blocks, in order.
-        pool: the network's pool if all blocks are frozen: the rest of the network then needs pooled features only.
+        layers: the network's frozen layers, in order.
+        pool: the network's pool if all layers are frozen: the rest of the network then needs pooled features only.
         normalisation: the preprocessing before the first layer.
         precision: what the layers compute in.
     """
 
-    blocks: int
     layers: list[nn.Module]
     pool: nn.Module | None
     normalisation: Normalisation
@@ -69,10 +65,10 @@ class FrozenPart:
         return run_layers(normalise(images_NCHW, self.normalisation), self.layers, [self.end], self.precision)[0]
 
 
-def frozen_part(model: TransferModel, blocks: int, normalisation: Normalisation, precision: str) -> FrozenPart:
-    """Return the first `blocks` blocks of a network, put into evaluation mode; all blocks come with the pool."""
-    layers = [layer.eval() for block in list(model.blocks)[:blocks] for layer in block.children()]
-    return FrozenPart(blocks, layers, model.pool if blocks == len(model.blocks) else None, normalisation, precision)
+def frozen_part(model: TransferModel, layers: int, normalisation: Normalisation, precision: str) -> FrozenPart:
+    """Return the first `layers` layers of a network, put into evaluation mode; all layers come with the pool."""
+    frozen = [layer.eval() for layer in model.layers[:layers]]
+    return FrozenPart(frozen, model.pool if layers == len(model.layers) else None, normalisation, precision)
 
 
 @torch.no_grad()
@@ -129,9 +125,22 @@ class EpochOrder:
     def copy_(self, other: "EpochOrder") -> None:
         """Take the numbers of another epoch over, in the same memory."""
         self.order_N.copy_(other.order_N)
-        for own, new in ((self.draws.flip_N, other.draws.flip_N), (self.draws.shift_2N, other.draws.shift_2N)):
-            if own is not None and new is not None:
-                own.copy_(new)
+        self.draws.copy_(other.draws)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step reads.
+
+    Attributes:
+        inputs: of the part of the network that is not frozen: NCHW, tokens NTD or features ND.
+        labels_B: int64.
+        own_share: how much of each image is its own, a scalar, where images are mixed; the rest is the next image's.
+    """
+
+    inputs: torch.Tensor
+    labels_B: torch.Tensor
+    own_share: torch.Tensor | None = None
 
 
 def draw_epoch(source: "Source", order_N: torch.Tensor, batch_size: int, noise: torch.Generator) -> EpochOrder:
@@ -156,8 +165,8 @@ class ImageSource:
 
     @property
     def start(self) -> int:
-        """The number of the network's blocks that come before the inputs."""
-        return self.frozen.blocks
+        """The number of the network's layers that come before the inputs."""
+        return len(self.frozen.layers)
 
     @property
     def batch_size(self) -> int:
@@ -169,22 +178,22 @@ class ImageSource:
         """Where the rows are: the training's device, or the host where they do not fit."""
         return self.images.images_NCHW.device
 
-    def read(self, epoch: EpochOrder, places_B: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (inputs of the rest of the network, labels) at these places of an epoch, augmented."""
-        device = self.labels_N.device
-        images_BCHW = gather_rows(self.images.images_NCHW, epoch.order_N[places_B], device)
-        labels_B = self.labels_N[epoch.order_N[places_B].to(device)]
-        return self.frozen(augment(images_BCHW, epoch.draws, places_B)), labels_B
+    def read(self, epoch: EpochOrder, places_B: slice | torch.Tensor) -> Batch:
+        """Return the images at these places of an epoch, augmented."""
+        images_BCHW = self.images.read(epoch.order_N[places_B])
+        labels_B = self.labels_N[epoch.order_N[places_B].to(self.labels_N.device)]
+        is_mixed = epoch.draws.mixed_4N is not None
+        share = own_share(epoch.draws, places_B, *images_BCHW.shape[2:]).mean() if is_mixed else None
+        return Batch(self.frozen(augment(images_BCHW, epoch.draws, places_B)), labels_B, share)
 
     def in_order(self) -> Iterator[torch.Tensor]:
         """Yield the inputs of the rest of the network in order, not augmented, in batches of `batch_size`."""
-        for images_BCHW in torch.split(self.images.images_NCHW, self.batch_size):
-            yield self.frozen(copy_to(images_BCHW, self.labels_N.device))
+        for images_BCHW in self.images.in_order(self.batch_size):
+            yield self.frozen(images_BCHW)
 
     def subset(self, chosen_N: torch.Tensor) -> "ImageSource":
         """Return a source of the chosen images."""
-        images = Images(self.images.images_NCHW[chosen_N], self.labels_N[chosen_N.to(self.labels_N.device)])
-        return ImageSource(images, self.frozen, self.augmentation)
+        return ImageSource(self.images.subset(chosen_N), self.frozen, self.augmentation)
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ class FeatureSource:
         features: rows N x D, or N x H x W x C (channels last, the layout of the convolutions).
         mirrored: the features of the mirrored images; None without flips.
         labels_N: the labels on the device, int64.
-        start: the number of the network's blocks that come before the features.
+        start: the number of the network's layers that come before the features.
         batch_size: images per batch of `in_order`, as in `ImageSource`.
     """
 
@@ -215,15 +224,15 @@ class FeatureSource:
         """Where the rows are: the training's device, or the host where they do not fit."""
         return self.features.device
 
-    def read(self, epoch: EpochOrder, places_B: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (inputs of the rest of the network, labels) at these places; flips are those of `ImageSource`."""
+    def read(self, epoch: EpochOrder, places_B: slice | torch.Tensor) -> Batch:
+        """Return the features at these places of an epoch; flips are those of `ImageSource`."""
         device = self.labels_N.device
         rows = gather_rows(self.features, epoch.order_N[places_B], device)
         if self.mirrored is not None:
             assert epoch.draws.flip_N is not None
             flip = epoch.draws.flip_N[places_B].view(-1, *(1,) * (rows.ndim - 1))
             rows = torch.where(flip, gather_rows(self.mirrored, epoch.order_N[places_B], device), rows)
-        return channels_first(rows), self.labels_N[epoch.order_N[places_B].to(device)]
+        return Batch(channels_first(rows), self.labels_N[epoch.order_N[places_B].to(device)])
 
     def in_order(self) -> Iterator[torch.Tensor]:
         """Yield the inputs of the rest of the network in order, in the batches of `ImageSource`."""

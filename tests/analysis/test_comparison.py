@@ -342,3 +342,48 @@ def test_interval_points() -> None:
     assert interval_points(0.041, 0.053) == "4.1 to 5.3"
     assert interval_points(-0.004, 0.0112) == "-0.40 to 1.12"
     assert interval_points(None, None) == "-"
+
+
+# ------------------------------------------------------------------------------------------------------------ [[arms]]
+
+
+def test_listed_arms_are_the_levels_of_one_factor() -> None:
+    listed = [
+        {"name": "frozen", "truncate_at": "block5"},
+        {"truncate_at": "block3", "strategy": "fine_tune_all"},
+        {"truncate_at": "block5", "strategy": "fine_tune_all"},
+    ]
+    accuracies = {"frozen": 0.7, "block3,fine_tune_all": 0.9, "block5,fine_tune_all": 0.8}
+    analysis = analyse(fake_result({}, accuracies, arms=listed))
+    (factor,) = analysis.factors
+    assert [(level.label, level.arms) for level in factor.levels] == [(name, 1) for name in accuracies]
+    assert [(d.first, d.second) for d in factor.family] == [
+        ("frozen", "block3,fine_tune_all"), ("frozen", "block5,fine_tune_all"),
+        ("block3,fine_tune_all", "block5,fine_tune_all"),
+    ]  # fmt: skip
+    correct = {arm.arm.name: arm.correct_SN for arm in analysis.result.arms}
+    by_hand = [statistics.contrast({d.first: 1, d.second: -1}, correct) for d in factor.family]
+    assert [d.estimate for d in factor.family] == by_hand
+    assert [d.corrected_p for d in factor.family] == statistics.holm([e.p for e in by_hand if e.p is not None])
+    assert factor.confounded == {("frozen", "block3,fine_tune_all"): ["truncate_at", "strategy"]}
+    assert (analysis.interactions, analysis.arm_pairs) == ([], [])
+    assert analysis.answer.startswith("block3,fine_tune_all beats")
+    assert "Some arms differ in several parameters at once" in analysis.answer
+
+    control = analyse(fake_result({}, accuracies, arms=listed, confirm={"seeds": 3, "control": {"arm": "frozen"}}))
+    assert [(d.first, d.second) for d in control.factors[0].family] == [
+        ("block3,fine_tune_all", "frozen"), ("block5,fine_tune_all", "frozen"),
+    ]  # fmt: skip
+
+
+def test_two_listed_arms_that_differ_in_all_share_the_difference() -> None:
+    listed = [{"truncate_at": "block5", "strategy": "feature_extraction"},
+              {"truncate_at": "block3", "strategy": "fine_tune_all"}]  # fmt: skip
+    accuracies = {"block5,feature_extraction": 0.7, "block3,fine_tune_all": 0.9}
+    answer = analyse(fake_result({}, accuracies, arms=listed)).answer
+    assert answer.endswith(
+        "differ in truncate_at and strategy at once: a difference cannot be put down to one of them alone."
+    )
+    changed = [listed[0], {"truncate_at": "block3", "strategy": "feature_extraction"}]
+    one_change = fake_result({}, {"block5,feature_extraction": 0.7, "block3,feature_extraction": 0.9}, arms=changed)
+    assert "differ in" not in analyse(one_change).answer

@@ -18,12 +18,13 @@ from pydantic_core import PydanticUndefined
 
 import ablation
 from ablation.base.command_line import run_command
-from ablation.spec.architectures import ARCHITECTURES
+from ablation.spec.architectures import ARCHITECTURES, is_timm
 from ablation.spec.files import find_study_file, study_files
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.parameters import STRATEGIES, Hyperparameters
 from ablation.spec.reading import load_study, parse_override
-from ablation.spec.study import Data, Published, StudySpec
+from ablation.spec.study import StudySpec
+from ablation.spec.tables import Data, Published
 from tests.house import FOLDERS, MOST_WORDS, PACKAGE
 from tests.studies import REPOSITORY, signal_handlers_kept
 
@@ -127,7 +128,7 @@ def test_its_arguments_are_understood(command: list[str]) -> None:
 def test_its_study_or_backbone_exists(command: list[str]) -> None:
     params = parsed(command)
     if command[0] == "backbones":
-        assert params["name"] in ARCHITECTURES or params["module"] is not None
+        assert params["name"] in ARCHITECTURES or params["module"] is not None or is_timm(str(params["name"]))
     elif params.get("study") is not None:
         name = str(params["study"]).removesuffix("-demo")
         assert name in study_files() or name in WRITTEN

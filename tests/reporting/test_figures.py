@@ -115,3 +115,15 @@ def test_images_are_in_the_page_pixel_by_pixel() -> None:
     mistakes = embedded(pictures["mistakes"].svg)
     assert len(mistakes) == 12
     np.testing.assert_array_equal(mistakes, [mistake.image_SSC for mistake in analysis.mistakes])
+
+
+def test_listed_arms_have_a_style_each_and_no_figure_of_a_grid() -> None:
+    listed = [{"name": "frozen", "truncate_at": "block5"}, {"truncate_at": "block3", "strategy": "fine_tune_all"}]
+    known = [{"lr": 0.01}]
+    result = fake_result({}, {"frozen": 0.8, "block3,fine_tune_all": 0.9}, arms=listed, known=known)
+    analysis = analyse(result)
+    pictures = draw_figures(analysis, {})
+    assert [name for name in pictures if name in ("arms", "effects", "interaction", "differences")] == [
+        "arms", "differences",
+    ]  # fmt: skip
+    assert len({figures._style(arm, analysis) for arm in result.arms}) == 2

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ablation.analysis.answer import points
 from ablation.analysis.results import ArmResult, Predictions, StudyResult
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
@@ -170,10 +171,64 @@ def test_the_arms_table_has_the_figures_with_their_n(study_report: Report) -> No
 def test_published_figures_stand_beside_ours() -> None:
     published = [{"arm": {"truncate_at": "block3"}, "accuracy": 0.9223, "source": "Somebody (2020)"}]
     study_report = build_report(fake_result(CUTS, ACCURACIES, published=published))
-    assert cells(study_report.markdown, "| block3 |")[-1] == "accuracy 0.9223"
-    assert cells(study_report.markdown, "| block5 |")[-1] == "-"
+    arm = study_report.result.arms[0]
+    trained = [run.curves["train_accuracy"][(run.best_epoch or 0) - 1] for run in arm.confirmations]
+    row = ["block3", "accuracy", "0.9223", f"{np.mean(trained):.4f}", "-", "3"]
+    assert cells(study_report.markdown, "| block3 | accuracy |") == row
+    assert "| block5 | accuracy |" not in study_report.markdown
     assert "measured on other images" in study_report.markdown
-    assert "Somebody (2020)" in study_report.markdown
+    assert "block3: Somebody (2020)" in study_report.markdown
+    assert study_report.short[1].rows == [row]
+
+
+def test_published_validation_metrics_stand_beside_validation_and_test() -> None:
+    published = [{"arm": {"truncate_at": "block3"}, "val_loss": 0.5, "val_accuracy": 0.9}]
+    result = fake_result(CUTS, ACCURACIES, published=published)
+    arm = result.arms[0]
+    (table,) = [table for table in build_report(result).short if table.title == "Published results"]
+    assert [row[1:3] for row in table.rows] == [["val_loss", "0.5000"], ["val_accuracy", "0.9000"]]
+    val = np.mean([run.val_accuracy for run in arm.confirmations])
+    assert table.rows[1][3:] == [f"{val:.4f}", f"{arm.test_accuracies_S.mean():.4f}", "3"]
+    assert table.rows[0][4] == f"{np.mean([run.test_loss for run in arm.confirmed]):.4f}"
+
+
+# ------------------------------------------------------------------------------------------------ [[arms]], [[known]]
+
+LISTED = [
+    {"name": "frozen", "truncate_at": "block5"},
+    {"truncate_at": "block3", "strategy": "fine_tune_all"},
+    {"truncate_at": "block5", "strategy": "fine_tune_all"},
+]
+OF_LISTED = {"frozen": 0.8, "block3,fine_tune_all": 0.9, "block5,fine_tune_all": 0.85}
+
+
+def test_listed_arms_are_compared_one_by_one() -> None:
+    listed_report = build_report(fake_result({}, OF_LISTED, arms=LISTED))
+    text = listed_report.markdown
+    assert "Marginal means" not in text
+    assert "marginal mean" not in text
+    assert [cells(text, f"| {name} | 0.")[5] for name in OF_LISTED] == ["3"] * 3  # seeds
+    assert "- frozen: truncate_at block5." in text
+    assert "all pairs of arms" in text
+    assert "frozen and block3,fine_tune_all differ in several parameters at once: truncate_at, strategy." in text
+    assert "frozen and block5,fine_tune_all differ in several" not in text
+    assert [table.title for table in listed_report.short] == ["Arms", "Differences of mean test accuracy"]
+
+
+def test_known_configurations_stand_beside_what_the_search_drew() -> None:
+    known = [{"name": "published", "lr": 0.01}]
+    result = fake_result(CUTS, ACCURACIES, known=known)
+    text = build_report(result).markdown
+    for arm in result.arms:
+        first, *drawn = arm.trials
+        assert first.spec.known == "published"
+        best = max(run.val_accuracy or 0.0 for run in drawn)
+        row = [arm.arm.name, "published", f"{first.val_accuracy:.4f}", f"{best:.4f}"]
+        row += [points(best - (first.val_accuracy or 0.0)), "yes" if arm.best is first else "no"]
+        assert cells(text, f"| {arm.arm.name} | published |") == row
+    assert "- published: lr 0.01." in text
+    assert "block3 trial #0 (known: published)" in text
+    assert "Known configurations" not in build_report(fake_result(CUTS, ACCURACIES)).markdown
 
 
 def test_the_note_links_the_runs(study_report: Report) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.running.demo import demo_cut, demo_overrides
+from ablation.running.demo import demo_cut, demo_overrides, demo_part
 from ablation.spec.reading import load_study, read_study_file
 from ablation.storage.store import find_store
 
@@ -39,3 +39,75 @@ def test_a_study_of_another_network_has_a_demo(tmp_path: Path) -> None:
     spec = load_study(path, name="other-demo", overrides=changes)
     assert spec.factors.get("truncate_at") == ["conv2_1", "conv3_3", "block5"]
     assert spec.confirm.control == {"truncate_at": "conv3_3"}
+
+
+PARTS = """
+question = "Which part?"
+trials_per_arm = 3
+epochs = 1
+[backbone]
+name = "vit_b_16"
+[data]
+image_size = 32
+[fixed]
+strategy = "fine_tune_top"
+freeze_depth = {depth}
+[factors]
+learn = ["norms", "block9", "block12", "all"]
+"""
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(2, 2), ('"unit2_1"', "conv2_1"), (0, 0), ('"unit1_2"', "conv1_2")])
+def test_what_learns_of_another_network_is_the_nearest(tmp_path: Path, depth: object, expected: object) -> None:
+    """Its norms learn in a narrow network that has some."""
+    path = tmp_path / "other.toml"
+    path.write_text(PARTS.format(depth=depth))
+    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
+    spec = load_study(path, name="other-demo", overrides=changes)
+    assert spec.backbone.name == "vgg16_narrow_bn"
+    assert spec.factors.get("learn") == ["norms", "block5", "all"]
+    assert spec.fixed.get("freeze_depth") == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(7, 5), ("unit7_1", 5), ("unit3_9", "conv3_3"), ("conv3_1", "conv3_1")]
+)
+def test_depths_of_deeper_networks(depth: object, expected: object) -> None:
+    assert demo_part("freeze_depth", depth) == expected
+
+
+LISTED = """
+question = "Which?"
+trials_per_arm = 3
+epochs = 1
+[backbone]
+name = "resnet50"
+[search]
+truncate_at = { choices = ["unit2_1", "unit3_4"] }
+[[arms]]
+lr = 0.1
+[[arms]]
+lr = 0.2
+[[known]]
+truncate_at = "unit2_1"
+[[known]]
+truncate_at = "unit3_4"
+[[known]]
+truncate_at = "unit3_4"
+name = "again"
+"""
+
+
+def test_listed_arms_and_known_configurations_have_the_nearest_cuts(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(LISTED)
+    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
+    spec = load_study(path, name="other-demo", overrides=changes)
+    assert [known.entries() for known in spec.known] == [{"truncate_at": "conv2_1"}, {"truncate_at": "conv3_3"}]
+    assert [arm.label for arm in spec.arms] == ["lr=0.1", "lr=0.2"]
+
+    path.write_text(STUDY.partition("[factors]")[0] + "".join(
+        f'[[arms]]\ntruncate_at = "{cut}"\n' for cut in ("unit2_1", "unit3_4", "unit3_5", "block5")))  # fmt: skip
+    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
+    spec = load_study(path, name="other-demo", overrides=changes)
+    assert [arm.label for arm in spec.arms] == ["conv2_1", "conv3_3", "block5"]

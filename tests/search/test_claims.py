@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import optuna
 import pytest
 
 from ablation.base.errors import InputError
@@ -203,3 +204,60 @@ def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
     assert is_better(0.6, 5, leader)
     first = records(studies, store)
     assert best_record(first).number == 0
+
+
+# ------------------------------------------------------------------------------------------- known configurations
+
+KNOWN = (*TWO_ARMS, "known=[{lr=0.05}]")
+
+
+def test_two_workers_claim_every_known_configuration_once(store: Store) -> None:
+    spec = study("vgg_truncation", *KNOWN)
+    claims = []
+    for _ in range(2):  # of both arms, each a process of its own
+        studies, locks = begin(spec, store), open_locks(store.optuna_url)
+        claims += [claim_next(spec, store, studies, locks) for _ in range(2)]
+    rates = {(c.arm.name, c.trial.number): suggest(c.trial, spec, c.arm)["lr"] for c in claims}
+    assert sorted(rates) == [("block1", 0), ("block1", 1), ("block2", 0), ("block2", 1)]
+    assert [key for key, rate in rates.items() if rate == 0.05] == [("block1", 0), ("block2", 0)]
+
+
+def test_a_known_trial_resumes_with_its_values(store: Store) -> None:
+    spec = study("vgg_truncation", *KNOWN)
+    claim_next(
+        spec, store, begin(spec, store)
+    ).release()  # as the death of its process does, before it asked for values
+    resumed = claim_next(spec, store, begin(spec, store))
+    assert (resumed.resumed, resumed.trial.number) == (True, 0)
+    assert suggest(resumed.trial, spec, resumed.arm)["lr"] == 0.05
+
+
+def test_a_process_that_dies_after_enqueueing_leaves_the_trial_to_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = study("vgg_truncation", *KNOWN)
+    studies = begin(spec, store)
+
+    def die(study: optuna.Study) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "ask", die)
+        with pytest.raises(KeyboardInterrupt):
+            claim_next(spec, store, studies)
+    waiting = studies.tuning["block1"].get_trials()
+    assert [trial.state.name for trial in waiting] == ["WAITING"]
+    assert records(studies, store) == []  # nothing has begun
+    found = [(c.arm.name, c.trial.number, c.trial.params["lr"]) for c in claim_all(spec, store) if c.best is None]
+    assert [(arm, number) for arm, number, _ in found] == [("block1", 0), ("block2", 0), ("block1", 1), ("block2", 1)]
+    assert [rate == 0.05 for *_, rate in found] == [True, True, False, False]
+    assert all_ended(spec, begin(spec, store))
+
+
+def test_a_waiting_trial_beyond_a_smaller_budget_holds_nobody_up(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS, "confirm.seeds=0", "trials_per_arm=1")
+    studies = begin(spec, store)
+    claim_all(spec, store)
+    studies.tuning["block1"].enqueue_trial({"lr": 0.05})
+    assert claim_next(spec, store, studies) is None
+    assert all_ended(spec, studies)

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -11,6 +12,7 @@ from optuna.distributions import IntDistribution
 from ablation.search.space import (
     NumberedQMCSampler,
     NumberedRandomSampler,
+    known_params,
     make_sampler,
     parameter_importances,
     suggest,
@@ -46,6 +48,26 @@ def test_what_does_not_apply_is_not_sampled() -> None:
             assert (chosen["backbone_lr_scale"] is None) == (not learning)
         assert chosen["head_warmup_epochs"] == 0
     assert min(seen.values()) > 10
+
+
+def test_what_a_study_does_not_name_of_the_newer_parameters_is_left_out() -> None:
+    """So that trials of older studies are stored as before; where a study names one, it is None without effect."""
+    newer = {"learn", "lr_decay", "head_norm", "head_dropout"}
+
+    def chosen(*settings: str, **levels: Any) -> dict[str, Any]:
+        trial = optuna.create_study(sampler=NumberedRandomSampler(0)).ask()
+        return suggest(trial, study("freeze_depth", *settings), Arm("a", {"freeze_depth": 3, **levels}))
+
+    assert not newer & chosen().keys()
+    assert not newer & chosen("fixed.learn=all", "fixed.head_dropout=0").keys()
+    named = chosen("fixed.head_dropout=0.5", "fixed.lr_decay=0.5", "search.learn={choices=['biases']}")
+    assert {name: named.get(name) for name in newer} == {
+        "learn": "biases", "lr_decay": 0.5, "head_norm": None, "head_dropout": 0.5,
+    }  # fmt: skip
+    frozen = chosen("fixed.lr_decay=0.5", "search.learn={choices=['biases']}", freeze_depth=5)
+    assert (frozen["learn"], frozen["lr_decay"]) == (None, None)
+    assert chosen("search.lr_decay={low=0.2,high=0.9}", freeze_depth=4)["lr_decay"] is None  # one block learns
+    assert 0.2 <= chosen("search.lr_decay={low=0.2,high=0.9}", freeze_depth="conv4_2")["lr_decay"] <= 0.9
 
 
 def test_levels_and_fixed_values_are_not_sampled() -> None:
@@ -126,3 +148,52 @@ def test_parameter_importances() -> None:
     assert parameter_importances(spec, arm, trials[:1]) == {}
     assert parameter_importances(spec, arm, [({"lr": 0.1}, 0.5), ({"lr": 0.1}, 0.6)]) == {}
     assert parameter_importances(spec, arm, [(params, 0.5) for params, _ in trials]) == {}
+
+
+# ------------------------------------------------------------------------------------------- known configurations
+
+KNOWN = "known=[{name='published',lr=0.02,head_width=512,backbone_lr_scale=0.5},{head_width=128}]"
+SHALLOW = ('factors.truncate_at=["block1"]', "trials_per_arm=4")
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "random"])
+def test_known_configurations_come_first_and_leave_the_sequence_as_it_is(
+    sampler: str, store: Store, tmp_path: Path
+) -> None:
+    settings = (*SHALLOW, f"search.sampler={sampler}")
+    found = {
+        (c.arm.name, c.trial.number): c.trial.params
+        for c in claim_all(study("vgg_truncation", *settings, KNOWN), store)
+    }
+    other = find_store(str(tmp_path / "other"))
+    other.root.mkdir()
+    drawn = {(c.arm.name, c.trial.number): c.trial.params for c in claim_all(study("vgg_truncation", *settings), other)}
+    frozen, tuned = "block1,feature_extraction", "block1,fine_tune_all"
+    assert found[tuned, 0] == {"lr": 0.02, "head_width": 512, "backbone_lr_scale": 0.5}
+    assert found[frozen, 0] == {"lr": 0.02, "head_width": 512}  # the scale has no effect there
+    for arm in (frozen, tuned):
+        assert found[arm, 1] == drawn[arm, 1] | {"head_width": 128}  # what is not known is drawn
+        assert [found[arm, number] for number in (2, 3)] == [drawn[arm, number] for number in (2, 3)]
+
+
+def test_a_known_cut_and_depth_have_the_name_of_their_range(store: Store) -> None:
+    known = "known=[{truncate_at='block4',strategy='fine_tune_top',freeze_depth=3},{freeze_depth=1}]"
+    spec = study("joint_search", known, "trials_per_arm=2", "search.sampler=random")
+    first, second = claim_all(spec, store)
+    assert first.trial.params["freeze_depth_block4"] == 3
+    assert (first.trial.params["truncate_at"], first.trial.params["strategy"]) == ("block4", "fine_tune_top")
+    # Where the cut is drawn, the depth is known for every cut.
+    assert set(known_params(spec, arms(spec)[0], 1) or {}) == {
+        f"freeze_depth_{cut}" for cut in spec.search.get("truncate_at").choices
+    }
+    assert [value for name, value in second.trial.params.items() if name.startswith("freeze_depth")] in ([], [1])
+    assert known_params(spec, arms(spec)[0], 2) is None
+
+
+def test_tpe_and_more_trials_than_before_keep_known_configurations(store: Store) -> None:
+    first = claim_all(study("vgg_truncation", *SHALLOW, "trials_per_arm=2", KNOWN), store)
+    assert [c.trial.params["head_width"] for c in first] == [512, 512, 128, 128]
+    more = claim_all(study("vgg_truncation", *SHALLOW, "trials_per_arm=22", KNOWN), store)
+    assert len(more) == 40
+    assert [c.trial.number for c in more[:2]] == [2, 2]
+    assert 0.02 not in {c.trial.params["lr"] for c in more}

@@ -162,6 +162,87 @@ def test_effects_are_judged_over_all_cases(study_file: Path) -> None:
              "fixed={strategy='fine_tune_top', truncate_at='block1'}")  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["fixed.learn=block2"], "fixed.learn: block2 cannot learn, because block1 cuts it off (truncate_at = block1"),
+        (["fixed.learn=norms"], "fixed: learn = 'norms': has no effect: vgg16_narrow has no normalisation layers"),
+        (['factors.learn=["all","norms"]'], "factors: learn = 'norms': has no effect: vgg16_narrow has no norm"),
+        (["search.learn.choices=[norms]"], "search.learn.choices: input should be a valid list"),
+        (["search.learn={choices=['norms']}"], "search: learn = 'norms': has no effect"),
+        (["fixed.learn=bias"], "fixed.learn: unknown part or block 'bias'; did you mean 'biases'?"),
+        (["search.learn={low=1,high=2}"], "search.learn"),
+        (['factors.learn=["all","biases"]'], "factors.learn: has no effect in the arm with truncate_at = block1"),
+        (['factors.strategy=["feature_extraction"]', "fixed.learn=biases", "search={lr={choices=[0.1]}}"],
+         "fixed.learn: has no effect under feature_extraction"),
+        (["fixed.lr_decay=0.5", "fixed.learn=block1"], "fixed.lr_decay: has no effect where fewer than two pretrained"),
+        (["fixed.lr_decay=0.5", 'factors.truncate_at=["block1"]'], "fixed.lr_decay: has no effect where fewer"),
+        (["fixed.lr_decay=0.5", 'factors.strategy=["from_scratch"]', "search={lr={choices=[0.1]}}"],
+         "fixed.lr_decay: has no effect under from_scratch"),
+        (["fixed.lr_decay=0"], "fixed.lr_decay: input should be greater than 0"),
+        (["fixed.lr_decay=1.5"], "fixed.lr_decay: input should be less than or equal to 1"),
+        (["fixed.head_dropout=1"], "fixed.head_dropout: input should be less than 1"),
+        (["fixed.head_norm=group"], "fixed.head_norm: unknown value 'group'"),
+        (["fixed.head_norm=batch", "fixed.batch_size=1"], "batch_size: the head has batch norm, which learns nothing"),
+        (["fixed.head_width=-1", "search={lr={choices=[0.1]}}"], "fixed.head_width: input should be greater than or"),
+        (["search.head_width={low=0,high=64,log=true}"], "search.head_width: log = true needs low > 0, got 0"),
+    ],
+)  # fmt: skip
+def test_what_can_learn_and_how_is_checked(study_file: Path, settings: list[str], expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(study_file, *settings)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TOP = ('factors={strategy=["fine_tune_top"]}', "fixed.truncate_at=conv3_2", "search={lr={choices=[0.1]}}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["fixed.freeze_depth=conv3_3"], "fixed.freeze_depth: conv3_3 cannot be frozen where conv3_2 is the last"),
+        (["search.freeze_depth={choices=[1,'conv4_1']}"], "search.freeze_depth: conv4_1 cannot be frozen where"),
+        (["factors.freeze_depth=['conv1_1','conv3_3']"], "factors.freeze_depth: conv3_3 cannot be frozen where"),
+        (["fixed.freeze_depth=block2"], "fixed.freeze_depth: unknown unit 'block2'"),
+        (["fixed.freeze_depth=conv9_9"], "fixed.freeze_depth: unknown unit 'conv9_9'"),
+        (["fixed.freeze_depth=-1"], "fixed.freeze_depth"),
+        (["fixed.freeze_depth=1.5"], "fixed.freeze_depth"),
+        (["fixed.freeze_depth=conv2_2", "fixed.learn=block2"], "fixed.learn: block2 cannot learn, because"),
+        (["search.freeze_depth={low=0,high=2}", "fixed.learn=block2"], "because freeze_depth = 2 freezes it"),
+        (["fixed.freeze_depth=conv3_2", "fixed.learn=biases"], "fixed.learn: has no effect where all layers are"),
+    ],
+)  # fmt: skip
+def test_units_that_can_be_frozen(study_file: Path, settings: list[str], expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(study_file, *TOP, *settings)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_unit_is_a_depth_in_every_table(study_file: Path) -> None:
+    assert load(study_file, *TOP, "fixed.freeze_depth=conv3_1").default("freeze_depth") == "conv3_1"
+    levels = load(study_file, *TOP, "factors.freeze_depth=[0,'conv1_1',1,'conv3_2']").combinations()
+    assert [level["freeze_depth"] for level in levels] == [0, "conv1_1", 1, "conv3_2"]
+    choices = load(study_file, *TOP, "search.freeze_depth={choices=[1,'conv2_1']}").search.get("freeze_depth")
+    assert choices.choices == [1, "conv2_1"]
+    depths = load(study_file, *TOP, "search.freeze_depth={low=1,high=3}")
+    assert [reuse.frozen for reuse in depths.reuses({"strategy": "fine_tune_top"})] == [2, 4, 6]
+    for width in ("fixed.head_width=0", "factors.head_width=[0,8]", "search.head_width={choices=[0,8]}"):
+        load(study_file, *TOP, "fixed.freeze_depth=1", width)
+
+
+def test_newer_parameters_at_their_defaults_do_not_change_what_a_study_is(study_file: Path) -> None:
+    content = load(study_file).content()
+    same = ("fixed.learn=all", "fixed.lr_decay=1.0", "fixed.head_norm=none", "fixed.head_dropout=0.0")
+    assert load(study_file, *same).content() == content
+    assert not {"learn", "lr_decay", "head_norm", "head_dropout"} & content["fixed"].keys()
+    for setting in ("fixed.learn=biases", "fixed.lr_decay=0.5", "fixed.head_norm=batch", "fixed.head_dropout=0.5"):
+        more = 'factors.truncate_at=["block2"]'
+        name, value = setting.removeprefix("fixed.").split("=")
+        assert str(load(study_file, more, setting).content()["fixed"][name]) == value
+
+
 def test_malformed_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("question = ")
     with pytest.raises(InputError, match=r"bad\.toml: not valid TOML: Invalid value"):

@@ -18,7 +18,7 @@ from ablation.analysis.results import load_predictions, read_results
 from ablation.base.errors import InputError, StoreError
 from ablation.data.reading import load_images
 from ablation.running.champion import register_champion
-from ablation.spec.study import Data
+from ablation.spec.tables import Data
 from ablation.storage.store import find_store
 from ablation.tracking.registry import RegisteredVersion, load_champion
 from tests.champions import (

@@ -16,14 +16,16 @@ from ablation.base.disk_cache import KEPT_FREE
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation, normalise
 from ablation.networks.strategies import Learning, apply_strategy
-from ablation.networks.transfer_model import TransferModel, build_model, calibrate, initialise
+from ablation.networks.transfer_model import Head, TransferModel, build_model, calibrate, initialise
 from ablation.networks.weights import read_weights
-from ablation.spec.parameters import STRATEGIES, Augmentation
+from ablation.spec.parameters import Augmentation
+from ablation.spec.reuse import units_up_to
 from ablation.spec.study import StudySpec
 from ablation.training import feature_cache, sources
-from ablation.training.begin import Training, TrainingSettings, make_optimizer
+from ablation.training.begin import Training, make_optimizer
 from ablation.training.feature_cache import FeatureCache, Pretrained, pretrained_network
 from ablation.training.loop import train
+from ablation.training.settings import TrainingSettings
 from ablation.training.sources import (
     FeatureSource,
     FrozenPart,
@@ -50,7 +52,7 @@ TRAIN, VAL = some_images(97, 1), some_images(30, 2)
 
 
 def network(cut: str = "block3", seed: int = 0) -> TransferModel:
-    model = build_model("vgg16_narrow", cut, 8, 2, 3, 32)
+    model = build_model("vgg16_narrow", cut, Head(8, 2), 3, 32)
     initialise(model, "vgg16_narrow", None, seed)
     return model.to(memory_format=torch.channels_last)
 
@@ -59,8 +61,13 @@ def cache(folder: Path, limit: int = 100 * MEGABYTE, pretrained: Pretrained | No
     return FeatureCache(folder, limit, lambda: pretrained or Pretrained([], []), lambda text: None)
 
 
+def frozen_blocks(model: TransferModel, blocks: int, precision: str = "float32") -> FrozenPart:
+    """Return the first blocks of a network as its frozen part."""
+    return frozen_part(model, model.layers_up_to(units_up_to(model.backbone, blocks)), NORMALISATION, precision)
+
+
 def part(blocks: int = 3, precision: str = "float32", **of: Any) -> FrozenPart:
-    return frozen_part(network(**of), blocks, NORMALISATION, precision)
+    return frozen_blocks(network(**of), blocks, precision)
 
 
 def files(folder: Path) -> list[Path]:
@@ -95,11 +102,10 @@ def test_training_is_bitwise_the_same_with_and_without(
 ) -> None:
     def trained(store: FeatureCache) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], Source]:
         model = network()
-        blocks = STRATEGIES[strategy].frozen_blocks(3, depth)
-        frozen = frozen_part(model, blocks, NORMALISATION, "float32")
+        groups = apply_strategy(model, Learning(strategy, 0.02, depth, backbone_lr_scale=0.5))
+        frozen = frozen_part(model, model.learning_layers.start, NORMALISATION, "float32")
         source, val = store.source(TRAIN, frozen, augmentation), store.source(VAL, frozen, "none")
         calibrate(model, source.subset(torch.arange(40)).in_order(), source.start, "float32")
-        groups = apply_strategy(model, Learning(strategy, 0.02, depth, backbone_lr_scale=0.5))
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         state = Training(model, frozen, make_optimizer("sgd", groups, torch.device("cpu")), scaler)
         epochs = train(state, source, val, TrainingSettings(epochs=3, batch_size=16, seed=5, precision="float32"))
@@ -120,9 +126,9 @@ def test_training_is_bitwise_the_same_with_and_without(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_layer_of_vgg16_gives_an_image_the_same_in_any_batch(threads: int) -> None:
     """What storing rests on: to the bit, whatever the batch, its size and the number of threads."""
-    model = build_model("vgg16", "block5", 8, 1, 3, 32)
+    model = build_model("vgg16", "block5", Head(8, 1), 3, 32)
     initialise(model, "vgg16", None, 0)
-    frozen = frozen_part(model.to(memory_format=torch.channels_last), 5, NORMALISATION, "float32")
+    frozen = frozen_blocks(model.to(memory_format=torch.channels_last), 5)
     points = [Point(number, None) for number in range(len(frozen.layers) + 1)]
     order = torch.randperm(30, generator=generator(4))
     before = torch.get_num_threads()
@@ -143,12 +149,13 @@ def test_flips_are_those_of_the_images(tmp_path: Path) -> None:
     frozen = part(1, cut="block2")
     source = cache(tmp_path).source(TRAIN, frozen, "flip")
     order = torch.arange(97)
-    rows, labels = source.read(draw_epoch(source, order, 97, generator(9)), slice(0, 97))
+    batch = source.read(draw_epoch(source, order, 97, generator(9)), slice(0, 97))
+    rows = batch.inputs
     images = ImageSource(TRAIN, frozen, "flip")
-    expected, _ = images.read(draw_epoch(images, order, 97, generator(9)), slice(0, 97))
-    assert torch.equal(rows, expected)
+    expected = images.read(draw_epoch(images, order, 97, generator(9)), slice(0, 97))
+    assert torch.equal(rows, expected.inputs)
     assert rows.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(labels, TRAIN.labels_N)
+    assert torch.equal(batch.labels_B, TRAIN.labels_N)
     plain, mirrored = frozen(TRAIN.images_NCHW), frozen(TRAIN.images_NCHW.flip(3))
     flips = [torch.equal(row, other) for row, other in zip(rows, mirrored, strict=True)]
     assert 30 < sum(flips) < 70
@@ -161,13 +168,14 @@ def test_an_epoch_has_every_image_once(tmp_path: Path) -> None:
     for source in (ImageSource(TRAIN, frozen, "none"), cache(tmp_path).source(TRAIN, frozen, "none")):
         epoch = draw_epoch(source, order, 40, generator(2))
         batches = [source.read(epoch, places) for places in batch_places(len(order), 40)]
-        assert [len(labels) for _, labels in batches] == [40, 40, 17]
-        assert torch.equal(torch.cat([labels for _, labels in batches]), TRAIN.labels_N[order])
-        assert torch.equal(torch.cat([rows for rows, _ in batches]), frozen(TRAIN.images_NCHW)[order])
+        assert [len(batch.labels_B) for batch in batches] == [40, 40, 17]
+        assert torch.equal(torch.cat([batch.labels_B for batch in batches]), TRAIN.labels_N[order])
+        assert torch.equal(torch.cat([batch.inputs for batch in batches]), frozen(TRAIN.images_NCHW)[order])
 
 
 def test_random_crops_are_not_stored(tmp_path: Path) -> None:
     assert isinstance(cache(tmp_path).source(TRAIN, part(3), "crop_flip"), ImageSource)
+    assert isinstance(cache(tmp_path).source(TRAIN, part(3), "strong"), ImageSource)
     assert isinstance(cache(tmp_path).source(TRAIN, part(0), "none"), ImageSource)
     assert list(tmp_path.iterdir()) == []
 
@@ -222,9 +230,9 @@ def test_all_cuts_of_a_study_are_computed_in_one_pass(
     store = cache(tmp_path, pretrained=pretrained_network(StudySpec(**STUDY), weights, torch.device("cpu")))
     for cut, blocks in (("conv2_1", 2), ("block2", 2), ("block3", 3)):
         for pool in (1, 2):
-            model = build_model("vgg16_narrow", cut, 8, pool, 3, 32)
+            model = build_model("vgg16_narrow", cut, Head(8, pool), 3, 32)
             initialise(model, "vgg16_narrow", weights, pool)
-            frozen = frozen_part(model.to(memory_format=torch.channels_last), blocks, NORMALISATION, "float32")
+            frozen = frozen_blocks(model.to(memory_format=torch.channels_last), blocks)
             (rows,) = store.source(TRAIN, frozen, "none").in_order()
             assert computed == [17], "in one pass, when the first of them is asked for"
             assert torch.equal(rows, frozen(TRAIN.images_NCHW))
@@ -241,9 +249,9 @@ def test_layers_without_weights_are_every_trials_own(tmp_path: Path, narrow_weig
     store = cache(tmp_path, pretrained=shared)
     found = []
     for seed in (1, 2):
-        model = build_model("vgg16_narrow", "block3", 8, 2, 3, 32)
+        model = build_model("vgg16_narrow", "block3", Head(8, 2), 3, 32)
         initialise(model, "vgg16_narrow", weights, seed)
-        frozen = frozen_part(model.to(memory_format=torch.channels_last), 3, NORMALISATION, "float32")
+        frozen = frozen_blocks(model.to(memory_format=torch.channels_last), 3)
         (rows,) = store.source(TRAIN, frozen, "none").in_order()
         assert torch.equal(rows, frozen(TRAIN.images_NCHW))
         found.append(rows)
@@ -265,7 +273,7 @@ def test_points_of_different_types(tmp_path: Path) -> None:
     shared = Pretrained(layers, [Point(1, torch.nn.AvgPool2d(16)), Point(2, torch.nn.AvgPool2d(15))])
     store = cache(tmp_path, pretrained=shared)
     for point, dtype in zip(shared.points, (torch.float32, torch.bfloat16), strict=True):
-        frozen = FrozenPart(1, layers[: point.layers], point.pool, NORMALISATION, "bfloat16")
+        frozen = FrozenPart(layers[: point.layers], point.pool, NORMALISATION, "bfloat16")
         (rows,) = store.source(TRAIN, frozen, "none").in_order()
         assert rows.dtype == dtype
         assert torch.equal(rows, frozen(TRAIN.images_NCHW))
@@ -403,9 +411,9 @@ def test_what_exceeds_the_limit_is_computed_in_every_epoch(tmp_path: Path, caplo
 
 def test_cuts_are_computed_alone_where_all_of_them_exceed_the_limit(tmp_path: Path, narrow_weights: Path) -> None:
     weights = read_weights("vgg16_narrow", str(narrow_weights))
-    model = build_model("vgg16_narrow", "block2", 8, 1, 3, 32)
+    model = build_model("vgg16_narrow", "block2", Head(8, 1), 3, 32)
     initialise(model, "vgg16_narrow", weights, 0)
-    frozen = frozen_part(model.to(memory_format=torch.channels_last), 2, NORMALISATION, "float32")
+    frozen = frozen_blocks(model.to(memory_format=torch.channels_last), 2)
     shared = pretrained_network(StudySpec(**STUDY), weights, torch.device("cpu"))
     store = cache(tmp_path, limit=97 * 16 * 4 + 200, pretrained=shared)
     assert isinstance(store.source(TRAIN, frozen, "none"), FeatureSource)

@@ -9,20 +9,23 @@ import torch
 from torch._dynamo.utils import counters
 
 from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation
+from ablation.data.images import Images, Normalisation, normalise
 from ablation.networks.strategies import Learning, apply_strategy
-from ablation.networks.transfer_model import build_model, calibrate, initialise
-from ablation.spec.parameters import STRATEGIES, Augmentation
-from ablation.training.begin import Training, TrainingSettings, calibration_sample, load_tensors, make_optimizer
+from ablation.networks.transfer_model import Head, build_model, calibrate, initialise
+from ablation.spec.parameters import Augmentation
+from ablation.training import loop
+from ablation.training.begin import Training, begin_training, calibration_sample, load_tensors, make_optimizer
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.evaluation import Evaluation, evaluate
-from ablation.training.loop import Diverged, lr_factor, train
+from ablation.training.loop import Diverged, train
 from ablation.training.loss import balanced_weights, weighted_loss
+from ablation.training.schedule import lr_factor
+from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FrozenPart, ImageSource, frozen_part
 
 CPU = torch.device("cpu")
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
-AS_THEY_ARE = FrozenPart(0, [], None, NORMALISATION, "float32")
+AS_THEY_ARE = FrozenPart([], None, NORMALISATION, "float32")
 
 
 def some_images(n: int, seed: int) -> Images:
@@ -36,13 +39,12 @@ TRAIN, VAL = some_images(96, 1), some_images(30, 2)
 
 
 def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str = "sgd", **more: Any) -> Training:
-    model = build_model("vgg16_narrow", "block2", 8, 2, 3, 32)
+    model = build_model("vgg16_narrow", "block2", Head(8, 2), 3, 32)
     initialise(model, "vgg16_narrow", None, 0)
     calibrate(model, ImageSource(TRAIN, AS_THEY_ARE, "none").in_order(), 0, "float32")
     settings = {"freeze_depth": None, "backbone_lr_scale": 0.5, "weight_decay": 5e-4} | more
     groups = apply_strategy(model, Learning(strategy, lr, **settings))
-    blocks = STRATEGIES[strategy].frozen_blocks(2, settings["freeze_depth"])
-    frozen = frozen_part(model, blocks, NORMALISATION, "float32")
+    frozen = frozen_part(model, model.learning_layers.start, NORMALISATION, "float32")
     return Training(model, frozen, make_optimizer(optimizer, groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
 
 
@@ -278,3 +280,115 @@ def test_compiled_training_is_close_and_compiled_once(monkeypatch: pytest.Monkey
             for mine, theirs in zip(compiled, eager, strict=True):
                 assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
                 assert mine["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=1 / 30 + 1e-9)
+
+
+def begun(settings: TrainingSettings, augmentation: Augmentation = "none") -> Training:
+    """Return a training as a trial begins it."""
+    model = build_model("vgg16_narrow", "block2", Head(8, 2), 3, 32)
+    initialise(model, "vgg16_narrow", None, 0)
+    learning = Learning("fine_tune_all", 0.02, backbone_lr_scale=0.5)
+    return begin_training(model, learning, settings, NORMALISATION, lambda frozen: sources(frozen, augmentation)[0])
+
+
+WAYS = {
+    "unfreeze_every": {"unfreeze_every": 1}, "l2_sp": {"l2_sp": 0.1}, "ema": {"ema": 0.9}, "patience": {"patience": 1},
+    "all": {"unfreeze_every": 1, "head_warmup_epochs": 2, "l2_sp": 0.1, "ema": 0.9, "patience": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("augmentation", ["none", "strong"])
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_resumes_to_the_bit(way: str, augmentation: Augmentation, tmp_path: Path) -> None:
+    settings = TrainingSettings(**(SETTINGS | {"epochs": 4} | WAYS[way]))
+    whole = begun(settings, augmentation)
+    expected = figures([asdict(metrics) for metrics in train(whole, *sources(whole.frozen, augmentation), settings)])
+    assert len(expected) >= 2
+    first = begun(settings, augmentation)
+    epochs = train(first, *sources(first.frozen, augmentation), settings)
+    next(epochs)
+    path = save_resume_checkpoint(tmp_path, 1, first.state_dict())
+    next(epochs)  # which the checkpoint does not have
+    resumed = begun(settings, augmentation)
+    resumed.load_state_dict(load_resume_checkpoint(path, CPU))
+    later = [asdict(metrics) for metrics in train(resumed, *sources(resumed.frozen, augmentation), settings)]
+    assert figures(later) == expected[1:]
+    for name, tensor in whole.best_tensors.items():
+        assert torch.equal(tensor, resumed.best_tensors[name]), name
+
+
+def test_blocks_that_wait_are_unchanged_to_the_bit() -> None:
+    settings = TrainingSettings(**(SETTINGS | {"epochs": 4, "unfreeze_every": 1}))
+    state = begun(settings)
+    changed = []
+    before = state.trained_tensors()
+    for _ in train(state, *sources(state.frozen, "none"), settings):
+        now = state.trained_tensors()
+        names = [name for name in now if not torch.equal(now[name], before[name])]
+        changed.append({name.split(".")[1] if name.startswith("blocks") else "head" for name in names})
+        before = now
+    assert changed == [{"head"}, {"head", "block2"}, {"head", "block1", "block2"}, {"head", "block1", "block2"}]
+
+
+def test_a_training_without_progress_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedule keeps its length: the epochs are those of a training without patience."""
+    values = iter([0.4, 0.5, 0.5, 0.45, 0.9])
+    evaluation = Evaluation(1.0, 0.0, 0.0, 0.0)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: replace(evaluation, accuracy=next(values)))
+    epochs = run(training(), epochs=5, patience=2)
+    assert [epoch["val_accuracy"] for epoch in epochs] == [0.4, 0.5, 0.5, 0.45]
+    values = iter([0.4, 0.5, 0.5, 0.45, 0.9])
+    assert figures(run(training(), epochs=5))[:4] == figures(epochs)
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated() -> None:
+    """Averaged by hand after every step; the training itself is that of the weights."""
+    settings = TrainingSettings(**(SETTINGS | {"epochs": 2, "batch_size": 48, "ema": 0.15}))
+    plain = begun(replace(settings, ema=0.0))
+    average = {name: tensor.double() for name, tensor in plain.trained_tensors().items() if tensor.is_floating_point()}
+    decays = iter([0.1, 0.15, 0.15, 0.15])  # (1 + step) / (10 + step), at most 0.15
+
+    def record(*_: Any) -> None:
+        decay = next(decays)
+        for name, tensor in plain.trained_tensors().items():
+            average[name] = decay * average[name] + (1 - decay) * tensor.double()
+
+    plain.optimizer.register_step_post_hook(record)
+    losses = [
+        metrics.train_loss for metrics in train(plain, *sources(plain.frozen, "none"), replace(settings, ema=0.0))
+    ]
+    state = begun(settings)
+    with_average = list(train(state, *sources(state.frozen, "none"), settings))
+    assert [metrics.train_loss for metrics in with_average] == losses
+    for name, tensor in state.averages.items():
+        torch.testing.assert_close(tensor.double(), average[name], rtol=1e-5, atol=1e-7)
+    for name, tensor in plain.trained_tensors().items():
+        assert torch.equal(tensor, state.trained_tensors()[name]), name
+    load_tensors(plain.model, state.averages)
+    assert evaluate(plain.model, sources(plain.frozen)[1], "float32").loss == with_average[-1].val_loss
+    assert any(torch.equal(state.best_tensors[name], tensor) for name, tensor in state.averages.items())
+
+
+def test_pretrained_weights_are_pulled_back_to_their_start() -> None:
+    """One step of plain gradient descent; the head decays towards zero, the blocks towards their start."""
+    settings = TrainingSettings(**(SETTINGS | {"epochs": 1, "batch_size": 96, "schedule": "constant", "l2_sp": 0.3}))
+    state = begun(settings)
+    gradients = {}
+    for name, parameter in state.model.named_parameters():
+        with torch.no_grad():
+            if name.startswith("blocks"):
+                parameter += 0.01  # away from the start, else there is nothing to pull
+    before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
+    for group in state.optimizer.param_groups:
+        group |= {"momentum": 0.0, "nesterov": False}
+    state.model.train()
+    batch = sources(state.frozen, "none")[0].images
+    logits = state.model(normalise(batch.images_NCHW, NORMALISATION))
+    torch.nn.functional.cross_entropy(logits, batch.labels_N).backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in state.model.named_parameters()}
+    list(train(state, *sources(state.frozen, "none"), settings))
+    for name, parameter in state.model.named_parameters():
+        is_head = name.startswith("head")
+        decay = 5e-4 * before[name] if is_head and parameter.ndim > 1 else 0
+        pull = 0 if is_head else 0.3 * 0.01
+        expected = before[name] - 0.02 * (1 if is_head else 0.5) * (gradients[name] + decay + pull)
+        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-6)

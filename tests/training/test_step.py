@@ -10,21 +10,17 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from ablation.base.seeds import generator, seed_globally
-from ablation.data.images import CROP_PADDING, Images, Normalisation, normalise
+from ablation.data.augmentation import CROP_PADDING
+from ablation.data.images import Images, Normalisation, normalise
 from ablation.networks.strategies import Learning
-from ablation.networks.transfer_model import build_model, initialise
+from ablation.networks.transfer_model import Head, build_model, initialise, set_training_mode
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
-from ablation.training.begin import (
-    Training,
-    TrainingSettings,
-    _fill_momenta,
-    begin_training,
-    make_optimizer,
-    set_training_mode,
-)
+from ablation.training.begin import Training, _fill_momenta, begin_training, make_optimizer
 from ablation.training.feature_cache import FeatureCache, Pretrained
-from ablation.training.loop import lr_factor, train
+from ablation.training.loop import train
+from ablation.training.schedule import lr_factor
+from ablation.training.settings import TrainingSettings
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 CPU = torch.device("cpu")
@@ -40,7 +36,7 @@ TRAIN, VAL = some_images(97, 1), some_images(30, 2)  # five batches of 16 and on
 
 
 def begin(backbone: str, learning: Learning, settings: TrainingSettings, cache: FeatureCache, kind: Any) -> Training:
-    model = build_model(backbone, "block2", 8, 2, 3, 32)
+    model = build_model(backbone, "block2", Head(8, 2), 3, 32)
     initialise(model, backbone, None, 0)
     return begin_training(model, learning, settings, NORMALISATION, lambda frozen: cache.source(TRAIN, frozen, kind))
 
@@ -56,7 +52,7 @@ def textbook_losses(training: Training, settings: TrainingSettings, kind: Augmen
         head_alone = epoch <= settings.head_warmup_epochs
         for parameter in learning:
             parameter.requires_grad_(not head_alone)
-        set_training_mode(model, head_alone=head_alone)
+        set_training_mode(model, range(0) if head_alone else model.learning_layers)
         order = torch.randperm(97, generator=generator(settings.seed, "order", epoch))
         noise = generator(settings.seed, "augmentation", epoch)
         total = torch.zeros(())
@@ -173,3 +169,43 @@ def test_momenta_that_a_checkpoint_lacks_start_at_zero() -> None:
     optimizer.state.clear()
     _fill_momenta(optimizer)
     assert optimizer.state[parameter]["momentum_buffer"].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_fused_update_scales_long_gradients_down(optimizer: str, tmp_path: Path) -> None:
+    """As torch's clipping followed by the textbook's update, to rounding; short gradients keep their length."""
+    settings = TrainingSettings(1, 16, 5, "bfloat16", optimizer=optimizer, max_grad_norm=0.5)
+    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    trainings = [
+        begin("vgg16_narrow", Learning("fine_tune_all", 0.02), replace(settings, precision=precision), cache, "none")
+        for precision in ("bfloat16", "float32")
+    ]
+    fused, textbook = trainings
+    source = cache.source(TRAIN, fused.frozen, "none")
+    update = step.TrainingStep(fused, source, settings)._update
+    for scale in (1.0, 1e-4, 10.0):
+        for ours, theirs in zip(fused.model.parameters(), textbook.model.parameters(), strict=True):
+            ours.grad = scale * torch.randn(ours.shape, generator=generator(0, "gradient"))
+            theirs.grad = ours.grad.clone()
+        update()
+        clip_grad_norm_(textbook.model.parameters(), 0.5)
+        textbook.optimizer.step()
+    for ours, theirs in zip(fused.model.parameters(), textbook.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_training_resumes_to_the_bit_in_bfloat16(tmp_path: Path) -> None:
+    settings = TrainingSettings(3, 16, 5, "bfloat16", max_grad_norm=1.0)
+    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+
+    def losses(training: Training) -> list[float]:
+        sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
+        return [metrics.val_loss for metrics in train(training, *sources, settings)]
+
+    learning = Learning("fine_tune_all", 0.02)
+    whole, first, second = (begin("vgg16_narrow", learning, settings, cache, "none") for _ in range(3))
+    expected = losses(whole)
+    sources = (cache.source(part, first.frozen, "none") for part in (TRAIN, VAL))
+    next(train(first, *sources, settings))
+    second.load_state_dict(first.state_dict())
+    assert losses(second) == expected[1:]

@@ -22,7 +22,7 @@ from ablation.base.errors import InputError
 from ablation.data.images import Normalisation, to_device
 from ablation.data.reading import load_images, split_seed, split_train_val
 from ablation.reporting.report import build_report
-from ablation.spec.study import Data
+from ablation.spec.tables import Data
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store
 from ablation.training.evaluation import evaluate
@@ -248,11 +248,13 @@ def test_results_as_a_table(finished: Path) -> None:
         "best_epoch": "Int64", "test_accuracy": "float64", "test_balanced_accuracy": "float64",
         "test_macro_f1": "float64", "test_loss": "float64", "trained_parameters": "Int64",
         "training_seconds": "float64", "seed": "int64", "truncate_at": "string", "strategy": "string",
-        "freeze_depth": "Int64", "head_width": "int64", "head_pool": "string", "lr": "float64",
+        "freeze_depth": "string", "head_width": "int64", "head_pool": "string", "lr": "float64",
         "backbone_lr_scale": "float64", "head_warmup_epochs": "int64", "optimizer": "string",
         "weight_decay": "float64", "max_grad_norm": "float64", "label_smoothing": "float64", "class_weights": "string",
         "schedule": "string",
-        "batch_size": "int64", "augmentation": "string",
+        "batch_size": "int64", "augmentation": "string", "learn": "string", "head_norm": "string",
+        "head_dropout": "float64", "lr_decay": "float64", "l2_sp": "float64", "unfreeze_every": "Int64",
+        "ema": "float64", "patience": "int64",
     }  # fmt: skip
     found = {
         run.info.run_id: run

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy
 import torch
 
-from ablation.running import trial
+from ablation.running import session, trial
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from tests.studies import (
     ONE_ARM,
@@ -148,11 +148,24 @@ def test_an_interrupted_trial_goes_on_with_its_weights_elsewhere(
         assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 130
     shutil.copy(narrow_weights, "moved.safetensors")
     moved = ("--set", "backbone.weights=moved.safetensors")
-    # Another device may have another precision; the trial keeps the one that it began with.
-    monkeypatch.setattr(trial, "select_precision", lambda *_: "bfloat16")
     assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1", *moved) == 0
     (run,) = runs(Path("s"), "small")
-    assert (run.info.status, run.data.params["precision"]) == ("FINISHED", "float32")
+    assert run.info.status == "FINISHED"
+
+
+def test_a_study_keeps_its_precision_on_another_device(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settled by the first process, also for trials that begin later; an older store's by its first trial."""
+    assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 0
+    monkeypatch.setattr(session, "select_precision", lambda *_, **__: "bfloat16")
+    assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "2") == 0
+    with sqlite3.connect("s/optuna.db") as database:
+        assert database.execute("DELETE FROM study_user_attributes WHERE key = 'precision'").rowcount == 1
+    assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "3") == 0
+    assert [run.data.params["precision"] for run in runs(Path("s"), "small")] == ["float32"] * 3
+    assert command(study_file, "--store", "another", *ONE_ARM, "--trials", "1") == 0
+    assert [run.data.params["precision"] for run in runs(Path("another"), "small")] == ["bfloat16"]
 
 
 def test_a_trial_keeps_its_number_of_threads(

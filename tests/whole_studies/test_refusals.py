@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def test_a_new_study_is_written_and_checked(
                 Image.new("RGB", (40, 30)).save(Path("pictures", split, name, f"{number}.png"))
     with monkeypatch.context() as patch:
         patch.setattr(reading, "available_memory", lambda: 10_000)
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10_000))
         assert command("--check", "mine") == 2
+    assert "which do not fit into memory, do not fit on the disk of" in capsys.readouterr().err
     assert command("--check", "mine") == 0
     assert "6 arms, 78 trainings on 20 images of 2 classes" in " ".join(capsys.readouterr().out.split())
     assert sorted(path.name for path in Path().iterdir()) == ["pictures", "studies"]  # nothing else was written

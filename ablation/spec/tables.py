@@ -1,0 +1,129 @@
+"""The tables of a study file besides those of the hyper-parameters, as pydantic models."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ablation.base.text import require_known
+from ablation.spec.architectures import ARCHITECTURES, TIMM, function_name, is_custom, is_timm
+from ablation.spec.parameters import Strict, refuse_duplicates
+
+WEIGHTS_FILES = (".safetensors", ".pth")
+TIMM_WEIGHTS = "pretrained"  # what timm downloads for a network's name
+NAMED_WEIGHTS = re.compile(f"imagenet|{TIMM_WEIGHTS}|[A-Z][A-Z0-9_]*")
+
+
+class Backbone(Strict):
+    """The network that is reused."""
+
+    name: str = Field(
+        "vgg16",
+        description="A torchvision network, vgg16_narrow or vgg16_narrow_bn (an eighth of the channels), or timm: and "
+        "the name of one of timm's networks.",
+        json_schema_extra={"anyOf": [{"enum": list(ARCHITECTURES)}, {"pattern": f"^{TIMM}"}]},
+    )
+    module: str | None = Field(
+        None,
+        description="Python file of a custom backbone, in place of name: a function in it returns the blocks.",
+    )
+    function: str | None = Field(None, description="That function's name; it takes no arguments.")
+    weights: str | None = Field(
+        "imagenet",
+        description="imagenet (torchvision's default weights), the name of other torchvision weights, such as "
+        "IMAGENET1K_V1, or a .safetensors or .pth file with torchvision's tensor names; for a network of timm's, "
+        "pretrained (what timm downloads for its name), or a file with timm's tensor names.",
+    )
+    missing_layers: Literal["error", "random"] = Field(
+        "error", description="Whether a file that lacks a layer is refused, or the layer starts at random."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return require_known(name, ARCHITECTURES, "backbone")
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: str | None) -> str | None:
+        if weights is not None and not weights.endswith(WEIGHTS_FILES) and not NAMED_WEIGHTS.fullmatch(weights):
+            raise ValueError(
+                "must be 'imagenet', the name of other torchvision weights such as 'IMAGENET1K_V1', or a .safetensors "
+                f"or .pth file, got {weights!r}"
+            )
+        return weights
+
+    @property
+    def has_weights_file(self) -> bool:
+        """Whether the weights come from a file that the user names."""
+        return self.weights is not None and self.weights.endswith(WEIGHTS_FILES)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        is_in_torchvision = not self.name.startswith("vgg16_narrow") and not is_custom(self.name)
+        if is_timm(self.name):
+            if self.weights not in (None, TIMM_WEIGHTS) and not self.has_weights_file:
+                raise ValueError(f"weights of {function_name(self.name)} are {TIMM_WEIGHTS!r} or in a file")
+            return self
+        if self.weights == TIMM_WEIGHTS:
+            raise ValueError(f"weights = {TIMM_WEIGHTS!r} is for timm's networks")
+        if self.weights is not None and not self.has_weights_file and not is_in_torchvision:
+            raise ValueError(f"torchvision has no weights for {self.name}: weights must name a file")
+        return self
+
+
+class Data(Strict):
+    """The images."""
+
+    source: Literal[
+        "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn", "stl10", "flowers102", "oxford_pets", "dtd",
+        "food101", "imagefolder", "digits",
+    ] = "cifar10"  # fmt: skip
+    root: str | None = Field(
+        None, description="Folder of the images; torchvision's data sets are downloaded into it (by default: data)."
+    )
+    val_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training images that is split off for validation, stratified."
+    )
+    limit: int | None = Field(
+        None, ge=2, description="Number of training images to use, a stratified subset drawn before that split."
+    )
+    classes: Annotated[list[str], Field(min_length=2)] | None = Field(None, description="Use only these classes.")
+    image_size: int = Field(
+        32, ge=1, le=1024, description="Height and width in pixels of the network's input; other images are resized."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.source == "imagefolder" and self.root is None:
+            raise ValueError("source = 'imagefolder' needs root = <folder with train/<class>/* and test/<class>/*>")
+        refuse_duplicates(self.classes or [])
+        return self
+
+
+class Confirm(Strict):
+    """How many times each arm's best configuration is retrained with a fresh seed, and which levels are compared."""
+
+    seeds: int = Field(0, ge=0, description="Retrainings of each arm's best configuration.")
+    control: dict[str, str | int | float] = Field(
+        {},
+        description="Factor -> the level that its other levels are compared with; by default, all pairs are compared. "
+        "In a study with [[arms]]: arm -> the name of the arm that the others are compared with.",
+    )
+
+
+class Tracking(Strict):
+    """What the store keeps of the runs."""
+
+    checkpoints: Literal["all", "best_per_arm"] = Field("all", description="Whose checkpoints are kept.")
+
+
+class Published(Strict):
+    """Metrics that were published for an arm, shown beside the study's own."""
+
+    arm: dict[str, str | int | float] = Field(description="Levels of the arm, or parameters that it sets.")
+    source: str | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None

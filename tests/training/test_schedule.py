@@ -1,0 +1,90 @@
+"""What changes in the course of a training."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from ablation.networks.strategies import Learning, apply_strategy
+from ablation.networks.transfer_model import Head, TransferModel, build_model
+from ablation.spec.metrics import EpochMetrics
+from ablation.spec.parameters import StrategyName
+from ablation.training.schedule import average_decay, is_over, layers_learning
+from ablation.training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(10, 16, 0, "float32")
+
+
+def model(strategy: StrategyName = "fine_tune_all", **learning: object) -> TransferModel:
+    made = build_model("vgg16_narrow", "block3", Head(8), 3, 32)
+    apply_strategy(made, Learning(strategy, 0.1, **learning))  # type: ignore[arg-type]
+    return made
+
+
+def learning_blocks(made: TransferModel, settings: TrainingSettings) -> list[list[int]]:
+    """Return the numbers of the blocks that learn whole in each epoch."""
+    ends = [0]
+    for block in made.blocks:
+        ends.append(ends[-1] + len(list(block.children())))
+    stages = [layers_learning(made, settings, epoch) for epoch in range(1, settings.epochs + 1)]
+    for stage in stages:
+        assert not stage or {stage.start, stage.stop} <= set(ends)
+    blocks = [set(range(first, end)) for first, end in pairwise(ends)]
+    return [[number for number, block in enumerate(blocks, 1) if block <= set(stage)] for stage in stages]
+
+
+def test_everything_learns_from_the_start_by_default() -> None:
+    assert learning_blocks(model(), SETTINGS) == [[1, 2, 3]] * 10
+
+
+def test_the_head_learns_alone_in_the_warmup() -> None:
+    assert learning_blocks(model(), replace(SETTINGS, head_warmup_epochs=2)) == [[]] * 2 + [[1, 2, 3]] * 8
+
+
+def test_blocks_are_unfrozen_one_by_one_from_the_top() -> None:
+    """As Howard and Ruder (2018): the head alone, then one more block after each two epochs."""
+    expected = [[]] * 2 + [[3]] * 2 + [[2, 3]] * 2 + [[1, 2, 3]] * 4
+    assert learning_blocks(model(), replace(SETTINGS, unfreeze_every=2)) == expected
+
+
+def test_a_warmup_comes_before_the_first_block() -> None:
+    expected = [[]] + [[3]] * 3 + [[2, 3]] * 3 + [[1, 2, 3]] * 3
+    assert learning_blocks(model(), replace(SETTINGS, unfreeze_every=3, head_warmup_epochs=1)) == expected
+
+
+def test_frozen_blocks_stay_frozen() -> None:
+    made = model("fine_tune_top", freeze_depth=1)
+    assert learning_blocks(made, replace(SETTINGS, unfreeze_every=1)) == [[], [3]] + [[2, 3]] * 8
+    made = model("fine_tune_top", freeze_depth="conv3_1")  # a part of the last block learns from the first stage on
+    stages = [layers_learning(made, replace(SETTINGS, unfreeze_every=1), epoch) for epoch in (1, 2, 3)]
+    assert [len(stage) for stage in stages] == [0, len(made.learning_layers), len(made.learning_layers)]
+    made = model(learn="block2")
+    assert learning_blocks(made, replace(SETTINGS, unfreeze_every=1)) == [[]] + [[2]] * 9
+    assert learning_blocks(model("feature_extraction"), replace(SETTINGS, unfreeze_every=1)) == [[]] * 10
+
+
+def history(*accuracies: float) -> list[EpochMetrics]:
+    values = {"train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "lr": 0.1, "images_per_second": 1.0}
+    balanced = {"val_balanced_accuracy": 0.5, "val_macro_f1": 0.5, "timestamp": 0}
+    return [EpochMetrics(epoch=e, val_accuracy=a, **values, **balanced) for e, a in enumerate(accuracies, 1)]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "expected"),
+    [
+        ((), 2, False), ((0.5,), 1, False), ((0.5, 0.5), 1, True), ((0.5, 0.4), 2, False), ((0.5, 0.4, 0.5), 2, True),
+        ((0.5, 0.4, 0.51), 2, False), ((0.5, 0.4, 0.51, 0.5), 2, False), ((0.5, 0.4, 0.3, 0.2), 0, False),
+        ((0.1,) * 10, 0, True), (tuple(number / 20 for number in range(10)), 3, True),
+    ],
+)  # fmt: skip
+def test_a_training_ends_when_nothing_has_improved(
+    accuracies: tuple[float, ...], patience: int, expected: bool
+) -> None:
+    assert is_over(history(*accuracies), replace(SETTINGS, patience=patience)) is expected
+
+
+def test_the_average_follows_quickly_at_first() -> None:
+    assert average_decay(0.99, 0) == 0.1
+    assert average_decay(0.99, 90) == 0.91
+    assert average_decay(0.99, 10_000) == 0.99
+    assert average_decay(0.5, 90) == 0.5
