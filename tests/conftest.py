@@ -37,7 +37,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", raising=False)
     monkeypatch.setenv("ABLATION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    monkeypatch.setattr("ablation.base.device.cpu_computes_bfloat16", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ablation.base.device import exact_float32, select_device, select_precision
+from ablation.base import device
+from ablation.base.device import cpu_computes_bfloat16, exact_float32, select_device, select_precision
 from ablation.base.errors import InputError
 
 
@@ -37,6 +38,7 @@ def test_exact_float32_puts_back_what_was() -> None:
 @pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", "bf16"])
 def test_a_cpu_uses_bfloat16_where_it_computes_it(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
+    monkeypatch.setattr(device, "cpu_computes_bfloat16", cpu_computes_bfloat16)  # which conftest replaces
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, instructions: True})
     assert select_precision("auto", cpu, is_faster_in_bfloat16=True) == "bfloat16"
     assert select_precision("auto", cpu, is_faster_in_bfloat16=False) == "float32"

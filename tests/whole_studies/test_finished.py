@@ -254,7 +254,7 @@ def test_results_as_a_table(finished: Path) -> None:
         "schedule": "string",
         "batch_size": "int64", "augmentation": "string", "learn": "string", "head_norm": "string",
         "head_dropout": "float64", "lr_decay": "float64", "l2_sp": "float64", "unfreeze_every": "Int64",
-        "ema": "float64", "patience": "int64",
+        "ema": "float64", "patience": "int64", "known": "string",
     }  # fmt: skip
     found = {
         run.info.run_id: run
