@@ -84,7 +84,8 @@ def _feature_note(study: StudyPlan) -> str:
 def _time_notes(study: StudyPlan) -> list[str]:
     budget = planned_budget(study.spec)
     once = feature_seconds(study, budget)
-    total = f"With one worker on {study.conditions.device}, the study takes about {study_span(study, budget).text()}"
+    conditions = f"With one worker on {study.conditions.device}, in {study.conditions.precision},"
+    total = f"{conditions} the study takes about {study_span(study, budget).text()}"
     if any(arm.cheapest != arm.costliest for arm in study.arms):
         total += ", depending on what its search chooses"
     if once:

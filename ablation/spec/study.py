@@ -333,7 +333,7 @@ def _check_effects(spec: StudySpec) -> None:
             entry, reason = f"{table}.{parameter}", f"has no effect under {', '.join(sorted(strategies))}"
             has_effect = any(Reuse(spec.backbone.name, last, strategy).applies(parameter) for strategy in strategies)
             if has_effect and parameter in ADDED:  # older studies may have other parameters where all is frozen
-                reason = {"learn": "has no effect where all layers are frozen"}.get(parameter, ONE_BLOCK)
+                reason = ONE_BLOCK if parameter == "lr_decay" else "has no effect where all layers are frozen"
                 has_effect = any(_applies_in(spec, parameter, levels) for levels in spec.combinations())
             if not has_effect:
                 raise Superfluous(f"{entry}: {reason}", (table, parameter), f"{entry} is dropped: it {reason}")

@@ -32,7 +32,7 @@ def test_every_study_plans(command: Command, capsys: Any, monkeypatch: pytest.Mo
 def test_every_study_is_measured(command: Command, capsys: Any, name: str) -> None:
     assert command(name, "--plan") == 0
     output = capsys.readouterr().out
-    assert re.search(r"With one worker on \w+(:0)?, the study takes about \d", output)
+    assert re.search(r"With one worker on \w+(:0)?, in (bfloat16|float16|float32), the study takes about \d", output)
     assert "cannot run" not in output
     assert list(Path().iterdir()) == []
 
@@ -49,7 +49,7 @@ def test_plan_by_hand(command: Command, study_file: Path, capsys: Any, monkeypat
     assert "| conv2_1,fine_tune_all | 3,186 | 3,186 | 0.0 MB |" in output
     assert "4 arms, 8 trainings, 24 epochs: an arm has 2 trials and 0 confirmation runs" in output
     assert "Cached features take up to 0.1 MB (limit: --feature-cache)" in output
-    assert re.search(r"With one worker on \w+(:0)?, the study takes about \d", output)
+    assert re.search(r"With one worker on \w+(:0)?, in (bfloat16|float16|float32), the study takes about \d", output)
     assert re.search(r"\| half the trials \| 1 \| 0 \| [^|]+ \| 10 % \| - \|", output)
     assert "cannot run" not in output
     assert command(study_file, "--plan", *CONFIRM) == 0

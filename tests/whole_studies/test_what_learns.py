@@ -73,6 +73,17 @@ name = "random block1"
 strategy = "from_scratch"
 learn = "block2"
 
+[[arms]]
+name = "gradual"
+unfreeze_every = 1
+l2_sp = 0.1
+
+[[arms]]
+name = "average"
+ema = 0.9
+patience = 1
+augmentation = "strong"
+
 [confirm]
 seeds = 1
 """
@@ -121,11 +132,11 @@ def test_stopped_in_every_training_it_ends_the_same(
             break
         assert status == 130
         stops += 1
-        assert stops < 12
+        assert stops < 16
     assert stops >= 5
     whole, resumed = all_runs(Path("whole")), all_runs(Path("s"))
     assert whole.keys() == resumed.keys()
-    assert len(whole) == 12
+    assert len(whole) == 16
     for key, run in whole.items():
         assert history(Path("s"), resumed[key]) == history(Path("whole"), run), key
         assert resumed[key].data.params == run.data.params
@@ -190,7 +201,7 @@ def check_table() -> None:
     assert table.loc["block2", "learn"] == "block2"
     assert set(table.freeze_depth.dropna()) == {"conv1_1"}
     assert str(table.freeze_depth.dtype) == "string"
-    assert list(table.head_width) == [0, 8, 8, 8, 8, 8]
+    assert list(table.head_width) == [0] + [8] * 7
 
 
 def test_norms_of_a_custom_backbone_are_looked_for_where_they_would_learn(
