@@ -86,7 +86,7 @@ CASES = [
     (strategy, optimizer, augmentation, "bfloat16", "vgg16_narrow")
     for strategy in DEPTHS
     for optimizer in ("sgd", "adamw")
-    for augmentation in ("none", "flip", "crop_flip")
+    for augmentation in ("none", "flip", "crop_flip", "strong")
 ] + [
     (strategy, "sgd", "flip", precision, backbone)
     for strategy in ("fine_tune_top", "fine_tune_all")
@@ -100,10 +100,15 @@ def test_captured_equals_eager(
     strategy: StrategyName, optimizer: str, augmentation: Augmentation, precision: str, backbone: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any,
 ) -> None:  # fmt: skip
-    """To the bit, with a head warm-up, class weights, label smoothing and a last batch of another size."""
+    """To the bit, with a head warm-up, class weights, label smoothing and a last batch of another size.
+
+    With AdamW also block by block, pulled back to the start, and with an average of the weights.
+    """
+    is_fine_tuned, has_more = strategy.startswith("fine_tune"), optimizer == "adamw"
     settings = TrainingSettings(
         12, 32, 5, precision, optimizer=optimizer, label_smoothing=0.1, class_weights="balanced", max_grad_norm=1.0,
-        head_warmup_epochs=0 if strategy in ("feature_extraction", "from_scratch") else 2,
+        head_warmup_epochs=2 if is_fine_tuned else 0, unfreeze_every=2 if is_fine_tuned and has_more else 0,
+        l2_sp=0.1 if is_fine_tuned and has_more else 0.0, ema=0.9 if has_more else 0.0,
     )  # fmt: skip
     replays: list[None] = []
     real = torch.cuda.CUDAGraph.replay
