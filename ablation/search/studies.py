@@ -171,8 +171,9 @@ def settle_precision(studies: ArmStudies, precision: str) -> str:
     """
     tuning = studies.tuning.values()
     settled = [arm.user_attrs["precision"] for arm in tuning if "precision" in arm.user_attrs]
-    trials = [trial for arm in tuning for trial in arm.get_trials(deepcopy=False)]
-    settled += [trial.user_attrs["spec"]["precision"] for trial in trials if "spec" in trial.user_attrs]
+    if not settled:
+        trials = [trial for arm in tuning for trial in arm.get_trials(deepcopy=False)]
+        settled = [trial.user_attrs["spec"]["precision"] for trial in trials if "spec" in trial.user_attrs]
     chosen = str(next(iter(settled), precision))
     for arm in tuning:
         if "precision" not in arm.user_attrs:
