@@ -68,6 +68,11 @@ class Victims:
         """Return the names of the steps of the last run that was not killed."""
         return (folder / "steps").read_text().splitlines()
 
+    def check_ends(self, pids: Sequence[int], folder: Path) -> None:
+        """Wait for workers, all of which must end with status 0."""
+        statuses = [self.wait(pid) for pid in pids]
+        assert statuses == [0] * len(pids), f"{statuses}\n{self.output(folder)[-5000:]}"
+
     @staticmethod
     def output(folder: Path) -> str:
         """Return what all runs in a folder have printed."""
@@ -86,4 +91,4 @@ def finish_with_a_kill(
     others = [start() for _ in range(workers - 1)]
     assert victims.wait(victim) == -signal.SIGKILL
     others.append(start())
-    assert [victims.wait(pid) for pid in others] == [0] * workers, victims.output(folder)
+    victims.check_ends(others, folder)

@@ -221,7 +221,7 @@ def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path:
             victims.wait(victim)
             workers[workers.index(victim)] = victims.start(tmp_path, arguments)
             kills += 1
-        assert [victims.wait(pid) for pid in workers] == [0] * 4, victims.output(tmp_path)
+        victims.check_ends(workers, tmp_path)
         assert state(store) == expected
     assert rounds < 30
 
@@ -251,5 +251,5 @@ def test_four_workers_make_exactly_the_budget(victims: Victims, small_study: Pat
 @pytest.mark.parametrize("start", range(8))
 def test_fresh_stores_are_made_by_four_at_once(victims: Victims, small_study: Path, tmp_path: Path, start: int) -> None:
     workers = [victims.start(tmp_path, [small_study, "--store", "s"], only_open=True) for _ in range(4)]
-    assert [victims.wait(pid) for pid in workers] == [0] * 4, victims.output(tmp_path)
+    victims.check_ends(workers, tmp_path)
     assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path}/s/optuna.db")) == 4
