@@ -241,7 +241,7 @@ def _store_run(target: TrialRun, run: RunResult, folder: Path) -> None:
     target.log_epochs(
         EpochMetrics(
             epoch=epoch, lr=0.1, images_per_second=1.0, timestamp=epoch, val_balanced_accuracy=0.5, val_macro_f1=0.5,
-            **{name: float(run.curves[name][epoch - 1]) for name in CURVES},
+            **{name: float(run.curves[name][epoch - 1]) for name in CURVES},  # type: ignore[arg-type]
         )
         for epoch in range(1, run.spec.epochs + 1)
     )  # fmt: skip

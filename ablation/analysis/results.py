@@ -23,6 +23,7 @@ from ablation.storage.store import Store
 from ablation.tracking.client import FORECAST_FILE, PREDICTIONS_FILE, SAMPLES_FILE
 from ablation.tracking.reading import RunRecord, StudyRecord, read_curves, read_study, run_file
 
+CHANGES = ("distance_moved", "mean_relative_gradient_norm", "similarity_to_start")  # metrics of each block
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
@@ -49,7 +50,8 @@ class RunResult:
     """A trial or a confirmation run. Metrics are None unless it finished; accuracies are fractions.
 
     Test metrics and predictions belong to confirmation runs alone. `curves` holds `CURVES` by name, a value per epoch;
-    it is empty for the runs whose learning curves no report draws, see `ArmResult.drawn_runs`.
+    it is empty for the runs whose learning curves no report draws, see `ArmResult.drawn_runs`. `changes` holds
+    `CHANGES` by name, a value for each block that changed; none in runs of older versions.
     """
 
     run_id: str
@@ -69,6 +71,7 @@ class RunResult:
     test_balanced_accuracy: float | None = None
     test_macro_f1: float | None = None
     predictions: Predictions | None = None
+    changes: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,15 @@ def _run_result(run: RunRecord) -> RunResult:
         test_loss=metric("test_loss"),
         test_balanced_accuracy=metric("test_balanced_accuracy"),
         test_macro_f1=metric("test_macro_f1"),
+        changes={name: _of_blocks(run, name) for name in CHANGES},
     )
+
+
+def _of_blocks(run: RunRecord, metric: str) -> dict[str, float]:
+    """Return the last value of a metric of each block, by the name of the block."""
+    return {
+        name.removeprefix(f"{metric}/"): value for name, value in run.metrics.items() if name.startswith(f"{metric}/")
+    }
 
 
 def _with_details(store: Store, record: StudyRecord, results: list[ArmResult]) -> list[ArmResult]:

@@ -66,7 +66,15 @@ class Folded:
     table: Table
 
 
-Block = Paragraph | Answer | Items | Code | Figure | Folded | Table
+@dataclass(frozen=True)
+class HeatMap:
+    """A table of numbers behind a first column of names; `shades` are from 0 to 1, one for each number."""
+
+    table: Table
+    shades: list[list[float]]
+
+
+Block = Paragraph | Answer | Items | Code | Figure | Folded | HeatMap | Table
 
 
 @dataclass(frozen=True)

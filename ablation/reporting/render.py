@@ -16,7 +16,7 @@ from ablation.reporting.answer_sections import (
     difference_table,
     published_tables,
 )
-from ablation.reporting.content import ACCURACY_COLUMNS, Answer, Block, Code, Figure, Folded, Items, Section
+from ablation.reporting.content import ACCURACY_COLUMNS, Answer, Block, Code, Figure, Folded, HeatMap, Items, Section
 from ablation.reporting.figures import Picture
 
 NOTE_LIMIT = 8000  # characters, MLflow's limit for a tag
@@ -91,7 +91,7 @@ def render_markdown(result: StudyResult, sections: list[Section]) -> str:
 
 
 def _block_markdown(block: Block) -> str:
-    if isinstance(block, Folded):
+    if isinstance(block, Folded | HeatMap):
         return _block_markdown(block.table)
     if isinstance(block, Table):
         title = f"**{escape_markdown(block.title)}**" if block.title else ""

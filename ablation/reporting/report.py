@@ -20,6 +20,7 @@ from ablation.reporting.answer_sections import (
     missing_runs_text,
     published_tables,
 )
+from ablation.reporting.change_section import change_blocks
 from ablation.reporting.content import Section, figure_block, searched_params
 from ablation.reporting.figures import Picture, draw_figures
 from ablation.reporting.forecast_section import forecast_blocks
@@ -141,6 +142,7 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[
             "How each arm learned",
             [*figure_block("curves_accuracy", pictures), *figure_block("curves_loss", pictures)],
         ),
+        Section("changes", "Where the networks changed", change_blocks(analysis.result)),
         Section("costs", "What each arm costs", [*figure_block("costs", pictures), cost_table(analysis)]),
         Section("tuning", "Tuning", tuning_blocks(analysis, pictures)),
         Section("forecast", "Forecast before training", forecast_blocks(analysis.result)),

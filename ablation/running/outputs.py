@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -32,10 +33,11 @@ from ablation.tracking.trial_run import TrialRun
 from ablation.training.begin import Training, load_tensors
 from ablation.training.checkpoint import tensors_digest
 from ablation.training.evaluation import balanced_accuracy_and_macro_f1, predict
+from ablation.training.representation import similarities_to_start
 
 
 def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
-    """Log the best epoch's metrics and its checkpoint."""
+    """Log the best epoch's metrics, its checkpoint, and how far its features are from where they started."""
     path = claim.folder / Path(CHECKPOINT_FILE).name
     save_best(path, training, spec, workbench.classes, workbench.normalisation)
     best = training.best
@@ -46,6 +48,12 @@ def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
         "trained_parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
         "training_seconds": sum(images / metrics.images_per_second for metrics in training.history),
     }
+    val_source = workbench.features.source(workbench.val_images, training.frozen, "none")
+    similarities = similarities_to_start(training, val_source, spec.precision)
+    values |= {f"similarity_to_start/{block}": similarity for block, similarity in similarities.items()}
+    norms = [metrics.relative_gradient_norm for metrics in training.history]
+    for block in norms[-1]:  # a block that began to learn later had none before
+        values[f"mean_relative_gradient_norm/{block}"] = fmean(of_epoch.get(block, 0.0) for of_epoch in norms)
     run.log_result(values, best.timestamp, path)
 
 

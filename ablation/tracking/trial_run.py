@@ -16,7 +16,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.text import first_line
-from ablation.spec.metrics import EpochMetrics
+from ablation.spec.metrics import EpochMetrics, flat_values
 from ablation.spec.trial import TrialSpec
 from ablation.storage.outbox import Outbox
 from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 RESUME_FOLDER = "resume"
 
-EPOCHS_PER_BATCH = 100  # MLflow accepts 1,000 metrics in a batch; a batch is stored whole or not at all
+EPOCHS_PER_BATCH = 10  # MLflow accepts 1,000 metrics in a batch, which is stored whole or not at all
 POINTS_PER_BATCH = 10  # of system metrics, which are 8 and 5 for every GPU
 NO_POINT = -1, 0  # step and timestamp (ms) before the first point of system metrics
 
@@ -241,8 +241,7 @@ class TrialRun:
             metrics = [
                 Metric(name, value, epoch["timestamp"], epoch["epoch"])
                 for epoch in new[start : start + EPOCHS_PER_BATCH]
-                for name, value in epoch.items()
-                if name not in ("epoch", "timestamp")
+                for name, value in flat_values(epoch)
             ]
             self._client.log_batch(run_id, metrics=metrics)
             self._last_logged = metrics[-1].step

@@ -31,8 +31,8 @@ class Training:
     best_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     averages: dict[str, torch.Tensor] = field(default_factory=dict)
     """The moving averages of the tensors that learn, by name; empty without `ema`."""
-    pretrained: dict[str, torch.Tensor] = field(default_factory=dict)
-    """The start of the parameters that `l2_sp` pulls back to it, by name; no part of a checkpoint."""
+    start: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The tensors of the blocks that learn, before the training, by name; no part of a checkpoint."""
 
     @property
     def best(self) -> EpochMetrics:
@@ -95,14 +95,13 @@ def begin_training(
         sample = source.subset(calibration_sample(len(source.labels_N)))
         set_training_mode(model, layers_learning(model, settings, epoch=1))
         calibrate(model, sample.in_order(), sample.start, settings.precision)
-    pretrained = {}
-    if settings.l2_sp > 0:
-        pretrained = {n: p.detach().clone() for n, p in model.blocks.named_parameters("blocks") if p.requires_grad}
+    if settings.l2_sp > 0:  # it takes the place of weight decay
         for group in groups:
             group["weight_decay"] = group["weight_decay"] if group["name"] == "head" else 0.0
     optimizer = make_optimizer(settings.optimizer, groups, device, settings.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-    training = Training(model, frozen, optimizer, scaler, pretrained=pretrained)
+    start = {name: tensor for name, tensor in trained_tensors(model).items() if name.startswith("blocks.")}
+    training = Training(model, frozen, optimizer, scaler, start=start)
     if settings.ema > 0:
         training.averages = {n: t for n, t in training.trained_tensors().items() if t.is_floating_point()}
     return training

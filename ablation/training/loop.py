@@ -15,6 +15,7 @@ from ablation.networks.transfer_model import set_training_mode
 from ablation.spec.metrics import EpochMetrics
 from ablation.training.begin import Training, load_tensors
 from ablation.training.evaluation import evaluate
+from ablation.training.representation import distances_moved, relative_gradient_norms
 from ablation.training.schedule import average_decay, is_over, layers_learning, lr_factor
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import Source, batch_places, draw_epoch
@@ -65,6 +66,7 @@ def train(
             step.run(places, steps_left=steps - number)
         train_loss, train_accuracy = step.loss_sum.item() / len(labels_N), step.correct.item() / len(labels_N)
         seconds = time.perf_counter() - started
+        gradient_norms = relative_gradient_norms(model.blocks)
 
         if not math.isfinite(train_loss):
             raise Diverged(f"the training loss became {train_loss} in epoch {epoch}")
@@ -83,6 +85,8 @@ def train(
             lr=_head_peak_lr(optimizer) * rates[0],
             images_per_second=len(labels_N) / seconds,
             timestamp=time.time_ns() // 1_000_000,
+            relative_gradient_norm=gradient_norms,
+            distance_moved=distances_moved(model.blocks, training.start),
         )
         for parameter in (parameter for parameters in may_learn for parameter in parameters):
             parameter.requires_grad_(True)  # as they were, for another call

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from ablation.base.device import autocast
@@ -70,7 +71,8 @@ class TrainingStep:
         self._learning: range | None = None
         tensors = training.model.state_dict(keep_vars=True)
         self._averages = [(tensors[name].detach(), average) for name, average in training.averages.items()]
-        self._pretrained = [(tensors[name], start) for name, start in training.pretrained.items()]
+        pulled = training.start.items() if settings.l2_sp > 0 else ()
+        self._pulled = [(tensors[name], start) for name, start in pulled if isinstance(tensors[name], nn.Parameter)]
         for group in self.optimizer.param_groups:  # on CUDA a tensor, which a graph reads at every replay
             rate = float(group["lr"])
             group["lr"] = torch.tensor(rate, device=self.device) if self.device.type == "cuda" else rate
@@ -151,7 +153,7 @@ class TrainingStep:
     def _update(self) -> None:
         """Pull pretrained weights back to their start, scale gradients that are too long down, update the network."""
         self.scaler.unscale_(self.optimizer)
-        for parameter, start in self._pretrained:
+        for parameter, start in self._pulled:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.settings.l2_sp)
         if self._divides_in_update:

@@ -282,11 +282,16 @@ def test_compiled_training_is_close_and_compiled_once(monkeypatch: pytest.Monkey
                 assert mine["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=1 / 30 + 1e-9)
 
 
-def begun(settings: TrainingSettings, augmentation: Augmentation = "none") -> Training:
+def begun(
+    settings: TrainingSettings,
+    augmentation: Augmentation = "none",
+    strategy: str = "fine_tune_all",
+    freeze_depth: int | None = None,
+) -> Training:
     """Return a training as a trial begins it."""
     model = build_model("vgg16_narrow", "block2", Head(8, 2), 3, 32)
     initialise(model, "vgg16_narrow", None, 0)
-    learning = Learning("fine_tune_all", 0.02, backbone_lr_scale=0.5)
+    learning = Learning(strategy, 0.02, freeze_depth, backbone_lr_scale=0.5)
     return begin_training(model, learning, settings, NORMALISATION, lambda frozen: sources(frozen, augmentation)[0])
 
 

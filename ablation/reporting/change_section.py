@@ -1,0 +1,64 @@
+"""Where the networks changed: a heat map of blocks against arms for each measure."""
+
+from collections.abc import Mapping
+from statistics import fmean
+
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.base.text import Table
+from ablation.reporting.content import Block, HeatMap, Paragraph
+from ablation.spec.architectures import block_names, kept_blocks
+
+MEASURES: dict[str, tuple[str, str]] = {  # metric -> title, what it is
+    "distance_moved": (
+        "How far the weights moved",
+        "The distance between a block's weights at the end and at the start, over their norm at the start.",
+    ),
+    "mean_relative_gradient_norm": (
+        "How large the gradients were",
+        "The norm of a block's gradients over that of its weights, averaged over the last steps of all epochs. A block "
+        "that asks for a large change has a large value (Lee et al., 2023).",
+    ),
+    "similarity_to_start": (
+        "How similar the features stayed",
+        "Linear centred kernel alignment of a block's features before training and at the best epoch, on up to 1,000 "
+        "validation images: 1 is the same up to a rotation, 0 has nothing in common (Kornblith et al., 2019).",
+    ),
+}
+OF_FROZEN_BLOCKS = {"distance_moved": 0.0, "mean_relative_gradient_norm": 0.0, "similarity_to_start": 1.0}
+
+
+def change_blocks(result: StudyResult) -> list[Block]:
+    """Return a heat map of blocks against arms for each measure; nothing where no pretrained block learned."""
+    rows = {arm.arm.name: arm_changes(arm) for arm in result.arms if arm.drawn_runs}
+    if not any(run.changes.get("distance_moved") for arm in result.arms for run in arm.drawn_runs):
+        return []
+    about = "Means over the confirmation runs of each arm, or its best trial. Blocks that are cut off have no value."
+    names = {name for measures in rows.values() for values in measures.values() for name in values}
+    blocks = [name for name in block_names(result.spec.backbone.name) if name in names]
+    maps = [
+        _heat_map(measure, {arm: changes[measure] for arm, changes in rows.items()}, blocks) for measure in MEASURES
+    ]
+    return [Paragraph(about), *maps]
+
+
+def arm_changes(arm: ArmResult) -> dict[str, dict[str, float]]:
+    """Return each measure by name, with the mean over the arm's runs for each block that is kept."""
+    changes: dict[str, dict[str, float]] = {}
+    for measure, of_frozen in OF_FROZEN_BLOCKS.items():
+        values: dict[str, list[float]] = {}
+        for run in arm.drawn_runs:
+            spec = run.spec
+            for block in block_names(spec.backbone)[: kept_blocks(spec.backbone, spec.truncate_at)]:
+                values.setdefault(block, []).append(run.changes.get(measure, {}).get(block, of_frozen))
+        changes[measure] = {block: fmean(of_runs) for block, of_runs in values.items()}
+    return changes
+
+
+def _heat_map(measure: str, rows: Mapping[str, Mapping[str, float]], blocks: list[str]) -> HeatMap:
+    title, meaning = MEASURES[measure]
+    cells = [
+        [arm, *(f"{values[block]:.3g}" if block in values else "-" for block in blocks)] for arm, values in rows.items()
+    ]
+    largest = max(value for values in rows.values() for value in values.values()) or 1.0
+    shades = [[values.get(block, 0.0) / largest for block in blocks] for values in rows.values()]
+    return HeatMap(Table(title, ["arm", *blocks], cells, [meaning]), shades)

@@ -1,0 +1,121 @@
+"""Where a network changes while it trains: gradients and distances of its blocks, and its features' similarity.
+
+Legend: N images, D and E features.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn.utils import get_total_norm
+
+from ablation.networks.transfer_model import TransferModel
+from ablation.training.begin import Training, load_tensors
+from ablation.training.closed_form import exact
+from ablation.training.sources import Point, Source, run_layers
+
+SIMILARITY_IMAGES = 1000
+
+
+class ChannelMeans(nn.Module):
+    """The mean of each channel: of activations NCHW over pixels, of a vision transformer's NTD over tokens."""
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return means NC of activations."""
+        return activations.mean((2, 3)) if activations.ndim == 4 else activations.mean(1)
+
+
+@torch.no_grad()
+def similarities_to_start(training: Training, source: Source, precision: str) -> dict[str, float]:
+    """Return how similar each block's features are to those before the training, from 0 to 1: linear CKA.
+
+    Blocks before the first that learns are left out: they are 1.
+
+    Args:
+        training: ended; its network gets the tensors of the best epoch, which are the ones compared.
+        source: of images, of which the first 1,000 count.
+        precision: what the layers compute in.
+    """
+    points = _changed_blocks(training.model) if training.start else {}
+    if not points:
+        return {}
+    sample = source.subset(torch.arange(min(SIMILARITY_IMAGES, len(source.labels_N))))
+    training.model.eval()
+    features = []
+    for tensors in (training.start, training.best_tensors):
+        load_tensors(training.model, tensors)
+        batches = [
+            run_layers(rows, training.model.layers, list(points.values()), precision, first=sample.start)
+            for rows in sample.in_order()
+        ]
+        features.append([torch.cat(of_block).float() for of_block in zip(*batches, strict=True)])
+    return {name: float(linear_cka(*pair)) for name, *pair in zip(points, *features, strict=True)}
+
+
+def _changed_blocks(model: TransferModel) -> dict[str, Point]:
+    """Return the end of each block whose features a training changes, by name."""
+    points, layers = {}, 0
+    for name, block in model.blocks.named_children():
+        layers += len(list(block.children()))
+        if layers > model.learning_layers.start:
+            points[name] = Point(layers, ChannelMeans())
+    return points
+
+
+def linear_cka(first_ND: torch.Tensor, second_NE: torch.Tensor) -> torch.Tensor:
+    """Return the similarity of two networks' features of the same images, from 0 to 1; float64.
+
+    Linear centred kernel alignment (Kornblith et al., 2019), which neither a rotation nor a common factor changes. NaN
+    if either network's features are the same for all images.
+
+    Args:
+        first_ND: features of N images, of one network.
+        second_NE: those of another, or of the same network at another time.
+    """
+    first_NN, second_NN = (_centred_gram(exact(features.flatten(1))) for features in (first_ND, second_NE))
+    return (first_NN * second_NN).sum() / ((first_NN**2).sum() * (second_NN**2).sum()).sqrt()
+
+
+def _centred_gram(features_ND: torch.Tensor) -> torch.Tensor:
+    centred_ND = features_ND - features_ND.mean(0)
+    return centred_ND @ centred_ND.T
+
+
+@torch.no_grad()
+def relative_gradient_norms(blocks: nn.Sequential) -> dict[str, float]:
+    """Return the norm of each block's gradients over that of its weights, for blocks of which something learns now.
+
+    Lee et al. (2023, "Surgical fine-tuning improves adaptation to distribution shifts") choose what to fine-tune by it.
+    Gradients are those in `grad`; parameters of a block without any count as gradients of zero.
+    """
+    norms = {}
+    for name, block in blocks.named_children():
+        gradients = [p.grad for p in block.parameters() if p.requires_grad and p.grad is not None]
+        if gradients:
+            norms[name] = _ratio(gradients, list(block.parameters()))
+    return {name: float(norm) for name, norm in norms.items()}
+
+
+@torch.no_grad()
+def distances_moved(blocks: nn.Sequential, start: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return how far each block's weights are from where they started, over their norm there.
+
+    Blocks without a parameter in `start` are left out: they have not moved.
+
+    Args:
+        blocks: of the network, as it is now.
+        start: tensors before the training by their names in the network, which are those in `blocks` behind "blocks.".
+    """
+    distances = {}
+    for name, block in blocks.named_children():
+        now = {f"blocks.{name}.{inside}": parameter for inside, parameter in block.named_parameters()}
+        moved = [parameter - start[path] for path, parameter in now.items() if path in start]
+        if moved:
+            distances[name] = _ratio(moved, [start.get(path, parameter) for path, parameter in now.items()])
+    return {name: float(distance) for name, distance in distances.items()}
+
+
+def _ratio(changes: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of the changes over that of the weights; 0 if all weights are 0."""
+    norm = get_total_norm(weights)
+    return torch.where(norm > 0, get_total_norm(changes) / norm, 0.0)
