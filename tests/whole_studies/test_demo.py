@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ablation import load_results
 from tests.studies import (
     REPOSITORY,
     Command,
@@ -41,3 +42,8 @@ def test_every_study_has_a_demo(name: str, tmp_path: Path) -> None:
         best = [run.data.metrics["best_val_accuracy"] for run in runs(tmp_path / "mlruns", "vgg_truncation-demo")]
         assert len(best) == 20
         assert max(best) > 0.9
+    if name == "strategies":  # the first lesson: with so few images, pretraining helps
+        table = load_results("strategies-demo", store=str(tmp_path / "mlruns"))
+        accuracies = table[table["kind"] == "confirmation"].groupby("arm")["test_accuracy"].mean()
+        scratch = accuracies.pop("block3,from_scratch")
+        assert all(accuracy > scratch for arm, accuracy in accuracies.items() if arm.startswith("block3"))
