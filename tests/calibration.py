@@ -1,6 +1,6 @@
 """Are the report's intervals and tests calibrated? Simulated studies whose truth is known.
 
-    python -m tests.calibration
+    python -m tests.calibration [STUDIES]
 
 The population is a latent probit model. A run is right about an image where
 
@@ -18,46 +18,53 @@ Legend: S seeds, N test images.
 
 import sys
 from collections.abc import Mapping
-from itertools import combinations
+from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 from scipy.special import ndtri
 
-from ablation.analysis.statistics import Estimate, contrast, holm
+from ablation.analysis.contrasts import Comparison, CrossComparison, comparisons_at, interactions, level_comparisons
+from ablation.analysis.simultaneous import simultaneous, usable_arms
+from ablation.analysis.statistics import Estimate, contrast
 
 SIMULATION_SEED = 20_240_501
 STUDIES = 400
-SEEDS = 5
-IMAGES = 10_000
-SEED_SDS = (0.001, 0.003, 0.01)  # as fractions
 ACCURACY = 0.88
-TRUE_DIFFERENCE = 0.01
 DIFFICULTY, OWN, REST = 0.70, 0.14, 0.16  # shares of the latent variance
 
-ONE_FACTOR = ("a", "b", "c", "d", "e")
-TWO_FACTORS = tuple(f"{u}{v}" for u in "xy" for v in "123")
+DRAWS = 1_999  # of each study's test; a report takes 99,999
+ERRORS, COVERAGE = (0.0, 0.05), (0.94, 0.97)  # wanted, but for two Monte-Carlo standard errors
+FREE = (0.0, 1.0)
 
 Weights = dict[str, float]
 
 
 def simulate(
-    rng: np.random.Generator, accuracies: Mapping[str, float], seed_sd: float, seeds: int, images: int
+    rng: np.random.Generator,
+    accuracies: Mapping[str, float],
+    seed_sd: float | Mapping[str, float],
+    seeds: int | Mapping[str, int],
+    images: int,
 ) -> dict[str, np.ndarray]:
     """Return what a study's runs get right, by arm, bool, S x N.
 
     Args:
         rng: the source of everything random.
         accuracies: arm -> its accuracy over the population of images.
-        seed_sd: standard deviation of a run's accuracy over that population, as a fraction.
-        seeds: runs per arm.
+        seed_sd: standard deviation of a run's accuracy over that population, as a fraction; by arm where it differs.
+        seeds: runs per arm; by arm where they differ.
         images: test images.
     """
     difficulty_N = np.sqrt(DIFFICULTY) * rng.standard_normal(images, np.float32)
     correct = {}
     for arm, accuracy in accuracies.items():
         seen_N = difficulty_N + np.float32(np.sqrt(OWN)) * rng.standard_normal(images, np.float32)
-        threshold_S = ndtri(accuracy + seed_sd * rng.standard_normal(seeds)).astype(np.float32)
-        rest_SN = np.float32(np.sqrt(REST)) * rng.standard_normal((seeds, images), np.float32)
+        S = seeds if isinstance(seeds, int) else seeds[arm]
+        deviation = seed_sd if isinstance(seed_sd, float) else seed_sd[arm]
+        drawn_S = np.clip(accuracy + deviation * rng.standard_normal(S), 1e-6, 1 - 1e-6)
+        threshold_S = ndtri(drawn_S).astype(np.float32)
+        rest_SN = np.float32(np.sqrt(REST)) * rng.standard_normal((S, images), np.float32)
         correct[arm] = threshold_S[:, None] + seen_N + rest_SN > 0
     return correct
 
@@ -67,23 +74,154 @@ def pairs(arms: tuple[str, ...]) -> list[Weights]:
     return [{a: 1.0, b: -1.0} for a, b in combinations(arms, 2)]
 
 
-def pairs_of_levels(position: int) -> list[Weights]:
-    """Return the differences of a factor's marginal means in `TWO_FACTORS`, whose names hold its levels there."""
-    levels = sorted({arm[position] for arm in TWO_FACTORS})
-    size = len(TWO_FACTORS) / len(levels)
-    sign = [{first: 1 / size, second: -1 / size} for first, second in combinations(levels, 2)]
-    return [{arm: s[arm[position]] for arm in TWO_FACTORS if arm[position] in s} for s in sign]
+@dataclass(frozen=True)
+class Cell:
+    """A kind of study that is simulated many times.
+
+    Attributes:
+        name: what is special about it.
+        levels: the number of levels of each factor.
+        seeds: runs per arm; a list gives each arm its own number.
+        images: test images.
+        seed_sd: standard deviation of the seed effect, as a fraction; a list gives each arm its own.
+        accuracy: of all arms over the population of images.
+        better: by how much the first arm is better, as a fraction.
+        diverged: whether one run of the first arm is at chance level.
+        margin: of equivalence, as a fraction.
+    """
+
+    name: str
+    levels: tuple[int, ...] = (5,)
+    seeds: int | tuple[int, ...] = 5
+    images: int = 2_000
+    seed_sd: float | tuple[float, ...] = 0.003
+    accuracy: float = ACCURACY
+    better: float = 0.0
+    diverged: bool = False
+    margin: float | None = None
 
 
-def judge(
-    family: list[Weights], correct: Mapping[str, np.ndarray], truth: Mapping[str, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return, of each contrast of a family, whether Holm's p is below 0.05 and whether the 95 % interval covers."""
-    estimates = [contrast(weights, correct) for weights in family]
-    true_values = [sum(w * truth[arm] for arm, w in weights.items()) for weights in family]
-    declared = np.array(holm([e.p for e in estimates if e.p is not None]), float) < 0.05
-    covered = [covers(e, value) for e, value in zip(estimates, true_values, strict=True)]
-    return declared, np.array(covered)
+CELLS = [
+    Cell("2 seeds", seeds=2),
+    Cell("3 seeds", seeds=3),
+    Cell("5 seeds"),
+    Cell("10 seeds", seeds=10),
+    Cell("seeds' deviation 0.1 points, 10,000 images", seed_sd=0.001, images=10_000),
+    Cell("10,000 images", images=10_000),
+    Cell("seeds' deviation 1 point, 10,000 images", seed_sd=0.01, images=10_000),
+    Cell("200 images", images=200),
+    Cell("1,000 images, 3 seeds", images=1_000, seeds=3),
+    Cell("2 levels, 3 seeds", levels=(2,), seeds=3),
+    Cell("10 levels, 3 seeds", levels=(10,), seeds=3),
+    Cell("10 levels, 5 seeds", levels=(10,)),
+    Cell("2 x 5 arms, 3 seeds", levels=(2, 5), seeds=3),
+    Cell("2 x 5 arms", levels=(2, 5)),
+    Cell("2 x 2 x 3 arms, 3 seeds", levels=(2, 2, 3), seeds=3),
+    Cell("2 x 2 x 3 arms", levels=(2, 2, 3)),
+    Cell("accuracy 0.1", accuracy=0.1),
+    Cell("accuracy 0.99", accuracy=0.99, seed_sd=0.001),
+    Cell("accuracy 0.999", accuracy=0.999, seed_sd=0.0003),
+    Cell("accuracy 0.999, 200 images", accuracy=0.999, seed_sd=0.0003, images=200),
+    Cell("one run diverged", diverged=True),
+    Cell("unequal variances: one arm 3 points", seed_sd=(0.03, 0.003, 0.003, 0.003, 0.003)),
+    Cell("unequal seeds: 10, 5, 5, 3, 3", seeds=(10, 5, 5, 3, 3)),
+    Cell("both unequal, noisiest arm with 3 seeds", seeds=(3, 5, 5, 10, 10), seed_sd=(0.03, 0.003, 0.003, 0.01, 0.01)),
+    Cell("low power: one arm 0.5 points better", better=0.005),
+    Cell("one arm 2 points better", better=0.02, images=10_000),
+    Cell("2 x 2 arms, one 4 points better: an interaction", levels=(2, 2), better=0.04),
+    Cell("equivalence: 2 arms at the margin of 1 point", levels=(2,), better=0.01, images=10_000, margin=0.01),
+    Cell("equivalence: 2 equal arms, margin 1 point", levels=(2,), images=10_000, margin=0.01),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one simulated study says.
+
+    Attributes:
+        is_wrong: whether its answer declares any difference or interaction that is none, or in the wrong direction.
+        is_shown: the share of the true differences of the first arm that it declares; NaN without any.
+        all_cover: whether all simultaneous intervals of differences and interactions hold; NaN where none is tested.
+        means_cover: the share of the arms' intervals that hold.
+        is_equivalent: the share of differences that it declares equivalent; NaN without a margin.
+    """
+
+    is_wrong: float
+    is_shown: float
+    all_cover: float
+    means_cover: float
+    is_equivalent: float
+
+
+def one_study(cell: Cell, rng: np.random.Generator) -> Outcome:
+    """Simulate a study of a kind, and judge its answer as `comparison.compare` makes it."""
+    place_of = {
+        ",".join(map(str, place)): {f"f{n}": f"f{n}={level}" for n, level in enumerate(place)}
+        for place in product(*(range(levels) for levels in cell.levels))
+    }
+    arms = list(place_of)
+    truth = dict.fromkeys(arms, cell.accuracy) | {arms[0]: cell.accuracy + cell.better}
+    seed_sd = dict(zip(arms, cell.seed_sd, strict=True)) if isinstance(cell.seed_sd, tuple) else cell.seed_sd
+    seeds = dict(zip(arms, cell.seeds, strict=True)) if isinstance(cell.seeds, tuple) else cell.seeds
+    correct = simulate(rng, truth, seed_sd, seeds, cell.images)
+    if cell.diverged:
+        correct[arms[0]][0] = rng.random(cell.images) < 0.1
+    means = [
+        covers(contrast({arm: 1.0}, correct), truth[arm]) for arm in arms if not (cell.diverged and arm == arms[0])
+    ]
+    usable = usable_arms(correct)
+    tested = {arm: place_of[arm] for arm in usable}
+    pairs_of = {
+        f"f{n}": list(combinations([f"f{n}={level}" for level in range(levels)], 2))
+        for n, levels in enumerate(cell.levels)
+    }
+    main = level_comparisons(tested, pairs_of)
+    crossed, _ = interactions(tested, pairs_of)
+    contrasts: list[Comparison | CrossComparison] = [*main, *crossed]
+    estimates = simultaneous([c.weights for c in contrasts], usable, DRAWS)
+    true_values = [_true(c.weights, truth) for c in contrasts]
+    shown_factors = [
+        factors
+        for c, e in zip(crossed, estimates[len(main) :], strict=True)
+        if e.p is not None and e.p < 0.05
+        for factors in (c.factors, c.factors[::-1])
+    ]
+    at_levels = comparisons_at(tested, pairs_of, dict.fromkeys(shown_factors))
+    of_levels = simultaneous([c.weights for c in at_levels], usable, DRAWS)
+    replaced = {factor for factor, _ in shown_factors}  # whose averages the answer leaves out
+    said = [
+        (estimate, true)
+        for c, estimate, true in zip(contrasts, estimates, true_values, strict=True)
+        if not (isinstance(c, Comparison) and c.factor in replaced)
+    ] + [(e, _true(c.weights, truth)) for c, e in zip(at_levels, of_levels, strict=True)]
+    of_first = [e for e, true in zip(estimates, true_values, strict=True) if abs(true) > 1e-12]
+    return Outcome(
+        is_wrong=float(any(_is_wrong(e, true) for e, true in said)),
+        is_shown=float(np.mean([e.p is not None and e.p < 0.05 for e in of_first])) if of_first else np.nan,
+        all_cover=float(all(covers(e, t) for e, t in zip(estimates, true_values, strict=True)))
+        if estimates
+        else np.nan,
+        means_cover=float(np.mean(means)),
+        is_equivalent=_equivalent(estimates, cell.margin),
+    )
+
+
+def _equivalent(estimates: list[Estimate], margin: float | None) -> float:
+    """Return the share of intervals within the margin; NaN without one."""
+    if margin is None:
+        return np.nan
+    return float(
+        np.mean([e.low is not None and e.high is not None and max(-e.low, e.high) < margin for e in estimates])
+    )
+
+
+def _true(weights: Weights, truth: Mapping[str, float]) -> float:
+    return sum(weight * truth[arm] for arm, weight in weights.items())
+
+
+def _is_wrong(estimate: Estimate, true: float) -> bool:
+    is_shown = estimate.p is not None and estimate.p < 0.05
+    return is_shown and (abs(true) < 1e-12 or (estimate.value > 0) != (true > 0))
 
 
 def covers(estimate: Estimate, truth: float) -> bool:
@@ -93,81 +231,36 @@ def covers(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
 
-def simulate_studies(rng: np.random.Generator, seed_sd: float, studies: int, images: int) -> dict[str, np.ndarray]:
-    """Return, by the name of a row of the table, what each study adds to it, a share from 0 to 1."""
-    equal = dict.fromkeys(ONE_FACTOR, ACCURACY)
-    one_better = equal | {"a": ACCURACY + TRUE_DIFFERENCE}
-    two = {arm: one_better[arm] for arm in "ab"}
-    equal_two_factors = dict.fromkeys(TWO_FACTORS, ACCURACY)
-    rows: dict[str, list[float]] = {name: [] for name in BOUNDS}
-    for _ in range(studies):
-        correct = simulate(rng, equal, seed_sd, SEEDS, images)
-        rows["runs of one arm disagree"].append(float(np.mean(correct["a"][0] != correct["a"][1])))
-        rows["runs of two arms disagree"].append(float(np.mean(correct["a"][0] != correct["b"][0])))
-        declared, covered = judge(pairs(ONE_FACTOR), correct, equal)
-        rows["5 equal arms: any difference declared"].append(float(declared.any()))
-        rows["5 equal arms: intervals of differences cover"].append(covered.mean())
-        means = [contrast({arm: 1.0}, correct) for arm in ONE_FACTOR]
-        rows["5 equal arms: intervals of means cover"].append(float(np.mean([covers(e, ACCURACY) for e in means])))
-
-        correct = simulate(rng, equal_two_factors, seed_sd, SEEDS, images)
-        for position, name in enumerate(("2 levels", "3 levels")):
-            declared, covered = judge(pairs_of_levels(position), correct, equal_two_factors)
-            rows[f"2 x 3 equal arms, factor of {name}: any difference declared"].append(float(declared.any()))
-            rows[f"2 x 3 equal arms, factor of {name}: intervals of differences cover"].append(covered.mean())
-
-        declared, _ = judge(pairs(("a", "b")), simulate(rng, two, seed_sd, SEEDS, images), two)
-        rows["2 arms 1 point apart: declared"].append(declared.mean())
-        declared, covered = judge(pairs(ONE_FACTOR), simulate(rng, one_better, seed_sd, SEEDS, images), one_better)
-        rows["5 arms, one 1 point better: each of its 4 differences declared"].append(declared[:4].mean())
-        rows["5 arms, one 1 point better: intervals of differences cover"].append(covered.mean())
-    return {name: np.array(values, float) for name, values in rows.items()}
-
-
-ERRORS, COVERAGE, FREE = (0.0, 29 / 400), (0.93, 0.97), (0.0, 1.0)  # 29 of 400: 5 % and twice its Monte-Carlo error
-
-BOUNDS = {
-    "5 equal arms: any difference declared": ERRORS,
-    "5 equal arms: intervals of differences cover": COVERAGE,
-    "5 equal arms: intervals of means cover": COVERAGE,
-    "2 x 3 equal arms, factor of 2 levels: any difference declared": ERRORS,
-    "2 x 3 equal arms, factor of 2 levels: intervals of differences cover": COVERAGE,
-    "2 x 3 equal arms, factor of 3 levels: any difference declared": ERRORS,
-    "2 x 3 equal arms, factor of 3 levels: intervals of differences cover": COVERAGE,
-    "5 arms, one 1 point better: intervals of differences cover": COVERAGE,
-    "2 arms 1 point apart: declared": FREE,
-    "5 arms, one 1 point better: each of its 4 differences declared": FREE,
-    "runs of one arm disagree": FREE,
-    "runs of two arms disagree": FREE,
-}
-
-
-def main() -> int:
-    """Print the table as markdown; return 1 if a value is out of bounds."""
-    results = [
-        simulate_studies(np.random.default_rng([SIMULATION_SEED, i]), seed_sd, STUDIES, IMAGES)
-        for i, seed_sd in enumerate(SEED_SDS)
-    ]
-    print("| standard deviation of the seed effect | " + " | ".join(f"{100 * sd:g} points" for sd in SEED_SDS), end="")
-    print(" | wanted |\n|" + " --- |" * (len(SEED_SDS) + 2))
+def main(studies: int = STUDIES) -> int:
+    """Print the table as markdown; return 1 if a value is out of bounds by more than two standard errors."""
+    print("| simulated studies | any false declaration | all intervals hold | arms' intervals hold | true ones shown |")
+    print("| --- | --- | --- | --- | --- |")
     is_calibrated = True
-    for name, (low, high) in BOUNDS.items():
+    for number, cell in enumerate(CELLS):
+        rng = np.random.default_rng([SIMULATION_SEED, number])
+        outcomes = [one_study(cell, rng) for _ in range(studies)]
         cells = []
-        for result in results:
-            share_of_study = result[name]
-            share, error = share_of_study.mean(), share_of_study.std(ddof=1) / np.sqrt(STUDIES)
-            count = f"{share_of_study.sum():.0f} of {STUDIES}, " if (low, high) == ERRORS else ""
-            cells.append(f"{count}{100 * share:.1f} % ± {100 * error:.1f}")
-            is_calibrated &= bool(low <= share <= high)
-        wanted = {ERRORS: f"at most 29 of {STUDIES}", COVERAGE: "93 to 97 %", FREE: ""}[low, high]
-        print(f"| {name} | " + " | ".join(cells) + f" | {wanted} |")
-    print(
-        f"\nEach cell: {STUDIES} simulated studies of {SEEDS} seeds per arm and {IMAGES} test images, accuracy "
-        f"{ACCURACY}, ± its Monte-Carlo standard error; simulation seed {SIMULATION_SEED}. Declared: p < 0.05 after "
-        "Holm's correction over all pairs of a factor's levels. Intervals: 95 %."
-    )
+        for name, (low, high) in (
+            ("is_wrong", ERRORS),
+            ("all_cover", COVERAGE),
+            ("means_cover", FREE),
+            ("is_shown", FREE),
+        ):
+            values = np.array([getattr(outcome, name) for outcome in outcomes])
+            if name == "is_shown" and cell.margin is not None:
+                values = np.array([outcome.is_equivalent for outcome in outcomes])
+            if np.isnan(values).all():
+                cells.append("-")
+                continue
+            share, error = values.mean(), values.std(ddof=1) / np.sqrt(studies)
+            is_calibrated &= bool(low - 2 * error <= share <= high + 2 * error) or (
+                name == "all_cover" and share > high
+            )
+            equivalent = "equivalent: " if name == "is_shown" and cell.margin is not None else ""
+            cells.append(f"{equivalent}{100 * share:.1f} % ± {100 * error:.1f}")
+        print(f"| {cell.name} | " + " | ".join(cells) + " |", flush=True)
     return 0 if is_calibrated else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(int, sys.argv[1:])))

@@ -1,262 +1,294 @@
-"""The answer in a sentence, and all numbers of the report."""
+"""The answer in two tiers, the verdict and its evidence, and all numbers of the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-from ablation.analysis.comparison import (
+import numpy as np
+
+from ablation.analysis.arm_summaries import (
     ArmSummary,
-    Difference,
-    FactorAnalysis,
-    Interaction,
     Mistake,
-    analyse_factor,
-    analyse_interactions,
     champion_run,
     confident_mistakes,
-    level_difference,
     summarise_arm,
     winning_arm,
 )
+from ablation.analysis.comparison import Comparisons, Difference, FactorAnalysis, Interaction, compare
+from ablation.analysis.outliers import Outlier, outlying_runs, without_runs
 from ablation.analysis.results import ArmResult, StudyResult
-from ablation.base.text import plural
+from ablation.analysis.simultaneous import FEWEST_SEEDS, chances_of_best
+from ablation.analysis.tuning import searched_params
+from ablation.analysis.verdict import best_of, factor_lines
+from ablation.analysis.wording import format_p, format_seeds, interval_points, join, points
+from ablation.base.text import format_params, plural
+
+MOST_AT_LEVELS = 6  # differences at the levels of another factor that the evidence lists; the tables have all
 
 
 @dataclass(frozen=True)
 class StudyAnalysis:
     """All numbers of the report.
 
-    `interactions` belong to studies with exactly two factors; `interaction_missing` has a line for each that lacks a
-    confirmed arm. `arm_pairs` are the differences of all pairs of confirmed arms of a study with several factors.
-    `mistakes` are the champion run's most confident ones: those whose images are kept with its predictions.
+    Attributes:
+        result: the study.
+        arms: a summary of each.
+        compared: differences and interactions.
+        winner: the arm with the highest mean validation accuracy of its confirmation runs.
+        mistakes: the champion run's most confident ones: those whose images are kept with its predictions.
+        chances_of_best: arm -> chance that its mean test accuracy is the highest; empty below two testable arms.
+        outliers: confirmation runs that stand apart.
+        verdict: the answer in plain words, a line per factor.
+        evidence: the numbers behind it, as sentences.
     """
 
     result: StudyResult
     arms: list[ArmSummary]
-    factors: list[FactorAnalysis]
-    interactions: list[Interaction]
-    interaction_missing: list[str]
-    arm_pairs: list[Difference]
+    compared: Comparisons
     winner: ArmResult | None
     mistakes: list[Mistake]
-    answer: str
+    chances_of_best: dict[str, float]
+    outliers: list[Outlier]
+    verdict: list[str]
+    evidence: list[str]
+
+    @property
+    def answer(self) -> str:
+        """The verdict in one line."""
+        return " ".join(self.verdict)
+
+    @property
+    def factors(self) -> list[FactorAnalysis]:
+        """The factors with their levels and differences."""
+        return self.compared.factors
+
+    @property
+    def interactions(self) -> list[Interaction]:
+        """The tested interactions."""
+        return self.compared.interactions
 
 
 def analyse(result: StudyResult) -> StudyAnalysis:
     """Return the analysis of a study as it stands."""
-    confirmed = {arm.arm.name: arm for arm in result.arms if arm.confirmed}
-    correct = {name: arm.correct_SN for name, arm in confirmed.items()}
-    factors = [analyse_factor(result, factor, correct) for factor in result.spec.compared_levels()]
-    interactions, interaction_missing = analyse_interactions(result, correct)
-    pairs = []
-    if len(factors) > 1:
-        pairs = [level_difference(a, b, [(confirmed[a], confirmed[b])], correct) for a, b in combinations(confirmed, 2)]
+    correct = correct_of(result)
+    compared = compare(result, correct)
     summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
     best_arm = winning_arm(result)
+    chances = chances_of_best(correct)
+    outliers = outlying_runs(result)
+    verdict = _verdict(result, summaries, compared)
+    evidence = [
+        *_missing(result),
+        *_evidence(summaries, compared, margin_of(result)),
+        *_chances(chances),
+        *_apart(result, outliers, verdict),
+    ]
     return StudyAnalysis(
         result=result,
         arms=summaries,
-        factors=factors,
-        interactions=interactions,
-        interaction_missing=interaction_missing,
-        arm_pairs=pairs,
+        compared=compared,
         winner=best_arm,
         mistakes=confident_mistakes(champion_run(best_arm), result.classes) if best_arm is not None else [],
-        answer=_answer(result, summaries, factors),
+        chances_of_best=chances,
+        outliers=outliers,
+        verdict=verdict,
+        evidence=evidence,
     )
 
 
-def points(difference: float) -> str:
-    """Return a difference of accuracies in percentage points, with a second decimal below one point."""
-    value = 100 * difference
-    text = f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
-    return text if float(text) else text.removeprefix("-")
+def correct_of(result: StudyResult) -> dict[str, np.ndarray]:
+    """Return confirmed arm -> whether each run is right about each test image, bool, S x N."""
+    return {arm.arm.name: arm.correct_SN for arm in result.arms if arm.confirmed}
 
 
-def format_p(p: float) -> str:
-    """Return a p-value as 'p < 0.001' or 'p = 0.012'."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+def margin_of(result: StudyResult) -> float | None:
+    """Return the study's equivalence margin as a fraction of accuracy; None without one."""
+    equivalence = result.spec.confirm.equivalence
+    return None if equivalence is None else equivalence / 100
 
 
-def format_seeds(seeds: tuple[int, int]) -> str:
-    """Return a number of seeds, or the smallest and the largest where arms differ."""
-    least, most = seeds
-    return plural(least, "seed") if least == most else f"{least} to {most} seeds"
-
-
-def interval_points(low: float | None, high: float | None) -> str:
-    """Return the ends of an interval in percentage points, both with the same decimals."""
-    if low is None or high is None:
-        return "-"
-    decimals = 1 if max(abs(low), abs(high)) >= 0.02 else 2
-    ends = [f"{100 * end:.{decimals}f}" for end in (low, high)]
-    return " to ".join(end if float(end) else end.removeprefix("-") for end in ends)
-
-
-def _answer(result: StudyResult, arms: list[ArmSummary], factors: list[FactorAnalysis]) -> str:
-    confirmed = [arm for arm in arms if arm.test is not None]
+def _verdict(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
+    confirmed = [arm for arm in arms if arm.accuracy is not None]
     if not confirmed:
         best = max((arm for arm in arms if arm.result.best), key=_tuned_accuracy, default=None)
         if best is None:
-            return "No trial has finished yet."
+            return ["No trial has finished yet."]
         trials = sum(trial.val_accuracy is not None for trial in best.result.trials)
         reason = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
-        return (
+        return [
             f"The best tuned arm is {best.name} (validation accuracy {_tuned_accuracy(best):.4f}, the best of "
-            f"{plural(trials, 'trial')}), but without confirmation runs no answer is possible: "
-            f"{reason}."
-        )
-    if not factors:
-        return _preliminary(result) + _one_arm(confirmed[0])
+            f"{plural(trials, 'trial')}), but without confirmation runs no answer is possible: {reason}."
+        ]
+    start = "Preliminary: " if _missing(result) else ""
+    if len(arms) == 1:
+        return [start + _found(result, confirmed[0])]
     if len(confirmed) == 1:
-        only = confirmed[0]
-        return _preliminary(result) + f"Only {only.name} is confirmed, so there is nothing to compare. {_one_arm(only)}"
-    factors = [factor for factor in factors if len(factor.levels) > 1] or factors
-    clauses = [_clause(factor) for factor in factors]
-    if len(factors) > 1:
-        clauses = [f"{factor.factor}: {clause}" for factor, clause in zip(factors, clauses, strict=True)]
-    text = _preliminary(result) + "; ".join(clauses) + "."
-    failed = [arm.name for arm in arms if arm.result.best is None]
-    omission = f" Left out, because no trial of it finished: {'; '.join(failed)}." if failed else ""
-    is_name = text.startswith(tuple(level.label for factor in factors for level in factor.levels))
-    return (text if is_name or len(factors) > 1 else text[0].upper() + text[1:]) + _caution(factors) + omission
+        return [f"{start}Only {confirmed[0].name} is confirmed, so there is nothing to compare."]
+    factors = [factor for factor in compared.factors if len(factor.levels) > 1]
+    lines = factor_lines(factors, margin_of(result))
+    return [start + lines[0], *lines[1:]]
 
 
-def _caution(factors: list[FactorAnalysis]) -> str:
-    """Return the sentence on [[arms]] that differ in several parameters at once; empty without such arms."""
-    pairs = [names for factor in factors for names in factor.confounded.values()]
-    if not pairs:
-        return ""
-    if any(names != pairs[0] for names in pairs) or len(pairs) < sum(len(factor.family) for factor in factors):
-        return " Some arms differ in several parameters at once: their difference is not that of a single parameter."
-    return f" The arms differ in {_join(pairs[0])} at once: a difference cannot be put down to one of them alone."
-
-
-def _preliminary(result: StudyResult) -> str:
-    missing = [(result.missing_trials, "trials"), (result.missing_confirmations, "confirmation runs")]
-    texts = [f"{count} {what if count > 1 else what[:-1]}" for count, what in missing if count]
-    return f"Preliminary, {' and '.join(texts)} still missing: " if texts else ""
-
-
-def _tuned_accuracy(arm: ArmSummary) -> float:
-    return (arm.result.best.val_accuracy or 0.0) if arm.result.best else 0.0
+def _found(result: StudyResult, arm: ArmSummary) -> str:
+    """Return the answer of a study with one arm: the configuration that was found, and its accuracy."""
+    assert arm.accuracy is not None
+    assert arm.result.best is not None
+    searched = format_params(searched_params(result.spec, arm.result.best))
+    subject = f"The search found {searched}:" if searched else f"{_named(arm)} has"
+    return f"{subject} test accuracy {arm.accuracy.value:.4f}{_in_brackets(arm)}."
 
 
 def _named(arm: ArmSummary) -> str:
     return arm.name if arm.result.arm.compared_levels else "The only arm"
 
 
-def _one_arm(arm: ArmSummary) -> str:
+def _in_brackets(arm: ArmSummary) -> str:
+    assert arm.accuracy is not None
     assert arm.test is not None
-    estimate, seeds = arm.test.estimate, format_seeds((arm.test.seeds, arm.test.seeds))
-    if estimate.low is None:
-        return f"{_named(arm)} reaches a test accuracy of {estimate.value:.4f} with one seed, which proves nothing."
-    return (
-        f"{_named(arm)} reaches a mean test accuracy of {estimate.value:.4f} "
-        f"(95 % CI over seeds {estimate.low:.4f} to {estimate.high:.4f}, {seeds})."
-    )
+    if arm.accuracy.low is None:
+        return ", of one seed, which proves nothing"
+    seeds = format_seeds((arm.test.seeds, arm.test.seeds))
+    return f" ({arm.accuracy.low:.4f} to {arm.accuracy.high:.4f}, {seeds})"
 
 
-def _clause(factor: FactorAnalysis) -> str:
-    """Return the answer for one factor from its tested differences, without a full stop."""
-    if factor.leader is None or not factor.family:
-        return "nothing can be compared"
-    pivot = factor.control or factor.leader
-    if not any(pivot in (difference.first, difference.second) for difference in factor.family):
-        return f"nothing can be compared with {pivot} yet{_elsewhere(factor)}"
-    if any(difference.estimate.p is None for difference in factor.family):
-        return _untested_clause(factor)
-    name = f"the control {pivot}" if factor.control else pivot
-    with_pivot = [difference for difference in factor.family if pivot in (difference.first, difference.second)]
-    parts: list[str] = []
-    smallest_gaps: list[Difference] = []  # where one verb has several objects
-    for verb, sign in (("beats", 1), ("loses to", -1)):
-        shown = [d for d in with_pivot if d.is_shown and sign * _gain(d, pivot) > 0]
-        if len(shown) == 1:
-            parts.append(f"{verb} {_other(shown[0], pivot)} by {_evidence(shown[0])}")
-        elif shown:
-            parts.append(f"{verb} {_join([_other(difference, pivot) for difference in shown])}")
-            smallest_gaps.append(_smallest(shown))
-    loses = any(part.startswith("loses") for part in parts)
-    unclear = [difference for difference in with_pivot if not difference.is_shown]
-    if unclear:
-        which = _join([_other(difference, pivot) for difference in unclear])
-        clearest = min(unclear, key=lambda difference: difference.estimate.p or 0.0)
-        of = f"the clearest is {_other(clearest, pivot)}: " if len(unclear) > 1 else ""
-        measured = f"{of}{points(_gain(clearest, pivot))} points, {_details(clearest, pivot)}"
-        if parts:
-            parts.append(f"could not be told apart from {which} ({measured})")
+def _tuned_accuracy(arm: ArmSummary) -> float:
+    return (arm.result.best.val_accuracy or 0.0) if arm.result.best else 0.0
+
+
+def _missing(result: StudyResult) -> list[str]:
+    missing = [(result.missing_trials, "trials"), (result.missing_confirmations, "confirmation runs")]
+    texts = [f"{count} {what if count > 1 else what[:-1]}" for count, what in missing if count]
+    return [f"Still missing: {' and '.join(texts)}."] if texts else []
+
+
+def _evidence(arms: list[ArmSummary], compared: Comparisons, margin: float | None) -> list[str]:
+    """Return the measured differences with intervals and p-values, and what limits them."""
+    confirmed = [arm for arm in arms if arm.accuracy is not None]
+    sentences = []
+    if len(confirmed) == 1 and len(arms) > 1:
+        only = confirmed[0]
+        assert only.accuracy is not None
+        sentences.append(f"{only.name} has test accuracy {only.accuracy.value:.4f}{_in_brackets(only)}.")
+    elif confirmed:
+        for factor in compared.factors:
+            if factor.family:
+                sentences.append(_of_factor(factor, margin))
+                for other, each in factor.by_level.items():
+                    if len(each) <= MOST_AT_LEVELS:
+                        sentences.append(_at_levels(factor, other, each, margin))
+        sentences += _of_interactions(compared)
+        sentences += _caution(compared.factors)
+    failed = [arm.name for arm in arms if arm.result.best is None]
+    if failed and confirmed:
+        sentences.append(f"Left out, because no trial of it finished: {'; '.join(failed)}.")
+    for arm in arms:
+        lost = [run for run in arm.result.confirmations if run.state == "failed"]
+        if lost:
+            numbers = join([f"#{run.number}" for run in lost])
+            reasons = "; ".join(sorted({run.reason or "no reason is known" for run in lost}))
+            sentences.append(
+                f"{arm.name}: {plural(len(lost), 'confirmation run')} failed ({numbers}: {reasons}); its figures are "
+                "those of the others."
+            )
+    return sentences
+
+
+def _of_factor(factor: FactorAnalysis, margin: float | None) -> str:
+    pivot = factor.pivot or factor.ahead or factor.levels[0].label
+    with_pivot = [d for d in factor.family if pivot in (d.first, d.second)]
+    if not with_pivot:
+        return f"{factor.factor}: no level shares a combination of the other factors with {pivot}."
+    text = f"{factor.factor}: {_from(pivot, with_pivot, margin)}."
+    if factor.by_level:
+        text = f"{text[:-1]}, averages over {join(list(factor.by_level))} that hide an interaction."
+    if factor.leader not in (None, pivot) and factor.pivot is None:
+        text += f" On validation, {factor.leader} leads."
+    return text
+
+
+def _at_levels(factor: FactorAnalysis, other: str, differences: Sequence[Difference], margin: float | None) -> str:
+    clauses = []
+    for at in dict.fromkeys(str(d.at) for d in differences):
+        here = [d for d in differences if d.at == at]
+        pivot = factor.pivot or best_of(here)
+        with_pivot = [d for d in here if pivot in (d.first, d.second)]
+        if with_pivot:
+            clauses.append(f"with {at}, {_from(pivot, with_pivot, margin)}")
+    return f"{factor.factor} at each level of {other}: {'; '.join(clauses)}."
+
+
+def _from(pivot: str, differences: Sequence[Difference], margin: float | None) -> str:
+    """Return the differences from one level in points, each with interval and p, and their seeds."""
+    cells = []
+    for difference in differences:
+        is_first = difference.first == pivot
+        estimate = difference.estimate
+        value = estimate.value if is_first else -estimate.value
+        cell = f"{difference.second if is_first else difference.first} {points(value)}"
+        if estimate.low is not None and estimate.high is not None and estimate.p is not None:
+            low, high = (estimate.low, estimate.high) if is_first else (-estimate.high, -estimate.low)
+            verdict = f", {difference.equivalence(margin)}" if margin is not None else ""
+            cell += f" ({interval_points(low, high)}, {format_p(estimate.p)}{verdict})"
         else:
-            any_of = "any of " if len(unclear) > 1 else ""
-            return f"no difference could be shown between {name} and {any_of}{which} ({measured}){_elsewhere(factor)}"
-    although = f", though {pivot} leads on validation" if loses and not factor.control else ""
-    return f"{name} {_join(parts)}{although}{_gaps(smallest_gaps, pivot)}"
+            cell += " (not tested)"
+        cells.append(cell)
+    seeds = (min(d.seeds[0] for d in differences), max(d.seeds[1] for d in differences))
+    few = ""
+    if any(not difference.is_tested for difference in differences):
+        few = f"; arms with fewer than {FEWEST_SEEDS} seeds are not tested, because so few prove nothing"
+    return f"{pivot} minus {join(cells)}, in points, {format_seeds(seeds)}{few}"
 
 
-def _gaps(smallest_gaps: list[Difference], pivot: str) -> str:
-    """Return the end of a clause that names several levels at once: how close the closest of them is."""
-    if not smallest_gaps:
-        return ""
-    others = _join([_other(difference, pivot) for difference in smallest_gaps])
-    evidence = _join([_evidence(difference) for difference in smallest_gaps])
-    noun, verb = ("gap", "is") if len(smallest_gaps) == 1 else ("gaps", "are")
-    return f"; the smallest {noun}, to {others}, {verb} {evidence}"
-
-
-def _elsewhere(factor: FactorAnalysis) -> str:
-    """Return the smallest difference that was shown between levels other than the leader, which beats none."""
-    shown = [difference for difference in factor.family if difference.is_shown]
-    if not shown:
-        return ""
-    smallest = _smallest(shown)
-    high, low = _ordered(smallest)
-    return f", but {high} beats {low} by {_evidence(smallest)}"
-
-
-def _smallest(differences: Sequence[Difference]) -> Difference:
-    return min(differences, key=lambda difference: abs(difference.estimate.value))
-
-
-def _untested_clause(factor: FactorAnalysis) -> str:
-    """Return the answer for one factor where an arm has a single seed: differences without intervals."""
-    pivot = factor.control or factor.leader or ""
-    with_pivot = [difference for difference in factor.family if pivot in (difference.first, difference.second)]
-    gains = [
-        f"{points(abs(_gain(difference, pivot)))} points {'above' if _gain(difference, pivot) > 0 else 'below'} "
-        f"{_other(difference, pivot)}"
-        for difference in with_pivot
+def _of_interactions(compared: Comparisons) -> list[str]:
+    if not compared.interactions:
+        return []
+    largest = max(compared.interactions, key=lambda i: abs(i.estimate.value))
+    estimate = largest.estimate
+    assert estimate.p is not None
+    shown = sum(interaction.is_shown for interaction in compared.interactions)
+    what = f"{shown} of {plural(len(compared.interactions), 'interaction')} shown"
+    return [
+        f"{what}; the largest: {largest.first} minus {largest.first_base} changes by {points(estimate.value)} points "
+        f"({interval_points(estimate.low, estimate.high)}, {format_p(estimate.p)}) with {largest.second} rather than "
+        f"{largest.second_base}."
     ]
-    return f"{pivot} is {_join(gains)} on the test images, but one seed proves nothing"
 
 
-def _gain(difference: Difference, pivot: str) -> float:
-    """Return the test accuracy of `pivot` minus that of the other side."""
-    return difference.estimate.value if difference.first == pivot else -difference.estimate.value
+def _caution(factors: list[FactorAnalysis]) -> list[str]:
+    """Return the sentence on [[arms]] that differ in several parameters at once; none without such arms."""
+    pairs = [names for factor in factors for names in factor.confounded.values()]
+    if not pairs:
+        return []
+    if any(names != pairs[0] for names in pairs) or len(pairs) < sum(len(factor.family) for factor in factors):
+        return ["Some arms differ in several parameters at once: their difference is not that of a single parameter."]
+    return [f"The arms differ in {join(pairs[0])} at once: a difference cannot be put down to one of them alone."]
 
 
-def _other(difference: Difference, pivot: str) -> str:
-    return difference.second if difference.first == pivot else difference.first
+def _chances(chances: dict[str, float]) -> list[str]:
+    if not chances:
+        return []
+    ranked = sorted(chances, key=lambda arm: -chances[arm])
+    likely = [f"{arm} {_percent(chances[arm])}" for arm in ranked if chances[arm] >= 0.05][:3]
+    return [f"Chance to be the best arm: {join(likely)}."]
 
 
-def _ordered(difference: Difference) -> tuple[str, str]:
-    """Return the side with the higher test accuracy, then the other."""
-    names = (difference.first, difference.second)
-    return names if difference.favours_first else names[::-1]
+def _percent(share: float) -> str:
+    return "> 99 %" if share > 0.99 else f"{100 * share:.0f} %"
 
 
-def _evidence(difference: Difference) -> str:
-    """Return a shown difference, as a positive number, with its interval, p-value and seeds."""
-    return f"{points(abs(difference.estimate.value))} points ({_details(difference, _ordered(difference)[0])})"
-
-
-def _details(difference: Difference, pivot: str) -> str:
-    estimate = difference.estimate
-    assert estimate.low is not None
-    assert estimate.high is not None
-    low, high = (estimate.low, estimate.high) if difference.first == pivot else (-estimate.high, -estimate.low)
-    p = f", Holm {format_p(difference.corrected_p)}" if difference.corrected_p is not None else ""
-    return f"95 % CI {interval_points(low, high)}{p}, {format_seeds(difference.seeds)}"
-
-
-def _join(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> list[str]:
+    """Return the outlying runs by name, and the verdict without them."""
+    if not outliers:
+        return []
+    rest = without_runs(result, outliers)
+    summaries = [summarise_arm(arm, len(rest.classes)) for arm in rest.arms]
+    again = " ".join(_verdict(result, summaries, compare(rest, correct_of(rest))))
+    names = join(
+        [
+            f"{o.arm} confirmation run #{o.run.number} (test accuracy {o.run.test_accuracy:.4f}, its arm's median "
+            f"{o.median:.4f})"
+            for o in outliers
+        ]
+    )
+    runs = "Outlying run" if len(outliers) == 1 else "Outlying runs"
+    consequence = "the verdict is the same." if again == " ".join(verdict) else f"the verdict would be: {again}"
+    return [f"{runs}: {names}. Without {'it' if len(outliers) == 1 else 'them'}, {consequence}"]

@@ -1,163 +1,32 @@
-"""Arms, levels and their differences; the winner."""
+"""Levels and their differences, interactions: all tested together."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ablation.analysis import statistics
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
-from ablation.analysis.statistics import ALPHA, Estimate
+from ablation.analysis.arm_summaries import confirmed_validation
+from ablation.analysis.contrasts import (
+    Comparison,
+    CrossComparison,
+    LabelPairs,
+    Place,
+    comparisons_at,
+    interactions,
+    label_pairs,
+    level_comparisons,
+    level_label,
+    matched_pairs,
+    pivots,
+    places,
+)
+from ablation.analysis.power import SIZES, smallest_differences
+from ablation.analysis.results import StudyResult
+from ablation.analysis.simultaneous import FEWEST_SEEDS, simultaneous, usable_arms
+from ablation.analysis.statistics import ALPHA, Estimate, arm_moments, contrast
 from ablation.spec.arms import differing_parameters
-from ablation.training.evaluation import balanced_accuracy_and_macro_f1
 
-
-def confirmed_validation(arm: ArmResult) -> np.ndarray:
-    """Return the best validation accuracy of each finished confirmation run of an arm, float64 (S)."""
-    return np.array([run.val_accuracy for run in arm.confirmations if run.val_accuracy is not None], np.float64)
-
-
-def winning_arm(result: StudyResult) -> ArmResult | None:
-    """Return the arm with the highest mean validation accuracy over its finished confirmation runs.
-
-    The first of equals; None where no confirmation run has finished. No test metric is used.
-    """
-    candidates = [arm for arm in result.arms if confirmed_validation(arm).size]
-    return max(candidates, key=lambda arm: float(confirmed_validation(arm).mean()), default=None)
-
-
-def champion_run(arm: ArmResult) -> RunResult:
-    """Return the confirmation run with the highest validation accuracy, the first of equals; no test metric is used.
-
-    Raises:
-        ValueError: no confirmation run of the arm has finished.
-    """
-    finished = [run for run in arm.confirmations if run.val_accuracy is not None]
-    return max(finished, key=lambda run: run.val_accuracy or 0.0)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Accuracy over the seeds of an arm: mean with its t interval over seeds, standard deviation, number of seeds.
-
-    `standard_deviation` and the interval are None with one seed.
-    """
-
-    estimate: Estimate
-    standard_deviation: float | None
-    seeds: int
-
-    @property
-    def mean(self) -> float:
-        """The mean accuracy."""
-        return self.estimate.value
-
-
-@dataclass(frozen=True)
-class ArmSummary:
-    """A summary of an arm's runs; values over confirmation runs are None without them.
-
-    Attributes:
-        result: the arm's runs.
-        val: validation accuracy over its confirmation runs.
-        test: test accuracy over its confirmation runs.
-        balanced: balanced test accuracy over its confirmation runs, the mean of the classes' recalls.
-        macro_f1: macro F1 of the test images over its confirmation runs, the mean of the classes' F1 scores.
-        class_accuracies_K: mean test accuracy of each class over seeds, NaN for a class without test images.
-        confusion_KK: mean over seeds of the fraction of each true class (row) that is predicted as each class (column).
-        selection_bias: the tuned trial's validation accuracy minus the mean of its confirmation runs.
-        best_so_far_T: the best validation accuracy of the trials so far, in their order; NaN before the first finished.
-        late_rise: the rise of that in the last third of the trials; None where fewer than three have ended.
-        trained_parameters: their number in the chosen configuration.
-        training_seconds: mean over the confirmation runs, else of the best trial.
-        training_runs: the number of runs in that mean.
-        failed: trials and confirmation runs that failed.
-    """
-
-    result: ArmResult
-    val: Summary | None
-    test: Summary | None
-    balanced: Summary | None
-    macro_f1: Summary | None
-    class_accuracies_K: np.ndarray | None
-    confusion_KK: np.ndarray | None
-    selection_bias: float | None
-    best_so_far_T: np.ndarray
-    late_rise: float | None
-    trained_parameters: int | None
-    training_seconds: float | None
-    training_runs: int
-    failed: list[RunResult]
-
-    @property
-    def name(self) -> str:
-        """The arm's name."""
-        return self.result.arm.name
-
-
-def summarise(accuracies_S: np.ndarray) -> Summary | None:
-    """Return mean, standard deviation and interval of accuracies over seeds; None where there are none."""
-    if accuracies_S.size == 0:
-        return None
-    deviation = float(accuracies_S.std(ddof=1)) if accuracies_S.size > 1 else None
-    return Summary(statistics.seed_interval(accuracies_S), deviation, accuracies_S.size)
-
-
-def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> np.ndarray:
-    """Return the fraction of each true class (row) predicted as each class (column), K x K; NaN without images."""
-    counts_KK = np.zeros((classes, classes))
-    np.add.at(counts_KK, (labels_N, predicted_N), 1)
-    images_K1 = counts_KK.sum(axis=1, keepdims=True)
-    fractions_KK: np.ndarray = np.divide(counts_KK, images_K1, out=np.full_like(counts_KK, np.nan), where=images_K1 > 0)
-    return fractions_KK
-
-
-def best_so_far(trials: Sequence[RunResult]) -> np.ndarray:
-    """Return the best validation accuracy after each trial that has ended, float64 (T)."""
-    values = [np.nan if run.val_accuracy is None else run.val_accuracy for run in trials if run.state != "unfinished"]
-    best_so_far_T: np.ndarray = np.fmax.accumulate(np.array(values, np.float64))
-    return best_so_far_T
-
-
-def late_rise(best_so_far_T: np.ndarray) -> float | None:
-    """Return the rise of the best in the last third of the trials; None with too few finished trials."""
-    before = len(best_so_far_T) - len(best_so_far_T) // 3 - 1
-    if len(best_so_far_T) < 3 or np.isnan(best_so_far_T[before]):
-        return None
-    return float(best_so_far_T[-1] - best_so_far_T[before])
-
-
-def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
-    """Return the summary of an arm's runs, in a study of this number of classes."""
-    val = summarise(confirmed_validation(arm))
-    predictions = [run.predictions for run in arm.confirmed if run.predictions is not None]
-    scores_S2 = np.array(
-        [balanced_accuracy_and_macro_f1(p.labels_N, p.predicted_N, classes) for p in predictions], np.float64
-    ).reshape(-1, 2)
-    confusion_KK = None
-    if predictions:
-        confusion_KK = np.mean([confusion_matrix(p.predicted_N, p.labels_N, classes) for p in predictions], axis=0)
-    confirmed = [run for run in arm.confirmations if run.val_accuracy is not None]
-    timed = [run.training_seconds for run in confirmed or ([arm.best] if arm.best else []) if run.training_seconds]
-    best_so_far_T = best_so_far(arm.trials)
-    return ArmSummary(
-        result=arm,
-        val=val,
-        test=summarise(arm.test_accuracies_S),
-        balanced=summarise(scores_S2[:, 0]),
-        macro_f1=summarise(scores_S2[:, 1]),
-        class_accuracies_K=None if confusion_KK is None else np.diagonal(confusion_KK).copy(),
-        confusion_KK=confusion_KK,
-        selection_bias=None if val is None or arm.best is None else (arm.best.val_accuracy or 0.0) - val.mean,
-        best_so_far_T=best_so_far_T,
-        late_rise=late_rise(best_so_far_T),
-        trained_parameters=arm.best.trained_parameters if arm.best else None,
-        training_seconds=float(np.mean(timed)) if timed else None,
-        training_runs=len(timed),
-        failed=[run for run in [*arm.trials, *arm.confirmations] if run.state == "failed"],
-    )
+Correct = Mapping[str, np.ndarray]  # confirmed arm -> whether each run is right about each image, bool, S x N
 
 
 @dataclass(frozen=True)
@@ -176,38 +45,58 @@ class LevelMean:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean test accuracy of `first` minus that of `second`.
+    """Mean test accuracy of `first` minus that of `second`, two levels of a factor.
 
     Attributes:
-        first: a level or an arm.
-        second: another.
-        estimate: the difference, over seeds and images; its `p` is not corrected.
-        val: the same difference of mean validation accuracies.
+        first: the label of a level.
+        second: another's.
+        estimate: the difference with its simultaneous interval and corrected p; a value alone where it is not tested.
         seeds: the smallest and the largest number of seeds of the compared arms.
         arms: how many arms of each side are compared.
-        corrected_p: after Holm's correction over the factor's family; None where nothing is tested.
-        seeds_needed: seeds per arm that would show a difference of this size, if tested and not shown; None where a
-            thousand are not enough.
+        at: the label of the level of another factor that all these arms have; None for an average.
     """
 
     first: str
     second: str
     estimate: Estimate
-    val: float
     seeds: tuple[int, int]
     arms: int
-    corrected_p: float | None = None
-    seeds_needed: int | None = None
+    at: str | None = None
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there are seeds enough for a test."""
+        return self.estimate.p is not None
 
     @property
     def is_shown(self) -> bool:
-        """Whether the corrected p-value is below 0.05."""
-        return self.corrected_p is not None and self.corrected_p < ALPHA
+        """Whether the simultaneous interval excludes zero."""
+        return self.estimate.p is not None and self.estimate.p < ALPHA
 
     @property
     def favours_first(self) -> bool:
         """Whether the first has the higher test accuracy."""
         return self.estimate.value > 0
+
+    @property
+    def bound(self) -> float:
+        """The largest difference, in either direction, that the interval allows, as a fraction."""
+        assert self.estimate.low is not None
+        assert self.estimate.high is not None
+        return max(-self.estimate.low, self.estimate.high)
+
+    def equivalence(self, margin: float) -> str:
+        """Return 'equivalent', 'not equivalent' or 'undecided', for a margin as a fraction.
+
+        Equivalent: two one-sided tests (Schuirmann, 1987), each at 2.5 % for all differences together, so that the
+        interval lies within the margin. Not equivalent: the interval lies outside of it.
+        """
+        if self.estimate.low is None or self.estimate.high is None:
+            return "undecided"
+        if self.bound < margin:
+            return "equivalent"
+        is_outside = self.estimate.low > margin or self.estimate.high < -margin
+        return "not equivalent" if is_outside else "undecided"
 
 
 @dataclass(frozen=True)
@@ -216,24 +105,30 @@ class FactorAnalysis:
 
     Attributes:
         factor: its name.
-        control: the label of the level that the others are compared with; None where all pairs are compared.
+        control: the label of the level that a control is declared to be; None without one.
+        pivot: the label of the level that the others are compared with; None where all pairs are compared.
         levels: in the study's order.
-        family: the differences that are tested together; pairs that cannot be compared are left out.
+        family: the differences; pairs that cannot be compared are left out.
         not_compared: the reason for each of these pairs.
         partial: the differences over fewer combinations than the study has, and their combinations.
-        leader: the label of the level with the highest mean validation accuracy, over the combinations of the other
-            factors that all confirmed levels have where there are any; None where no level is confirmed.
+        leader: the label of the level with the highest mean validation accuracy of its confirmation runs, over the
+            combinations of the other factors that all confirmed levels have where there are any; None without levels.
+        ahead: that of the level with the highest mean test accuracy.
         confounded: the pairs of [[arms]] in the family that differ in several parameters, and these parameters.
+        by_level: other factor -> the differences at each of its levels, where an interaction with it is shown.
     """
 
     factor: str
     control: str | None
+    pivot: str | None
     levels: list[LevelMean]
     family: list[Difference]
     not_compared: list[str]
     partial: list[str]
     leader: str | None
+    ahead: str | None
     confounded: dict[tuple[str, str], list[str]]
+    by_level: dict[str, list[Difference]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -243,6 +138,7 @@ class Interaction:
     (`first` minus `first_base` at `second`) minus (the same at `second_base`), in test accuracy.
     """
 
+    factors: tuple[str, str]
     first: str
     first_base: str
     second: str
@@ -250,104 +146,202 @@ class Interaction:
     estimate: Estimate
     seeds: tuple[int, int]
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether the simultaneous interval excludes zero."""
+        return self.estimate.p is not None and self.estimate.p < ALPHA
+
 
 @dataclass(frozen=True)
-class Mistake:
-    """A misclassified test image of a run.
+class Comparisons:
+    """All that is compared in a study.
 
     Attributes:
-        number: of the image, from 0 in the order of the test split.
-        image_SSC: the network's input before normalisation, uint8.
-        true: its class.
-        predicted: the class that the run predicts.
-        probability: the predicted class's.
-        true_probability: the true class's.
+        factors: one by one.
+        interactions: of each two factors.
+        interaction_missing: a line for each interaction that lacks an arm.
+        contrasts: arm -> weight of all differences and interactions that are tested together.
+        typical: factor -> the number of its difference of median precision among them.
     """
 
-    number: int
-    image_SSC: np.ndarray
-    true: str
-    predicted: str
-    probability: float
-    true_probability: float
+    factors: list[FactorAnalysis]
+    interactions: list[Interaction]
+    interaction_missing: list[str]
+    contrasts: list[dict[str, float]]
+    typical: dict[str, int]
+
+    @property
+    def tested_together(self) -> int:
+        """How many differences and interactions are tested together."""
+        return len(self.contrasts)
 
 
-def confident_mistakes(run: RunResult, classes: list[str]) -> list[Mistake]:
-    """Return the mistakes whose images are kept with a run's predictions, in their order; none without predictions."""
-    predictions = run.predictions
-    if predictions is None or predictions.mistakes is None:
-        return []
-    mistakes = []
-    for number, image_SSC in zip(predictions.mistakes.numbers_M, predictions.mistakes.images_MSSC, strict=True):
-        true, predicted = predictions.labels_N[number], predictions.predicted_N[number]
-        probabilities_K = predictions.probabilities_NK[number]
-        mistakes.append(
-            Mistake(
-                number=int(number),
-                image_SSC=image_SSC,
-                true=classes[true],
-                predicted=classes[predicted],
-                probability=float(probabilities_K[predicted]),
-                true_probability=float(probabilities_K[true]),
-            )
-        )
-    return mistakes
+def compare(result: StudyResult, correct: Correct) -> Comparisons:
+    """Return the differences between levels, and interactions, of a study.
 
-
-def level_label(factor: str, level: Any) -> str:
-    """Return a level's label: a number with its factor, as in the names of arms."""
-    return level if isinstance(level, str) else f"{factor}={level}"
-
-
-def _by_other_levels(result: StudyResult, factor: str, level: Any) -> dict[tuple[Any, ...], ArmResult]:
-    """Return the confirmed arms with a level, by their levels of the other factors."""
-    return {
-        tuple(other for name, other in arm.arm.compared_levels.items() if name != factor): arm
-        for arm in result.arms
-        if arm.arm.compared_levels[factor] == level and arm.confirmed
-    }
-
-
-def analyse_factor(result: StudyResult, factor: str, correct: dict[str, np.ndarray]) -> FactorAnalysis:
-    """Return the mean of each level of a factor, and the tested differences between levels.
+    Differences of all factors and interactions are one family, so that the chance of any false declaration is 5 %.
+    Where an interaction is shown, averages over the other factor say little; the differences at each of its levels
+    are then tested, all together, as a second family.
 
     Args:
         result: the study.
-        factor: its name, see `StudySpec.compared_levels`.
-        correct: confirmed arm -> whether each run is right about each image, bool, S x N.
+        correct: its confirmed arms.
     """
-    levels = result.spec.compared_levels()[factor]
-    confirmed = {level_label(factor, level): _by_other_levels(result, factor, level) for level in levels}
-    control = result.spec.confirm.control.get(factor)
-    control_label = None if control is None else level_label(factor, control)
-    label_pairs = (
-        [(label, control_label) for label in confirmed if label != control_label]
-        if control_label is not None
-        else list(combinations(confirmed, 2))
+    spec = result.spec
+    all_places = places(spec)
+    confirmed = {arm: all_places[arm] for arm in correct}
+    usable = usable_arms(correct)
+    tested = {arm: all_places[arm] for arm in usable}
+    pivot_of = pivots(spec, {factor: tuning_leader(result, factor) for factor in spec.compared_levels()})
+    pairs = label_pairs(spec, pivot_of)
+    comparisons = level_comparisons(tested, pairs)
+    crossed, missing = interactions(tested, pairs)
+    contrasts = [c.weights for c in comparisons] + [c.weights for c in crossed]
+    estimates = simultaneous(contrasts, usable)
+    differences = {
+        (c.factor, c.first, c.second): _difference(c, estimate, correct)
+        for c, estimate in zip(comparisons, estimates[: len(comparisons)], strict=True)
+    }
+    found = [
+        _interaction(c, estimate, correct) for c, estimate in zip(crossed, estimates[len(comparisons) :], strict=True)
+    ]
+    by_level = _at_levels(tested, pairs, [i.factors for i in found if i.is_shown], usable)
+    return Comparisons(
+        factors=[
+            _analyse_factor(
+                result, factor, correct, _Compared(confirmed, pairs[factor], differences, pivot_of, by_level)
+            )
+            for factor in pairs
+        ],
+        interactions=found,
+        interaction_missing=[f"{first} with {second}: an arm lacks {FEWEST_SEEDS} seeds" for first, second in missing],
+        contrasts=contrasts,
+        typical=_typical(comparisons, estimates),
     )
+
+
+def _typical(comparisons: list[Comparison], estimates: list[Estimate]) -> dict[str, int]:
+    """Return factor -> the number of its difference of median precision."""
+    by_factor: dict[str, list[int]] = {}
+    for number, comparison in enumerate(comparisons):
+        by_factor.setdefault(comparison.factor, []).append(number)
+    typical = {}
+    for factor, numbers in by_factor.items():
+        ranked = sorted(numbers, key=lambda number: estimates[number].standard_error or 0.0)
+        typical[factor] = ranked[len(ranked) // 2]
+    return typical
+
+
+def findable_differences(compared: Comparisons, correct: Correct) -> dict[str, list[float]]:
+    """Return factor -> the smallest true difference that studies of each of `power.SIZES` would find, as fractions.
+
+    Of a factor's differences, the one of median precision stands for all.
+    """
+    if not compared.typical:
+        return {}
+    used = {arm for weights in compared.contrasts for arm in weights}
+    moments = arm_moments({arm: y_SN for arm, y_SN in correct.items() if arm in used})
+    weights_CA, wanted = moments.weights(compared.contrasts), list(compared.typical.values())
+    sizes = [smallest_differences(weights_CA, moments.resized(*size), wanted) for size in SIZES.values()]
+    return {factor: [size[n] for size in sizes] for n, factor in enumerate(compared.typical)}
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What `_analyse_factor` needs of the comparisons."""
+
+    places: Mapping[str, Place]  # of confirmed arms
+    pairs: Sequence[tuple[str, str]]  # of the factor's labels
+    tested: Mapping[tuple[str, str, str], Difference]
+    pivots: Mapping[str, str]
+    by_level: Mapping[tuple[str, str], list[Difference]]
+
+
+def _at_levels(
+    tested: Mapping[str, Place], pairs: LabelPairs, shown: Iterable[tuple[str, str]], usable: Correct
+) -> dict[tuple[str, str], list[Difference]]:
+    """Return (factor, other factor) -> the differences at each level of the other, where an interaction is shown."""
+    both = [order for factors in dict.fromkeys(shown) for order in (factors, factors[::-1])]
+    of_each = {order: comparisons_at(tested, pairs, [order]) for order in both}
+    estimates = iter(simultaneous([c.weights for each in of_each.values() for c in each], usable))
+    return {order: [_difference(c, next(estimates), usable) for c in each] for order, each in of_each.items()}
+
+
+def _difference(comparison: Comparison, estimate: Estimate, correct: Correct) -> Difference:
+    seeds = _seeds(correct, list(comparison.weights))
+    return Difference(comparison.first, comparison.second, estimate, seeds, len(comparison.pairs), comparison.at)
+
+
+def _interaction(crossed: CrossComparison, estimate: Estimate, correct: Correct) -> Interaction:
+    labels = (crossed.first, crossed.first_base, crossed.second, crossed.second_base)
+    return Interaction(crossed.factors, *labels, estimate, _seeds(correct, list(crossed.weights)))
+
+
+def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared: _Compared) -> FactorAnalysis:
+    levels = result.spec.compared_levels()[factor]
     combination_count = len(result.arms) // len(levels)
-    family, contrasts, not_compared, partial = [], [], [], []
-    for first, second in label_pairs:
-        common = [others for others in confirmed[first] if others in confirmed[second]]
+    family, not_compared, partial = [], [], []
+    for first, second in compared.pairs:
+        difference = compared.tested.get((factor, first, second))
+        common = matched_pairs(compared.places, factor, (first, second))
         if not common:
             not_compared.append(f"{first} and {second}: no combination of the other factors is confirmed for both")
             continue
-        pairs = [(confirmed[first][others], confirmed[second][others]) for others in common]
+        if difference is None:  # too few seeds: a value and no more
+            comparison = Comparison(factor, first, second, common)
+            value = contrast(comparison.weights, correct).value
+            difference = _difference(comparison, Estimate(value), correct)
+        elif difference.arms < len(common):
+            common = tuple(pair for pair in common if min(len(correct[arm]) for arm in pair) >= FEWEST_SEEDS)
         if len(common) < combination_count:
-            where = "; ".join(f"{a.arm.name} against {b.arm.name}" for a, b in pairs)
+            where = "; ".join(f"{a} against {b}" for a, b in common)
             partial.append(f"{first} and {second}: over {len(common)} of {combination_count} combinations ({where})")
-        family.append(level_difference(first, second, pairs, correct))
-        contrasts.append(_weights(pairs))
+        family.append(difference)
+    control = factor in result.spec.confirm.control
+    arms = {arm.arm.name: arm for arm in result.arms}
     return FactorAnalysis(
         factor=factor,
-        control=control_label,
-        levels=[_level_mean(result, factor, level, correct) for level in levels],
-        family=_tested(family, contrasts, correct),
+        control=compared.pivots[factor] if control else None,
+        pivot=compared.pivots.get(factor),
+        levels=[_level_mean(result, factor, level_label(factor, level), correct) for level in levels],
+        family=family,
         not_compared=not_compared,
         partial=partial,
-        leader=_leader(confirmed),
+        leader=_leading(
+            compared.places, factor, {name: float(confirmed_validation(arms[name]).mean()) for name in correct}
+        ),
+        ahead=_leading(compared.places, factor, {name: float(y_SN.mean()) for name, y_SN in correct.items()}),
         confounded=_confounded(result, family) if result.spec.arms else {},
+        by_level={other: each for (name, other), each in compared.by_level.items() if name == factor},
     )
+
+
+def tuning_leader(result: StudyResult, factor: str) -> str | None:
+    """Return the label of the level with the highest validation accuracy of the tuned trials, the mean over its arms.
+
+    No confirmation run plays a part, so that comparisons with this level are free of the luck that chose it.
+    """
+    tuned = {arm.arm.name: arm.best.val_accuracy for arm in result.arms if arm.best is not None}
+    values = {name: value for name, value in tuned.items() if value is not None}
+    all_places = places(result.spec)
+    return _leading({name: all_places[name] for name in values}, factor, values)
+
+
+def _leading(place_of: Mapping[str, Place], factor: str, values: Mapping[str, float]) -> str | None:
+    """Return the label with the highest mean value, the first of equals.
+
+    The mean is over the combinations of the other factors that all labels have, or over all where there are none.
+    """
+    by_label: dict[str, dict[tuple[str, ...], float]] = {}
+    for arm, place in place_of.items():
+        others = tuple(label for name, label in place.items() if name != factor)
+        by_label.setdefault(place[factor], {})[others] = values[arm]
+    shared = [others for others in next(iter(by_label.values()), {}) if all(others in b for b in by_label.values())]
+
+    def mean(label: str) -> float:
+        return float(np.mean([v for others, v in by_label[label].items() if others in shared or not shared]))
+
+    return max(by_label, key=mean, default=None)
 
 
 def _confounded(result: StudyResult, family: list[Difference]) -> dict[tuple[str, str], list[str]]:
@@ -360,119 +354,13 @@ def _confounded(result: StudyResult, family: list[Difference]) -> dict[tuple[str
     return {pair: names for pair, names in parameters.items() if len(names) > 1}
 
 
-def _level_mean(result: StudyResult, factor: str, level: Any, correct: dict[str, np.ndarray]) -> LevelMean:
-    arms = [arm for arm in result.arms if arm.arm.compared_levels[factor] == level]
-    names = [arm.arm.name for arm in arms if arm.confirmed]
-    estimate = statistics.contrast({name: 1 / len(names) for name in names}, correct) if names else None
-    missing = [arm.arm.name for arm in arms if not arm.confirmed]
-    return LevelMean(level_label(factor, level), estimate, len(names), _seeds(correct, names), missing)
+def _level_mean(result: StudyResult, factor: str, label: str, correct: Correct) -> LevelMean:
+    arms = [arm for arm, place in places(result.spec).items() if place[factor] == label]
+    names = [arm for arm in arms if arm in correct]
+    estimate = contrast({name: 1 / len(names) for name in names}, correct) if names else None
+    return LevelMean(label, estimate, len(names), _seeds(correct, names), [arm for arm in arms if arm not in correct])
 
 
-def _leader(arms: dict[str, dict[tuple[Any, ...], ArmResult]]) -> str | None:
-    """Return the level with the highest mean validation accuracy, the first of equals.
-
-    `arms` are the confirmed arms by their level's label, and then by their levels of the other factors.
-    """
-    confirmed = {label: by_others for label, by_others in arms.items() if by_others}
-    shared = [others for others in next(iter(confirmed.values()), {}) if all(others in b for b in confirmed.values())]
-
-    def val(label: str) -> float:
-        values = [
-            confirmed_validation(a).mean() for others, a in confirmed[label].items() if others in shared or not shared
-        ]
-        return float(np.mean(values))
-
-    return max(confirmed, key=val, default=None)
-
-
-def _weights(pairs: Sequence[tuple[ArmResult, ArmResult]]) -> dict[str, float]:
-    weights = {first.arm.name: 1 / len(pairs) for first, _ in pairs}
-    return weights | {second.arm.name: -1 / len(pairs) for _, second in pairs}
-
-
-def _seeds(correct: dict[str, np.ndarray], names: Sequence[str]) -> tuple[int, int]:
+def _seeds(correct: Correct, names: Sequence[str]) -> tuple[int, int]:
     counts = [len(correct[name]) for name in names] or [0]
     return min(counts), max(counts)
-
-
-def level_difference(
-    first: str, second: str, pairs: Sequence[tuple[ArmResult, ArmResult]], correct: dict[str, np.ndarray]
-) -> Difference:
-    """Return the difference between two levels, or two arms, untested.
-
-    Args:
-        first: the label of the side that is counted as positive.
-        second: that of the other side.
-        pairs: a confirmed arm of each side that differ in nothing else; all pairs have the same weight.
-        correct: as in `analyse_factor`.
-    """
-    weights = _weights(pairs)
-    val = float(np.mean([confirmed_validation(a).mean() - confirmed_validation(b).mean() for a, b in pairs]))
-    estimate = statistics.contrast(weights, correct)
-    return Difference(first, second, estimate, val, _seeds(correct, list(weights)), len(pairs))
-
-
-def _tested(
-    family: list[Difference], contrasts: list[dict[str, float]], correct: dict[str, np.ndarray]
-) -> list[Difference]:
-    """Return the differences with Holm's corrected p-values, and the seeds needed to show those that are not shown."""
-    p_values = [difference.estimate.p for difference in family if difference.estimate.p is not None]
-    corrected = iter(statistics.holm(p_values))
-    tested = []
-    for difference, weights in zip(family, contrasts, strict=True):
-        if difference.estimate.p is None:
-            tested.append(difference)
-            continue
-        p = next(corrected)
-        needed = None if p < ALPHA else statistics.seeds_needed(weights, correct, family=len(p_values))
-        tested.append(replace(difference, corrected_p=p, seeds_needed=needed))
-    return tested
-
-
-def analyse_interactions(result: StudyResult, correct: dict[str, np.ndarray]) -> tuple[list[Interaction], list[str]]:
-    """Return the interactions of a study with exactly two factors, against each factor's control or first level.
-
-    Returns:
-        The interactions, and a line for each combination that cannot be computed, with the arms that are not confirmed.
-    """
-    factors = result.spec.factors.entries()
-    if len(factors) != 2:
-        return [], []
-    (first_factor, first_levels), (second_factor, second_levels) = factors.items()
-    first_base = result.spec.confirm.control.get(first_factor, first_levels[0])
-    second_base = result.spec.confirm.control.get(second_factor, second_levels[0])
-    names = {tuple(arm.arm.levels.values()): arm.arm.name for arm in result.arms}
-    interactions, missing = [], []
-    for a, b in _without_base(first_levels, first_base, second_levels, second_base):
-        weights = {
-            names[a, b]: 1.0,
-            names[first_base, b]: -1.0,
-            names[a, second_base]: -1.0,
-            names[first_base, second_base]: 1.0,
-        }
-        first, second = level_label(first_factor, a), level_label(second_factor, b)
-        unconfirmed = [name for name in weights if name not in correct]
-        if unconfirmed:
-            is_not = "is not" if len(unconfirmed) == 1 else "are not"
-            missing.append(f"{first} with {second}: {', '.join(unconfirmed)} {is_not} confirmed")
-            continue
-        interactions.append(
-            Interaction(
-                first,
-                level_label(first_factor, first_base),
-                second,
-                level_label(second_factor, second_base),
-                statistics.contrast(weights, correct),
-                _seeds(correct, list(weights)),
-            )
-        )
-    return interactions, missing
-
-
-def _without_base(
-    first_levels: list[Any], first_base: Any, second_levels: list[Any], second_base: Any
-) -> Iterator[tuple[Any, Any]]:
-    for a in first_levels:
-        for b in second_levels:
-            if a != first_base and b != second_base:
-                yield a, b

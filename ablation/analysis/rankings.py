@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ablation.analysis.comparison import level_label
+from ablation.analysis.contrasts import level_label
 from ablation.analysis.cut_forecasts import MEASURES, cut_name
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.statistics import kendall_tau

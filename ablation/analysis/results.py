@@ -127,6 +127,7 @@ class StudyResult:
     command: str
     classes: list[str]
     data_digest: str
+    data_reading: str
     weights_digest: str | None
     train_images: int
     val_images: int
@@ -189,6 +190,7 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         command=about["command"],
         classes=about["classes"],
         data_digest=about["data_digest"],
+        data_reading=about.get("data_reading", ""),
         weights_digest=about["weights_digest"],
         train_images=about["train_images"],
         val_images=about["val_images"],

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ablation.analysis.statistics import Assumed, smallest_difference
+from ablation.analysis.contrasts import interactions, label_pairs, level_comparisons, level_label, pivots, places
+from ablation.analysis.power import Assumed, assumed_moments, smallest_differences
+from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.base.text import format_duration
 from ablation.data.reading import DataSize
 from ablation.planning.probe import Conditions, Failure, Probe, Speed
@@ -58,8 +60,8 @@ def planned_budget(spec: StudySpec) -> Budget:
 
 
 def budgets(planned: Budget) -> list[Budget]:
-    """Return the budget and the smaller ones: half the trials, three fifths of the seeds (at least two), and both."""
-    trials, seeds = max(1, planned.trials // 2), max(2, math.ceil(0.6 * planned.seeds))
+    """Return the budget and the smaller ones: half the trials, three fifths of the seeds (at least three), and both."""
+    trials, seeds = max(1, planned.trials // 2), max(FEWEST_SEEDS, math.ceil(0.6 * planned.seeds))
     choices = [planned]
     if trials < planned.trials:
         choices.append(Budget("half the trials", trials, planned.seeds))
@@ -148,19 +150,23 @@ def differences_found(spec: StudySpec, test_images: int, seeds: int) -> dict[str
     """Return factor -> the smallest difference between two of its levels that four of five studies would find.
 
     The differences (fractions of accuracy) are those that the report tests: between the means of the levels' arms,
-    corrected over all pairs of levels, or over all levels but the control.
+    corrected for all differences and interactions together. Below three seeds none is tested.
     """
-    differences = {}
-    factors = {factor: levels for factor, levels in spec.compared_levels().items() if len(levels) > 1}
-    combinations = len(spec.combinations())
-    for factor, levels in factors.items():
-        family = len(levels) - 1 if factor in spec.confirm.control else math.comb(len(levels), 2)
-        difference = smallest_difference(
-            combinations // len(levels), ASSUMED, seeds=seeds, images=test_images, family=family
-        )
-        if difference is not None:
-            differences[factor] = difference
-    return differences
+    if seeds < FEWEST_SEEDS or test_images < 2:
+        return {}
+    all_places = places(spec)
+    first_levels = {factor: level_label(factor, levels[0]) for factor, levels in spec.compared_levels().items()}
+    pairs = label_pairs(spec, pivots(spec, first_levels))  # whichever level leads, as many pairs are compared
+    comparisons = level_comparisons(all_places, pairs)
+    if not comparisons:
+        return {}
+    crossed, _ = interactions(all_places, pairs)
+    moments = assumed_moments(list(all_places), ASSUMED, seeds=seeds, images=test_images)
+    first_of = {c.factor: number for number, c in reversed(list(enumerate(comparisons)))}  # all others are alike
+    weights_CA = moments.weights([c.weights for c in comparisons] + [c.weights for c in crossed])
+    smallest = smallest_differences(weights_CA, moments, list(first_of.values()))
+    differences = dict(zip(first_of, smallest, strict=True))
+    return {factor: differences[factor] for factor in pairs if factor in differences}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The tables of `--plan`."""
 
+from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.base.text import Table, format_duration, plural
 from ablation.data.reading import DataSize
 from ablation.planning.forecast import (
@@ -161,14 +162,14 @@ def budget_table(study: StudyPlan) -> Table:
 def _difference_note(spec: StudySpec, size: DataSize) -> str:
     if spec.confirm.seeds == 0:
         return "The study has no [confirm] seeds: nothing is confirmed on the test images, and no difference is tested."
-    if spec.confirm.seeds == 1:
-        return "One seed cannot tell a difference from chance: no difference is tested."
+    if spec.confirm.seeds < FEWEST_SEEDS:
+        return f"Fewer than {FEWEST_SEEDS} seeds cannot tell a difference from chance: no difference is tested."
     if len(spec.combinations()) == 1:
         return "There is one arm: no difference is tested."
     of = "arms" if spec.arms else "levels of a factor"
     return (
-        f"Smallest difference: the smallest difference in accuracy between two {of} that the report would "
-        f"show in 4 of 5 such studies, after Holm's correction. Assumed: {size.test:,} test images, a standard "
+        f"Smallest difference: the smallest difference in accuracy between two {of} that the report would show in 4 of "
+        f"5 such studies, corrected for all that is compared. Assumed: {size.test:,} test images, a standard "
         f"deviation over seeds of {100 * ASSUMED.seed_sd} points, an accuracy of 0.88, and runs that disagree on "
         f"{100 * ASSUMED.same_arm:.0f} % of the images within one arm and on {100 * ASSUMED.other_arm:.0f} % between "
         "two arms."

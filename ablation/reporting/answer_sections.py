@@ -4,16 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation.analysis.answer import StudyAnalysis, interval_points, points
-from ablation.analysis.comparison import ArmSummary, Difference, FactorAnalysis, champion_run, confirmed_validation
+from ablation.analysis.answer import StudyAnalysis, margin_of
+from ablation.analysis.arm_summaries import ArmSummary, champion_run, confirmed_validation
+from ablation.analysis.comparison import Difference, FactorAnalysis
+from ablation.analysis.simultaneous import DRAWS, FEWEST_SEEDS
+from ablation.analysis.wording import interval_points, points
 from ablation.base.text import Table, format_params, plural
 from ablation.reporting.content import (
     ACCURACY_COLUMNS,
-    BOTH_INTERVAL,
+    INTERVAL,
+    SIMULTANEOUS,
     Answer,
     Block,
     Code,
-    Folded,
     Items,
     Paragraph,
     figure_block,
@@ -46,7 +49,9 @@ def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
 def answer_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return the answer, the champion, and a paragraph on how the study found them."""
     spec, result = analysis.result.spec, analysis.result
-    blocks: list[Block] = [Answer(analysis.answer)]
+    blocks: list[Block] = [Answer(analysis.verdict)]
+    if analysis.evidence:
+        blocks.append(Items(analysis.evidence))
     if analysis.winner is not None and analysis.winner.arm.compared_levels:
         val_S = confirmed_validation(analysis.winner)
         rank = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
@@ -92,11 +97,13 @@ def _range(value: Any) -> str:
 def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
     """Return the table of arms: their levels, test and validation accuracies, and trials."""
     spec = analysis.result.spec
+    chances = analysis.chances_of_best
     with_tuned = not any(arm.test is not None for arm in analysis.arms)  # else the section on tuning has it
     columns = [
         *(list(spec.compared_levels()) or ["arm"]),
         *ACCURACY_COLUMNS,
         *(["best tuned val. accuracy"] if with_tuned else []),
+        *(["chance to be best"] if chances else []),
         "trials",
     ]
     rows = []
@@ -107,6 +114,7 @@ def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
                 *([str(level) for level in arm.result.arm.compared_levels.values()] or [arm.name]),
                 *accuracy_cells(arm),
                 *([optional_number(best.val_accuracy if best else None)] if with_tuned else []),
+                *([f"{chances[arm.name]:.3f}" if arm.name in chances else "-"] if chances else []),
                 states_text(arm.result.trials),
             ]
         )
@@ -120,7 +128,7 @@ def accuracy_cells(arm: ArmSummary) -> list[str]:
     return [
         f"{arm.test.mean:.4f}",
         optional_number(arm.test.standard_deviation),
-        interval_text(arm.test.estimate),
+        interval_text(arm.accuracy),
         optional_number(arm.val.mean if arm.val else None),
         str(arm.test.seeds),
     ]
@@ -132,8 +140,13 @@ def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool) -> list[str]:
     if not with_tuned:
         notes.append(
             f"Means over n confirmation runs with fresh seeds: test accuracy on {result.test_images:,} images, "
-            f"validation accuracy (best epoch) on {result.val_images:,}. The interval covers the variation over "
-            "seeds, on these images."
+            f"validation accuracy (best epoch) on {result.val_images:,}. The interval of the test accuracy covers "
+            "the variation over seeds and over images."
+        )
+    if analysis.chances_of_best:
+        notes.append(
+            f"Chance to be best: the share of {DRAWS:,} simulated studies, with the variation found here, in which "
+            "the arm's mean test accuracy is the highest."
         )
     if any(arm.test is not None and arm.test.seeds == 1 for arm in analysis.arms):
         notes.append("An arm with one seed has no interval: one seed proves nothing.")
@@ -221,77 +234,98 @@ def level_tables(analysis: StudyAnalysis) -> list[Block]:
             for level in factor.levels
             if level.missing
         ]
-        columns = [factor.factor, "marginal mean test accuracy", BOTH_INTERVAL, "arms", "n (seeds per arm)"]
+        columns = [factor.factor, "marginal mean test accuracy", INTERVAL, "arms", "n (seeds per arm)"]
         tables.append(Table(f"Marginal means of {factor.factor}", columns, rows, notes))
     return tables
 
 
-def difference_table(factor: FactorAnalysis) -> Table:
+def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
     """Return the table of the tested differences between a factor's levels."""
-    rows = [_difference_row(difference, tested=True) for difference in factor.family]
-    columns = ["difference of", "minus", "points", f"{BOTH_INTERVAL} (points)", "Holm p", "shown", "n (seeds per arm)"]
-    columns.append("seeds needed")
+    margin = margin_of(analysis.result)
     is_listed = factor.factor == "arm"
     levels = "arm" if is_listed else "level"
     if factor.control is not None:
-        family = f"every {levels} against the declared control {factor.control}"
+        pairs = f"every {levels} against the declared control {factor.control}"
+    elif factor.pivot is not None:
+        pairs = f"every {levels} against {factor.pivot}, which led the tuning"
     else:
-        family = f"all pairs of {levels}s"
-    notes = [f"The p-values are corrected by Holm's method over {plural(len(factor.family), 'test')}: {family}."]
-    if any(difference.estimate.p is None for difference in factor.family):
-        notes = [
-            "One seed proves nothing: where an arm has a single seed, no interval is invented and nothing is tested."
-        ]
-    elif any(not difference.is_shown for difference in factor.family):
+        pairs = f"all pairs of {levels}s"
+    notes = []
+    if any(difference.is_tested for difference in factor.family):
+        count = plural(analysis.compared.tested_together, "test")
+        notes.append(f"Compared: {pairs}. Intervals and p-values allow for {count} in this report together.")
+    if any(not difference.is_tested for difference in factor.family):
         notes.append(
-            "Seeds needed: the approximate number of seeds per arm that would show a difference of the measured size "
-            "with a probability of 80 %, on the same test images. '> 1,000' means that these test images are too few, "
-            "or that there is no difference."
+            f"An arm with fewer than {FEWEST_SEEDS} seeds proves nothing: no interval is invented, and its differences "
+            "are not tested."
+        )
+    if margin is not None:
+        notes.append(
+            f"Equivalent: the whole interval lies within {100 * margin:g} points, the margin of the study (two "
+            "one-sided tests, each at 2.5 %); not equivalent: outside of it."
         )
     for (first, second), parameters in factor.confounded.items():
         notes.append(f"{first} and {second} differ in several parameters at once: {', '.join(parameters)}.")
     notes += [f"Not every combination of the other factors is confirmed for {text}." for text in factor.partial]
     notes += [f"Not compared: {text}." for text in factor.not_compared]
     title = f"Levels of {factor.factor}: differences of marginal mean test accuracy"
-    return Table("Differences of mean test accuracy" if is_listed else title, columns, rows, notes)
+    return Table(
+        "Differences of mean test accuracy" if is_listed else title,
+        _difference_columns(margin),
+        [_difference_row(difference, margin) for difference in factor.family],
+        notes,
+    )
 
 
-def _difference_row(difference: Difference, *, tested: bool) -> list[str]:
+def _difference_columns(margin: float | None) -> list[str]:
+    columns = ["difference of", "minus", "points", f"{SIMULTANEOUS} (points)", "p", "shown"]
+    return [*columns, *([] if margin is None else ["equivalence"]), "n (seeds per arm)"]
+
+
+def _difference_row(difference: Difference, margin: float | None) -> list[str]:
     estimate = difference.estimate
-    row = [
+    p, shown = "-", "-"
+    if estimate.p is not None:
+        p, shown = _p_cell(estimate.p), "yes" if difference.is_shown else "no"
+    return [
         difference.first,
         difference.second,
         points(estimate.value),
         interval_points(estimate.low, estimate.high),
+        p,
+        shown,
+        *([] if margin is None else [difference.equivalence(margin)]),
+        seeds_text(difference.seeds),
     ]
-    if not tested:
-        return [*row, seeds_text(difference.seeds)]
-    if difference.corrected_p is None:
-        return [*row, "-", "-", seeds_text(difference.seeds), "-"]
-    p = "< 0.001" if difference.corrected_p < 0.001 else f"{difference.corrected_p:.3f}"
-    if difference.is_shown:
-        needed = "-"
-    else:
-        needed = "> 1,000" if difference.seeds_needed is None else f"{difference.seeds_needed:,}"
-    return [*row, p, "yes" if difference.is_shown else "no", seeds_text(difference.seeds), needed]
+
+
+def _p_cell(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
-    """Return the differences between levels, tested, and between single arms, untested; empty below two arms."""
+    """Return the tested differences between levels, and those at each level of a factor; empty below two arms."""
     if sum(arm.test is not None for arm in analysis.arms) < 2:
         return []
-    blocks: list[Block] = [difference_table(f) for f in analysis.factors if f.family or f.not_compared]
-    if analysis.arm_pairs:
-        columns = ["difference of", "minus", "points", f"{BOTH_INTERVAL} (points)", "n (seeds per arm)"]
-        rows = [_difference_row(difference, tested=False) for difference in analysis.arm_pairs]
-        note = "These intervals are not tested and not corrected: among many, some miss the true difference by chance."
-        blocks.append(Folded(Table(f"All {plural(len(rows), 'pair')} of single arms", columns, rows, [note])))
+    blocks: list[Block] = []
+    margin = margin_of(analysis.result)
+    for factor in analysis.factors:
+        if factor.family or factor.not_compared:
+            blocks.append(difference_table(analysis, factor))
+        for other, differences in factor.by_level.items():
+            rows = [[str(d.at), *_difference_row(d, margin)] for d in differences]
+            note = (
+                f"An interaction between {factor.factor} and {other} is shown: averages hide it, and these effects "
+                "replace them. Intervals and p-values allow for all effects at levels together."
+            )
+            title = f"Levels of {factor.factor} at each level of {other}"
+            blocks.append(Table(title, [other, *_difference_columns(margin)], rows, [note]))
     return blocks
 
 
 def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
-    """Return the figure and the table of how differences between levels change with the other factor."""
-    if not analysis.interactions and not analysis.interaction_missing:
+    """Return the figure and the table of how differences between levels change with another factor."""
+    if not analysis.interactions and not analysis.compared.interaction_missing:
         return []
     rows = [
         [
@@ -299,11 +333,14 @@ def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture])
             f"{i.second} rather than {i.second_base}",
             points(i.estimate.value),
             interval_points(i.estimate.low, i.estimate.high),
+            "-" if i.estimate.p is None else _p_cell(i.estimate.p),
+            "yes" if i.is_shown else "no",
             seeds_text(i.seeds),
         ]
         for i in analysis.interactions
     ]
-    columns = ["the difference", "changes with", "by (points)", f"{BOTH_INTERVAL} (points)", "n (seeds per arm)"]
-    notes = ["Differences of differences of test accuracy, shown with intervals and not tested."]
-    notes += [f"Left out: {text}." for text in analysis.interaction_missing]
-    return [*figure_block("interaction", pictures), Table("Interaction", columns, rows, notes)]
+    columns = ["the difference", "changes with", "by (points)", f"{SIMULTANEOUS} (points)", "p", "shown"]
+    notes = ["Differences of differences of test accuracy, tested together with the differences between levels."]
+    notes += [f"Left out: {text}." for text in analysis.compared.interaction_missing]
+    table = Table("Interactions", [*columns, "n (seeds per arm)"], rows, notes)
+    return [*figure_block("interaction", pictures), table]

@@ -2,24 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ablation.analysis.results import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table
 from ablation.reporting.figures import Picture
-from ablation.spec.study import StudySpec
 
-SEEDS_INTERVAL = "95 % seeds interval"
-BOTH_INTERVAL = "95 % seeds and images interval"
-ACCURACY_COLUMNS = ["test accuracy", "standard deviation", SEEDS_INTERVAL, "val. accuracy", "n (seeds)"]
-
-
-def searched_params(spec: StudySpec, run: RunResult) -> dict[str, Any]:
-    """Return the values that the search chose for a run, without parameters that have no effect on it."""
-    trial = run.spec
-    names = [name for name in spec.search.entries() if trial.reuse.applies(name)]
-    return {name: getattr(trial, name) for name in names if getattr(trial, name) is not None}
+INTERVAL = "95 % interval"  # over seeds and images, of one mean
+SIMULTANEOUS = "simultaneous 95 % interval"  # the same, of all differences together
+ACCURACY_COLUMNS = ["test accuracy", "standard deviation", INTERVAL, "val. accuracy", "n (seeds)"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +22,9 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer, which the page emphasises."""
+    """The answer, which the page emphasises: a line per factor."""
 
-    text: str
+    lines: list[str]
 
 
 @dataclass(frozen=True)
@@ -89,17 +80,18 @@ class Section:
 CAPTIONS = {  # figure -> (text alternative, caption)
     "arms": (
         "Test accuracy of each arm",
-        "Test accuracy of each arm. Points: means over n seeds; strokes: single seeds; lines: 95 % seeds interval.",
+        "Test accuracy of each arm. Points: means over n seeds; strokes: single seeds; lines: 95 % interval over "
+        "seeds and images.",
     ),
     "effects": (
         "Marginal mean of each level, and the differences of levels, with intervals",
-        "Left: the mean test accuracy of the arms that have a level. Right: differences of these means. Lines are the "
-        "95 % seeds and images interval; filled circles mark the differences that were shown.",
+        "Left: the mean test accuracy of the arms that have a level, with its 95 % interval. Right: differences of "
+        "these means, with simultaneous 95 % intervals; filled circles mark the differences that were shown.",
     ),
     "differences": (
         "Mean of each arm, and the differences of arms, with intervals",
-        "Left: the mean test accuracy of each arm. Right: differences of these means. Lines are the 95 % seeds and "
-        "images interval; filled circles mark the differences that were shown.",
+        "Left: the mean test accuracy of each arm, with its 95 % interval. Right: differences of these means, with "
+        "simultaneous 95 % intervals; filled circles mark the differences that were shown.",
     ),
     "interaction": (
         "Test accuracy at each level of the first factor, a line for each level of the second",
@@ -123,6 +115,12 @@ CAPTIONS = {  # figure -> (text alternative, caption)
         "Validation accuracy of every trial and the best so far, for each arm",
         "All finished trials in order, and the best so far. Where the line still rises near its end, more trials might "
         "find better configurations.",
+    ),
+    "best_of": (
+        "Expected best validation accuracy of k trials against k, for each arm",
+        "The best validation accuracy that k of an arm's trials would have found: mean over all choices of k, and the "
+        "band from the 10th to the 90th percentile. A curve that still rises at its end says that more trials would "
+        "find better configurations; it takes trials as drawn at random.",
     ),
     "importances": (
         "Share of each searched parameter in the variation of validation accuracy, for each arm",

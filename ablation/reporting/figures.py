@@ -8,6 +8,7 @@ Legend: S confirmation runs (seeds), E epochs, K classes, T trials, V views of a
 
 import io
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from ablation.analysis.answer import StudyAnalysis, format_seeds
-from ablation.analysis.comparison import ArmSummary, Difference
+from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.arm_summaries import ArmSummary
+from ablation.analysis.comparison import Difference
 from ablation.analysis.results import ArmResult
 from ablation.analysis.statistics import Estimate
+from ablation.analysis.wording import format_seeds
 from ablation.base.text import plural
 from ablation.data.samples import DRAWS, VIEWS_PER_CLASS
 
@@ -82,6 +85,7 @@ def draw_figures(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str,
         "curves_loss": lambda a: _learning_curves(a, "loss", "loss (nats)"),
         "costs": _costs,
         "tuning": _tuning,
+        "best_of": _best_of,
         "importances": lambda a: _importances(a, importances),
         "samples": _samples,
         "confusion": _confusion,
@@ -89,7 +93,8 @@ def draw_figures(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str,
         "mistakes": _mistakes,
     }
     pictures = {}
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")  # an emoji in a class name is a box
         for name, draw in figures.items():
             figure = draw(analysis)
             if figure is not None:
@@ -157,7 +162,7 @@ def _rows(axes: Axes, labels: Sequence[str]) -> Iterator[None]:
 
 
 def _arms(analysis: StudyAnalysis) -> Figure | None:
-    """Draw the test accuracy of each arm: its seeds, their mean, the interval over seeds."""
+    """Draw the test accuracy of each arm: its seeds, their mean with its interval."""
     arms = [arm for arm in analysis.arms if arm.test is not None]
     if not arms:
         return None
@@ -168,14 +173,14 @@ def _arms(analysis: StudyAnalysis) -> Figure | None:
             colour, marker = _style(arm.result, analysis)
             accuracies_S = arm.result.test_accuracies_S
             axes.plot(accuracies_S, np.full(len(accuracies_S), y + 0.22), "|", color=colour, markersize=6)
-            if arm.test is not None:
-                _error(axes, arm.test.estimate, y, colour, marker)
-    axes.set_xlabel("test accuracy (fraction); n = seeds; strokes: single seeds; lines: 95 % seeds interval")
+            if arm.accuracy is not None:
+                _error(axes, arm.accuracy, y, colour, marker)
+    axes.set_xlabel("test accuracy (fraction); n = seeds; strokes: single seeds; lines: 95 % interval")
     return figure
 
 
 def _effects(analysis: StudyAnalysis) -> Figure | None:
-    """Draw the marginal means of every factor's levels and their differences, with seeds and images intervals."""
+    """Draw the marginal means of every factor's levels and their differences, with their intervals."""
     factors = [factor for factor in analysis.factors if any(level.estimate for level in factor.levels)]
     if analysis.result.spec.arms:  # whose means alone are in the figure of the arms
         factors = [factor for factor in factors if factor.family]
@@ -204,7 +209,9 @@ def _effects(analysis: StudyAnalysis) -> Figure | None:
                 _error(right, _in_points(difference), y, COLOURS[6], "o", hollow=not difference.is_shown)
         right.set_title("differences", loc="left")
         right.set_xlabel("difference (percentage points)")
-    figure.supxlabel("lines: 95 % seeds and images interval; filled circle: Holm p < 0.05", fontsize=9)
+    figure.supxlabel(
+        "lines: 95 % intervals, those of differences simultaneous; filled circle: shown (p < 0.05)", fontsize=9
+    )
     return figure
 
 
@@ -224,8 +231,8 @@ def _in_points(difference: Difference) -> Estimate:
 def _interaction(analysis: StudyAnalysis) -> Figure | None:
     """Draw the test accuracy at each level of the first factor, one line per level of the second."""
     factors = list(analysis.result.spec.factors.entries().items())
-    confirmed = [arm for arm in analysis.arms if arm.test is not None]
-    if not analysis.interactions and not analysis.interaction_missing:
+    confirmed = [arm for arm in analysis.arms if arm.accuracy is not None]
+    if len(factors) != 2 or not (analysis.interactions or analysis.compared.interaction_missing):
         return None
     (first, first_levels), (second, second_levels) = factors
     figure, grid = _figure(3.4)
@@ -234,18 +241,21 @@ def _interaction(analysis: StudyAnalysis) -> Figure | None:
         line = [arm for arm in confirmed if arm.result.arm.levels[second] == level]
         offset = 0.06 * (index - (len(second_levels) - 1) / 2)
         x = [first_levels.index(arm.result.arm.levels[first]) + offset for arm in line]
-        tests = [arm.test for arm in line if arm.test is not None]
-        n = format_seeds((min((t.seeds for t in tests), default=0), max((t.seeds for t in tests), default=0)))
+        seeds = [len(arm.result.confirmed) for arm in line] or [0]
+        n = format_seeds((min(seeds), max(seeds)))
+        means = [arm.accuracy for arm in line if arm.accuracy is not None]
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         dashes = ("-", "--", "-.", ":")[index % 4]
-        axes.plot(x, [t.mean for t in tests], color=colour, marker=marker, linestyle=dashes, label=f"{level} (n = {n})")
-        for at, test in zip(x, tests, strict=True):
-            if test.estimate.low is not None:
-                axes.plot([at, at], [test.estimate.low, test.estimate.high], color=colour, linewidth=1.5)
+        axes.plot(
+            x, [mean.value for mean in means], color=colour, marker=marker, linestyle=dashes, label=f"{level} (n = {n})"
+        )
+        for at, mean in zip(x, means, strict=True):
+            if mean.low is not None:
+                axes.plot([at, at], [mean.low, mean.high], color=colour, linewidth=1.5)
     axes.set_xticks(range(len(first_levels)), [_short(str(level), 16) for level in first_levels])
     axes.set_xlabel(first)
     axes.set_ylabel("test accuracy (fraction)")
-    axes.legend(title=f"{second}; bars: 95 % seeds interval", loc="best", alignment="left")
+    axes.legend(title=f"{second}; bars: 95 % interval", loc="best", alignment="left")
     return figure
 
 
@@ -298,23 +308,25 @@ def _curves(arm: ArmResult, name: str) -> np.ndarray:
 
 def _costs(analysis: StudyAnalysis) -> Figure | None:
     """Draw test accuracy against an arm's costs: trained parameters and seconds."""
-    arms = [arm for arm in analysis.arms if arm.test is not None and arm.trained_parameters and arm.training_seconds]
+    arms = [a for a in analysis.arms if a.accuracy is not None and a.trained_parameters and a.training_seconds]
     if not arms:
         return None
     figure, grid = _figure(3.0 + 0.2 * (-(-len(arms) // 3)), 1, 2, sharey=True)
     left, right = grid[0]
     for arm in arms:
-        if arm.test is None:
+        if arm.accuracy is None:
             continue
         colour, marker = _style(arm.result, analysis)
-        label = f"{arm.name} (n = {arm.test.seeds})"
-        low, high = arm.test.estimate.low, arm.test.estimate.high
+        label = f"{arm.name} (n = {len(arm.result.confirmed)})"
+        low, high = arm.accuracy.low, arm.accuracy.high
         for axes, x in ((left, arm.trained_parameters), (right, arm.training_seconds)):
             if low is not None:
                 axes.plot([x, x], [low, high], color=colour, linewidth=1.5)
-            axes.plot([x], [arm.test.mean], marker=marker, color=colour, linestyle="none", markersize=7, label=label)
+            axes.plot(
+                [x], [arm.accuracy.value], marker=marker, color=colour, linestyle="none", markersize=7, label=label
+            )
     left.set_xlabel("trained parameters (count, logarithmic)")
-    left.set_ylabel("test accuracy (fraction)\nbars: 95 % seeds interval")
+    left.set_ylabel("test accuracy (fraction)\nbars: 95 % interval")
     right.set_xlabel("training time of a run (seconds, logarithmic)")
     for axes in (left, right):
         axes.set_xscale("log")
@@ -353,6 +365,23 @@ def _tuning(analysis: StudyAnalysis) -> Figure | None:
     figure.supxlabel("trial, in the order of the search; n = finished trials", fontsize=9)
     figure.supylabel("validation accuracy (fraction)", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    return figure
+
+
+def _best_of(analysis: StudyAnalysis) -> Figure | None:
+    """Draw the expected best validation accuracy of k trials, with its band."""
+    arms = [(arm, arm.best_of) for arm in analysis.arms if arm.best_of is not None]
+    if not any(len(best.expected_T) > 1 for _, best in arms):
+        return None
+    figure, panels = _panels(len(arms), 1.5)
+    for axes, (arm, best) in zip(panels, arms, strict=True):
+        k_T = np.arange(1, len(best.expected_T) + 1)
+        axes.fill_between(k_T, best.low_T, best.high_T, color=COLOURS[0], alpha=0.25, linewidth=0)
+        axes.plot(k_T, best.expected_T, color=COLOURS[0])
+        axes.set_title(_panel_title(arm.name, len(k_T)), loc="left", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.supxlabel("k trials; line: expected best, band: 10th to 90th percentile; n = finished trials", fontsize=9)
+    figure.supylabel("validation accuracy (fraction)", fontsize=9)
     return figure
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from ablation.analysis.answer import points
 from ablation.analysis.cut_forecasts import MEASURES, CutForecast, cut_name
 from ablation.analysis.rankings import FEWEST_CUTS, Ranking, rankings
 from ablation.analysis.results import StudyResult
+from ablation.analysis.wording import points
 from ablation.base.text import Table
 from ablation.reporting.content import Block, Paragraph
 

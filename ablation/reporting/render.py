@@ -3,23 +3,27 @@
 import base64
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ablation import __version__
 from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.results import RunResult, StudyResult
-from ablation.base.text import Table
+from ablation.base.text import Table, escape_markdown, visible
 from ablation.reporting.answer_sections import (
-    accuracy_cells,
     arm_accuracy_table,
     difference_table,
     published_tables,
 )
-from ablation.reporting.content import ACCURACY_COLUMNS, Answer, Block, Code, Figure, Folded, HeatMap, Items, Section
+from ablation.reporting.content import Answer, Block, Code, Figure, Folded, HeatMap, Items, Section
 from ablation.reporting.figures import Picture
+from ablation.tracking.run_names import arm_title
 
 NOTE_LIMIT = 8000  # characters, MLflow's limit for a tag
+Links = Literal["all", "best trials", "none"]
+ALL_LINKS: tuple[Links, ...] = ("all", "best trials", "none")
 
 
 def short_tables(analysis: StudyAnalysis) -> list[Table]:
@@ -29,38 +33,41 @@ def short_tables(analysis: StudyAnalysis) -> list[Table]:
     return [
         arms,
         *published,
-        *(difference_table(factor) for factor in analysis.factors if factor.family),
+        *(difference_table(analysis, factor) for factor in analysis.factors if factor.family),
     ]
 
 
 def summary_note(analysis: StudyAnalysis) -> str:
-    """Return the summary run's description: the answer, and the arms with as many links to their runs as fit."""
+    """Return the summary run's description: question, answer, and a line per arm with as many links as fit."""
     result = analysis.result
-
-    def link(run: RunResult) -> str:
-        return f"[#{run.number}](#/experiments/{result.experiment_id}/runs/{run.run_id})"
-
-    columns = ["arm", *ACCURACY_COLUMNS]
-    title = f"{escape_markdown(result.spec.question)}\n\n**{escape_markdown(analysis.answer)}**"
-    arms = [[escape_markdown(arm.name), *accuracy_cells(arm)] for arm in analysis.arms]
-    best = [link(arm.result.best) if arm.result.best else "-" for arm in analysis.arms]
-    confirmations = [" ".join(link(run) for run in arm.result.confirmations) or "-" for arm in analysis.arms]
+    title = f"**{escape_markdown(result.spec.question)}** {escape_markdown(analysis.answer)}"
     place = "The whole report is in the artifacts: report/report.html."
-    ids = "The report lists the ids of all runs, which are too many for this note."
-    forms = [
-        Table(
-            title,
-            [*columns, "best trial", "confirmation runs"],
-            [[*row, *links] for row, *links in zip(arms, best, confirmations, strict=True)],
-            [place],
-        ),
-        Table(
-            title, [*columns, "best trial"], [[*row, one] for row, one in zip(arms, best, strict=True)], [place, ids]
-        ),
-        Table(title, columns, arms, [place, ids]),
-    ]
-    texts = [form.markdown() for form in forms] + [f"{title}\n\n{place}"]
-    return next((text for text in texts if len(text) <= NOTE_LIMIT), place)
+
+    def link(text: str, run: RunResult) -> str:
+        # The UI opens in its GenAI mode without the workflow.
+        return f"[{text}](#/experiments/{result.experiment_id}/runs/{run.run_id}?workflowType=machine_learning)"
+
+    def lines(links: Links) -> str:
+        texts = []
+        for arm in analysis.arms:
+            text = f"- {escape_markdown(arm_title(arm.name))}: {_arm_result(arm)}"
+            if arm.result.best is not None and links != "none":
+                text += f"; {link('best trial', arm.result.best)}"
+            if links == "all":
+                text += "".join(f", {link(f'seed {run.number + 1}', run)}" for run in arm.result.confirmations)
+            texts.append(text)
+        return "\n".join(texts)
+
+    notes = (f"{title}\n\n{lines(links)}\n\n{place}" for links in ALL_LINKS)
+    return next((note for note in notes if len(note) <= NOTE_LIMIT), f"{title[: NOTE_LIMIT // 2]}\n\n{place}")
+
+
+def _arm_result(arm: ArmSummary) -> str:
+    if arm.test is None:
+        best = arm.result.best
+        return f"validation accuracy {best.val_accuracy:.4f} (the best trial)" if best is not None else "no result"
+    spread = "" if arm.test.standard_deviation is None else f" ± {arm.test.standard_deviation:.4f}"
+    return f"test accuracy {arm.test.mean:.4f}{spread} (n = {arm.test.seeds})"
 
 
 def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[str, Picture]) -> str:
@@ -71,6 +78,7 @@ def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     template = environment.get_template("report.html.j2")
     addresses = {
@@ -101,20 +109,9 @@ def _block_markdown(block: Block) -> str:
     if isinstance(block, Items):
         return "\n".join(f"- {escape_markdown(text)}" for text in block.texts)
     if isinstance(block, Code):
-        return "\n".join(f"    {line}" for line in block.text.splitlines())
+        return "\n".join(f"    {visible(line)}" for line in block.text.split("\n"))
     if isinstance(block, Figure):
         return f"![{escape_markdown(block.alt)}]({block.name}.png)\n\n{escape_markdown(block.caption)}"
-    text = escape_markdown(block.text)
-    return f"**{text}**" if isinstance(block, Answer) else text
-
-
-def escape_markdown(text: str) -> str:
-    """Return markdown that shows a text unchanged, in one line; `Table.markdown` escapes `|`."""
-    text = " ".join(text.split())
-    for character in "\\`*[]<>~":
-        text = text.replace(character, f"\\{character}")
-    # An underscore inside a word has no meaning in markdown: names such as fine_tune_all stay readable.
-    return "".join(
-        f"\\{c}" if c == "_" and not (text[i - 1 : i].isalnum() and text[i + 1 : i + 2].isalnum()) else c
-        for i, c in enumerate(text)
-    )
+    if isinstance(block, Answer):
+        return "  \n".join(f"**{escape_markdown(line)}**" for line in block.lines)
+    return escape_markdown(block.text)

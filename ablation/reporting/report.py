@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ablation.analysis.answer import StudyAnalysis, analyse
 from ablation.analysis.results import StudyResult, read_results
+from ablation.analysis.tuning import searched_params
 from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
 from ablation.base.terminal import say, show_table
@@ -21,15 +22,16 @@ from ablation.reporting.answer_sections import (
     published_tables,
 )
 from ablation.reporting.change_section import change_blocks
-from ablation.reporting.content import Section, figure_block, searched_params
+from ablation.reporting.content import Section, figure_block
 from ablation.reporting.figures import Picture, draw_figures
 from ablation.reporting.forecast_section import forecast_blocks
+from ablation.reporting.method_sections import meaning_blocks, power_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables, summary_note
 from ablation.reporting.run_sections import (
     class_blocks,
     cost_table,
+    edge_texts,
     environment_blocks,
-    meaning_blocks,
     mistake_blocks,
     run_blocks,
     sample_blocks,
@@ -46,23 +48,34 @@ class Report:
 
     Attributes:
         result: the study's results.
-        answer: the answer in a sentence.
+        verdict: the answer in plain words, a line per factor.
+        evidence: the numbers behind it, as sentences.
+        warnings: what tuning may have missed: chosen values at an end of their range.
         html: the self-contained page.
         markdown: the same content as text, which shows the PNG files in `figures`.
         figures: file name -> content, each figure as .png and .svg.
         short: the tables for the terminal.
         note: markdown for the summary run's description, with links to the runs.
         folder: the folder with the report's files; None if they were not written.
+        is_logged: whether the summary run in MLflow has it, too.
     """
 
     result: StudyResult
-    answer: str
+    verdict: list[str]
+    evidence: list[str]
+    warnings: list[str]
     html: str
     markdown: str
     figures: dict[str, bytes]
     short: list[Table]
     note: str
     folder: Path | None = None
+    is_logged: bool = False
+
+    @property
+    def answer(self) -> str:
+        """The verdict in one line."""
+        return " ".join(self.verdict)
 
 
 def write_report(store: Store, name: str, output: Path | None = None) -> Report:
@@ -74,30 +87,45 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
         output: a folder, created if needed; `reports/<name>` in the store by default.
 
     Raises:
-        InputError: there is no such study, it has no finished trial, another version made it, or `output` is a file.
+        InputError: there is no such study, it has no finished trial, another version made it, `output` is a file, or
+            the store cannot be written and there is no `output`.
         StoreAway: the tracking server does not answer.
         StoreError: the folder or MLflow's store cannot be written.
     """
     folder = output or store.root / "reports" / name
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: {folder} is not a folder")
+    if output is None and store.is_read_only:
+        raise InputError(f"--output: name a folder for the report, because {store.root} cannot be written")
     result = read_results(store, name)
     report = build_report(result)
     files = {"report.html": report.html.encode(), "report.md": report.markdown.encode(), **report.figures}
     for file, content in files.items():
         write_atomically(folder / file, content)
-    log_report(store, result.summary_run_id, files, report.note)
-    return dataclasses.replace(report, folder=folder)
+    if not store.is_read_only:
+        log_report(store, result.summary_run_id, files, report.note)
+    return dataclasses.replace(report, folder=folder, is_logged=not store.is_read_only)
 
 
 def show_report(report: Report) -> None:
-    """Print the question, the answer, the short tables, and the path of the whole report."""
-    say(f"\n{report.result.spec.question}\n\n{report.answer}")
+    """Print the question, the answer, the short tables, warnings, and the path of the whole report."""
+    say(f"\n{report.result.spec.question}\n")
+    for line in report.verdict:
+        say(line)
+    if report.evidence:
+        say("")
+    for sentence in report.evidence:
+        say(f"- {sentence}")
     for table in report.short:
         say("")
         show_table(table)
+    if report.warnings:
+        say("")
+    for warning in report.warnings:
+        say(warning)
     if report.folder is not None:
-        say(f"\nThe whole report: {report.folder / 'report.html'}")
+        only_here = "" if report.is_logged else "  (not logged to MLflow, because the store cannot be written)"
+        say(f"\nThe whole report: {report.folder / 'report.html'}{only_here}")
 
 
 def build_report(result: StudyResult) -> Report:
@@ -109,7 +137,9 @@ def build_report(result: StudyResult) -> Report:
     figures |= {f"{name}.svg": picture.svg for name, picture in pictures.items()}
     return Report(
         result=result,
-        answer=analysis.answer,
+        verdict=analysis.verdict,
+        evidence=analysis.evidence,
+        warnings=edge_texts(analysis),
         html=render_html(result, sections, pictures),
         markdown=render_markdown(result, sections),
         figures=figures,
@@ -136,7 +166,8 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[
         Section("published", "Published results", [*published_tables(analysis)]),
         Section("effects", "Effect of each factor", [*figure_block("effects", pictures), *level_tables(analysis)]),
         Section("differences", "Differences", [*figure_block("differences", pictures), *difference_blocks(analysis)]),
-        Section("interaction", "Interaction of the two factors", interaction_blocks(analysis, pictures)),
+        Section("interaction", "Interactions", interaction_blocks(analysis, pictures)),
+        Section("power", "What more would find", power_blocks(analysis)),
         Section(
             "learning",
             "How each arm learned",

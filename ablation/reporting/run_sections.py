@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Mapping
 
-from ablation.analysis.answer import StudyAnalysis, points
-from ablation.analysis.comparison import Summary, champion_run
+from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.arm_summaries import Summary, champion_run
 from ablation.analysis.results import RunResult, StudyResult, best_run
+from ablation.analysis.tuning import edges, searched_params, tuned_minus_confirmed
+from ablation.analysis.wording import points
 from ablation.base.text import Table, format_params, format_value, plural
 from ablation.reporting.content import (
-    BOTH_INTERVAL,
-    SEEDS_INTERVAL,
     Block,
     Code,
     Figure,
@@ -20,7 +20,6 @@ from ablation.reporting.content import (
     figure_block,
     optional_number,
     run_name,
-    searched_params,
     states_text,
 )
 from ablation.reporting.figures import Picture
@@ -52,8 +51,24 @@ def _device(run: RunResult) -> str:
     return run.environment.get("device") or run.device
 
 
+def edge_texts(analysis: StudyAnalysis) -> list[str]:
+    """Return a warning for each parameter whose chosen value is at an end of what was searched, or close to it."""
+    texts = []
+    found = edges(analysis.result)
+    for parameter, is_upper in dict.fromkeys((edge.parameter, edge.is_upper) for edge in found):
+        here = [edge for edge in found if (edge.parameter, edge.is_upper) == (parameter, is_upper)]
+        arms = f"{len(here)} of {plural(len(analysis.arms), 'arm')}"
+        values = ", ".join(f"{edge.arm} {format_value(edge.value)}" for edge in here[:3])
+        more = ", ..." if len(here) > 3 else ""
+        texts.append(
+            f"Warning: {parameter} was chosen at or near its {'highest' if is_upper else 'lowest'} searched value, "
+            f"{format_value(here[0].limit)}, in {arms} ({values}{more}): a wider range may do better."
+        )
+    return texts
+
+
 def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
-    """Return the chosen configuration of each arm, its selection bias, and how the best rose over the trials."""
+    """Return the chosen configuration of each arm, and whether budget and ranges were wide enough."""
     rows = []
     for arm in analysis.arms:
         best = arm.result.best
@@ -65,17 +80,14 @@ def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
                 else format_params(searched_params(analysis.result.spec, best)) or "nothing searched",
                 "-" if best is None else f"{best.val_accuracy:.4f}",
                 optional_number(arm.val.mean if arm.val else None),
-                "-" if arm.selection_bias is None else points(arm.selection_bias),
                 str(arm.val.seeds if arm.val else 0),
                 "-" if arm.late_rise is None else points(arm.late_rise),
+                "-" if arm.best_of is None or arm.best_of.last_gain is None else points(arm.best_of.last_gain),
                 states_text(arm.result.trials),
             ]
         )
     rises = [arm.late_rise for arm in analysis.arms if arm.late_rise is not None]
-    notes = [
-        "Selection bias: the tuned trial's validation accuracy minus the mean of its confirmation runs (n seeds). It "
-        "estimates how much the best of many trials gained by luck."
-    ]
+    notes = _luck_notes(analysis)
     if rises:
         notes.append(
             "Late rise: the rise of the best validation accuracy in the last third of the trials. It is above zero in "
@@ -83,9 +95,32 @@ def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
             "its best trial there. A large rise means that the budget was too small for the search to converge."
         )
     columns = ["arm", "chosen configuration", "tuned val. accuracy", "confirmed val. accuracy"]
-    columns += ["selection bias (points)", "n (seeds)", "late rise (points)", "trials"]
-    blocks: list[Block] = [*figure_block("tuning", pictures), Table("", columns, rows, notes)]
+    columns += ["n (seeds)", "late rise (points)", "last trial's gain (points)", "trials"]
+    warnings = edge_texts(analysis)
+    blocks: list[Block] = [
+        *([Items(warnings)] if warnings else []),
+        *figure_block("tuning", pictures),
+        Table("", columns, rows, notes),
+        *figure_block("best_of", pictures),
+    ]
     return [*blocks, *_known_tables(analysis.result), *figure_block("importances", pictures)]
+
+
+def _luck_notes(analysis: StudyAnalysis) -> list[str]:
+    gain = tuned_minus_confirmed(analysis.result.arms)
+    notes = [
+        "Last trial's gain: how much the last trial is expected to have raised the best of all, with the trials in "
+        "random order (Tang et al., 2020)."
+    ]
+    if gain is not None:
+        error = "" if gain.standard_error is None else f" \u00b1 {points(gain.standard_error)} (standard error)"
+        notes.insert(
+            0,
+            f"Tuned minus confirmed: {points(gain.mean)}{error} points, the mean over {plural(gain.arms, 'arm')} of "
+            "the tuned trial's validation accuracy minus the mean of its confirmation runs. It estimates how much the "
+            "best of many trials gained by luck.",
+        )
+    return notes
 
 
 def _known_tables(result: StudyResult) -> list[Table]:
@@ -265,48 +300,6 @@ def run_blocks(analysis: StudyAnalysis) -> list[Block]:
     return blocks
 
 
-def meaning_blocks(analysis: StudyAnalysis) -> list[Block]:
-    """Return how often the test split was evaluated, and what each interval and p-value means."""
-    result = analysis.result
-    superseded = sum(run.test_accuracy is not None for arm in result.arms for run in arm.superseded)
-    used = (
-        f"The test split ({result.test_images:,} images) was evaluated {_times(result.test_evaluations)} in this "
-        "study, once by each confirmation run at its end, and no choice used the results."
-        if result.test_evaluations
-        else "The test split has not been evaluated."
-    )
-    if superseded:
-        used += (
-            f" {superseded} of these evaluations belong to configurations that were their arm's best before the budget "
-            "grew; they are superseded, and this report does not use them."
-        )
-    texts = [used]
-    if result.test_evaluations:
-        texts += [
-            f"{SEEDS_INTERVAL}: a t interval over the seeds of an arm. It says where the mean over many more seeds "
-            "would lie on the same test images.",
-            f"{BOTH_INTERVAL}: its variance is that of the seeds plus that of the test images. The images are the same "
-            "for all arms and so paired; degrees of freedom are Satterthwaite's. It says where the difference would "
-            "lie with many more seeds and images.",
-            "Each interval is valid on its own: it covers the true value in 95 of 100 studies. The p-values beside it "
-            "come from the same statistic and are corrected by Holm's method for the number of differences tested for "
-            "a factor. An interval can therefore exclude zero although the corrected p-value is above 0.05; the "
-            "corrected p-value decides.",
-            *(
-                []
-                if result.spec.arms
-                else ["A marginal mean gives every confirmed arm that has the level the same weight."]
-            ),
-            "All intervals are conditional on the configurations that tuning chose. Another search might choose "
-            "others; the intervals do not include that variation.",
-        ]
-    return [Items(texts)]
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
-
-
 def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return the fixed settings of the study, the machines and versions of its runs, and the command to repeat it."""
     result = analysis.result
@@ -328,6 +321,7 @@ def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
         ["confirmation seeds", _all_seeds_text(result)],
         ["precision", spec.precision],
         ["data", f"{spec.data.source}, digest {result.data_digest}"],
+        *([["data as read", result.data_reading]] if result.data_reading else []),
         ["pretrained weights", f"digest {result.weights_digest}" if result.weights_digest else "none"],
         ["images", f"{result.train_images:,} training, {result.val_images:,} validation, {result.test_images:,} test"],
         *([name, format_value(value)] for name, value in spec.fixed.entries().items()),

@@ -101,6 +101,10 @@ class StudySpec(Strict):
             )
         for number in range(len(self.known)):
             _check_known(self, number)
+        if self.confirm.compare == "control":
+            for factor, compared in self.compared_levels().items():
+                if len(compared) > 1 and factor not in self.confirm.control:
+                    raise ValueError(f"confirm.control: compare = 'control' needs the control of {factor}")
         for factor, level in self.confirm.control.items():
             if level not in self.compared_levels().get(factor, []):
                 entry = f"{factor} = {level!r}"

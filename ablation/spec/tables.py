@@ -1,9 +1,10 @@
 """The tables of a study file besides those of the hyper-parameters, as pydantic models."""
 
 import re
-from typing import Annotated, Literal, Self
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ablation.base.text import require_known
 from ablation.spec.architectures import ARCHITECTURES, TIMM, function_name, is_custom, is_timm
@@ -72,6 +73,9 @@ class Backbone(Strict):
         return self
 
 
+Resize = Literal["crop", "squash", "pad"]
+
+
 class Data(Strict):
     """The images."""
 
@@ -92,11 +96,51 @@ class Data(Strict):
     image_size: int = Field(
         32, ge=1, le=1024, description="Height and width in pixels of the network's input; other images are resized."
     )
+    train: str | None = Field(
+        None,
+        description="Folder below root that holds the training images' classes, where its name does not say so; . for "
+        "classes alone.",
+    )
+    test: str | None = Field(None, description="The same for the test images; without it, a fifth of each class.")
+    resize: Resize = Field(
+        "crop",
+        description="How files that are not square get image_size: the shorter side fits and the rest is cut off, both "
+        "sides are scaled, or the longer side fits and the rest is black.",
+    )
+    unreadable: Literal["error", "skip"] = Field(
+        "error", description="Whether an image that cannot be read ends the study, or is left out and counted."
+    )
+
+    duplicates: Literal["error", "drop", "keep"] | None = Field(
+        None,
+        description="Whether identical images in two splits or under two labels end the study, all but one are left "
+        "out, or all stay; error for image folders, keep for other sets.",
+    )
+
+    @property
+    def refuses_duplicates(self) -> bool:
+        """Whether identical images in two splits or classes end the study."""
+        return self.duplicates == "error" or (self.duplicates is None and self.source == "imagefolder")
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer keys out at their defaults, so that what is stored of older studies stays as it was."""
+        newer = ("train", "test", "resize", "unreadable", "duplicates")
+        defaults = {name: type(self).model_fields[name].default for name in newer}
+        return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.source == "imagefolder" and self.root is None:
             raise ValueError("source = 'imagefolder' needs root = <folder with train/<class>/* and test/<class>/*>")
+        if self.source != "imagefolder" and (self.train is not None or self.test is not None):
+            raise ValueError("train and test are for source = 'imagefolder'")
+        if self.test is not None and self.train is None:
+            raise ValueError("test needs train = <the folder of the training images>")
+        for name in ("train", "test"):
+            folder = PurePosixPath(getattr(self, name) or ".")
+            if folder.is_absolute() or ".." in folder.parts:
+                raise ValueError(f"{name} must be a folder below root, got {getattr(self, name)!r}")
         refuse_duplicates(self.classes or [])
         return self
 
@@ -105,11 +149,29 @@ class Confirm(Strict):
     """How many times each arm's best configuration is retrained with a fresh seed, and which levels are compared."""
 
     seeds: int = Field(0, ge=0, description="Retrainings of each arm's best configuration.")
+    compare: Literal["all", "leader", "control"] = Field(
+        "all",
+        description="What is compared in a factor without a control: all pairs of its levels, or every level with the "
+        "one that leads in tuning (by validation). control: every factor must have a control.",
+    )
     control: dict[str, str | int | float] = Field(
         {},
-        description="Factor -> the level that its other levels are compared with; by default, all pairs are compared. "
-        "In a study with [[arms]]: arm -> the name of the arm that the others are compared with.",
+        description="Factor -> the level that its other levels are compared with. In a study with [[arms]]: arm -> the "
+        "name of the arm that the others are compared with.",
     )
+    equivalence: float | None = Field(
+        None,
+        gt=0,
+        lt=100,
+        description="Percentage points of accuracy below which a difference does not matter: levels are then reported "
+        "as equivalent, not equivalent, or undecided.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer keys out at their defaults, so that what is stored of older studies stays as it was."""
+        defaults = {"compare": "all", "equivalence": None}
+        return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
 
 
 class Tracking(Strict):

@@ -21,8 +21,8 @@ from tests.fake_results import fake_result, fake_samples, fake_spec
 
 SMALL = {"truncate_at": ["block3", "block5"]}
 ALL = [
-    "arms", "effects", "interaction", "curves_accuracy", "curves_loss", "costs", "tuning", "importances", "samples",
-    "confusion", "confusion_arms", "mistakes",
+    "arms", "effects", "interaction", "curves_accuracy", "curves_loss", "costs", "tuning", "best_of", "importances",
+    "samples", "confusion", "confusion_arms", "mistakes",
 ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_files_are_complete() -> None:
 
 def test_what_there_is_nothing_of_is_not_drawn() -> None:
     analysis = analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8}, seeds=0))
-    assert list(draw_figures(analysis, {})) == ["curves_accuracy", "curves_loss", "tuning", "samples"]
+    assert list(draw_figures(analysis, {})) == ["curves_accuracy", "curves_loss", "tuning", "best_of", "samples"]
     result = dataclasses.replace(analysis.result, samples=None)
     assert "samples" not in draw_figures(analyse(result), {})
 

@@ -121,6 +121,9 @@ def test_batch_norm_that_learns_needs_more_than_one_image(study_file: Path) -> N
         ("search.head_width={low=1,high=8,choices=[8]}", "a search has either low and high, or choices"),
         ('published=[{arm={strategy="typo"}}]', "published.arm.strategy: Input should be 'feature_extraction'"),
         ('published=[{arm={lr=1.0}}]', "published.arm: 'lr' is not one of the factors"),
+        ("confirm.compare=control", "confirm.control: compare = 'control' needs the control of truncate_at"),
+        ("confirm.compare=best", "confirm.compare: unknown value 'best'; known: all, leader, control"),
+        ("confirm.equivalence=0", "confirm.equivalence: input should be greater than 0, got 0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(study_file: Path, setting: str, expected: str) -> None:
@@ -253,6 +256,14 @@ def test_newer_parameters_at_their_defaults_do_not_change_what_a_study_is(study_
         more = 'factors.truncate_at=["block2"]'
         name, value = setting.removeprefix("fixed.").split("=")
         assert str(load(study_file, more, setting).content()["fixed"][name]) == value
+
+
+def test_newer_keys_of_confirm_at_their_defaults_do_not_change_what_a_study_is(study_file: Path) -> None:
+    content = load(study_file).content()
+    assert load(study_file, "confirm.compare=all").content() == content
+    assert content["confirm"].keys() == {"seeds", "control"}
+    changed = load(study_file, "confirm.compare=leader", "confirm.equivalence=1.0").content()["confirm"]
+    assert (changed["compare"], changed["equivalence"]) == ("leader", 1.0)
 
 
 def test_malformed_and_missing_files(tmp_path: Path) -> None:

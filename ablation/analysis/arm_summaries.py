@@ -1,0 +1,198 @@
+"""Arms: their runs in numbers, the winner, the champion's mistakes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.statistics import Estimate, contrast
+from ablation.analysis.tuning import BestOf, best_of
+from ablation.training.evaluation import balanced_accuracy_and_macro_f1
+
+
+def confirmed_validation(arm: ArmResult) -> np.ndarray:
+    """Return the best validation accuracy of each finished confirmation run of an arm, float64 (S)."""
+    return np.array([run.val_accuracy for run in arm.confirmations if run.val_accuracy is not None], np.float64)
+
+
+def winning_arm(result: StudyResult) -> ArmResult | None:
+    """Return the arm with the highest mean validation accuracy over its finished confirmation runs.
+
+    The first of equals; None where no confirmation run has finished. No test metric is used.
+    """
+    candidates = [arm for arm in result.arms if confirmed_validation(arm).size]
+    return max(candidates, key=lambda arm: float(confirmed_validation(arm).mean()), default=None)
+
+
+def champion_run(arm: ArmResult) -> RunResult:
+    """Return the confirmation run with the highest validation accuracy, the first of equals; no test metric is used.
+
+    Raises:
+        ValueError: no confirmation run of the arm has finished.
+    """
+    finished = [run for run in arm.confirmations if run.val_accuracy is not None]
+    return max(finished, key=lambda run: run.val_accuracy or 0.0)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over the seeds of an arm: mean, standard deviation (None with one seed), number of seeds."""
+
+    mean: float
+    standard_deviation: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """A summary of an arm's runs; values over confirmation runs are None without them.
+
+    Attributes:
+        result: the arm's runs.
+        val: validation accuracy over its confirmation runs.
+        test: test accuracy over its confirmation runs.
+        accuracy: mean test accuracy with its interval over seeds and images.
+        balanced: balanced test accuracy over its confirmation runs, the mean of the classes' recalls.
+        macro_f1: macro F1 of the test images over its confirmation runs, the mean of the classes' F1 scores.
+        class_accuracies_K: mean test accuracy of each class over seeds, NaN for a class without test images.
+        confusion_KK: mean over seeds of the fraction of each true class (row) that is predicted as each class (column).
+        tuned_minus_confirmed: the tuned trial's validation accuracy minus the mean of its confirmation runs.
+        best_so_far_T: the best validation accuracy of the trials so far, in their order; NaN before the first finished.
+        best_of: what fewer trials would have found.
+        late_rise: the rise of that in the last third of the trials; None where fewer than three have ended.
+        trained_parameters: their number in the chosen configuration.
+        training_seconds: mean over the confirmation runs, else of the best trial.
+        training_runs: the number of runs in that mean.
+        failed: trials and confirmation runs that failed.
+    """
+
+    result: ArmResult
+    val: Summary | None
+    test: Summary | None
+    accuracy: Estimate | None
+    balanced: Summary | None
+    macro_f1: Summary | None
+    class_accuracies_K: np.ndarray | None
+    confusion_KK: np.ndarray | None
+    tuned_minus_confirmed: float | None
+    best_so_far_T: np.ndarray
+    best_of: BestOf | None
+    late_rise: float | None
+    trained_parameters: int | None
+    training_seconds: float | None
+    training_runs: int
+    failed: list[RunResult]
+
+    @property
+    def name(self) -> str:
+        """The arm's name."""
+        return self.result.arm.name
+
+
+def summarise(accuracies_S: np.ndarray) -> Summary | None:
+    """Return mean and standard deviation of a metric over seeds; None where there are none."""
+    if accuracies_S.size == 0:
+        return None
+    deviation = float(accuracies_S.std(ddof=1)) if accuracies_S.size > 1 else None
+    return Summary(float(accuracies_S.mean()), deviation, accuracies_S.size)
+
+
+def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> np.ndarray:
+    """Return the fraction of each true class (row) predicted as each class (column), K x K; NaN without images."""
+    counts_KK = np.zeros((classes, classes))
+    np.add.at(counts_KK, (labels_N, predicted_N), 1)
+    images_K1 = counts_KK.sum(axis=1, keepdims=True)
+    fractions_KK: np.ndarray = np.divide(counts_KK, images_K1, out=np.full_like(counts_KK, np.nan), where=images_K1 > 0)
+    return fractions_KK
+
+
+def best_so_far(trials: Sequence[RunResult]) -> np.ndarray:
+    """Return the best validation accuracy after each trial that has ended, float64 (T)."""
+    values = [np.nan if run.val_accuracy is None else run.val_accuracy for run in trials if run.state != "unfinished"]
+    best_so_far_T: np.ndarray = np.fmax.accumulate(np.array(values, np.float64))
+    return best_so_far_T
+
+
+def late_rise(best_so_far_T: np.ndarray) -> float | None:
+    """Return the rise of the best in the last third of the trials; None with too few finished trials."""
+    before = len(best_so_far_T) - len(best_so_far_T) // 3 - 1
+    if len(best_so_far_T) < 3 or np.isnan(best_so_far_T[before]):
+        return None
+    return float(best_so_far_T[-1] - best_so_far_T[before])
+
+
+def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
+    """Return the summary of an arm's runs, in a study of this number of classes."""
+    val = summarise(confirmed_validation(arm))
+    predictions = [run.predictions for run in arm.confirmed if run.predictions is not None]
+    scores_S2 = np.array(
+        [balanced_accuracy_and_macro_f1(p.labels_N, p.predicted_N, classes) for p in predictions], np.float64
+    ).reshape(-1, 2)
+    confusion_KK = None
+    if predictions:
+        confusion_KK = np.mean([confusion_matrix(p.predicted_N, p.labels_N, classes) for p in predictions], axis=0)
+    confirmed = [run for run in arm.confirmations if run.val_accuracy is not None]
+    timed = [run.training_seconds for run in confirmed or ([arm.best] if arm.best else []) if run.training_seconds]
+    best_so_far_T = best_so_far(arm.trials)
+    return ArmSummary(
+        result=arm,
+        val=val,
+        test=summarise(arm.test_accuracies_S),
+        accuracy=contrast({arm.arm.name: 1.0}, {arm.arm.name: arm.correct_SN}) if arm.confirmed else None,
+        balanced=summarise(scores_S2[:, 0]),
+        macro_f1=summarise(scores_S2[:, 1]),
+        class_accuracies_K=None if confusion_KK is None else np.diagonal(confusion_KK).copy(),
+        confusion_KK=confusion_KK,
+        tuned_minus_confirmed=None if val is None or arm.best is None else (arm.best.val_accuracy or 0.0) - val.mean,
+        best_so_far_T=best_so_far_T,
+        best_of=best_of(arm.trials),
+        late_rise=late_rise(best_so_far_T),
+        trained_parameters=arm.best.trained_parameters if arm.best else None,
+        training_seconds=float(np.mean(timed)) if timed else None,
+        training_runs=len(timed),
+        failed=[run for run in [*arm.trials, *arm.confirmations] if run.state == "failed"],
+    )
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A misclassified test image of a run.
+
+    Attributes:
+        number: of the image, from 0 in the order of the test split.
+        image_SSC: the network's input before normalisation, uint8.
+        true: its class.
+        predicted: the class that the run predicts.
+        probability: the predicted class's.
+        true_probability: the true class's.
+    """
+
+    number: int
+    image_SSC: np.ndarray
+    true: str
+    predicted: str
+    probability: float
+    true_probability: float
+
+
+def confident_mistakes(run: RunResult, classes: list[str]) -> list[Mistake]:
+    """Return the mistakes whose images are kept with a run's predictions, in their order; none without predictions."""
+    predictions = run.predictions
+    if predictions is None or predictions.mistakes is None:
+        return []
+    mistakes = []
+    for number, image_SSC in zip(predictions.mistakes.numbers_M, predictions.mistakes.images_MSSC, strict=True):
+        true, predicted = predictions.labels_N[number], predictions.predicted_N[number]
+        probabilities_K = predictions.probabilities_NK[number]
+        mistakes.append(
+            Mistake(
+                number=int(number),
+                image_SSC=image_SSC,
+                true=classes[true],
+                predicted=classes[predicted],
+                probability=float(probabilities_K[predicted]),
+                true_probability=float(probabilities_K[true]),
+            )
+        )
+    return mistakes

@@ -1,0 +1,67 @@
+"""Confirmation runs that stand apart from the others of their arm."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.simultaneous import FEWEST_SEEDS
+
+MOST_DEVIATIONS = 5  # median absolute deviations
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A confirmation run whose test accuracy is far from its arm's median.
+
+    Attributes:
+        arm: its arm's name.
+        run: the run.
+        median: of the arm's test accuracies.
+        deviations: the distance from it in median absolute deviations.
+    """
+
+    arm: str
+    run: RunResult
+    median: float
+    deviations: float
+
+
+def outlying_runs(result: StudyResult) -> list[Outlier]:
+    """Return the confirmation runs more than five median absolute deviations from their arm's median.
+
+    The deviation is the largest of the arm's own, that of all arms together, and the standard error of an accuracy on
+    these images: of three seeds, two that nearly agree would make an outlier of the third.
+    """
+    arms = [arm for arm in result.arms if len(arm.confirmed) >= FEWEST_SEEDS]
+    if not arms:
+        return []
+    pooled = float(np.median(np.concatenate([_distances(arm) for arm in arms])))
+    outliers = []
+    for arm in arms:
+        accuracies_S = arm.test_accuracies_S
+        median = float(np.median(accuracies_S))
+        images = arm.correct_SN.shape[1]
+        of_images = float(np.sqrt(median * (1 - median) / images))
+        deviation = max(float(np.median(_distances(arm))), pooled, of_images, 1 / images)
+        for run, accuracy in zip(arm.confirmed, accuracies_S, strict=True):
+            deviations = abs(float(accuracy) - median) / deviation
+            if deviations > MOST_DEVIATIONS:
+                outliers.append(Outlier(arm.arm.name, run, median, deviations))
+    return outliers
+
+
+def without_runs(result: StudyResult, outliers: list[Outlier]) -> StudyResult:
+    """Return the study without these runs."""
+    ids = {outlier.run.run_id for outlier in outliers}
+    arms = [
+        replace(arm, confirmations=[run for run in arm.confirmations if run.run_id not in ids]) for arm in result.arms
+    ]
+    return replace(result, arms=arms)
+
+
+def _distances(arm: ArmResult) -> np.ndarray:
+    """Return the distances from the median, without that of the median itself where it is one of the runs."""
+    accuracies_S = arm.test_accuracies_S
+    distances_S = np.sort(np.abs(accuracies_S - np.median(accuracies_S)))
+    return distances_S[1:] if len(accuracies_S) % 2 else distances_S

@@ -1,0 +1,142 @@
+"""Several contrasts tested together: single-step max-|t| by simulation (Hothorn, Bretz and Westfall, 2008).
+
+Legend: A arms, B simulated studies, C contrasts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from ablation.analysis.statistics import (
+    ALPHA,
+    Estimate,
+    Moments,
+    arm_moments,
+    contrast,
+    contrast_errors,
+    estimate,
+    exact_test,
+)
+
+FEWEST_SEEDS = 3  # of an arm whose differences are tested; two say too little of their own variance
+DRAWS = 99_999  # simulated studies: p = 0.05 is certain to 0.0007, p = 0.01 to 0.0003
+CHUNK = 9_091  # studies simulated at a time: an eleventh of DRAWS
+SEED = 20_080_601  # of the simulation, so that the same runs give the same report
+
+
+def usable_arms(correct: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arms that have seeds and images enough to be tested."""
+    return {arm: y_SN for arm, y_SN in correct.items() if len(y_SN) >= FEWEST_SEEDS and y_SN.shape[1] > 1}
+
+
+def simultaneous(
+    contrasts: Sequence[Mapping[str, float]], correct: Mapping[str, np.ndarray], draws: int = DRAWS
+) -> list[Estimate]:
+    """Return contrasts with simultaneous 95 % intervals, and p-values that are corrected for their number.
+
+    The chance that any of the intervals misses, and that any p-value of a true null hypothesis is below 0.05, is 5 %.
+    Studies are simulated in which no contrast differs from 0 and variances and covariances, shared images included,
+    are those estimated; each gets its own variance estimates and Satterthwaite's degrees of freedom. The largest
+    statistic of each study is what the statistics found are compared with.
+
+    Args:
+        contrasts: arm -> weight, of arms in `usable_arms`.
+        correct: as in `arm_moments`.
+        draws: simulated studies; (draws + 1) / 20 must be whole.
+    """
+    if len(contrasts) < 2:
+        return [contrast(weights, correct) for weights in contrasts]
+    used = {arm for weights in contrasts for arm, weight in weights.items() if weight}
+    moments = arm_moments({arm: y_SN for arm, y_SN in correct.items() if arm in used})
+    weights_CA = moments.weights(contrasts)
+    variance_1C, degrees_1C = contrast_errors(weights_CA, moments, moments.variance_A[None])
+    largest_B = np.concatenate(list(largest_statistics(weights_CA, moments, draws)))
+    threshold = critical(largest_B)
+    level = float(2 * ndtr(-threshold))
+    estimates = []
+    for weights_A, error, degrees in zip(weights_CA, np.sqrt(variance_1C[0]), degrees_1C[0], strict=True):
+        margin = float(from_normal_scale(threshold, degrees))
+        single = estimate(weights_A, moments, (float(error), float(degrees)), level, margin)
+        statistic = float(normal_scale((single.value / error) ** 2, degrees))
+        exact = exact_test(weights_A, moments, level)
+        if exact is not None:
+            statistic = min(statistic, float(-ndtri(exact[2] / 2)))
+        p = (1 + int((largest_B >= statistic).sum())) / (draws + 1)
+        estimates.append(replace(single, p=max(p, float(2 * ndtr(-statistic)))))
+    return estimates
+
+
+def critical(largest_B: np.ndarray) -> float:
+    """Return the statistic above which a contrast is shown; never below that of a single contrast."""
+    rank = round(ALPHA * (len(largest_B) + 1)) - 1  # p < ALPHA where fewer studies reach a statistic
+    return max(float(np.partition(largest_B, -rank)[-rank]), float(-ndtri(ALPHA / 2)))
+
+
+def normal_scale(squared_t: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Return |t| as the normal deviate of the same probability (Wallace, 1959, within 3 %), from t².
+
+    Contrasts with different degrees of freedom have comparable values there.
+    """
+    scaled: np.ndarray = (8 * degrees + 1) / (8 * degrees + 3) * np.sqrt(degrees * np.log1p(squared_t / degrees))
+    return scaled
+
+
+def from_normal_scale(deviate: float | np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Return the t of `normal_scale`'s value."""
+    unscaled = deviate * (8 * degrees + 3) / (8 * degrees + 1)
+    t: np.ndarray = np.sqrt(degrees * np.expm1(unscaled**2 / degrees))
+    return t
+
+
+def chances_of_best(correct: Mapping[str, np.ndarray], draws: int = DRAWS) -> dict[str, float]:
+    """Return, for each arm in `usable_arms`, the share of simulated studies in which its mean accuracy is the highest.
+
+    Each study draws the arms' accuracies from their estimates, with the same errors as in `simultaneous`.
+    """
+    usable = usable_arms(correct)
+    if len(usable) < 2:
+        return {}
+    moments = arm_moments(usable)
+    counts_A = np.zeros(len(usable), int)
+    for error_BA, variance_BA in simulated(moments, draws):
+        # The drawn variance in place of the estimated one gives each arm's error the t distribution.
+        widened_BA = error_BA * np.sqrt(moments.variance_A / variance_BA)
+        best_B = (moments.means_A + widened_BA).argmax(axis=1)
+        counts_A += np.bincount(best_B, minlength=len(usable))
+    return dict(zip(moments.arms, (counts_A / draws).tolist(), strict=True))
+
+
+def simulated(moments: Moments, draws: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield errors of the arms' means and estimates of their variances over seeds, both B x A, a chunk at a time."""
+    random = np.random.default_rng(SEED)
+    values, vectors = np.linalg.eigh(moments.images_AA)
+    root_AA = vectors * np.sqrt(values.clip(min=0.0))
+    A = len(moments.arms)
+    for start in range(0, draws, CHUNK):
+        B = min(CHUNK, draws - start)
+        of_seeds_BA = random.standard_normal((B, A)) * np.sqrt(moments.variance_A / moments.seeds_A)
+        of_images_BA = random.standard_normal((B, A)) @ root_AA.T
+        degrees_A = moments.seeds_A - 1
+        variance_BA = np.maximum(moments.variance_A * random.chisquare(degrees_A, (B, A)) / degrees_A, moments.least_A)
+        yield of_seeds_BA + of_images_BA, variance_BA
+
+
+def largest_statistics(weights_CA: np.ndarray, moments: Moments, draws: int) -> Iterator[np.ndarray]:
+    """Yield the largest statistic over the contrasts of each simulated study, on the normal scale."""
+    variance_1C, _ = contrast_errors(weights_CA, moments, moments.variance_A[None])
+    positive_AA = _nearest_covariance(moments.images_AA)
+    simulated_C = (weights_CA**2) @ (moments.variance_A / moments.seeds_A)
+    simulated_C += np.einsum("ca,ab,cb->c", weights_CA, positive_AA, weights_CA)
+    scale_C = variance_1C[0] / simulated_C  # so that each contrast's simulated variance is the one that it is given
+    for error_BA, variance_BA in simulated(moments, draws):
+        variance_BC, degrees_BC = contrast_errors(weights_CA, moments, variance_BA)
+        squared_BC = (error_BA @ weights_CA.T) ** 2 * scale_C
+        yield normal_scale(squared_BC / variance_BC, degrees_BC).max(axis=1)
+
+
+def _nearest_covariance(matrix_AA: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(matrix_AA)
+    nearest_AA: np.ndarray = (vectors * values.clip(min=0.0)) @ vectors.T
+    return nearest_AA

@@ -1,0 +1,224 @@
+"""The verdict: the answer in plain words, a line per factor, at most forty words in all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ablation.analysis.comparison import Difference, FactorAnalysis
+from ablation.analysis.wording import join, points
+
+MOST_WORDS = 40
+FORMS = 4  # of a line, from the longest to the shortest
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the other levels compare with one, by their differences from it.
+
+    Attributes:
+        level: its label.
+        better: shown to be better than it, with by how much.
+        equal: equivalent within the margin.
+        undecided: tested, and neither.
+        worse: shown to be worse, with by how much.
+        untested: without seeds enough for a test.
+        bound: the largest difference from any undecided level that is possible; None without.
+    """
+
+    level: str
+    better: dict[str, float]
+    equal: list[str]
+    undecided: list[str]
+    worse: dict[str, float]
+    untested: list[str]
+    bound: float | None
+
+
+def standing(level: str, differences: Sequence[Difference], margin: float | None) -> Standing:
+    """Return how the other levels compare with one; the equivalence margin is a fraction."""
+    better: dict[str, float] = {}
+    worse: dict[str, float] = {}
+    equal, undecided, untested, bounds = [], [], [], []
+    for difference in differences:
+        if level not in (difference.first, difference.second):
+            continue
+        other = difference.second if level == difference.first else difference.first
+        gain = difference.estimate.value if level == difference.first else -difference.estimate.value
+        if not difference.is_tested:
+            untested.append(other)
+        elif margin is not None and difference.equivalence(margin) == "equivalent":
+            equal.append(other)
+        elif not difference.is_shown:
+            undecided.append(other)
+            bounds.append(difference.bound)
+        elif gain > 0:
+            worse[other] = gain
+        else:
+            better[other] = -gain
+    return Standing(level, better, equal, undecided, worse, untested, max(bounds, default=None))
+
+
+def best_of(differences: Sequence[Difference]) -> str:
+    """Return the label that no difference puts below another, or the first that fewest do."""
+    labels = dict.fromkeys(label for d in differences for label in (d.first, d.second))
+    losses = dict.fromkeys(labels, 0)
+    for difference in differences:
+        losses[difference.second if difference.favours_first else difference.first] += 1
+    return min(losses, key=lambda label: losses[label])
+
+
+def factor_lines(factors: Sequence[FactorAnalysis], margin: float | None) -> list[str]:
+    """Return a line for each factor, with its name where there are several; `margin` is a fraction.
+
+    The longest line is shortened until all of them have at most `MOST_WORDS` words.
+    """
+    makers = [_maker(factor, margin, len(factors) > 1) for factor in factors]
+    forms = [0] * len(factors)
+    lines = [make(0) for make in makers]
+    while sum(map(_words, lines)) > MOST_WORDS and any(form < FORMS - 1 for form in forms):
+        longest = max((i for i, form in enumerate(forms) if form < FORMS - 1), key=lambda i: _words(lines[i]))
+        forms[longest] += 1
+        lines[longest] = makers[longest](forms[longest])
+    while sum(map(_words, lines)) > MOST_WORDS:
+        lines = [*lines[: -2 if lines[-1] == "More below." else -1], "More below."]
+    return lines
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _maker(factor: FactorAnalysis, margin: float | None, named: bool) -> Callable[[int], str]:
+    def make(form: int) -> str:
+        text = _line(factor, margin, form)
+        if named:
+            return f"{factor.factor}: {text}."
+        is_label = text.startswith(tuple(level.label for level in factor.levels))
+        return (text if is_label else text[0].upper() + text[1:]) + "."
+
+    return make
+
+
+def _line(factor: FactorAnalysis, margin: float | None, form: int) -> str:
+    if not factor.family:
+        return "nothing can be compared"
+    if factor.by_level:
+        other, differences = next(iter(factor.by_level.items()))
+        return _line_by_level(factor, other, differences, margin, form)
+    pivot = factor.pivot or factor.ahead or factor.levels[0].label
+    if not any(pivot in (difference.first, difference.second) for difference in factor.family):
+        return f"nothing can be compared with {pivot} yet"
+    if not any(difference.is_tested for difference in factor.family):
+        return "too few seeds to compare; each arm needs three"
+    return _sentence(standing(pivot, factor.family, margin), factor, margin, form)
+
+
+def _sentence(view: Standing, factor: FactorAnalysis, margin: float | None, form: int) -> str:
+    """Return how the levels compare with one of them, in one of four lengths."""
+    level = f"the control {view.level}" if factor.control else view.level
+    others = len(view.better) + len(view.equal) + len(view.undecided) + len(view.worse) + len(view.untested)
+    if others == 1 and not view.untested:
+        return _pair(view, level, margin, form)
+    if len(view.undecided) == others and view.bound is not None:
+        if form == FORMS - 1:
+            return "no clear winner"
+        which = f"{join([view.level, *view.undecided])}" if others < 4 and form < 2 else f"{others + 1} levels"
+        return f"no clear winner among {which}: any difference from {level} is below {points(view.bound)} points"
+    parts = []
+    if factor.pivot is None:
+        parts.append(f"{level} is {'ahead' if view.undecided or view.untested or view.equal else 'best'}")
+    else:
+        role = "" if factor.control else ", which led the tuning"
+        parts.append(f"compared with {level}{role}")
+    if form == FORMS - 1 and factor.pivot is None:
+        return parts[0]
+    for names, verb, amounts in (
+        (list(view.better), "clearly better", view.better),
+        (view.equal, "as good", None),
+        (view.undecided, "might be as good", None),
+        (list(view.worse), "clearly worse", view.worse),
+        (view.untested, "too few seeds", None),
+    ):
+        if names:
+            parts.append(_group(names, verb, amounts, form, others))
+            if names is view.undecided and view.bound is not None and form == 0:
+                parts[-1] += f" (difference below {points(view.bound)} points)"
+    start, *rest = parts
+    return f"{start}{': ' if factor.pivot else '; '}{'; '.join(rest)}" if rest else start
+
+
+def _pair(view: Standing, level: str, margin: float | None, form: int) -> str:
+    """Return how two levels compare; in the shortest form, without the other's name."""
+    is_short = form == FORMS - 1
+    for amounts, verb in ((view.worse, "better"), (view.better, "worse")):
+        if amounts:
+            than = "" if is_short else f" than {join(list(amounts))}{_by(amounts, form)}"
+            return f"{level} is clearly {verb}{than}"
+    if view.equal:
+        within = "" if is_short else f", within {100 * (margin or 0.0):g} points"
+        return f"{'both' if is_short else f'{level} and {view.equal[0]}'} are equally good{within}"
+    if is_short or view.bound is None:
+        return "no clear winner"
+    both = f"{level} and {view.undecided[0]}"
+    return f"{both} might be equally good: any difference is below {points(view.bound)} points"
+
+
+def _group(names: list[str], verb: str, amounts: dict[str, float] | None, form: int, others: int) -> str:
+    """Return what holds of several levels, such as 'block4 and block5 are clearly worse, by 1.2 to 9.9 points'."""
+    if form and len(names) > 2:
+        subject = "all others" if len(names) == others else f"{len(names)} others"
+    else:
+        subject = join(names)
+    be = "is" if len(names) == 1 else "are"
+    text = {
+        "might be as good": f"{subject} might be as good",
+        "too few seeds": f"{subject} {'has' if len(names) == 1 else 'have'} too few seeds",
+    }.get(verb, f"{subject} {be} {verb}")
+    return text + (_by(amounts, form) if amounts else "")
+
+
+def _by(amounts: dict[str, float], form: int) -> str:
+    if form >= 2:
+        return ""
+    low, high = points(min(amounts.values())), points(max(amounts.values()))
+    return f", by {low} points" if low == high else f", by {low} to {high} points"
+
+
+def _line_by_level(
+    factor: FactorAnalysis, other: str, differences: Sequence[Difference], margin: float | None, form: int
+) -> str:
+    """Return the effect of a factor at each level of another, with which it interacts."""
+    if form == FORMS - 1:
+        return f"the effect depends on {other}"
+    views = {}
+    for at in dict.fromkeys(str(d.at) for d in differences):
+        here = [d for d in differences if d.at == at]
+        views[at] = standing(factor.pivot or best_of(here), here, margin)
+    winners = {view.level for view in views.values() if not (view.better or _rivals(view))}
+    if len(winners) == 1 and not any(view.better or _rivals(view) for view in views.values()):
+        winner = winners.pop()
+        if form == 0:
+            return f"{winner} is best{_join_by(views)}"
+        amounts = {f"{at}/{name}": gain for at, view in views.items() for name, gain in view.worse.items()}
+        return f"{winner} is best with every {other}{_by(amounts, form - 1)}"
+    return "; ".join(f"with {at} {_clause(view, factor, form)}" for at, view in views.items())
+
+
+def _join_by(views: dict[str, Standing]) -> str:
+    clauses = [f"{_by(view.worse, 0).removeprefix(', ')} with {at}" for at, view in views.items()]
+    return f", {join(clauses)}"
+
+
+def _rivals(view: Standing) -> list[str]:
+    return [*view.undecided, *view.equal, *view.untested]
+
+
+def _clause(view: Standing, factor: FactorAnalysis, form: int) -> str:
+    rivals = _rivals(view)
+    if view.better:
+        return f"{join(list(view.better))} beats {view.level}{_by(view.better, form + 1)}"
+    if not rivals:
+        return f"{view.level} is best{_by(view.worse, form)}"
+    if len(rivals) + 1 == len(factor.levels):
+        return "nothing is clear"
+    tail = f" ({join(rivals)} might be as good)" if form == 0 else " is ahead"
+    return f"{view.level}{' is ahead' if form == 0 else ''}{tail}"

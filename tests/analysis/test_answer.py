@@ -1,0 +1,205 @@
+"""The answer: verdict and evidence of made-up studies."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ablation.analysis.answer import analyse
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.verdict import MOST_WORDS
+from ablation.analysis.wording import interval_points, join, points
+from ablation.spec.arms import arms
+from tests.fake_results import draw_predictions, fake_arm, fake_result, fake_run, fake_spec, fake_study
+
+CUTS = ["block3", "block4", "block5"]
+TWO_BY_TWO = {"truncate_at": ["block3", "block5"], "strategy": ["feature_extraction", "fine_tune_all"]}
+FOUR = {
+    "block3,feature_extraction": 0.90,
+    "block3,fine_tune_all": 0.94,
+    "block5,feature_extraction": 0.70,
+    "block5,fine_tune_all": 0.86,
+}
+
+
+def test_without_confirmation_there_is_no_answer() -> None:
+    analysis = analyse(fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.8}, seeds=0))
+    assert analysis.winner is None
+    assert analysis.answer == (
+        "The best tuned arm is block3 (validation accuracy 0.9040, the best of 3 trials), but without confirmation "
+        "runs no answer is possible: [confirm] seeds is 0."
+    )
+    assert analysis.factors[0].family == []
+    assert analysis.evidence == []
+
+
+def test_a_plain_searchs_answer_is_the_configuration_that_was_found() -> None:
+    analysis = analyse(fake_result({}, {"all": 0.9}, seeds=3))
+    (arm,) = analysis.arms
+    assert arm.accuracy is not None
+    assert arm.result.best is not None
+    best = arm.result.best.spec
+    assert analysis.answer == (
+        f"The search found head_width {best.head_width}, lr {best.lr:.3g}: test accuracy {arm.accuracy.value:.4f} "
+        f"({arm.accuracy.low:.4f} to {arm.accuracy.high:.4f}, 3 seeds)."
+    )
+    alone = analyse(fake_result({}, {"all": 0.9}, seeds=1, search={}))
+    assert alone.answer.startswith("The only arm has test accuracy 0.8975")
+    assert alone.answer.endswith(", of one seed, which proves nothing.")
+
+
+def test_the_evidence_has_the_numbers_of_the_verdict() -> None:
+    accuracies = {"block3": 0.9, "block4": 0.8, "block5": 0.7}
+    analysis = analyse(fake_result({"truncate_at": CUTS}, accuracies, seeds=5, images=2000))
+    first, second, _ = analysis.factors[0].family  # block3 minus block4, minus block5
+    low, high = 100 * first.estimate.value, 100 * second.estimate.value
+    assert analysis.verdict == [
+        f"block3 is best; block4 and block5 are clearly worse, by {low:.1f} to {high:.1f} points."
+    ]
+    cells = [
+        f"{d.second} {points(d.estimate.value)} ({interval_points(d.estimate.low, d.estimate.high)}, p < 0.001)"
+        for d in (first, second)
+    ]
+    assert analysis.evidence[0] == f"truncate_at: block3 minus {cells[0]} and {cells[1]}, in points, 5 seeds."
+    assert analysis.evidence[-1] == "Chance to be the best arm: block3 > 99 %."
+
+
+def test_what_is_not_shown_is_a_bound() -> None:
+    result = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.9})
+    analysis = analyse(result)
+    (difference,) = analysis.factors[0].family
+    assert difference.estimate.low is not None
+    assert difference.estimate.high is not None
+    bound = 100 * max(-difference.estimate.low, difference.estimate.high)
+    assert analysis.verdict == [f"block5 and block3 might be equally good: any difference is below {bound:.1f} points."]
+    for margin, expected in ((bound + 0.1, "are equally good, within"), (bound - 0.1, "might be equally good")):
+        confirm = {"seeds": 3, "equivalence": margin}
+        spec = fake_spec({"truncate_at": ["block3", "block5"]}, confirm=confirm)
+        again = analyse(dataclasses.replace(result, spec=spec))
+        assert expected in again.answer
+        assert ("equivalent" in again.evidence[0]) == ("within" in expected)
+
+
+def test_where_an_interaction_is_shown_the_effect_stands_at_each_level() -> None:
+    """Row 10 of the audit: an average of 14.3 and 2.9 points hid the finding."""
+    analysis = analyse(fake_result(TWO_BY_TWO, FOUR, seeds=3, images=500))
+    a, b, c, d = (100 * float(arm.test_accuracies_S.mean()) for arm in analysis.result.arms)
+    assert analysis.verdict == [
+        f"truncate_at: block3 is best, by {a - c:.1f} points with feature_extraction and by {b - d:.1f} points with "
+        "fine_tune_all.",
+        f"strategy: fine_tune_all is best, by {b - a:.1f} points with block3 and by {d - c:.1f} points with block5.",
+    ]
+    assert f"{(a + b - c - d) / 2:.1f} points" not in analysis.answer
+    assert any("averages over strategy that hide an interaction" in text for text in analysis.evidence)
+    assert any(text.startswith("1 of 1 interaction shown; the largest: block3 minus") for text in analysis.evidence)
+
+
+def test_the_best_can_differ_between_levels() -> None:
+    crossed = {"block3,feature_extraction": 0.9, "block3,fine_tune_all": 0.7, "block5,feature_extraction": 0.8}
+    analysis = analyse(fake_result(TWO_BY_TWO, crossed | {"block5,fine_tune_all": 0.85}, images=1000))
+    assert analysis.verdict[0].startswith("truncate_at: with feature_extraction block3 is best, by 9.")
+    assert "; with fine_tune_all block5 is best, by 1" in analysis.verdict[0]
+
+
+def with_validation(result: StudyResult, accuracies: dict[str, float]) -> StudyResult:
+    """Replace the validation accuracies of the confirmation runs."""
+
+    def change(arm: ArmResult) -> ArmResult:
+        runs = [dataclasses.replace(run, val_accuracy=accuracies[arm.arm.name]) for run in arm.confirmations]
+        return dataclasses.replace(arm, confirmations=runs)
+
+    return dataclasses.replace(result, arms=[change(arm) for arm in result.arms])
+
+
+def test_the_answer_is_truthful_where_the_test_images_say_the_opposite() -> None:
+    result = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.8})
+    analysis = analyse(with_validation(result, {"block3": 0.7, "block5": 0.75}))
+    assert analysis.winner is not None
+    assert analysis.winner.arm.name == "block5"
+    assert analysis.answer.startswith("block3 is clearly better than block5, by 9.")
+    assert analysis.evidence[0].endswith(" On validation, block5 leads.")
+
+
+def test_an_unfinished_study_says_that_it_is_preliminary() -> None:
+    result = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.8}, seeds=4)
+    first = dataclasses.replace(result.arms[0], confirmations=result.arms[0].confirmations[:3])
+    second = dataclasses.replace(result.arms[1], trials=result.arms[1].trials[:2], best=result.arms[1].trials[0])
+    analysis = analyse(dataclasses.replace(result, arms=[first, second]))
+    assert analysis.answer.startswith("Preliminary: block3 is clearly better than block5")
+    assert analysis.evidence[0] == "Still missing: 1 trial and 1 confirmation run."
+    assert "3 to 4 seeds" in analysis.evidence[1]
+
+
+def diverged(accuracy: float, seeds: int = 5) -> StudyResult:
+    """Return two equal arms, of which the first has a run of this accuracy."""
+    spec = fake_spec({"truncate_at": ["block3", "block5"]}, confirm={"seeds": seeds})
+    labels_N = np.arange(2000) % 4
+    results = []
+    for index, arm in enumerate(arms(spec)):
+        accuracies = [0.9 + 0.002 * (seed % 3) for seed in range(seeds)]
+        if index == 0:
+            accuracies[1] = accuracy
+        drawn = [draw_predictions(a, labels_N, 4, seed=10 * index + s) for s, a in enumerate(accuracies)]
+        results.append(fake_arm(spec, arm, [0.8, 0.9, 0.85], accuracies, drawn))
+    return fake_study(spec, results, list("abcd"))
+
+
+def test_a_run_that_diverged_is_named_with_the_result_without_it() -> None:
+    analysis = analyse(diverged(0.25))
+    (outlier,) = analysis.outliers
+    assert (outlier.arm, outlier.run.number) == ("block3", 1)
+    rest = diverged(0.25)
+    runs = [run for run in rest.arms[0].confirmations if run.number != 1]
+    without = analyse(
+        dataclasses.replace(rest, arms=[dataclasses.replace(rest.arms[0], confirmations=runs), rest.arms[1]])
+    )
+    expected = without.answer.removeprefix("Preliminary: ")
+    median = np.median(analysis.result.arms[0].test_accuracies_S)
+    assert analysis.evidence[-1] == (
+        f"Outlying run: block3 confirmation run #1 (test accuracy 0.2500, its arm's median {median:.4f}). Without it, "
+        f"the verdict would be: {expected}"
+    )
+    assert analyse(diverged(0.902)).outliers == []
+
+
+def test_failed_runs_are_named() -> None:
+    result = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.8}, seeds=4)
+    spec, first = result.spec, result.arms[0]
+    lost = fake_run(spec, first.arm, 3, None, confirms=first.confirmations[0].spec.confirms, state="failed",
+                    reason="the loss was NaN")  # fmt: skip
+    arm = dataclasses.replace(first, confirmations=[*first.confirmations[:3], lost])
+    analysis = analyse(dataclasses.replace(result, arms=[arm, result.arms[1]]))
+    expected = "block3: 1 confirmation run failed (#3: the loss was NaN); its figures are those of the others."
+    assert expected in analysis.evidence
+    assert analysis.verdict[0].startswith("block3 is clearly better")
+
+
+def test_the_verdict_of_a_large_study_is_short() -> None:
+    factors = {
+        "truncate_at": [f"block{n}" for n in range(1, 6)],
+        "strategy": ["feature_extraction", "fine_tune_all"],
+        "head_norm": ["none", "layer"],
+    }
+    names = [arm.name for arm in arms(fake_spec(factors))]
+    random = np.random.default_rng(1)
+    result = fake_result(factors, {name: float(random.uniform(0.6, 0.95)) for name in names}, images=200)
+    verdict = analyse(result).verdict
+    assert len(" ".join(verdict).split()) <= MOST_WORDS
+    assert [line.split(":")[0] for line in verdict] == list(factors)
+
+
+@pytest.mark.parametrize(
+    ("difference", "text"), [(0.0474, "4.7"), (0.0012, "0.12"), (-0.0095, "-0.95"), (-0.00001, "0.00"), (0.0951, "9.5")]
+)
+def test_points(difference: float, text: str) -> None:
+    assert points(difference) == text
+
+
+def test_interval_points() -> None:
+    assert interval_points(0.041, 0.053) == "4.1 to 5.3"
+    assert interval_points(-0.004, 0.0112) == "-0.40 to 1.12"
+    assert interval_points(None, None) == "-"
+
+
+def test_join() -> None:
+    assert [join(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]

@@ -1,0 +1,44 @@
+"""The smallest differences that studies would find, against simulated studies."""
+
+import numpy as np
+import pytest
+
+from ablation.analysis.power import SIZES, Assumed, assumed_moments, smallest_differences
+from ablation.analysis.simultaneous import simultaneous
+from ablation.analysis.statistics import contrast
+from tests.calibration import pairs, simulate
+
+ASSUMED = Assumed(seed_sd=0.005, same_arm=0.09, other_arm=0.122)  # as two of calibration's equal arms disagree
+
+
+@pytest.mark.parametrize(("arms", "seeds", "images"), [("ab", 5, 3000), ("abcde", 3, 3000), ("ab", 3, 360)])
+def test_the_smallest_difference_is_found_in_four_of_five_simulated_studies(arms: str, seeds: int, images: int) -> None:
+    family = pairs(tuple(arms))
+    moments = assumed_moments(arms, ASSUMED, seeds=seeds, images=images)
+    (difference,) = smallest_differences(moments.weights(family), moments, [0])
+    accuracies = dict.fromkeys(arms, 0.88) | {"a": 0.88 + difference / 2, "b": 0.88 - difference / 2}
+    rng = np.random.default_rng(3)
+    studies, found = 200, 0
+    for _ in range(studies):
+        estimate = simultaneous(family, simulate(rng, accuracies, ASSUMED.seed_sd, seeds, images), draws=999)[0]
+        found += estimate.value > 0 and estimate.p is not None and estimate.p < 0.05
+    assert abs(found / studies - 0.8) < 3 * np.sqrt(0.8 * 0.2 / studies)
+
+
+def test_assumed_runs_vary_as_simulated_ones() -> None:
+    moments = assumed_moments("ab", ASSUMED, seeds=5, images=3000)
+    rng = np.random.default_rng(4)
+    values = [
+        contrast({"a": 1.0, "b": -1.0}, simulate(rng, {"a": 0.88, "b": 0.88}, ASSUMED.seed_sd, 5, 3000)).value
+        for _ in range(300)
+    ]
+    variance = 2 * moments.variance_A[0] / 5 + 2 * moments.images_AA[0, 0]
+    assert np.var(values) == pytest.approx(variance, rel=0.25)  # three standard errors of 300 values
+
+
+def test_more_seeds_find_less() -> None:
+    family = pairs(tuple("abc"))
+    moments = assumed_moments("abc", ASSUMED, seeds=3, images=2000)
+    found = [smallest_differences(moments.weights(family), moments.resized(*size), [0])[0] for size in SIZES.values()]
+    assert found[0] > found[1] > found[2] > 0
+    assert found[3] < found[1]

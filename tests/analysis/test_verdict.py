@@ -1,0 +1,86 @@
+"""The verdict's words, from made-up differences."""
+
+import pytest
+
+from ablation.analysis.comparison import Difference, FactorAnalysis, LevelMean
+from ablation.analysis.statistics import Estimate
+from ablation.analysis.verdict import MOST_WORDS, factor_lines
+
+
+def difference(first: str, second: str, value: float, margin: float = 0.01, at: str | None = None) -> Difference:
+    """Return a difference with an interval of this half width; not tested where that is 0."""
+    if margin == 0:
+        return Difference(first, second, Estimate(value), (2, 2), 1, at)
+    p = 0.001 if abs(value) > margin else 0.3
+    return Difference(first, second, Estimate(value, 1.0, 1.0, value - margin, value + margin, p), (3, 3), 1, at)
+
+
+def factor(name: str, family: list[Difference], pivot: str | None = None, **changes: object) -> FactorAnalysis:
+    labels = dict.fromkeys(label for d in family for label in (d.first, d.second))
+    levels = [LevelMean(label, None, 1, (3, 3), []) for label in labels]
+    ahead = max(labels, key=lambda label: _score(label, family), default=None)
+    return FactorAnalysis(name, None, pivot, levels, family, [], [], None, ahead, {}, **changes)  # type: ignore[arg-type]
+
+
+def _score(label: str, family: list[Difference]) -> float:
+    return sum(d.estimate.value * ((d.first == label) - (d.second == label)) for d in family)
+
+
+A_FIRST = [difference("a", "b", 0.002), difference("a", "c", 0.05), difference("b", "c", 0.048)]
+
+
+@pytest.mark.parametrize(
+    ("family", "pivot", "margin", "expected"),
+    [
+        (A_FIRST, None, None,
+         "a is ahead; b might be as good (difference below 1.2 points); c is clearly worse, by 5.0 points."),
+        (A_FIRST, None, 0.02, "a is ahead; b is as good; c is clearly worse, by 5.0 points."),
+        ([difference("a", "b", 0.02), difference("a", "c", 0.05), difference("b", "c", 0.03)], None, None,
+         "a is best; b and c are clearly worse, by 2.0 to 5.0 points."),
+        ([difference("a", "b", -0.02)], None, None, "b is clearly better than a, by 2.0 points."),
+        ([difference("a", "b", 0.004)], None, None,
+         "a and b might be equally good: any difference is below 1.4 points."),
+        ([difference("a", "b", 0.004)], None, 0.02, "a and b are equally good, within 2 points."),
+        ([difference("a", "b", 0.004), difference("a", "c", 0.005), difference("b", "c", 0.001)], None, None,
+         "no clear winner among a, b and c: any difference from a is below 1.5 points."),
+        ([difference("a", "b", 0.05, margin=0)], None, None, "too few seeds to compare; each arm needs three."),
+        ([difference("a", "c", 0.02), difference("b", "c", -0.03)], "c", None,
+         "compared with c, which led the tuning: a is clearly better, by 2.0 points; b is clearly worse, by 3.0 "
+         "points."),
+        ([], None, None, "nothing can be compared."),
+    ],
+)  # fmt: skip
+def test_a_line_says_what_is_best_as_good_and_worse(
+    family: list[Difference], pivot: str | None, margin: float | None, expected: str
+) -> None:
+    (line,) = factor_lines([factor("x", family, pivot)], margin)
+    assert line.lower() == expected
+
+
+@pytest.mark.parametrize("factors", [1, 2, 3, 6, 12])
+@pytest.mark.parametrize("levels", [2, 5, 12])
+def test_forty_words_are_never_exceeded(factors: int, levels: int) -> None:
+    labels = [f"level{n}" for n in range(levels)]
+    family = [
+        difference(first, second, 0.01 * (j - i) * (-1) ** (i == 0 and j == 1))
+        for i, first in enumerate(labels)
+        for j, second in enumerate(labels[i + 1 :], i + 1)
+    ]
+    at = [difference(d.first, d.second, d.estimate.value, at=f"y{n}") for n in range(5) for d in family]
+    many = [factor(f"x{n}", family, by_level={"y": at} if n == 0 else {}) for n in range(factors)]
+    lines = factor_lines(many, None)
+    assert sum(len(line.split()) for line in lines) <= MOST_WORDS
+    if factors < 7:
+        assert [line.split(":")[0] for line in lines] == [f"x{n}" for n in range(factors)] or factors == 1
+
+
+def test_the_same_winner_at_every_level_is_said_once() -> None:
+    at = [difference("a", "b", 0.143, at="low"), difference("a", "b", 0.029, at="high")]
+    (line,) = factor_lines([factor("x", [difference("a", "b", 0.086)], by_level={"y": at})], None)
+    assert line == "a is best, by 14.3 points with low and by 2.9 points with high."
+
+
+def test_another_winner_at_another_level() -> None:
+    at = [difference("a", "b", value, at=level) for value, level in ((0.05, "low"), (-0.03, "high"), (0.001, "mid"))]
+    (line,) = factor_lines([factor("x", [difference("a", "b", 0.007)], by_level={"y": at})], None)
+    assert line == "With low a is best, by 5.0 points; with high b is best, by 3.0 points; with mid nothing is clear."
