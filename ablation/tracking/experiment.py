@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Run
 
-from ablation.base.errors import StoreAway
+from ablation.base.errors import StoreAway, StoreError
+from ablation.base.retries import repeat_briefly
 from ablation.storage.store import Store
 from ablation.tracking.client import (
     AWAY_SECONDS,
@@ -22,13 +21,14 @@ from ablation.tracking.client import (
     KEY_TAG,
     NOTE_TAG,
     STUDY_FILE,
+    PatientClient,
     RunStatus,
     artifact_location,
     is_server,
-    mlflow_errors,
     opening_errors,
     search_all_runs,
 )
+from ablation.tracking.reading import download
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +41,16 @@ class Tracker:
     While a tracking server does not answer, the calls of a trial wait in the trial's folder; see `TrialRun`.
     """
 
-    def __init__(self, client: MlflowClient, store: Store, study: str, question: str):
+    def __init__(self, client: PatientClient, store: Store, study: str, question: str):
         """Find the study's experiment or create it; only one process at a time may do this.
 
         Raises:
             InputError: MLflow refuses to read or write.
+            StoreAway: the tracking server does not answer.
         """
         self.client = client
-        self._store = store
-        self._away_until = 0.0  # time.monotonic(); no calls until then to a server that did not answer
+        self.away: StoreAway | None = None  # why the server did not answer the last call
+        self._away_until = 0.0  # time.monotonic(); no calls of trials until then
         self._run_ids: dict[str, str] = {}  # by key
         with opening_errors(store):
             experiment = client.get_experiment_by_name(study)
@@ -57,8 +58,8 @@ class Tracker:
                 try:
                     location = None if is_server(store) else artifact_location(store, study)
                     client.create_experiment(study, artifact_location=location, tags={NOTE_TAG: question})
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine may have been faster
+                except StoreError as error:
+                    if error.code != "RESOURCE_ALREADY_EXISTS":  # another machine may have been faster
                         raise
                 experiment = client.get_experiment_by_name(study)
             assert experiment is not None
@@ -72,50 +73,65 @@ class Tracker:
 
     @contextmanager
     def calls(self) -> Iterator[None]:
-        """Translate the errors of calls to MLflow in this context, and pause the calls to a server that is away.
+        """Pause the calls of trials, which can keep them, to a server that is away.
 
         Raises:
-            StoreAway: a tracking server does not answer, or did not answer a moment ago.
-            StoreError: MLflow refuses the call, or its database in the store cannot be used.
+            StoreAway: the server does not answer, or did not answer a moment ago.
         """
-        if time.monotonic() < self._away_until:
-            raise StoreAway("MLflow did not answer a moment ago")
+        if self.away is not None and time.monotonic() < self._away_until:
+            raise StoreAway(str(self.away))
         try:
-            with mlflow_errors(self._store):
-                yield
+            yield
         except StoreAway as away:
-            if self._away_until == 0.0:
+            if self.away is None:
                 logger.warning("%s; results are kept until it does", away)
-            self._away_until = time.monotonic() + AWAY_SECONDS
+            self.away = away
+            self._away_until = time.monotonic() + max(AWAY_SECONDS, away.retry_after)
             raise
-        if self._away_until:
+        if self.away is not None:
             logger.warning("MLflow answers again")
-            self._away_until = 0.0
+            self.away = None
 
     def run_id(self, key: str) -> str | None:
         """Return the id of the run with a key; None where there is none."""
         if key not in self._run_ids:
-            runs = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+            runs = self._runs(key)
             if not runs:
                 return None
-            self._run_ids[key] = runs[0].info.run_id
+            self._run_ids[key] = max(runs, key=_completeness).info.run_id
         return self._run_ids[key]
+
+    def _runs(self, key: str) -> list[Run]:
+        runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+        return runs
+
+    def delete_doubles(self, key: str) -> None:
+        """Delete all runs with a key but the one in use: a server may carry out a call after it was given up."""
+        used = self.run_id(key)
+        for run in self._runs(key):
+            if run.info.run_id != used:
+                self.client.delete_run(run.info.run_id)
 
     def find_or_create(self, key: str, name: str, tags: dict[str, str]) -> tuple[str, bool]:
         """Return the id of the run with a key, and whether the run is new; one that had ended is reopened."""
-        run_id = self.run_id(key)
-        if run_id is not None:
-            self.client.update_run(run_id, status="RUNNING")
-            return run_id, False
         tags = {**tags, KEY_TAG: key, "mlflow.source.name": "ablation.study", "mlflow.source.type": "LOCAL"}
-        self._run_ids[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
-        return self._run_ids[key], True
+        self._run_ids.pop(key, None)  # another process may have deleted it as a double
+
+        def attempt() -> tuple[str, bool]:
+            run_id = self.run_id(key)
+            if run_id is not None:
+                self.client.update_run(run_id, status="RUNNING")
+                return run_id, False
+            self._run_ids[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+            return self._run_ids[key], True
+
+        return repeat_briefly(attempt)
 
     def reconcile(self, statuses: Callable[[], Mapping[str, RunStatus | None]]) -> None:
-        """Close runs that are open in MLflow although their trial has ended, or does not exist.
+        """Leave one run of every trial that has ended, and close those that are open.
 
-        That happens where another machine ended a trial for one that could not reach the tracking server any more, and
-        where an older copy of Optuna's database was restored.
+        A run is open although its trial has ended, or does not exist, where another machine ended a trial for one that
+        could not reach the tracking server any more, and where an older copy of Optuna's database was restored.
 
         Args:
             statuses: returns the status that each trial's run should have, by the trial's key; None for trials that
@@ -125,19 +141,20 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with self.calls():
-            runs = list(
-                search_all_runs(self.client, self.experiment_id, "tags.kind != 'summary' and status != 'FINISHED'")
-            )
-            expected = statuses() if runs else {}
-            arms = {key.rpartition("/")[0] for key in expected}
-            for run in runs:
-                key = run.data.tags.get(KEY_TAG, "")
-                if key.rpartition("/")[0] not in arms:
-                    continue
-                status = expected.get(key, "FAILED")
-                if status is not None and run.info.status != status:
-                    self.client.set_terminated(run.info.run_id, status)
+        runs_by_key: dict[str, list[Run]] = {}
+        for run in search_all_runs(self.client, self.experiment_id, "tags.kind != 'summary'"):
+            runs_by_key.setdefault(run.data.tags.get(KEY_TAG, ""), []).append(run)
+        expected = statuses() if runs_by_key else {}
+        arms = {key.rpartition("/")[0] for key in expected}
+        for key, runs in runs_by_key.items():
+            status = expected.get(key, "FAILED")
+            if key.rpartition("/")[0] not in arms or status is None:
+                continue
+            run, *doubles = sorted(runs, key=_completeness, reverse=True)
+            for double in doubles:
+                self.client.delete_run(double.info.run_id)
+            if run.info.status not in ("FINISHED", status):
+                self.client.set_terminated(run.info.run_id, status)
 
     def mark_superseded(self, keys: Iterable[str]) -> None:
         """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more.
@@ -145,9 +162,8 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with self.calls():
-            for run_id in [run_id for key in keys if (run_id := self.run_id(key)) is not None]:
-                self.client.set_tag(run_id, "superseded", "true")
+        for run_id in [run_id for key in keys if (run_id := self.run_id(key)) is not None]:
+            self.client.set_tag(run_id, "superseded", "true")
 
     def begin_summary(self, key: str, study: str, about: dict[str, Any], files: Mapping[str, bytes]) -> None:
         """Create or reopen the study's summary run.
@@ -161,7 +177,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with self.calls(), tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:
             run_id, _ = self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
             for name, content in {**files, STUDY_FILE: json.dumps(about, indent=2).encode()}.items():
                 path = Path(folder) / name
@@ -174,11 +190,13 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with self.calls(), tempfile.TemporaryDirectory() as folder:
-            run_id = self.run_id(key)
-            if run_id is None or FORECAST_FILE not in (file.path for file in self.client.list_artifacts(run_id)):
-                return None
-            return Path(self.client.download_artifacts(run_id, FORECAST_FILE, folder)).read_text(encoding="utf-8")
+        run_id = self.run_id(key)
+        if run_id is None:
+            return None
+        address = self.client.get_run(run_id).info.artifact_uri
+        with tempfile.TemporaryDirectory() as folder:
+            file = download(self.client, address, FORECAST_FILE, Path(folder))
+            return None if file is None else file.read_text(encoding="utf-8")
 
     def log_forecast(self, key: str, table: str, metrics: Mapping[str, Sequence[float]]) -> None:
         """Log the study's forecast to its summary run: a table, which the MLflow UI shows, and metrics.
@@ -191,7 +209,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with self.calls(), tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:
             run_id = self.run_id(key)
             assert run_id is not None
             now = time.time_ns() // 1_000_000
@@ -213,10 +231,10 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with self.calls():
-            run_id = self.run_id(key)
-            if run_id is not None:
-                self.client.set_terminated(run_id, status)
+        run_id = self.run_id(key)
+        if run_id is not None:
+            self.client.set_terminated(run_id, status)
+            self.delete_doubles(key)
 
     def describe(self, text: str) -> None:
         """Set the experiment's description (markdown).
@@ -224,5 +242,10 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with self.calls():
-            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text[:EXPERIMENT_NOTE_LIMIT])
+        self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text[:EXPERIMENT_NOTE_LIMIT])
+
+
+def _completeness(run: Run) -> tuple[bool, int, int, int]:
+    """Return a key by which the run with the most in it is the last; of equals, the one that was created first."""
+    data, info = run.data, run.info
+    return info.status == "FINISHED", len(data.metrics), len(data.params), -info.start_time

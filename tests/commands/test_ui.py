@@ -1,18 +1,21 @@
 """`python -m ablation.ui`: MLflow's UI on a store, for this machine alone unless it asks for a password."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
-from ablation.base.errors import InputError
+from ablation.base.errors import InputError, StoreError
 from ablation.storage.store import find_store
 from ablation.tracking.client import open_client
-from ablation.ui import check_servable
+from ablation.ui import check_servable, last_line, running, wait_until_it_answers
+from ablation.ui import free_port as port_to_listen_at
 from tests.servers import free_port
 
 
@@ -32,21 +35,14 @@ def test_it_shows_the_store(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         address = f"http://127.0.0.1:{port}/"
-        assert process.stdout.readline() == f"open {address}#/experiments?workflowType=machine_learning\n"
+        # It is printed when the server answers.
+        assert process.stdout.readline() == f"Studies  {address}#/experiments?workflowType=machine_learning\n"
         request = urllib.request.Request(
             f"{address}ajax-api/2.0/mlflow/experiments/search?max_results=10",
             headers={"Content-Type": "application/json"},
         )
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=5) as answer:
-                    assert b"a-study-to-be-seen" in answer.read()
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert b"a-study-to-be-seen" in answer.read()
         process.send_signal(signal.SIGINT)
         process.wait(30)
     finally:
@@ -78,3 +74,28 @@ def test_nothing_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     with pytest.raises(InputError, match="names a server, which has its own UI"):
         check_servable(find_store(None), "localhost", with_auth=False)
+
+
+def test_a_port_of_another_program_is_refused_or_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port: {taken} on 127.0.0.1 cannot be used \\(.*in use"):
+            port_to_listen_at("127.0.0.1", taken)
+        monkeypatch.setattr("ablation.ui.FIRST_PORT", taken)
+        assert taken < port_to_listen_at("127.0.0.1", None) < taken + 100
+
+
+def test_a_server_that_does_not_start_is_an_error() -> None:
+    words = "import sys; print('a first line'); sys.exit('no memory, say')"
+    with TemporaryFile() as log, running([sys.executable, "-c", words], dict(os.environ), log) as process:
+        with pytest.raises(StoreError, match=r"does not start \(no memory, say\)"):
+            wait_until_it_answers(process, "http://127.0.0.1:9", log)
+        assert last_line(log) == "no memory, say"
+
+
+def test_a_server_ends_with_the_command() -> None:
+    with TemporaryFile() as log, running(["sleep", "60"], dict(os.environ), log) as process:
+        assert process.poll() is None
+    assert process.poll() is not None

@@ -19,9 +19,8 @@ from ablation import load_results
 from ablation.analysis.results import read_results
 from ablation.running import trial
 from ablation.search.claims import Claim
-from ablation.search.studies import ClaimLost
+from ablation.search.patient_storage import ClaimLost
 from ablation.storage.store import find_store
-from ablation.tracking import experiment as experiment_module
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.system_metrics import SystemMonitor
 from ablation.tracking.trial_run import TrialRun
@@ -318,7 +317,7 @@ def test_several_workers_write_to_one_file(command: Command, study_file: Path, c
         assert steps == list(range(len(steps)))
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("often", "impatient")
 def test_the_tracking_server_is_away(
     command: Command, study_file: Path, server: Server, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch,
     caplog: Any,
@@ -327,7 +326,6 @@ def test_the_tracking_server_is_away(
     monkeypatch.setenv("OPTUNA_STORAGE", postgresql.new_database())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(experiment_module, "AWAY_SECONDS", 0.1)
     actions = {(0, 2): server.stop, (1, 2): server.start}
 
     def act(number: int, epoch: int) -> None:

@@ -1,0 +1,76 @@
+"""A run per arm: its means over seeds as metrics and its levels as parameters, so that MLflow compares arms."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlflow.entities import Metric, Param
+
+from ablation.tracking.client import NOTE_TAG
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.run_names import arm_title
+
+ARM_KIND = "arm"  # the tag `kind` of such a run, which is no trial
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """What an arm's run in MLflow shows.
+
+    Attributes:
+        arm: the arm's name.
+        levels: parameter -> its level, as text.
+        metrics: name -> value; fractions, seconds and counts.
+        note: the run's description, one line of markdown.
+    """
+
+    arm: str
+    levels: dict[str, str]
+    metrics: dict[str, float]
+    note: str
+
+
+def keep_arm_runs(tracker: Tracker, summary_key: str, study: str, arms: Sequence[ArmRun]) -> None:
+    """Create or update the runs of a study's arms; one process of a study at a time may do this.
+
+    Their parameters hold no `study`, and their keys lie below the summary run's: no version takes them for trials.
+
+    Args:
+        tracker: the study's experiment.
+        summary_key: the key of its summary run, which gets the test accuracy of each arm as a metric of its own.
+        study: its name.
+        arms: in the study's order.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    with tracker.calls():
+        for arm in arms:
+            tags = {"study": study, "arm": arm.arm, "kind": ARM_KIND, NOTE_TAG: arm.note}
+            run_id, is_new = tracker.find_or_create(f"{summary_key}/{arm.arm}", arm_title(arm.arm), tags)
+            if not is_new:
+                tracker.client.set_tag(run_id, NOTE_TAG, arm.note)
+            params = [Param(name, value) for name, value in {"arm": arm.arm, **arm.levels}.items()]
+            _log_changes(tracker, run_id, arm.metrics, params)
+            tracker.client.set_terminated(run_id, "FINISHED")
+        summary_id = tracker.run_id(summary_key)
+        if summary_id is not None:
+            means = {
+                _metric_name(arm.arm): arm.metrics["test_accuracy"] for arm in arms if "test_accuracy" in arm.metrics
+            }
+            _log_changes(tracker, summary_id, means, [])
+
+
+def _log_changes(tracker: Tracker, run_id: str, metrics: Mapping[str, float], params: list[Param]) -> None:
+    """Log parameters, and the metrics whose values have changed: a study that is run again adds no points."""
+    logged = tracker.client.get_run(run_id).data.metrics
+    now = time.time_ns() // 1_000_000
+    new = [Metric(name, value, now, 0) for name, value in metrics.items() if logged.get(name) != value]
+    tracker.client.log_batch(run_id, metrics=new, params=params)
+
+
+def _metric_name(arm: str) -> str:
+    """Return the name of the summary run's metric for an arm; MLflow allows fewer characters than arms do."""
+    return f"test_accuracy/{re.sub(r'[^A-Za-z0-9_. -]+', ' - ', arm)}"

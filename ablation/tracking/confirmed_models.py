@@ -1,0 +1,93 @@
+"""A logged model for each confirmation run, so that the Models tab of the MLflow UI ranks them by their test metrics.
+
+Nothing is pickled or copied: the checkpoint stays the run's, and the logged model points to it, which MLflow calls an
+external model. The champion has a model of its own that can be served, see `registry`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+from ablation.tracking.client import CHECKPOINT_FILE
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.run_names import run_title
+
+MODEL_TYPE = "confirmation"
+PARAMS_PER_MODEL = 100  # MLflow's limit of one call
+
+
+@dataclass(frozen=True)
+class ConfirmedModel:
+    """The model of a finished confirmation run.
+
+    `number` is the run's in its arm, from 0; `metrics` are those that rank the model.
+    """
+
+    run_id: str
+    arm: str
+    number: int
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def keep_confirmed_models(tracker: Tracker, models: Sequence[ConfirmedModel]) -> None:
+    """Create the logged models that do not exist yet; one process of a study at a time may do this.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    ready = {model.source_run_id: model for model in _confirmed_models(tracker)}
+    for model in models:
+        stored = ready.get(model.run_id)
+        if stored is None or stored.status != LoggedModelStatus.READY:
+            _log_model(tracker, model, stored)
+
+
+def _confirmed_models(tracker: Tracker) -> list[LoggedModel]:
+    models: list[LoggedModel] = []
+    token = None
+    while True:
+        page = tracker.client.search_logged_models(
+            [tracker.experiment_id], f"model_type = '{MODEL_TYPE}'", page_token=token
+        )
+        models += page
+        token = page.token
+        if not token:
+            return models
+
+
+def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel | None) -> None:
+    """Create a logged model, or complete one that a process left unfinished."""
+    client = tracker.client
+    run = client.get_run(confirmed.run_id)
+    model = stored or client.create_logged_model(
+        tracker.experiment_id,
+        _model_name(confirmed),
+        confirmed.run_id,
+        tags={MLFLOW_MODEL_IS_EXTERNAL: "true", "arm": confirmed.arm, "checkpoint": CHECKPOINT_FILE},
+        params=dict(list(confirmed.params.items())[:PARAMS_PER_MODEL]),
+        model_type=MODEL_TYPE,
+    )
+    dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
+    times = dict.fromkeys(confirmed.metrics, run.info.end_time or run.info.start_time)
+    metrics = [
+        Metric(
+            name, value, times[name], 0, model_id=model.model_id,
+            dataset_name=dataset.name if dataset else None, dataset_digest=dataset.digest if dataset else None,
+        )
+        for name, value in confirmed.metrics.items()
+    ]  # fmt: skip
+    client.log_batch(confirmed.run_id, metrics=metrics)
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if model.model_id not in [output.model_id for output in outputs]:
+        client.log_outputs(confirmed.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _model_name(confirmed: ConfirmedModel) -> str:
+    """Return the model's name; MLflow allows neither slashes nor some other signs."""
+    return re.sub(r"\s*[/:.%\"']\s*", " - ", run_title(confirmed.arm, confirmed.number, is_confirmation=True))

@@ -1,0 +1,26 @@
+"""The names that MLflow shows for arms and runs: `block3 / fine-tune all / seed 1`."""
+
+from ablation.spec.parameters import STRATEGIES
+
+SEED_TAG = "ablation.seed"  # the seed of all random numbers of a run, 19 digits; its parameter `seed` counts from 1
+
+
+def arm_title(arm: str) -> str:
+    """Return an arm's name as people write it: `block3,fine_tune_all` becomes `block3 / fine-tune all`."""
+    return " / ".join(_level_title(level) for level in arm.split(","))
+
+
+def _level_title(level: str) -> str:
+    return level.replace("fine_tune", "fine-tune").replace("_", " ") if level in STRATEGIES else level
+
+
+def run_title(arm: str, number: int, *, is_confirmation: bool) -> str:
+    """Return a run's name in MLflow.
+
+    Args:
+        arm: its arm's name; `all`, the arm of a study without factors, is left out.
+        number: of the trial or of the confirmation run in its arm, from 0.
+        is_confirmation: whether it is a confirmation run: it differs from the arm's others by its seed.
+    """
+    count = f"{'seed' if is_confirmation else 'trial'} {number + 1}"
+    return count if arm == "all" else f"{arm_title(arm)} / {count}"

@@ -1,0 +1,56 @@
+"""A run per arm: made once, kept current, and never a trial."""
+
+from pathlib import Path
+
+import pytest
+
+from ablation.analysis.dataframe import load_results
+from ablation.storage.store import Store, find_store
+from ablation.tracking.arm_runs import ArmRun, keep_arm_runs
+from ablation.tracking.client import open_client
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.reading import read_study
+from tests.fake_results import fake_result, store_study
+
+ARM = ArmRun("block1,fine_tune_all", {"truncate_at": "block1"}, {"test_accuracy": 0.5, "rank": 1.0}, "Rank 1 of 1.")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return find_store(str(tmp_path / "s"))
+
+
+def test_they_are_no_trials(store: Store) -> None:
+    result = fake_result({"truncate_at": ["block1", "block3"]}, {"block1": 0.5, "block3": 0.6}, images=50)
+    before, table = store_study(store, result), load_results("fake", store=str(store.root))
+    client = open_client(store)
+    assert client is not None
+    tracker = Tracker(client, store, "fake", "?")
+    arms = [ArmRun(name, {"truncate_at": name}, {"test_accuracy": 0.5}, "x") for name in ("block1", "block3")]
+    keep_arm_runs(tracker, "summary", "fake", arms)
+    runs = client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
+    assert {run.info.run_name for run in runs} == {"block1", "block3"}
+    assert "study" not in runs[0].data.params  # older versions take a run with it for a trial
+    assert read_study(store, "fake").runs == before.runs
+    assert load_results("fake", store=str(store.root)).equals(table)
+    tracker.reconcile(lambda: {"block1/trials/0": "FINISHED"})
+    assert {client.get_run(run.info.run_id).info.status for run in runs} == {"FINISHED"}
+
+
+def test_they_are_kept_current(store: Store) -> None:
+    store.prepare()
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "fake", "?")
+    tracker.begin_summary("summary", "fake", {}, {})
+    for accuracy in (0.5, 0.5, 0.75):
+        arm = ArmRun(ARM.arm, ARM.levels, {**ARM.metrics, "test_accuracy": accuracy}, f"now {accuracy}")
+        keep_arm_runs(tracker, "summary", "fake", [arm])
+    (run,) = client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
+    assert run.info.run_name == "block1 / fine-tune all"
+    assert run.data.params == {"arm": "block1,fine_tune_all", "truncate_at": "block1"}
+    assert run.data.metrics == {"test_accuracy": 0.75, "rank": 1.0}
+    assert run.data.tags["mlflow.note.content"] == "now 0.75"
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "test_accuracy")] == [0.5, 0.75]
+    (summary,) = client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
+    assert summary.data.metrics == {"test_accuracy/block1 - fine_tune_all": 0.75}

@@ -1,0 +1,204 @@
+"""The saved views of the MLflow UI: what is stored, and what a browser shows of it."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ablation.analysis.results import CHANGES
+from ablation.running.mlflow_pages import begin_pages, conclude_pages
+from ablation.spec.architectures import ARCHITECTURES, block_names
+from ablation.spec.metrics import EpochMetrics
+from ablation.spec.study import StudySpec
+from ablation.storage.store import Store, find_store
+from ablation.tracking.client import open_client
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.saved_views import (
+    BEST_ARM_VIEW,
+    BLOCK_METRICS,
+    METRICS,
+    VALUE_LIMIT,
+    VIEW_TAG,
+    keep_views,
+    stored_views,
+    study_views,
+    view_name,
+    view_state,
+)
+from tests.browser import CHROMIUM, browser_page, mlflow_ui, open_view
+from tests.fake_results import fake_result, fake_spec, store_study
+
+FACTORS = {"truncate_at": ["block1", "block3"], "strategy": ["feature_extraction", "fine_tune_all"]}
+ACCURACIES = {
+    "block1,feature_extraction": 0.6, "block1,fine_tune_all": 0.7,
+    "block3,feature_extraction": 0.9, "block3,fine_tune_all": 0.8,
+}  # fmt: skip
+NAMES = [
+    "1 Which arm is best", "2 How each arm learns", "3 What tuning tried", "4 Level against level: strategy",
+    "4 Level against level: truncate_at", "5 Speed and cost", "6 What failed or was pruned",
+]  # fmt: skip
+
+
+def new_tracker(store: Store) -> Tracker:
+    store.prepare()
+    client = open_client(store, create=True)
+    assert client is not None
+    return Tracker(client, store, "fake", "Which one is better?")
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return new_tracker(find_store(str(tmp_path / "s")))
+
+
+def tags(tracker: Tracker) -> dict[str, str]:
+    stored = tracker.client.get_experiment(tracker.experiment_id).tags
+    return {key: value for key, value in stored.items() if key.startswith(VIEW_TAG)}
+
+
+def test_a_study_has_its_views_by_name(tracker: Tracker, tmp_path: Path) -> None:
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    number, views = stored_views(find_store(str(tmp_path / "s")), "fake", "http://here:1")
+    assert number == tracker.experiment_id
+    assert [name for name, _ in views] == NAMES
+    address = f"http://here:1/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert views[0][1] == f"{address}&compareRunsMode=CHART&viewStateShareKey=ablation-1-best-arm"
+    assert views[-1][1] == f"{address}&viewStateShareKey=ablation-6-failures"  # a table
+    assert stored_views(find_store(str(tmp_path / "s")), None, "http://here:1")[1] == views  # the only study
+
+
+def test_the_menu_of_the_ui_has_the_first_view_first(tracker: Tracker) -> None:
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    newest_first = sorted(map(json.loads, tags(tracker).values()), key=lambda view: -view["updatedAt"])
+    assert newest_first[0]["name"] == NAMES[0]
+    assert newest_first[-1]["name"] == NAMES[-1]
+
+
+def test_a_view_that_a_person_changed_is_left_alone(tracker: Tracker) -> None:
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=False))
+    before = tags(tracker)
+    key, deleted = VIEW_TAG + BEST_ARM_VIEW, f"{VIEW_TAG}ablation-5-cost"
+    mine = json.loads(before[key])
+    # As the UI saves it: without the keys that it does not know.
+    changed = json.dumps({name: mine[name] for name in ("name", "createdAt", "updatedAt", "state")})
+    tracker.client.set_experiment_tag(tracker.experiment_id, key, changed)
+    tracker.client.delete_experiment_tag(tracker.experiment_id, deleted)
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    after = tags(tracker)
+    assert after.pop(key) == changed
+    assert view_state(after.pop(deleted)) == view_state(before[deleted])  # a way to have the original again
+    assert after == {other: before[other] for other in after}
+
+
+def test_a_view_whose_state_was_edited_is_a_persons(tracker: Tracker) -> None:
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=False))
+    key, other = VIEW_TAG + BEST_ARM_VIEW, f"{VIEW_TAG}ablation-5-cost"
+    stored = tags(tracker)
+    edited = json.dumps({**json.loads(stored[key]), "state": json.loads(stored[other])["state"]})
+    tracker.client.set_experiment_tag(tracker.experiment_id, key, edited)
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    assert tags(tracker)[key] == edited
+
+
+def test_views_are_kept_current(tracker: Tracker) -> None:
+    key = VIEW_TAG + BEST_ARM_VIEW
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=False))
+    assert view_state(tags(tracker)[key])["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "arm"}]
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    assert view_state(tags(tracker)[key])["searchFilter"] == "tags.kind = 'arm'"
+    assert view_name(tags(tracker)[key]) == NAMES[0]
+
+
+def test_no_chart_is_left_to_the_ui() -> None:
+    """The UI adds a chart for each metric that no chart of a view names."""
+    fields = [field.name for field in dataclasses.fields(EpochMetrics) if field.name not in ("epoch", "timestamp")]
+    assert set(fields) <= {*METRICS, *BLOCK_METRICS}
+    assert set(CHANGES) <= set(BLOCK_METRICS)
+    for view in study_views(fake_spec(FACTORS), has_arm_runs=True):
+        charts = view.state["compareRunCharts"]
+        named = {chart.get("metricKey") for chart in charts}
+        assert named >= {*METRICS, "distance_moved/block2"}
+        assert {chart["deleted"] for chart in charts if chart["isGenerated"]} == {True}
+
+
+@pytest.mark.parametrize("backbone", sorted(ARCHITECTURES, key=lambda name: -len(block_names(name)))[:2])
+def test_views_fit_into_a_tag(backbone: str, tracker: Tracker) -> None:
+    """The networks with the most blocks, every hyper-parameter searched that can be."""
+    ranges = {name: {"low": 1e-4, "high": 1e-1, "log": True} for name in ("lr", "weight_decay", "backbone_lr_scale")}
+    blocks = list(block_names(backbone))
+    factors = {"truncate_at": blocks, "strategy": ["feature_extraction", "fine_tune_all"]}
+    search = {**ranges, "head_width": {"choices": [1, 2]}, "batch_size": {"choices": [8, 16]}}
+    data = {"source": "cifar10", "image_size": 224}
+    spec = fake_spec(factors, backbone={"name": backbone}, search=search, data=data)
+    keep_views(tracker, study_views(spec, has_arm_runs=True))
+    assert max(map(len, tags(tracker).values())) < 0.8 * VALUE_LIMIT
+
+
+@pytest.fixture(scope="module")
+def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of made-up results, with all that the UI shows of it."""
+    store = find_store(str(tmp_path_factory.mktemp("views") / "s"))
+    result = fake_result(FACTORS, ACCURACIES, images=200)
+    record = store_study(store, result)
+    run_ids = {(run.tags["arm"], run.tags["kind"], run.tags["trial"]): run.run_id for run in record.runs}
+    arms = []
+    for arm in result.arms:
+        confirmations = [
+            dataclasses.replace(run, run_id=run_ids[arm.arm.name, "confirmation", str(run.number)])
+            for run in arm.confirmations
+        ]
+        arms.append(dataclasses.replace(arm, confirmations=confirmations))
+    tracker = new_tracker(store)
+    begin_pages(tracker, result.spec)
+    conclude_pages(tracker, "summary", dataclasses.replace(result, arms=arms))
+    return store.root
+
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+
+
+@needs_browser
+def test_the_first_view_answers_at_a_glance(finished_store: Path) -> None:
+    pytest.importorskip("playwright")
+    errors: list[str] = []
+    with mlflow_ui(finished_store, "fake") as addresses, browser_page() as page:
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        open_view(page, addresses[0])
+        names = page.locator(".ag-center-cols-container, .ag-pinned-left-cols-container").get_by_role("link")
+        shown = [name.strip() for name in names.all_inner_texts()]
+        assert shown == [  # best first
+            "block3 / feature extraction", "block3 / fine-tune all",
+            "block1 / fine-tune all", "block1 / feature extraction",
+        ]  # fmt: skip
+        # No chart of the UI's own.
+        assert re.search(r"Means over seeds, best validation first\s*\(6\)", page.inner_text("body"))
+        assert page.get_by_text("test_accuracy", exact=True).first.is_visible()
+        assert not errors
+
+
+@needs_browser
+@pytest.mark.slow
+def test_every_view_opens_with_its_charts(finished_store: Path) -> None:
+    pytest.importorskip("playwright")
+    titles = {
+        NAMES[1]: r"Mean over seeds after each epoch\s*\(4\)", NAMES[2]: r"Every trial of every arm\s*\(3\)",
+        NAMES[3]: r"Means over arms and seeds\s*\(4\)", NAMES[4]: r"Means over arms and seeds\s*\(4\)",
+        NAMES[5]: r"Means over seeds: cost and accuracy\s*\(4\)",
+    }  # fmt: skip
+    with mlflow_ui(finished_store, "fake") as addresses, browser_page() as page:
+        for name, address in list(zip(NAMES, addresses, strict=True))[1:6]:
+            open_view(page, address)
+            assert re.search(titles[name], page.inner_text("body")), name
+            assert page.get_by_role("button", name=name).is_visible()
+        page.goto("about:blank")
+        page.goto(f"{addresses[0].partition('/#/')[0]}/#/experiments/1/models?workflowType=machine_learning")
+        page.get_by_text("block3 - feature extraction - seed 1").first.wait_for()
+
+
+def test_a_study_without_factors_or_search_has_views(tracker: Tracker) -> None:
+    spec: StudySpec = fake_spec({}, search={})
+    keep_views(tracker, study_views(spec, has_arm_runs=True))
+    names = sorted(map(view_name, tags(tracker).values()))
+    assert names == [name for name in NAMES if not name.startswith("4")]
