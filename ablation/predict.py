@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ablation import __version__
-from ablation.base.command_line import refusing_unreachable_paths, run_command
+from ablation.base.command_line import patience_option, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import Table
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 @click.option(
     "--top", type=click.IntRange(1), default=5, metavar="K", help="Number of classes to print per image.  [default: 5]"
 )
+@patience_option("Time to wait for a server that is away.  [default: 2]")
 @click.version_option(__version__)
-def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int) -> None:
+def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int, patience: float | None) -> None:
     """Print the most probable classes of each IMAGE, according to the champion of the study NAME.
 
     Files are read like the study's own images: as RGB, scaled so that the shorter side fits, cropped in the middle.
@@ -46,11 +47,13 @@ def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int)
         if store.has_own_tracking and not sqlite_path(store.tracking_uri).is_file():
             raise InputError(f"{store.root}: is no store, or an empty one")
 
+    from ablation.base.retries import START_PATIENCE, wait_out
     from ablation.base.terminal import show_table, waiting
     from ablation.tracking.registry import load_champion
 
     with waiting("Loading the champion (torch and MLflow take a few seconds to load)"):
-        champion = load_champion(name, store=store_option)
+        seconds = START_PATIENCE if patience is None else patience
+        champion = wait_out(lambda: load_champion(name, store=store_option), seconds)
     show_table(prediction_table(champion, paths, top))
 
 

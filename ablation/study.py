@@ -5,15 +5,27 @@ a refused study file answer at once.
 """
 
 import math
+import os
 import shlex
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
 from ablation import __version__
-from ablation.base.command_line import check_device_name, refusing_unreachable_paths, run_command
+from ablation.base.command_line import (
+    WORKER_VARIABLE,
+    check_device_name,
+    check_one_of,
+    patience_option,
+    refusing_unreachable_paths,
+    run_command,
+)
 from ablation.base.errors import InputError
 from ablation.base.files import expand
+from ablation.base.interrupts import GRACE_SECONDS, set_grace
 from ablation.base.text import Table, nearest
 from ablation.running.demo import demo_overrides, needs_pretraining
 from ablation.spec.files import check_image_root, check_weights_file, find_study_file, study_files, write_new_study
@@ -55,7 +67,14 @@ from ablation.storage.store import Store, find_store
     show_envvar=True,
     help="Log the use of CPU, memory, disk, network and GPUs with every run.",
 )
-@click.option("--as-worker", is_flag=True, hidden=True)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, min_open=True),
+    default=GRACE_SECONDS,
+    metavar="SECONDS",
+    help="Time to save and to end after Ctrl-C, SIGTERM and the like.  [default: 30]",
+)
+@patience_option("Time to wait for a server that is away.  [default: 15 where results are to be delivered, else 2]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
 @click.version_option(__version__)
 def cli(
@@ -74,13 +93,17 @@ def cli(
     workers: int | None,
     feature_cache: float,
     system_metrics: bool,
-    as_worker: bool,
+    grace: float,
+    patience: float | None,
     settings: tuple[str, ...],
 ) -> None:
     """Run the study NAME (a file in studies/, or a path to one): tune every arm, then compare the arms.
 
     Running it again resumes it, up to the study's total number of trials.
     """
+    check_one_of(("--list", list_only), ("--new", as_new), ("--check", check_only), ("--plan", plan_only),
+                 ("--status", status_only))  # fmt: skip
+    set_grace(grace)
     if list_only:
         return list_studies()
     if study is None:
@@ -94,25 +117,15 @@ def cli(
     study_name = check_name(name or (f"{path.stem}-demo" if as_demo else path.stem))
     store = find_store(store_option)
     if status_only:
-        return show_status(study_name, store)
-    overrides = demo_overrides(read_study_file(path), store) if as_demo else []
-    overrides += [(["trials_per_arm"], trials)] if trials is not None else []
-    overrides += [(["epochs"], epochs)] if epochs is not None else []
-    overrides += [parse_override(setting) for setting in settings]
+        return show_status(study_name, store, patience)
+    overrides = study_overrides(path, store if as_demo else None, trials, epochs, settings)
+    as_worker = WORKER_VARIABLE in os.environ
     report = None if as_worker else show_line  # the first process has shown the lines
     check_device_name(device)
     if not math.isfinite(feature_cache):
         raise InputError(f"--feature-cache: must be a number of GB, got {feature_cache}")
     feature_limit = round(feature_cache * 1e9)
-    with refusing_unreachable_paths():
-        store.check_writable()
-        spec = load_study(
-            path, name=study_name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
-        )
-        if not needs_pretraining(spec, store):
-            check_weights_file(spec)
-        if spec.data.source == "imagefolder":
-            check_image_root(expand(str(spec.data.root)))
+    spec = load_checked(path, study_name, overrides, store, report)
 
     from ablation.running.checks import check_custom_backbone, check_study
     from ablation.running.options import RunOptions
@@ -131,7 +144,7 @@ def cli(
         return check_study(spec, store, path)
     if plan_only:
         return show_plan(spec, device, feature_limit)
-    options = RunOptions(device, workers, feature_limit, system_metrics, path.read_text(encoding="utf-8"))
+    options = RunOptions(device, workers, feature_limit, system_metrics, patience, path.read_text(encoding="utf-8"))
     if as_worker:
         return run_worker(spec, store, options)
     try:
@@ -140,6 +153,40 @@ def cli(
         command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])
         print(f"\nStopped; everything that had finished is kept. To resume:\n    {command}", file=sys.stderr)
         raise
+
+
+def study_overrides(
+    path: Path, demo_store: Store | None, trials: int | None, epochs: int | None, settings: Sequence[str]
+) -> list[tuple[list[str], Any]]:
+    """Return what the options of the command line change in a study file; `demo_store` is that of a demo."""
+    overrides = [] if demo_store is None else demo_overrides(read_study_file(path), demo_store)
+    overrides += [(["trials_per_arm"], trials)] if trials is not None else []
+    overrides += [(["epochs"], epochs)] if epochs is not None else []
+    return overrides + [parse_override(setting) for setting in settings]
+
+
+def load_checked(
+    path: Path,
+    name: str,
+    overrides: list[tuple[list[str], Any]],
+    store: Store,
+    report: Callable[[str], None] | None = None,
+) -> StudySpec:
+    """Load a study file; check that the store can be written and that weights and images are there.
+
+    Raises:
+        InputError: something is wrong; names it.
+    """
+    with refusing_unreachable_paths():
+        store.check_writable()
+        spec = load_study(
+            path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
+        )
+        if not needs_pretraining(spec, store):
+            check_weights_file(spec)
+        if spec.data.source == "imagefolder":
+            check_image_root(expand(str(spec.data.root)))
+    return spec
 
 
 def load_custom(file: str, function: str) -> str:
@@ -205,15 +252,23 @@ def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
     show_table(budget_table(study))
 
 
-def show_status(study: str, store: Store) -> None:
+def show_status(study: str, store: Store, patience: float | None) -> None:
     """Print the arms of a study with their trials by state."""
+    from ablation.base.retries import START_PATIENCE, wait_out
     from ablation.base.terminal import show_table
     from ablation.search import configure_optuna
+
+    configure_optuna()
+    seconds = START_PATIENCE if patience is None else patience
+    show_table(wait_out(lambda: read_status(study, store), seconds))
+
+
+def read_status(study: str, store: Store) -> Table:
+    """Return the table of --status."""
     from ablation.search.status import status_table, trial_records
     from ablation.search.studies import ArmStudies, open_storage, stored_studies, study_arms
     from ablation.storage.locks import open_locks
 
-    configure_optuna()
     with refusing_unreachable_paths():
         is_empty = store.is_empty
     storage = None if is_empty else open_storage(store)
@@ -225,7 +280,7 @@ def show_status(study: str, store: Store) -> None:
     budget = max(content.get("trials_per_arm", 0) for content in contents)
     seeds = max(content.get("confirm", {}).get("seeds", 0) for content in contents)
     trials = trial_records(studies, open_locks(store.optuna_url))
-    show_table(status_table(study, trials, budget, seeds))
+    return status_table(study, trials, budget, seeds)
 
 
 def main() -> int:

@@ -17,9 +17,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and by
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from ablation import study
+from ablation.base import retries
 from ablation.reporting import report
 from ablation.search import configure_optuna
-from ablation.tracking import configure_mlflow
+from ablation.tracking import configure_mlflow, experiment
 from tests.champions import champion_study, champion_study_once  # noqa: F401 - fixtures
 from tests.servers import PostgreSQL, Server
 from tests.studies import REPOSITORY, STUDY, Command, signal_handlers_kept
@@ -134,6 +135,14 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
             return study.main()
 
     return run
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are repeated for a moment, after pauses of a moment, so that tests of outages take seconds."""
+    monkeypatch.setattr(retries, "BRIEF_SECONDS", 0.3)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(experiment, "AWAY_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ablation.base.interrupts import NAMES, forget_interrupts
 from ablation.base.seeds import named_seed
 from ablation.running import trial
 from ablation.search.space import NumberedRandomSampler
@@ -49,10 +50,11 @@ backbone_lr_scale = {{ low = 0.01, high = 1.0, log = true }}
 @contextlib.contextmanager
 def signal_handlers_kept() -> Iterator[None]:
     """Let a command line set its signal handlers in this process for the time of this context."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.Signals[name] for name in NAMES)}
     try:
         yield
     finally:
+        forget_interrupts()
         for number, handler in before.items():
             signal.signal(number, handler)
 

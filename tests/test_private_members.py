@@ -35,6 +35,8 @@ MEMBERS = [
      "a study compiles more graphs of one function than torch allows by default"),
     ("ablation/tracking/trial_run.py", "mlflow.data.meta_dataset.MetaDataset._to_mlflow_entity",
      "logs a data set without the fluent API, which has a run of its own"),
+    ("ablation/tracking/answers.py", "mlflow.utils.request_utils._get_http_response_with_retries",
+     "an empty answer is no data, and a server's reason and its Retry-After are lost above it"),
     ("ablation/tracking/system_metrics.py",
      "mlflow.system_metrics.system_metrics_monitor.SystemMetricsMonitor._shutdown_event",
      "ends the thread that measures, which is overridden"),

@@ -1,18 +1,27 @@
 """Shared by all commands: errors become one line and an exit status."""
 
+import io
+import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
 
 from ablation.base.cores import prepare_threads
 from ablation.base.errors import InputError, StoreAway, StoreError
-from ablation.base.interrupts import handle_interrupts
+from ablation.base.files import HOME_OF_THE_HOMELESS, is_home_known
+from ablation.base.interrupts import forget_interrupts, handle_interrupts, pause_status
+from ablation.base.text import SHOWN, first_line, one_line
 
-REFUSED, FAULT, STOPPED = 2, 1, 130  # exit statuses: the user's input, a store or server, Ctrl-C or SIGTERM
+REFUSED, FAULT = 2, 1  # exit statuses: the user's input; a store or server. See `pause_status` for the others
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+WORKER_VARIABLE = "ABLATION_WORKER"  # set for the workers of `--workers`; an option would be suggested to users
 
 
 def run_command(command: click.Command) -> int:
@@ -22,15 +31,22 @@ def run_command(command: click.Command) -> int:
     """
     handle_interrupts()
     prepare_threads()
+    if not is_home_known():
+        os.environ["HOME"] = HOME_OF_THE_HOMELESS
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else somebody has replaced it, or there is none
+            stream.reconfigure(errors=SHOWN)  # names and signs that its encoding lacks must not end a study
     try:
         command.main(standalone_mode=False)
-    except (InputError, click.ClickException, PermissionError, StoreError, StoreAway) as error:
+    except (InputError, click.ClickException, OSError, StoreError, StoreAway) as error:
         if os.environ.get("ABLATION_DEBUG") == "1":
             error.__suppress_context__ = False  # the error behind it is shown, too
             raise
         return _report_error(error)
     except (KeyboardInterrupt, click.Abort):
-        return STOPPED
+        return pause_status()
+    finally:
+        forget_interrupts()
     return 0
 
 
@@ -44,24 +60,49 @@ def refusing_unreachable_paths() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise InputError(_permission_text(error)) from None
+        raise InputError(_os_text(error)) from None
+
+
+def patience_option(help_text: str) -> Callable[[Command], Command]:
+    """Return the option --patience MINUTES; its parameter `patience` is in seconds, None where it is not given."""
+
+    def seconds(_: click.Context, __: click.Parameter, minutes: float | None) -> float | None:
+        if minutes is not None and not math.isfinite(minutes):
+            raise InputError(f"--patience: must be a number of minutes, got {minutes}")
+        return None if minutes is None else 60 * minutes
+
+    return click.option("--patience", type=click.FloatRange(0), metavar="MINUTES", callback=seconds, help=help_text)
+
+
+def check_one_of(*flags: tuple[str, bool]) -> None:
+    """Refuse flags that exclude each other, given as (name, whether it is set).
+
+    Raises:
+        InputError: two are set; names them.
+    """
+    chosen = [name for name, is_set in flags if is_set]
+    if len(chosen) > 1:
+        raise InputError(f"{chosen[0]} and {chosen[1]}: choose one of them")
 
 
 def _report_error(error: Exception) -> int:
     """Print an error as one line; return the exit status."""
     if isinstance(error, click.ClickException):
         return _fail(error.format_message(), REFUSED)
-    if isinstance(error, PermissionError):
-        return _fail(_permission_text(error), FAULT)
+    if isinstance(error, BrokenPipeError):  # whatever read the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would complain at its exit
+        return FAULT
+    if isinstance(error, OSError):
+        return _fail(_os_text(error), FAULT)
     return _fail(str(error), REFUSED if isinstance(error, InputError) else FAULT)
 
 
-def _permission_text(error: PermissionError) -> str:
-    return str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+def _os_text(error: OSError) -> str:
+    return first_line(error) if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

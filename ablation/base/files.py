@@ -2,20 +2,30 @@
 
 import glob
 import os
+import platform
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from ablation.base.errors import StoreError
 
+HOME_OF_THE_HOMELESS = "/"  # for libraries that cannot do without; Docker chooses the same
 LEFTOVER_SECONDS = 3600  # since a temporary file was last written: its process has died
 
 
 def expand(path: str) -> Path:
     """Return a path with a leading ~ replaced by the home folder."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no such user
+
+
+def is_home_known() -> bool:
+    """Return whether this user has a home folder: by HOME or by an entry. Without one, `Path.home` raises."""
+    return os.path.expanduser("~") != "~"  # noqa: PTH111
 
 
 @contextmanager
@@ -30,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _delete_leftovers(path)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f"{path.name}.{_writer()}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         _sync(temporary, os.O_RDWR)  # Windows refuses to sync a file that is open for reading only
@@ -56,9 +66,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise StoreError(f"{path.parent} cannot be written ({error.strerror})") from None
 
 
+def _writer() -> str:
+    """Return what names this process in a temporary file: digits of its machine's name, and its number."""
+    return f"{zlib.crc32(platform.node().encode()):08x}-{os.getpid()}"
+
+
 def _delete_leftovers(path: Path) -> None:
-    """Delete temporary files of `path` whose processes were killed; nobody would overwrite them."""
+    """Delete temporary files of `path` whose processes were killed; nobody would overwrite them.
+
+    A clock that jumps makes a file look old, so those of a process of this machine that lives are left alone.
+    """
+    machine = _writer().partition("-")[0]
     for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp*"):  # SQLite's journals end with "-journal"
+        writer = leftover.name.removeprefix(f"{path.name}.").partition(".")[0]
+        host, _, number = writer.partition("-")
+        if host == machine and number.isdecimal() and psutil.pid_exists(int(number)):
+            continue
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                 leftover.unlink()

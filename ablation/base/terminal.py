@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, JustifyMethod
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ablation.base.text import Table
+from ablation.base.text import Table, one_line, visible
 
 console = Console()
 
@@ -20,22 +21,23 @@ def show_table(table: Table) -> None:
     if not console.is_terminal:
         console.file.write(table.markdown())
         return
-    rich_table = RichTable(title=table.title, title_justify="left", title_style="bold")
+    rich_table = RichTable(title=Text(visible(table.title)), title_justify="left", title_style="bold")
     numeric = table.numeric_columns()
-    for index, (heading, *cells) in enumerate(zip(table.columns, *table.rows, strict=True)):
+    rows = [[one_line(cell) for cell in row] for row in table.rows]
+    for index, (heading, *cells) in enumerate(zip(map(one_line, table.columns), *rows, strict=True)):
         width = max(map(len, [*heading.split(), *cells]))  # a longer heading is wrapped
         justify: JustifyMethod = "right" if index in numeric else "left"
-        rich_table.add_column(textwrap.fill(heading, width), justify=justify, overflow="fold")
-    for row in table.rows:
+        rich_table.add_column(Text(textwrap.fill(heading, width)), justify=justify, overflow="fold")
+    for row in rows:
         rich_table.add_row(*(Text(cell) for cell in row))
     console.print(rich_table)
     for note in table.notes:
-        console.print(Text(note, style="dim"))
+        console.print(Text(one_line(note), style="dim"))
 
 
 def say(text: str) -> None:
-    """Print a line, unchanged."""
-    console.print(Text(text), soft_wrap=True)
+    """Print a line, unchanged but for what a terminal would obey."""
+    console.print(Text(visible(text)), soft_wrap=True)
 
 
 def track_progress(things: Iterable[Any], total: int, description: str) -> Iterable[Any]:
@@ -43,14 +45,14 @@ def track_progress(things: Iterable[Any], total: int, description: str) -> Itera
     if not console.is_terminal:
         say(f"{description} ({total})")
         return things
-    return track(things, description, total, console=console, transient=True)
+    return track(things, escape(visible(description)), total, console=console, transient=True)
 
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Show a text while the body runs, which takes a while."""
     if console.is_terminal:
-        with console.status(text):
+        with console.status(Text(visible(text))):
             yield
     else:
         say(text)

@@ -1,10 +1,62 @@
 """Text that people read: tables, plurals, durations, the nearest known word."""
 
+import codecs
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+# What would act on a terminal or hide in a text: control characters, line separators, marks of the writing direction,
+# and the surrogates by which Python keeps bytes that are not UTF-8. Lines and tabs are not among them.
+_HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_SIMPLER = {"±": "+-", "−": "-", "–": "-", "×": "x", "…": "...", "→": "->", "━": "="}
+_IN_ASCII = str.maketrans(_SIMPLER | dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True)))
+SHOWN = "ablation.shown"  # what a stream that cannot encode a character does, see `codecs.register_error`
+
+
+def visible(text: str) -> str:
+    r"""Return a text in which characters that a terminal obeys, or that cannot be seen, are escapes such as \x1b."""
+    return _HIDDEN.sub(lambda match: _escape(match[0]), text)
+
+
+def one_line(text: str) -> str:
+    """Return a text as `visible` does, in which ends of lines and tabs are escapes, too."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def escape_markdown(text: str) -> str:
+    """Return markdown that shows a text unchanged, in one line; `Table.markdown` escapes `|`.
+
+    Two signs are entities, because MLflow's UI, which runs no scripts but loads pictures, ignores a backslash before
+    them: the beginnings of a tag and of an entity. So is that of a formula, for GitHub.
+    """
+    text = visible(" ".join(text.split()))
+    for character in "\\`*[]>~":
+        text = text.replace(character, f"\\{character}")
+    text = re.sub(r"&(?=\w+;|#)", "&amp;", text).replace("<", "&lt;").replace("$", "&#36;")
+    text = re.sub(r"^(\d*)([#+=.)-])(?=[#=-]*\s)", r"\1\\\2", text)  # it would begin a heading or a list
+    # An underscore inside a word has no meaning in markdown: names such as fine_tune_all stay readable.
+    return "".join(
+        f"\\{c}" if c == "_" and not (text[i - 1 : i].isalnum() and text[i + 1 : i + 2].isalnum()) else c
+        for i, c in enumerate(text)
+    )
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode-escape", "surrogatepass").decode()
+
+
+def _show(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    characters = error.object[error.start : error.end].translate(_IN_ASCII)
+    return "".join(c if c.isascii() else _escape(c) for c in characters), error.end
+
+
+codecs.register_error(SHOWN, _show)
 
 
 def first_line(error: BaseException) -> str:
@@ -47,9 +99,9 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table as markdown."""
-        lines = [self.title, "", _line(self.columns), _line(["---"] * len(self.columns))]
+        lines = [visible(self.title), "", _line(self.columns), _line(["---"] * len(self.columns))]
         lines += [_line(row) for row in self.rows]
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
+        return "\n".join([*lines, "", *(f"- {one_line(note)}" for note in self.notes), ""])
 
     def numeric_columns(self) -> set[int]:
         """Return the indices of the columns to align at the right: those with numbers only; '-' is an empty cell."""
@@ -69,7 +121,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def format_value(value: Any) -> str:

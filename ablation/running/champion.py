@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ablation.analysis.comparison import champion_run, confirmed_validation, winning_arm
+from ablation.analysis.arm_summaries import champion_run, confirmed_validation, winning_arm
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.base.errors import InputError
-from ablation.base.text import first_line
+from ablation.base.text import escape_markdown, first_line
 from ablation.data.images import Normalisation, normalise
 from ablation.data.reading import ImageSet
 from ablation.networks.transfer_model import TransferModel
@@ -107,7 +107,7 @@ def register_champion(store: Store, result: StudyResult, images: ImageSet) -> Re
 
     try:
         description = version_description(result, arm, run, images.test_images_NHWC.shape[1])
-        candidate = Candidate(spec.name, result.experiment_id, run.run_id, spec.question, description)
+        candidate = Candidate(spec.name, result.experiment_id, run.run_id, escape_markdown(spec.question), description)
         return register_version(store, candidate, build)
     except InputError as error:
         logger.warning("no champion is registered: %s", error)
@@ -122,7 +122,7 @@ def version_description(result: StudyResult, arm: ArmResult, run: RunResult, sid
     run_link = f"[{run.run_id}](#/experiments/{result.experiment_id}/runs/{run.run_id})"
     return "\n".join(
         [
-            f"Study `{result.spec.name}`, arm `{arm.arm.name}`, confirmation run {run_link}, "
+            f"Study `{result.spec.name}`, arm {escape_markdown(arm.arm.name)}, confirmation run {run_link}, "
             "chosen by validation accuracy alone.",
             "",
             f"| | this run | mean of the arm's {len(val_S)} runs |",

@@ -31,7 +31,9 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
         torchvision_weights(spec.backbone.name, spec.backbone.weights)
     size = measure_data(spec.data)
     if spec.data.source in ("imagefolder", "digits"):  # others may not have been downloaded yet
-        check_split(spec.data, split_seed(spec.seed))
+        reading = check_split(spec.data, split_seed(spec.seed))
+        if reading:
+            say(reading)
     trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.seeds)
     say(
         f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} trainings on {size.train:,} images of "
@@ -86,15 +88,19 @@ def load_weights(spec: StudySpec) -> Weights | None:
     return weights
 
 
-def load_images_and_split(spec: StudySpec, processes: int, decoding: int) -> tuple[ImageSet, Split]:
+def load_images_and_split(
+    spec: StudySpec, processes: int, decoding: int, *, is_begun: bool = False
+) -> tuple[ImageSet, Split]:
     """Read the images and split them.
 
     Args:
         spec: the study.
         processes: how many processes hold the images in memory at once.
         decoding: version of the decoding of image files.
+        is_begun: whether the study has begun, so that its images have been accepted.
 
     Raises:
         InputError: the images cannot be read or split, or do not fit into memory.
     """
-    return load_split(spec.data, split_seed(spec.seed), track=track_progress, processes=processes, decoding=decoding)
+    seed, begun = split_seed(spec.seed), {"decoding": decoding, "is_begun": is_begun}
+    return load_split(spec.data, seed, track=track_progress, processes=processes, **begun)

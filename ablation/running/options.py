@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ablation.base.device import check_device, gpu_count
+from ablation.base.retries import DELIVERY_PATIENCE, START_PATIENCE
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,20 @@ class RunOptions:
     """Bytes on disk for cached features; 0 caches none."""
     system_metrics: bool = False
     """Whether every run logs the use of CPU, memory, disk, network and GPUs."""
+    patience: float | None = None
+    """Seconds to wait for a server that is away; None is as `base/retries.py` says."""
     file_text: str = ""
     """The text of the study file, which every run keeps."""
+
+    @property
+    def start_patience(self) -> float:
+        """Seconds to wait for a server while the study starts."""
+        return START_PATIENCE if self.patience is None else self.patience
+
+    @property
+    def delivery_patience(self) -> float:
+        """Seconds to wait for a server once there may be results to deliver."""
+        return DELIVERY_PATIENCE if self.patience is None else self.patience
 
 
 def worker_devices(options: RunOptions) -> list[str]:

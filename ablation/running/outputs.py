@@ -15,6 +15,7 @@ from ablation.base.device import exact_float32
 from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
 from ablation.data.images import Normalisation, to_device
+from ablation.data.run_pictures import confusion_png, mistakes_png
 from ablation.data.samples import as_fed, confident_mistakes
 from ablation.networks.custom_backbone import load_custom_backbone
 from ablation.networks.timm_backbones import load_timm_backbone
@@ -76,6 +77,24 @@ def record_test(workbench: Workbench, claim: Claim, run: TrialRun, training: Tra
         "test_loss": float(metadata["loss"]),
     }
     run.log_test(values, training.best.timestamp, path)
+    for name, picture in _test_pictures(tensors, predicted_N, labels_N, workbench.classes).items():
+        write_atomically(claim.folder / name, picture)
+        run.log_picture(claim.folder / name)
+
+
+def _test_pictures(
+    tensors: dict[str, torch.Tensor], predicted_N: np.ndarray, labels_N: np.ndarray, classes: list[str]
+) -> dict[str, bytes]:
+    """Return PNG files, name -> content, of the most confident mistakes and of the confusion matrix."""
+    captions = []
+    for number in tensors["mistakes"].tolist():
+        predicted, true = int(predicted_N[number]), int(labels_N[number])
+        probability = float(tensors["probabilities"][number, predicted])
+        captions.append((f"{classes[predicted]} ({probability:.0%})", f"is {classes[true]}"))
+    counts_KK = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts_KK, (labels_N, predicted_N), 1)
+    mistakes = mistakes_png(tensors["mistake_images"].numpy(), captions)
+    return {"mistakes.png": mistakes, "confusion.png": confusion_png(counts_KK, classes)}
 
 
 def _save_predictions(path: Path, model: str, workbench: Workbench, training: Training) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from ablation.base.device import check_device, select_precision
 from ablation.base.errors import StoreAway
-from ablation.base.files import expand
-from ablation.base.terminal import waiting
+from ablation.base.retries import wait_out
+from ablation.base.terminal import say, waiting
+from ablation.base.text import escape_markdown, plural
 from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION
-from ablation.data.image_folder import list_imagefolder
+from ablation.data.image_folder import read_folder
 from ablation.data.reading import ImageSet, Split
 from ablation.networks.weights import Weights
 from ablation.running.checks import load_images_and_split, load_weights
@@ -84,37 +85,58 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
         StoreError: a store cannot be used.
     """
     is_to_pretrain = needs_pretraining(spec, store)
-    if spec.data.source == "imagefolder":
-        list_imagefolder(expand(str(spec.data.root)))
     if options.device_name not in ("auto", "cpu"):
         check_device(options.device_name)
-    decoding = DECODING_VERSION
-    if not store.is_empty:
-        storage = open_storage(store)
-        if storage is not None:
-            later = ("backbone.weights_digest", "data.digest", "data.decoding")
-            check_identity(storage, spec.name, spec.content(), ignored=later)
-            content = stored_content(storage, spec.name)
-            if content is not None:  # a study keeps its pixels
-                decoding = content["data"].get("decoding", FULL_SIZE_VERSION)
+    patience = options.start_patience
+    begun = wait_out(lambda: _check_begun(spec, store), patience)
+    decoding = DECODING_VERSION if begun is None else begun
+    if spec.data.source == "imagefolder":
+        read_folder(spec.data, decoding)
     weights = None if is_to_pretrain else load_weights(spec)
-    images, split = load_images_and_split(spec, 1 if is_worker else process_count(options), decoding)
+    processes = 1 if is_worker else process_count(options)
+    images, split = load_images_and_split(spec, processes, decoding, is_begun=begun is not None)
+    if images.reading and not is_worker:
+        say(images.reading)
     if is_to_pretrain:
         with waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             if store.has_remote_tracking:
-                open_client(store)
+                wait_out(lambda: open_client(store), patience)
             store.prepare()
             pretrain_demo_network(demo_weights_path(store, spec.backbone.name), spec.backbone.name)
         weights = load_weights(spec)
 
     with waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
         content = study_identity(spec, weights, images)
-        locks, studies, tracker = open_stores(spec, store, content, is_begun=is_worker)
-        with locks.exclusive(study_lock(spec.name)):
-            precision = settle_precision(studies, _preferred_precision(spec, options))
+        locks, studies, tracker = wait_out(lambda: open_stores(spec, store, content, is_begun=is_worker), patience)
+        preferred = _preferred_precision(spec, options)
+
+        def settle() -> str:
+            with locks.exclusive(study_lock(spec.name)):
+                return settle_precision(studies, preferred)
+
+        precision = wait_out(settle, patience)
         session = Session(spec, store, options, locks, studies, content, tracker, images, split, weights, precision)
-        deliver_and_reconcile(session)
+        with suppress(StoreAway):  # tried again when the study ends
+            deliver_and_reconcile(session)
     return session
+
+
+def _check_begun(spec: StudySpec, store: Store) -> int | None:
+    """Check that a study which has begun is the same; return the version of its images' decoding, None for a new one.
+
+    Raises:
+        InputError: another study of the same name is in the store, or Optuna's database cannot be opened.
+        StoreAway: it is away.
+    """
+    storage = None if store.is_empty else open_storage(store)
+    if storage is None:
+        return None
+    later = ("backbone.weights_digest", "data.digest", "data.decoding")
+    check_identity(storage, spec.name, spec.content(), ignored=later)
+    content = stored_content(storage, spec.name)
+    if content is None:
+        return None
+    return int(content["data"].get("decoding", FULL_SIZE_VERSION))  # a study keeps its pixels
 
 
 def _preferred_precision(spec: StudySpec, options: RunOptions) -> str:
@@ -142,18 +164,19 @@ def open_stores(
     locks = open_locks(store.optuna_url)
     with locks.exclusive(study_lock(spec.name)):
         check_identity(storage, spec.name, content)  # another process may have begun a moment ago
-        tracker = Tracker(client, store, spec.name, spec.question)
+        tracker = Tracker(client, store, spec.name, escape_markdown(spec.question))
         with locks.exclusive():  # nobody may claim a trial between this check and the change of content
             check_identity(storage, spec.name, content)
             studies = create_arms(storage, spec, content, tracker.key)
     return locks, studies, tracker
 
 
-def deliver_and_reconcile(session: Session) -> int:
-    """Deliver to MLflow what it has not received yet, and close its open runs whose trials have ended.
+def deliver_and_reconcile(session: Session) -> None:
+    """Deliver to MLflow what it has not received yet; leave one run for each trial that has ended, and close it.
 
-    Returns:
-        The number of trials that still wait for MLflow.
+    Raises:
+        StoreAway: a server does not answer; says how many trials' results wait for it, and where.
+        StoreError: MLflow's store or Optuna's database cannot be used.
     """
     only_best = session.spec.tracking.checkpoints == "best_per_arm"
 
@@ -168,10 +191,11 @@ def deliver_and_reconcile(session: Session) -> int:
         return {key: RUN_STATUS[end] if end else None for key, end in ends.items()}
 
     waiting_trials = clean_up_ended_trials(session.store, session.locks, session.studies, complete)
-    with suppress(StoreAway):
-        session.tracker.reconcile(statuses)
-        session.tracker.mark_superseded(superseded_keys(session.studies))
-    return waiting_trials
+    if waiting_trials:
+        kept = f"the results of {plural(waiting_trials, 'trial')} are kept in {session.store.work_root} until it does"
+        raise StoreAway(f"{session.tracker.away or 'MLflow does not answer'}; {kept}")
+    session.tracker.reconcile(statuses)
+    session.tracker.mark_superseded(superseded_keys(session.studies))
 
 
 def show_progress(session: Session, progress: StudyView) -> None:

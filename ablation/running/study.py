@@ -9,25 +9,28 @@ from typing import get_args
 from ablation import __version__
 from ablation.analysis.results import NothingFinished
 from ablation.base.errors import StoreAway, StoreError
+from ablation.base.retries import wait_out
 from ablation.base.terminal import say, show_table
-from ablation.base.text import plural
+from ablation.base.text import escape_markdown, plural
 from ablation.data.images import normalisation_for
 from ablation.data.samples import draw_samples, samples_file
-from ablation.reporting.report import show_report, write_report
+from ablation.reporting.report import Report, show_report, write_report
 from ablation.running.champion import keep_examples, register_champion
 from ablation.running.cut_forecast import show_forecast
+from ablation.running.mlflow_pages import begin_pages, conclude_pages
 from ablation.running.options import RunOptions, worker_devices
 from ablation.running.session import Session, deliver_and_reconcile, open_session, run_files, summary_key
 from ablation.running.supervisor import supervise_workers
 from ablation.running.worker import work_until_done
 from ablation.search.status import status_table, trial_records
-from ablation.search.studies import arm_key
+from ablation.search.studies import TrialRecord, arm_key
 from ablation.spec.architectures import ARCHITECTURES, block_names, is_custom
 from ablation.spec.parameters import Augmentation
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import study_lock
 from ablation.storage.store import Store
-from ablation.tracking.client import SAMPLES_FILE, ui_address, ui_command
+from ablation.tracking.client import SAMPLES_FILE, is_server, ui_command, ui_server
+from ablation.tracking.saved_views import BEST_ARM_VIEW, view_address
 
 
 def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
@@ -54,10 +57,9 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
             if isinstance(error, KeyboardInterrupt):
                 deliver_and_reconcile(session)
         raise
-    say(f"\nTo see it in the MLflow UI:\n    {ui_command(store)}")
-    if store.has_own_tracking:
-        address = ui_address(session.tracker.experiment_id, has_confirmations=spec.confirm.seeds > 0)
-        say(f"    then open {address}")
+    command = "" if is_server(store) else f"{ui_command(store, spec.name)}\n    "
+    address = view_address(ui_server(store), session.tracker.experiment_id, BEST_ARM_VIEW)
+    say(f"\nTo see it in the MLflow UI:\n    {command}{address}")
 
 
 def begin_summary(session: Session) -> None:
@@ -75,6 +77,7 @@ def begin_summary(session: Session) -> None:
         "command": shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]]),
         "classes": images.classes,
         "data_digest": images.digest,
+        "data_reading": images.reading,
         "weights_digest": session.weights.digest if session.weights else None,
         "train_images": len(split.train_N),
         "val_images": len(split.val_N),
@@ -87,40 +90,66 @@ def begin_summary(session: Session) -> None:
     samples = draw_samples(images, split.train_N, normalisation, augmentations, spec.seed)
     files = {name: text.encode() for name, text in run_files(session).items()}
     files[SAMPLES_FILE] = samples_file(samples)
-    with session.locks.exclusive(study_lock(spec.name)):  # two processes at once must not both create the run
-        session.tracker.begin_summary(summary_key(session), spec.name, about, files)
+
+    def begin() -> None:
+        with session.locks.exclusive(study_lock(spec.name)):  # two processes at once must not both create the run
+            session.tracker.begin_summary(summary_key(session), spec.name, about, files)
+            begin_pages(session.tracker, spec)
+
+    wait_out(begin, session.options.start_patience)
 
 
 def conclude_study(session: Session) -> None:
-    """Write and print the report, and register the champion.
+    """Deliver what MLflow has not received yet, write and print the report, and register the champion.
 
     Raises:
-        StoreError: MLflow does not answer; the results that it has not received wait in the store.
+        StoreError: a server was away for too long, and results wait in the store; or MLflow lacks runs that have ended.
+    """
+    patience = session.options.delivery_patience
+    try:
+        wait_out(lambda: deliver_and_reconcile(session), patience)
+        report = wait_out(lambda: _report_and_register(session), patience)
+    except StoreAway as away:
+        with suppress(StoreAway):
+            show_arms(session)
+        raise StoreError(f"{away}; the study has no complete report yet: run the same command again then") from None
+    if report is None:
+        trials = show_arms(session)
+        missing = sum(trial.state == "finished" for trial in trials)
+    else:
+        show_report(report)
+        missing = report.result.missing_trials + report.result.missing_confirmations
+    if missing:
+        raise StoreError(
+            f"MLflow lacks {plural(missing, 'run')} of trials that have ended: another process or machine has yet to "
+            "deliver them, or somebody has deleted them"
+        )
+
+
+def _report_and_register(session: Session) -> Report | None:
+    """Write the report and register the champion; return None, and say why, where there is nothing to report.
+
+    Raises:
+        StoreAway: a server does not answer.
     """
     spec, store = session.spec, session.store
-    waiting_trials = deliver_and_reconcile(session)
-    try:
-        with session.locks.exclusive(study_lock(spec.name)):  # of two processes at once, the later one knows more
+    with session.locks.exclusive(study_lock(spec.name)):  # of two processes at once, the later one knows more
+        try:
             report = write_report(store, spec.name)
-            register_champion(store, report.result, session.images)
-            session.tracker.describe(f"**{report.answer}**\n\n{spec.question}")  # the UI shows the first line
-            session.tracker.end_summary(summary_key(session), "FINISHED")
-    except NothingFinished as nothing:
-        with suppress(StoreAway):
+        except NothingFinished as nothing:
             session.tracker.end_summary(summary_key(session), "FAILED")
-        show_arms(session)
-        say(f"There is nothing to report: {nothing}.")
-        return
-    except StoreAway as away:
-        show_arms(session)
-        raise StoreError(
-            f"{away}; the report and the runs of {plural(waiting_trials, 'trial')} are kept in {store.work_root} "
-            "until it does: run the same command again then"
-        ) from None
-    show_report(report)
+            say(f"There is nothing to report: {nothing}.")
+            return None
+        register_champion(store, report.result, session.images)
+        conclude_pages(session.tracker, summary_key(session), report.result)
+        # The UI shows the first two lines.
+        session.tracker.describe(f"**{escape_markdown(spec.question)}** {escape_markdown(report.answer)}")
+        session.tracker.end_summary(summary_key(session), "FINISHED")
+    return report
 
 
-def show_arms(session: Session) -> None:
-    """Print the study's arms with their trials by state."""
+def show_arms(session: Session) -> list[TrialRecord]:
+    """Print the study's arms with their trials by state; return the trials."""
     spec, trials = session.spec, trial_records(session.studies, session.locks)
     show_table(status_table(spec.name, trials, spec.trials_per_arm, spec.confirm.seeds))
+    return [trial for arm_trials in trials.values() for trial in arm_trials]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ablation.base.core_use import BusyCores
 from ablation.base.terminal import console, say
-from ablation.base.text import format_duration
+from ablation.base.text import format_duration, visible
 from ablation.search.status import best_record
 from ablation.search.studies import TrialRecord
 from ablation.spec.trial import TrialSpec
@@ -33,7 +33,7 @@ class StudyView:
         """
         self.arms = arms
         self.cores = cores
-        self.trials = self.ended = 0  # confirmation runs included
+        self.trials = self.ended = self.epochs = 0  # confirmation runs included
         self.ended_before: int | None = None  # number of ended trials when this view began
         self.best: dict[str, float] = {}
         self.curve: list[float] = []
@@ -97,6 +97,7 @@ class StudyView:
             total: the number of trials and confirmation runs that the study will have.
         """
         self.ended = sum(trial.has_ended for arm_trials in trials.values() for trial in arm_trials)
+        self.epochs = sum(trial.epochs for arm_trials in trials.values() for trial in arm_trials)
         self.trials = total
         if self.ended_before is None:
             self.ended_before = self.ended
@@ -111,7 +112,7 @@ class StudyView:
 
     def show_waiting(self, text: str) -> None:
         """Show why nothing can be done for now."""
-        self.trial_text, self.epoch_text = Text(text), Text("")
+        self.trial_text, self.epoch_text = Text(visible(text)), Text("")
         if text != self.waits_for and not console.is_terminal:
             say(text)
         self.waits_for = text
@@ -126,7 +127,7 @@ class StudyView:
 
     def show_worker_line(self, number: int, line: str) -> None:
         """Show a line of a worker's output."""
-        self.workers[number] = line.strip()
+        self.workers[number] = visible(line.strip())
         if not console.is_terminal:
             say(f"worker {number} | {line}")
 
@@ -135,7 +136,7 @@ class StudyView:
         self.trial_started = self.last_line = time.monotonic()
         self.waits_for = ""
         self.curve = []
-        self.trial_text = Text(f"{_label(spec)}  {params}")
+        self.trial_text = Text(visible(f"{_label(spec)}  {params}"))
         self.epoch_text = Text("")
         if not console.is_terminal:
             say(f"[{self.ended + 1}/{self.trials}] {_label(spec)}: {params}")
@@ -164,7 +165,7 @@ class StudyView:
             left = self.time_left()
             say(f"  {state}: {result} ({seconds:.1f} s{f', about {left} left' if left else ''})")
         elif state in ("failed", "lost"):
-            self.live.console.print(Text(f"{_label(spec)} {state}: {reason}", style="yellow"))
+            self.live.console.print(Text(visible(f"{_label(spec)} {state}: {reason}"), style="yellow"))
 
     def time_left(self) -> str:
         """Return the time for the remaining trials at the rate since the view began; "" while that is unknown."""

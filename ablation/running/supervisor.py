@@ -1,20 +1,24 @@
-"""The supervisor: starts several workers on one study, shows their output, replaces those that are killed."""
+"""The supervisor: starts several workers on one study, shows their output, starts those again that die."""
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ablation.base.command_line import REFUSED
+from ablation.base.command_line import REFUSED, WORKER_VARIABLE
 from ablation.base.core_use import BusyCores, children_pids
 from ablation.base.cores import worker_variables
 from ablation.base.device import check_device
 from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.interrupts import CTRL_C, RESUME_ME, doing_at_the_end, grace_left
+from ablation.base.text import plural
 from ablation.running.session import Session, show_progress
 from ablation.running.study_view import StudyView
 from ablation.spec.arms import arms
@@ -24,26 +28,36 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
     """Run one worker per device on the study until no trial is left, and show their output.
 
     Raises:
-        StoreError: a worker failed, or was killed again and again, and trials are left.
+        StoreError: a worker died again and again.
         InputError: a worker refused its input.
     """
     trains_on_cpu = check_device(devices[0]).type == "cpu"
     cores = BusyCores("the workers get", children_pids) if trains_on_cpu else None
-    with StudyView(session.spec.name, [arm.name for arm in arms(session.spec)], cores) as progress:
+    with StudyView(session.spec.name, [arm.name for arm in arms(session.spec)], cores) as view:
 
-        def trials_left() -> int:
+        def progress() -> Progress:
             with suppress(StoreAway):
-                show_progress(session, progress)
-            return progress.trials - progress.ended
+                show_progress(session, view)
+            is_known = view.ended_before is not None
+            return Progress(view.trials - view.ended if is_known else 1, view.epochs)
 
-        command = [sys.executable, "-m", "ablation.study", *sys.argv[1:], "--as-worker"]
-        run_workers(command, devices, progress.show_worker_line, trials_left)
+        # The workers have ended before this process has to.
+        command = [sys.executable, "-m", "ablation.study", *sys.argv[1:], "--grace", f"{0.8 * grace_left():g}"]
+        run_workers(command, devices, view.show_worker_line, progress)
 
 
 POLL_SECONDS = 1  # between two queries for the trials that are left
-KILLS_IN_A_ROW = 3  # per worker, without a trial that ended in between: more are no accident
+DEATHS_IN_A_ROW = 5  # of one worker, without an epoch in between: more are no accident
+FIRST_PAUSE = 1.0  # seconds before a worker that died starts again; twice as long after each further death
 LAST_LINES = 15  # of a failed worker's output, shown with its error
-STOP_SECONDS = 60  # for a worker to save its trial
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is, whichever worker did the work."""
+
+    trials_left: int
+    epochs: int
 
 
 @dataclass
@@ -56,29 +70,57 @@ class Worker:
     lines: list[str]
 
 
-def run_workers(
+class WorkerDeaths:
+    """Counts the deaths of each worker since the last progress."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._counts: Counter[int] = Counter()
+
+    def note_progress(self, progress: Progress) -> None:
+        """Begin to count anew if there was any progress."""
+        if progress != self._progress:
+            self._progress = progress
+            self._counts.clear()
+
+    def pause_after(self, worker: Worker) -> float:
+        """Count a death; return the seconds until the worker may start again.
+
+        Raises:
+            StoreError: it has died too often.
+        """
+        self._counts[worker.number] += 1
+        count = self._counts[worker.number]
+        if count == DEATHS_IN_A_ROW:
+            row = f"{count} times in a row without progress"
+            raise StoreError(f"worker {worker.number} {_end(worker)}, {row}: {_reason(worker)}")
+        return float(FIRST_PAUSE * 2 ** (count - 1))
+
+
+def run_workers(  # noqa: C901 - one loop
     command: Sequence[str],
     devices: Sequence[str],
     say: Callable[[int, str], None],
-    count_trials_left: Callable[[], int],
+    look: Callable[[], Progress],
 ) -> None:
-    """Run one worker per entry of `devices` until all end; a worker that is killed is replaced.
+    """Run one worker per entry of `devices` until all end; a worker that dies is started again after a pause.
 
-    A worker stops when its standard input is closed: by this process, or because this process died.
+    A worker pauses when its standard input is closed: by this process, or because this process died. A worker that is
+    paused alone is not started again; if all are, this process pauses, too.
 
     Args:
         command: the command that starts a worker; `--device DEVICE` is added to it.
         devices: the workers' devices.
         say: called with a worker's number (from 1) and each line of its output.
-        count_trials_left: called every second; returns the number of trials that are left.
+        look: called every second; returns the study's progress.
 
     Raises:
-        StoreError: a worker failed, or was killed again and again, and trials are left; contains its last lines.
+        StoreError: a worker died again and again without progress; contains its last lines.
         InputError: a worker refused its input, for example because the images do not fit into the GPU's memory.
     """
     output: queue.Queue[tuple[Worker, str]] = queue.Queue()
 
-    def start(number: int, device: str) -> Worker:
+    def start(number: int, device: str) -> None:
         process = subprocess.Popen(
             [*command, "--device", device],
             stdin=subprocess.PIPE,
@@ -87,50 +129,79 @@ def run_workers(
             encoding="utf-8",
             errors="replace",
             env=_environment(len(devices)),
-            start_new_session=True,  # so that Ctrl-C reaches this process alone, which stops the workers
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which pauses the workers
         )
         worker = Worker(number, device, process, [])
+        workers.append(worker)
         threading.Thread(target=_listen, args=(worker, output), daemon=True).start()
-        return worker
 
     workers: list[Worker] = []
-    failed: list[Worker] = []
-    kills = 0
-    try:
-        for number, device in enumerate(devices, start=1):
-            workers.append(start(number, device))
-        left = count_trials_left()
-        while workers:
+    refused: list[Worker] = []
+    paused: list[Worker] = []
+    dead: list[tuple[float, Worker]] = []  # time.monotonic() at which each is to start again
+    deaths = WorkerDeaths()
+
+    def kill_all() -> None:
+        for worker in workers:
+            worker.process.kill()
+
+    with doing_at_the_end(kill_all):
+        try:
+            for number, device in enumerate(devices, start=1):
+                start(number, device)
+            progress = look()
+            while workers or (dead and progress.trials_left > 0):
+                _pass_on(output, say)
+                progress = look()
+                deaths.note_progress(progress)
+                for worker in [worker for worker in workers if worker.process.poll() is not None]:
+                    workers.remove(worker)
+                    status = worker.process.returncode
+                    if status == REFUSED:
+                        refused.append(worker)
+                    elif status in (RESUME_ME, CTRL_C):
+                        paused.append(worker)
+                    elif status != 0 and progress.trials_left > 0:
+                        _pass_on(output, say)
+                        pause = deaths.pause_after(worker)
+                        say(worker.number, f"{_end(worker)}; starts again in {plural(round(pause), 'second')}")
+                        dead.append((time.monotonic() + pause, worker))
+                due = [(moment, worker) for moment, worker in dead if moment <= time.monotonic()]
+                for entry in due:
+                    dead.remove(entry)
+                    start(entry[1].number, entry[1].device)
+        finally:
+            for worker in workers:
+                _close(worker)
+            for worker in workers:
+                _wait_or_kill(worker)
             _pass_on(output, say)
-            left_before, left = left, count_trials_left()
-            kills = 0 if left < left_before else kills
-            for worker in [worker for worker in workers if worker.process.poll() is not None]:
-                workers.remove(worker)
-                status = worker.process.returncode
-                if status < 0 and kills < KILLS_IN_A_ROW * len(devices):
-                    kills += 1
-                    say(worker.number, f"was killed by signal {-status}; another takes its place")
-                    workers.append(start(worker.number, worker.device))
-                elif status != 0:
-                    failed.append(worker)
-    finally:
-        for worker in workers:
-            _close(worker)
-        for worker in workers:
-            _wait_or_kill(worker)
-        _pass_on(output, say)
-    if failed and count_trials_left() > 0:
-        worker = failed[0]
-        status = worker.process.returncode
-        end = f"was killed by signal {-status} again and again" if status < 0 else f"ended with status {status}"
-        last_lines = " | ".join(line.strip() for line in worker.lines)
-        kind = InputError if status == REFUSED else StoreError
-        raise kind(f"worker {worker.number} {end}: {last_lines}")
+        if (refused or paused) and look().trials_left > 0:
+            if refused:
+                raise InputError(f"worker {refused[0].number} {_end(refused[0])}: {_reason(refused[0])}")
+            is_ctrl_c = paused[0].process.returncode == CTRL_C
+            signal.raise_signal(signal.SIGINT if is_ctrl_c else signal.SIGTERM)
+
+
+def _end(worker: Worker) -> str:
+    status = worker.process.returncode
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    return f"was killed by {name}{', which may mean that memory ran out' if name == 'SIGKILL' else ''}"
+
+
+def _reason(worker: Worker) -> str:
+    """Return a worker's error, else the last lines of its output."""
+    lines = [line.strip() for line in worker.lines if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else " | ".join(lines)
 
 
 def _environment(workers: int) -> dict[str, str]:
     """Return the environment of one of several workers."""
-    return os.environ | worker_variables(workers) | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    fixed = {WORKER_VARIABLE: "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    return os.environ | worker_variables(workers) | fixed
 
 
 def _listen(worker: Worker, output: queue.Queue[tuple[Worker, str]]) -> None:
@@ -159,7 +230,7 @@ def _close(worker: Worker) -> None:
 
 def _wait_or_kill(worker: Worker) -> None:
     try:
-        worker.process.wait(STOP_SECONDS)
+        worker.process.wait(grace_left())
     except subprocess.TimeoutExpired:
         worker.process.kill()
         worker.process.wait()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -12,6 +13,8 @@ from typing import Literal
 import torch
 
 from ablation.base.errors import StoreAway, StoreError
+from ablation.base.interrupts import pause_requested, paused_at_checks
+from ablation.base.retries import wait_out
 from ablation.base.seeds import named_seed
 from ablation.base.text import first_line
 from ablation.data.reading import split_seed
@@ -29,8 +32,9 @@ from ablation.search.claims import (
     store_spec,
     stored_spec,
 )
+from ablation.search.patient_storage import ClaimLost
 from ablation.search.space import suggest
-from ablation.search.studies import ClaimLost, TrialEnd, best_trial, is_better
+from ablation.search.studies import TrialEnd, best_trial, is_better
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.trial import TrialSpec
 from ablation.storage.locks import study_lock
@@ -47,7 +51,6 @@ from ablation.training.loop import Diverged, train
 from ablation.training.schedule import is_over
 
 CHECKPOINT_SECONDS = 15  # after a crash, at most this much work or one epoch is repeated
-AWAY_SECONDS = 5  # between two attempts to reach a database that does not answer
 logger = logging.getLogger(__name__)
 
 
@@ -80,7 +83,7 @@ def run_trial(
     """
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    run = TrialRun(workbench.tracker, claim.key, claim.folder, claim.owner)
+    run = TrialRun(workbench.tracker, claim.key, claim.folder, claim.owner, partial(ensure_held, claim))
     try:
         source = workbench.study.data.root or workbench.study.data.source
         run.start(spec, source, workbench.device.type, workbench.files, workbench.environment)
@@ -90,13 +93,7 @@ def run_trial(
         else:
             with run.system_metrics() if workbench.system_metrics else nullcontext():
                 outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
-        while True:
-            try:
-                _end_trial(workbench, claim, run, outcome)
-                break
-            except StoreAway as away:
-                logger.warning("%s; waiting to record how trial %s #%d ended", away, spec.arm, spec.trial)
-                _wait_until_held(claim)
+        wait_out(lambda: _end_trial(workbench, claim, run, outcome), workbench.patience)
         is_delivered = run.complete()
         if is_delivered:  # else the folder is needed, see `clean_up_ended_trials`
             with suppress(StoreAway):
@@ -107,7 +104,8 @@ def run_trial(
     except BaseException:
         # What cannot be written now is written when the trial is resumed.
         with suppress(StoreAway, StoreError, ClaimLost):
-            if ensure_held(claim) and not has_ended(claim):
+            ensure_held(claim)
+            if not has_ended(claim):
                 run.pause()
         raise
     finally:
@@ -124,8 +122,7 @@ def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outco
         ClaimLost: see `ensure_held`.
     """
     assert outcome.state != "lost"
-    if not ensure_held(claim):
-        raise StoreAway("Optuna's database does not answer")
+    ensure_held(claim)
     only_best = workbench.study.tracking.checkpoints == "best_per_arm"
     # Under the study's lock, else two trials of an arm that end at once could both be its best.
     with claim.locks.exclusive(study_lock(workbench.study.name)) if only_best else nullcontext():
@@ -141,11 +138,6 @@ def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
     if leader is not None and not has_ended(claim):
         is_best = is_better(value, claim.trial.number, leader)
         run.delete_checkpoint_of(leader.number if is_best else claim.trial.number)
-
-
-def _wait_until_held(claim: Claim) -> None:
-    while not ensure_held(claim):
-        time.sleep(AWAY_SECONDS)
 
 
 def find_or_create_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
@@ -217,26 +209,32 @@ def _train_and_record(
         training = make_training(spec, workbench)
         _restore(training, claim, run, workbench)
         saved_at = time.monotonic()
-        _log(claim, run, training)  # a crash between saving and logging must not lose an epoch
+        with suppress(StoreAway):
+            _log(claim, run, training)  # a crash between saving and logging must not lose an epoch
         if training.history and prunes and _is_pruned(claim, spec, training):
             return _pruned(spec, training)
         try:
-            for metrics in _epochs(training, spec, workbench):
-                on_epoch(spec, metrics)
-                pruned = prunes and _is_pruned(claim, spec, training)
-                ends = pruned or is_over(training.history, training_settings(spec))
-                if ends or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
-                    # Epochs are logged only after they are saved, so that no epoch is logged twice with other values.
-                    _save(workbench, claim, run, training)
-                    _log(claim, run, training)
-                    saved_at = time.monotonic()
-                if pruned:
-                    return _pruned(spec, training)
+            epochs = _epochs(training, spec, workbench)  # computes features, which nothing waits for
+            with paused_at_checks():
+                for metrics in epochs:
+                    on_epoch(spec, metrics)
+                    pruned = prunes and _is_pruned(claim, spec, training)
+                    ends = pruned or is_over(training.history, training_settings(spec))
+                    if ends or pause_requested() or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+                        # Epochs are logged only after they are saved: none is logged twice with other values.
+                        _save(workbench, claim, run, training)
+                        with suppress(StoreAway):
+                            _log(claim, run, training)
+                        saved_at = time.monotonic()
+                    if pruned:
+                        return _pruned(spec, training)
+                    if pause_requested():
+                        break  # the end of the context raises
         except Diverged as error:
             # Nothing is saved: resumed from the last checkpoint, the trial diverges again.
-            _log_for_sure(claim, run, training)
+            wait_out(partial(_log, claim, run, training), workbench.patience)
             return Outcome("failed", None, str(error))
-        _log_for_sure(claim, run, training)
+        wait_out(partial(_log, claim, run, training), workbench.patience)
         record_best(workbench, claim, spec, run, training)
         if spec.confirms is not None:
             record_test(workbench, claim, run, training)
@@ -250,7 +248,7 @@ def _train_and_record(
     had_features = workbench.features.release_device()
     release_compiled()
     free_memory(workbench.device)
-    _wait_until_held(claim)
+    wait_out(lambda: ensure_held(claim), workbench.patience)
     if had_features:  # without cached features on the device the trial may fit; it is resumed
         return _train_and_record(workbench, claim, spec, run, on_epoch)
     return Outcome("failed", None, reason)
@@ -258,33 +256,30 @@ def _train_and_record(
 
 def _save(workbench: Workbench, claim: Claim, run: TrialRun, training: Training) -> None:
     """Write a resume checkpoint, and upload it if another machine may take the trial over."""
+    with suppress(StoreAway):
+        ensure_held(claim)  # a process that was frozen must not write beside its successor
     path = save_resume_checkpoint(claim.folder, len(training.history), training.state_dict())
-    if workbench.tracker.shares_checkpoints and ensure_held(claim):
+    if workbench.tracker.shares_checkpoints:
         run.upload_resume_checkpoint(path)
 
 
-def _log(claim: Claim, run: TrialRun, training: Training) -> bool:
-    """Log epochs to MLflow and report them to Optuna; return False if the database does not answer."""
-    with suppress(StoreAway):
-        if ensure_held(claim):
-            run.log_epochs(training.history)
-            report_epochs(claim, training.history)
-            return True
-    return False
+def _log(claim: Claim, run: TrialRun, training: Training) -> None:
+    """Log epochs to MLflow and report them to Optuna.
 
-
-def _log_for_sure(claim: Claim, run: TrialRun, training: Training) -> None:
-    if _log(claim, run, training):
-        return
-    logger.warning("Optuna's database does not answer; the trained trial waits for it")
-    while not _log(claim, run, training):
-        time.sleep(AWAY_SECONDS)
+    Raises:
+        StoreAway: Optuna's database does not answer; the epochs of a later call include these.
+        ClaimLost: see `ensure_held`.
+    """
+    ensure_held(claim)
+    run.log_epochs(training.history)
+    report_epochs(claim, training.history)
 
 
 def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
     """Return whether the study's pruner gives the trial up; False while the database does not answer."""
     with suppress(StoreAway):
-        if not is_over(training.history, training_settings(spec)) and ensure_held(claim):
+        if not is_over(training.history, training_settings(spec)):
+            ensure_held(claim)
             report_epochs(claim, training.history)
             return should_prune(claim)
     return False

@@ -47,6 +47,7 @@ class Workbench:
     precision: str  # of new trials; a resumed trial keeps its own
     threads: int | None  # of new trials on the CPU; a resumed trial keeps its own number
     system_metrics: bool  # whether to log the use of the machine while a trial trains
+    patience: float  # seconds to wait for a database that is away
 
     @property
     def normalisation(self) -> Normalisation:
@@ -97,6 +98,7 @@ def set_up_workbench(session: Session, device: torch.device, features: FeatureCa
         precision=session.precision,
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         system_metrics=session.options.system_metrics,
+        patience=session.options.delivery_patience,
     )
 
 

@@ -1,23 +1,26 @@
 """A worker's loop: one trial after another until none is left."""
 
 import os
-import signal
 import threading
 import time
+from contextlib import suppress
 
 from ablation.base.core_use import BusyCores
 from ablation.base.device import select_device
 from ablation.base.errors import StoreAway
+from ablation.base.interrupts import request_pause
+from ablation.base.retries import wait_out
 from ablation.base.text import format_params
 from ablation.running.options import RunOptions
 from ablation.running.session import Session, deliver_and_reconcile, open_session, show_progress
 from ablation.running.study_view import StudyView
-from ablation.running.trial import AWAY_SECONDS, find_or_create_spec, run_trial
+from ablation.running.trial import find_or_create_spec, run_trial
 from ablation.running.workbench import set_up_workbench
-from ablation.search.claims import claim_trial
+from ablation.search.claims import Claim, claim_trial
 from ablation.search.studies import all_ended
 from ablation.spec.arms import arms
 from ablation.spec.study import StudySpec
+from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
 from ablation.training.feature_cache import FeatureCache, pretrained_network
 
@@ -31,16 +34,12 @@ def run_worker(spec: StudySpec, store: Store, options: RunOptions) -> None:
 
 
 def stop_with_parent() -> None:
-    """Stop this process as Ctrl-C does, once its parent closes the standard input: on purpose, or because it died."""
+    """Pause this process once its parent closes the standard input: on purpose, or because it died."""
 
     def wait() -> None:
         os.read(0, 1)  # sys.stdin would still be locked at Python's exit
-        if hasattr(signal, "pthread_kill"):  # it interrupts a sleep of the main thread
-            signal.pthread_kill(main_thread, signal.SIGTERM)
-        else:
-            signal.raise_signal(signal.SIGTERM)
+        request_pause()
 
-    main_thread = threading.get_ident()
     threading.Thread(target=wait, daemon=True).start()
 
 
@@ -65,24 +64,30 @@ def work_until_done(session: Session) -> None:
         )
         workbench = set_up_workbench(session, device, features)
         waits_for_mlflow = False
-        while True:
+
+        def claim_next() -> tuple[Claim, TrialSpec] | None:
+            """Claim a trial, with its parameters; None if none is free."""
             try:
-                if waits_for_mlflow:
-                    waits_for_mlflow = deliver_and_reconcile(session) > 0
                 show_progress(session, progress)  # other processes may share the work
                 claim = claim_trial(spec, session.store, session.locks, session.studies, session.content)
-                if claim is None and all_ended(spec, session.studies):
-                    return
-                trial_spec = find_or_create_spec(workbench, claim) if claim else None
-            except StoreAway as away:
+                return None if claim is None else (claim, find_or_create_spec(workbench, claim))
+            except StoreAway:
                 session.locks.release_all()  # a trial's lock may have been acquired already
-                progress.show_waiting(f"{away}; waiting")
-                time.sleep(AWAY_SECONDS)
-                continue
-            if claim is None or trial_spec is None:
+                raise
+
+        while True:
+            if waits_for_mlflow:
+                with suppress(StoreAway):
+                    deliver_and_reconcile(session)
+                    waits_for_mlflow = False
+            claimed = wait_out(claim_next, workbench.patience, progress.show_waiting)
+            if claimed is None:
+                if wait_out(lambda: all_ended(spec, session.studies), workbench.patience, progress.show_waiting):
+                    return
                 progress.show_waiting("waiting for the trials of other workers")
                 time.sleep(WAIT_SECONDS)
                 continue
+            claim, trial_spec = claimed
             tuned = claim.trial if claim.best is None else claim.best
             params = format_params(tuned.params) + (f" (known: {trial_spec.known})" if trial_spec.known else "")
             params += " (resumed)" if claim.resumed else ""

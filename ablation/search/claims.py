@@ -11,10 +11,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.errors import InputError, StoreAway
+from ablation.search.patient_storage import ClaimLost
 from ablation.search.space import NumberedRandomSampler, known_params, make_sampler
 from ablation.search.studies import (
     ArmStudies,
-    ClaimLost,
     TrialEnd,
     arm_key,
     begun_trials,
@@ -22,7 +22,6 @@ from ablation.search.studies import (
     changed_fields,
     have_all_ended,
     is_confirmation_of,
-    storage_errors,
     trial_key,
     trial_lock,
 )
@@ -58,7 +57,6 @@ class Claim:
         self.locks.release(trial_lock(self.key))
 
 
-@storage_errors()
 def clean_up_ended_trials(
     store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[str, Path, str, bool], bool]
 ) -> int:
@@ -109,7 +107,6 @@ def _delete_folder(locks: Locks, key: str, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@storage_errors()
 def claim_trial(
     spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies, content: dict[str, Any]
 ) -> Claim | None:
@@ -208,47 +205,40 @@ def _claim(
     return Claim(arm, trial.study, trial, key, store.trial_folder(key), locks, resumed, owner, best, superseded)
 
 
-def ensure_held(claim: Claim) -> bool:
+def ensure_held(claim: Claim) -> None:
     """Check that a trial still belongs to this process; call this before writing anything for it.
 
     If the lock was lost with its connection, it is acquired again, unless another process has the trial now.
 
-    Returns:
-        False while the database does not answer.
-
     Raises:
         ClaimLost: another process owns the trial, or has ended it.
+        StoreAway: the database does not answer, so nobody knows.
     """
+    if claim.locks.is_held(trial_lock(claim.key)):
+        return
+    if not claim.locks.try_acquire(trial_lock(claim.key)):
+        raise ClaimLost("another worker has taken it over")
     try:
-        if claim.locks.is_held(trial_lock(claim.key)):
-            return True
-        if not claim.locks.try_acquire(trial_lock(claim.key)):
-            raise ClaimLost("another worker has taken it over")
-        with storage_errors():
-            frozen = claim.study.get_trials(deepcopy=False)[claim.trial.number]
+        frozen = claim.study.get_trials(deepcopy=False)[claim.trial.number]
     except StoreAway:
         claim.release()  # the owner is unknown, so the next call must check again
-        return False
+        raise
     if frozen.user_attrs.get("owner", "") != claim.owner:
         claim.release()
         raise ClaimLost("another worker took it over while the database was away")
-    return True
 
 
-@storage_errors()
 def stored_spec(claim: Claim) -> dict[str, str] | None:
     """Return the parameters that `store_spec` stored when the trial began; None if it has not begun."""
     stored: dict[str, str] | None = claim.trial.user_attrs.get("spec")
     return stored
 
 
-@storage_errors()
 def store_spec(claim: Claim, params: dict[str, str]) -> None:
     """Store the parameters of the trial's TrialSpec, for the process that resumes it."""
     claim.trial.set_user_attr("spec", params)
 
 
-@storage_errors()
 def report_epochs(claim: Claim, history: Iterable[EpochMetrics]) -> None:
     """Report the validation accuracy of epochs to Optuna, except those that were reported before."""
     reported = claim.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
@@ -257,19 +247,16 @@ def report_epochs(claim: Claim, history: Iterable[EpochMetrics]) -> None:
             claim.trial.report(metrics.val_accuracy, metrics.epoch)
 
 
-@storage_errors()
 def should_prune(claim: Claim) -> bool:
     """Return whether the study's pruner would end the trial, by the epochs that were reported."""
     return claim.trial.should_prune()
 
 
-@storage_errors()
 def has_ended(claim: Claim) -> bool:
     """Return whether the trial has ended in Optuna's database."""
     return claim.study.get_trials(deepcopy=False)[claim.trial.number].state.is_finished()
 
 
-@storage_errors()
 def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, run_id: str | None) -> None:
     """Report to Optuna how a trial ended, unless it has ended there already.
 

@@ -10,7 +10,6 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from ablation.base.seeds import named_seed
-from ablation.search.studies import storage_errors
 from ablation.spec.architectures import kept_blocks
 from ablation.spec.arms import Arm, arms
 from ablation.spec.parameters import Choices, Hyperparameters
@@ -56,7 +55,6 @@ def known_params(spec: StudySpec, arm: Arm, number: int) -> dict[str, Any] | Non
     return {optuna_name(spec, name, cut): value for name, value in values.items() for cut in cuts}
 
 
-@storage_errors()
 def suggest(trial: optuna.Trial, spec: StudySpec, arm: Arm) -> dict[str, Any]:
     """Return all hyper-parameters of a trial: its arm's levels, those that Optuna samples, and the fixed ones.
 

@@ -13,14 +13,12 @@ from ablation.search.studies import (
     ArmStudies,
     TrialRecord,
     begun_trials,
-    storage_errors,
     trial_key,
     trial_lock,
 )
 from ablation.storage.locks import Locks
 
 
-@storage_errors()
 def trial_records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialRecord]]:
     """Return arm -> its trials in order, then its confirmation runs."""
     records: dict[str, list[TrialRecord]] = {}

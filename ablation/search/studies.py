@@ -1,21 +1,19 @@
 """A study's arms as Optuna studies: opened, created, checked for identity."""
 
-import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
 import optuna
 import sqlalchemy
-import sqlalchemy.exc
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from ablation.base.errors import InputError, StoreAway, StoreError
-from ablation.base.interrupts import uninterrupted
+from ablation.base.errors import InputError, StoreError
 from ablation.base.text import first_line
+from ablation.search.patient_storage import ask_database, patient_storage
 from ablation.spec.architectures import function_name, is_custom, is_timm
 from ablation.spec.arms import arms
 from ablation.spec.study import StudySpec
@@ -32,10 +30,6 @@ TRIAL_ENDS: dict[TrialState, TrialEnd] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
-
-
-class ClaimLost(Exception):
-    """Another process owns the trial, or has ended it, so the work of this process is discarded."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +74,6 @@ class ArmStudies:
         return [*self.tuning.values(), *self.confirmation.values()]
 
 
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Translate database errors: StoreAway if a server may come back, otherwise StoreError.
-
-    An update of a trial that another process has ended becomes ClaimLost.
-    """
-    try:
-        with uninterrupted():
-            yield
-    except optuna.exceptions.UpdateFinishedTrialError:
-        raise ClaimLost("another worker has ended it") from None
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-        cause: Any = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__ or error
-        reason = first_line(getattr(cause, "orig", None) or cause)
-        is_lost = isinstance(cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
-        if is_lost and not isinstance(cause.orig, sqlite3.Error):
-            raise StoreAway(f"Optuna's database does not answer ({reason})") from None
-        raise StoreError(f"Optuna's database cannot be used ({reason})") from None
-
-
 def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     """Return the study's pruner."""
     if spec.search.pruner == "median":
@@ -109,29 +83,35 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def open_storage(store: Store, *, create: bool = False) -> optuna.storages.RDBStorage | None:
+def open_storage(store: Store, *, create: bool = False) -> BaseStorage | None:
     """Open Optuna's database; return None if it has no tables of Optuna's, unless `create`.
 
     Raises:
         InputError: it cannot be opened.
+        StoreAway: it is away.
     """
     where = store.root / "optuna.db" if store.has_own_optuna else "OPTUNA_STORAGE"  # an address may hold a password
+    if not store.has_remote_optuna and (path := sqlite_path(store.optuna_url)).is_dir():
+        raise InputError(f"{path} is a folder, not Optuna's database")
+    try:
+        return ask_database(lambda: _open(store, create))
+    except ModuleNotFoundError as error:
+        raise InputError(f"OPTUNA_STORAGE: needs {error.name}; install ablation[postgresql]") from None
+    except (StoreError, ImportError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "reason", "") or first_line(error)
+        raise InputError(f"{where}: cannot be opened as Optuna's database ({reason})") from None
+
+
+def _open(store: Store, create: bool) -> BaseStorage | None:
     connect_args: dict[str, Any] = {"timeout": 60}  # seconds to wait for another writer
     if store.has_remote_optuna:
         connect_args = dict(POSTGRES_CONNECT_ARGS)
-    try:
-        with opening(store.optuna_url, create=create):
-            if not create and not _has_tables(store, connect_args):
-                return None
-            build_database(store.optuna_url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
-            return optuna.storages.RDBStorage(
-                store.optuna_url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": store.has_remote_optuna}
-            )
-    except ModuleNotFoundError as error:
-        raise InputError(f"OPTUNA_STORAGE: needs {error.name}; install ablation[postgresql]") from None
-    except (sqlalchemy.exc.SQLAlchemyError, StoreAway, ImportError, RuntimeError, ValueError) as error:
-        reason = first_line(getattr(error, "orig", None) or error)
-        raise InputError(f"{where}: cannot be opened as Optuna's database ({reason})") from None
+    with opening(store.optuna_url, create=create):
+        if not create and not _has_tables(store, connect_args):
+            return None
+        build_database(store.optuna_url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
+        engine_kwargs = {"connect_args": connect_args, "pool_pre_ping": store.has_remote_optuna}
+        return patient_storage(optuna.storages.RDBStorage(store.optuna_url, engine_kwargs=engine_kwargs))
 
 
 def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
@@ -144,8 +124,7 @@ def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
         engine.dispose()
 
 
-@storage_errors()
-def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
+def study_arms(storage: BaseStorage, study: str) -> ArmStudies:
     """Return the arms that a study has in the storage; none if there is no such study."""
     prefix = f"{study}/"
     all_studies = ArmStudies({}, {})
@@ -157,13 +136,12 @@ def study_arms(storage: optuna.storages.RDBStorage, study: str) -> ArmStudies:
     return all_studies
 
 
-def stored_content(storage: optuna.storages.RDBStorage, study: str) -> dict[str, Any] | None:
+def stored_content(storage: BaseStorage, study: str) -> dict[str, Any] | None:
     """Return the content with which a study was begun; None if there is no such study."""
     contents = (arm.user_attrs.get("content") for arm in study_arms(storage, study).tuning.values())
     return next((content for content in contents if content is not None), None)
 
 
-@storage_errors()
 def settle_precision(studies: ArmStudies, precision: str) -> str:
     """Return what a study's trials compute in: what was settled before, else this, which is then settled.
 
@@ -181,14 +159,13 @@ def settle_precision(studies: ArmStudies, precision: str) -> str:
     return chosen
 
 
-@storage_errors()
-def stored_studies(storage: optuna.storages.RDBStorage) -> list[str]:
+def stored_studies(storage: BaseStorage) -> list[str]:
     """Return the names of all studies in the storage."""
     return sorted({name.split("/")[0] for name in optuna.get_all_study_names(storage)})
 
 
 def check_identity(
-    storage: optuna.storages.RDBStorage,
+    storage: BaseStorage,
     study: str,
     content: dict[str, Any],
     ignored: Sequence[str] = (),
@@ -242,7 +219,7 @@ def _why(field: str, old: Any, new: Any) -> str:
     return {"data.digest": ": the images have changed"}.get(field, "")
 
 
-def experiment_key(storage: optuna.storages.RDBStorage, study: str) -> str | None:
+def experiment_key(storage: BaseStorage, study: str) -> str | None:
     """Return the key of the MLflow experiment of a study's trials; None if no trial has begun."""
     tuning = study_arms(storage, study).tuning.values()
     keys = [arm.user_attrs.get("experiment") for arm in tuning if arm.get_trials(deepcopy=False)]
@@ -259,10 +236,7 @@ def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any
     return [] if old == new else [(field, old, new)]
 
 
-@storage_errors()
-def create_arms(
-    storage: optuna.storages.RDBStorage, spec: StudySpec, content: dict[str, Any], experiment: str
-) -> ArmStudies:
+def create_arms(storage: BaseStorage, spec: StudySpec, content: dict[str, Any], experiment: str) -> ArmStudies:
     """Return the Optuna studies of every arm; create those that do not exist.
 
     Each has a globally unique user attribute `key`, which distinguishes its trials from those of a study with the same
@@ -284,7 +258,7 @@ def create_arms(
     return studies
 
 
-def _create(storage: optuna.storages.RDBStorage, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+def _create(storage: BaseStorage, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
     )
@@ -315,7 +289,6 @@ def begun_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
 
 
-@storage_errors()
 def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
     """Return whether every arm has its budget and its confirmation runs, and no trial is unfinished."""
     return all(
@@ -339,7 +312,6 @@ def _is_confirmed(spec: StudySpec, studies: ArmStudies, arm: str) -> bool:
     return ended and sum(is_confirmation_of(trial, best) for trial in trials) >= spec.confirm.seeds
 
 
-@storage_errors()
 def superseded_keys(studies: ArmStudies) -> list[str]:
     """Return the keys of the confirmation runs whose configuration is no longer their arm's best."""
     keys = []
@@ -351,7 +323,6 @@ def superseded_keys(studies: ArmStudies) -> list[str]:
     return keys
 
 
-@storage_errors()
 def best_trial(study: optuna.Study, confirms: int | None = None) -> FrozenTrial | None:
     """Return the finished trial of an Optuna study with the highest value, the first of equals; None if none finished.
 
@@ -371,13 +342,11 @@ def is_better(value: float, number: int, than: FrozenTrial) -> bool:
     return (value, -number) > (than.value, -than.number)
 
 
-@storage_errors()
 def arm_key(study: optuna.Study) -> str:
     """Return the key of an arm; see `create_arms`."""
     return str(study.user_attrs["key"])
 
 
-@storage_errors()
 def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
     """Return how every trial ended, by its key; None for those that have not ended."""
     return {

@@ -22,7 +22,9 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 
 from ablation.base.errors import StoreAway, StoreError
+from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line
+from ablation.storage.outages import find_outage
 from ablation.storage.store import POSTGRESQL, SQLITE, sqlite_path
 
 if sys.platform != "win32":
@@ -64,11 +66,7 @@ class Locks(Protocol):
         """Release every lock."""
 
     def is_held(self, name: str) -> bool:
-        """Return whether this process still holds the lock.
-
-        Raises:
-            StoreAway: the server does not answer, so nobody knows.
-        """
+        """Return whether this process still holds the lock; it is lost with its connection."""
 
     def is_taken(self, name: str) -> bool | None:
         """Return whether any process holds the lock; None if this user may not find out."""
@@ -187,6 +185,11 @@ class PostgresLocks(Locks):
         self._depths: Counter[str] = Counter()  # of nested `exclusive`, by name
 
     def _ask(self, sql: str, name: str | None = None) -> Any:
+        if self._held:  # they are lost with the connection, which their owner has to know
+            return self._ask_once(sql, name)
+        return repeat_briefly(lambda: self._ask_once(sql, name))
+
+    def _ask_once(self, sql: str, name: str | None = None) -> Any:
         try:
             if self._connection is None:
                 self._connection = self._engine.connect()
@@ -194,8 +197,10 @@ class PostgresLocks(Locks):
             return self._connection.execute(sqlalchemy.text(sql), values).scalar()
         except sqlalchemy.exc.SQLAlchemyError as error:
             self.close()
+            if (outage := find_outage(error, "the database")) is not None:
+                raise outage from None
             reason = first_line(getattr(error, "orig", None) or error)
-            raise StoreAway(f"the database does not answer ({reason})") from None
+            raise StoreError(f"the database cannot be used ({reason})", reason) from None
         except BaseException:  # after Ctrl-C in the middle, the connection's state is unknown
             self.close()
             raise
@@ -233,13 +238,15 @@ class PostgresLocks(Locks):
         if name in self._held:
             self._held.discard(name)
             with contextlib.suppress(StoreAway):  # the lock is lost then
-                self._ask("SELECT pg_advisory_unlock(:key)", name)
+                self._ask_once("SELECT pg_advisory_unlock(:key)", name)
 
     def release_all(self) -> None:
         self.close()
 
     def is_held(self, name: str) -> bool:
-        self._ask("SELECT 1")
+        if name in self._held:
+            with contextlib.suppress(StoreAway):
+                self._ask_once("SELECT 1")
         return name in self._held
 
     def is_taken(self, name: str) -> bool:

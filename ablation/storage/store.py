@@ -38,6 +38,13 @@ class Store:
         return not self.has_remote_optuna and not sqlite_path(self.optuna_url).exists()
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether MLflow's database is in the folder, and this user cannot write there."""
+        database = self.root / "mlflow.db"
+        places = (database, self.root, self.root / "artifacts")
+        return self.has_own_tracking and database.exists() and not all(os.access(place, os.W_OK) for place in places)
+
+    @property
     def has_remote_tracking(self) -> bool:
         """Whether MLflow is a server, which may not answer for a while."""
         return not self.tracking_uri.startswith(SQLITE)
@@ -103,9 +110,13 @@ def find_store(option: str | None) -> Store:
     working folder.
 
     Raises:
-        InputError: OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL, or an address is ambiguous.
+        InputError: the store is a file, OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL, or an address is
+            ambiguous.
     """
     root = expand(option or DEFAULT_STORE).resolve()
+    if os.path.exists(root) and not os.path.isdir(root):  # noqa: PTH110, PTH112 - where one may not look, no error
+        raise InputError(f"--store: {root} is not a folder")
+    _check_path(root)
     own_tracking, own_optuna = _sqlite(root / "mlflow.db"), _sqlite(root / "optuna.db")
     if option is not None:
         return Store(root, own_tracking, own_optuna)
@@ -121,6 +132,16 @@ def find_store(option: str | None) -> Store:
             "OPTUNA_STORAGE and MLFLOW_TRACKING_URI: need two databases, because some tables have the same name"
         )
     return Store(root, tracking_uri, optuna_url)
+
+
+def _check_path(root: Path) -> None:
+    """Refuse a path that an address of a database could not hold: libraries would use another file."""
+    try:
+        has_signs = bool(re.search(r"[%?\0]", str(root).encode().decode()))
+    except UnicodeEncodeError:
+        has_signs = True
+    if has_signs:
+        raise InputError(f"--store: {root} contains %, ? or bytes that are not UTF-8, which databases cannot open")
 
 
 def _check_credentials(variable: str, url: str) -> None:
@@ -142,4 +163,5 @@ def build_database(url: str, build: Callable[[str], object]) -> None:
     """
     if url.startswith(SQLITE) and not (path := sqlite_path(url)).exists():
         with replacing(path) as temporary:
+            temporary.touch()  # with the permissions of any new file: SQLite lets no group write
             build(_sqlite(temporary))

@@ -11,23 +11,27 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ablation.base.files import HOME_OF_THE_HOMELESS, is_home_known
+
 # A variable that the user has set wins.
 VARIABLES = {
     # Otherwise MLflow sends usage statistics on its user's behalf.
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # A tracking server that does not answer is given up after 10 seconds; MLflow's own limits add up to many minutes.
-    # Whatever the server did not get is kept, so an immediate retry gains nothing.
+    # A call that gets no answer is given up after 10 seconds; `client.py` repeats it.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run that ends
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for every copy of a file
 }
+if not is_home_known():
+    VARIABLES["HOME"] = HOME_OF_THE_HOMELESS  # else MLflow cannot even be imported
 LOG_LEVELS = {
     "mlflow": logging.WARNING,  # otherwise it announces every table of a new database
     "alembic": logging.WARNING,
     # Otherwise every sample announces what a GPU does not report, such as its power.
     "mlflow.system_metrics": logging.ERROR,
     "mlflow.store.db.utils": logging.CRITICAL,  # otherwise a lost database prints pages of SQL
+    "urllib3": logging.ERROR,  # otherwise a connection that breaks is told in the words of the library
     # Otherwise it complains where there is no pip, whose version it would write down.
     "mlflow.utils.environment": logging.ERROR,
 }
@@ -37,6 +41,7 @@ def configure_mlflow() -> None:
     """Set MLflow's variables and log levels for the rest of this process, which must be a command's own."""
     _set_variables()
     _set_log_levels()
+    check_answers()
 
 
 class _Settings:
@@ -44,6 +49,7 @@ class _Settings:
     users = 0  # calls of library functions under way, in all threads
     new_variables: list[str]  # that were not set before
     levels: dict[str, int]  # before
+    checked_answers: bool  # before
 
 
 @contextmanager
@@ -55,6 +61,7 @@ def mlflow_settings() -> Iterator[None]:
     with _Settings.lock:
         if _Settings.users == 0:
             _Settings.new_variables, _Settings.levels = _set_variables(), _set_log_levels()
+            _Settings.checked_answers = check_answers()
         _Settings.users += 1
     try:
         yield
@@ -63,6 +70,7 @@ def mlflow_settings() -> Iterator[None]:
             _Settings.users -= 1
             if _Settings.users == 0:
                 _unset_variables(_Settings.new_variables)
+                check_answers(_Settings.checked_answers)
                 for name, level in _Settings.levels.items():
                     logging.getLogger(name).setLevel(level)
 
@@ -91,6 +99,6 @@ def _set_log_levels() -> dict[str, int]:
 # MLflow decides at its import whether it sends usage statistics. Its import also sets log levels, which stay.
 _new_variables = _set_variables()
 try:
-    import mlflow  # noqa: F401
+    from ablation.tracking.answers import check_answers
 finally:
     _unset_variables(_new_variables)

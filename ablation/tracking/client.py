@@ -3,49 +3,50 @@
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
-from urllib.parse import quote, urlencode
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlencode, urlsplit
 
 import requests
 import sqlalchemy
 import sqlalchemy.exc
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
-from mlflow.exceptions import MlflowException, RestException
+from mlflow.exceptions import MlflowException
+from mlflow.store import db_migrations
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.version import VERSION
 
-from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.errors import InputError, StoreError
 from ablation.base.interrupts import uninterrupted
+from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line, nearest
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
+from ablation.storage.outages import find_outage
 from ablation.storage.store import POSTGRESQL, Store, build_database, sqlite_path
+from ablation.tracking.answers import MLFLOW
+
+T = TypeVar("T")
 
 
-def ui_command(store: Store) -> str:
-    """Return the command that opens the MLflow UI on a store."""
-    if store.has_own_tracking:
-        database = store.root / "mlflow.db"
-        if database.is_relative_to(Path.cwd()):
-            database = database.relative_to(Path.cwd())
-        return f"python -m mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database}')}"
-    if store.tracking_uri.startswith("http"):
-        return "open the address in MLFLOW_TRACKING_URI"
-    return 'python -m mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+def ui_command(store: Store, study: str) -> str:
+    """Return the command that opens the MLflow UI on a study; for a store behind a server, the server has the UI."""
+    command = ["python", "-m", "ablation.ui", study]
+    if store.has_own_tracking and store.root != Path("mlruns").absolute():
+        is_below = store.root.is_relative_to(Path.cwd())
+        command += ["--store", str(store.root.relative_to(Path.cwd()) if is_below else store.root)]
+    return shlex.join(command)
 
 
-def ui_address(experiment_id: str, *, has_confirmations: bool) -> str:
-    """Return the address of an experiment's charts in a UI started by `ui_command`: of its confirmation runs if any."""
-    # The UI opens in its GenAI mode without the workflow.
-    query = {"compareRunsMode": "CHART", "workflowType": "machine_learning"}
-    if has_confirmations:
-        query |= {"searchFilter": "tags.kind = 'confirmation'"}
-        query |= {"orderByKey": "metrics.`test_accuracy`", "orderByAsc": "false"}
-    return f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
+def ui_server(store: Store, port: int = 5000) -> str:
+    """Return the address of the MLflow UI: the tracking server's, else that of a UI on this machine."""
+    if not is_server(store):
+        return f"http://127.0.0.1:{port}"
+    scheme, place, path, *_ = urlsplit(store.tracking_uri)
+    return f"{scheme}://{place.rpartition('@')[2]}{path.rstrip('/')}"  # without name and password
 
 
 CHECKPOINT_FILE = "checkpoint/best.safetensors"
@@ -58,12 +59,72 @@ REPORT_FOLDER = "report"  # of the summary run
 KEY_TAG = "ablation.key"  # unique: finds a run whose id was not stored
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
 
-AWAY_SECONDS = 10  # pause between calls to a server that did not answer
+AWAY_SECONDS = 30  # for which a trial does not call a server again that did not answer
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
 
-def search_all_runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+class PatientClient:
+    """MLflow's client for a store, with the methods of `MlflowClient`.
+
+    Calls that fail because a server or database is away are repeated for a few seconds, except those that create
+    something: they may have succeeded, so who makes them looks first.
+
+    Every method raises:
+        StoreAway: the server or database is away for longer.
+        StoreError: MLflow refuses the call, or its database cannot be used; `code` is MLflow's.
+    """
+
+    def __init__(self, store: Store, registry_uri: str | None = None):
+        self._store = store
+        self._client = MlflowClient(_client_uri(store), registry_uri=registry_uri)
+        self.tracking_uri: str = self._client.tracking_uri
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return self.ask(lambda: method(*args, **kwargs), repeat=not name.startswith("create_"))
+            except StoreError as error:
+                if name.startswith("delete_") and error.code == "RESOURCE_DOES_NOT_EXIST":
+                    return None  # only the answer to an earlier attempt was lost
+                raise
+
+        method = getattr(self._client, name)
+        return call
+
+    def ask(self, call: Callable[[], T], *, repeat: bool = True) -> T:
+        """Return what a call to MLflow returns; raise as every method does."""
+        return ask_mlflow(self._store, call, repeat=repeat)
+
+
+def ask_mlflow(store: Store, call: Callable[[], T], *, repeat: bool = True) -> T:
+    """Return what a call to a store's MLflow returns.
+
+    Args:
+        store: where the call goes.
+        call: is repeated for a few seconds while the server or database is away.
+        repeat: whether to do that.
+
+    Raises:
+        StoreAway: the server or database is away for longer.
+        StoreError: MLflow refuses the call, or its database cannot be used.
+    """
+
+    def attempt() -> T:
+        try:
+            with uninterrupted():
+                return call()
+        except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+            if (outage := find_outage(error, MLFLOW)) is not None:
+                raise outage from None
+            code = error.error_code if isinstance(error, MlflowException) else ""
+            reason = first_line(getattr(error, "orig", None) or error)
+            raise StoreError(f"{_where(store)}: MLflow's store cannot be used ({reason})", reason, code) from None
+
+    return repeat_briefly(attempt) if repeat else attempt()
+
+
+def search_all_runs(client: PatientClient, experiment_id: str, query: str) -> Iterator[Run]:
     """Yield all runs of an experiment that match a query, page by page."""
     token = None
     while True:
@@ -72,35 +133,6 @@ def search_all_runs(client: MlflowClient, experiment_id: str, query: str) -> Ite
         token = page.token
         if not token:
             return
-
-
-@contextmanager
-def mlflow_errors(store: Store) -> Iterator[None]:
-    """Translate errors of calls to MLflow: StoreAway if a server may come back, otherwise StoreError."""
-    try:
-        with uninterrupted():
-            yield
-    except (MlflowException, requests.RequestException, OSError) as error:
-        reason = first_line(error)
-        if store.has_remote_tracking and is_outage(error):
-            raise StoreAway(f"MLflow does not answer ({reason})") from None
-        raise StoreError(f"{_where(store)}: MLflow's store cannot be used ({reason})") from None
-
-
-def is_outage(error: BaseException) -> bool:
-    """Return whether a call failed because a server did not answer, so that it may succeed later.
-
-    MLflow's client raises the same class, with the code of a server's fault, for calls that it refuses itself.
-    """
-    if isinstance(error, MlflowException):
-        if type(error.__cause__).__name__ in ("OperationalError", "InterfaceError"):  # of a database
-            return True
-        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        is_of_server = isinstance(error, RestException) or str(error).startswith("API request to")
-        return is_of_server and (status >= 500 or error.error_code == "REQUEST_LIMIT_EXCEEDED")
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code >= 500 or error.response.status_code == 429
-    return isinstance(error, requests.RequestException)
 
 
 def _where(store: Store) -> str:
@@ -117,10 +149,20 @@ def check_experiment(store: Store, study: str, key: str | None) -> None:
 
     Raises:
         InputError: the store cannot be opened or was moved, or the experiment was deleted or is in another store.
+        StoreAway: the server or database is away.
     """
     client = open_client(store)
-    with opening_errors(store):
-        experiment = client.get_experiment_by_name(study) if client is not None else None
+    if client is None:
+        if key is not None and not store.has_remote_tracking:
+            state = "is empty" if sqlite_path(store.tracking_uri).exists() else "does not exist"
+            raise InputError(
+                f"{_where(store)} {state}, but study {study!r} has trials whose runs were in it: restore it from a "
+                "backup, or choose another --name"
+            )
+        experiment = None
+    else:
+        with opening_errors(store):
+            experiment = client.get_experiment_by_name(study)
     if experiment is not None and experiment.lifecycle_stage == "deleted":
         raise InputError(f"the MLflow experiment {study!r} was deleted; restore it, or choose another --name")
     if key is not None and (experiment is None or experiment.tags.get(KEY_TAG) != key):
@@ -137,38 +179,55 @@ def check_experiment(store: Store, study: str, key: str | None) -> None:
         )
 
 
-def open_client(store: Store, *, create: bool = False) -> MlflowClient | None:
+def open_client(store: Store, *, create: bool = False) -> PatientClient | None:
     """Return a client on the store; None where a database has no tables of MLflow, unless `create` makes them.
 
     Raises:
         InputError: the store cannot be opened, or its server has another major version than this client.
+        StoreAway: the server or database is away.
     """
-    with opening_errors(store), opening(store.tracking_uri, create=create):
-        if not is_server(store) and not create and not _has_tables(store):
-            return None
-        build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
-        client = MlflowClient(tracking_uri=_client_uri(store))
-        theirs = _server_version(store) if is_server(store) else VERSION
-        client.search_experiments(max_results=1)  # fails without permission
+    with opening_errors(store):
+        client = ask_mlflow(store, lambda: _open(store, create))
+        theirs = ask_mlflow(store, lambda: _server_version(store)) if is_server(store) else VERSION
     if theirs.split(".")[0] != VERSION.split(".")[0]:
         raise InputError(f"MLFLOW_TRACKING_URI: the server is MLflow {theirs}, but MLflow {VERSION} is installed here")
     return client
 
 
+def _open(store: Store, create: bool) -> PatientClient | None:
+    with opening(store.tracking_uri, create=create):
+        # Asked first: where it cannot be opened, MLflow tries for minutes without a word.
+        if not is_server(store) and not _has_tables(store) and not create:
+            return None
+        build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
+        MlflowClient(_client_uri(store)).search_experiments(max_results=1)  # fails without permission
+        return PatientClient(store)
+
+
 @contextmanager
 def opening_errors(store: Store) -> Iterator[None]:
-    """Translate errors of opening a store to InputError, in one line."""
+    """Translate errors of opening a store to InputError, in one line; `StoreAway` is passed on."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise InputError(f"MLFLOW_TRACKING_URI: needs {error.name}; install ablation[postgresql]") from None
     except InputError:
         raise
-    except (
-        MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException, StoreAway, OSError, ValueError
-    ) as error:  # fmt: skip
-        reason = first_line(getattr(error, "orig", None) or error)
+    except (StoreError, ValueError) as error:
+        reason = _schema_reason(error) or getattr(error, "reason", "") or first_line(error)
         raise InputError(f"{_where(store)}: cannot be opened as MLflow's store ({reason})") from None
+
+
+def _schema_reason(error: Exception) -> str | None:
+    """Return in words how a database's schema differs from this MLflow's, which calls a newer one out-of-date, too."""
+    versions = re.search(r"database schema \(found version (\w+)", str(error))
+    if versions is None:
+        return None
+    found = versions.group(1)
+    folder = Path(db_migrations.__path__[0]) / "versions"
+    if any(folder.glob(f"{found}_*.py")):
+        return f"its schema, found version {found}, is of an older MLflow: back it up, then python -m mlflow db upgrade"
+    return f"its schema, found version {found}, is of a newer MLflow than {VERSION}, which is installed here"
 
 
 def _client_uri(store: Store) -> str:
@@ -200,7 +259,11 @@ def _server_version(store: Store) -> str:
 
 def _has_tables(store: Store) -> bool:
     if not store.has_remote_tracking:
-        return sqlite_path(store.tracking_uri).exists()
+        path = sqlite_path(store.tracking_uri)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, not MLflow's database")
+        if not path.exists():
+            return False
     engine = sqlalchemy.create_engine(_client_uri(store))
     try:
         return bool(sqlalchemy.inspect(engine).has_table("experiments"))
@@ -208,30 +271,28 @@ def _has_tables(store: Store) -> bool:
         engine.dispose()
 
 
-def reading_client(store: Store) -> MlflowClient:
+def reading_client(store: Store) -> PatientClient:
     """Return a client on a store that is not empty.
 
     Raises:
         InputError: the store cannot be opened, or is empty.
-        StoreAway: the tracking server does not answer.
-        StoreError: it answers with a fault.
+        StoreAway: the server or database is away.
     """
-    if is_server(store):
-        with mlflow_errors(store):  # `open_client` does not distinguish a server that may come back
-            MlflowClient(tracking_uri=_client_uri(store)).search_experiments(max_results=1)
     client = open_client(store)
     if client is None:
         raise InputError(f"{_where(store)}: is no store, or an empty one")
     return client
 
 
-def find_experiment(client: MlflowClient, store: Store, study: str) -> Experiment:
+def find_experiment(client: PatientClient, store: Store, study: str) -> Experiment:
     """Return a study's experiment.
 
     Raises:
         InputError: there is no such study.
+        StoreAway: the server or database is away.
+        StoreError: MLflow's store cannot be used.
     """
-    experiment = client.get_experiment_by_name(study)
+    experiment: Experiment | None = client.get_experiment_by_name(study)
     if experiment is None or KEY_TAG not in experiment.tags:
         names = [other.name for other in client.search_experiments() if KEY_TAG in other.tags]
         raise InputError(f"{_where(store)}: has no study {study!r}{nearest(study, names) if names else ''}")

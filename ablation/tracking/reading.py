@@ -2,36 +2,35 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
-from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from ablation.base.errors import InputError, StoreAway
-from ablation.base.text import first_line
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.storage.store import Store
 from ablation.tracking.client import (
     KEY_TAG,
     NOTE_TAG,
     REPORT_FOLDER,
     STUDY_FILE,
+    PatientClient,
     find_experiment,
-    is_outage,
-    mlflow_errors,
     reading_client,
     search_all_runs,
 )
+from ablation.tracking.run_names import SEED_TAG
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as MLflow has it; `metrics` holds the last value of each."""
+    """A run as MLflow has it; `metrics` holds the last value of each, and the parameter `seed` is that of training."""
 
     run_id: str
     status: str
@@ -53,7 +52,8 @@ class StudyRecord:
 
 def _run_record(run: Run) -> RunRecord:
     data = run.data
-    return RunRecord(run.info.run_id, run.info.status, data.tags, data.params, data.metrics, run.info.artifact_uri)
+    params = {**data.params, **({"seed": data.tags[SEED_TAG]} if SEED_TAG in data.tags else {})}
+    return RunRecord(run.info.run_id, run.info.status, data.tags, params, data.metrics, run.info.artifact_uri)
 
 
 def read_run(store: Store, run_id: str) -> RunRecord:
@@ -61,11 +61,12 @@ def read_run(store: Store, run_id: str) -> RunRecord:
 
     Raises:
         InputError: there is no such run.
+        StoreAway: the tracking server does not answer.
     """
     client = reading_client(store)
     try:
         return _run_record(client.get_run(run_id))
-    except MlflowException:
+    except StoreError:
         raise InputError(f"{store.root}: has no MLflow run {run_id!r}") from None
 
 
@@ -78,24 +79,40 @@ def read_study(store: Store, study: str) -> StudyRecord:
         StoreError: MLflow's store cannot be used.
     """
     client = reading_client(store)
-    with mlflow_errors(store):
-        experiment = find_experiment(client, store, study)
-        runs = list(search_all_runs(client, experiment.experiment_id, "tags.kind != ''"))
-        summaries = [run for run in runs if run.data.tags["kind"] == "summary"]
-        if not summaries:
-            raise InputError(f"study {study!r} has no summary run: run the study once more, then it can be read")
-        newest = _run_record(max(summaries, key=lambda run: run.info.start_time))
-        about = _about(store, study, newest)
-        # An experiment may hold the runs of another Optuna database, and a run that was made a moment ago.
-        keys = set(about.get("arm_keys", []))
-        records = [
-            _run_record(run)
-            for run in runs
-            if run.data.tags.get(KEY_TAG, "").rpartition("/")[0] in keys
-            and run.data.tags["kind"] != "summary"
-            and "study" in run.data.params
-        ]
+    experiment = find_experiment(client, store, study)
+    runs = list(search_all_runs(client, experiment.experiment_id, "tags.kind != ''"))
+    summaries = [run for run in runs if run.data.tags["kind"] == "summary"]
+    if not summaries:
+        raise InputError(f"study {study!r} has no summary run: run the study once more, then it can be read")
+    newest = _run_record(max(summaries, key=lambda run: run.info.start_time))
+    about = _about(store, study, newest)
+    # An experiment may hold the runs of another Optuna database, and a run that was made a moment ago.
+    keys = set(about.get("arm_keys", []))
+    records = [
+        _run_record(run)
+        for run in runs
+        if run.data.tags.get(KEY_TAG, "").rpartition("/")[0] in keys
+        and run.data.tags["kind"] != "summary"
+        and "study" in run.data.params
+    ]
+    _check_keys(study, records)
     return StudyRecord(experiment.experiment_id, newest, about, records)
+
+
+def _check_keys(study: str, records: Iterable[RunRecord]) -> None:
+    """Refuse results in which a trial has two runs.
+
+    Raises:
+        StoreError: names the trial.
+    """
+    counts = Counter(record.tags[KEY_TAG] for record in records)
+    for record in records:
+        tags = record.tags
+        if counts[tags[KEY_TAG]] > 1:
+            raise StoreError(
+                f"study {study!r}: {tags['kind']} #{tags.get('trial')} of arm {tags.get('arm')} has "
+                f"{counts[tags[KEY_TAG]]} MLflow runs; run the study once more, which deletes the doubles"
+            )
 
 
 def read_curves(store: Store, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, dict[str, list[float]]]:
@@ -112,8 +129,7 @@ def read_curves(store: Store, run_ids: Iterable[str], metrics: Iterable[str]) ->
         return [point.value for point in sorted(history, key=lambda point: point.step)]
 
     metrics = tuple(metrics)
-    with mlflow_errors(store):
-        return {run_id: {metric: values(run_id, metric) for metric in metrics} for run_id in run_ids}
+    return {run_id: {metric: values(run_id, metric) for metric in metrics} for run_id in run_ids}
 
 
 def _about(store: Store, study: str, summary: RunRecord) -> dict[str, Any]:
@@ -159,14 +175,55 @@ def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        client = MlflowClient(tracking_uri=store.tracking_uri)
-        try:
-            path = Path(client.download_artifacts(run.run_id, name, folder))
-        except (MlflowException, requests.RequestException, OSError) as error:
-            if store.has_remote_tracking and is_outage(error):
-                raise StoreAway(f"MLflow does not answer ({first_line(error)})") from None
-            raise InputError(f"run {run.run_id} has no {name} ({first_line(error)})") from None
-        yield path
+        file = download(PatientClient(store), run.artifact_uri, name, Path(folder))
+        if file is None:
+            raise InputError(f"run {run.run_id} has no {name}: it did not end, or its checkpoint was not kept")
+        yield file
+
+
+def download(client: PatientClient, address: str, name: str, folder: Path) -> Path | None:
+    """Download an artifact, a file or a folder, and check the sizes of its files.
+
+    Args:
+        client: of the store.
+        address: of the artifacts, as MLflow stored it.
+        name: the artifact's; "" is all that the address has.
+        folder: where to put it.
+
+    Returns:
+        Its path; None if there is no such artifact.
+
+    Raises:
+        StoreAway: the server does not answer, or an answer was cut.
+        StoreError: it refuses, or the folder cannot be written.
+    """
+    repository = client.ask(lambda: get_artifact_repository(address, tracking_uri=client.tracking_uri))
+    sizes = _file_sizes(client, repository, name)
+    if not sizes:
+        return None
+
+    def attempt() -> None:
+        repository.download_artifacts(name, str(folder))  # type: ignore[no-untyped-call]
+        for path, size in sizes.items():
+            if size is not None and (folder / path).stat().st_size != size:
+                raise StoreAway(f"MLflow does not answer (the download of {path} was cut)")
+
+    client.ask(attempt)
+    return folder / name
+
+
+def _file_sizes(client: PatientClient, repository: ArtifactRepository, name: str) -> dict[str, int | None]:
+    """Return the files of an artifact with their sizes in bytes, None where they are not known."""
+    if name:
+        parent = str(Path(name).parent)
+        entries = client.ask(lambda: repository.list_artifacts(None if parent == "." else parent))
+        file = next((entry for entry in entries if entry.path == name), None)
+        if file is None or not file.is_dir:
+            return {} if file is None else {name: file.file_size}
+    sizes: dict[str, int | None] = {}
+    for entry in client.ask(lambda: repository.list_artifacts(name or None)):
+        sizes |= _file_sizes(client, repository, entry.path) if entry.is_dir else {entry.path: entry.file_size}
+    return sizes
 
 
 def log_report(store: Store, run_id: str, files: Mapping[str, bytes], note: str) -> None:
@@ -177,7 +234,7 @@ def log_report(store: Store, run_id: str, files: Mapping[str, bytes], note: str)
         StoreError: MLflow's store cannot be used.
     """
     client = reading_client(store)
-    with mlflow_errors(store), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         target = Path(folder)
         if store.has_own_tracking:  # it may have been moved, so that MLflow has another address
             target = artifact_path(store, _run_record(client.get_run(run_id)), REPORT_FOLDER)

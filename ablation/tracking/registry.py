@@ -11,20 +11,18 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
-from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.errors import InputError, StoreError
+from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line
 from ablation.storage.store import Store, find_store
 from ablation.tracking import mlflow_settings
-from ablation.tracking.client import KEY_TAG, find_experiment, mlflow_errors, reading_client
-from ablation.tracking.reading import artifact_folder
+from ablation.tracking.client import KEY_TAG, PatientClient, find_experiment, reading_client
+from ablation.tracking.reading import artifact_folder, download
 
 ALIAS = "champion"
 MODEL_CODE = Path(__file__).with_name("champion_model.py")  # MLflow runs a copy of it where the model is loaded
@@ -122,31 +120,47 @@ def register_version(store: Store, candidate: Candidate, build: Callable[[Path, 
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    study, run_id = candidate.study, candidate.run_id
+    study = candidate.study
     try:
         client = _registry_client(store)
     except InputError as error:  # it was open a moment ago
-        raise (StoreAway if store.has_remote_tracking else StoreError)(str(error)) from None
-    with mlflow_errors(store):
-        _find_or_create_model(client, candidate)
-        versions = client.search_model_versions(f"name = '{study}' and run_id = '{run_id}'", max_results=1)
-        if versions:
-            version = versions[0]
-            if version.description != candidate.description:  # more seeds have changed the arm's mean
-                client.update_model_version(study, version.version, candidate.description)
-        else:
-            model = _log_model(client, candidate.experiment_id, run_id, build)
-            # By the address of its files: MLflow resolves models:/<id> at an address that is global to the process.
-            version = client.create_model_version(
-                study, model.artifact_location, run_id, description=candidate.description, model_id=model.model_id
-            )
-        number = str(version.version)  # a server says '1', a database 1
-        if str(client.get_registered_model(study).aliases.get(ALIAS)) != number:
-            client.set_registered_model_alias(study, ALIAS, number)
-    return RegisteredVersion(study, number, run_id)
+        raise StoreError(str(error)) from None
+    _find_or_create_model(client, candidate)
+    version = _find_version(client, candidate)
+    if version is None:
+        model = _log_model(client, candidate, build)
+        version = repeat_briefly(lambda: _find_version(client, candidate) or _create_version(client, candidate, model))
+    elif version.description != candidate.description:  # more seeds have changed the arm's mean
+        client.update_model_version(study, version.version, candidate.description)
+    number = str(version.version)  # a server says '1', a database 1
+    if str(client.get_registered_model(study).aliases.get(ALIAS)) != number:
+        client.set_registered_model_alias(study, ALIAS, number)
+    return RegisteredVersion(study, number, candidate.run_id)
 
 
-def _find_or_create_model(client: MlflowClient, candidate: Candidate) -> None:
+def _find_version(client: PatientClient, candidate: Candidate) -> ModelVersion | None:
+    """Return the first version of the candidate's model.
+
+    Later ones are deleted: a server may have carried out a call after it was given up.
+    """
+    query = f"name = '{candidate.study}' and run_id = '{candidate.run_id}'"
+    versions: list[ModelVersion] = sorted(client.search_model_versions(query), key=lambda found: int(found.version))
+    for double in versions[1:]:
+        if double.source == versions[0].source:
+            client.delete_model_version(candidate.study, str(double.version))
+    return versions[0] if versions else None
+
+
+def _create_version(client: PatientClient, candidate: Candidate, model: LoggedModel) -> ModelVersion:
+    # By the address of its files: MLflow resolves models:/<id> at an address that is global to the process.
+    version: ModelVersion = client.create_model_version(
+        candidate.study, model.artifact_location, candidate.run_id, description=candidate.description,
+        model_id=model.model_id,
+    )  # fmt: skip
+    return version
+
+
+def _find_or_create_model(client: PatientClient, candidate: Candidate) -> None:
     """Create the registered model unless the study has it.
 
     Raises:
@@ -154,9 +168,11 @@ def _find_or_create_model(client: MlflowClient, candidate: Candidate) -> None:
     """
     study, key = candidate.study, client.get_experiment(candidate.experiment_id).tags[KEY_TAG]
     try:
-        client.create_registered_model(study, tags={KEY_TAG: key}, description=candidate.question)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        repeat_briefly(
+            lambda: client.create_registered_model(study, tags={KEY_TAG: key}, description=candidate.question)
+        )
+    except StoreError as error:
+        if error.code != "RESOURCE_ALREADY_EXISTS":
             raise
         if client.get_registered_model(study).tags.get(KEY_TAG) != key:
             raise InputError(
@@ -165,13 +181,20 @@ def _find_or_create_model(client: MlflowClient, candidate: Candidate) -> None:
             ) from None
 
 
-def _log_model(
-    client: MlflowClient, experiment_id: str, run_id: str, build: Callable[[Path, str], None]
-) -> LoggedModel:
+def _log_model(client: PatientClient, candidate: Candidate, build: Callable[[Path, str], None]) -> LoggedModel:
     """Return the run's logged model; an upload that did not end is repeated."""
+    run_id = candidate.run_id
     query = f"source_run_id = '{run_id}' and name = '{MODEL_NAME}'"
-    models = client.search_logged_models([experiment_id], query, max_results=1)
-    model = models[0] if models else client.create_logged_model(experiment_id, MODEL_NAME, run_id)
+
+    def find_or_create() -> LoggedModel:
+        models: list[LoggedModel] = client.search_logged_models([candidate.experiment_id], query)
+        # One that is ready, else the first: a server may have carried out a call after it was given up.
+        models = sorted(models, key=lambda model: (model.status != LoggedModelStatus.READY, model.creation_timestamp))
+        for double in models[1:]:
+            client.delete_logged_model(double.model_id)
+        return models[0] if models else client.create_logged_model(candidate.experiment_id, MODEL_NAME, run_id)
+
+    model = repeat_briefly(find_or_create)
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "model"
@@ -184,16 +207,14 @@ def _log_model(
     return model
 
 
-def _registry_client(store: Store) -> MlflowClient:
+def _registry_client(store: Store) -> PatientClient:
     """Return a client whose registry is in the same store as the runs, whatever MLFLOW_REGISTRY_URI says.
 
     Raises:
         InputError: the store cannot be opened, or is empty.
         StoreAway: the tracking server does not answer.
-        StoreError: it answers with a fault.
     """
-    client = reading_client(store)
-    return MlflowClient(client.tracking_uri, registry_uri=client.tracking_uri)
+    return PatientClient(store, registry_uri=reading_client(store).tracking_uri)
 
 
 def find_champion(store: Store, study: str) -> ModelVersion:
@@ -205,15 +226,15 @@ def find_champion(store: Store, study: str) -> ModelVersion:
         StoreError: MLflow's store cannot be used.
     """
     client = _registry_client(store)
-    with mlflow_errors(store):
-        experiment = find_experiment(client, store, study)
-        registered = [model for model in client.search_registered_models(f"name = '{study}'") if model.name == study]
-        if not registered or registered[0].tags.get(KEY_TAG) != experiment.tags[KEY_TAG]:
-            raise InputError(f"study {study!r} has no champion: it gets one when all its confirmation runs have ended")
-        version = registered[0].aliases.get(ALIAS)
-        if version is None:
-            raise InputError(f"the registered model {study!r} has no version with the alias {ALIAS!r}")
-        return client.get_model_version(study, str(version))
+    experiment = find_experiment(client, store, study)
+    registered = [model for model in client.search_registered_models(f"name = '{study}'") if model.name == study]
+    if not registered or registered[0].tags.get(KEY_TAG) != experiment.tags[KEY_TAG]:
+        raise InputError(f"study {study!r} has no champion: it gets one when all its confirmation runs have ended")
+    number = registered[0].aliases.get(ALIAS)
+    if number is None:
+        raise InputError(f"the registered model {study!r} has no version with the alias {ALIAS!r}")
+    version: ModelVersion = client.get_model_version(study, str(number))
+    return version
 
 
 @mlflow_settings()
@@ -268,8 +289,8 @@ def _model_folder(store: Store, version: ModelVersion) -> Iterator[Path]:
         return
     client = _registry_client(store)
     with tempfile.TemporaryDirectory() as target:
-        with mlflow_errors(store):
-            source = client.get_model_version_download_uri(version.name, version.version)
-            repository = get_artifact_repository(source, tracking_uri=client.tracking_uri)
-            folder = Path(repository.download_artifacts("", target))  # type: ignore[no-untyped-call]
-        yield folder
+        source = client.get_model_version_download_uri(version.name, version.version)
+        model = download(client, source, "", Path(target))
+        if model is None:
+            raise InputError(f"the files of the champion of {version.name!r} are gone: none at {source}")
+        yield model

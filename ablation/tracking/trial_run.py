@@ -8,19 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ablation.base.errors import StoreAway, StoreError
-from ablation.base.text import first_line
+from ablation.base.text import escape_markdown, first_line
 from ablation.spec.metrics import EpochMetrics, flat_values
 from ablation.spec.trial import TrialSpec
 from ablation.storage.outbox import Outbox
 from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus
 from ablation.tracking.experiment import Tracker
+from ablation.tracking.reading import download
+from ablation.tracking.run_names import SEED_TAG, run_title
 from ablation.tracking.system_metrics import SystemMonitor
 
 logger = logging.getLogger(__name__)
@@ -43,13 +44,18 @@ class TrialRun:
         key: unique to the trial, also among studies of the same name.
         folder: of the outbox.
         owner: the claim's. A later owner logs everything, so that it has no use for the outbox of an earlier one.
+        ensure_held: called before every call: a process that was frozen must not write over its successor. It raises
+            StoreAway while nobody knows whose the trial is, and another error if it is no longer this process's.
     """
 
-    def __init__(self, tracker: Tracker, key: str, folder: Path, owner: str):
+    def __init__(
+        self, tracker: Tracker, key: str, folder: Path, owner: str, ensure_held: Callable[[], object] = lambda: None
+    ):
         self._tracker = tracker
         self._client = tracker.client
         self._key = key
         self._outbox = Outbox(folder / f"outbox{owner}")
+        self._ensure_held = ensure_held
         self._last_passed_epoch = 0  # the last epoch that was logged or kept
         self._last_logged: int | None = None  # the last epoch of the run in MLflow; None until it is read
         self._monitor: SystemMonitor | None = None
@@ -84,11 +90,13 @@ class TrialRun:
             "trial": str(spec.trial),
             "device": device,
             "environment": json.dumps(environment),
+            SEED_TAG: str(spec.seed),
         }
         if "commit" in environment:
             tags["mlflow.source.git.commit"] = environment["commit"]
         dataset = {"source": dataset_source, "name": spec.data_source, "digest": spec.data_digest[:8]}
-        self._do("start", tags=tags, params=spec.to_params(), dataset=dataset, files=files)
+        params = {**spec.to_params(), "seed": str(spec.trial + 1)}  # a small number, for charts and tables
+        self._do("start", tags=tags, params=params, dataset=dataset, files=files)
 
     def log_epochs(self, history: Iterable[EpochMetrics]) -> None:
         """Log epochs; those that the run already has are left out, so that no step is logged twice."""
@@ -132,6 +140,10 @@ class TrialRun:
         """Log the metrics and the predictions of the test split."""
         self._do("log_result", predictions, values=dict(values), timestamp=timestamp, folder="test")
 
+    def log_picture(self, path: Path) -> None:
+        """Log a picture of the test, which the MLflow UI shows among the run's files."""
+        self._do("log_result", path, values={}, timestamp=0, folder="test")
+
     def delete_checkpoint(self) -> None:
         """Delete the checkpoint of this run, if it has one."""
         self._do("delete_checkpoint", key=self._key)
@@ -160,7 +172,7 @@ class TrialRun:
             with self._tracker.calls():
                 run_id = self._tracker.run_id(self._key)
                 if run_id is not None and self._resume_checkpoints(run_id):
-                    _delete_artifact(self._client, run_id, RESUME_FOLDER)
+                    self._delete_artifact(run_id, RESUME_FOLDER)
         except StoreAway:
             return False
         return True
@@ -173,6 +185,10 @@ class TrialRun:
         Raises:
             StoreError: MLflow refuses a call.
         """
+        try:
+            self._ensure_held()
+        except StoreAway:
+            return False
         for entry in self._outbox.entries():
             try:
                 with self._tracker.calls():
@@ -210,12 +226,17 @@ class TrialRun:
     def _start(
         self, _: None, tags: dict[str, str], params: dict[str, str], dataset: dict[str, str], files: dict[str, str]
     ) -> None:
-        kind = "" if tags["kind"] == "trial" else f"{tags['kind']} "
-        run_id, is_new = self._tracker.find_or_create(self._key, f"{tags['arm']} {kind}#{tags['trial']}", tags)
+        is_confirmation = tags["kind"] == "confirmation"
+        name = run_title(tags["arm"], int(tags["trial"]), is_confirmation=is_confirmation)
+        run_id, is_new = self._tracker.find_or_create(self._key, name, tags)
         self._last_logged = 0 if is_new else self._last_logged_epoch(run_id)
         self._last_point = NO_POINT if is_new else None
-        self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
         run = None if is_new else self._client.get_run(run_id)
+        if run is not None and "seed" in run.data.params:
+            params = {**params, "seed": run.data.params["seed"]}  # in runs of older versions the seed of training
+        elif run is not None and SEED_TAG in tags:
+            self._client.set_tag(run_id, SEED_TAG, tags[SEED_TAG])
+        self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
         for tag in ("reason", NOTE_TAG):  # of an end that did not reach Optuna
             if run is not None and tag in run.data.tags:
                 self._client.delete_tag(run_id, tag)
@@ -278,13 +299,14 @@ class TrialRun:
     def _delete_checkpoint(self, _: None, key: str) -> None:
         run_id = self._tracker.run_id(key)
         if run_id is not None:
-            _delete_artifact(self._client, run_id, CHECKPOINT_FILE)
+            self._delete_artifact(run_id, CHECKPOINT_FILE)
 
     def _end(self, _: None, status: RunStatus, reason: str) -> None:
         run_id = self._required_run_id()
         if reason:
-            self._client.log_batch(run_id, tags=[RunTag("reason", reason), RunTag(NOTE_TAG, reason)])
+            self._client.log_batch(run_id, tags=[RunTag("reason", reason), RunTag(NOTE_TAG, escape_markdown(reason))])
         self._client.set_terminated(run_id, status)
+        self._tracker.delete_doubles(self._key)
 
     def _pause(self, _: None) -> None:
         run_id = self._tracker.run_id(self._key)
@@ -304,7 +326,7 @@ class TrialRun:
             run_id = self._required_run_id()
             self._client.log_artifact(run_id, str(path), RESUME_FOLDER)
             for name in self._resume_checkpoints(run_id)[2:]:
-                _delete_artifact(self._client, run_id, name)
+                self._delete_artifact(run_id, name)
 
     def download_resume_checkpoints(self, folder: Path, after: str) -> Iterator[Path]:
         """Download the run's resume checkpoints into a folder, the last epoch's first; yield their paths.
@@ -317,7 +339,14 @@ class TrialRun:
             run_id = self._tracker.run_id(self._key)
             for name in self._resume_checkpoints(run_id) if run_id else []:
                 if Path(name).name > after:
-                    yield Path(self._client.download_artifacts(str(run_id), name, str(folder)))
+                    address = self._client.get_run(run_id).info.artifact_uri
+                    if (path := download(self._client, address, name, folder)) is not None:
+                        yield path
+
+    def _delete_artifact(self, run_id: str, name: str) -> None:
+        address = self._client.get_run(run_id).info.artifact_uri
+        repository = get_artifact_repository(address, tracking_uri=self._client.tracking_uri)
+        self._client.ask(lambda: repository.delete_artifacts(name))  # type: ignore[no-untyped-call]
 
     def _resume_checkpoints(self, run_id: str) -> list[str]:
         return sorted((file.path for file in self._client.list_artifacts(run_id, RESUME_FOLDER)), reverse=True)
@@ -334,8 +363,3 @@ _CALLS: dict[str, Callable[..., None]] = {
     "end": TrialRun._end,
     "pause": TrialRun._pause,
 }
-
-
-def _delete_artifact(client: MlflowClient, run_id: str, name: str) -> None:
-    uri = client.get_run(run_id).info.artifact_uri
-    get_artifact_repository(uri, tracking_uri=client.tracking_uri).delete_artifacts(name)  # type: ignore[no-untyped-call]

@@ -102,5 +102,19 @@ def test_temporary_files_of_killed_processes_are_deleted(tmp_path: Path) -> None
     assert names(tmp_path) == ["[a]", "[a].2.tmp", "b.1.tmp"]
 
 
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_clock_that_jumps_deletes_no_file_that_is_being_written(tmp_path: Path, is_alive: bool) -> None:
+    """Another writer comes while the file looks as if it were from 1970."""
+    path = tmp_path / "database"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"whole")
+        seen = temporary if is_alive else temporary.rename(str(temporary).replace(f"-{os.getpid()}.", "-999999999."))
+        os.utime(seen, (0, 0))
+        write_atomically(path, b"another")
+        assert seen.exists() == is_alive
+        temporary.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+
+
 def test_an_unknown_home_folder_is_left_as_it_is() -> None:
     assert files.expand("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")

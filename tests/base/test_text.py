@@ -2,7 +2,7 @@
 
 import pytest
 
-from ablation.base.text import Table, format_duration, format_params, plural
+from ablation.base.text import SHOWN, Table, escape_markdown, format_duration, format_params, plural, visible
 
 
 def test_markdown() -> None:
@@ -42,3 +42,64 @@ def test_a_column_of_text(cell: str) -> None:
 
 def test_a_table_without_rows_has_no_numeric_columns() -> None:
     assert Table("", ["x"], []).numeric_columns() == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mred\x07", r"a\x1b[31mred\x07"),
+        ("50 %\r100 %", r"50 %\r100 %"),
+        ("\x9b31m\x7f", r"\x9b31m\x7f"),
+        ("abc\u202ecba", r"abc\u202ecba"),
+        ("caf\udce9", r"caf\xe9"),  # a file name in Latin-1, as Python reads it
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+        (
+            "\N{DOG FACE} \u0645\u0631 $x$ <b> \N{LATIN SMALL LETTER E WITH ACUTE}",
+            "\N{DOG FACE} \u0645\u0631 $x$ <b> é",
+        ),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_a_row_of_a_table_is_a_line() -> None:
+    table = Table("A\x1b[2Jtitle", ["a\nb", "c"], [["x\r\ny", "1\u2028|2"]], ["a\nnote"])
+    assert table.markdown().splitlines() == [
+        r"A\x1b[2Jtitle", "", r"| a\nb | c |", "| --- | --- |", r"| x\r\ny | 1\u2028\|2 |", "", r"- a\nnote",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("ascii", rb"0.7 +- 0.1 caf\xe9 \xff"),
+        ("latin-1", b"0.7 \xb1 0.1 caf\xe9 \\xff"),
+        ("utf-8", "0.7 ± 0.1 café \\xff".encode()),
+    ],
+)
+def test_a_stream_gets_what_it_can_show(encoding: str, written: bytes) -> None:
+    assert "0.7 ± 0.1 café \udcff".encode(encoding, SHOWN) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("fine_tune_all", "fine_tune_all"),
+        ("_a_ b", "\\_a\\_ b"),
+        ("a\n# b", "a # b"),
+        ("1 < 2 * 3", "1 &lt; 2 \\* 3"),
+        ("<img src='http://x/y'>", "&lt;img src='http://x/y'\\>"),
+        ("![a](http://x/y)", "!\\[a\\](http://x/y)"),
+        ("&lt;b&gt; &#60; R&D", "&amp;lt;b&amp;gt; &amp;#60; R&D"),
+        ("$\\frac{$", "&#36;\\\\frac{&#36;"),
+        ("# not a heading", "\\# not a heading"),
+        ("- no list", "\\- no list"),
+        ("1. no list", "1\\. no list"),
+        ("-8.8 and +1.2", "-8.8 and +1.2"),
+        ("0.75 is no list", "0.75 is no list"),
+        ("a\x1b[2J\u202eb", "a\\\\x1b\\[2J\\\\u202eb"),
+    ],
+)
+def test_escape_markdown(text: str, escaped: str) -> None:
+    assert escape_markdown(text) == escaped

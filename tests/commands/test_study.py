@@ -55,7 +55,6 @@ def test_quick_answers_import_nothing_large(arguments: list[str], status: int, t
         (["--check", "{file}"], checks, "check_study"),
         (["--status", "{file}"], study, "show_status"),
         (["--new", "mine"], study, "new_study"),
-        (["{file}", "--as-worker"], running_study, "run_study"),
     ],
 )
 def test_ctrl_c_leaves_nothing_to_resume(
@@ -68,7 +67,6 @@ def test_ctrl_c_leaves_nothing_to_resume(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(owner, name, interrupted)
-    monkeypatch.setattr("ablation.running.worker.run_worker", interrupted)
     assert command(*(argument.format(file=study_file) for argument in arguments)) == 130
     assert capsys.readouterr().err.strip() == ""
 

@@ -25,7 +25,7 @@ def test_a_finished_study_has_its_champion(champion_study: ChampionStudy) -> Non
     outputs = [output.model_id for output in champion_study.client.get_run(run_id).outputs.model_outputs]
     assert outputs.count(model.model_id) == 1
     run = next(r for arm in champion_study.result.arms for r in arm.confirmations if r.run_id == run_id)
-    assert f"arm `{run.spec.arm}`" in version.description
+    assert f"arm {run.spec.arm}" in version.description
     for figure in (run.val_accuracy, run.test_accuracy):
         assert f"| {figure:.4f} |" in version.description
     assert champion_study.client.get_registered_model("small").description == "Which cut of a small network?"

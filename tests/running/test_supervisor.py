@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from ablation.base.errors import InputError, StoreError
+from ablation.base.interrupts import handle_interrupts, pause_status
 from ablation.running import supervisor
-from ablation.running.supervisor import KILLS_IN_A_ROW, run_workers
-from tests.studies import ONE_ARM, runs
+from ablation.running.supervisor import DEATHS_IN_A_ROW, Progress, run_workers
+from tests.studies import ONE_ARM, runs, signal_handlers_kept
 
 Said = list[tuple[int, str]]
 
@@ -27,41 +28,90 @@ def test_lines_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
     said: Said = []
     code = "print('uses', sys.argv[2]); print(os.environ['OMP_NUM_THREADS'], 'threads', file=sys.stderr)"
-    run_workers(python(code), ["cuda:0", "cuda:1"], lambda *line: said.append(line), lambda: 0)
+    run_workers(python(code), ["cuda:0", "cuda:1"], lambda *line: said.append(line), lambda: Progress(0, 0))
     assert sorted(said) == [(1, "4 threads"), (1, "uses cuda:0"), (2, "4 threads"), (2, "uses cuda:1")]
 
 
-def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("death", "end"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL, which may mean that memory ran out"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
+        ("sys.exit(1)", "ended with status 1"),
+    ],
+)
+def test_a_worker_that_dies_starts_again(death: str, end: str, tmp_path: Path) -> None:
     said: Said = []
     code = f"first = not os.path.exists({str(tmp_path / 'x')!r}); open({str(tmp_path / 'x')!r}, 'w'); " \
-           "first and os.kill(os.getpid(), signal.SIGKILL); print('done')"  # fmt: skip
-    run_workers(python(code), ["cpu"], lambda *line: said.append(line), lambda: 1)
-    assert said == [(1, "was killed by signal 9; another takes its place"), (1, "done")]
+           f"first and {death}; print('done')"  # fmt: skip
+    run_workers(python(code), ["cpu"], lambda *line: said.append(line), lambda: Progress(1, 0))
+    assert said == [(1, f"{end}; starts again in 0 seconds"), (1, "done")]
 
 
-def test_a_worker_that_is_killed_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
+def test_a_worker_that_dies_again_and_again_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses grow, and the other worker is paused."""
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.4)
+    monkeypatch.setattr(supervisor, "DEATHS_IN_A_ROW", 3)
     said: Said = []
-    code = "print('too large', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    with pytest.raises(StoreError, match="worker 1 was killed by signal 9 again and again: too large"):
-        run_workers(python(code), ["cpu"], lambda *line: said.append(line), lambda: 1)
-    assert sum("another takes its place" in line for _, line in said) == KILLS_IN_A_ROW
+    code = (
+        "sys.argv[2] == 'b' and (sys.stdin.read(), print('paused', flush=True), sys.exit(75)); "
+        "print('too large', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    reason = r"^worker 1 was killed by SIGKILL.*, 3 times in a row without progress: too large$"
+    with pytest.raises(StoreError, match=reason):
+        run_workers(python(code), ["a", "b"], lambda *line: said.append(line), lambda: Progress(1, 0))
+    pauses = [line.rpartition(" in ")[2] for _, line in said if "starts again" in line]
+    assert pauses == ["0 seconds", "1 second"]
+    assert said[-1] == (2, "paused")
 
 
-@pytest.mark.parametrize("left", [0, 1])
-def test_a_worker_that_fails_is_reported_unless_the_others_did_its_work(left: int) -> None:
-    code = "print('Traceback'); print('ZeroDivisionError: x'); sys.exit(1) if sys.argv[2] == 'b' else 0"
-    if left == 0:
-        run_workers(python(code), ["a", "b"], lambda *line: None, lambda: left)
-        return
-    with pytest.raises(StoreError, match=r"worker 2 ended with status 1: Traceback \| ZeroDivisionError: x"):
-        run_workers(python(code), ["a", "b"], lambda *line: None, lambda: left)
+def test_deaths_with_progress_in_between_are_no_row() -> None:
+    deaths = supervisor.WorkerDeaths()
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"], text=True)
+    process.wait()
+    worker = supervisor.Worker(1, "cpu", process, ["error: the disk is full"])
+    for epochs in range(3):
+        deaths.note_progress(Progress(1, epochs))
+        assert [deaths.pause_after(worker) for _ in range(DEATHS_IN_A_ROW - 1)] == [0.02, 0.04, 0.08, 0.16]
+    with pytest.raises(StoreError, match="^worker 1 ended with status 1, 5 times .* progress: the disk is full"):
+        deaths.pause_after(worker)
+
+
+def test_a_dead_worker_does_not_matter_once_nothing_is_left() -> None:
+    code = "sys.exit(1) if sys.argv[2] == 'b' else 0"
+    run_workers(python(code), ["a", "b"], lambda *line: None, lambda: Progress(0, 0))
 
 
 def test_refused_input_stays_refused_input() -> None:
     code = "sys.stdout.buffer.write(b'error: caf\\xe9\\n'); sys.exit(2)"  # not UTF-8
-    with pytest.raises(InputError, match="worker 1 ended with status 2: error: caf\N{REPLACEMENT CHARACTER}"):
-        run_workers(python(code), ["cpu"], lambda *line: None, lambda: 1)
+    with pytest.raises(InputError, match="worker 1 ended with status 2: caf\N{REPLACEMENT CHARACTER}"):
+        run_workers(python(code), ["cpu"], lambda *line: None, lambda: Progress(1, 0))
+
+
+@pytest.mark.parametrize(("statuses", "expected"), [((75, 0), 75), ((130, 130), 130), ((0, 0), None)])
+def test_workers_that_are_paused_alone_pause_the_study_once_none_works(
+    statuses: tuple[int, int], expected: int | None
+) -> None:
+    """As when somebody sends a signal to a worker, or a batch system to all processes."""
+    code = f"sys.exit(dict(a={statuses[0]}, b={statuses[1]})[sys.argv[2]])"
+
+    def run() -> None:
+        run_workers(python(code), ["a", "b"], lambda *line: None, lambda: Progress(1, 0))
+
+    with signal_handlers_kept():
+        handle_interrupts()
+        if expected is None:
+            run()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                run()
+            assert pause_status() == expected
 
 
 def test_closing_its_input_stops_a_worker() -> None:
@@ -107,7 +157,7 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path, monke
     status, lines = run(signal.SIGINT)
     assert status == 130, lines
     assert "Stopped; everything that had finished is kept. To resume:" in lines
-    assert not any("--as-worker" in line for line in lines)
+    assert not any("ABLATION_WORKER" in line or "--grace" in line for line in lines)
     found = runs(tmp_path / "s", "small")
     assert {run.info.status for run in found} <= {"FINISHED", "SCHEDULED"}
     assert [run.info.status for run in found] != ["FINISHED"] * 6
@@ -117,7 +167,7 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path, monke
 
     status, lines = run(signal.SIGKILL)
     assert status == 0, lines
-    assert "worker 1 | was killed by signal 9; another takes its place" in lines
+    assert "worker 1 | was killed by SIGKILL, which may mean that memory ran out; starts again in 1 second" in lines
     assert any(line.startswith("| fine_tune_all | ") and "6 finished" in line for line in lines)
     found = runs(tmp_path / "s", "small")
     assert [run.info.status for run in found] == ["FINISHED"] * 6

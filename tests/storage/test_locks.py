@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.base.errors import StoreAway, StoreError
+from ablation.base.errors import StoreError
 from ablation.storage.locks import CLAIM_LOCK, FileLocks, Locks, PostgresLocks, open_locks, study_lock
 from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.servers import PostgreSQL
@@ -125,9 +125,7 @@ def test_a_lost_connection_loses_the_locks(postgresql: PostgreSQL) -> None:
     mine, theirs = PostgresLocks(address), PostgresLocks(address)
     assert mine.try_acquire(TRIAL)
     terminate(postgresql)
-    with pytest.raises(StoreAway, match="the database does not answer") as caught:
-        mine.is_held(TRIAL)
-    assert postgresql.PASSWORD not in str(caught.value)
+    assert not mine.is_held(TRIAL)
     assert theirs.try_acquire(TRIAL)
     assert not mine.is_held(TRIAL)
     assert not mine.try_acquire(TRIAL)
@@ -152,9 +150,7 @@ def test_a_lost_exclusive_lock_hides_no_error(postgresql: PostgreSQL) -> None:
         with mine.exclusive():
             assert mine.is_held(CLAIM_LOCK)
             terminate(postgresql)
-            with pytest.raises(StoreAway):
-                mine.is_held(CLAIM_LOCK)
-            assert not mine.is_held(CLAIM_LOCK)  # connected again, but without it
+            assert not mine.is_held(CLAIM_LOCK)
             with theirs.exclusive():
                 raise ZeroDivisionError
 

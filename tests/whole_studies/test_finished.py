@@ -25,6 +25,7 @@ from ablation.reporting.report import build_report
 from ablation.spec.tables import Data
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store
+from ablation.tracking.run_names import SEED_TAG
 from ablation.training.evaluation import evaluate
 from ablation.training.sources import ImageSource, frozen_part
 from tests.studies import (
@@ -135,8 +136,9 @@ def test_confirmation_runs_train_the_best_trial_again_with_seeds_of_their_own(fi
     assert len(confirmations) == 8
     assert min(run.info.start_time for run in confirmations) >= max(run.info.end_time for run in trials)
     specs = [TrialSpec.from_params(run.data.params) for run in confirmations]
-    assert len({spec.seed for spec in specs}) == 8  # also among arms
-    assert {spec.seed for spec in specs}.isdisjoint(TrialSpec.from_params(run.data.params).seed for run in trials)
+    assert sorted(spec.seed for spec in specs) == [1, 1, 1, 1, 2, 2, 2, 2]  # as people count them
+    assert len({run.data.tags[SEED_TAG] for run in confirmations}) == 8  # of training, also among arms
+    assert {run.data.tags[SEED_TAG] for run in confirmations}.isdisjoint(run.data.tags[SEED_TAG] for run in trials)
     for spec, run in zip(specs, confirmations, strict=True):
         mine = [trial for trial in trials if trial.data.tags["arm"] == spec.arm]
         best = max(mine, key=lambda trial: (trial.data.metrics["best_val_accuracy"], -int(trial.data.tags["trial"])))
@@ -299,7 +301,8 @@ def test_summary_report_and_output(finished: Path) -> None:
     assert summary.info.status == "FINISHED"
     output = (finished / "output.txt").read_text()
     report = build_report(read_results(find_store(str(store)), "small"))
-    assert report.answer in output
+    for line in [*report.verdict, *report.evidence, *report.warnings]:
+        assert line in output
     folder = store / "artifacts" / "small" / summary.info.run_id / "artifacts" / "report"
     for place in (folder, store / "reports" / "small"):
         assert (place / "report.html").read_text() == report.html
@@ -310,7 +313,8 @@ def test_summary_report_and_output(finished: Path) -> None:
     assert report.answer in note
     for run in confirmations:
         assert f"(#/experiments/{experiment.experiment_id}/runs/{run.info.run_id})" in note
-    assert "python -m mlflow ui --backend-store-uri sqlite:///store/mlflow.db" in output
+    assert "    python -m ablation.ui small --store store\n" in output
+    assert "viewStateShareKey=ablation-1-best-arm\n" in output
     description = experiment.tags["mlflow.note.content"]
     assert description == f"**{report.answer}**\n\nWhich cut of a small network?"
 

@@ -16,12 +16,20 @@ import pytest
 import sqlalchemy
 import torch
 
-from ablation.running import session, trial
+from ablation.base.interrupts import NAMES
+from ablation.running import champion, checks, session, trial
+from ablation.running import study as running_study
+from ablation.running.study_view import StudyView
+from ablation.search.claims import Claim
+from ablation.search.studies import trial_lock
+from ablation.storage.locks import open_locks
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
+from ablation.training.feature_cache import FeatureCache
 from tests.studies import (
     ONE_ARM,
     Command,
     arm_study,
+    client,
     history,
     patched_train,
     runs,
@@ -62,6 +70,119 @@ def test_an_interrupted_trial_goes_on(
     assert [run.info.status for run in resumed] == ["FINISHED"] * 2
     assert [history(Path("s"), run) for run in resumed] == [history(Path("whole"), run) for run in whole]
     assert not list(Path("s/checkpoints").rglob("*.ckpt"))
+
+
+PHASES = {
+    "decoding": (checks, "load_split"),
+    "features": (FeatureCache, "_compute"),
+    "best": (trial, "record_best"),
+    "test": (trial, "record_test"),
+    "report": (running_study, "write_report"),
+    "champion": (champion, "export_program"),
+}
+
+
+@pytest.mark.parametrize(("phase", "name"), list(zip(PHASES, NAMES, strict=True)))
+def test_a_signal_pauses_a_study_in_every_phase(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, phase: str, name: str
+) -> None:
+    """Exit status 75 (130 for Ctrl-C); the same command ends the study, with nothing twice."""
+    arguments = [study_file, "--store", "s", "--set", 'factors={strategy=["feature_extraction"]}']
+    arguments += ["--set", "fixed.truncate_at=block1", "--trials", "1", "--set", "confirm.seeds=1"]
+    owner, function = PHASES[phase]
+    real: Any = vars(owner)[function]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.Signals[name])
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, interrupted)
+        assert command(*arguments) == (130 if name == "SIGINT" else 75)
+    if phase != "decoding":
+        assert "RUNNING" not in {
+            run.info.status for kind in ("trial", "summary") for run in runs(Path("s"), "small", kind)
+        }
+    assert command(*arguments) == 0
+    found = [run for kind in ("trial", "confirmation", "summary") for run in runs(Path("s"), "small", kind)]
+    assert [run.info.status for run in found] == ["FINISHED"] * 3
+    assert [step for step, _ in history(Path("s"), found[1])["val_loss"]] == [1, 2, 3]
+    assert len(history(Path("s"), found[1])["test_accuracy"]) == 1
+    assert client(Path("s")).get_registered_model("small").aliases == {"champion": 1}
+
+
+def test_a_signal_in_an_epoch_keeps_the_epoch(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """It is saved and logged although a checkpoint is not due, the lock is free, and the rest equals a whole study."""
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 1000)
+    one = [study_file, *ONE_ARM, "--trials", "1"]
+    assert command(*one, "--store", "whole") == 0
+    trained = []
+
+    def fault(number: int, epoch: int) -> None:
+        trained.append(epoch)
+        if len(trained) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    patched_train(monkeypatch, fault)
+    assert command(*one, "--store", "s") == 75
+    assert "pausing (SIGTERM): the running epoch has 18 s to end\n" in capfd.readouterr().err
+    (paused,) = runs(Path("s"), "small")
+    assert paused.info.status == "SCHEDULED"
+    assert [step for step, _ in history(Path("s"), paused)["val_loss"]] == [1, 2]
+    (checkpoint,) = Path("s/checkpoints").rglob("*.ckpt")
+    assert checkpoint.name == "epoch-000002.ckpt"
+    assert not open_locks(f"sqlite:///{Path('s/optuna.db').absolute()}").is_taken(
+        str(checkpoint.parent.relative_to(Path("s")))
+    )
+    assert command(*one, "--store", "s") == 0
+    assert trained == [1, 2, 3]
+    (resumed,), (whole,) = runs(Path("s"), "small"), runs(Path("whole"), "small")
+    assert history(Path("s"), resumed) == history(Path("whole"), whole)
+
+
+@pytest.mark.parametrize("late", ["checkpoint", "best", "test", "end"])
+def test_a_worker_that_was_frozen_does_not_write_over_its_successor(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """It loses its lock right before it would write: no file, no metric and no status of it is found afterwards."""
+    arguments = [study_file, "--store", "s", *ONE_ARM, "--trials", "1"]
+    arguments += ["--set", "confirm.seeds=1"] if late == "test" else []
+    function = {"checkpoint": "_save", "best": "record_best", "test": "record_test", "end": "_end_trial"}[late]
+    successor = open_locks(f"sqlite:///{Path('s/optuna.db').absolute()}")
+    real: Any = vars(trial)[function]
+    taken: list[str] = []
+
+    def frozen(*args: Any) -> Any:
+        claim = next(arg for arg in args if isinstance(arg, Claim))
+        claim.release()
+        taken.append(trial_lock(claim.key))
+        assert successor.try_acquire(taken[0])
+        return real(*args)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, function, frozen)
+        patch.setattr(StudyView, "show_waiting", interrupted)
+        assert command(*arguments) == 130
+    (left,) = runs(Path("s"), "small", "confirmation" if late == "test" else "trial")
+    api = client(Path("s"))
+    assert left.info.status == "RUNNING"
+    assert [file.path for file in api.list_artifacts(left.info.run_id, "test")] == []
+    has_best = [file.path for file in api.list_artifacts(left.info.run_id, "checkpoint")] != []
+    assert has_best == ("best_val_accuracy" in left.data.metrics) == (late in ("test", "end"))
+    assert "test_accuracy" not in left.data.metrics
+    assert bool(list(Path("s/checkpoints").rglob("*.ckpt"))) == (late != "checkpoint")
+    successor.release(taken[0])
+    assert command(*arguments) == 0
+    (done,) = runs(Path("s"), "small", "confirmation" if late == "test" else "trial")
+    assert done.info.run_id == left.info.run_id
+    assert done.info.status == "FINISHED"
+    twice = {name for name, points in history(Path("s"), done).items() if len(points) != len(dict(points))}
+    assert twice == set()
 
 
 def test_ctrl_c_in_the_middle_of_a_transaction(command: Command, study_file: Path) -> None:
@@ -265,7 +386,7 @@ def test_a_killed_process_is_continued_exactly(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     victim.send_signal(signal_number)
-    victim.wait()
+    assert victim.wait() == (75 if signal_number == signal.SIGTERM else -signal.SIGKILL)
     frozen = arm_study(tmp_path / "s", "small/fine_tune_all").trials[0]
     assert frozen.state is optuna.trial.TrialState.RUNNING
     assert command(*arguments, "--store", tmp_path / "s") == 0

@@ -20,11 +20,10 @@ from ablation.running.session import open_session
 from ablation.running.worker import work_until_done
 from ablation.search import claims
 from ablation.search.claims import Claim, _claim, claim_trial, end_trial, release_and_delete
-from ablation.search.studies import open_storage, storage_errors, study_arms
+from ablation.search.studies import open_storage, study_arms
 from ablation.spec.reading import load_study
 from ablation.storage.locks import open_locks
 from ablation.storage.store import find_store
-from ablation.tracking import experiment
 from ablation.tracking.client import CHECKPOINT_FILE, KEY_TAG
 from ablation.tracking.trial_run import RESUME_FOLDER
 from ablation.training.checkpoint import resume_checkpoints
@@ -162,30 +161,21 @@ def at_epochs(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], o
     patched_train(monkeypatch, lambda number, epoch: actions.get(epoch if number == 0 else 0, lambda: None)())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_trial_trains_on_while_the_database_is_away(
     command: Command, study_file: Path, databases: dict[str, str], postgresql: PostgreSQL,
     monkeypatch: pytest.MonkeyPatch, caplog: Any,
 ) -> None:  # fmt: skip
     """It stops in the middle of a trial and comes back when the trial has ended; MLflow's is the same server."""
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(trial, "AWAY_SECONDS", 0.1)
-    monkeypatch.setattr(worker, "AWAY_SECONDS", 0.1)
-    monkeypatch.setattr(experiment, "AWAY_SECONDS", 0.1)
-    waits = []
-    sleep = trial.time.sleep
 
-    def come_back(seconds: float) -> None:
-        if seconds != trial.AWAY_SECONDS:  # somebody else's, such as a subprocess's
-            sleep(seconds)
-            return
-        waits.append(seconds)
-        if len(waits) == 3:
-            postgresql.start()
+    def stop_for_seconds() -> None:
+        postgresql.stop()
+        threading.Timer(4, postgresql.start).start()
 
-    at_epochs(monkeypatch, {2: postgresql.stop})
-    monkeypatch.setattr(trial.time, "sleep", come_back)
+    at_epochs(monkeypatch, {2: stop_for_seconds})
     assert command(study_file, *ONE_ARM, "--trials", "2", "--epochs", "4") == 0
-    assert len(waits) >= 3
+    assert caplog.text.count("waiting for up to 15 min") == 1
     first, second = runs(databases)
     for run in (first, second):
         assert run.info.status == "FINISHED"
@@ -202,8 +192,6 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
 ) -> None:  # fmt: skip
     """Our connection breaks after epoch 2; before we notice, another worker has the trial, or has even ended it."""
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(trial, "AWAY_SECONDS", 0.1)
-    monkeypatch.setattr(worker, "AWAY_SECONDS", 0.1)
     monkeypatch.setattr(worker, "WAIT_SECONDS", 0.1)
     taken: list[Claim] = []
 
@@ -251,8 +239,6 @@ def test_a_connection_that_breaks_around_a_claim_leaks_nothing(
     command: Command, study_file: Path, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Optuna's own connection fails right after the lock of a trial was taken, and again when its owner is checked."""
-    monkeypatch.setattr(trial, "AWAY_SECONDS", 0.1)
-    monkeypatch.setattr(worker, "AWAY_SECONDS", 0.1)
     real, calls = _claim, []
 
     def failing(*args: Any, **kwargs: Any) -> Claim:
@@ -284,16 +270,16 @@ def test_whose_a_trial_is_has_to_be_seen(
             database = databases["OPTUNA_STORAGE"].rpartition("/")[2]
             postgresql.query("UPDATE trial_user_attributes SET value_json = '\"-other\"' WHERE key = 'owner'", database)
 
-    real = storage_errors
+    real = optuna.Study.get_trials
 
-    def failing_once() -> Any:
+    def failing_once(*args: Any, **kwargs: Any) -> Any:
         if not seen and sys._getframe(1).f_code.co_name == "ensure_held":
             seen.append(1)
             raise StoreAway("starting up")
-        return real()
+        return real(*args, **kwargs)
 
     patched_train(monkeypatch, lose)
-    monkeypatch.setattr(claims, "storage_errors", failing_once)
+    monkeypatch.setattr(optuna.Study, "get_trials", failing_once)
     monkeypatch.setattr(
         "ablation.running.study.run_study", lambda *arguments: work_until_done(open_session(*arguments))
     )
@@ -308,6 +294,7 @@ def test_whose_a_trial_is_has_to_be_seen(
 # ----------------------------------------------------------------------------------------- the tracking server is away
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_tracking_server_is_away_for_a_whole_trial(
     command: Command, study_file: Path, server: Server, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch,
     capsys: Any, caplog: Any,
@@ -317,7 +304,6 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(experiment, "AWAY_SECONDS", 0.1)
     actions = {(0, 2): server.stop, (2, 2): server.start, (3, 1): server.stop}
     patched_train(monkeypatch, lambda number, epoch: actions.get((number, epoch), lambda: None)())
     arguments = [study_file, *ONE_ARM, "--epochs", "3", "--trials"]
@@ -336,10 +322,11 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
 
     # It goes away for good: the study ends, says so, and the next start delivers.
     capsys.readouterr()
-    assert command(*arguments, "4") == 1
+    assert command(*arguments, "4", "--patience", "0.02") == 1
     captured = capsys.readouterr()
     assert "4 finished" in captured.out
-    assert "the report and the runs of 1 trial are kept in" in captured.err
+    assert "the results of 1 trial are kept in" in captured.err
+    assert "no complete report yet: run the same command again" in captured.err
     assert [t.state.name for t in trials(environment)] == ["COMPLETE"] * 4
     server.start()
     (outbox,) = Path("mlruns/checkpoints").glob("*/*/outbox-*")
@@ -383,10 +370,8 @@ def refused(command: Command, capsys: Any, *arguments: object) -> str:
         ("OPTUNA_STORAGE", "postgresql://ablation:not-a-secret@127.0.0.1:{port}/none", '"none" does not exist'),
         ("OPTUNA_STORAGE", "postgresql://ablation:x@hush@127.0.0.1:9/x", "write @ / ? # in a user name or password as"),
         ("MLFLOW_TRACKING_URI", "http://ablation:x/hush@127.0.0.1:9", "MLFLOW_TRACKING_URI: write @ / ? #"),
-        ("OPTUNA_STORAGE", "postgresql://ablation:hush@127.0.0.1:9/x", "OPTUNA_STORAGE: cannot be opened"),
         ("OPTUNA_STORAGE", "postgresql://ablation:hush@127.0.0.1:port/x", "OPTUNA_STORAGE: cannot be opened"),
         ("MLFLOW_TRACKING_URI", "postgresql://ablation:hush@127.0.0.1:{port}/x", "password authentication failed"),
-        ("MLFLOW_TRACKING_URI", "http://ablation:hush@127.0.0.1:9", "MLFLOW_TRACKING_URI: cannot be opened"),
         ("MLFLOW_TRACKING_URI", "nonsense://ablation:hush@h", "MLFLOW_TRACKING_URI: cannot be opened"),
     ],
 )
@@ -398,6 +383,32 @@ def test_wrong_addresses_are_refused(
     error = refused(command, capsys, study_file)
     assert expected in error
     assert "hush" not in error
+    for name in {"OPTUNA_STORAGE", "MLFLOW_TRACKING_URI"} - {variable}:
+        assert tables(databases[name]) == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [
+        ("OPTUNA_STORAGE", "postgresql://ablation:hush@127.0.0.1:9/x"),
+        ("MLFLOW_TRACKING_URI", "postgresql://ablation:hush@127.0.0.1:9/x"),
+        ("MLFLOW_TRACKING_URI", "http://ablation:hush@127.0.0.1:9"),
+        ("MLFLOW_TRACKING_URI", "http://ablation:hush@nowhere.invalid"),
+    ],
+)
+def test_a_server_that_is_not_there_is_waited_for(
+    command: Command, study_file: Path, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any,
+    caplog: Any, variable: str, address: str,
+) -> None:  # fmt: skip
+    """For as long as the patience; a person may have to change nothing, so the status is not that of a refusal."""
+    monkeypatch.setenv(variable, address)
+    assert command(study_file, "--patience", "0.02") == 1
+    error = capsys.readouterr().err
+    reason = "the name of its host is unknown" if "nowhere" in address else "refused"
+    assert reason in error.splitlines()[-1]
+    assert caplog.text.count(f"{reason}") == caplog.text.count("waiting for up to 1 s") == 1
+    assert "hush" not in error + caplog.text
     for name in {"OPTUNA_STORAGE", "MLFLOW_TRACKING_URI"} - {variable}:
         assert tables(databases[name]) == []
 
