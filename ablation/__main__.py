@@ -8,9 +8,11 @@ from ablation.base.text import nearest
 
 COMMANDS = {
     "study": "Run a study: tune every arm, confirm the best, compare them.",
+    "launch": "Place workers of a study on SLURM, Kubernetes or this machine.",
     "report": "Write a study's report and print its short form.",
     "predict": "Classify images with a study's champion.",
     "ui": "Open MLflow's UI on a store.",
+    "data": "Look at a set of images: classes, near-duplicates, the cache.",
     "backbones": "Show where a network can be cut.",
     "bench": "Measure the speed of training on this machine.",
 }

@@ -6,7 +6,12 @@ refused argument answer at once.
 Legend: N images, S their side in pixels, K classes.
 """
 
+import csv
+import io
+import json
 import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +38,23 @@ if TYPE_CHECKING:
 @click.option(
     "--top", type=click.IntRange(1), default=5, metavar="K", help="Number of classes to print per image.  [default: 5]"
 )
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json", "csv"]),
+    default="text",
+    help="How to print them; json and csv are for other programs.  [default: text]",
+)
 @patience_option("Time to wait for a server that is away.  [default: 2]")
 @click.version_option(__version__)
-def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int, patience: float | None) -> None:
+def cli(
+    study: str,
+    images: tuple[str, ...],
+    store_option: str | None,
+    top: int,
+    output_format: str,
+    patience: float | None,
+) -> None:
     """Print the most probable classes of each IMAGE, according to the champion of the study NAME.
 
     Files are read like the study's own images: as RGB, scaled so that the shorter side fits, cropped in the middle.
@@ -51,10 +70,15 @@ def cli(study: str, images: tuple[str, ...], store_option: str | None, top: int,
     from ablation.base.terminal import show_table, waiting
     from ablation.tracking.registry import load_champion
 
-    with waiting("Loading the champion (torch and MLflow take a few seconds to load)"):
+    is_text = output_format == "text"
+    with waiting("Loading the champion (torch and MLflow take a few seconds to load)") if is_text else nullcontext():
         seconds = START_PATIENCE if patience is None else patience
         champion = wait_out(lambda: load_champion(name, store=store_option), seconds)
-    show_table(prediction_table(champion, paths, top))
+    predictions = predict_files(champion, paths, top)
+    if is_text:
+        show_table(prediction_table(champion, predictions, top))
+    else:
+        sys.stdout.write((as_json if output_format == "json" else as_csv)(champion, predictions))
 
 
 def check_files(images: tuple[str, ...]) -> list[Path]:
@@ -87,8 +111,16 @@ def read_image(path: Path, size: int) -> "np.ndarray":
         raise InputError(f"{path}: cannot be read as an image") from None
 
 
-def prediction_table(champion: "Champion", paths: list[Path], top: int) -> Table:
-    """Make a table of each image's `top` most probable classes, the first of equals first.
+@dataclass(frozen=True)
+class Prediction:
+    """An image file's most probable classes with their probabilities, the first of equals first."""
+
+    path: Path
+    classes: list[tuple[str, float]]
+
+
+def predict_files(champion: "Champion", paths: list[Path], top: int) -> list[Prediction]:
+    """Return each image's `top` most probable classes.
 
     Raises:
         InputError: an image cannot be read.
@@ -96,16 +128,46 @@ def prediction_table(champion: "Champion", paths: list[Path], top: int) -> Table
     import numpy as np
 
     images_NSSC = np.stack([read_image(path, champion.image_size) for path in paths])
-    probabilities_NK = champion.probabilities(images_NSSC)
-    rows = []
-    for path, probabilities_K in zip(paths, probabilities_NK, strict=True):
-        for number in np.argsort(-probabilities_K, kind="stable")[:top]:
-            rows.append([str(path), champion.classes[number], f"{probabilities_K[number]:.4f}"])
+    predictions = []
+    for path, probabilities_K in zip(paths, champion.probabilities(images_NSSC), strict=True):
+        best = np.argsort(-probabilities_K, kind="stable")[:top]
+        predictions.append(Prediction(path, [(champion.classes[k], float(probabilities_K[k])) for k in best]))
+    return predictions
+
+
+def prediction_table(champion: "Champion", predictions: list[Prediction], top: int) -> Table:
+    """Return a table of each image's classes."""
+    rows = [[str(p.path), name, f"{probability:.4f}"] for p in predictions for name, probability in p.classes]
     registered = champion.registered
     title = f"{registered.name}: champion, version {registered.version} (arm {champion.arm}, run {registered.run_id})"
     hidden = len(champion.classes) - top
     notes = [f"{hidden} less probable classes are not shown; --top shows more."] if hidden > 0 else []
     return Table(title, ["image", "class", "probability"], rows, notes)
+
+
+def as_json(champion: "Champion", predictions: list[Prediction]) -> str:
+    """Return one JSON object: the champion, and for each image its classes with their probabilities."""
+    registered = champion.registered
+    images = [
+        {
+            "image": str(prediction.path),
+            "classes": [{"class": name, "probability": probability} for name, probability in prediction.classes],
+        }
+        for prediction in predictions
+    ]
+    model = {"name": registered.name, "version": registered.version, "arm": champion.arm, "run": registered.run_id}
+    return json.dumps({"champion": model, "images": images}, indent=2) + "\n"
+
+
+def as_csv(_: "Champion", predictions: list[Prediction]) -> str:
+    """Return a line for each image and class, below a heading."""
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["image", "rank", "class", "probability"])
+    for prediction in predictions:
+        for rank, (name, probability) in enumerate(prediction.classes, start=1):
+            writer.writerow([prediction.path, rank, name, probability])
+    return lines.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The report of a study: python -m ablation.report NAME
+"""The report of a study, or of its repeats: python -m ablation.report NAME...
 
 The report needs only MLflow's data, on any machine. The same content becomes a page (report.html) and a text with
 plots beside it (report.md); a short form goes to the terminal.
@@ -10,32 +10,56 @@ import click
 
 from ablation import __version__
 from ablation.base.command_line import patience_option, run_command
+from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.spec.reading import check_name
 from ablation.storage.store import find_store
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name", metavar="NAME")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--store", "store_option", metavar="DIR", help="Folder with the results.  [default: mlruns]")
-@click.option("--output", metavar="DIR", help="Folder for the report.  [default: reports/NAME in the store]")
+@click.option("--output", metavar="DIR", help="Folder for the report.  [default: reports/NAME... in the store]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["latex", "csv", "json", "bibtex"]),
+    help="Print tables for a paper, all runs, all figures, or the methods' sources, and write no report.",
+)
 @patience_option("Time to wait for a server that is away.  [default: 2]")
 @click.version_option(__version__)
-def cli(name: str, store_option: str | None, output: str | None, patience: float | None) -> None:
-    """Write the report of the study NAME from its data in MLflow, and print its short form."""
-    check_name(name)
+def cli(
+    names: tuple[str, ...], store_option: str | None, output: str | None, form: str | None, patience: float | None
+) -> None:
+    """Write the report of the study NAME from its data in MLflow, and print its short form.
+
+    Several studies that differ in their seed alone are pooled: the answer then holds for the whole study done again.
+    """
+    for name in names:
+        check_name(name)
+    if form is not None and output is not None:
+        raise InputError("--output: --format prints to standard output and writes no report")
     store = find_store(store_option)
 
     from ablation.base.retries import START_PATIENCE, wait_out
-    from ablation.reporting.report import show_report, write_report
+    from ablation.reporting.exports import export
+    from ablation.reporting.pooled_report import read_analysis, write_pooled_report
+    from ablation.reporting.report import Report, show_report, write_report
     from ablation.search import configure_optuna
     from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()
-    folder = None if output is None else expand(output)
     seconds = START_PATIENCE if patience is None else patience
-    show_report(wait_out(lambda: write_report(store, name, folder), seconds))
+    if form is not None:
+        click.echo(export(wait_out(lambda: read_analysis(store, names), seconds), form), nl=False)
+        return
+    folder = None if output is None else expand(output)
+
+    def write() -> Report:
+        return write_report(store, names[0], folder) if len(names) == 1 else write_pooled_report(store, names, folder)
+
+    show_report(wait_out(write, seconds))
 
 
 if __name__ == "__main__":

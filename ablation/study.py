@@ -36,7 +36,7 @@ from ablation.storage.store import Store, find_store
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("study", metavar="NAME", required=False)
-@click.option("--list", "list_only", is_flag=True, help="List the studies and their questions.")
+@click.option("--list", "list_only", is_flag=True, help="List the studies, or those in the --store.")
 @click.option("--new", "as_new", is_flag=True, help="Write studies/NAME.toml, a commented file to start from.")
 @click.option("--check", "check_only", is_flag=True, help="Validate the file, data and weights of NAME; run nothing.")
 @click.option("--plan", "plan_only", is_flag=True, help="Estimate time and space by a short measurement; run nothing.")
@@ -105,7 +105,7 @@ def cli(
                  ("--status", status_only))  # fmt: skip
     set_grace(grace)
     if list_only:
-        return list_studies()
+        return list_studies() if store_option is None else list_stored(find_store(store_option), patience)
     if study is None:
         raise InputError("which study? --list lists them")
     if as_new:
@@ -224,6 +224,42 @@ def list_studies() -> None:
 
     rows = [[name, str(read_study_file(path).get("question", ""))] for name, path in sorted(study_files().items())]
     show_table(Table("Studies", ["name", "question"], rows))
+
+
+def list_stored(store: Store, patience: float | None) -> None:
+    """Print the studies of a store: how many of their runs ended."""
+    from ablation.base.retries import START_PATIENCE, wait_out
+    from ablation.base.terminal import show_table
+    from ablation.search import configure_optuna
+
+    configure_optuna()
+    show_table(wait_out(lambda: read_stored(store), START_PATIENCE if patience is None else patience))
+
+
+def read_stored(store: Store) -> Table:
+    """Return the table of --list --store."""
+    from ablation.search.status import count_states, trial_records
+    from ablation.search.studies import open_storage, stored_studies, study_arms
+    from ablation.storage.locks import open_locks
+
+    with refusing_unreachable_paths():
+        storage = None if store.is_empty else open_storage(store)
+    if storage is None:
+        raise InputError(f"{store.root}: is no store, or an empty one")
+    locks = open_locks(store.optuna_url)
+    rows = []
+    for name in stored_studies(storage):
+        studies = study_arms(storage, name)
+        runs = [run for arm_runs in trial_records(studies, locks).values() for run in arm_runs]
+        question = next((arm.user_attrs.get("content", {}).get("question") for arm in studies.tuning.values()), None)
+        counts = [count_states([run for run in runs if (run.confirms is None) == tuned]) for tuned in (True, False)]
+        rows.append([name, str(len(studies.tuning)), *counts, question or "-"])
+    return Table(
+        f"Studies in {store.root}",
+        ["name", "arms", "trials", "confirmation runs", "question"],
+        rows,
+        optional=["question", "confirmation runs"],
+    )
 
 
 def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:

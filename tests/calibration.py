@@ -1,6 +1,7 @@
 """Are the report's intervals and tests calibrated? Simulated studies whose truth is known.
 
-    python -m tests.calibration [STUDIES]
+    python -m tests.calibration [STUDIES]            # one study: other seeds, other images
+    python -m tests.calibration again [STUDIES]      # pooled repeats: the whole study again
 
 The population is a latent probit model. A run is right about an image where
 
@@ -25,6 +26,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from ablation.analysis.contrasts import Comparison, CrossComparison, comparisons_at, interactions, level_comparisons
+from ablation.analysis.repeats import contrast_over_repeats, simultaneous_over_repeats
 from ablation.analysis.simultaneous import simultaneous, usable_arms
 from ablation.analysis.statistics import Estimate, contrast
 
@@ -100,6 +102,38 @@ class Cell:
     diverged: bool = False
     margin: float | None = None
 
+
+@dataclass(frozen=True)
+class AgainCell:
+    """A kind of study that is repeated as a whole; the truth is its mean over all repeats and images.
+
+    Attributes:
+        levels: arms, all equal.
+        repeats: of the study.
+        luck: standard deviation of an arm's accuracy over repeats, in points.
+        images: test images.
+        seeds: runs per arm in each repeat.
+    """
+
+    levels: int
+    repeats: int
+    luck: float
+    images: int = 2_000
+    seeds: int = 3
+
+    @property
+    def name(self) -> str:
+        """What is special about it."""
+        return f"{self.levels} arms, {self.repeats} repeats, luck {self.luck:g} points, {self.images:,} images"
+
+
+LUCK = (0.0, 0.3, 0.5, 1.0, 2.0)
+AGAIN_CELLS = [
+    *(AgainCell(5, repeats, luck) for repeats in (3, 5) for luck in LUCK),
+    *(AgainCell(5, repeats, luck, 10_000, 2) for repeats in (3, 5) for luck in LUCK),
+    *(AgainCell(2, 3, luck) for luck in LUCK),
+]
+AGAIN_COVERAGE = (0.93, 0.98)
 
 CELLS = [
     Cell("2 seeds", seeds=2),
@@ -231,6 +265,71 @@ def covers(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
 
+def simulate_repeats(rng: np.random.Generator, cell: AgainCell) -> dict[str, np.ndarray]:
+    """Return the share of each repeat's runs that are right about each image, by arm, R x N.
+
+    A repeat shifts all arms together (its split) and each on its own (its tuning), both by the cell's luck, and its
+    configuration is right about other images: a part of `REST`.
+    """
+    of_configuration = 0.06
+    difficulty_N = np.sqrt(DIFFICULTY) * rng.standard_normal(cell.images, np.float32)
+    split_R = cell.luck / 100 * rng.standard_normal(cell.repeats)
+    right = {}
+    for arm in range(cell.levels):
+        seen_N = difficulty_N + np.float32(np.sqrt(OWN)) * rng.standard_normal(cell.images, np.float32)
+        y_RN = np.empty((cell.repeats, cell.images))
+        for repeat, split in enumerate(split_R):
+            accuracy = ACCURACY + split + cell.luck / 100 * rng.standard_normal()
+            chosen_N = np.float32(np.sqrt(of_configuration)) * rng.standard_normal(cell.images, np.float32)
+            drawn_S = np.clip(accuracy + 0.003 * rng.standard_normal(cell.seeds), 1e-6, 1 - 1e-6)
+            rest_SN = np.float32(np.sqrt(REST - of_configuration)) * rng.standard_normal(
+                (cell.seeds, cell.images), np.float32
+            )
+            threshold_S1 = ndtri(drawn_S).astype(np.float32)[:, None]
+            y_RN[repeat] = (threshold_S1 + seen_N + chosen_N + rest_SN > 0).mean(axis=0)
+        right[f"arm {arm}"] = y_RN
+    return right
+
+
+def one_pooled_study(cell: AgainCell, rng: np.random.Generator) -> Outcome:
+    """Simulate the repeats of a study, and judge their answer as `pooling.analyse_pooled` makes it."""
+    right = simulate_repeats(rng, cell)
+    contrasts = pairs(tuple(right))
+    estimates = simultaneous_over_repeats(contrasts, right, DRAWS)
+    alone = [contrast_over_repeats(weights, right) for weights in contrasts]
+    return Outcome(
+        is_wrong=float(any(_is_wrong(estimate, 0.0) for estimate in estimates)),
+        is_shown=np.nan,
+        all_cover=float(all(covers(estimate, 0.0) for estimate in estimates)),
+        means_cover=float(np.mean([covers(estimate, 0.0) for estimate in alone])),
+        is_equivalent=np.nan,
+    )
+
+
+def again(studies: int = STUDIES) -> int:
+    """Print the table of pooled repeats; return 1 if a value is out of bounds by more than two standard errors."""
+    print(
+        "| pooled repeats of simulated studies | any false declaration | all intervals hold | single differences hold |"
+    )
+    print("| --- | --- | --- | --- |")
+    is_calibrated = True
+    for number, cell in enumerate(AGAIN_CELLS):
+        rng = np.random.default_rng([SIMULATION_SEED, 1_000 + number])
+        outcomes = [one_pooled_study(cell, rng) for _ in range(studies)]
+        cells = []
+        for name, low, high in (
+            ("is_wrong", *ERRORS),
+            ("all_cover", AGAIN_COVERAGE[0], 1.0),
+            ("means_cover", *AGAIN_COVERAGE),
+        ):
+            values = np.array([getattr(outcome, name) for outcome in outcomes])
+            share, error = values.mean(), values.std(ddof=1) / np.sqrt(studies)
+            is_calibrated &= bool(low - 2 * error <= share <= high + 2 * error)
+            cells.append(f"{100 * share:.1f} % ± {100 * error:.1f}")
+        print(f"| {cell.name} | " + " | ".join(cells) + " |", flush=True)
+    return 0 if is_calibrated else 1
+
+
 def main(studies: int = STUDIES) -> int:
     """Print the table as markdown; return 1 if a value is out of bounds by more than two standard errors."""
     print("| simulated studies | any false declaration | all intervals hold | arms' intervals hold | true ones shown |")
@@ -263,4 +362,5 @@ def main(studies: int = STUDIES) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    table = again if sys.argv[1:2] == ["again"] else main
+    sys.exit(table(*(int(word) for word in sys.argv[1:] if word != "again")))

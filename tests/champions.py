@@ -16,6 +16,7 @@ from ablation.analysis.results import StudyResult, read_results
 from ablation.data.reading import ImageSet, load_images
 from ablation.running.champion import register_champion
 from ablation.storage.store import Store, find_store
+from ablation.tracking.confirmed_models import MODEL_TYPE
 from tests.studies import STUDY
 
 FLOAT16_ROUNDING = 2**-12 + 1e-6  # half a step between 0.5 and 1, where it is largest, and float32's own error
@@ -41,7 +42,9 @@ class ChampionStudy:
         return self.client.get_model_version_by_alias("small", "champion")
 
     def models(self) -> list[Any]:
-        return list(self.client.search_logged_models([self.result.experiment_id]))
+        """Return the logged models of champions; each confirmation run has another, without files."""
+        models = self.client.search_logged_models([self.result.experiment_id])
+        return [model for model in models if model.model_type != MODEL_TYPE]
 
     def forget(self) -> None:
         """Delete all registered and logged models, as if the study had never ended."""

@@ -53,12 +53,13 @@ def take_terminal(_: Path) -> None:
         tmux = ["tmux", "-S", str(Path(folder) / "socket")]
         command = demo_command(Path(folder) / "store")
         size = ["-x", str(COLUMNS), "-y", str(LINES)]
-        environment = {**os.environ, "TERM": "xterm-256color"}
+        environment = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR")}
+        environment["TERM"] = "xterm-256color"
         subprocess.run([*tmux, "new-session", "-d", *size, *command], check=True, env=environment)
         try:
             screen = ""
             deadline = time.monotonic() + 300
-            while "confirmation" not in screen and time.monotonic() < deadline:
+            while "confirmation #1" not in screen and time.monotonic() < deadline:
                 time.sleep(1)
                 shown = subprocess.run([*tmux, "capture-pane", "-p", "-e"], capture_output=True, text=True)
                 if shown.returncode != 0:  # the demo has ended
@@ -73,13 +74,17 @@ def take_terminal(_: Path) -> None:
 
 def terminal_page(screen: str) -> str:
     """Return a page that shows a terminal's text, whose colours are escape sequences."""
-    parts = []
+    parts: list[str] = []
+    active: list[str] = []  # codes of the text's style
     for part in screen.rstrip().split("\x1b["):
         codes, is_sequence, text = part.partition("m")
         if not parts or not is_sequence:
             parts.append(html.escape(part))
             continue
-        styles = ";".join(SGR[code] for code in codes.split(";") if code in SGR)
+        for code in codes.split(";"):
+            kept = [] if code in ("", "0") else [c for c in active if code != "39" or not c.startswith("3")]
+            active = [*kept, code]
+        styles = ";".join(SGR[code] for code in active if code in SGR)
         parts.append(f'<span style="{styles}">{html.escape(text)}</span>')
     style = "display:inline-block;margin:0;padding:16px;background:#16181d;color:#ddd;font:14px/1.25 monospace"
     return f'<pre style="{style}">{"".join(parts)}</pre>'

@@ -1,7 +1,7 @@
 """What a store holds, as plain values to compare, read without the package: python -m tests.stored_format STORE
 
-`tests/whole_studies/stored_format.json` was recorded with it from a store that commit b2e65c6 wrote, before the package
-had folders. It must change only together with code that still reads the stores written before.
+`tests/whole_studies/stored_format.json` was recorded with it, first from a store that commit b2e65c6 wrote, before the
+package had folders. It must change only together with code that still reads the stores written before.
 """
 
 import hashlib

@@ -17,6 +17,7 @@ from tests.studies import REPOSITORY
 
 # Where it is used, its dotted name, and why.
 MEMBERS = [
+    ("ablation/base/interrupts.py", "os._exit", "a second signal ends the process at once, whatever it waits for"),
     ("ablation/search/claims.py", "optuna.trial.FrozenTrial._trial_id",
      "optuna.Trial(study, id) is the only way to a trial that another process began"),
     ("ablation/search/space.py", "optuna.samplers.QMCSampler._find_sample_id",

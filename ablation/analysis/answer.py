@@ -22,6 +22,7 @@ from ablation.analysis.verdict import best_of, factor_lines
 from ablation.analysis.wording import format_p, format_seeds, interval_points, join, points
 from ablation.base.text import format_params, plural
 
+CONDITION = "All of this holds with these configurations: another tuning might choose others."
 MOST_AT_LEVELS = 6  # differences at the levels of another factor that the evidence lists; the tables have all
 
 
@@ -75,11 +76,11 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     best_arm = winning_arm(result)
     chances = chances_of_best(correct)
     outliers = outlying_runs(result)
-    verdict = _verdict(result, summaries, compared)
+    verdict = verdict_of(result, summaries, compared)
     evidence = [
-        *_missing(result),
-        *_evidence(summaries, compared, margin_of(result)),
-        *_chances(chances),
+        *evidence_of(result, summaries, compared, margin_of(result)),
+        *chance_sentences(chances),
+        *([CONDITION] if compared.contrasts else []),
         *_apart(result, outliers, verdict),
     ]
     return StudyAnalysis(
@@ -106,7 +107,8 @@ def margin_of(result: StudyResult) -> float | None:
     return None if equivalence is None else equivalence / 100
 
 
-def _verdict(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
+def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
+    """Return the answer in plain words, a line per factor."""
     confirmed = [arm for arm in arms if arm.accuracy is not None]
     if not confirmed:
         best = max((arm for arm in arms if arm.result.best), key=_tuned_accuracy, default=None)
@@ -132,7 +134,8 @@ def _found(result: StudyResult, arm: ArmSummary) -> str:
     """Return the answer of a study with one arm: the configuration that was found, and its accuracy."""
     assert arm.accuracy is not None
     assert arm.result.best is not None
-    searched = format_params(searched_params(result.spec, arm.result.best))
+    is_one_tuning = arm.test is not None and arm.test.unit == "seed"
+    searched = format_params(searched_params(result.spec, arm.result.best)) if is_one_tuning else ""
     subject = f"The search found {searched}:" if searched else f"{_named(arm)} has"
     return f"{subject} test accuracy {arm.accuracy.value:.4f}{_in_brackets(arm)}."
 
@@ -144,9 +147,9 @@ def _named(arm: ArmSummary) -> str:
 def _in_brackets(arm: ArmSummary) -> str:
     assert arm.accuracy is not None
     assert arm.test is not None
+    seeds = format_seeds((arm.test.seeds, arm.test.seeds), arm.test.unit)
     if arm.accuracy.low is None:
-        return ", of one seed, which proves nothing"
-    seeds = format_seeds((arm.test.seeds, arm.test.seeds))
+        return f", of {'one ' + arm.test.unit if arm.test.seeds == 1 else seeds}, which proves nothing"
     return f" ({arm.accuracy.low:.4f} to {arm.accuracy.high:.4f}, {seeds})"
 
 
@@ -160,10 +163,10 @@ def _missing(result: StudyResult) -> list[str]:
     return [f"Still missing: {' and '.join(texts)}."] if texts else []
 
 
-def _evidence(arms: list[ArmSummary], compared: Comparisons, margin: float | None) -> list[str]:
-    """Return the measured differences with intervals and p-values, and what limits them."""
+def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons, margin: float | None) -> list[str]:
+    """Return what is missing, the measured differences with intervals and p-values, and what limits them."""
     confirmed = [arm for arm in arms if arm.accuracy is not None]
-    sentences = []
+    sentences = _missing(result)
     if len(confirmed) == 1 and len(arms) > 1:
         only = confirmed[0]
         assert only.accuracy is not None
@@ -232,10 +235,10 @@ def _from(pivot: str, differences: Sequence[Difference], margin: float | None) -
             cell += " (not tested)"
         cells.append(cell)
     seeds = (min(d.seeds[0] for d in differences), max(d.seeds[1] for d in differences))
-    few = ""
+    unit, few = differences[0].unit, ""
     if any(not difference.is_tested for difference in differences):
-        few = f"; arms with fewer than {FEWEST_SEEDS} seeds are not tested, because so few prove nothing"
-    return f"{pivot} minus {join(cells)}, in points, {format_seeds(seeds)}{few}"
+        few = f"; arms with fewer than {FEWEST_SEEDS} {unit}s are not tested, because so few prove nothing"
+    return f"{pivot} minus {join(cells)}, in points, {format_seeds(seeds, unit)}{few}"
 
 
 def _of_interactions(compared: Comparisons) -> list[str]:
@@ -263,7 +266,8 @@ def _caution(factors: list[FactorAnalysis]) -> list[str]:
     return [f"The arms differ in {join(pairs[0])} at once: a difference cannot be put down to one of them alone."]
 
 
-def _chances(chances: dict[str, float]) -> list[str]:
+def chance_sentences(chances: dict[str, float]) -> list[str]:
+    """Return the sentence on the arms that are likely to be the best; none without chances."""
     if not chances:
         return []
     ranked = sorted(chances, key=lambda arm: -chances[arm])
@@ -281,7 +285,7 @@ def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> 
         return []
     rest = without_runs(result, outliers)
     summaries = [summarise_arm(arm, len(rest.classes)) for arm in rest.arms]
-    again = " ".join(_verdict(result, summaries, compare(rest, correct_of(rest))))
+    again = " ".join(verdict_of(result, summaries, compare(rest, correct_of(rest))))
     names = join(
         [
             f"{o.arm} confirmation run #{o.run.number} (test accuracy {o.run.test_accuracy:.4f}, its arm's median "

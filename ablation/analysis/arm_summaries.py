@@ -37,11 +37,15 @@ def champion_run(arm: ArmResult) -> RunResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over the seeds of an arm: mean, standard deviation (None with one seed), number of seeds."""
+    """A metric over the seeds of an arm: mean, standard deviation (None with one seed), number of seeds.
+
+    Of pooled studies the `unit` is a tuning, not a seed.
+    """
 
     mean: float
     standard_deviation: float | None
     seeds: int
+    unit: str = "seed"
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,12 @@ class ArmSummary:
         return self.result.arm.name
 
 
-def summarise(accuracies_S: np.ndarray) -> Summary | None:
+def summarise(accuracies_S: np.ndarray, unit: str = "seed") -> Summary | None:
     """Return mean and standard deviation of a metric over seeds; None where there are none."""
     if accuracies_S.size == 0:
         return None
     deviation = float(accuracies_S.std(ddof=1)) if accuracies_S.size > 1 else None
-    return Summary(float(accuracies_S.mean()), deviation, accuracies_S.size)
+    return Summary(float(accuracies_S.mean()), deviation, accuracies_S.size, unit)
 
 
 def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> np.ndarray:

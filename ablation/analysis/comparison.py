@@ -1,6 +1,6 @@
 """Levels and their differences, interactions: all tested together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,12 +21,33 @@ from ablation.analysis.contrasts import (
     places,
 )
 from ablation.analysis.power import SIZES, smallest_differences
+from ablation.analysis.repeats import contrast_over_repeats, simultaneous_over_repeats
 from ablation.analysis.results import StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS, simultaneous, usable_arms
 from ablation.analysis.statistics import ALPHA, Estimate, arm_moments, contrast
 from ablation.spec.arms import differing_parameters
 
-Correct = Mapping[str, np.ndarray]  # confirmed arm -> whether each run is right about each image, bool, S x N
+# Confirmed arm -> whether each run is right about each image, bool, S x N; of repeats, the share of its runs, R x N.
+Correct = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How contrasts are estimated.
+
+    Attributes:
+        unit: what is repeated: a row of `Correct`.
+        contrast: returns one with its own interval.
+        simultaneous: returns several, tested together.
+    """
+
+    unit: str
+    contrast: Callable[[Mapping[str, float], Correct], Estimate]
+    simultaneous: Callable[[Sequence[Mapping[str, float]], Correct], list[Estimate]]
+
+
+OVER_SEEDS = Estimator("seed", contrast, simultaneous)
+OVER_REPEATS = Estimator("tuning", contrast_over_repeats, simultaneous_over_repeats)
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,7 @@ class Difference:
         seeds: the smallest and the largest number of seeds of the compared arms.
         arms: how many arms of each side are compared.
         at: the label of the level of another factor that all these arms have; None for an average.
+        unit: what is counted in `seeds`: seeds, or tunings of pooled studies.
     """
 
     first: str
@@ -62,6 +84,7 @@ class Difference:
     seeds: tuple[int, int]
     arms: int
     at: str | None = None
+    unit: str = "seed"
 
     @property
     def is_tested(self) -> bool:
@@ -162,6 +185,7 @@ class Comparisons:
         interaction_missing: a line for each interaction that lacks an arm.
         contrasts: arm -> weight of all differences and interactions that are tested together.
         typical: factor -> the number of its difference of median precision among them.
+        estimator: of all of them.
     """
 
     factors: list[FactorAnalysis]
@@ -169,6 +193,7 @@ class Comparisons:
     interaction_missing: list[str]
     contrasts: list[dict[str, float]]
     typical: dict[str, int]
+    estimator: Estimator = OVER_SEEDS
 
     @property
     def tested_together(self) -> int:
@@ -176,7 +201,7 @@ class Comparisons:
         return len(self.contrasts)
 
 
-def compare(result: StudyResult, correct: Correct) -> Comparisons:
+def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_SEEDS) -> Comparisons:
     """Return the differences between levels, and interactions, of a study.
 
     Differences of all factors and interactions are one family, so that the chance of any false declaration is 5 %.
@@ -186,6 +211,7 @@ def compare(result: StudyResult, correct: Correct) -> Comparisons:
     Args:
         result: the study.
         correct: its confirmed arms.
+        estimator: of the differences.
     """
     spec = result.spec
     all_places = places(spec)
@@ -197,26 +223,29 @@ def compare(result: StudyResult, correct: Correct) -> Comparisons:
     comparisons = level_comparisons(tested, pairs)
     crossed, missing = interactions(tested, pairs)
     contrasts = [c.weights for c in comparisons] + [c.weights for c in crossed]
-    estimates = simultaneous(contrasts, usable)
+    estimates = estimator.simultaneous(contrasts, usable)
     differences = {
-        (c.factor, c.first, c.second): _difference(c, estimate, correct)
+        (c.factor, c.first, c.second): _difference(c, estimate, correct, estimator.unit)
         for c, estimate in zip(comparisons, estimates[: len(comparisons)], strict=True)
     }
     found = [
         _interaction(c, estimate, correct) for c, estimate in zip(crossed, estimates[len(comparisons) :], strict=True)
     ]
-    by_level = _at_levels(tested, pairs, [i.factors for i in found if i.is_shown], usable)
+    by_level = _at_levels(tested, pairs, [i.factors for i in found if i.is_shown], (usable, estimator))
     return Comparisons(
         factors=[
             _analyse_factor(
-                result, factor, correct, _Compared(confirmed, pairs[factor], differences, pivot_of, by_level)
+                result, factor, correct, _Compared(confirmed, pairs[factor], differences, pivot_of, by_level, estimator)
             )
             for factor in pairs
         ],
         interactions=found,
-        interaction_missing=[f"{first} with {second}: an arm lacks {FEWEST_SEEDS} seeds" for first, second in missing],
+        interaction_missing=[
+            f"{first} with {second}: an arm lacks {FEWEST_SEEDS} {estimator.unit}s" for first, second in missing
+        ],
         contrasts=contrasts,
         typical=_typical(comparisons, estimates),
+        estimator=estimator,
     )
 
 
@@ -255,21 +284,29 @@ class _Compared:
     tested: Mapping[tuple[str, str, str], Difference]
     pivots: Mapping[str, str]
     by_level: Mapping[tuple[str, str], list[Difference]]
+    estimator: Estimator
 
 
 def _at_levels(
-    tested: Mapping[str, Place], pairs: LabelPairs, shown: Iterable[tuple[str, str]], usable: Correct
+    tested: Mapping[str, Place],
+    pairs: LabelPairs,
+    shown: Iterable[tuple[str, str]],
+    estimated: tuple[Correct, Estimator],
 ) -> dict[tuple[str, str], list[Difference]]:
     """Return (factor, other factor) -> the differences at each level of the other, where an interaction is shown."""
     both = [order for factors in dict.fromkeys(shown) for order in (factors, factors[::-1])]
     of_each = {order: comparisons_at(tested, pairs, [order]) for order in both}
-    estimates = iter(simultaneous([c.weights for each in of_each.values() for c in each], usable))
-    return {order: [_difference(c, next(estimates), usable) for c in each] for order, each in of_each.items()}
+    usable, estimator = estimated
+    estimates = iter(estimator.simultaneous([c.weights for each in of_each.values() for c in each], usable))
+    return {
+        order: [_difference(c, next(estimates), usable, estimator.unit) for c in each]
+        for order, each in of_each.items()
+    }
 
 
-def _difference(comparison: Comparison, estimate: Estimate, correct: Correct) -> Difference:
+def _difference(comparison: Comparison, estimate: Estimate, correct: Correct, unit: str) -> Difference:
     seeds = _seeds(correct, list(comparison.weights))
-    return Difference(comparison.first, comparison.second, estimate, seeds, len(comparison.pairs), comparison.at)
+    return Difference(comparison.first, comparison.second, estimate, seeds, len(comparison.pairs), comparison.at, unit)
 
 
 def _interaction(crossed: CrossComparison, estimate: Estimate, correct: Correct) -> Interaction:
@@ -289,8 +326,8 @@ def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared
             continue
         if difference is None:  # too few seeds: a value and no more
             comparison = Comparison(factor, first, second, common)
-            value = contrast(comparison.weights, correct).value
-            difference = _difference(comparison, Estimate(value), correct)
+            value = compared.estimator.contrast(comparison.weights, correct).value
+            difference = _difference(comparison, Estimate(value), correct, compared.estimator.unit)
         elif difference.arms < len(common):
             common = tuple(pair for pair in common if min(len(correct[arm]) for arm in pair) >= FEWEST_SEEDS)
         if len(common) < combination_count:
@@ -303,7 +340,9 @@ def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared
         factor=factor,
         control=compared.pivots[factor] if control else None,
         pivot=compared.pivots.get(factor),
-        levels=[_level_mean(result, factor, level_label(factor, level), correct) for level in levels],
+        levels=[
+            _level_mean(result, (factor, level_label(factor, level)), correct, compared.estimator) for level in levels
+        ],
         family=family,
         not_compared=not_compared,
         partial=partial,
@@ -354,10 +393,13 @@ def _confounded(result: StudyResult, family: list[Difference]) -> dict[tuple[str
     return {pair: names for pair, names in parameters.items() if len(names) > 1}
 
 
-def _level_mean(result: StudyResult, factor: str, label: str, correct: Correct) -> LevelMean:
+def _level_mean(
+    result: StudyResult, factor_and_label: tuple[str, str], correct: Correct, estimator: Estimator
+) -> LevelMean:
+    factor, label = factor_and_label
     arms = [arm for arm, place in places(result.spec).items() if place[factor] == label]
     names = [arm for arm in arms if arm in correct]
-    estimate = contrast({name: 1 / len(names) for name in names}, correct) if names else None
+    estimate = estimator.contrast({name: 1 / len(names) for name in names}, correct) if names else None
     return LevelMean(label, estimate, len(names), _seeds(correct, names), [arm for arm in arms if arm not in correct])
 
 

@@ -127,7 +127,6 @@ class StudyResult:
     command: str
     classes: list[str]
     data_digest: str
-    data_reading: str
     weights_digest: str | None
     train_images: int
     val_images: int
@@ -135,6 +134,7 @@ class StudyResult:
     arms: list[ArmResult]
     samples: Samples | None = None
     forecast: list[CutForecast] = field(default_factory=list)
+    data_reading: str = ""  # how an image folder was understood
 
     @property
     def missing_trials(self) -> int:

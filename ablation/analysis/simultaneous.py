@@ -12,6 +12,7 @@ from scipy.special import ndtr, ndtri
 from ablation.analysis.statistics import (
     ALPHA,
     Estimate,
+    Means,
     Moments,
     arm_moments,
     contrast,
@@ -53,23 +54,45 @@ def simultaneous(
     weights_CA = moments.weights(contrasts)
     variance_1C, degrees_1C = contrast_errors(weights_CA, moments, moments.variance_A[None])
     largest_B = np.concatenate(list(largest_statistics(weights_CA, moments, draws)))
-    threshold = critical(largest_B)
-    level = float(2 * ndtr(-threshold))
+    errors = (np.sqrt(variance_1C[0]), degrees_1C[0])
+    margins_C = from_normal_scale(critical(largest_B), degrees_1C[0])
+    statistics_C = normal_scale((weights_CA @ moments.means_A / errors[0]) ** 2, degrees_1C[0])
+    return simultaneous_estimates(weights_CA, moments, errors, margins_C, (statistics_C, largest_B))
+
+
+def simultaneous_estimates(
+    weights_CA: np.ndarray,
+    moments: Means,
+    errors: tuple[np.ndarray, np.ndarray],
+    margins_C: np.ndarray,
+    statistics: tuple[np.ndarray, np.ndarray],
+) -> list[Estimate]:
+    """Return contrasts with simultaneous intervals and corrected p-values.
+
+    Args:
+        weights_CA: the contrasts.
+        moments: of the arms.
+        errors: standard errors and degrees of freedom, both C.
+        margins_C: half of each interval's width in standard errors.
+        statistics: on the normal scale, those of the contrasts, and the largest of each simulated study; an empty
+            array of these leaves p-values uncorrected.
+    """
+    statistics_C, largest_B = statistics
+    level = float(2 * ndtr(-critical(largest_B)))
     estimates = []
-    for weights_A, error, degrees in zip(weights_CA, np.sqrt(variance_1C[0]), degrees_1C[0], strict=True):
-        margin = float(from_normal_scale(threshold, degrees))
-        single = estimate(weights_A, moments, (float(error), float(degrees)), level, margin)
-        statistic = float(normal_scale((single.value / error) ** 2, degrees))
+    for weights_A, error, degrees, margin, statistic in zip(weights_CA, *errors, margins_C, statistics_C, strict=True):
+        single = estimate(weights_A, moments, (float(error), float(degrees)), level, float(margin))
         exact = exact_test(weights_A, moments, level)
-        if exact is not None:
-            statistic = min(statistic, float(-ndtri(exact[2] / 2)))
-        p = (1 + int((largest_B >= statistic).sum())) / (draws + 1)
-        estimates.append(replace(single, p=max(p, float(2 * ndtr(-statistic)))))
+        reached = float(statistic) if exact is None else min(float(statistic), float(-ndtri(exact[2] / 2)))
+        p = (1 + int((largest_B >= reached).sum())) / (len(largest_B) + 1) if len(largest_B) else 0.0
+        estimates.append(replace(single, p=max(p, float(2 * ndtr(-reached)))))
     return estimates
 
 
 def critical(largest_B: np.ndarray) -> float:
     """Return the statistic above which a contrast is shown; never below that of a single contrast."""
+    if not len(largest_B):
+        return float(-ndtri(ALPHA / 2))
     rank = round(ALPHA * (len(largest_B) + 1)) - 1  # p < ALPHA where fewer studies reach a statistic
     return max(float(np.partition(largest_B, -rank)[-rank]), float(-ndtri(ALPHA / 2)))
 

@@ -3,8 +3,7 @@
 A confirmation run is right or wrong about each test image: y[arm, seed, image] = accuracy(arm) + seed effect + image
 effect(arm) + residual. Seeds are the runs' own; the images are the same for all arms, so that an image's difficulty
 for all of them cancels out of a difference. Both are samples: another seed, or other images, would give other results.
-`simultaneous.py` tests several contrasts together; an estimator over repeats of the tuning would be another way to
-compute `Moments`.
+`simultaneous.py` tests several contrasts together, and `repeats.py` has the estimator over repeats of a whole study.
 
 Legend: A arms, C contrasts, S seeds (may differ between arms), N test images.
 """
@@ -38,29 +37,42 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """What is known of the arms' mean accuracies, for contrasts of any weights.
+class Means:
+    """The arms' mean accuracies.
 
     Attributes:
         arms: their names.
-        means_A: mean accuracy over seeds and images.
-        seeds_A: number of seeds.
-        variance_A: of a run's accuracy over seeds, at least `least_A`; NaN with one seed.
-        residual_A: the part of it that is due to the images being a sample for each run anew: MS / N with MS the mean
-            square of the residual.
-        images_AA: covariance of the arms' own image effects, over N. An estimate: not always positive semi-definite.
-        image_means_AN: mean over seeds of each image; None where no runs exist yet.
+        means_A: mean accuracy over runs and images.
+        image_means_AN: mean over runs of each image; None where no runs exist yet.
         images: N.
     """
 
     arms: tuple[str, ...]
     means_A: np.ndarray
+    image_means_AN: np.ndarray | None
+    images: int
+
+    def weights(self, contrasts: Sequence[Mapping[str, float]]) -> np.ndarray:
+        """Return contrasts (arm -> weight) as a matrix, C x A."""
+        return np.array([[contrast.get(arm, 0.0) for arm in self.arms] for contrast in contrasts])
+
+
+@dataclass(frozen=True)
+class Moments(Means):
+    """What is known of the arms' mean accuracies from their seeds, for contrasts of any weights.
+
+    Attributes:
+        seeds_A: number of seeds.
+        variance_A: of a run's accuracy over seeds, at least `least_A`; NaN with one seed.
+        residual_A: the part of it that is due to the images being a sample for each run anew: MS / N with MS the mean
+            square of the residual.
+        images_AA: covariance of the arms' own image effects, over N. An estimate: not always positive semi-definite.
+    """
+
     seeds_A: np.ndarray
     variance_A: np.ndarray
     residual_A: np.ndarray
     images_AA: np.ndarray
-    image_means_AN: np.ndarray | None
-    images: int
 
     @property
     def least_A(self) -> np.ndarray:
@@ -72,10 +84,6 @@ class Moments:
     def has_variance(self) -> bool:
         """Whether there are enough seeds and images to estimate how much they vary."""
         return self.images > 1 and int(self.seeds_A.min()) > 1
-
-    def weights(self, contrasts: Sequence[Mapping[str, float]]) -> np.ndarray:
-        """Return contrasts (arm -> weight) as a matrix, C x A."""
-        return np.array([[contrast.get(arm, 0.0) for arm in self.arms] for contrast in contrasts])
 
     def resized(self, seeds: float, images: float) -> "Moments":
         """Return what they would be with this many times the seeds and the images, the true values being the same."""
@@ -125,7 +133,7 @@ def arm_moments(correct: Mapping[str, np.ndarray]) -> Moments:
     residual_A = np.array(residuals)
     centred_AN = image_means_AN - means_A[:, None]
     images_AA = centred_AN @ centred_AN.T / max(N - 1, 1) / N - np.diag(residual_A / seeds_A)
-    moments = Moments(tuple(correct), means_A, seeds_A, np.array(variances), residual_A, images_AA, image_means_AN, N)
+    moments = Moments(tuple(correct), means_A, image_means_AN, N, seeds_A, np.array(variances), residual_A, images_AA)
     return replace(moments, variance_A=np.maximum(moments.variance_A, moments.least_A))
 
 
@@ -186,7 +194,7 @@ def contrast(weights: Mapping[str, float], correct: Mapping[str, np.ndarray]) ->
 
 
 def estimate(
-    weights_A: np.ndarray, moments: Moments, error: tuple[float, float], level: float, critical: float | None = None
+    weights_A: np.ndarray, moments: Means, error: tuple[float, float], level: float, critical: float | None = None
 ) -> Estimate:
     """Return a contrast with its interval of coverage 1 - level, and p before any correction.
 
@@ -210,7 +218,7 @@ def estimate(
     return Estimate(value, standard_error, degrees, max(low, lowest), min(high, highest), p)
 
 
-def exact_test(weights_A: np.ndarray, moments: Moments, level: float) -> tuple[float, float, float] | None:
+def exact_test(weights_A: np.ndarray, moments: Means, level: float) -> tuple[float, float, float] | None:
     """Return the interval and the p of McNemar's exact test, for differences that few images decide.
 
     Of the images on which the two sides differ, each favours either side with the same chance if there is no

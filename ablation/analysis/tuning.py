@@ -16,6 +16,7 @@ from ablation.spec.parameters import Choices, Range
 from ablation.spec.study import StudySpec
 
 OUTER = 0.1  # share of a range, at either end, in which a chosen value suggests a wider range
+FEWEST_VALUES = 5  # two of which are ends; with fewer, most choices would be an end
 BAND = (0.1, 0.9)  # quantiles around the expected best of k trials
 
 
@@ -48,7 +49,8 @@ class Edge:
 def edges(result: StudyResult) -> list[Edge]:
     """Return the chosen values that lie at an end of their range, or in its last tenth, of every arm.
 
-    A tenth of a logarithmic range is one of its logarithm. Choices have ends where they are three numbers or more.
+    A tenth of a logarithmic range is one of its logarithm. Choices and whole numbers have ends where
+    they are five values or more.
     """
     found = []
     for arm in result.arms:
@@ -68,13 +70,18 @@ def edges(result: StudyResult) -> list[Edge]:
 
 def _ends(searched: Any) -> tuple[Any, Any, bool, float] | None:
     """Return the ends of a search, whether it is logarithmic, and the outer share; None where values have no order."""
-    if isinstance(searched, Range):
+    if isinstance(searched, Range) and not _has_few_values(searched):
         return searched.low, searched.high, searched.log, OUTER
     if isinstance(searched, Choices):
         numbers = [choice for choice in searched.choices if isinstance(choice, int | float)]
-        if len(numbers) == len(searched.choices) >= 3:
+        if len(numbers) == len(searched.choices) >= FEWEST_VALUES:
             return min(numbers), max(numbers), False, 0.0
     return None
+
+
+def _has_few_values(searched: Range[Any]) -> bool:
+    is_whole = isinstance(searched.low, int) and isinstance(searched.high, int)
+    return is_whole and searched.high - searched.low + 1 < FEWEST_VALUES
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _line(factor: FactorAnalysis, margin: float | None, form: int) -> str:
     if not any(pivot in (difference.first, difference.second) for difference in factor.family):
         return f"nothing can be compared with {pivot} yet"
     if not any(difference.is_tested for difference in factor.family):
-        return "too few seeds to compare; each arm needs three"
+        return f"too few {factor.family[0].unit}s to compare; each arm needs three"
     return _sentence(standing(pivot, factor.family, margin), factor, margin, form)
 
 

@@ -17,10 +17,10 @@ def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def format_seeds(seeds: tuple[int, int]) -> str:
-    """Return a number of seeds, or the smallest and the largest where arms differ."""
+def format_seeds(seeds: tuple[int, int], unit: str = "seed") -> str:
+    """Return a number of seeds (or other units), or the smallest and the largest where arms differ."""
     least, most = seeds
-    return plural(least, "seed") if least == most else f"{least} to {most} seeds"
+    return plural(least, unit) if least == most else f"{least} to {most} {unit}s"
 
 
 def interval_points(low: float | None, high: float | None) -> str:

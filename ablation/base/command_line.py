@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from ablation.base.cores import prepare_threads
-from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.errors import InputError, NothingLearned, StoreAway, StoreError
 from ablation.base.files import HOME_OF_THE_HOMELESS, is_home_known
 from ablation.base.interrupts import forget_interrupts, handle_interrupts, pause_status
 from ablation.base.text import SHOWN, first_line, one_line
@@ -38,7 +38,7 @@ def run_command(command: click.Command) -> int:
             stream.reconfigure(errors=SHOWN)  # names and signs that its encoding lacks must not end a study
     try:
         command.main(standalone_mode=False)
-    except (InputError, click.ClickException, OSError, StoreError, StoreAway) as error:
+    except (InputError, click.ClickException, OSError, StoreError, StoreAway, NothingLearned) as error:
         if os.environ.get("ABLATION_DEBUG") == "1":
             error.__suppress_context__ = False  # the error behind it is shown, too
             raise

@@ -15,6 +15,18 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
+def mig_slices() -> list[str]:
+    """Return the MIG slices that CUDA_VISIBLE_DEVICES names; a process of CUDA can use the first one alone."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return [name for name in names if name.startswith("MIG-")]
+
+
+def slice_variable(worker: int) -> dict[str, str]:
+    """Return the variable by which a worker, counted from 1, gets a MIG slice of its own; none where there are none."""
+    slices = mig_slices()
+    return {"CUDA_VISIBLE_DEVICES": slices[(worker - 1) % len(slices)]} if slices else {}
+
+
 def check_device(name: str) -> torch.device:
     """Return the device with this name, without initialising it; `auto` prefers CUDA, then MPS, then the CPU.
 

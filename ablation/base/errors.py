@@ -18,6 +18,10 @@ class StoreError(Exception):
         self.code = code
 
 
+class NothingLearned(Exception):
+    """Every trial of a study failed. The text says what to change."""
+
+
 class StoreAway(Exception):
     """A server or database (Optuna's or MLflow's) does not answer at the moment; it may do so later.
 

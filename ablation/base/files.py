@@ -23,6 +23,13 @@ def expand(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no such user
 
 
+def file_system(path: Path) -> str:
+    """Return the kind of file system that a path is on, such as 'ext4' or 'nfs4'; '' if it cannot be known."""
+    existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder)).resolve()
+    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    return next((mounts[folder] for folder in (existing, *existing.parents) if folder in mounts), "")
+
+
 def is_home_known() -> bool:
     """Return whether this user has a home folder: by HOME or by an entry. Without one, `Path.home` raises."""
     return os.path.expanduser("~") != "~"  # noqa: PTH111

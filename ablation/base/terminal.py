@@ -1,10 +1,12 @@
 """Output to the terminal: tables, lines, progress. Only this file and `running.study_view` use rich."""
 
+import os
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import track
@@ -15,24 +17,85 @@ from ablation.base.text import Table, one_line, visible
 
 console = Console()
 
+GAP = 2  # characters between two columns
+
+
+def is_live() -> bool:
+    """Return whether lines may be drawn over: not in a pipe, in CI, in a notebook, or where no colours are wanted."""
+    wants_plain = os.environ.get("CI") or os.environ.get("NO_COLOR")
+    return console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter and not wants_plain
+
 
 def show_table(table: Table) -> None:
-    """Print a table with its notes."""
+    """Print a table with its notes.
+
+    On a terminal, numbers, names and ids stay whole and texts wrap at words. Where there is too little room, optional
+    columns are left out; where even the others do not fit, each row is a list.
+    """
     if not console.is_terminal:
         console.file.write(table.markdown())
         return
-    rich_table = RichTable(title=Text(visible(table.title)), title_justify="left", title_style="bold")
+    if table.title:
+        console.print(Text(textwrap.fill(visible(table.title), console.width, **WORDS), style="bold"))
+    fitting = columns_that_fit(table, console.width)
+    if fitting is None:
+        _show_rows(table)
+    else:
+        console.print(_rich_table(table, *fitting))
+    hidden = [name for index, name in enumerate(table.columns) if fitting and index not in fitting[0]]
+    for note in [*([f"No room for: {', '.join(hidden)}."] if hidden else []), *table.notes]:
+        console.print(Text(textwrap.fill(one_line(note), console.width, **WORDS), style="dim"), soft_wrap=True)
+
+
+WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+
+
+def columns_that_fit(table: Table, width: int) -> tuple[list[int], list[int]] | None:
+    """Return the indices of the columns for a terminal, and their widths in characters; None if too many remain."""
     numeric = table.numeric_columns()
-    rows = [[one_line(cell) for cell in row] for row in table.rows]
-    for index, (heading, *cells) in enumerate(zip(map(one_line, table.columns), *rows, strict=True)):
-        width = max(map(len, [*heading.split(), *cells]))  # a longer heading is wrapped
+    least, most = [], []
+    for index, (heading, *cells) in enumerate(zip(table.columns, *table.rows, strict=True)):
+        words = [word for cell in cells for word in ([cell] if index in numeric else cell.split(" "))]
+        least.append(max(map(len, [*heading.split(), *map(one_line, words)])))
+        most.append(max([least[-1], *(len(one_line(cell)) for cell in cells)]))
+    shown = list(range(len(table.columns)))
+    for name in ["", *table.optional]:
+        shown = [index for index in shown if table.columns[index] != name]
+        spare = width - sum(least[index] for index in shown) - GAP * (len(shown) - 1)
+        if spare < 0:
+            continue
+        widths = []
+        for index in shown:
+            more = min(spare, most[index] - least[index])
+            widths.append(least[index] + more)
+            spare -= more
+        return shown, widths
+    return None
+
+
+def _rich_table(table: Table, shown: list[int], widths: list[int]) -> RichTable:
+    rich_table = RichTable(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True
+    )
+    numeric = table.numeric_columns()
+    for index, width in zip(shown, widths, strict=True):
+        heading = textwrap.fill(one_line(table.columns[index]), width, **WORDS)
         justify: JustifyMethod = "right" if index in numeric else "left"
-        rich_table.add_column(Text(textwrap.fill(heading, width)), justify=justify, overflow="fold")
-    for row in rows:
-        rich_table.add_row(*(Text(cell) for cell in row))
-    console.print(rich_table)
-    for note in table.notes:
-        console.print(Text(one_line(note), style="dim"))
+        rich_table.add_column(Text(heading), justify=justify, width=width, no_wrap=False)
+    for number, row in enumerate(table.rows):
+        cells = (Text(one_line(row[index])) for index in shown)
+        rich_table.add_row(*cells, style="bold" if number == table.bold_row else "")
+    return rich_table
+
+
+def _show_rows(table: Table) -> None:
+    """Print each row as its first cell and a line for each of the others."""
+    indent = max(map(len, map(one_line, table.columns[1:])), default=0) + 2 + GAP
+    for number, row in enumerate(table.rows):
+        style = "bold" if number == table.bold_row else ""
+        console.print(Text(one_line(row[0]), style=style), soft_wrap=True)
+        for heading, cell in zip(table.columns[1:], row[1:], strict=True):
+            console.print(Text(_hanging(one_line(cell), f"  {one_line(heading)}".ljust(indent)), style), soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -40,9 +103,22 @@ def say(text: str) -> None:
     console.print(Text(visible(text)), soft_wrap=True)
 
 
+def say_prose(text: str, start: str = "") -> None:
+    """Print a sentence after `start`, such as a bullet; a terminal wraps it at words, below its own beginning."""
+    say(_hanging(visible(text), start) if console.is_terminal else start + text)
+
+
+def _hanging(text: str, start: str) -> str:
+    """Return a text in lines as wide as the terminal, all but the first below the end of `start`."""
+    if not text:
+        return start.rstrip()
+    width = max(console.width, len(start) + 20)
+    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start), **WORDS)
+
+
 def track_progress(things: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     """Return the things, with a progress bar while they are consumed; one line if the output is not a terminal."""
-    if not console.is_terminal:
+    if not is_live():
         say(f"{description} ({total})")
         return things
     return track(things, escape(visible(description)), total, console=console, transient=True)
@@ -51,7 +127,7 @@ def track_progress(things: Iterable[Any], total: int, description: str) -> Itera
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Show a text while the body runs, which takes a while."""
-    if console.is_terminal:
+    if is_live():
         with console.status(Text(visible(text))):
             yield
     else:

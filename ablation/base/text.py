@@ -10,7 +10,9 @@ from typing import Any
 # What would act on a terminal or hide in a text: control characters, line separators, marks of the writing direction,
 # and the surrogates by which Python keeps bytes that are not UTF-8. Lines and tabs are not among them.
 _HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_SIMPLER = {"±": "+-", "−": "-", "–": "-", "×": "x", "…": "...", "→": "->", "━": "="}
+_SIMPLER = {"±": "+-", "−": "-", "–": "-", "×": "x", "…": "...", "→": "->", "━": "="} | dict(
+    zip("─●◆·", "-o+.", strict=True)
+)
 _IN_ASCII = str.maketrans(_SIMPLER | dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True)))
 SHOWN = "ablation.shown"  # what a stream that cannot encode a character does, see `codecs.register_error`
 
@@ -90,12 +92,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of strings, with notes below it."""
+    """A titled table of strings, with notes below it.
+
+    `optional`: columns that a narrow terminal leaves out, the least important first. `bold_row`: the row to stress.
+    """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
+    bold_row: int | None = None
 
     def markdown(self) -> str:
         """Return the table as markdown."""

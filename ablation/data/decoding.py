@@ -1,5 +1,6 @@
 """Image files of any mode and size, decoded to RGB."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,17 +14,23 @@ from PIL.Image import Image, Resampling
 
 from ablation.base.cores import usable_cores
 from ablation.base.errors import InputError
+from ablation.base.text import first_line
+from ablation.spec.tables import Resize
 
 # Version of the decoding. Raise it where pixels change: a study keeps the version with which it began. Since version 4
 # a JPEG file that is more than twice as large as its image is decoded at a half, a quarter or an eighth of its size.
-DECODING_VERSION = 4
+# Since version 5 image folders are read in more formats, with more names of splits, and through links to folders.
+DECODING_VERSION = 5
 FULL_SIZE_VERSION = 3  # the last one that decodes all files at full size; the oldest that is still known
 REDUCING_GAP = 2  # a reduced JPEG's sides to the image's, at least; pixels change by 0.1 to 0.8 of 255 on average
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision.datasets.folder's
+OLD_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # until version 4
+SUFFIXES = (*OLD_SUFFIXES, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".tga", ".pbm", ".pnm")
+FOLDER_VERSION = 5  # the first version with more formats, names of splits, and links to folders
 TEST_FRACTION = 0.2  # of sets that come without a test split
 AHEAD = 8  # images per thread that are decoded before they are asked for
 
+File = tuple[str, os.stat_result]  # path and status
 TrackProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, total, description) -> the same items
 ReadImages = Callable[[np.ndarray, np.ndarray, TrackProgress], tuple[np.ndarray, np.ndarray]]
 
@@ -45,6 +52,8 @@ class ImageListing:
         read: takes numbers of training images and of test images; returns the pixels of both, uint8 NHWC.
         map: as `read`, but the pixels are memory maps of a file on disk; None for a source that is in memory anyway.
         decoding: version of the decoding, for sources whose pixels depend on it.
+        files: the files of the splits 'train' and 'test', for sources of image files.
+        reading: how a folder was understood, in one line; empty for sources that leave no doubt.
     """
 
     train_labels_N: np.ndarray
@@ -54,38 +63,56 @@ class ImageListing:
     read: ReadImages
     map: ReadImages | None = None
     decoding: int | None = None
+    files: dict[str, list[File]] | None = None
+    reading: str = ""
 
 
-def fit_image(image: Image, size: int, version: int = DECODING_VERSION) -> np.ndarray:
-    """Return RGB pixels, size x size x 3: scaled so that the shorter side fits, then cropped in the middle.
+def is_image_name(name: str, version: int) -> bool:
+    """Return whether a file with this name is an image for a version of the decoding."""
+    return name.lower().endswith(OLD_SUFFIXES if version < FOLDER_VERSION else SUFFIXES)
+
+
+def fit_image(image: Image, size: int, version: int = DECODING_VERSION, resize: Resize = "crop") -> np.ndarray:
+    """Return RGB pixels, size x size x 3.
 
     Args:
         image: its pixels are decoded here, unless they have been.
         size: height and width of the result.
         version: of the decoding.
+        resize: 'crop' scales so that the shorter side fits and cuts the rest off in the middle; 'squash' scales both
+            sides; 'pad' scales so that the longer side fits and fills the rest with black.
     """
     width, height = image.size
     if version > FULL_SIZE_VERSION:
         # Only JPEG has this. The decoder's size is the smallest that is not below the one asked for.
         image.draft(None, (REDUCING_GAP * size, REDUCING_GAP * size))
     if image.size != (width, height):
-        return _fit_reduced(image, width, height, size)
+        return _fit_reduced(image, (width, height), size, resize)
     image = _as_rgb(_upright(image))
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), method=Resampling.BILINEAR)
-    return np.asarray(image)
+    if image.size == (size, size):
+        return np.asarray(image)
+    if resize == "squash":
+        return np.asarray(image.resize((size, size), Resampling.BILINEAR))
+    fit = ImageOps.fit if resize == "crop" else ImageOps.pad
+    return np.asarray(fit(image, (size, size), method=Resampling.BILINEAR))
 
 
-def _fit_reduced(image: Image, width: int, height: int, size: int) -> np.ndarray:
-    """Return what `fit_image` returns, for an image of width x height that is decoded at a part of its size.
+def _fit_reduced(image: Image, full_size: tuple[int, int], size: int, resize: Resize) -> np.ndarray:
+    """Return what `fit_image` returns, for an image of a full width and height that is decoded at a part of its size.
 
     The decoder rounds sizes up, so its last row and column may show less; the box is exact, else the picture shifts.
     """
+    width, height = full_size
     ratio = round(width / image.width)  # 2, 4 or 8
     side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left / ratio, top / ratio, (left + side) / ratio, (top + side) / ratio)
-    return np.asarray(_upright(_as_rgb(image).resize((size, size), Resampling.BILINEAR, box)))
+    left, top = ((width - side) / 2, (height - side) / 2) if resize == "crop" else (0, 0)
+    box = (left / ratio, top / ratio, (width - left) / ratio, (height - top) / ratio)
+    if resize != "pad":
+        return np.asarray(_upright(_as_rgb(image).resize((size, size), Resampling.BILINEAR, box)))
+    longer = max(width, height)
+    scaled = (max(1, round(size * width / longer)), max(1, round(size * height / longer)))
+    image = _upright(_as_rgb(image).resize(scaled, Resampling.BILINEAR, box))
+    return np.asarray(ImageOps.pad(image, (size, size)))
 
 
 def _upright(image: Image) -> Image:
@@ -129,21 +156,31 @@ def decode_images(
     Raises:
         InputError: after the last image; names up to ten images that cannot be decoded.
     """
-    unreadable: list[str] = []
+    unreadable: list[tuple[str, str]] = []
 
     def decode_or_note(number: int) -> np.ndarray | None:
         try:
             return decode(number)
-        except Exception:  # Pillow raises many kinds for broken files
-            unreadable.append(names[number])
+        except Exception as error:  # Pillow raises many kinds for broken files
+            unreadable.append((names[number], fault(error)))
             return None
 
     for pixels in track(_in_order(decode_or_note, len(names)), len(names), description):
         if pixels is not None:
             yield pixels
     if unreadable:
+        named = ", ".join(f"{name} ({reason})" for name, reason in sorted(unreadable)[:10])
         more = f" and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
-        raise InputError(f"data.root: cannot be read as an image: {', '.join(sorted(unreadable)[:10])}{more}")
+        raise InputError(
+            f"data.root: cannot be read as an image: {named}{more}; data.unreadable = 'skip' leaves such files out"
+        )
+
+
+def fault(error: Exception) -> str:
+    """Return why an image cannot be read, in a few words."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "not an image"
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def _in_order(decode: Callable[[int], np.ndarray | None], count: int) -> Iterator[np.ndarray | None]:

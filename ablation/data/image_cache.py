@@ -148,6 +148,34 @@ def check_room(size: int) -> None:
         raise InputError(_no_room(size, folder))
 
 
+def cache_files() -> list[tuple[Path, int, bool]]:
+    """Return the files of the cache, the largest first: path, bytes, and whether a process uses it."""
+    folder = cache_folder()
+    files = [] if folder is None else [*folder.glob("imagefolder-*"), *folder.glob("audit-*")]
+    return sorted(
+        ((file, file.stat().st_size, is_in_use(file)) for file in files), key=lambda file: (-file[1], file[0])
+    )
+
+
+def clear_cache() -> int:
+    """Delete the files of the cache that no process uses; return how many.
+
+    Raises:
+        InputError: the cache cannot be written.
+    """
+    folder = cache_folder()
+    if folder is None or not folder.is_dir():
+        return 0
+    try:
+        with _locked(folder, timeout=LOCK_SECONDS):
+            unused = [file for file, _, in_use in cache_files() if not in_use]
+            for file in unused:
+                file.unlink()
+    except (OSError, NotImplementedError) as error:
+        raise InputError(f"ABLATION_CACHE: {folder} cannot be cleaned ({error})") from None
+    return len(unused)
+
+
 def _needed_folder(size: int) -> Path:
     folder = cache_folder()
     if folder is None:

@@ -10,11 +10,10 @@ import numpy as np
 import PIL.Image
 
 from ablation.base.errors import InputError
-from ablation.data.decoding import ReadImages, TrackProgress, decode_images, fit_image
+from ablation.data.decoding import File, ReadImages, TrackProgress, decode_images, fit_image
 from ablation.data.image_cache import DecodedImages, map_decoded, read_decoded
-from ablation.spec.tables import Data
+from ablation.spec.tables import Data, Resize
 
-File = tuple[str, os.stat_result]  # path and status
 Pixels = TypeVar("Pixels", bound=np.ndarray)
 
 
@@ -45,8 +44,10 @@ def file_readers(files: dict[str, list[File]], data: Data, root: Path, version: 
             chosen = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
             # What `data.limit` leaves differs between seeds.
             subset = "" if data.limit is None else hashlib.sha256(train_N.tobytes()).hexdigest()
-            identity = f"{root}\0{data.image_size}\0{data.classes}\0{subset}"
-            pixels = load(_decoded_images(chosen, identity, data.image_size, version, track))
+            identity = (
+                f"{root}\0{data.image_size}\0{data.classes}\0{subset}{'' if data.resize == 'crop' else data.resize}"
+            )
+            pixels = load(_decoded_images(chosen, identity, data, version, track))
             return pixels["train"], pixels["test"]
 
         return read
@@ -55,9 +56,10 @@ def file_readers(files: dict[str, list[File]], data: Data, root: Path, version: 
 
 
 def _decoded_images(
-    files: dict[str, list[File]], identity: str, size: int, version: int, track: TrackProgress
+    files: dict[str, list[File]], identity: str, data: Data, version: int, track: TrackProgress
 ) -> DecodedImages:
-    fingerprint = hashlib.sha256(f"{version}\0{size}".encode())
+    size = data.image_size
+    fingerprint = hashlib.sha256(f"{version}\0{size}{'' if data.resize == 'crop' else data.resize}".encode())
     for split_files in files.values():
         for path, status in split_files:
             fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -65,7 +67,10 @@ def _decoded_images(
     def decode(split: str) -> Iterator[np.ndarray]:
         paths = [path for path, _ in files[split]]
         return decode_images(
-            paths, lambda number: decode_file(paths[number], size, version), track, f"Decoding {split} images"
+            paths,
+            lambda number: decode_file(paths[number], size, version, data.resize),
+            track,
+            f"Decoding {split} images",
         )
 
     return DecodedImages(
@@ -77,7 +82,7 @@ def _decoded_images(
     )
 
 
-def decode_file(path: str, size: int, version: int) -> np.ndarray:
+def decode_file(path: str, size: int, version: int, resize: Resize = "crop") -> np.ndarray:
     """Return the pixels of an image file, see `fit_image`."""
     with PIL.Image.open(path) as image:
-        return fit_image(image, size, version)
+        return fit_image(image, size, version, resize)

@@ -4,6 +4,7 @@ Legend: N images, C channels (3, RGB), H and W pixels, K classes.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,8 @@ from ablation.data.decoding import (
     fit_image,
     untracked,
 )
+from ablation.data.duplicates import Pictures, kept, refuse_identical
+from ablation.data.file_audit import audit_files, pixel_digest
 from ablation.data.image_cache import check_room
 from ablation.data.image_folder import image_folder_listing
 from ablation.data.torchvision_sets import SETS, torchvision_listing
@@ -46,6 +49,7 @@ class ImageSet:
         classes: the class names, by label.
         digest: the SHA-256 of pixels, labels and classes.
         decoding: version of the decoding, for sources whose pixels depend on it.
+        reading: how a folder was understood, in one line; empty for sources that leave no doubt.
     """
 
     train_images_NHWC: np.ndarray
@@ -55,17 +59,18 @@ class ImageSet:
     classes: list[str]
     digest: str
     decoding: int | None = None
+    reading: str = ""
 
 
-def load_images(data: Data) -> ImageSet:
+def load_images(data: Data, track: TrackProgress = untracked) -> ImageSet:
     """Read all images of a source, or of the classes that `data.classes` names, whatever `data.limit`.
 
     Raises:
         InputError: the folder is missing, empty, has classes in one split only or unreadable images; a class is
             unknown; a download failed; the images do not fit into memory.
     """
-    listing = _list_images(data)
-    return _read_images(listing, np.arange(len(listing.train_labels_N)), untracked, processes=1)
+    listing = list_images(data, track=track)
+    return _read_images(listing, np.arange(len(listing.train_labels_N)), track, processes=1)[0]
 
 
 def load_split(
@@ -75,6 +80,7 @@ def load_split(
     track: TrackProgress = untracked,
     processes: int = 1,
     decoding: int = DECODING_VERSION,
+    is_begun: bool = False,
 ) -> tuple[ImageSet, "Split"]:
     """Read the images of a study, without those that `data.limit` leaves out, and split the training images.
 
@@ -84,29 +90,36 @@ def load_split(
         track: shows the progress of decoding.
         processes: see `check_memory`.
         decoding: version of the decoding: the one with which the study began.
+        is_begun: whether the study has begun, so that its images have been accepted.
 
     Raises:
-        InputError: as `load_images` and `split_train_val`.
+        InputError: as `load_images` and `split_train_val`; or images are in two splits or classes.
     """
-    listing = _list_images(data, decoding)
+    listing = list_images(data, decoding, track)
     split = _split(data, listing, seed)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
-    images = _read_images(listing, kept_N, track, processes)
+    images, digests = _read_images(listing, kept_N, track, processes)
+    if data.refuses_duplicates and not is_begun:
+        copies = refuse_identical(_pictures(listing, kept_N, digests))
+        if copies:
+            note = f"{plural(copies, 'image')} identical to another of the same class and split"
+            images = replace(images, reading=f"{images.reading}; {note}" if images.reading else note)
     return images, Split(np.searchsorted(kept_N, split.train_N), np.searchsorted(kept_N, split.val_N))
 
 
-def check_split(data: Data, seed: int) -> None:
-    """Refuse images that cannot be split, or do not fit into memory or on the disk, without reading them.
+def check_split(data: Data, seed: int) -> str:
+    """Refuse images that cannot be split, or do not fit into memory or on the disk; return how a folder is understood.
 
     Only for images that are on this machine: others would be downloaded.
     """
-    listing = _list_images(data)
+    listing = list_images(data)
     split = _split(data, listing, seed)
     train, test = len(split.train_N) + len(split.val_N), len(listing.test_labels_N)
     if listing.map is None:
         check_memory(listing.side, train, test)
     elif not _fit_into_memory(listing.side, train, test):
         check_room(3 * listing.side**2 * (train + test))
+    return listing.reading
 
 
 def _split(data: Data, listing: ImageListing, seed: int) -> "Split":
@@ -120,7 +133,79 @@ def _split(data: Data, listing: ImageListing, seed: int) -> "Split":
     return split_train_val(listing.train_labels_N, data.val_fraction, data.limit, seed)
 
 
-def _list_images(data: Data, decoding: int = DECODING_VERSION) -> ImageListing:
+def list_images(data: Data, decoding: int = DECODING_VERSION, track: TrackProgress = untracked) -> ImageListing:
+    """List the images of a study, with labels from 0 in the order of `data.classes`.
+
+    Unreadable files and copies are left out where the study wants that; then all images are decoded here once.
+    """
+    listing = _list_classes(data, decoding)
+    if data.unreadable == "error" and data.duplicates != "drop":
+        return listing
+    splits = ("train", "test")
+    labels_N = np.concatenate([listing.train_labels_N, listing.test_labels_N])
+    is_test_N = np.arange(len(labels_N)) >= len(listing.train_labels_N)
+    notes: list[str] = []
+    digests_N: Sequence[str | None]
+    if listing.files is not None:
+        audit = audit_files([file for split in splits for file in listing.files[split]], data, decoding, track)
+        digests_N = audit.digests
+        if audit.faults and data.unreadable == "skip":
+            notes.append(f"left out: {plural(len(audit.faults), 'unreadable image')}")
+    else:
+        digests_N = _read_images(listing, np.arange(len(listing.train_labels_N)), track, 1)[1]
+    readable_N = np.array([digest is not None or data.unreadable == "error" for digest in digests_N])
+    stays_N = readable_N.copy()
+    if data.duplicates == "drop":
+        places = np.flatnonzero([digest is not None for digest in digests_N])
+        names = _names(listing, np.arange(len(listing.train_labels_N)))
+        chosen = Pictures(
+            [str(digests_N[n]) for n in places], labels_N[places], is_test_N[places], [names[n] for n in places]
+        )
+        stays_N[places] = kept(chosen)
+        notes.append(f"left out: {plural(int((readable_N & ~stays_N).sum()), 'copy').replace('copys', 'copies')}")
+    train_N, test_N = np.flatnonzero(stays_N[~is_test_N]), np.flatnonzero(stays_N[is_test_N])
+    for split, labels in (("training", listing.train_labels_N[train_N]), ("test", listing.test_labels_N[test_N])):
+        missing = np.flatnonzero(np.bincount(labels, minlength=len(listing.classes)) == 0)
+        if len(missing):
+            raise InputError(
+                f"data: class {listing.classes[missing[0]]!r} has no {split} image left ({'; '.join(notes)})"
+            )
+    reading = "; ".join([listing.reading, *notes] if listing.reading else notes)
+    return replace(_chosen(listing, train_N, test_N), reading=reading)
+
+
+def _chosen(listing: ImageListing, train_N: np.ndarray, test_N: np.ndarray) -> ImageListing:
+    """Return the listing of some of its training and test images, by their numbers."""
+
+    def chosen(read: ReadImages) -> ReadImages:
+        return lambda train, test, track: read(train_N[train], test_N[test], track)
+
+    files = listing.files
+    if files is not None:
+        files = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
+    return replace(
+        listing,
+        train_labels_N=listing.train_labels_N[train_N],
+        test_labels_N=listing.test_labels_N[test_N],
+        read=chosen(listing.read),
+        map=None if listing.map is None else chosen(listing.map),
+        files=files,
+    )
+
+
+def _names(listing: ImageListing, train_N: np.ndarray) -> list[str]:
+    """Return the names of some training images, then of all test images."""
+    if listing.files is not None:
+        return [listing.files["train"][n][0] for n in train_N] + [path for path, _ in listing.files["test"]]
+    return [f"training image {n}" for n in train_N] + [f"test image {n}" for n in range(len(listing.test_labels_N))]
+
+
+def _pictures(listing: ImageListing, train_N: np.ndarray, digests_N: list[str]) -> Pictures:
+    labels_N = np.concatenate([listing.train_labels_N[train_N], listing.test_labels_N])
+    return Pictures(digests_N, labels_N, np.arange(len(labels_N)) >= len(train_N), _names(listing, train_N))
+
+
+def _list_classes(data: Data, decoding: int) -> ImageListing:
     """List the images of the classes that a study asks for, with labels from 0 in the order of `data.classes`."""
     list_source = {"imagefolder": image_folder_listing, "digits": _digits_listing}.get(data.source, torchvision_listing)
     listing = list_source(data, decoding)
@@ -137,22 +222,18 @@ def _list_images(data: Data, decoding: int = DECODING_VERSION) -> ImageListing:
         np.array([numbers.index(label) for label in labels], np.int64)
         for labels in (listing.train_labels_N[train_N], listing.test_labels_N[test_N])
     )
-
-    def chosen(read: ReadImages) -> ReadImages:
-        return lambda train, test, track: read(train_N[train], test_N[test], track)
-
-    return replace(
-        listing,
-        train_labels_N=train_labels_N,
-        test_labels_N=test_labels_N,
-        classes=list(data.classes),
-        read=chosen(listing.read),
-        map=None if listing.map is None else chosen(listing.map),
-    )
+    chosen = _chosen(listing, train_N, test_N)
+    return replace(chosen, train_labels_N=train_labels_N, test_labels_N=test_labels_N, classes=list(data.classes))
 
 
-def _read_images(listing: ImageListing, train_N: np.ndarray, track: TrackProgress, processes: int) -> ImageSet:
-    """Read some of the training images, and all test images, through a memory map if they do not fit into memory."""
+def _read_images(
+    listing: ImageListing, train_N: np.ndarray, track: TrackProgress, processes: int
+) -> tuple[ImageSet, list[str]]:
+    """Read some of the training images, and all test images, through a memory map if they do not fit into memory.
+
+    Returns:
+        The images, and the digests of the pixels of each, training images first.
+    """
     test_N = np.arange(len(listing.test_labels_N))
     read = listing.read
     if not _fit_into_memory(listing.side, len(train_N), len(test_N), processes) and listing.map is not None:
@@ -162,13 +243,16 @@ def _read_images(listing: ImageListing, train_N: np.ndarray, track: TrackProgres
     train_images, test_images = read(train_N, test_N, track)
     train_labels, test_labels = listing.train_labels_N[train_N], listing.test_labels_N
     digest = hashlib.sha256("\0".join(listing.classes).encode())
+    digests_N: list[str] = []
     for array in (train_images, train_labels, test_images, test_labels):
         digest.update(str(array.shape).encode())
         for start in range(0, len(array), 4096):  # so that Ctrl-C need not wait for the end
-            digest.update(np.ascontiguousarray(array[start : start + 4096]).data)
-    return ImageSet(
-        train_images, train_labels, test_images, test_labels, listing.classes, digest.hexdigest(), listing.decoding
-    )
+            part = np.ascontiguousarray(array[start : start + 4096])
+            digest.update(part.data)
+            if part.ndim > 1:
+                digests_N += map(pixel_digest, part)
+    about = (listing.classes, digest.hexdigest(), listing.decoding, listing.reading)
+    return ImageSet(train_images, train_labels, test_images, test_labels, *about), digests_N
 
 
 def _fit_into_memory(side: int, train: int, test: int, processes: int = 1) -> bool:
@@ -225,7 +309,7 @@ def measure_data(data: Data) -> DataSize:
         classes = len(data.classes) if data.classes else known.classes
         train, test = (n * classes // known.classes for n in (known.train_images, known.test_images))
     else:
-        listing = _list_images(data)
+        listing = list_images(data)
         classes, train, test = len(listing.classes), len(listing.train_labels_N), len(listing.test_labels_N)
     return DataSize(classes, min(train, data.limit or train), test)
 

@@ -73,7 +73,7 @@ def torchvision_listing(data: Data, version: int) -> ImageListing:
         for split, parts in (("train", train), ("test", [test]))
     }
     read_files, map_files = file_readers(files, data, root.resolve() / data.source, version)
-    return replace(listing, read=read_files, map=map_files, decoding=version)
+    return replace(listing, read=read_files, map=map_files, decoding=version, files=files)
 
 
 def _missing(known: "TorchvisionSet", root: Path) -> tuple[str, str]:

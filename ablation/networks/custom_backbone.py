@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from ablation.base.files import expand
 from ablation.networks.code_digest import (
     IMPORTED_MODULES,
     MODULE_NAME,
@@ -73,7 +74,7 @@ def load_custom_backbone(file: str, function: str) -> str:
         ValueError: the file or the function does not exist or fails, or the function returns no blocks, or other ones
             on each call. The message begins with the key of [backbone] that is wrong.
     """
-    path = Path(file).expanduser()
+    path = expand(file)
     if not path.is_file():
         raise ValueError(f"module: {file}: no such file")
     path = path.resolve()

@@ -46,12 +46,10 @@ def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
     return [Items(texts), Paragraph(status), Code(result.command)]
 
 
-def answer_blocks(analysis: StudyAnalysis) -> list[Block]:
-    """Return the answer, the champion, and a paragraph on how the study found them."""
+def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
+    """Return the answer, the plot that shows it, the champion and its use, the evidence, and the method."""
     spec, result = analysis.result.spec, analysis.result
-    blocks: list[Block] = [Answer(analysis.verdict)]
-    if analysis.evidence:
-        blocks.append(Items(analysis.evidence))
+    blocks: list[Block] = [Answer(analysis.verdict), *figure_block("arms", pictures)]
     if analysis.winner is not None and analysis.winner.arm.compared_levels:
         val_S = confirmed_validation(analysis.winner)
         rank = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
@@ -59,9 +57,15 @@ def answer_blocks(analysis: StudyAnalysis) -> list[Block]:
             Paragraph(
                 f"The arm with the highest mean validation accuracy is {analysis.winner.arm.name} ({val_S.mean():.4f}, "
                 f"n = {plural(len(val_S), 'seed')}); its confirmation run #{champion_run(analysis.winner).number} "
-                f"{rank}. Test accuracies played no part in this choice."
+                f"{rank}. Test accuracies played no part in this choice. It classifies images by:"
             )
         )
+    elif analysis.winner is not None:
+        blocks.append(Paragraph("The champion, the confirmation run with the best validation, classifies images by:"))
+    if analysis.winner is not None:
+        blocks.append(Code(f"python -m ablation.predict {spec.name} IMAGE..."))
+    if analysis.evidence:
+        blocks.append(Items(analysis.evidence))
     weights = spec.backbone.weights
     if spec.backbone.has_weights_file:
         weights = Path(str(weights)).name
@@ -101,7 +105,8 @@ def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
     with_tuned = not any(arm.test is not None for arm in analysis.arms)  # else the section on tuning has it
     columns = [
         *(list(spec.compared_levels()) or ["arm"]),
-        *ACCURACY_COLUMNS,
+        *ACCURACY_COLUMNS[:-1],
+        f"n ({analysis.compared.estimator.unit}s)",
         *(["best tuned val. accuracy"] if with_tuned else []),
         *(["chance to be best"] if chances else []),
         "trials",
@@ -137,7 +142,14 @@ def accuracy_cells(arm: ArmSummary) -> list[str]:
 def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool) -> list[str]:
     result = analysis.result
     notes = [f"{arm.label}: {format_params(arm.entries())}." for arm in result.spec.arms if arm.name and arm.entries()]
-    if not with_tuned:
+    unit = analysis.compared.estimator.unit
+    if unit != "seed":
+        notes.append(
+            f"Means and standard deviations over n {unit}s, each the mean of its confirmation runs on the same "
+            f"{result.test_images:,} test images. The interval of the test accuracy covers the variation over {unit}s, "
+            "with their splits and seeds, and over images."
+        )
+    elif not with_tuned:
         notes.append(
             f"Means over n confirmation runs with fresh seeds: test accuracy on {result.test_images:,} images, "
             f"validation accuracy (best epoch) on {result.val_images:,}. The interval of the test accuracy covers "
@@ -148,7 +160,7 @@ def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool) -> list[str]:
             f"Chance to be best: the share of {DRAWS:,} simulated studies, with the variation found here, in which "
             "the arm's mean test accuracy is the highest."
         )
-    if any(arm.test is not None and arm.test.seeds == 1 for arm in analysis.arms):
+    if any(arm.test is not None and arm.test.seeds == 1 and arm.test.unit == "seed" for arm in analysis.arms):
         notes.append("An arm with one seed has no interval: one seed proves nothing.")
     if with_tuned:
         notes.append(
@@ -234,7 +246,7 @@ def level_tables(analysis: StudyAnalysis) -> list[Block]:
             for level in factor.levels
             if level.missing
         ]
-        columns = [factor.factor, "marginal mean test accuracy", INTERVAL, "arms", "n (seeds per arm)"]
+        columns = [factor.factor, "marginal mean test accuracy", INTERVAL, "arms", _count_column(analysis)]
         tables.append(Table(f"Marginal means of {factor.factor}", columns, rows, notes))
     return tables
 
@@ -256,8 +268,8 @@ def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
         notes.append(f"Compared: {pairs}. Intervals and p-values allow for {count} in this report together.")
     if any(not difference.is_tested for difference in factor.family):
         notes.append(
-            f"An arm with fewer than {FEWEST_SEEDS} seeds proves nothing: no interval is invented, and its differences "
-            "are not tested."
+            f"An arm with fewer than {FEWEST_SEEDS} {analysis.compared.estimator.unit}s proves nothing: no interval is "
+            "invented, and its differences are not tested."
         )
     if margin is not None:
         notes.append(
@@ -271,15 +283,19 @@ def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
     title = f"Levels of {factor.factor}: differences of marginal mean test accuracy"
     return Table(
         "Differences of mean test accuracy" if is_listed else title,
-        _difference_columns(margin),
+        _difference_columns(margin, _count_column(analysis)),
         [_difference_row(difference, margin) for difference in factor.family],
         notes,
     )
 
 
-def _difference_columns(margin: float | None) -> list[str]:
+def _count_column(analysis: StudyAnalysis) -> str:
+    return f"n ({analysis.compared.estimator.unit}s per arm)"
+
+
+def _difference_columns(margin: float | None, count: str) -> list[str]:
     columns = ["difference of", "minus", "points", f"{SIMULTANEOUS} (points)", "p", "shown"]
-    return [*columns, *([] if margin is None else ["equivalence"]), "n (seeds per arm)"]
+    return [*columns, *([] if margin is None else ["equivalence"]), count]
 
 
 def _difference_row(difference: Difference, margin: float | None) -> list[str]:
@@ -319,7 +335,7 @@ def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
                 "replace them. Intervals and p-values allow for all effects at levels together."
             )
             title = f"Levels of {factor.factor} at each level of {other}"
-            blocks.append(Table(title, [other, *_difference_columns(margin)], rows, [note]))
+            blocks.append(Table(title, [other, *_difference_columns(margin, _count_column(analysis))], rows, [note]))
     return blocks
 
 
@@ -342,5 +358,5 @@ def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture])
     columns = ["the difference", "changes with", "by (points)", f"{SIMULTANEOUS} (points)", "p", "shown"]
     notes = ["Differences of differences of test accuracy, tested together with the differences between levels."]
     notes += [f"Left out: {text}." for text in analysis.compared.interaction_missing]
-    table = Table("Interactions", [*columns, "n (seeds per arm)"], rows, notes)
+    table = Table("Interactions", [*columns, _count_column(analysis)], rows, notes)
     return [*figure_block("interaction", pictures), table]

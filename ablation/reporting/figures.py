@@ -9,7 +9,7 @@ Legend: S confirmation runs (seeds), E epochs, K classes, T trials, V views of a
 import io
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,12 +70,15 @@ class Picture:
     png: bytes
 
 
-def draw_figures(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str, float]]) -> dict[str, Picture]:
+def draw_figures(
+    analysis: StudyAnalysis, importances: Mapping[str, Mapping[str, float]], names: Collection[str] | None = None
+) -> dict[str, Picture]:
     """Draw every figure that the study has data for: name -> picture, in the report's order.
 
     Args:
         analysis: of the study.
         importances: arm -> parameter -> share of the variation of its trials' validation accuracies.
+        names: of the figures wanted; all by default.
     """
     figures = {
         "arms": _arms,
@@ -96,7 +99,7 @@ def draw_figures(analysis: StudyAnalysis, importances: Mapping[str, Mapping[str,
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")  # an emoji in a class name is a box
         for name, draw in figures.items():
-            figure = draw(analysis)
+            figure = draw(analysis) if names is None or name in names else None
             if figure is not None:
                 pictures[name] = _render(figure)
     return pictures
@@ -175,7 +178,8 @@ def _arms(analysis: StudyAnalysis) -> Figure | None:
             axes.plot(accuracies_S, np.full(len(accuracies_S), y + 0.22), "|", color=colour, markersize=6)
             if arm.accuracy is not None:
                 _error(axes, arm.accuracy, y, colour, marker)
-    axes.set_xlabel("test accuracy (fraction); n = seeds; strokes: single seeds; lines: 95 % interval")
+    unit = analysis.compared.estimator.unit
+    axes.set_xlabel(f"test accuracy (fraction); n = {unit}s; strokes: single seeds; lines: 95 % interval")
     return figure
 
 
@@ -186,12 +190,15 @@ def _effects(analysis: StudyAnalysis) -> Figure | None:
         factors = [factor for factor in factors if factor.family]
     if not factors:
         return None
+    unit = analysis.compared.estimator.unit
     rows = [max(len(factor.levels), len(factor.family), 2) for factor in factors]
     height = sum(0.34 * n + 1.0 for n in rows)
     figure, grid = _figure(height, len(factors), 2, gridspec_kw={"height_ratios": [n + 2.5 for n in rows]})
     for factor, (left, right) in zip(factors, grid, strict=True):
         levels = [level for level in factor.levels if level.estimate is not None]
-        labels = [f"{level.label}\n{plural(level.arms, 'arm')}, n = {format_seeds(level.seeds)}" for level in levels]
+        labels = [
+            f"{level.label}\n{plural(level.arms, 'arm')}, n = {format_seeds(level.seeds, unit)}" for level in levels
+        ]
         with _rows(left, labels):
             for y, level in enumerate(levels):
                 if level.estimate is not None:
@@ -241,8 +248,8 @@ def _interaction(analysis: StudyAnalysis) -> Figure | None:
         line = [arm for arm in confirmed if arm.result.arm.levels[second] == level]
         offset = 0.06 * (index - (len(second_levels) - 1) / 2)
         x = [first_levels.index(arm.result.arm.levels[first]) + offset for arm in line]
-        seeds = [len(arm.result.confirmed) for arm in line] or [0]
-        n = format_seeds((min(seeds), max(seeds)))
+        seeds = [arm.test.seeds for arm in line if arm.test is not None] or [0]
+        n = format_seeds((min(seeds), max(seeds)), analysis.compared.estimator.unit)
         means = [arm.accuracy for arm in line if arm.accuracy is not None]
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         dashes = ("-", "--", "-.", ":")[index % 4]

@@ -2,7 +2,7 @@
 
 import base64
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,6 +11,7 @@ from ablation import __version__
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.results import RunResult, StudyResult
+from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table, escape_markdown, visible
 from ablation.reporting.answer_sections import (
     arm_accuracy_table,
@@ -21,6 +22,7 @@ from ablation.reporting.content import Answer, Block, Code, Figure, Folded, Heat
 from ablation.reporting.figures import Picture
 from ablation.tracking.run_names import arm_title
 
+PLOT_WIDTH = 21  # characters
 NOTE_LIMIT = 8000  # characters, MLflow's limit for a tag
 Links = Literal["all", "best trials", "none"]
 ALL_LINKS: tuple[Links, ...] = ("all", "best trials", "none")
@@ -28,13 +30,76 @@ ALL_LINKS: tuple[Links, ...] = ("all", "best trials", "none")
 
 def short_tables(analysis: StudyAnalysis) -> list[Table]:
     """Return the tables for the terminal: the arms, published results, the tested differences."""
-    arms = dataclasses.replace(arm_accuracy_table(analysis), title="Arms")
+    arms = short_arms_table(analysis)
     published = [dataclasses.replace(table, title="Published results") for table in published_tables(analysis)]
     return [
         arms,
         *published,
-        *(difference_table(analysis, factor) for factor in analysis.factors if factor.family),
+        *(
+            dataclasses.replace(difference_table(analysis, factor), optional=["n (seeds per arm)", "p", "equivalence"])
+            for factor in analysis.factors
+            if factor.family
+        ),
     ]
+
+
+def short_arms_table(analysis: StudyAnalysis) -> Table:
+    """Return the table of arms for the terminal, with the intervals also as a plot; the champion's arm is stressed."""
+    table = arm_accuracy_table(analysis)
+    winner = analysis.winner.arm.name if analysis.winner is not None else None
+    bold_row = next((number for number, arm in enumerate(analysis.arms) if arm.name == winner), None)
+    table = dataclasses.replace(table, title="Arms", bold_row=bold_row)
+    estimates = [arm.accuracy for arm in analysis.arms]
+    if not any(estimates):
+        return table
+    axis, plots = interval_plot(estimates)
+    merged = table.columns.index("test accuracy")  # and the two columns behind it
+    rows = [
+        [*row[:merged], _with_margin(estimate), plot, *row[merged + 3 :]]
+        for row, estimate, plot in zip(table.rows, estimates, plots, strict=True)
+    ]
+    return dataclasses.replace(
+        table,
+        columns=[*table.columns[:merged], "test accuracy", axis, *table.columns[merged + 3 :]],
+        rows=rows,
+        notes=[
+            *table.notes,
+            *(["± and the plot: the 95 % interval."] if any("±" in row[merged] for row in rows) else []),
+        ],
+        optional=["trials", "val. accuracy", "chance to be best", axis],
+    )
+
+
+def _with_margin(estimate: Estimate | None) -> str:
+    """Return an accuracy with the larger half of its interval, such as '0.926 ±0.016'."""
+    if estimate is None:
+        return "-"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    margin = max(estimate.high - estimate.value, estimate.value - estimate.low)
+    decimals = 3 if margin >= 0.002 else 4
+    return f"{estimate.value:.{decimals}f} ±{margin:.{decimals}f}"
+
+
+def interval_plot(estimates: Sequence[Estimate | None]) -> tuple[str, list[str]]:
+    """Return the ends of the axis that all intervals share, and a row of `PLOT_WIDTH` characters for each."""
+    known = [estimate for estimate in estimates if estimate is not None]
+    low = min(estimate.value if estimate.low is None else estimate.low for estimate in known)
+    high = max(estimate.value if estimate.high is None else estimate.high for estimate in known)
+
+    def column(value: float) -> int:
+        return round((value - low) / (high - low) * (PLOT_WIDTH - 1)) if high > low else PLOT_WIDTH // 2
+
+    plots = []
+    for estimate in estimates:
+        cells = ["·"] * PLOT_WIDTH
+        if estimate is not None:
+            if estimate.low is not None and estimate.high is not None:
+                first, last = column(estimate.low), column(estimate.high)
+                cells[first : last + 1] = "─" * (last + 1 - first)
+            cells[column(estimate.value)] = "●"
+        plots.append("".join(cells))
+    return f"plot, {low:.3f} to {high:.3f}", plots
 
 
 def summary_note(analysis: StudyAnalysis) -> str:

@@ -10,7 +10,7 @@ from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.tuning import searched_params
 from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
-from ablation.base.terminal import say, show_table
+from ablation.base.terminal import say, say_prose, show_table
 from ablation.base.text import Table
 from ablation.reporting.answer_sections import (
     answer_blocks,
@@ -23,6 +23,7 @@ from ablation.reporting.answer_sections import (
 )
 from ablation.reporting.change_section import change_blocks
 from ablation.reporting.content import Section, figure_block
+from ablation.reporting.exports import paper_block
 from ablation.reporting.figures import Picture, draw_figures
 from ablation.reporting.forecast_section import forecast_blocks
 from ablation.reporting.method_sections import meaning_blocks, power_blocks
@@ -39,7 +40,9 @@ from ablation.reporting.run_sections import (
 )
 from ablation.search.space import parameter_importances
 from ablation.storage.store import Store
+from ablation.tracking.client import is_server, ui_command, ui_server
 from ablation.tracking.reading import log_report
+from ablation.tracking.saved_views import BEST_ARM_VIEW, view_address
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,10 @@ class Report:
         markdown: the same content as text, which shows the PNG files in `figures`.
         figures: file name -> content, each figure as .png and .svg.
         short: the tables for the terminal.
-        note: markdown for the summary run's description, with links to the runs.
+        note: markdown for the summary run's description, with links to the runs; empty without such a run.
         folder: the folder with the report's files; None if they were not written.
         is_logged: whether the summary run in MLflow has it, too.
+        ui: the command that shows the study in the MLflow UI, or its address on a server.
     """
 
     result: StudyResult
@@ -71,6 +75,7 @@ class Report:
     note: str
     folder: Path | None = None
     is_logged: bool = False
+    ui: str = ""
 
     @property
     def answer(self) -> str:
@@ -104,28 +109,33 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
         write_atomically(folder / file, content)
     if not store.is_read_only:
         log_report(store, result.summary_run_id, files, report.note)
-    return dataclasses.replace(report, folder=folder, is_logged=not store.is_read_only)
+    ui = ui_command(store, name)
+    if is_server(store):
+        ui = view_address(ui_server(store), result.experiment_id, BEST_ARM_VIEW)
+    return dataclasses.replace(report, folder=folder, is_logged=not store.is_read_only, ui=ui)
 
 
 def show_report(report: Report) -> None:
-    """Print the question, the answer, the short tables, warnings, and the path of the whole report."""
-    say(f"\n{report.result.spec.question}\n")
-    for line in report.verdict:
-        say(line)
-    if report.evidence:
-        say("")
-    for sentence in report.evidence:
-        say(f"- {sentence}")
+    """Print the question, the short tables, evidence and warnings; then the answer, the report's path, the UI."""
+    say("")
+    say_prose(report.result.spec.question)
     for table in report.short:
         say("")
         show_table(table)
-    if report.warnings:
+    if report.evidence or report.warnings:
         say("")
+    for sentence in report.evidence:
+        say_prose(sentence, "- ")
     for warning in report.warnings:
-        say(warning)
+        say_prose(warning)
+    say("")
+    say_prose(report.answer, "Answer  ")
     if report.folder is not None:
-        only_here = "" if report.is_logged else "  (not logged to MLflow, because the store cannot be written)"
-        say(f"\nThe whole report: {report.folder / 'report.html'}{only_here}")
+        is_kept = report.is_logged or not report.note
+        only_here = "" if is_kept else "  (not logged to MLflow, because the store cannot be written)"
+        say(f"Report  {report.folder / 'report.html'}{only_here}")
+    if report.ui:
+        say(f"UI      {report.ui}")
 
 
 def build_report(result: StudyResult) -> Report:
@@ -161,8 +171,8 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[
     """Return the report's sections; empty ones are left out."""
     sections = [
         Section("missing", "What is missing", missing_runs_text(analysis)),
-        Section("answer", "Answer", answer_blocks(analysis)),
-        Section("arms", "Arms", [arm_accuracy_table(analysis), *figure_block("arms", pictures)]),
+        Section("answer", "Answer", answer_blocks(analysis, pictures)),
+        Section("arms", "Arms", [arm_accuracy_table(analysis)]),
         Section("published", "Published results", [*published_tables(analysis)]),
         Section("effects", "Effect of each factor", [*figure_block("effects", pictures), *level_tables(analysis)]),
         Section("differences", "Differences", [*figure_block("differences", pictures), *difference_blocks(analysis)]),
@@ -182,6 +192,7 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[
         Section("mistakes", "Most confident mistakes", mistake_blocks(analysis, pictures)),
         Section("runs", "Runs", run_blocks(analysis)),
         Section("meaning", "What the intervals mean", meaning_blocks(analysis)),
+        Section("paper", "For a paper", [paper_block(analysis)]),
         Section("environment", "Environment", environment_blocks(analysis)),
     ]
     return [section for section in sections if section.blocks]

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
 from ablation.base.text import plural
-from ablation.data.reading import ImageSet, Split, check_split, load_split, measure_data, split_seed
+from ablation.data.reading import DataSize, ImageSet, Split, check_split, load_split, measure_data, split_seed
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import has_learning_layers
 from ablation.networks.weights import Weights, check_layers, read_weights, torchvision_weights
@@ -16,6 +17,9 @@ from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
 from ablation.spec.tables import TIMM_WEIGHTS
 from ablation.storage.store import Store
+
+MOST_POINTS_PER_IMAGE = 1.0  # of accuracy: 100 images
+FEWEST_PER_CLASS = 5  # training images; few-shot learning begins with one to five, where other methods are used
 
 
 def check_study(spec: StudySpec, store: Store, path: Path) -> None:
@@ -39,6 +43,32 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
         f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} trainings on {size.train:,} images of "
         f"{size.classes} classes (validation images included)"
     )
+    for warning in too_small(spec, size):
+        say(f"warning: {warning}")
+
+
+def too_small(spec: StudySpec, size: DataSize) -> list[str]:
+    """Return why a study is too small to answer its question, a sentence each."""
+    warnings = []
+    compares = len(arms(spec)) > 1
+    if compares and spec.confirm.seeds < FEWEST_SEEDS:
+        few = f"arms with fewer than {FEWEST_SEEDS} are not compared"
+        warnings.append(f"[confirm] seeds is {spec.confirm.seeds}; {few}")
+    val_images = round(size.train * spec.data.val_fraction)
+    per_image = 100 / max(1, val_images)
+    if per_image > MOST_POINTS_PER_IMAGE:
+        warnings.append(
+            f"{plural(val_images, 'validation image')}, each worth {per_image:.1f} points of accuracy; "
+            "tuning and choosing a champion need at least 100"
+        )
+    if compares and size.test and 100 / size.test > MOST_POINTS_PER_IMAGE:
+        warnings.append(
+            f"{plural(size.test, 'test image')}, each worth {100 / size.test:.1f} points of accuracy; "
+            "smaller differences of arms cannot be found"
+        )
+    if size.train - val_images < FEWEST_PER_CLASS * size.classes:
+        warnings.append(f"there are fewer than {FEWEST_PER_CLASS} training images per class")
+    return warnings
 
 
 def check_custom_backbone(spec: StudySpec) -> None:
@@ -102,5 +132,11 @@ def load_images_and_split(
     Raises:
         InputError: the images cannot be read or split, or do not fit into memory.
     """
-    seed, begun = split_seed(spec.seed), {"decoding": decoding, "is_begun": is_begun}
-    return load_split(spec.data, seed, track=track_progress, processes=processes, **begun)
+    return load_split(
+        spec.data,
+        split_seed(spec.seed),
+        track=track_progress,
+        processes=processes,
+        decoding=decoding,
+        is_begun=is_begun,
+    )

@@ -8,9 +8,9 @@ from typing import get_args
 
 from ablation import __version__
 from ablation.analysis.results import NothingFinished
-from ablation.base.errors import StoreAway, StoreError
+from ablation.base.errors import NothingLearned, StoreAway, StoreError
 from ablation.base.retries import wait_out
-from ablation.base.terminal import say, show_table
+from ablation.base.terminal import say, show_table, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.images import normalisation_for
 from ablation.data.samples import draw_samples, samples_file
@@ -29,8 +29,7 @@ from ablation.spec.parameters import Augmentation
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import study_lock
 from ablation.storage.store import Store
-from ablation.tracking.client import SAMPLES_FILE, is_server, ui_command, ui_server
-from ablation.tracking.saved_views import BEST_ARM_VIEW, view_address
+from ablation.tracking.client import SAMPLES_FILE
 
 
 def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
@@ -51,15 +50,14 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
             session = replace(session, images=keep_examples(session.images))  # each worker reads its own
             supervise_workers(session, devices)
         conclude_study(session)
+    except NothingLearned:  # the study is over
+        raise
     except BaseException as error:
         with suppress(StoreAway, StoreError):
             session.tracker.end_summary(summary_key(session), "SCHEDULED")
             if isinstance(error, KeyboardInterrupt):
                 deliver_and_reconcile(session)
         raise
-    command = "" if is_server(store) else f"{ui_command(store, spec.name)}\n    "
-    address = view_address(ui_server(store), session.tracker.experiment_id, BEST_ARM_VIEW)
-    say(f"\nTo see it in the MLflow UI:\n    {command}{address}")
 
 
 def begin_summary(session: Session) -> None:
@@ -104,11 +102,13 @@ def conclude_study(session: Session) -> None:
 
     Raises:
         StoreError: a server was away for too long, and results wait in the store; or MLflow lacks runs that have ended.
+        NothingLearned: every trial failed.
     """
     patience = session.options.delivery_patience
     try:
         wait_out(lambda: deliver_and_reconcile(session), patience)
-        report = wait_out(lambda: _report_and_register(session), patience)
+        with waiting("Report: drawing the plots, registering the champion"):
+            report = wait_out(lambda: _report_and_register(session), patience)
     except StoreAway as away:
         with suppress(StoreAway):
             show_arms(session)
@@ -124,6 +124,19 @@ def conclude_study(session: Session) -> None:
             f"MLflow lacks {plural(missing, 'run')} of trials that have ended: another process or machine has yet to "
             "deliver them, or somebody has deleted them"
         )
+    if report is None:
+        raise NothingLearned(failure_text([trial.reason for trial in trials if trial.state == "failed"]))
+
+
+def failure_text(reasons: list[str]) -> str:
+    """Return what to change in a study of which every trial failed for these reasons."""
+    if any("out of memory" in reason for reason in reasons):
+        advice = "try a smaller batch_size"
+    elif any(" loss became " in reason for reason in reasons):
+        advice = "try a lower search.lr"
+    else:
+        advice = "the table above has the reasons"
+    return f"every trial failed; {advice}"
 
 
 def _report_and_register(session: Session) -> Report | None:

@@ -1,157 +1,222 @@
 """The view of a running study in the terminal."""
 
+import math
+import os
+import re
 import time
 from typing import Any
 
-from rich.console import Group
+from rich.console import ConsoleRenderable, Group, RenderHook
+from rich.control import Control
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table as RichTable
 from rich.text import Text
 
+from ablation.base.command_line import WORKER_VARIABLE
 from ablation.base.core_use import BusyCores
-from ablation.base.terminal import console, say
+from ablation.base.terminal import console, is_live, say
 from ablation.base.text import format_duration, visible
+from ablation.running.time_left import Runs, TimeLeft
 from ablation.search.status import best_record
 from ablation.search.studies import TrialRecord
+from ablation.spec.arms import arms
+from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 
 PLAIN_SECONDS = 5  # between two lines about epochs of one trial
+WORKER_SECONDS = 1  # the same in a worker, whose supervisor shows the latest
 BARS = "▁▂▃▄▅▆▇█"
+MOST_DOTS = 60  # characters of the axis of values
+FEWEST_DOTS = 8
+PHASES = ("tuning", "confirmation", "report")
 
 
 class StudyView:
-    """Shows a study's progress and the time left, the running trial's curve, and the best of each arm so far."""
+    """Shows a study's phase and time left, the running trials of all workers, and each arm's trials and values."""
 
-    def __init__(self, title: str, arms: list[str], cores: BusyCores | None = None):
-        """Show a study.
-
-        Args:
-            title: its name.
-            arms: their names.
-            cores: watches the processes that train; None where they do not train on the CPU.
-        """
-        self.arms = arms
+    def __init__(self, spec: StudySpec, cores: BusyCores | None = None):
+        """Show a study; `cores` watches the processes that train, and is None where they do not train on the CPU."""
+        self.spec = spec
+        self.arms = [arm.name for arm in arms(spec)]
         self.cores = cores
         self.trials = self.ended = self.epochs = 0  # confirmation runs included
         self.ended_before: int | None = None  # number of ended trials when this view began
-        self.best: dict[str, float] = {}
+        self.runs: Runs = {}
+        self.left = TimeLeft(spec.trials_per_arm, spec.confirm.seeds)
         self.curve: list[float] = []
-        self.trial_text = Text("")
-        self.epoch_text = Text("")
-        self.workers: dict[int, str] = {}  # number of a worker -> its last line
+        self.label = self.params = self.state = ""  # of this process's trial
+        self.workers: dict[int, WorkerLine] = {}
         self.began = self.trial_started = time.monotonic()
         self.last_line = 0.0
         self.waits_for = ""
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("runs"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-        )
-        self.task = self.progress.add_task(title, total=None, left="")
-        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
+        self.is_live = is_live()
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, vertical_overflow="crop")
+        self.seconds_between = WORKER_SECONDS if WORKER_VARIABLE in os.environ else PLAIN_SECONDS
 
     def __enter__(self) -> "StudyView":
-        if console.is_terminal:
+        if self.is_live:
             self.live.start()
+            console.push_render_hook(CleanerAfterResize())
         return self
 
     def __exit__(self, *_: object) -> None:
-        if console.is_terminal:
+        if self.is_live:
+            console.pop_render_hook()
             self.live.stop()
 
     def _render(self) -> Group:
-        table = RichTable(box=None, padding=(0, 2, 0, 0), show_header=False)
-        top = max(self.best.values(), default=0.0)
-        for arm in self._arms_that_fit():
-            value = self.best.get(arm)
-            style = "bold green" if value is not None and value == top else ""
-            bar = "" if value is None else "━" * round(30 * value)
-            table.add_row(
-                Text(arm, style=style), Text("-" if value is None else f"{value:.4f}", style=style), Text(bar)
-            )
-        heading = Text("best validation accuracy so far", style="dim")
-        worker_lines = [
-            Text(f"worker {number}  {line}", overflow="ellipsis", no_wrap=True)
-            for number, line in sorted(self.workers.items())
-        ]
-        # Instead of the empty line, so that nothing moves.
-        trains = bool(self.trial_text or worker_lines) and not self.waits_for
-        note = Text(self.cores.update() if self.cores and trains else "", style="yellow")
-        return Group(self.progress, *(worker_lines or [self.trial_text, self.epoch_text]), note, heading, table)
+        return Group(*self.lines(console.width, console.height))
 
-    def _arms_that_fit(self) -> list[str]:
+    def lines(self, width: int, height: int) -> list[Text]:
+        """Return the view for a terminal of this size in characters; no line is wider, and their number is constant."""
+        running = self._running_lines()
+        trains = bool(self.label or self.workers) and not self.waits_for
+        note = Text(self.cores.update() if self.cores and trains else "", style="yellow")
+        above = [*self._heading(width), *running, note]
+        lines = [*above, *self._arm_lines(width, max(3, height - len(above) - 2))]
+        for line in lines:
+            line.truncate(width - 1, overflow="ellipsis")
+        return lines
+
+    def _heading(self, width: int) -> list[Text]:
+        phase = self.phase()
+        now = time.monotonic() - self.began
+        counts = f"{self.ended}/{self.trials} runs  {format_duration(now)}"
+        left = self.left.text(now)
+        heading = Text.assemble((self.spec.name, "bold"), "  ")
+        long = len("  ".join([self.spec.name, " > ".join(PHASES), counts, left]))
+        for number, name in enumerate(PHASES if long < width else (phase,)):
+            heading.append(" > " if number else "", style="dim")
+            heading.append(name, style="bold cyan" if name == phase else "dim")
+        heading.append(f"  {counts}")
+        if left:
+            heading.append(f"  {left}", style="cyan")
+        length = min(width - 1, 100)
+        done = math.floor(length * self.ended / self.trials) if self.trials else 0
+        bar = Text.assemble(("━" * done, "green"), ("─" * (length - done), "dim"))
+        return [heading, bar]
+
+    def phase(self) -> str:
+        """Return the phase that the study is in."""
+        if self.trials and self.ended >= self.trials:
+            return "report"
+        tuned = [run for arm in self.arms for run in self.runs.get(arm, []) if run.confirms is None and run.has_ended]
+        return "confirmation" if len(tuned) >= len(self.arms) * self.spec.trials_per_arm else "tuning"
+
+    def _running_lines(self) -> list[Text]:
+        lines = [Text(f"worker {number}  {line.text()}") for number, line in sorted(self.workers.items())]
+        if not lines:
+            lines = [Text(self.waits_for or f"{self.label}  {self.state}".strip()), Text(self.params, style="dim")]
+        known = {self.label, *(line.label for line in self.workers.values())}
+        elsewhere = [
+            run
+            for arm_runs in self.runs.values()
+            for run in arm_runs
+            if run.state == "running" and _run_label(run) not in known and run.epochs
+        ]
+        return lines + [
+            Text(f"elsewhere  {_run_label(run)}  epoch {run.epochs}/{self.spec.epochs}") for run in elsewhere[:4]
+        ]
+
+    def _arm_lines(self, width: int, room: int) -> list[Text]:
+        """Return a line per arm: best value, values on an axis, trials, seeds, failures; the best ones that fit."""
+        best = {arm: best_record(self.runs.get(arm, [])) for arm in self.arms}
+        values = {arm: value.value for arm, value in best.items() if value is not None and value.value is not None}
+        everything = [run.value for arm in self.runs.values() for run in arm if run.value is not None]
+        low, high = min(everything, default=0.0), max(everything, default=1.0)
+        failed = {arm: sum(run.state == "failed" for run in self.runs.get(arm, [])) for arm in self.arms}
+        names = max(map(len, [*self.arms, "arm"]))
+        trials, seeds = self.spec.trials_per_arm, self.spec.confirm.seeds
+        cells = [("trials", trials, False), *([("seeds", seeds, True)] if seeds else [])]
+        wide = sum(max(len(name), len(f"{total}/{total}")) + 2 for name, total, _ in cells)
+        wide += len(f"  {max(failed.values())} failed") if any(failed.values()) else 0
+        names = min(names, max(8, width - 1 - wide - 8))
+        dots = min(MOST_DOTS, width - 1 - names - wide - 10)
+        axis = f"{low:.3f}{f'{high:.3f}':>{dots - 5}}" if dots >= 2 * 5 + 2 else " " * dots
+
+        def line(name: str, value: str, row: str, counts: list[str], failures: int) -> Text:
+            text = f"{name[:names]:{names}}  {value:>6}" + (f"  {row}" if dots >= FEWEST_DOTS else "")
+            for (column, total, _), count in zip(cells, counts, strict=True):
+                text += f"  {count:>{max(len(column), len(f'{total}/{total}'))}}"
+            return Text.assemble(text, (f"  {failures} failed" if failures else "", "yellow"))
+
+        heading = line("arm", "best", axis, [column for column, *_ in cells], 0)
+        heading.stylize("dim")
+        lines = [heading]
+        top = max(values.values(), default=None)
+        for arm in self._arms_that_fit(values, room):
+            runs = self.runs.get(arm, [])
+            counts = [
+                f"{sum(run.has_ended and (run.confirms is not None) == confirms for run in runs)}/{total}"
+                for _, total, confirms in cells
+            ]
+            value = f"{values[arm]:.4f}" if arm in values else "-"
+            row = dotted(runs, low, high, dots) if dots >= FEWEST_DOTS else ""
+            lines.append(line(arm, value, row, counts, failed[arm]))
+            if arm in values and values[arm] == top:
+                lines[-1].stylize("bold green", 0, names + 8)
+        return lines
+
+    def _arms_that_fit(self, values: dict[str, float], room: int) -> list[str]:
         """Return the arms in order; only the best ones if the terminal is too low for all of them."""
-        room = max(3, console.height - 6 - max(2, len(self.workers)))  # without the other lines and a margin
-        best_first = sorted(self.arms, key=lambda arm: self.best.get(arm, -1.0), reverse=True)
+        best_first = sorted(self.arms, key=lambda arm: values.get(arm, -1.0), reverse=True)
         return [arm for arm in self.arms if arm in best_first[:room]]
 
-    def update(self, trials: dict[str, list[TrialRecord]], total: int) -> None:
+    def update(self, runs: dict[str, list[TrialRecord]], total: int) -> None:
         """Show the progress of the study's arms.
 
         Args:
-            trials: arm -> its trials and confirmation runs.
+            runs: arm -> its trials and confirmation runs.
             total: the number of trials and confirmation runs that the study will have.
         """
-        self.ended = sum(trial.has_ended for arm_trials in trials.values() for trial in arm_trials)
-        self.epochs = sum(trial.epochs for arm_trials in trials.values() for trial in arm_trials)
+        self.runs = runs
+        self.ended = sum(run.has_ended for arm_runs in runs.values() for run in arm_runs)
+        self.epochs = sum(run.epochs for arm_runs in runs.values() for run in arm_runs)
         self.trials = total
         if self.ended_before is None:
             self.ended_before = self.ended
-        for arm, arm_trials in trials.items():
-            best = best_record(arm_trials)
-            if best is not None and best.value is not None:
-                self.best[arm] = best.value
-        left = self.time_left()
-        self.progress.update(
-            self.task, completed=self.ended, total=self.trials, left=f"about {left} left" if left else ""
-        )
+        self.left.update(runs, time.monotonic() - self.began)
 
     def show_waiting(self, text: str) -> None:
         """Show why nothing can be done for now."""
-        self.trial_text, self.epoch_text = Text(visible(text)), Text("")
-        if text != self.waits_for and not console.is_terminal:
+        if text != self.waits_for and not self.is_live:
             say(text)
-        self.waits_for = text
+        self.waits_for = visible(text)
+        self.label = self.params = self.state = ""
         if self.cores:
             self.cores.pause()
 
     def show_computing(self, text: str) -> None:
         """Show what is computed once before the trial trains."""
-        self.epoch_text = Text(text)
-        if not console.is_terminal:
+        self.state = text
+        if not self.is_live:
             say(f"  {text}")
 
     def show_worker_line(self, number: int, line: str) -> None:
         """Show a line of a worker's output."""
-        self.workers[number] = visible(line.strip())
-        if not console.is_terminal:
+        worker = self.workers.setdefault(number, WorkerLine())
+        is_news = worker.take(visible(line))
+        if not self.is_live and is_news:
             say(f"worker {number} | {line}")
 
     def show_trial_start(self, spec: TrialSpec, params: str) -> None:
         """Show that a trial begins or resumes."""
         self.trial_started = self.last_line = time.monotonic()
-        self.waits_for = ""
+        self.waits_for = self.state = ""
         self.curve = []
-        self.trial_text = Text(visible(f"{_label(spec)}  {params}"))
-        self.epoch_text = Text("")
-        if not console.is_terminal:
+        self.label, self.params = visible(_label(spec)), visible(params)
+        if not self.is_live:
             say(f"[{self.ended + 1}/{self.trials}] {_label(spec)}: {params}")
 
     def show_epoch(self, spec: TrialSpec, metrics: Any) -> None:
         """Show the metrics of an epoch that has ended."""
         self.curve.append(metrics.val_accuracy)
         text = (
-            f"epoch {metrics.epoch}/{spec.epochs}  train loss {metrics.train_loss:.4f}  "
-            f"val. loss {metrics.val_loss:.4f}  val. accuracy {metrics.val_accuracy:.4f}  "
-            f"{metrics.images_per_second:,.0f} images/s"
+            f"epoch {metrics.epoch}/{spec.epochs}  val. accuracy {metrics.val_accuracy:.4f}  "
+            f"{metrics.images_per_second:,.0f} images/s  train loss {metrics.train_loss:.4f}  "
+            f"val. loss {metrics.val_loss:.4f}"
         )
-        if console.is_terminal:
-            self.epoch_text = Text(f"{sparkline(self.curve)}  {text}")
-        elif time.monotonic() - self.last_line >= PLAIN_SECONDS:
+        self.state = text.replace("  val. accuracy", f" {sparkline(self.curve)}  val. accuracy", 1)
+        if not self.is_live and time.monotonic() - self.last_line >= self.seconds_between:
             self.last_line = time.monotonic()
             say(f"  {text}")
 
@@ -161,26 +226,76 @@ class StudyView:
         if state != "lost":
             self.ended += 1
         result = f"val. accuracy {value:.4f}" if value is not None else reason
-        if not console.is_terminal:
-            left = self.time_left()
-            say(f"  {state}: {result} ({seconds:.1f} s{f', about {left} left' if left else ''})")
+        if not self.is_live:
+            left = self.left.text(time.monotonic() - self.began)
+            say(f"  {state}: {result} ({seconds:.1f} s{f', {left}' if left else ''})")
         elif state in ("failed", "lost"):
             self.live.console.print(Text(visible(f"{_label(spec)} {state}: {reason}"), style="yellow"))
 
-    def time_left(self) -> str:
-        """Return the time for the remaining trials at the rate since the view began; "" while that is unknown."""
-        remaining, ended_now = self.trials - self.ended, self.ended - (self.ended_before or 0)
-        if remaining <= 0 or ended_now <= 0:
-            return ""
-        return format_duration(remaining * (time.monotonic() - self.began) / ended_now)
+
+class WorkerLine:
+    """The latest of a worker's output: its trial, its parameters, and what it said last."""
+
+    def __init__(self) -> None:
+        self.label = self.params = self.detail = ""
+        self.last_epoch = -math.inf  # time.monotonic() of the last line about an epoch that was passed on
+
+    def take(self, line: str) -> bool:
+        """Note a line; return whether a log needs it: of the lines about epochs, one every `PLAIN_SECONDS`."""
+        start = re.fullmatch(r"\[\d+/\d+\] (.*?): (.*)", line)
+        if start:
+            self.label, self.params = start.groups()
+            self.detail = ""
+        else:
+            self.detail = line.strip()
+        if not line.startswith("  epoch "):
+            return True
+        is_news = time.monotonic() - self.last_epoch >= PLAIN_SECONDS
+        if is_news:
+            self.last_epoch = time.monotonic()
+        return is_news
+
+    def text(self) -> str:
+        """Return the line that is shown."""
+        return f"{self.label}  {self.detail or self.params}".strip()
+
+
+class CleanerAfterResize(RenderHook):
+    """Clears the screen of a terminal that became narrower: it has wrapped the lines, and nobody knows which.
+
+    It may have wrapped them before it said so (tmux does), so that counting rows would not do.
+    """
+
+    def __init__(self) -> None:
+        self.width = console.width
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Return what is printed, behind codes that clear the screen where that is necessary."""
+        is_narrower, self.width = console.width < self.width, console.width
+        return [Control.clear(), Control.home(), *renderables] if is_narrower else renderables
 
 
 def _label(spec: TrialSpec) -> str:
-    """Return the name of a trial, which is also its run's name in MLflow."""
+    """Return the name of a trial."""
     return f"{spec.arm} #{spec.trial}" if spec.confirms is None else f"{spec.arm} confirmation #{spec.trial}"
 
 
+def _run_label(run: TrialRecord) -> str:
+    return f"{run.arm} #{run.number}" if run.confirms is None else f"{run.arm} confirmation #{run.number}"
+
+
+def dotted(runs: list[TrialRecord] | Any, low: float, high: float, width: int) -> str:
+    """Return the values of an arm on an axis: '·' trials, '◆' confirmation runs, '●' the best trial."""
+    cells = [" "] * width
+    best = best_record(runs)
+    for run in sorted(runs, key=lambda run: (run is best, run.confirms is not None)):
+        if run.value is not None:
+            position = round((run.value - low) / (high - low) * (width - 1)) if high > low else width // 2
+            cells[position] = "●" if run is best else "·" if run.confirms is None else "◆"
+    return "".join(cells)
+
+
 def sparkline(values: list[float]) -> str:
-    """Return the last 60 values as a row of bars between the smallest and the largest."""
+    """Return the last 20 values as a row of bars between the smallest and the largest."""
     low, high = min(values), max(values)
-    return "".join(BARS[round((value - low) / (high - low) * 7) if high > low else 3] for value in values[-60:])
+    return "".join(BARS[round((value - low) / (high - low) * 7) if high > low else 3] for value in values[-20:])

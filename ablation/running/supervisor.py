@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from ablation.base.command_line import REFUSED, WORKER_VARIABLE
 from ablation.base.core_use import BusyCores, children_pids
 from ablation.base.cores import worker_variables
-from ablation.base.device import check_device
+from ablation.base.device import check_device, slice_variable
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.interrupts import CTRL_C, RESUME_ME, doing_at_the_end, grace_left
 from ablation.base.text import plural
 from ablation.running.session import Session, show_progress
 from ablation.running.study_view import StudyView
-from ablation.spec.arms import arms
 
 
 def supervise_workers(session: Session, devices: list[str]) -> None:
@@ -33,7 +32,7 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
     """
     trains_on_cpu = check_device(devices[0]).type == "cpu"
     cores = BusyCores("the workers get", children_pids) if trains_on_cpu else None
-    with StudyView(session.spec.name, [arm.name for arm in arms(session.spec)], cores) as view:
+    with StudyView(session.spec, cores) as view:
 
         def progress() -> Progress:
             with suppress(StoreAway):
@@ -128,7 +127,7 @@ def run_workers(  # noqa: C901 - one loop
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            env=_environment(len(devices)),
+            env=_environment(len(devices)) | slice_variable(number),
             start_new_session=True,  # so that Ctrl-C reaches this process alone, which pauses the workers
         )
         worker = Worker(number, device, process, [])

@@ -18,7 +18,6 @@ from ablation.running.trial import find_or_create_spec, run_trial
 from ablation.running.workbench import set_up_workbench
 from ablation.search.claims import Claim, claim_trial
 from ablation.search.studies import all_ended
-from ablation.spec.arms import arms
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
@@ -55,7 +54,7 @@ def work_until_done(session: Session) -> None:
     spec = session.spec
     device = select_device(session.options.device_name)
     cores = BusyCores("this process gets") if device.type == "cpu" else None
-    with StudyView(spec.name, [arm.name for arm in arms(spec)], cores) as progress:
+    with StudyView(spec, cores) as progress:
         features = FeatureCache(
             session.store.work_root / "features",
             session.options.feature_limit,

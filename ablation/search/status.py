@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -53,10 +54,19 @@ def _trial_record(
         epochs=len(frozen.intermediate_values),
         reason=frozen.user_attrs.get("reason", ""),
         run_id=frozen.user_attrs.get("run_id", ""),
+        seconds=_seconds(frozen),
     )
     if record.has_ended:
         studies.ended[key] = record
     return record
+
+
+def _seconds(frozen: FrozenTrial) -> float | None:
+    """Return the seconds since a trial began, or until it ended; None where it is not known when it began."""
+    if frozen.datetime_start is None:
+        return None
+    end = frozen.datetime_complete or datetime.now()  # without a time zone, as Optuna stores it
+    return max(0.0, (end - frozen.datetime_start).total_seconds())
 
 
 def best_record(trials: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -111,4 +121,4 @@ def status_table(study: str, trials: dict[str, list[TrialRecord]], trials_per_ar
     per_arm = plural(budget, "trial") + (f" and {plural(seeds, 'confirmation run')}" if seeds else "")
     title = f"{study}: {ended} of {total} runs ended ({per_arm} per arm)"
     columns = ["arm", "trials", "best val. accuracy", "its MLflow run", "confirmation runs"]
-    return Table(title, columns, rows, notes)
+    return Table(title, columns, rows, notes, optional=["confirmation runs", "best val. accuracy"])

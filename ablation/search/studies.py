@@ -37,7 +37,7 @@ class TrialRecord:
     """A trial as Optuna's database has it. `value` is the best epoch's validation accuracy.
 
     `confirms` is None for a trial; for a confirmation run it is the number of the trial whose `params` are trained
-    again.
+    again. `seconds` are from its first beginning to its end, or until now.
     """
 
     arm: str
@@ -49,6 +49,7 @@ class TrialRecord:
     epochs: int
     reason: str
     run_id: str
+    seconds: float | None = None
 
     @property
     def has_ended(self) -> bool:

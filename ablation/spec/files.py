@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from ablation.base.errors import InputError
-from ablation.base.files import expand
+from ablation.base.files import expand, write_atomically
 from ablation.base.text import nearest
 from ablation.spec.reading import check_name
 from ablation.spec.study import StudySpec
 
 PACKAGE = Path(__file__).parent.parent
+
+SCHEMA = "study.schema.json"  # of study files, for editors
 
 # Of the working folder, of an installed copy, and of the repository.
 STUDY_FOLDERS = (Path("studies"), PACKAGE / "studies", PACKAGE.parent / "studies")
@@ -44,14 +46,16 @@ def write_new_study(name: str) -> Path:
     path = STUDY_FOLDERS[0] / f"{check_name(name)}.toml"
     if name in study_files():
         raise InputError(f"--new: there is a study {name!r}: {study_files()[name]}")
-    schema = PACKAGE / "study.schema.json"
-    if PACKAGE.parent == Path.cwd():  # so that the path is right in every clone of the repository
-        schema = Path("..") / schema.relative_to(Path.cwd())
+    schema = PACKAGE / SCHEMA
+    in_repository = PACKAGE.parent == Path.cwd()
+    address = f"../{PACKAGE.name}/{SCHEMA}" if in_repository else SCHEMA  # so that the folder can be shared
     template = Path(__file__).with_name("study_template.toml").read_text(encoding="utf-8")
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
-            file.write(template.format(schema=schema, command=name))
+            file.write(template.format(schema=address, command=name))
+        if not in_repository:
+            write_atomically(path.with_name(SCHEMA), schema.read_bytes())
     except OSError as error:
         raise InputError(f"--new: {path} cannot be written ({error.strerror})") from None
     return path

@@ -36,8 +36,8 @@ ClassWeights = Literal["none", "balanced"]
 class Hyperparameters(Strict):
     """Everything that a study may fix, compare as a factor, or search, with its defaults.
 
-    The optimizer's defaults are those of Kornblith et al. (2019, "Do Better ImageNet Models Transfer Better?", A.5): SGD
-    with Nesterov momentum 0.9 and a cosine schedule. Weight decay 5e-4 is Simonyan and Zisserman's (2014).
+    The optimizer's defaults are those of Kornblith et al. (2019, "Do Better ImageNet Models Transfer Better?", A.5):
+    SGD with Nesterov momentum 0.9 and a cosine schedule. Weight decay 5e-4 is Simonyan and Zisserman's (2014).
     """
 
     truncate_at: str | None = Field(

@@ -1,6 +1,7 @@
 """Whether a failed call means that a server or a database is away for a while, so that waiting helps."""
 
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator
 
@@ -107,6 +108,8 @@ def _reason(error: BaseException) -> str:
     """Return why a connection failed in the words of the system or the server, without those of the libraries."""
     causes = list(_chain(error))
     for part in [*reversed(causes), *(part for cause in causes for part in _parts(cause))]:
+        if isinstance(part, socket.gaierror):
+            return "the name of its host is unknown"
         if isinstance(part, OSError) and part.strerror and not isinstance(part, requests.RequestException):
             return part.strerror
     text = first_line(error)

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.base.errors import InputError
-from ablation.base.files import expand, replacing
+from ablation.base.files import expand, file_system, replacing
 
 DEFAULT_STORE = "mlruns"
 SQLITE = "sqlite:///"
+# Several machines can mount them, and SQLite's locks do not reach from one machine to another (sqlite.org/faq.html#q5).
+NETWORK_FILE_SYSTEMS = {
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph-fuse",
+    "glusterfs", "fuse.glusterfs", "fuse.s3fs", "fuse.gcsfuse",
+}  # fmt: skip
 POSTGRESQL = ("postgresql://", "postgresql+psycopg://")
 
 
@@ -60,16 +65,23 @@ class Store:
         return self.root if self.has_remote_optuna else sqlite_path(self.optuna_url).parent
 
     def check_writable(self) -> None:
-        """Refuse a folder that cannot be written or created, without touching it.
+        """Refuse a folder that cannot be written or created, without touching it, and SQLite on a network file system.
 
         Raises:
-            InputError: names the folder.
+            InputError: names the folder or the file.
         """
         existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
         if not existing.is_dir():
             raise InputError(f"--store: {existing} is not a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise InputError(f"--store: {existing} cannot be written")
+        for url in (self.tracking_uri, self.optuna_url):
+            if url.startswith(SQLITE) and (kind := file_system(sqlite_path(url).parent)) in NETWORK_FILE_SYSTEMS:
+                raise InputError(
+                    f"--store: {sqlite_path(url)} would be SQLite on a network file system ({kind}), whose locks it "
+                    "cannot trust: set OPTUNA_STORAGE to a PostgreSQL and MLFLOW_TRACKING_URI to a server, or give "
+                    "--store a local folder"
+                )
 
     def prepare(self) -> None:
         """Create the folder.

@@ -49,12 +49,14 @@ def keep_arm_runs(tracker: Tracker, summary_key: str, study: str, arms: Sequence
     with tracker.calls():
         for arm in arms:
             tags = {"study": study, "arm": arm.arm, "kind": ARM_KIND, NOTE_TAG: arm.note}
-            run_id, is_new = tracker.find_or_create(f"{summary_key}/{arm.arm}", arm_title(arm.arm), tags)
+            key = f"{summary_key}/{arm.arm}"
+            run_id, is_new = tracker.find_or_create(key, arm_title(arm.arm), tags)
             if not is_new:
                 tracker.client.set_tag(run_id, NOTE_TAG, arm.note)
             params = [Param(name, value) for name, value in {"arm": arm.arm, **arm.levels}.items()]
             _log_changes(tracker, run_id, arm.metrics, params)
             tracker.client.set_terminated(run_id, "FINISHED")
+            tracker.delete_doubles(key)
         summary_id = tracker.run_id(summary_key)
         if summary_id is not None:
             means = {

@@ -73,7 +73,8 @@ def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel 
         model_type=MODEL_TYPE,
     )
     dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
-    times = dict.fromkeys(confirmed.metrics, run.info.end_time or run.info.start_time)
+    # At the time of the run's own points: else MLflow would give the run each of them a second time.
+    times = {name: client.get_metric_history(confirmed.run_id, name)[-1].timestamp for name in confirmed.metrics}
     metrics = [
         Metric(
             name, value, times[name], 0, model_id=model.model_id,

@@ -1,5 +1,6 @@
 """Contrasts tested together, against SciPy's tables, and simulation. Legend: S seeds, N test images."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -26,7 +27,7 @@ def normal_moments(arms: int, variance: float = 1e-4, seeds: int = 5000) -> Mome
     names = tuple(ARMS[:arms])
     zeros = np.zeros(arms)
     return Moments(
-        names, zeros, np.full(arms, seeds), np.full(arms, variance), zeros, np.zeros((arms, arms)), None, 10**6
+        names, zeros, None, 10**6, np.full(arms, seeds), np.full(arms, variance), zeros, np.zeros((arms, arms))
     )
 
 
@@ -57,8 +58,7 @@ def test_images_that_arms_share_are_in_the_correlation() -> None:
     moments = normal_moments(4, variance=1e-12)
     # b and c have the same image effects, so that a - b and a - c are nearly the same contrast
     images_AA = np.array([[2.0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1.0]]) * 1e-6
-    shared = Moments(*[getattr(moments, name) for name in ("arms", "means_A", "seeds_A", "variance_A", "residual_A")],
-                     images_AA, None, 10**6)  # fmt: skip
+    shared = replace(moments, images_AA=images_AA)
     assert threshold(shared, [{"a": 1.0, "b": -1.0}, {"a": 1.0, "c": -1.0}]) == pytest.approx(1.96, abs=0.02)
     assert threshold(shared, [{"a": 1.0, "b": -1.0}, {"c": 1.0, "d": -1.0}]) > 2.1
 

@@ -35,10 +35,12 @@ LR = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}}
         (LR, {"lr": 2.01e-4}, None),
         ({"head_dropout": {"low": 0.0, "high": 0.5}}, {"head_dropout": 0.46}, ("head_dropout", 0.5, True)),
         ({"head_dropout": {"low": 0.0, "high": 0.5}}, {"head_dropout": 0.44}, None),
-        ({"head_width": {"choices": [128, 256, 512]}}, {"head_width": 512}, ("head_width", 512, True)),
-        ({"head_width": {"choices": [512, 128, 256]}}, {"head_width": 128}, ("head_width", 128, False)),
-        ({"head_width": {"choices": [128, 256, 512]}}, {"head_width": 256}, None),
-        ({"head_width": {"choices": [128, 256]}}, {"head_width": 256}, None),  # either of two is an end
+        ({"head_width": {"choices": [64, 128, 256, 512, 1024]}}, {"head_width": 1024}, ("head_width", 1024, True)),
+        ({"head_width": {"choices": [512, 64, 1024, 128, 256]}}, {"head_width": 64}, ("head_width", 64, False)),
+        ({"head_width": {"choices": [64, 128, 256, 512, 1024]}}, {"head_width": 128}, None),
+        ({"head_width": {"choices": [128, 512, 2048]}}, {"head_width": 2048}, None),  # most of three are ends
+        ({"batch_size": {"low": 1, "high": 4}}, {"batch_size": 4}, None),
+        ({"batch_size": {"low": 1, "high": 5}}, {"batch_size": 5}, ("batch_size", 5, True)),
         ({"optimizer": {"choices": ["sgd", "adamw"]}}, {"optimizer": "adamw"}, None),
     ],
 )

@@ -1,35 +1,96 @@
-"""Tables on a terminal."""
-
-import re
+"""Tables and sentences on a terminal."""
 
 import pytest
 from rich.console import Console
 
 from ablation.base import terminal
-from ablation.base.terminal import show_table
+from ablation.base.terminal import columns_that_fit, say_prose, show_table
 from ablation.base.text import Table
+
+RUN_ID = "0123456789abcdef0123456789abcdef"
+STATUS = Table(
+    "small: 4 of 8 runs ended",
+    ["arm", "trials", "best val. accuracy", "its MLflow run", "confirmation runs"],
+    [["block1,feature_extraction", "7 finished, 1 failed", "0.9123", RUN_ID, "none"]] * 2,
+    ["block1,feature_extraction #3 failed: the training loss became nan in epoch 2"],
+    optional=["confirmation runs", "best val. accuracy"],
+)
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, table: Table, width: int, **options: object) -> list[str]:
+    console = Console(force_terminal=True, width=width, height=14, color_system=None, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(terminal, "console", console)
+    with console.capture() as capture:
+        show_table(table)
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def test_columns_of_numbers_are_aligned_at_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever their headings are: the contents alone decide."""
-    console = Console(force_terminal=True, width=100, color_system=None)
-    monkeypatch.setattr(terminal, "console", console)
     rows = [["a", "7 finished", "1,200", "-"], ["b", "11 failed, 1 running", "8", "12 min"]]
-    with console.capture() as capture:
-        show_table(Table("Title", ["arm", "trials", "made up", "another heading"], rows))
-    lines = capture.get().splitlines()[-3:-1]
-    cells = [[cell[1:-1] for cell in line.strip("│").split("│")] for line in lines]
-    assert cells == [
-        ["a  ", "7 finished          ", "1,200", "      -"],
-        ["b  ", "11 failed, 1 running", "    8", " 12 min"],
+    lines = printed(monkeypatch, Table("Title", ["arm", "trials", "made up", "another heading"], rows), 100)
+    assert lines[-2:] == [
+        "a    7 finished            1,200        -",
+        "b    11 failed, 1 running      8   12 min",
     ]
 
 
 def test_headings_make_no_column_wider_than_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(force_terminal=True, width=100, height=14, color_system=None)
+    table = Table("Title", ["arm", "smallest difference (points)"], [["block1,fine_tune_all", "0.5"]])
+    assert printed(monkeypatch, table, 100) == [
+        "Title",
+        "                        smallest",
+        "                      difference",
+        "arm                     (points)",
+        "────────────────────────────────",
+        "block1,fine_tune_all         0.5",
+    ]
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(60, []), (80, ["confirmation runs"]), (100, []), (200, [])])
+def test_ids_names_and_numbers_stay_whole(monkeypatch: pytest.MonkeyPatch, width: int, hidden: list[str]) -> None:
+    lines = printed(monkeypatch, STATUS, width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for whole in ("block1,feature_extraction", RUN_ID, "0.9123"):
+        assert text.count(whole) >= 2
+    assert ("No room for: confirmation runs." in lines) == bool(hidden)
+    words = " ".join(text.split())
+    assert "block1,feature_extraction #3 failed: the training loss became nan in epoch 2" in words
+
+
+def test_columns_are_left_out_in_their_order() -> None:
+    table = Table("", ["a", "b", "c"], [["12345", "12345", "12345"]], optional=["b", "c"])
+    assert columns_that_fit(table, 19) == ([0, 1, 2], [5, 5, 5])
+    assert columns_that_fit(table, 18) == ([0, 2], [5, 5])
+    assert columns_that_fit(table, 11) == ([0], [5])
+    assert columns_that_fit(table, 4) is None
+
+
+def test_the_stressed_row_alone_is_bold(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(force_terminal=True, width=80, color_system="standard")
     monkeypatch.setattr(terminal, "console", console)
     with console.capture() as capture:
-        show_table(Table("Title", ["arm", "smallest difference (points)"], [["block1,fine_tune_all", "0.5"]]))
-    lines = [re.sub(" +", " ", line.replace("┃", "").replace("│", "")).strip() for line in capture.get().splitlines()]
-    assert lines[2:5] == ["smallest", "difference", "arm (points)"]
-    assert lines[6] == "block1,fine_tune_all 0.5"
+        show_table(Table("", ["arm"], [["first"], ["second"]], bold_row=1))
+    lines = capture.get().splitlines()
+    assert ["first" in line and "\x1b[1m" not in line for line in lines[-2:]] == [True, False]
+    assert "\x1b[1msecond" in lines[-1]
+
+
+def test_prose_wraps_at_words_below_its_own_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "The winner is block1,fine_tune_all, which nobody foresaw at all."
+    console = Console(force_terminal=True, width=30, color_system=None)
+    monkeypatch.setattr(terminal, "console", console)
+    with console.capture() as capture:
+        say_prose(text, "Answer  ")
+    assert capture.get().splitlines() == [
+        "Answer  The winner is",
+        "        block1,fine_tune_all,",
+        "        which nobody foresaw",
+        "        at all.",
+    ]
+    pipe = Console(force_terminal=False, width=30)
+    monkeypatch.setattr(terminal, "console", pipe)
+    with pipe.capture() as capture:
+        say_prose(text, "Answer  ")
+    assert capture.get() == f"Answer  {text}\n"

@@ -18,7 +18,7 @@ from tests.studies import REPOSITORY
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds what the wheel holds, and nothing else of the repository."""
     source, built, target = (tmp_path_factory.mktemp(name) for name in ("source", "built", "target"))
-    for name in ("ablation", "studies"):
+    for name in ("ablation", "studies", "docker/kubernetes"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
@@ -62,6 +62,8 @@ def test_the_wheel_has_all_studies(installed: Path, tmp_path: Path) -> None:
         "ablation/study.schema.json",
         "ablation/reporting/templates/report.html.j2",
         "ablation/spec/study_template.toml",
+        "ablation/launching/slurm_array.sh",
+        "ablation/launching/job.yaml",
     }
     assert found >= {f"ablation/studies/{study}.toml" for study in studies} | others
     assert not any(name.startswith("studies") for name in found)

@@ -1,5 +1,8 @@
 """`python -m ablation.predict`."""
 
+import csv
+import io
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +67,26 @@ def test_it_prints_the_classes_with_probabilities(
         shown = [float(row[2]) for row in mine]
         assert shown == pytest.approx(sorted(probabilities_K, reverse=True)[:3], abs=FLOAT16_ROUNDING + 5e-5)
         assert [probabilities_K[int(row[1])] for row in mine] == pytest.approx(shown, abs=FLOAT16_ROUNDING + 5e-5)
+
+
+def test_formats_for_programs_say_the_same(champion_study: ChampionStudy, command: Predict, tmp_path: Path) -> None:
+    """Nothing but JSON or CSV is printed, with all digits."""
+    path = tmp_path / 'a "b", c.png'
+    Image.fromarray(champion_study.images.test_images_NHWC[3]).save(path)
+    arguments = ("small", path, "--store", champion_study.store.root, "--top", 2, "--format")
+    as_text, as_json, as_csv = (command(*arguments, output_format) for output_format in ("text", "json", "csv"))
+    assert (as_text[0], as_json[0], as_csv[0]) == (0, 0, 0)
+    content = json.loads(as_json[1])
+    assert content["champion"]["run"] == winning_run(champion_study.result)
+    (image,) = content["images"]
+    assert image["image"] == str(path)
+    rows = list(csv.DictReader(io.StringIO(as_csv[1])))
+    assert [row["rank"] for row in rows] == ["1", "2"]
+    for row, entry, shown in zip(rows, image["classes"], rows_of(as_text[1]), strict=True):
+        assert row["image"] == str(path)
+        assert row["class"] == entry["class"] == shown[1]
+        assert float(row["probability"]) == entry["probability"]
+        assert shown[2] == f"{entry['probability']:.4f}"
 
 
 def test_files_of_every_kind_are_read_as_training_images_are(

@@ -30,13 +30,13 @@ from tests.studies import REPOSITORY, signal_handlers_kept
 
 PAGES = {
     path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
-    for path in sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("[!.]*/README.md")])
+    for path in sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("[!.]*/README.md"), *REPOSITORY.glob("docker/*.md")])
 }
-MODULES = re.compile(r"ablation\.(study|report|predict|backbones|bench|ui)")
+MODULES = re.compile(r"ablation\.(study|launch|report|predict|backbones|bench|ui)")
 COMMANDS: dict[str, click.Command] = {
     name: importlib.import_module(f"ablation.{name}").cli
-    for name in ("study", "report", "predict", "backbones", "bench", "ui")
-}
+    for name in ("study", "launch", "report", "predict", "backbones", "bench", "ui")
+} | {"data": importlib.import_module("ablation.data.__main__").cli}
 QUICK = {"--list", "--new", "--check", "--plan"}  # --plan of a study whose images are missing is refused at once
 PATH = re.compile(r"[\w./-]+/[\w.-]+\.(?:py|md|yaml|toml|txt|in|sh|cff)")
 
@@ -103,7 +103,8 @@ def is_quick(command: list[str]) -> bool:
 def parsed(command: list[str]) -> dict[str, Any]:
     """Return a command's arguments as click reads them."""
     module, *arguments = command
-    needed = {"report": ["x"], "predict": ["x", "y"]}.get(module, [])  # where the text only names the command
+    # Where the text only names the command.
+    needed = {"launch": ["x", "--on", "local"], "report": ["x"], "predict": ["x", "y"]}.get(module, [])
     return COMMANDS[module].make_context(module, arguments or needed).params
 
 
@@ -111,7 +112,15 @@ def parsed(command: list[str]) -> dict[str, Any]:
 
 
 def test_there_are_commands() -> None:
-    assert {command[0] for command in ALL_COMMANDS} == {"study", "report", "predict", "backbones", "bench", "ui"}
+    assert {command[0] for command in ALL_COMMANDS} == {
+        "study",
+        "launch",
+        "report",
+        "predict",
+        "backbones",
+        "bench",
+        "ui",
+    }
     assert sum(map(is_quick, UNIQUE_COMMANDS)) >= 4
     assert all(PAGES[page] for page in ("README.md", "CONTRIBUTING.md"))
     assert {page.partition("/")[0] for page in PAGES if "/" in page} >= {
@@ -150,7 +159,7 @@ def test_quick_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
     for command in filter(is_quick, UNIQUE_COMMANDS):
         status, error = run(command)
-        if {"--check", "--plan"} & set(command):  # of the file that --new has just written: its pictures are to come
+        if {"--check", "--plan"} & set(command) and set(WRITTEN) & set(command):  # by --new: its pictures are to come
             assert status == 2, command
             assert "data.root: pictures: there is no such folder" in error
         else:

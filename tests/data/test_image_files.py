@@ -274,7 +274,9 @@ def test_mapped_images_are_those_in_memory(
 def test_broken_files_in_a_map_are_named(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "available_memory", lambda: 1000)
     (root / "train" / "b" / "5.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"cannot be read as an image: \S*train/b/5.jpg$"):
+    with pytest.raises(
+        InputError, match=r"cannot be read as an image: \S*train/b/5.jpg \(not an image\); data.unreadable"
+    ):
         load_images(Data(source="imagefolder", root=str(root)))
     assert names(folder) == []
 
@@ -285,9 +287,9 @@ def test_pixels_of_another_decoding_are_never_read(root: Path, monkeypatch: pyte
     decoded: list[int] = []
     real = image_files.decode_file
 
-    def decode(path: str, size: int, version: int) -> np.ndarray:
+    def decode(path: str, size: int, version: int, resize: str) -> np.ndarray:
         decoded.append(version)
-        return real(path, size, version)
+        return real(path, size, version, resize)
 
     monkeypatch.setattr(image_files, "decode_file", decode)
     digests: dict[int, set[str]] = {3: set(), 4: set()}

@@ -15,7 +15,7 @@ import pytest
 from ablation.analysis.answer import analyse, correct_of
 from ablation.analysis.results import ArmResult, Predictions, StudyResult
 from ablation.analysis.simultaneous import chances_of_best
-from ablation.analysis.statistics import contrast
+from ablation.analysis.statistics import Estimate, contrast
 from ablation.analysis.tuning import tuned_minus_confirmed
 from ablation.analysis.wording import interval_points, points
 from ablation.base.command_line import run_command
@@ -24,6 +24,7 @@ from ablation.base.text import escape_markdown
 from ablation.report import cli
 from ablation.reporting import report
 from ablation.reporting.figures import Picture
+from ablation.reporting.render import interval_plot
 from ablation.reporting.report import Report, _importances, build_report, write_report
 from ablation.spec.arms import arms
 from ablation.storage.store import find_store
@@ -96,7 +97,7 @@ class Page(HTMLParser):
 
 def test_the_page_is_well_formed_and_in_order(study_report: Report) -> None:
     page = Page(study_report.html)
-    headings = re.findall(r"<h2>(.*?)</h2>", study_report.html)
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", study_report.html)
     assert headings == [
         "Answer", "Arms", "Effect of each factor", "Differences", "Interactions", "What more would find",
         "How each arm learned", "What each arm costs", "Tuning", "Data as the network sees it", "Classes",
@@ -149,7 +150,7 @@ def test_page_and_text_say_the_same(study_report: Report) -> None:
         assert sentence in text
         assert escape_markdown(sentence) in study_report.markdown
     assert re.findall(r"^## (.*)$", study_report.markdown, re.MULTILINE) == re.findall(
-        r"<h2>(.*?)</h2>", study_report.html
+        r"<h2[^>]*>(.*?)</h2>", study_report.html
     )
 
 
@@ -319,7 +320,7 @@ def test_an_unfinished_study_says_first_what_is_missing() -> None:
     arm = dataclasses.replace(result.arms[1], trials=result.arms[1].trials[:2], confirmations=[])
     study_report = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
     text = Page(study_report.html).text
-    assert re.findall(r"<h2>(.*?)</h2>", study_report.html)[:2] == ["What is missing", "Answer"]
+    assert re.findall(r"<h2[^>]*>(.*?)</h2>", study_report.html)[:2] == ["What is missing", "Answer"]
     assert "1 of 6 trials have not ended." in text
     assert "3 of 6 confirmation runs have not ended." in text
 
@@ -521,14 +522,16 @@ def test_the_terminal_shows_the_short_form(
     assert run_command(cli) == 0
     shown = capsys.readouterr().out
     assert shown.strip().startswith("Which one is better?")
-    assert "\n\nblock3 is clearly better than block5, by 9.9 points.\n" in shown
+    last = shown.splitlines()[-3:]
+    assert last[0] == "Answer  block3 is clearly better than block5, by 9.9 points."
+    assert last[1] == f"Report  {tmp_path / 'reports' / 'fake' / 'report.html'}"
+    assert last[2] == f"UI      python -m ablation.ui fake --store {tmp_path}"
     (difference,) = analyse(fake_result(CUTS, ACCURACIES)).factors[0].family
     interval = interval_points(difference.estimate.low, difference.estimate.high)
     assert f"\n- truncate_at: block3 minus block5 9.9 ({interval}, p < 0.001), in points, 3 seeds.\n" in shown
     warnings = build_report(fake_result(CUTS, ACCURACIES)).warnings
     assert warnings
     assert all(f"\n{warning}\n" in shown for warning in warnings)
-    assert str(tmp_path / "reports" / "fake" / "report.html") in shown
 
 
 @pytest.mark.parametrize(
@@ -536,8 +539,8 @@ def test_the_terminal_shows_the_short_form(
     [
         (["--help"], 0, ""),
         (["../x"], 2, "error: the study's name '../x' must be"),
-        ([], 2, "error: Missing argument 'NAME'."),
-        (["a", "b"], 2, "error: Got unexpected extra argument (b)"),
+        ([], 2, "error: Missing argument 'NAME...'."),
+        (["a", "../b"], 2, "error: the study's name '../b' must be"),
         (["vgg", "--nonsense"], 2, "error: No such option"),
     ],
 )
@@ -564,3 +567,22 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--output: .* is not a folder"):
         write_report(find_store(str(tmp_path)), "fake", tmp_path / "file")
+
+
+def test_intervals_are_drawn_on_the_axis_that_they_share() -> None:
+    estimates = [Estimate(0.5, low=0.0, high=1.0), Estimate(0.25, low=0.2, high=0.3), Estimate(1.0), None]
+    axis, plots = interval_plot(estimates)
+    assert axis == "plot, 0.000 to 1.000"
+    assert plots == [
+        "──────────●──────────",
+        "····─●─··············",
+        "····················●",
+        "·····················",
+    ]
+
+
+def test_the_terminals_table_stresses_the_champions_arm() -> None:
+    arms = build_report(fake_result(CUTS, ACCURACIES)).short[0]
+    assert arms.bold_row == 0
+    assert arms.columns[:2] == ["truncate_at", "test accuracy"]
+    assert re.fullmatch(r"0\.\d\d\d ±0\.0\d\d", arms.rows[0][1])

@@ -139,8 +139,8 @@ def test_tpe_searches_conditional_spaces(store: Store) -> None:
 def test_parameter_importances() -> None:
     spec = study("vgg_truncation")
     arm = arms(spec)[0]
-    rates = (1e-4, 1e-3, 1e-2, 1e-1)
-    trials = [({"lr": lr, "head_width": width}, lr * 9) for lr in rates for width in (128, 256, 512, 1024)]
+    rates = (3e-3, 1e-2, 3e-2, 0.3)
+    trials = [({"lr": lr, "head_width": width}, lr * 3) for lr in rates for width in (128, 512, 2048)]
     found = parameter_importances(spec, arm, trials)
     assert list(found) == ["lr", "head_width"]
     assert sum(found.values()) == pytest.approx(1.0)

@@ -2,12 +2,13 @@
 
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
 
-from ablation.base import retries
-from ablation.base.errors import StoreAway
+from ablation.base import files, retries
+from ablation.base.errors import InputError, StoreAway
 from ablation.search.studies import open_storage
 from ablation.storage.store import build_database, find_store
 
@@ -69,3 +70,24 @@ def test_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(StoreAway, match="the name of its host is unknown") as caught:
         open_storage(given)
     assert "secret" not in str(caught.value)
+
+
+def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype="nfs4"),
+              SimpleNamespace(mountpoint=f"{tmp_path}/local", fstype="xfs")]  # fmt: skip
+    monkeypatch.setattr(files.psutil, "disk_partitions", lambda all: mounts)
+    (tmp_path / "local").mkdir()
+    find_store(str(tmp_path / "local" / "mlruns")).check_writable()
+    with pytest.raises(InputError, match=r"optuna.db|mlflow.db") as refused:
+        find_store(str(tmp_path / "mlruns")).check_writable()
+    assert "(nfs4)" in str(refused.value)
+    assert "set OPTUNA_STORAGE to a PostgreSQL and MLFLOW_TRACKING_URI to a server" in str(refused.value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://u@h/x")
+    with pytest.raises(InputError, match="mlflow.db"):
+        find_store(None).check_writable()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000")
+    find_store(None).check_writable()  # resume checkpoints may lie on such a file system
+    assert list(tmp_path.iterdir()) == [tmp_path / "local"]

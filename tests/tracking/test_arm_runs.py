@@ -54,3 +54,16 @@ def test_they_are_kept_current(store: Store) -> None:
     assert [point.value for point in client.get_metric_history(run.info.run_id, "test_accuracy")] == [0.5, 0.75]
     (summary,) = client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
     assert summary.data.metrics == {"test_accuracy/block1 - fine_tune_all": 0.75}
+
+
+def test_a_double_is_deleted(store: Store) -> None:
+    """A server may carry out the creation of a run after it was given up."""
+    store.prepare()
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "fake", "?")
+    keep_arm_runs(tracker, "summary", "fake", [ARM])
+    (run,) = client.search_runs([tracker.experiment_id])
+    client.create_run(tracker.experiment_id, tags={**run.data.tags, "late": "yes"})
+    keep_arm_runs(tracker, "summary", "fake", [ARM])
+    assert [left.info.run_id for left in client.search_runs([tracker.experiment_id])] == [run.info.run_id]

@@ -14,26 +14,33 @@ from tests.fake_results import fake_result, store_study
 def test_models_are_ranked_by_their_test_metrics(tmp_path: Path) -> None:
     """Made once each; one that a process left unfinished is completed."""
     store = find_store(str(tmp_path / "s"))
-    result = fake_result({"truncate_at": ["block1", "block3"]}, {"block1": 0.5, "block3": 0.6}, seeds=2, images=50)
+    accuracies = {"block1": 0.5, "block3": 0.6}
+    result = fake_result({"truncate_at": list(accuracies)}, accuracies, seeds=2, seed_deviation=0.05)
     record = store_study(store, result)
     client = open_client(store)
     assert client is not None
     tracker = Tracker(client, store, "fake", "?")
     runs = sorted((run for run in record.runs if run.tags["kind"] == "confirmation"), key=lambda run: run.params["arm"])
     models = [
-        ConfirmedModel(run.run_id, run.tags["arm"], int(run.tags["trial"]), {"truncate_at": run.tags["arm"]}, metrics)
-        for run, metrics in zip(runs, [{"test_accuracy": x} for x in (0.25, 0.75, 0.5, 1.0)], strict=True)
-    ]
+        ConfirmedModel(
+            run.run_id, run.tags["arm"], int(run.tags["trial"]), {"truncate_at": run.tags["arm"]},
+            {"test_accuracy": run.metrics["test_accuracy"]},
+        )
+        for run in runs
+    ]  # fmt: skip
     client.create_logged_model(tracker.experiment_id, "begun", runs[0].run_id, model_type="confirmation")
     for _ in range(2):
         keep_confirmed_models(tracker, models)
     order = [{"field_name": "metrics.test_accuracy", "ascending": False}]
     ranked = client.search_logged_models([tracker.experiment_id], order_by=order)
-    assert [model.source_run_id for model in ranked] == [models[n].run_id for n in (3, 1, 2, 0)]
-    assert ranked[0].name == f"block3 - seed {models[3].number + 1}"
+    best_first = sorted(models, key=lambda model: -model.metrics["test_accuracy"])
+    assert [model.source_run_id for model in ranked] == [model.run_id for model in best_first]
+    assert ranked[0].name == f"block3 - seed {best_first[0].number + 1}"
     assert ranked[0].params == {"truncate_at": "block3"}
     assert {model.status for model in ranked} == {LoggedModelStatus.READY}
     (metric,) = ranked[0].metrics
-    assert (metric.value, metric.dataset_name, metric.dataset_digest) == (1.0, "cifar10", "d" * 8)
-    outputs = client.get_run(models[3].run_id).outputs
+    value = best_first[0].metrics["test_accuracy"]
+    assert (metric.value, metric.dataset_name, metric.dataset_digest) == (value, "cifar10", "d" * 8)
+    assert len(client.get_metric_history(best_first[0].run_id, "test_accuracy")) == 1
+    outputs = client.get_run(best_first[0].run_id).outputs
     assert [output.model_id for output in outputs.model_outputs] == [ranked[0].model_id]

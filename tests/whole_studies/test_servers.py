@@ -221,7 +221,8 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
     at_epochs(monkeypatch, {2: steal})
     real = worker.time.sleep
     monkeypatch.setattr(worker.time, "sleep", lambda seconds: (give_back(), real(seconds)))
-    assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "4") == 0
+    # The other worker did not log the best epoch of the trial that it ended: the report lacks it, and it is said.
+    assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "4") == (1 if fate == "ended" else 0)
     output = capsys.readouterr().out
     assert "lost: another worker" in output
     (only,) = trials(databases)

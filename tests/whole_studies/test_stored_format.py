@@ -1,7 +1,7 @@
 """What is stored is what it was before the package had folders: older stores stay readable and resumable.
 
-`stored_format.json` was recorded with commit b2e65c6 (`tests/stored_format.py` says how), from the study below: stopped
-by Ctrl-C in its second trial, and then finished.
+`stored_format.json` was recorded from the study below (`tests/stored_format.py` says how): stopped by Ctrl-C in its
+second trial, and then finished. Since commit b2e65c6 it has changed by additions alone, and by names of runs and seeds.
 """
 
 import json

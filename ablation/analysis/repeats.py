@@ -1,0 +1,228 @@
+"""Contrasts over repeats of a whole study: tuning, split and seeds anew in each, the test images the same in all.
+
+A repeat gives a value for each arm and image: the share of its confirmation runs that are right. Arms are compared
+paired by repeat, so that what a repeat does to all arms cancels out of a difference. The variance of a difference is
+s² / R plus that of the images. The interval has half the width sqrt(t² s² / R + z² images), with the quantiles of
+Student's t distribution for R - 1 degrees of freedom and of the normal one (Cochran's combination), because
+Satterthwaite's degrees of freedom are too many where three repeats agree by chance: 91 to 93 % instead of 95.
+
+Legend: A arms, B simulated studies, C contrasts, R repeats, N test images.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ablation.analysis.simultaneous import (
+    CHUNK,
+    DRAWS,
+    SEED,
+    critical,
+    from_normal_scale,
+    simultaneous_estimates,
+    usable_arms,
+)
+from ablation.analysis.statistics import Estimate, Means
+
+STEPS = 8  # of Newton's method; the last changes nothing
+
+
+@dataclass(frozen=True)
+class RepeatMoments(Means):
+    """What is known of the arms' mean accuracies from repeats of a study, for contrasts of any weights.
+
+    Attributes:
+        repeats: R.
+        repeats_AA: covariance of the arms' accuracies over repeats.
+        images_AA: covariance of the arms' own image effects, over N: that of the means over repeats, less the mean
+            products of the repeat-by-image residuals over R. An estimate: not always positive semi-definite.
+    """
+
+    repeats: int
+    repeats_AA: np.ndarray
+    images_AA: np.ndarray
+
+
+@dataclass(frozen=True)
+class Components:
+    """Where the uncertainty of differences comes from: variances of their means, averages over several differences.
+
+    `seeds` is None, and contained in `tuning`, where an arm has a single seed per repeat.
+    """
+
+    seeds: float | None
+    tuning: float
+    images: float
+
+
+def repeat_moments(right: Mapping[str, np.ndarray]) -> RepeatMoments:
+    """Return the moments of arms over repeats.
+
+    Args:
+        right: arm -> share of a repeat's confirmation runs that are right about each image, float64, R x N; the same
+            repeats and images in the same order.
+    """
+    y_ARN = np.array(list(right.values()))
+    _, R, N = y_ARN.shape
+    accuracies_AR, image_means_AN = y_ARN.mean(axis=2), y_ARN.mean(axis=1)
+    means_A = accuracies_AR.mean(axis=1)
+    rest_ARN = y_ARN - accuracies_AR[:, :, None] - image_means_AN[:, None] + means_A[:, None, None]
+    residual_AA = np.einsum("arn,brn->ab", rest_ARN, rest_ARN) / max((R - 1) * (N - 1), 1) / N
+    centred_AR, centred_AN = accuracies_AR - means_A[:, None], image_means_AN - means_A[:, None]
+    return RepeatMoments(
+        arms=tuple(right),
+        means_A=means_A,
+        image_means_AN=image_means_AN,
+        images=N,
+        repeats=R,
+        repeats_AA=centred_AR @ centred_AR.T / max(R - 1, 1),
+        images_AA=centred_AN @ centred_AN.T / max(N - 1, 1) / N - residual_AA / R,
+    )
+
+
+def contrast_over_repeats(weights: Mapping[str, float], right: Mapping[str, np.ndarray]) -> Estimate:
+    """Return a weighted sum of the arms' mean accuracies with its own 95 % t interval; none below three repeats.
+
+    Args:
+        weights: arm -> weight.
+        right: as in `repeat_moments`.
+    """
+    used = {arm: right[arm] for arm, weight in weights.items() if weight}
+    moments = repeat_moments(used)
+    weights_CA = moments.weights([weights])
+    if len(usable_arms(used)) < len(used):
+        return Estimate(float(weights_CA[0] @ moments.means_A))
+    return _estimates(weights_CA, moments, np.array([]))[0]
+
+
+def simultaneous_over_repeats(
+    contrasts: Sequence[Mapping[str, float]], right: Mapping[str, np.ndarray], draws: int = DRAWS
+) -> list[Estimate]:
+    """Return contrasts with simultaneous 95 % intervals and corrected p-values, as `simultaneous` does over seeds.
+
+    Args:
+        contrasts: arm -> weight, of arms in `usable_arms`.
+        right: as in `repeat_moments`.
+        draws: simulated studies; (draws + 1) / 20 must be whole.
+    """
+    if len(contrasts) < 2:
+        return [contrast_over_repeats(weights, right) for weights in contrasts]
+    used = {arm for weights in contrasts for arm, weight in weights.items() if weight}
+    moments = repeat_moments({arm: y_RN for arm, y_RN in right.items() if arm in used})
+    weights_CA = moments.weights(contrasts)
+    return _estimates(weights_CA, moments, np.concatenate(list(_largest_statistics(weights_CA, moments, draws))))
+
+
+def _estimates(weights_CA: np.ndarray, moments: RepeatMoments, largest_B: np.ndarray) -> list[Estimate]:
+    """Return contrasts with their intervals, simultaneous where largest statistics of simulated studies are given."""
+    parts = variance_parts(weights_CA, moments)
+    degrees_C = np.full(len(weights_CA), moments.repeats - 1.0)
+    threshold = critical(largest_B)
+    widths_C = np.sqrt(from_normal_scale(threshold, degrees_C) ** 2 * parts[0] + threshold**2 * parts[1])
+    errors_C = np.sqrt(parts[0] + parts[1])
+    statistics_C = combined_statistic((weights_CA @ moments.means_A) ** 2, *parts, moments.repeats - 1)
+    return simultaneous_estimates(
+        weights_CA, moments, (errors_C, degrees_C), widths_C / errors_C, (statistics_C, largest_B)
+    )
+
+
+def variance_parts(weights_CA: np.ndarray, moments: RepeatMoments) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variance of each contrast that is due to repeats, s² / R, and that due to the images, both C.
+
+    The images' part is the variance over images of the contrast's mean over repeats, less the residual's share of it,
+    which s² contains already; it is at least that of a single image in N, see `statistics.contrast_errors`.
+    """
+    of_repeats_C = np.maximum(_quadratic(weights_CA, moments.repeats_AA), 0.0) / moments.repeats
+    largest_C = np.maximum(weights_CA.clip(min=0).sum(axis=1), -weights_CA.clip(max=0).sum(axis=1))
+    least_C = (largest_C / moments.images) ** 2
+    return of_repeats_C, np.maximum(_quadratic(weights_CA, moments.images_AA), least_C)
+
+
+def combined_statistic(squared: np.ndarray, of_repeats: np.ndarray, of_images: np.ndarray, degrees: int) -> np.ndarray:
+    """Return the normal deviate z at which an interval just reaches zero, from the square of a contrast.
+
+    It solves t(z)² of_repeats + z² of_images = squared, with t(z) of `from_normal_scale`. Newton's method starts where
+    either part alone would solve it, above the solution of an equation that is convex in z².
+    """
+    slope = ((8 * degrees + 3) / (8 * degrees + 1)) ** 2 / degrees
+    of_repeats = np.maximum(of_repeats, 1e-18)
+    u = np.minimum(np.log1p(squared / (of_repeats * degrees)) / slope, squared / of_images)
+    for _ in range(STEPS):
+        grown = np.expm1(slope * u)
+        excess = of_repeats * degrees * grown + of_images * u - squared
+        u = u - excess / (of_repeats * degrees * slope * (grown + 1) + of_images)
+    statistic: np.ndarray = np.sqrt(np.maximum(u, 0.0))
+    return statistic
+
+
+def chances_over_repeats(right: Mapping[str, np.ndarray], draws: int = DRAWS) -> dict[str, float]:
+    """Return, for each arm, the share of simulated studies in which its mean accuracy is the highest."""
+    usable = usable_arms(right)
+    if len(usable) < 2:
+        return {}
+    moments = repeat_moments(usable)
+    degrees = moments.repeats - 1
+    root_AA, image_root_AA = (_root(matrix) for matrix in (moments.repeats_AA / moments.repeats, moments.images_AA))
+    random, counts_A = np.random.default_rng(SEED), np.zeros(len(usable), int)
+    for B in _chunks(draws):
+        scale_B1 = np.sqrt(degrees / random.chisquare(degrees, (B, 1)))  # gives the repeats' part the t distribution
+        error_BA = random.standard_normal((B, len(usable))) @ root_AA.T * scale_B1
+        error_BA += random.standard_normal((B, len(usable))) @ image_root_AA.T
+        counts_A += np.bincount((moments.means_A + error_BA).argmax(axis=1), minlength=len(usable))
+    return dict(zip(moments.arms, (counts_A / draws).tolist(), strict=True))
+
+
+def variance_components(
+    contrasts: Sequence[Mapping[str, float]], right: Mapping[str, np.ndarray], seed_variances: Mapping[str, float]
+) -> Components:
+    """Return where the variance of contrasts comes from, averages over them.
+
+    Args:
+        contrasts: arm -> weight.
+        right: as in `repeat_moments`.
+        seed_variances: arm -> variance of a repeat's accuracy that is due to its seeds; NaN with one seed per repeat.
+    """
+    moments = repeat_moments(right)
+    weights_CA = moments.weights(contrasts)
+    of_repeats, images = (float(part_C.mean()) for part_C in variance_parts(weights_CA, moments))
+    seeds = float((weights_CA**2 @ np.array([seed_variances[arm] for arm in moments.arms])).mean()) / moments.repeats
+    if np.isnan(seeds):
+        return Components(None, of_repeats, images)
+    return Components(min(seeds, of_repeats), max(of_repeats - seeds, 0.0), images)
+
+
+def _largest_statistics(weights_CA: np.ndarray, moments: RepeatMoments, draws: int) -> Iterator[np.ndarray]:
+    """Yield the largest statistic over the contrasts of each simulated study, on the normal scale.
+
+    What a repeat does to one arm is drawn independently of the others: R repeats are too few to estimate how arms vary
+    together, and a matrix of too low a rank would make contrasts look more alike than they are. Each contrast's
+    variance is the estimated one.
+    """
+    R, random = moments.repeats, np.random.default_rng(SEED)
+    of_repeats_C, images_C = variance_parts(weights_CA, moments)
+    unit_CA = weights_CA / np.linalg.norm(weights_CA, axis=1, keepdims=True)
+    image_CA = weights_CA @ _root(moments.images_AA)
+    lengths_C = np.linalg.norm(image_CA, axis=1, keepdims=True)
+    image_CA = np.divide(image_CA, lengths_C, out=unit_CA.copy(), where=lengths_C > 0)
+    for B in _chunks(draws):
+        repeats_BRC = random.standard_normal((B, R, len(moments.arms))) @ unit_CA.T * np.sqrt(of_repeats_C * R)
+        images_BC = random.standard_normal((B, len(moments.arms))) @ image_CA.T * np.sqrt(images_C)
+        squared_BC = (repeats_BRC.mean(axis=1) + images_BC) ** 2
+        yield combined_statistic(squared_BC, repeats_BRC.var(axis=1, ddof=1) / R, images_C, R - 1).max(axis=1)
+
+
+def _quadratic(weights_CA: np.ndarray, matrix_AA: np.ndarray) -> np.ndarray:
+    values_C: np.ndarray = np.einsum("ca,ab,cb->c", weights_CA, matrix_AA, weights_CA)
+    return values_C
+
+
+def _root(matrix_AA: np.ndarray) -> np.ndarray:
+    """Return the root of the nearest covariance matrix."""
+    values, vectors = np.linalg.eigh(matrix_AA)
+    root_AA: np.ndarray = vectors * np.sqrt(values.clip(min=0.0))
+    return root_AA
+
+
+def _chunks(draws: int) -> Iterator[int]:
+    yield from (min(CHUNK, draws - start) for start in range(0, draws, CHUNK))

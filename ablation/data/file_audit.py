@@ -1,0 +1,66 @@
+"""What every image file of a set holds: the digest of its pixels, or why it cannot be read; kept beside the cache."""
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from ablation.base.errors import StoreError
+from ablation.base.files import write_atomically
+from ablation.data.decoding import File, TrackProgress, decode_images, fault
+from ablation.data.image_cache import cache_folder
+from ablation.data.image_files import decode_file
+from ablation.spec.tables import Data
+
+
+@dataclass(frozen=True)
+class FileAudit:
+    """Attributes: `digests` of the files' pixels, in hexadecimal, None for those in `faults`: number -> reason."""
+
+    digests: list[str | None]
+    faults: dict[int, str]
+
+
+def pixel_digest(pixels_HWC: np.ndarray) -> str:
+    """Return the digest of an image's pixels: the same for images that the network cannot tell apart."""
+    return hashlib.blake2b(np.ascontiguousarray(pixels_HWC).data, digest_size=16).hexdigest()
+
+
+def audit_files(files: list[File], data: Data, version: int, track: TrackProgress) -> FileAudit:
+    """Decode all files, or read what was found the last time, unless one has changed.
+
+    Args:
+        files: paths and statuses.
+        data: the study's `[data]`: the images' size, and how they get it.
+        version: of the decoding.
+        track: shows progress.
+    """
+    fingerprint = hashlib.sha256(f"{version}\0{data.image_size}\0{data.resize}".encode())
+    for path, status in files:
+        fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    folder = cache_folder()
+    place = None if folder is None else folder / f"audit-{fingerprint.hexdigest()[:32]}.json"
+    if place is not None:
+        with suppress(OSError, ValueError, KeyError, AttributeError):
+            stored = json.loads(place.read_text(encoding="utf-8"))
+            return FileAudit(stored["digests"], {int(number): reason for number, reason in stored["faults"].items()})
+    faults: dict[int, str] = {}
+
+    def digest(number: int) -> np.ndarray:
+        try:
+            pixels_HWC = decode_file(files[number][0], data.image_size, version, data.resize)
+        except Exception as error:  # Pillow raises many kinds for broken files
+            faults[number] = fault(error)
+            return np.frombuffer(b"", np.uint8)
+        return np.frombuffer(bytes.fromhex(pixel_digest(pixels_HWC)), np.uint8)
+
+    found = decode_images([path for path, _ in files], digest, track, "Looking at all images")
+    digests = [each.tobytes().hex() or None for each in found]
+    if place is not None:
+        with suppress(OSError, StoreError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"digests": digests, "faults": faults})
+            write_atomically(place, text.encode())
+    return FileAudit(digests, faults)

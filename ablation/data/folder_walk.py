@@ -1,0 +1,165 @@
+"""Folders of image files: what one holds, level by level or at any depth, and what is passed over."""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ablation.base.errors import InputError
+from ablation.base.text import one_line, plural
+from ablation.data.decoding import FOLDER_VERSION, File, is_image_name
+
+SYSTEM_NAMES = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir",
+    "lost+found", "__pycache__",
+}  # fmt: skip
+MOST_DETAILS = 3  # of the names and formats that are passed over for one reason, in the line about them
+
+Passed = Counter[tuple[str, str]]  # (what, its name or format) -> how many were passed over
+
+
+@dataclass
+class Level:
+    """What stands directly in a folder.
+
+    Attributes:
+        images: the paths and statuses of image files, by name.
+        folders: the names of the folders that count, sorted.
+        passed: what does not count.
+    """
+
+    images: list[File] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    passed: Passed = field(default_factory=Counter)
+
+
+@dataclass
+class Below:
+    """The image files of a folder, at any depth, sorted by path, and what was passed over."""
+
+    images: list[File] = field(default_factory=list)
+    passed: Passed = field(default_factory=Counter)
+
+
+class FolderWalk:
+    """The folders of a set, each read once.
+
+    Args:
+        version: of the decoding: it says which formats count, and whether links to folders are followed.
+        skips_unreadable: whether a file that cannot be reached is passed over, and not refused.
+    """
+
+    def __init__(self, version: int, *, skips_unreadable: bool):
+        self.version = version
+        self._skips_unreadable = skips_unreadable
+        self._levels: dict[Path, Level] = {}
+        self._below: dict[Path, Below] = {}
+
+    def level(self, folder: Path) -> Level:
+        """Return what stands directly in a folder.
+
+        Raises:
+            InputError: the folder, or a file in it, cannot be read or has a name that is not UTF-8.
+        """
+        if folder not in self._levels:
+            self._levels[folder] = self._read_level(folder)
+        return self._levels[folder]
+
+    def below(self, folder: Path) -> Below:
+        """Return the images in a folder at any depth. Links to folders are followed; no folder is read twice.
+
+        Raises:
+            InputError: as `level`.
+        """
+        if folder not in self._below:
+            self._below[folder] = self._read_below(folder)
+        return self._below[folder]
+
+    def _read_level(self, folder: Path) -> Level:
+        level = Level()
+        with _reading_errors(), os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        for entry in entries:
+            with _reading_errors():
+                is_folder = entry.is_dir()
+            kind = "folder" if is_folder else "file"
+            if entry.name.startswith("."):  # .ipynb_checkpoints, or ._1.jpg of macOS
+                level.passed[f"hidden {kind}", ""] += 1
+            elif entry.name.lower() in SYSTEM_NAMES:
+                level.passed[f"system {kind}", entry.name] += 1
+            elif is_folder:
+                _check_name(entry)
+                level.folders.append(entry.name)
+            elif is_image_name(entry.name, self.version):
+                self._add_image(level, entry)
+            else:
+                level.passed["other file", one_line(Path(entry.name).suffix.lower()) or "no suffix"] += 1
+        return level
+
+    def _add_image(self, level: Level, entry: os.DirEntry[str]) -> None:
+        try:
+            _check_name(entry)
+            with _reading_errors():
+                level.images.append((entry.path, entry.stat()))
+        except InputError:  # a name that is not UTF-8, or a link to nowhere
+            if not self._skips_unreadable:
+                raise
+            level.passed["unreadable image", ""] += 1
+
+    def _read_below(self, folder: Path) -> Below:
+        below = Below()
+        above = {os.path.realpath(place) for place in (folder, *folder.parents)}
+        seen, waiting = set(above), [folder]
+        while waiting:
+            place = waiting.pop()
+            level = self.level(place)
+            below.images += level.images
+            below.passed += level.passed
+            if not level.images and not level.folders:
+                below.passed["empty folder", place.name] += 1
+            for name in level.folders:
+                real = os.path.realpath(place / name)
+                if (place / name).is_symlink() and self.version < FOLDER_VERSION:
+                    continue
+                if real in seen:
+                    below.passed["link that leads back" if real in above else "folder met twice", name] += 1
+                    continue
+                seen.add(real)
+                waiting.append(place / name)
+        below.images.sort(key=lambda file: file[0])
+        return below
+
+
+def passed_text(passed: Passed) -> str:
+    """Return what was passed over as text: "3 other files (.heic, .txt), 1 empty folder (birds)"; empty for nothing."""
+    parts = []
+    for what in sorted({what for what, _ in passed}):
+        count = sum(number for (other, _), number in passed.items() if other == what)
+        names = sorted(name for other, name in passed if other == what and name)
+        details = names[:MOST_DETAILS] + (["..."] if len(names) > MOST_DETAILS else [])
+        noun = plural(count, what) if what != "link that leads back" else f"{plural(count, 'link')} that lead back"
+        parts.append(f"{noun} ({', '.join(details)})" if details else noun)
+    return ", ".join(parts)
+
+
+def _check_name(entry: os.DirEntry[str]) -> None:
+    """Refuse a name that no database, report or digest could hold.
+
+    Raises:
+        InputError: the name's bytes are not UTF-8; shows them.
+    """
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"data.root: the name of {one_line(entry.path)} is not UTF-8: rename it") from None
+
+
+@contextlib.contextmanager
+def _reading_errors() -> Iterator[None]:
+    """Raise errors of folders and links as InputError."""
+    try:
+        yield
+    except OSError as error:  # a link to nowhere, a folder that may not be read
+        raise InputError(f"data.root: {one_line(str(error.filename))} cannot be read ({error.strerror})") from None

@@ -1,0 +1,148 @@
+"""Place workers of a study by an engine: python -m ablation.launch NAME --on ENGINE"""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from ablation import __version__
+from ablation.base.command_line import check_one_of, refusing_unreachable_paths, run_command
+from ablation.base.errors import InputError
+from ablation.base.text import Table
+from ablation.launching.request import Engine, Launch, launch_label, read_options
+from ablation.spec.files import find_study_file
+from ablation.spec.reading import check_name, load_study
+from ablation.storage.store import Store, find_store
+from ablation.study import cli as study_command
+from ablation.study import load_checked, load_custom, load_timm, show_status, study_overrides
+
+# Options of `python -m ablation.study` that are no worker's.
+NOT_FOR_WORKERS = {
+    "list_only": "--list", "as_new": "--new", "check_only": "--check", "plan_only": "--plan",
+    "status_only": "--status", "workers": "--workers",
+}  # fmt: skip
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("study", metavar="NAME")
+@click.argument("arguments", metavar="[-- STUDY OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--on",
+    "engine_name",
+    type=click.Choice(["local", "slurm", "kubernetes"]),
+    required=True,
+    help="The engine that places the workers.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N", help="Number of workers.  [default: 1; local: one per GPU]"
+)
+@click.option("--per-gpu", type=click.IntRange(1), metavar="N", help="Number of workers on each GPU; with --on local.")
+@click.option(
+    "--engine-option", "settings", multiple=True, metavar="KEY=VALUE", help="Say this to the engine; repeatable."
+)
+@click.option(
+    "--engine-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A TOML file whose table [launch] holds engine options.",
+)
+@click.option("--print", "print_only", is_flag=True, help="Print what would be submitted; submit nothing.")
+@click.option("--status", "status_only", is_flag=True, help="Print the trials of each arm and the engine's workers.")
+@click.option("--cancel", "cancel_only", is_flag=True, help="End the study's workers, queued and running.")
+@click.version_option(__version__)
+def cli(
+    study: str,
+    arguments: tuple[str, ...],
+    engine_name: str,
+    workers: int | None,
+    per_gpu: int | None,
+    settings: tuple[str, ...],
+    engine_file: Path | None,
+    print_only: bool,
+    status_only: bool,
+    cancel_only: bool,
+) -> None:
+    """Place workers of the study NAME by an engine; what follows `--` are options of `python -m ablation.study`.
+
+    Workers share the study's total number of trials: launching again adds workers, not trials.
+    """
+    check_one_of(("--print", print_only), ("--status", status_only), ("--cancel", cancel_only))
+    options = read_options(settings, engine_file)
+    if per_gpu is not None:
+        if engine_name != "local" or workers is not None:
+            raise InputError("--per-gpu: goes with --on local and without --workers")
+        options["per-gpu"] = str(per_gpu)
+    given = study_command.make_context("study", [study, *arguments]).params
+    for parameter, option in NOT_FOR_WORKERS.items():
+        if given[parameter]:
+            raise InputError(f"{option}: is no option of a worker; python -m ablation.study {option} is a command")
+    with refusing_unreachable_paths():
+        path = find_study_file(study)
+    name = check_name(given["name"] or (f"{path.stem}-demo" if given["as_demo"] else path.stem))
+    store = find_store(given["store_option"])
+    label = launch_label(name, store)
+    engine = cast(Engine, importlib.import_module(f"ablation.launching.{engine_name}"))
+    if status_only:
+        show_status_or_none(name, store, given["patience"])
+        return show_workers(engine, engine_name, label, options)
+    if cancel_only:
+        engine.cancel(label, options)
+        return print(f"The workers of {name} are ended; what they have done is kept.")
+    check_study(engine_name, path, name, store, given)
+    launch = Launch(
+        study=name,
+        label=label,
+        study_file=path.absolute(),
+        arguments=arguments,
+        workers=workers,
+        grace=given["grace"],
+        options=options,
+        folder=store.root / "launch",
+        working_folder=Path.cwd(),
+    )
+    return print(engine.compose(launch) if print_only else engine.submit(launch))
+
+
+def check_study(engine_name: str, path: Path, name: str, store: Store, given: Mapping[str, Any]) -> None:
+    """Refuse a study that no worker could run; images and weights are looked for where the workers see this machine's.
+
+    Raises:
+        InputError: something is wrong; names it.
+    """
+    demo_store = store if given["as_demo"] else None
+    overrides = study_overrides(path, demo_store, given["trials"], given["epochs"], given["settings"])
+    if engine_name == "kubernetes":
+        load_study(path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
+    else:
+        load_checked(path, name, overrides, store)
+
+
+def show_status_or_none(study: str, store: Store, patience: float | None) -> None:
+    """Print the arms of a study as --status does; a line if it has not begun."""
+    try:
+        show_status(study, store, patience)
+    except InputError as nothing:
+        print(f"No trial has begun ({nothing}).\n")
+
+
+def show_workers(engine: Engine, engine_name: str, label: str, options: Mapping[str, str]) -> None:
+    """Print the workers that an engine has, running or waiting."""
+    from ablation.base.terminal import show_table
+
+    rows = [[worker.id, worker.state, worker.host, worker.since] for worker in engine.workers(label, options)]
+    notes = [] if rows else ["no worker runs or waits"]
+    show_table(
+        Table(f"Workers on {engine_name} ({label})", [f"{engine_name} id", "state", "host", "since"], rows, notes)
+    )
+
+
+def main() -> int:
+    """Run the command line; return its exit status."""
+    return run_command(cli)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

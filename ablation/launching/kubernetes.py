@@ -1,0 +1,118 @@
+"""Kubernetes: workers are the indices of a Job, made from docker/kubernetes/base/job.yaml and applied by `kubectl`."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ablation.base.errors import InputError
+from ablation.base.text import nearest, plural
+from ablation.launching.programs import call
+from ablation.launching.request import EngineWorker, Launch
+
+# In a wheel, the template is beside this file.
+PLACES = (Path(__file__).with_name("job.yaml"), Path(__file__).parents[2] / "docker/kubernetes/base/job.yaml")
+OPTIONS = ("image", "namespace", "context", "gpus", "cpu", "memory", "queue", "priority-class")
+NEEDED = ("secret/ablation-addresses", "pvc/ablation-images", "pvc/ablation-store")
+INSTANCE = "app.kubernetes.io/instance"
+
+
+def compose(launch: Launch) -> str:
+    """Return the ConfigMap with the study and the Job, as YAML."""
+    _check(launch.options)
+    if "image" not in launch.options:
+        raise InputError("--engine-option: image=REGISTRY/ablation:TAG is needed: where the cluster gets the image")
+    name = object_name(launch.label)
+    configuration = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "ablation", INSTANCE: name}},
+        "data": {f"{launch.study_file.stem}.toml": launch.study_file.read_text(encoding="utf-8")},
+    }
+    return str(yaml.safe_dump_all([configuration, _job(launch, name)], sort_keys=False, width=120))
+
+
+def _job(launch: Launch, name: str) -> dict[str, Any]:
+    template = next(place for place in PLACES if place.exists())
+    job: dict[str, Any] = yaml.safe_load(template.read_text(encoding="utf-8"))
+    options, pod = launch.options, job["spec"]["template"]["spec"]
+    job["metadata"]["name"] = name
+    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
+        labels[INSTANCE] = name
+    job["spec"]["completions"] = job["spec"]["parallelism"] = launch.workers or 1
+    pod["terminationGracePeriodSeconds"] = math.ceil(launch.grace) + 30
+    (container,) = pod["containers"]
+    container["image"] = options["image"]
+    container["args"] = [f"/study/{launch.study_file.stem}.toml", *launch.arguments]
+    pod["volumes"][0]["configMap"]["name"] = name
+    resources = container["resources"]
+    if "cpu" in options:
+        resources["requests"]["cpu"] = options["cpu"]
+    if "memory" in options:
+        resources["requests"]["memory"] = resources["limits"]["memory"] = options["memory"]
+    if (gpus := options.get("gpus", "1")) == "0":
+        del resources["limits"]["nvidia.com/gpu"]
+    else:
+        resources["limits"]["nvidia.com/gpu"] = gpus
+    if "priority-class" in options:
+        pod["priorityClassName"] = options["priority-class"]
+    if "queue" in options:  # Kueue resumes the Job when it admits it
+        job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = options["queue"]
+        job["spec"]["suspend"] = True
+    return job
+
+
+def object_name(label: str) -> str:
+    """Return a launch's label as a name that Kubernetes takes, short enough for the host names of its pods."""
+    before, _, digest = label.rpartition("-")
+    return f"{re.sub('[^a-z0-9]+', '-', before.lower())[:40].strip('-')}-{digest}"
+
+
+def _check(options: Mapping[str, str]) -> None:
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise InputError(f"--engine-option: {name} is unknown on kubernetes{nearest(name, OPTIONS)}")
+        if not value:
+            raise InputError(f"--engine-option: {name} needs a value on kubernetes")
+
+
+def _kubectl(options: Mapping[str, str], *arguments: str, text: str = "") -> str:
+    _check(options)
+    where = [f"--{name}={options[name]}" for name in ("context", "namespace") if name in options]
+    return call("kubectl", *where, *arguments, text=text)
+
+
+def submit(launch: Launch) -> str:
+    """Apply the objects, once the server has agreed to all of them and the Secret and the claims were found."""
+    text = compose(launch)
+    _kubectl(launch.options, "get", *NEEDED, "--output=name")
+    _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
+    _kubectl(launch.options, "apply", "--filename=-", text=text)
+    name = object_name(launch.label)
+    count = plural(launch.workers or 1, "worker")
+    return f"{count} submitted to Kubernetes as Job {name}; output: kubectl logs job/{name}"
+
+
+def cancel(label: str, options: Mapping[str, str]) -> None:
+    """Delete the Job, its pods, which are given their time to save, and the ConfigMap."""
+    _kubectl(options, "delete", "job,configmap", f"--selector={INSTANCE}={object_name(label)}", "--wait=false")
+
+
+def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:
+    """Return the pods that run or wait."""
+    text = _kubectl(options, "get", "pods", f"--selector={INSTANCE}={object_name(label)}", "--output=json")
+    pods = [pod for pod in json.loads(text)["items"] if pod["status"]["phase"] in ("Pending", "Running")]
+    return [_worker(pod) for pod in pods]
+
+
+def _worker(pod: dict[str, Any]) -> EngineWorker:
+    metadata, status = pod["metadata"], pod["status"]
+    reasons = [condition["reason"] for condition in status.get("conditions", []) if condition.get("reason")]
+    state = "terminating" if "deletionTimestamp" in metadata else status["phase"].lower()
+    shown = f"{state} ({reasons[0]})" if state == "pending" and reasons else state
+    since = status.get("startTime", metadata["creationTimestamp"])
+    return EngineWorker(metadata["name"], shown, pod["spec"].get("nodeName", "-"), since)

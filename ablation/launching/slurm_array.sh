@@ -1,0 +1,43 @@
+#!/bin/bash
+# Workers of the study {study}: one per task of a job array. Change what you like, and submit it by: sbatch {script}
+#
+# A task that is preempted, whose time is up or whose node is lost returns to the queue and resumes. The first worker that
+# finds the study finished (exit status 0) or refused (2) ends the tasks that still wait.
+#SBATCH --job-name={label}
+#SBATCH --array=1-{workers}
+#SBATCH --output={folder}/%A_%a.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal={signal}
+{directives}
+task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+echo "task $task on $(hostname), start number ${{SLURM_RESTART_COUNT:-0}}, $(date --iso-8601=seconds)"
+end_waiting_tasks() {{ scancel --state=PENDING --user="$(id -un)" --name={label}; }}
+
+if ! cd {working_folder} || [ ! -e {script} ]; then
+    echo "error: the node $(hostname) does not see {working_folder} and {folder}: they must be on a file system that all nodes share"
+    end_waiting_tasks
+    exit 2
+fi
+
+{command} &
+worker=$!
+# SLURM signals this script alone (USR2 before the time limit) or all processes (TERM). A worker that pauses already
+# ignores XCPU, whereas a second TERM would end it before it has saved.
+pass_on() {{ sleep 1; kill -XCPU "$worker" 2>/dev/null; }}
+trap pass_on TERM USR2
+while kill -0 "$worker" 2>/dev/null; do wait "$worker"; done # a signal ends a `wait` early
+wait "$worker"
+status=$?
+
+echo "task $task: the worker ended with status $status"
+case $status in
+    0 | 2) end_waiting_tasks ;;
+    75 | 152) # "resume me", or ended by XCPU while it was starting. A job that was cancelled, or that SLURM itself has put back, is not RUNNING any more.
+        if [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then
+            scontrol requeue "$task"
+            sleep 60 # until SLURM ends this script
+        fi
+        ;;
+esac
+exit "$status"

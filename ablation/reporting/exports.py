@@ -1,0 +1,300 @@
+"""A study's figures for papers: LaTeX tables, a table of runs, JSON, the sources of the methods."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.comparison import Difference
+from ablation.analysis.statistics import Estimate
+from ablation.analysis.tuning import searched_params
+from ablation.analysis.wording import interval_points, points
+from ablation.base.text import Table, plural
+from ablation.reporting.content import Folded, interval_text
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that a spreadsheet would compute
+
+# Key -> entry: the sources of the methods that a report uses.
+SOURCES = {
+    "hothorn2008": """@article{hothorn2008,
+  author = {Hothorn, Torsten and Bretz, Frank and Westfall, Peter},
+  title = {Simultaneous Inference in General Parametric Models},
+  journal = {Biometrical Journal},
+  volume = {50},
+  number = {3},
+  pages = {346--363},
+  year = {2008},
+  doi = {10.1002/bimj.200810425}
+}""",
+    "satterthwaite1946": """@article{satterthwaite1946,
+  author = {Satterthwaite, F. E.},
+  title = {An Approximate Distribution of Estimates of Variance Components},
+  journal = {Biometrics Bulletin},
+  volume = {2},
+  number = {6},
+  pages = {110--114},
+  year = {1946},
+  doi = {10.2307/3002019}
+}""",
+    "godbole2023": """@misc{godbole2023,
+  author = {Godbole, Varun and Dahl, George E. and Gilmer, Justin and Shallue, Christopher J. and Nado, Zachary},
+  title = {Deep Learning Tuning Playbook},
+  year = {2023},
+  url = {https://github.com/google-research/tuning_playbook}
+}""",
+    "akiba2019": """@inproceedings{akiba2019,
+  author = {Akiba, Takuya and Sano, Shotaro and Yanase, Toshihiko and Ohta, Takeru and Koyama, Masanori},
+  title = {Optuna: A Next-generation Hyperparameter Optimization Framework},
+  booktitle = {Proceedings of the 25th ACM SIGKDD International Conference on Knowledge Discovery and Data Mining},
+  pages = {2623--2631},
+  year = {2019},
+  doi = {10.1145/3292500.3330701}
+}""",
+}
+
+
+def export(analysis: StudyAnalysis, form: str) -> str:
+    """Return the figures of a study in one of `FORMATS`."""
+    return FORMATS[form](analysis)
+
+
+def latex(analysis: StudyAnalysis) -> str:
+    """Return a paragraph on the method, and tables of arms and differences for the package booktabs."""
+    unit = analysis.compared.estimator.unit
+    arms = [
+        [
+            arm.name,
+            f"{arm.test.mean:.4f}" if arm.test else "--",
+            "--" if arm.test is None or arm.test.standard_deviation is None else f"{arm.test.standard_deviation:.4f}",
+            interval_text(arm.accuracy),
+            str(arm.test.seeds if arm.test else 0),
+        ]
+        for arm in analysis.arms
+    ]
+    tables = [
+        _latex_table(
+            "arms",
+            f"Test accuracy of each arm: mean, standard deviation and 95 % interval over $n$ {unit}s.",
+            {"Arm": "l", "Test accuracy": "r", "SD": "r", "95 % interval": "r", "$n$": "r"},
+            arms,
+        )
+    ]
+    differences = [
+        [
+            factor.factor,
+            f"{difference.first} minus {difference.second}" + (f" ({difference.at})" if difference.at else ""),
+            points(difference.estimate.value),
+            interval_points(difference.estimate.low, difference.estimate.high),
+            _p_cell(difference.estimate),
+        ]
+        for factor in analysis.factors
+        for difference in [*factor.family, *(d for each in factor.by_level.values() for d in each)]
+    ]
+    if differences:
+        caption = (
+            "Differences of test accuracy in percentage points, with simultaneous 95 % intervals and corrected "
+            f"p-values ({plural(analysis.compared.tested_together, 'test')} together)."
+        )
+        columns = {"Factor": "l", "Difference": "l", "Points": "r", "Simultaneous interval": "r", "$p$": "r"}
+        tables.append(_latex_table("differences", caption, columns, differences))
+    paragraph = escape_latex(methods(analysis))
+    for name, key in CITED.items():
+        paragraph = paragraph.replace(name, f"{name}~\\cite{{{key}}}")
+    paragraph = paragraph.replace("|t|", "$|t|$")  # many fonts print a bar as a dash
+    return "\n\n".join([f"% \\usepackage{{booktabs}}\n{paragraph}", *tables]) + "\n"
+
+
+# A name in the methods paragraph -> the source that LaTeX cites there.
+CITED = {"Optuna": "akiba2019", "max-|t|": "hothorn2008", "Satterthwaite's": "satterthwaite1946"}
+
+
+def methods(analysis: StudyAnalysis) -> str:
+    """Return a paragraph on the method of a study, written from its data."""
+    result = analysis.result
+    spec, unit = result.spec, analysis.compared.estimator.unit
+    factors = ", ".join(f"{name} ({len(levels)} levels)" for name, levels in spec.compared_levels().items())
+    searched = ", ".join(spec.search.entries())
+    versions = sorted({run.environment.get("torch", "") for arm in result.arms for run in arm.trials} - {""})
+    budget = f"{plural(spec.trials_per_arm, 'trial')} of {plural(spec.epochs, 'epoch')}"
+    sentences = [
+        f"We compared {plural(len(result.arms), 'arm')}{f' ({factors})' if factors else ''} of {spec.backbone.name} on "
+        f"{spec.data.source} ({result.train_images:,} training, {result.val_images:,} validation and "
+        f"{result.test_images:,} test images of {len(result.classes)} classes).",
+        f"Every arm had the same tuning budget, {budget}, "
+        + (f"in which Optuna searched {searched}." if searched else "with nothing to search."),
+        "The configuration with the highest validation accuracy was retrained with fresh seeds "
+        f"({plural(spec.confirm.seeds, 'run')} per arm), and each of these runs evaluated the test images once, at its "
+        "end; no choice used the results.",
+    ]
+    if unit == "seed":
+        sentences.append(
+            "Standard errors contain the variation over seeds and over test images, with Satterthwaite's degrees of "
+            "freedom, given the configurations that tuning chose."
+        )
+    else:
+        sentences.append(
+            "The numbers of trials and runs are totals of the repeats of the whole study, which differ in their seed "
+            "alone; standard errors contain the variation over repeats and over test images."
+        )
+    if analysis.compared.contrasts:
+        sentences.append(
+            "Intervals and p-values of differences and interactions "
+            f"({plural(analysis.compared.tested_together, 'test')}) were adjusted together by the single-step max-|t| "
+            "method, by simulation."
+        )
+    if versions:
+        sentences.append(f"Networks were trained with PyTorch {' and '.join(versions)}.")
+    return " ".join(sentences)
+
+
+def paper_block(analysis: StudyAnalysis) -> Folded:
+    """Return the folded paragraph on the method, and the command that prints tables."""
+    name = analysis.result.spec.name.replace("+", " ")
+    note = (
+        f"python -m ablation.report {name} --format latex prints it with tables; csv, json and bibtex print the rest."
+    )
+    return Folded(Table("A paragraph on the method", ["method"], [[methods(analysis)]], [note]))
+
+
+def runs_csv(analysis: StudyAnalysis) -> str:
+    """Return a table of all runs, a row per run; cells that a spreadsheet would compute begin with an apostrophe."""
+    result = analysis.result
+    runs = [run for arm in result.arms for run in arm.trials]
+    parameters = list(dict.fromkeys(name for run in runs for name in searched_params(result.spec, run)))
+    factors = list(result.spec.compared_levels())
+    columns = ["study", "arm", *factors, "kind", "number", "state", "seed", "val_accuracy", "test_accuracy"]
+    columns += ["best_epoch", "trained_parameters", "training_seconds", "run_id", *parameters]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([_defused(column) for column in columns])
+    for arm in result.arms:
+        for run in [*arm.trials, *arm.confirmations, *arm.superseded]:
+            kind = "trial" if run.spec.confirms is None else "confirmation"
+            kind = f"superseded {kind}" if run in arm.superseded else kind
+            values = searched_params(result.spec, run)
+            levels = [arm.arm.compared_levels.get(factor) for factor in factors]
+            cells = [run.spec.study, arm.arm.name, *levels, kind, run.number, run.state, run.spec.seed]
+            cells += [run.val_accuracy, run.test_accuracy, run.best_epoch, run.trained_parameters]
+            cells += [run.training_seconds, run.run_id, *(values.get(name) for name in parameters)]
+            writer.writerow([_defused(cell) for cell in cells])
+    return file.getvalue()
+
+
+def figures_json(analysis: StudyAnalysis) -> str:
+    """Return all figures of the answer as JSON; accuracies and differences are fractions."""
+    result = analysis.result
+    content = {
+        "study": result.spec.name,
+        "question": result.spec.question,
+        "unit": analysis.compared.estimator.unit,
+        "verdict": analysis.verdict,
+        "evidence": analysis.evidence,
+        "methods": methods(analysis),
+        "test_images": result.test_images,
+        "tested_together": analysis.compared.tested_together,
+        "arms": [
+            {
+                "arm": arm.name,
+                "levels": arm.result.arm.compared_levels,
+                "accuracy": None if arm.accuracy is None else dataclasses.asdict(arm.accuracy),
+                "test": None if arm.test is None else dataclasses.asdict(arm.test),
+                "validation": None if arm.val is None else dataclasses.asdict(arm.val),
+                "chance_to_be_best": analysis.chances_of_best.get(arm.name),
+                "chosen": None if arm.result.best is None else searched_params(result.spec, arm.result.best),
+            }
+            for arm in analysis.arms
+        ],
+        "factors": [
+            {
+                "factor": factor.factor,
+                "levels": [dataclasses.asdict(level) for level in factor.levels],
+                "differences": [_difference(difference) for difference in factor.family],
+                "at_levels": {other: [_difference(d) for d in each] for other, each in factor.by_level.items()},
+            }
+            for factor in analysis.factors
+        ],
+        "interactions": [
+            dataclasses.asdict(interaction) | {"shown": interaction.is_shown} for interaction in analysis.interactions
+        ],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n"
+
+
+def bibtex(analysis: StudyAnalysis) -> str:
+    """Return the sources of the methods that the study's answer rests on."""
+    keys = ["godbole2023", "akiba2019"]
+    if analysis.compared.contrasts:
+        keys.append("hothorn2008")
+    if analysis.compared.estimator.unit == "seed":
+        keys.append("satterthwaite1946")
+    return "\n\n".join(SOURCES[key] for key in keys) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[StudyAnalysis], str]] = {
+    "latex": latex,
+    "csv": runs_csv,
+    "json": figures_json,
+    "bibtex": bibtex,
+}
+
+LATEX_CHARACTERS = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    """Return text that LaTeX prints as it is."""
+    return re.sub(r"[\\&%$#_{}~^<>]", lambda match: LATEX_CHARACTERS[match.group()], text)
+
+
+def _latex_table(label: str, caption: str, columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table for booktabs; caption and columns (heading -> alignment) are LaTeX already but for %."""
+    lines = [" & ".join(escape_latex(cell) for cell in row) + r" \\" for row in rows]
+    heading = " & ".join(columns) + r" \\"
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            f"  \\caption{{{caption}}}".replace("%", r"\%"),
+            f"  \\label{{tab:{label}}}",
+            f"  \\begin{{tabular}}{{{''.join(columns.values())}}}",
+            r"    \toprule",
+            f"    {heading}".replace("%", r"\%"),
+            r"    \midrule",
+            *(f"    {line}" for line in lines),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _p_cell(estimate: Estimate) -> str:
+    if estimate.p is None:
+        return "--"
+    return "< 0.001" if estimate.p < 0.001 else f"{estimate.p:.3f}"
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    return dataclasses.asdict(difference) | {"shown": difference.is_shown}
+
+
+def _defused(cell: Any) -> Any:
+    """Return a cell of a table; text that a spreadsheet would compute begins with an apostrophe."""
+    if isinstance(cell, str) and cell.startswith(FORMULA_STARTS):
+        return f"'{cell}"
+    return "" if cell is None else cell
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,135 @@
+"""Studies that differ in their seed alone, pooled."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ablation.analysis.pooling import analyse_pooled, check_repeats
+from ablation.analysis.results import StudyResult
+from ablation.base.command_line import run_command
+from ablation.base.errors import InputError
+from ablation.report import cli
+from ablation.reporting import pooled_report
+from ablation.storage.store import find_store
+from tests.fake_results import fake_result, store_study
+
+CUTS = {"truncate_at": ["block3", "block4", "block5"]}
+ACCURACIES = {"block3": 0.90, "block4": 0.88, "block5": 0.80}
+
+
+def repeat(seed: int, luck: float = 0.0, **changes: Any) -> StudyResult:
+    """Return a study whose first arm is better by some luck."""
+    accuracies = ACCURACIES | {"block3": ACCURACIES["block3"] + luck}
+    return fake_result(CUTS, accuracies, **{"images": 800, "name": f"cuts-{seed}", "seed": seed, **changes})
+
+
+@pytest.fixture(scope="module")
+def three() -> list[StudyResult]:
+    return [repeat(seed, luck) for seed, luck in enumerate((-0.02, 0.0, 0.03))]
+
+
+def test_arms_are_means_over_repeats(three: list[StudyResult]) -> None:
+    analysis = analyse_pooled(three).analysis
+    arm = analysis.arms[0]
+    of_repeats = [float(result.arms[0].correct_SN.mean()) for result in three]
+    assert arm.test is not None
+    assert arm.test.mean == pytest.approx(np.mean(of_repeats))
+    assert arm.test.standard_deviation == pytest.approx(np.std(of_repeats, ddof=1))
+    assert (arm.test.seeds, arm.test.unit) == (3, "tuning")
+    assert {d.seeds for d in analysis.factors[0].family} == {(3, 3)}
+
+
+def test_the_answer_says_over_how_many_tunings(three: list[StudyResult]) -> None:
+    analysis = analyse_pooled(three).analysis
+    assert "block3" in analysis.verdict[0]
+    text = " ".join(analysis.evidence)
+    assert "over 3 tunings" in text
+    assert "3 tunings." in text
+    assert "seeds " in text.split("Standard error of a difference")[1]
+    assert "tuning and split" in text
+    assert "Still missing" not in text
+
+
+def test_luck_of_the_tuning_widens_the_interval(three: list[StudyResult]) -> None:
+    widths = []
+    for repeats in (three, [repeat(seed) for seed in range(3)]):
+        estimate = analyse_pooled(repeats).analysis.factors[0].family[0].estimate
+        assert estimate.high is not None
+        assert estimate.low is not None
+        widths.append(estimate.high - estimate.low)
+    assert widths[0] > 2 * widths[1]
+
+
+def test_two_repeats_are_not_tested(three: list[StudyResult]) -> None:
+    analysis = analyse_pooled(three[:2]).analysis
+    assert analysis.verdict == ["Too few tunings to compare; each arm needs three."]
+    assert not any(difference.is_tested for difference in analysis.factors[0].family)
+
+
+def test_an_arm_that_a_repeat_lacks_is_left_out_and_named(three: list[StudyResult]) -> None:
+    lacking = replace(three[1], arms=[*three[1].arms[:2], replace(three[1].arms[2], confirmations=[])])
+    analysis = analyse_pooled([three[0], lacking, three[2]]).analysis
+    assert analysis.evidence[-1] == "Left out, because it is not confirmed in every repeat: block5 (in cuts-1)."
+    assert [(d.first, d.second) for d in analysis.factors[0].family] == [("block3", "block4")]
+
+
+def test_the_leader_of_one_tuning_is_no_pivot(three: list[StudyResult]) -> None:
+    led = [
+        replace(r, spec=r.spec.model_copy(update={"confirm": r.spec.confirm.model_copy(update={"compare": "leader"})}))
+        for r in three
+    ]
+    assert len(analyse_pooled(led).analysis.factors[0].family) == 3
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (repeat(1, epochs=5), "differ in epochs (4 and 5); repeats differ in seed alone"),
+        (repeat(1, trials_per_arm=4), "differ in trials_per_arm (3 and 4)"),
+        (repeat(1, images=801), "differ in the number of test images (800 and 801)"),
+        (replace(repeat(1), data_digest="e" * 64), "differ in the images' digest"),
+        (repeat(0, name="cuts-again"), "both have seed = 0"),
+        (repeat(1, classes=5), "differ in classes"),
+    ],
+)
+def test_what_is_no_repeat_is_refused(other: StudyResult, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_repeats([repeat(0), other])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_test_images_of_the_same_number_are_refused() -> None:
+    first, second = repeat(0, data={"limit": 500}), repeat(1, data={"limit": 500})
+    check_repeats([first, replace(second, data_digest="e" * 64)])  # the digest is of the images that a seed draws
+    for arm in second.arms:
+        for run in arm.confirmations:
+            assert run.predictions is not None
+            run.predictions.labels_N[0] = 3
+    with pytest.raises(InputError, match="their test images differ"):
+        check_repeats([first, second])
+
+
+def test_the_command_pools_what_the_store_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooled_report, "draw_figures", lambda analysis, importances, names: {})
+    store = find_store(str(tmp_path / "store"))
+    results = [repeat(seed, images=200, seeds=2) for seed in range(3)]
+    store_study(store, results[0])
+    monkeypatch.setattr(
+        pooled_report, "read_results", lambda store, name: next(r for r in results if r.spec.name == name)
+    )
+    names = [result.spec.name for result in results]
+    monkeypatch.setattr(sys, "argv", ["report", *names, "--store", str(tmp_path / "store")])
+    assert run_command(cli) == 0
+    page = tmp_path / "store" / "reports" / "cuts-0+cuts-1+cuts-2" / "report.html"
+    assert "3 repeats of one study" in page.read_text()
+    assert "over 3 tunings" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["report", names[0], names[0], "--store", str(tmp_path / "store")])
+    assert run_command(cli) == 2
+    assert "cuts-0 is named twice" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""Contrasts over repeats of a study, against hand-computed values and SciPy. Legend: R repeats, N test images."""
+
+import numpy as np
+import pytest
+from scipy import optimize
+from scipy import stats as scipy_stats
+
+from ablation.analysis.repeats import (
+    chances_over_repeats,
+    combined_statistic,
+    contrast_over_repeats,
+    repeat_moments,
+    simultaneous_over_repeats,
+    variance_components,
+    variance_parts,
+)
+from ablation.analysis.simultaneous import from_normal_scale
+
+DIFFERENCE = {"a": 1.0, "b": -1.0}
+
+
+def drawn(arms: str = "abc", repeats: int = 4, images: int = 300) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(5)
+    difficulty_N = random.uniform(size=images)
+    shift_R = random.normal(0, 0.03, repeats)
+    return {
+        arm: np.clip(
+            0.8 + 0.02 * n + shift_R[:, None] + random.normal(0, 0.2, (repeats, images)) - difficulty_N / 5, 0, 1
+        )
+        for n, arm in enumerate(arms)
+    }
+
+
+def test_the_variance_is_the_estimator_of_the_issue() -> None:
+    """V = s^2/R + var_n(mean_r D)/N - MS/(RN), with D the difference on each image in each repeat."""
+    right = drawn()
+    D_RN = right["a"] - right["b"]
+    R, N = D_RN.shape
+    rest_RN = D_RN - D_RN.mean(axis=1, keepdims=True) - D_RN.mean(axis=0) + D_RN.mean()
+    residual = (rest_RN**2).sum() / ((R - 1) * (N - 1))
+    images = D_RN.mean(axis=0).var(ddof=1) / N - residual / (R * N)
+    moments = repeat_moments(right)
+    of_repeats_C, images_C = variance_parts(moments.weights([DIFFERENCE]), moments)
+    assert of_repeats_C[0] == pytest.approx(D_RN.mean(axis=1).var(ddof=1) / R)
+    assert images_C[0] == pytest.approx(max(images, 1 / N**2))
+
+
+def test_what_a_repeat_does_to_all_arms_cancels() -> None:
+    right = drawn()
+    shift_R1 = np.array([[0.05], [-0.04], [0.0], [0.02]])
+    before, after = (
+        contrast_over_repeats(DIFFERENCE, {arm: y_RN + by for arm, y_RN in right.items()}) for by in (0.0, shift_R1)
+    )
+    assert after.standard_error == pytest.approx(before.standard_error)
+    assert contrast_over_repeats({"a": 1.0}, {arm: y + shift_R1 for arm, y in right.items()}).standard_error != (
+        pytest.approx(contrast_over_repeats({"a": 1.0}, right).standard_error)
+    )
+
+
+def test_the_interval_combines_t_and_normal_quantiles() -> None:
+    right = drawn()
+    moments = repeat_moments(right)
+    (of_repeats,), (images,) = variance_parts(moments.weights([DIFFERENCE]), moments)
+    half = np.sqrt(scipy_stats.t(3).isf(0.025) ** 2 * of_repeats + scipy_stats.norm.isf(0.025) ** 2 * images)
+    estimate = contrast_over_repeats(DIFFERENCE, right)
+    assert estimate.low is not None
+    assert estimate.value == pytest.approx(float((right["a"] - right["b"]).mean()))
+    assert estimate.value - estimate.low == pytest.approx(half, rel=0.03)  # `from_normal_scale` is that exact
+
+
+@pytest.mark.parametrize("degrees", [2, 4, 9])
+@pytest.mark.parametrize(("of_repeats", "images"), [(1.0, 1e-6), (1.0, 1.0), (1e-6, 1.0), (0.0, 1.0)])
+def test_the_statistic_is_where_the_interval_reaches_zero(degrees: int, of_repeats: float, images: float) -> None:
+    for value in (0.01, 1.0, 5.0):
+        statistic = float(combined_statistic(np.array(value**2), np.array(of_repeats), np.array(images), degrees))
+
+        def excess(z: float, value: float = value) -> float:
+            t = float(from_normal_scale(z, np.array(degrees)))
+            return t**2 * of_repeats + z**2 * images - value**2
+
+        assert statistic == pytest.approx(optimize.brentq(excess, 0, min(25.0, value / np.sqrt(images) + 1)), rel=1e-6)
+
+
+def test_intervals_exclude_zero_where_p_is_below_five_percent() -> None:
+    right = drawn(images=600)
+    right["b"] += 0.03
+    contrasts = [{"a": 1.0, "b": -1.0}, {"a": 1.0, "c": -1.0}, {"b": 1.0, "c": -1.0}]
+    together = simultaneous_over_repeats(contrasts, right)
+    for weights, estimate in zip(contrasts, together, strict=True):
+        alone = contrast_over_repeats(weights, right)
+        assert estimate.p is not None
+        assert alone.p is not None
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert estimate.p > alone.p
+        assert (estimate.p < 0.05) == (estimate.low > 0 or estimate.high < 0)
+
+
+def test_two_repeats_are_not_tested() -> None:
+    right = drawn(repeats=2)
+    estimate = contrast_over_repeats(DIFFERENCE, right)
+    assert estimate.value == pytest.approx(float((right["a"] - right["b"]).mean()))
+    assert estimate.low is None
+    assert estimate.p is None
+    assert chances_over_repeats(right) == {}
+
+
+def test_the_chance_to_be_best_of_two_arms_is_that_of_their_difference() -> None:
+    right = drawn("ab", repeats=6)
+    moments = repeat_moments(right)
+    (of_repeats,), (images,) = variance_parts(moments.weights([DIFFERENCE]), moments)
+    value = contrast_over_repeats(DIFFERENCE, right).value
+    random = np.random.default_rng(1)
+    drawn_B = value + random.standard_t(5, 400_000) * np.sqrt(of_repeats) + random.normal(0, np.sqrt(images), 400_000)
+    assert chances_over_repeats(right)["a"] == pytest.approx((drawn_B > 0).mean(), abs=0.01)
+
+
+def test_the_components_add_up_to_the_variance() -> None:
+    right = drawn()
+    moments = repeat_moments(right)
+    (of_repeats,), (images,) = variance_parts(moments.weights([DIFFERENCE]), moments)
+    parts = variance_components([DIFFERENCE], right, {"a": 2e-5, "b": 1e-5, "c": 0.0})
+    assert parts.seeds == pytest.approx(3e-5 / 4)
+    assert parts.seeds + parts.tuning == pytest.approx(of_repeats)
+    assert parts.images == pytest.approx(images)
+    alone = variance_components([DIFFERENCE], right, dict.fromkeys("abc", np.nan))
+    assert (alone.seeds, alone.tuning) == (None, pytest.approx(of_repeats))

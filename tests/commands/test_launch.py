@@ -1,0 +1,106 @@
+"""`python -m ablation.launch`: refused in one line before anything is written, and shown by --print."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ablation import launch
+from ablation.base.command_line import run_command
+from ablation.launching import slurm
+from ablation.launching.request import EngineWorker
+from tests.studies import Command, signal_handlers_kept
+
+Launcher = Callable[..., int]
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
+    folder = tmp_path / "work"
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["launch", *map(str, arguments)])
+        with signal_handlers_kept():
+            return run_command(launch.cli)
+
+    return run
+
+
+def test_print_submits_and_writes_nothing(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = launcher(study_file, "--on", "slurm", "--workers", 2, "--print", "--", "--name", "mine", "--grace", "90")
+    text = capsys.readouterr().out
+    assert status == 0
+    assert "#SBATCH --array=1-2\n" in text
+    assert "#SBATCH --signal=B:USR2@120\n" in text
+    assert f"-m ablation.study {study_file} --name mine --grace 90 &\n" in text
+    assert f"cd {Path.cwd()}" in text
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine-option", "nonsense"], "--engine-option: 'nonsense' is not KEY=VALUE"),
+        (["--engine-option", "array=1-9"], "--engine-option: array is set by the launch on slurm itself"),
+        (["--engine-file", "none.toml"], "--engine-file: none.toml cannot be read"),
+        (["--print", "--cancel"], "--print and --cancel: choose one of them"),
+        (["--per-gpu", "2"], "--per-gpu: goes with --on local"),
+        (["--", "--check"], "--check: is no option of a worker"),
+        (["--", "--workers", "2"], "--workers: is no option of a worker"),
+        (["--", "--epoch", "2"], "No such option '--epoch'"),
+        (["--", "--epochs", "0"], "epochs"),
+        (["--", "--set", "data.source=imagefolder", "--set", "data.root=nowhere"], "there is no such folder"),
+    ],
+)
+def test_what_is_refused(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(slurm, "call", lambda *_, **__: pytest.fail("SLURM was called"))
+    assert launcher(study_file, "--on", "slurm", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_without_the_engine_nothing_is_written(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(Path.cwd()))
+    assert launcher(study_file, "--on", "slurm") == 2
+    assert capsys.readouterr().err.startswith("error: sbatch: there is no such program here")
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_status_shows_arms_and_workers(
+    command: Command,
+    launcher: Launcher,
+    study_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = []
+
+    def workers(label: str, options: object) -> list[EngineWorker]:
+        labels.append(label)
+        return [EngineWorker("7_1", "running", "n1", "2026-11-27T11:00:00"),
+                EngineWorker("7_2", "pending (Resources)", "-", "2026-11-27T10:59:00")]  # fmt: skip
+
+    monkeypatch.setattr(slurm, "workers", workers)
+    assert launcher(study_file, "--on", "slurm", "--status") == 0
+    assert "No trial has begun" in capsys.readouterr().out
+    one_arm = ("--set", 'factors.strategy=["feature_extraction"]', "--set", 'factors.truncate_at=["block1"]')
+    assert command(study_file, "--trials", 1, "--epochs", 1, "--set", "confirm.seeds=1", *one_arm) == 0
+    capsys.readouterr()
+    assert launcher(study_file, "--on", "slurm", "--status") == 0
+    text = capsys.readouterr().out
+    assert "| 7_2 | pending (Resources) | - | 2026-11-27T10:59:00 |" in text
+    assert text.index("1 finished" if "1 finished" in text else "finished") < text.index("7_1")
+    assert len(set(labels)) == 1

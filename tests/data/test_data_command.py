@@ -1,0 +1,133 @@
+"""python -m ablation.data: a set of images, near-duplicates, and the cache."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageFilter, ImageOps
+
+from ablation.base.errors import InputError
+from ablation.data.__main__ import cli
+from ablation.data.image_cache import cache_folder, map_decoded
+from ablation.data.near_duplicates import find_near_duplicates
+from tests.data.test_image_files import images
+from tests.data.test_image_folder import tree
+
+
+def smooth(number: int, side: int = 96) -> Image.Image:
+    """Return a picture of coarse patches, as photos have them; every number another one."""
+    coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Forty pictures in two classes and two splits."""
+    root = tmp_path / "photos"
+    for number in range(40):
+        folder = root / ("train" if number < 30 else "test") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        smooth(number).save(folder / f"{number}.png")
+    return root
+
+
+def run(*words: str) -> str:
+    """Run the command in this process; return what it printed."""
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    if result.exit_code:
+        raise InputError(result.output)
+    return result.output
+
+
+def test_copies_that_differ_in_encoding_size_or_side_are_found(photos: Path) -> None:
+    """And nothing else. A broken file does no harm."""
+    picture, test = smooth(30), photos / "test" / "a" / "30.png"
+    copies = {
+        "same.bmp": picture,
+        "jpeg50.jpg": picture,
+        "smaller.png": picture.resize((60, 60)),
+        "blurred.png": picture.filter(ImageFilter.GaussianBlur(1)),
+        "mirrored.jpg": ImageOps.mirror(picture),
+    }
+    for name, copy in copies.items():
+        copy.save(photos / "train" / "a" / name, quality=50)
+    (photos / "train" / "a" / "broken.png").write_bytes(b"x")
+    paths = [str(path) for path in sorted(photos.rglob("*.*"))]
+    looked: list[int] = []
+    pairs = find_near_duplicates(paths, looked.append)
+    assert sum(looked) == len(paths) == 46
+    found = {
+        frozenset((Path(paths[pair.first]).name, Path(paths[pair.second]).name)): pair.is_mirrored for pair in pairs
+    }
+    assert {name for pair in found for name in pair} == {*copies, "30.png"}
+    assert all(frozenset((test.name, name)) in found for name in copies)
+    assert found[frozenset((test.name, "mirrored.jpg"))]
+    assert not found[frozenset((test.name, "jpeg50.jpg"))]
+
+
+def test_check_says_where_the_pairs_lie(photos: Path, tmp_path: Path) -> None:
+    smooth(31).save(photos / "train" / "a" / "leak.jpg", quality=70)  # a test image of class b
+    file = tmp_path / "pairs.csv"
+    text = " ".join(run("check", str(photos), "--out", str(file)).split())
+    assert "1 pair of pictures nearly the same: 1 across training and test, 1 in two classes" in text
+    with file.open(encoding="utf-8") as opened:
+        ((first, second, difference, note),) = list(csv.reader(opened))[1:]
+    assert {Path(first).name, Path(second).name} == {"leak.jpg", "31.png"}
+    assert 0 < float(difference) < 6
+    assert note == "training and test and two classes"
+
+
+def test_a_set_is_shown(photos: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    text = " ".join(run(str(photos), "--out", str(sheet), "--set", "data.image_size=16").split())
+    assert "sizes in pixels: 96 x 96 (40); formats and modes: PNG RGB (40)" in text
+    assert "training images in train/" in text
+    cells = " ".join("".join(c if c.isalnum() else " " for c in text).split())
+    for row in ("a 15 5", "b 15 5", "all 30 10"):
+        assert row in cells
+    with Image.open(sheet) as picture:
+        assert picture.size == (640, 2 * 82)
+        corner = np.asarray(picture.convert("RGB"))[18 + 2 : 18 + 60, 2:60].astype(int)
+    assert abs(corner - np.asarray(smooth(0).resize((16, 16)).resize((62, 62)))[2:60, 2:60]).mean() < 25
+
+
+def test_the_cache_is_listed_and_cleaned() -> None:
+    used = map_decoded(images("a"))
+    map_decoded(images("b"))
+    text = run("cache")
+    assert "imagefolder-a.safetensors" in text
+    assert "imagefolder-b.safetensors" in text
+    assert "1 file deleted" in run("cache", "--clear")
+    folder = cache_folder()
+    assert folder is not None
+    assert [file.name for file in folder.glob("imagefolder-*")] == ["imagefolder-a.safetensors"]
+    assert used["test"].shape == (1, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ((), "which images"),
+        (("check",), "which images"),
+        (("nowhere_at_all",), "no study 'nowhere_at_all'"),
+        (("a", "b"), "which images"),
+        (("digits_known", "--clear"), "--clear: is for"),
+    ],
+)
+def test_bad_words_are_refused(words: tuple[str, ...], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        run(*words)
+
+
+def test_bad_keys_are_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path / "images", "a", "b")
+    with pytest.raises(InputError, match=r"--set: 1 validation error .*colour"):
+        run(str(root), "--set", "data.colour=1")
+    with pytest.raises(InputError, match="--out: .* cannot be written"):
+        run(str(root), "--out", str(tmp_path / "nowhere" / "sheet.png"))
+    shutil.rmtree(root / "a")
+    with pytest.raises(InputError, match="of two classes or more"):
+        run(str(root))

@@ -1,0 +1,296 @@
+"""Image folders: each layout is read as it is meant, or refused in one line; what is passed over is counted."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ablation.base.errors import InputError
+from ablation.data.decoding import DECODING_VERSION
+from ablation.data.image_folder import read_folder, split_of
+from ablation.data.reading import check_split, load_images, load_split, measure_data
+from ablation.spec.reading import load_study
+from ablation.spec.tables import Data
+
+PICTURES = iter(range(10**6))
+
+
+def picture(path: Path) -> None:
+    """Save a picture of 8 x 8 pixels that no other file has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = next(PICTURES)
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def tree(root: Path, *folders: str, count: int = 5) -> Path:
+    for folder in folders:
+        for number in range(count):
+            picture(root / folder / f"{number}.png")
+    return root
+
+
+def data(root: Path, **more: object) -> Data:
+    return Data(source="imagefolder", root=str(root), image_size=8, **more)
+
+
+def places(root: Path, **more: object) -> dict[str, set[str]]:
+    """Return split -> the folders of its images, below the root."""
+    files = read_folder(data(root, **more), DECODING_VERSION).files
+    return {
+        split: {Path(path).parent.relative_to(root).as_posix() for group in files[split].values() for path, _ in group}
+        for split in files
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ names of splits
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"), ("Train", "Test"), ("TRAIN", "TEST"), ("train_set", "test_set"),
+        ("trainset", "testset"),
+        ("train", "dev"), ("train-images", "val-images"), ("training data", "Validation Data"),
+        ("train2017", "val2017"),
+        ("images/train", "images/test"), ("seg_train/seg_train", "seg_test/seg_test"), ("train/images", "test/images"),
+        ("pets/train", "pets/val"), ("Dataset/Train", "Dataset/valid"), ("tests/../train", "tests"),
+    ],
+)  # fmt: skip
+def test_splits_are_known_by_name(tmp_path: Path, train: str, test: str) -> None:
+    train, test = os.path.normpath(train), os.path.normpath(test)
+    tree(tmp_path, f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog")
+    assert places(tmp_path) == {"train": {f"{train}/cat", f"{train}/dog"}, "test": {f"{test}/cat", f"{test}/dog"}}
+    size = measure_data(data(tmp_path))
+    assert (size.classes, size.train, size.test) == (2, 10, 10)
+
+
+@pytest.mark.parametrize("name", ["trainer", "contest", "valley", "strain", "attest", "cat", "images", "testament", ""])
+def test_other_words_are_classes(name: str) -> None:
+    assert split_of(name, DECODING_VERSION) is None
+
+
+def test_all_validation_images_are_training_images_where_there_is_a_test(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{split}/{name}" for split in ("Train", "Valid", "dev", "Test") for name in "ab"))
+    assert places(tmp_path) == {
+        "train": {"Train/a", "Train/b", "Valid/a", "Valid/b", "dev/a", "dev/b"},
+        "test": {"Test/a", "Test/b"},
+    }
+
+
+def test_classes_with_the_names_of_splits_are_classes(tmp_path: Path) -> None:
+    """Vehicles, and a control group beside a test group: these folders hold images, not classes."""
+    tree(tmp_path / "vehicles", "bus", "car", "train")
+    assert places(tmp_path / "vehicles")["train"] == {"bus", "car", "train"}
+    tree(tmp_path / "trial", "control", "test")
+    assert places(tmp_path / "trial")["test"] == {"control", "test"}
+
+
+def refused(root: Path, match: str, **more: object) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        read_folder(data(root, **more), DECODING_VERSION)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_can_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a", "train/cat", "train/dog", "bus/x", "car")
+    refused(root, r"two ways: as splits \(train\) beside other folders \(bus, car\), or as classes; set data.train")
+    assert places(root, train=".")["train"] == {"train/cat", "train/dog", "bus/x", "car"}
+    assert places(root, train="train") == {"train": {"train/cat", "train/dog"}, "test": {"train/cat", "train/dog"}}
+    root = tree(tmp_path / "b", "train1/cat", "train1/dog", "Train/cat", "Train/dog", "training/cat", "test/cat")
+    refused(root, "Train and training may both hold the train images|two ways")
+    root = tree(tmp_path / "c", "Train/cat", "Train/dog", "train/cat", "train/dog", "test/cat", "test/dog")
+    refused(root, "Train and train may both hold the train images; name one by data.train")
+    assert places(root, train="Train", test="test")["train"] == {"Train/cat", "Train/dog"}
+    root = tree(tmp_path / "d", "Training", "Testing")
+    refused(root, "no images in <class>")
+    root = tree(tmp_path / "e", "cat/train", "cat/test", "dog/train", "dog/test")
+    refused(root, "cat holds test, train: move the images to train/<class>")
+    assert places(root, train=".")["train"] == {"cat/train", "cat/test", "dog/train", "dog/test"}
+
+
+def test_folders_beside_splits_that_agree_are_passed_over(tmp_path: Path) -> None:
+    tree(tmp_path, "train/a", "train/b", "test/a", "test/b", "unlabeled")
+    assert places(tmp_path) == {"train": {"train/a", "train/b"}, "test": {"test/a", "test/b"}}
+    assert "1 folder beside the splits (unlabeled)" in read_folder(data(tmp_path), DECODING_VERSION).text()
+
+
+def test_bad_keys_are_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path / "images", "a", "b")
+    refused(root, "data.train: there is no folder .*/nowhere", train="nowhere")
+    refused(root, "data.test: must be another folder", train="a", test="a")
+    file = tmp_path / "s.toml"
+    for keys, match in (
+        ("test = 'a'", "data: test needs train"),
+        ("train = '../a'", "data: train must be a folder below root, got '../a'"),
+        ("train = '/a'", "data: train must be a folder below root"),
+        ("resize = 'stretch'", "data.resize"),
+        ("unreadable = 'maybe'", "data.unreadable"),
+        ("duplicates = true", "data.duplicates"),
+    ):
+        text = f"question = 'Q?'\ntrials_per_arm = 1\nepochs = 1\n[data]\nsource = 'imagefolder'\nroot = '{root}'\n"
+        file.write_text(f"{text}{keys}\n")
+        with pytest.raises(InputError, match=match):
+            load_study(file, name="s", overrides=[])
+
+
+# -------------------------------------------------------------------------------------------------- what is passed over
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    root = tree(tmp_path / "images", "cat", "dog/deep")
+    for name in ("Thumbs.db", "notes.txt", "photo.heic", "README"):
+        (root / "cat" / name).write_bytes(b"x")
+    (root / "cat" / ".hidden.png").write_bytes(b"x")
+    (root / "cat" / ".ipynb_checkpoints").mkdir()
+    (root / "cat" / "__MACOSX").mkdir()
+    picture(root / "__MACOSX" / "cat" / "0.png")
+    picture(root / "stray.png")
+    (root / "bird").mkdir()
+    assert read_folder(data(root), DECODING_VERSION).text() == (
+        f"{root}: classes in ./, a fifth of each class is the test; 8 training and 2 test images of 2 classes; passed "
+        "over: 1 empty folder (bird), 1 hidden file, 1 hidden folder, 1 image outside class folders, 3 other files "
+        "(.heic, .txt, no suffix), 1 system file (Thumbs.db), 2 system folders (__MACOSX)"
+    )
+    assert check_split(data(root, val_fraction=0.25), 0).startswith(f"{root}: classes in ./")
+    assert "nothing passed over" in read_folder(data(tree(tmp_path / "clean", "a", "b")), DECODING_VERSION).text()
+
+
+def test_a_class_can_be_left_out(tmp_path: Path) -> None:
+    """Whatever is wrong with it: too few images, missing in a split, broken files."""
+    root = tree(tmp_path, "train/a", "train/b", "train/lost", "test/a", "test/b")
+    (root / "train" / "lost" / "0.png").write_bytes(b"")
+    refused(root, "class 'lost' is in .*train but not in .*test")
+    images = load_images(data(root, classes=["b", "a"]))
+    assert (images.classes, len(images.train_labels_N), len(images.test_labels_N)) == (["b", "a"], 10, 10)
+    assert "1 class left out" in images.reading
+    refused(root, "data.classes: no class 'c'; known: a, b", classes=["a", "c"])
+
+
+# ------------------------------------------------------------------------------------------------------ links, formats
+
+
+def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
+    root = tree(tmp_path / "images", "a", "b", "b/deep")
+    elsewhere = tree(tmp_path / "elsewhere", "more", "more/deeper")
+    (root / "a" / "linked").symlink_to(elsewhere / "more")
+    (root / "a" / "again").symlink_to(elsewhere / "more")
+    (root / "a" / "self").symlink_to(root / "a")
+    (root / "b" / "up").symlink_to(root)
+    content = read_folder(data(root), DECODING_VERSION)
+    counts = {name: len(content.files["train"][name]) + len(content.files["test"][name]) for name in "ab"}
+    assert counts == {"a": 5 + 10, "b": 10}
+    assert "1 folder met twice (linked), 2 links that lead back (self, up)" in content.text()
+    older = read_folder(data(root), 4)  # a study that has begun keeps its images
+    assert sum(len(older.files[split]["a"]) for split in older.files) == 5
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".gif", ".avif", ".jp2", ".tga", ".pbm", ".PNM", ".webp", ".tiff"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    """Red on top, blue below: the pixels of every format are those that were saved, about; black and white for .pbm."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8, :, 0] = pixels[8:, :, 2] = 255
+    mode = "1" if suffix == ".pbm" else "RGB"
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            image = Image.fromarray(np.roll(pixels, number, 0)).convert(mode)
+            image.save(tmp_path / name / f"{number}{suffix}", {".jpe": "JPEG", ".jfif": "JPEG"}.get(suffix.lower()))
+    files = read_folder(data(tmp_path), DECODING_VERSION).files
+    assert sum(len(group) for split in files.values() for group in split.values()) == 6
+    images = load_images(Data(source="imagefolder", root=str(tmp_path), image_size=16, duplicates="keep"))
+    if mode == "RGB":
+        top = images.train_images_NHWC[0, 3, 3].astype(int)
+        assert abs(top - [255, 0, 0]).max() < 60
+        assert abs(images.train_images_NHWC[0, 12, 3].astype(int) - [0, 0, 255]).max() < 60
+    if suffix not in (".webp", ".tiff"):  # older versions knew fewer formats, and a study keeps its images
+        with pytest.raises(InputError, match="no images"):
+            read_folder(data(tmp_path), 4)
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            first, second = (Image.new("RGB", (8, 8), (c, number * 40, 0)) for c in (255, 0))
+            first.save(tmp_path / name / f"{number}.gif", save_all=True, append_images=[second])
+    images = load_images(data(tmp_path))
+    assert images.train_images_NHWC[..., 0].min() > 250
+
+
+# ------------------------------------------------------------------------------------------------------- broken files
+
+
+def make_broken(root: Path) -> dict[str, str]:
+    """Break four files of class a in different ways; return name -> what is said."""
+    whole = (root / "train" / "a" / "0.png").read_bytes()
+    (root / "train" / "a" / "1.png").write_bytes(b"no image")
+    (root / "train" / "a" / "2.png").write_bytes(whole[:60])
+    Image.new("F", (8, 8)).save(root / "train" / "a" / "3.tif")
+    return {"1.png": "not an image", "3.tif": "32 bits, which may stand for anything", "2.png": ""}
+
+
+def test_broken_files_are_named_with_their_reason_or_left_out(tmp_path: Path) -> None:
+    root = tree(tmp_path / "images", "train/a", "train/b", "test/a", "test/b", count=20)
+    faults = make_broken(root)
+    with pytest.raises(InputError, match="data.unreadable = 'skip' leaves such files out$") as caught:
+        load_images(data(root))
+    for name, reason in faults.items():
+        assert f"a/{name} ({reason}" in str(caught.value)
+    images, split = load_split(data(root, unreadable="skip"), seed=0)
+    assert len(images.train_labels_N) + len(images.test_labels_N) == 81 - 3
+    assert len(split.train_N) + len(split.val_N) == len(images.train_labels_N)
+    assert images.reading.endswith("left out: 3 unreadable images")
+    again, _ = load_split(data(root, unreadable="skip"), seed=0)
+    assert again.digest == images.digest
+    (root / "train" / "a" / "9.png").unlink()
+    (root / "train" / "a" / "9.png").symlink_to("nowhere")
+    refused(root, "a/9.png cannot be read")
+    assert "1 unreadable image" in load_images(data(root, unreadable="skip")).reading
+    for path in (root / "train" / "a").iterdir():
+        path.unlink()
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="data: class 'a' has no training image left .left out: 21 unreadable images"):
+        load_images(data(root, unreadable="skip"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    root = tree(tmp_path / "images", "a", "b")
+    (root / "a" / "0.png").rename(os.fsdecode(os.fsencode(root / "a") + b"/caf\xe9.png"))
+    refused(root, r"the name of .*a/caf\\xe9.png is not UTF-8: rename it")
+    content = read_folder(data(root, unreadable="skip"), DECODING_VERSION)
+    assert "1 unreadable image" in content.text()
+    assert sum(len(group) for split in content.files.values() for group in split.values()) == 9
+
+
+# ------------------------------------------------------------------------------------------------------------ resizing
+
+
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [
+        ("crop", lambda: np.full((8, 8), 200)),
+        ("squash", lambda: np.repeat([[100, 100, 200, 200, 200, 200, 100, 100]], 8, 0)),
+        ("pad", lambda: np.vstack([np.zeros((2, 8)), np.repeat([[100, 100, 200, 200, 200, 200, 100, 100]], 4, 0),
+                                   np.zeros((2, 8))])),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("scale", [1, 8])
+def test_images_that_are_not_square(
+    tmp_path: Path, resize: str, expected: Callable[[], np.ndarray], scale: int
+) -> None:
+    """A picture twice as wide as high, whose middle half is lighter; a large JPEG is decoded reduced."""
+    row = np.repeat(np.array([100, 200, 100], np.uint8), np.array([4, 8, 4]) * scale)
+    picture_HW = np.repeat(row[None], 8 * scale, 0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.fromarray(picture_HW).save(tmp_path / name / f"{number}.jpg", quality=100)
+    images = load_images(data(tmp_path, resize=resize, duplicates="keep"))
+    inner = images.train_images_NHWC[0, :, :, 0].astype(int)
+    assert abs(inner - expected())[:, [0, 3, 4, 7]].max() <= 20
+    assert (images.train_images_NHWC == images.train_images_NHWC[:1]).all()

@@ -1,0 +1,62 @@
+"""What a user says to an engine, and the name of a launch."""
+
+from pathlib import Path
+
+import pytest
+
+from ablation.base.errors import InputError
+from ablation.launching.programs import call
+from ablation.launching.request import launch_label, read_options
+from ablation.storage.store import find_store
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text('[launch]\npartition = "gpu"\ntime = 90\nexclusive = true\nverbose = false\n[other]\nx = 1\n')
+    assert read_options(["partition=cpu", "comment=a=b"], file) == {
+        "partition": "cpu", "time": "90", "exclusive": "", "comment": "a=b",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("partition", "'partition' is not KEY=VALUE"), ("--time=1", "'--time' is no option's name"),
+     ("Time=1", "'Time' is no option's name"), ("time=1\n#SBATCH --uid=0", "the value of time contains")],
+)  # fmt: skip
+def test_bad_options_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_options([setting], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x = 1", r"has no table \[launch\]"), ("[launch", "cannot be read"),
+     ("[launch]\ntime = [1]", "launch.time must be text, a number, true or false")],
+)  # fmt: skip
+def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_options([], file)
+    with pytest.raises(InputError, match="No such file"):
+        read_options([], tmp_path / "none.toml")
+
+
+def test_each_store_has_labels_of_its_own(tmp_path: Path) -> None:
+    here, there = (launch_label("cuts", find_store(str(tmp_path / name))) for name in ("here", "there"))
+    assert here.startswith("ablation-cuts-")
+    assert here != there
+    assert here == launch_label("cuts", find_store(str(tmp_path / "here")))
+
+
+def test_a_programs_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "engine"
+    program.write_text(
+        "#!/bin/sh\necho 'engine: error: no such partition' >&2\necho 'engine: error: refused' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(InputError, match="^engine: no such partition; refused$"):
+        call("engine")
+    program.write_text("#!/bin/sh\ncat\n")
+    assert call("engine", text="manifest") == "manifest"

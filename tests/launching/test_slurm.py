@@ -1,0 +1,255 @@
+"""SLURM: what is submitted, and what becomes of workers on a real SLURM that preempts, cancels and loses them."""
+
+import dataclasses
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ablation.base.errors import InputError
+from ablation.launching import slurm
+from ablation.launching.request import Launch
+from tests.launching.slurm_cluster import SlurmCluster, wait_for
+from tests.studies import REPOSITORY
+
+
+class WorkerLaunch(Launch):
+    """A launch of `tests.launching.patient_worker`, whose arguments it has."""
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.launching.patient_worker", *self.arguments]
+
+
+def launch_of(folder: Path, *arguments: object, workers: int = 1, **options: str) -> Launch:
+    return WorkerLaunch(
+        study="cuts",
+        label=f"ablation-cuts-{folder.name}",
+        study_file=folder / "cuts.toml",
+        arguments=tuple(map(str, arguments)),
+        workers=workers,
+        grace=10,
+        options=options,
+        folder=folder / "launch",
+        working_folder=REPOSITORY,
+    )
+
+
+# -------------------------------------------------------------------------------------------- without any SLURM
+
+
+def test_the_script_says_what_the_user_says_to_slurm(tmp_path: Path) -> None:
+    launch = launch_of(tmp_path, "a b", workers=4, partition="gpu", gres="gpu:1", exclusive="", comment="two words")
+    lines = slurm.compose(launch).splitlines()
+    assert lines[0] == "#!/bin/bash"
+    directives = [line for line in lines if line.startswith("#SBATCH")]
+    for directive in (
+        "--array=1-4",
+        "--partition=gpu",
+        "--gres=gpu:1",
+        "--exclusive",
+        "--comment='two words'",
+        "--requeue",
+    ):
+        assert f"#SBATCH {directive}" in directives
+    assert "#SBATCH --signal=B:USR2@40" in directives  # the grace period and half a minute
+    assert any(line.endswith("tests.launching.patient_worker 'a b' &") for line in lines)
+
+
+def test_the_users_signal_wins(tmp_path: Path) -> None:
+    text = slurm.compose(launch_of(tmp_path, signal="B:USR2@300"))
+    assert re.findall(r"--signal=(.*)", text) == ["B:USR2@300"]
+
+
+def test_an_option_that_the_launch_sets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--engine-option: array is set by the launch"):
+        slurm.compose(launch_of(tmp_path, array="1-99"))
+
+
+def test_without_slurm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="sbatch: there is no such program here"):
+        slurm.submit(launch_of(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------------- a real SLURM
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmCluster]:
+    with tempfile.TemporaryDirectory() as folder:  # a short path, for the sockets
+        started = SlurmCluster(Path(folder))
+        yield started
+        started.stop()
+
+
+@pytest.fixture
+def on_cluster(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    monkeypatch.setenv("SLURM_CONF", str(cluster.configuration))
+    yield cluster
+    cluster.run("scancel", "--user=root", check=False)
+    wait_for(lambda: cluster.run("squeue", "--noheader") == "", 60, cluster.logs)
+
+
+def lines_of(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def count(log: Path, line: str) -> int:
+    return lines_of(log).count(line)
+
+
+def outputs(launch: Launch) -> str:
+    return "\n".join(path.read_text() for path in launch.folder.glob("*.log"))
+
+
+def task_of(launch: Launch) -> str:
+    (worker,) = slurm.workers(launch.label, {})
+    return worker.id
+
+
+def wait_for_lines(launch: Launch, log: Path, line: str, number: int, seconds: float = 60) -> None:
+    wait_for(lambda: count(log, line) >= number, seconds, lambda: (lines_of(log), outputs(launch)))
+
+
+def wait_for_the_end(launch: Launch, seconds: float = 60) -> None:
+    wait_for(lambda: slurm.workers(launch.label, {}) == [], seconds, lambda: outputs(launch))
+
+
+def high_priority_job(cluster: SlurmCluster, tmp_path: Path) -> str:
+    """Submit a job for both nodes that preempts what runs there; it ends when it is cancelled."""
+    script = tmp_path / "urgent.sh"
+    script.write_text(f"#!/bin/bash\n#SBATCH --output={tmp_path}/urgent.log\nsleep 600\n")
+    return cluster.run("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", str(script)).strip()
+
+
+def test_workers_are_placed_listed_and_a_finished_study_ends_those_that_wait(
+    on_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    launch = launch_of(tmp_path, log, 12, workers=3)
+    assert re.match(r"3 workers submitted to SLURM as job \d+; output: ", slurm.submit(launch))
+    wait_for_lines(launch, log, "start", 2)
+    first, second, third = slurm.workers(launch.label, {})
+    assert {first.host, second.host} == {"n1", "n2"}
+    assert [first.state, second.state] == ["running", "running"]
+    assert third.state.startswith("pending")  # with SLURM's reason once it has looked
+    assert third.id.partition("_")[0] == first.id.partition("_")[0]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT", worker.since) for worker in (first, second, third))
+    assert slurm.workers("ablation-another", {}) == []
+    wait_for_the_end(launch, 30)
+    assert count(log, "start") == 2  # the third never ran
+
+
+def test_what_slurm_refuses_is_one_line_and_leaves_nothing(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    launch = launch_of(tmp_path, tmp_path / "log", 1, partition="nowhere")
+    with pytest.raises(InputError, match="^sbatch: .*invalid partition specified: nowhere") as error:
+        slurm.submit(launch)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="unrecognized option '--no-such=1'"):
+        slurm.submit(dataclasses.replace(launch, options={"no-such": "1"}))
+    assert on_cluster.run("squeue", "--noheader") == ""
+    assert list(launch.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_see_the_files_ends_the_launch(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    launch = launch_of(tmp_path, tmp_path / "log", 1, workers=4)
+    slurm.script_path(launch).parent.mkdir()
+    elsewhere = tmp_path / "by_hand.sh"  # the script's place is on no node
+    elsewhere.write_text(slurm.compose(launch))
+    on_cluster.run("sbatch", str(elsewhere))
+    wait_for_the_end(launch)
+    assert "does not see" in outputs(launch)
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.slow
+def test_a_preempted_worker_saves_and_resumes(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    launch = launch_of(tmp_path, log, 60, time="10")
+    slurm.submit(launch)
+    wait_for_lines(launch, log, "epoch", 3)
+    urgent = high_priority_job(on_cluster, tmp_path)
+    wait_for_lines(launch, log, "saved", 1)
+    wait_for(lambda: slurm.workers(launch.label, {})[0].state.startswith("pending"), 60, on_cluster.logs)
+    on_cluster.run("scancel", urgent)
+    wait_for_the_end(launch, 90)
+    assert (count(log, "start"), count(log, "saved"), count(log, "epoch")) == (2, 1, 60)
+    assert "start number 1" in outputs(launch)
+
+
+@pytest.mark.slow
+def test_a_worker_whose_time_is_up_saves_and_resumes(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    launch = launch_of(tmp_path, log, 120, time="1", signal="B:USR2@20")
+    slurm.submit(launch)
+    wait_for_lines(launch, log, "saved", 1, 90)
+    wait_for_the_end(launch, 120)
+    assert count(log, "epoch") == 120
+    assert count(log, "start") == count(log, "saved") + 1
+
+
+@pytest.mark.slow
+def test_a_cancelled_worker_saves_and_does_not_return(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    launch = launch_of(tmp_path, log, 1000, workers=4)
+    slurm.submit(launch)
+    wait_for_lines(launch, log, "epoch", 4)
+    slurm.cancel(launch.label, {})
+    wait_for_the_end(launch)
+    assert (count(log, "start"), count(log, "saved")) == (2, 2)
+    with pytest.raises(AssertionError):
+        wait_for(lambda: slurm.workers(launch.label, {}) != [], 12)  # requeued jobs wait for six seconds
+
+
+@pytest.mark.slow
+def test_a_suspended_worker_stands_still_and_continues(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    launch = launch_of(tmp_path, log, 20)
+    slurm.submit(launch)
+    wait_for_lines(launch, log, "epoch", 3)
+    task = task_of(launch)
+    on_cluster.run("scontrol", "suspend", task)
+    wait_for(lambda: slurm.workers(launch.label, {})[0].state == "suspended", 20)
+    epochs = count(log, "epoch")
+    with pytest.raises(AssertionError):
+        wait_for(lambda: count(log, "epoch") > epochs + 1, 4)
+    on_cluster.run("scontrol", "resume", task)
+    wait_for_the_end(launch)
+    assert (count(log, "start"), count(log, "epoch")) == (1, 20)
+
+
+@pytest.mark.slow
+def test_a_worker_on_a_lost_node_starts_on_another(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    launch = launch_of(tmp_path, log, 40)
+    slurm.submit(launch)
+    wait_for_lines(launch, log, "epoch", 3)
+    (worker,) = slurm.workers(launch.label, {})
+    on_cluster.lose_node(worker.host)
+    try:
+        wait_for_lines(launch, log, "start", 2, 120)
+        (other,) = slurm.workers(launch.label, {})
+        assert (other.id, other.state) == (worker.id, "running")
+        assert other.host != worker.host
+        wait_for_the_end(launch)
+        assert (count(log, "saved"), count(log, "epoch")) == (0, 40)
+    finally:
+        on_cluster.start_node(worker.host)
+        wait_for(lambda: on_cluster.node_state(worker.host) == "idle", 60, on_cluster.logs)
+
+
+@pytest.mark.slow
+def test_a_worker_is_requeued_more_than_ten_times(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    launch = launch_of(tmp_path, log, 1, 0.1, 12)
+    slurm.submit(launch)
+    wait_for_lines(launch, log, "epoch", 1, 240)
+    wait_for_the_end(launch)
+    assert count(log, "start") == 13
+    assert "start number 12" in outputs(launch)

@@ -1,0 +1,94 @@
+"""A study's figures for papers."""
+
+import csv
+import io
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ablation.analysis.answer import StudyAnalysis, analyse
+from ablation.analysis.pooling import analyse_pooled
+from ablation.base.command_line import run_command
+from ablation.report import cli
+from ablation.reporting.exports import escape_latex, export, methods
+from ablation.storage.store import find_store
+from tests.fake_results import fake_result, store_study
+
+CUTS = {"truncate_at": ["block3", "block5"]}
+ACCURACIES = {"block3": 0.9, "block5": 0.8}
+
+
+@pytest.fixture(scope="module")
+def analysis() -> StudyAnalysis:
+    return analyse(fake_result(CUTS, ACCURACIES))
+
+
+def test_latex_has_every_arm_and_difference(analysis: StudyAnalysis) -> None:
+    text = export(analysis, "latex")
+    (difference,) = analysis.factors[0].family
+    assert f"truncate\\_at & block3 minus block5 & {100 * difference.estimate.value:.1f} &" in text
+    for arm in analysis.arms:
+        assert arm.test is not None
+        assert f"{arm.name} & {arm.test.mean:.4f} & {arm.test.standard_deviation:.4f} &" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    columns = [len(re.split(r"(?<!\\)&", row)) for row in rows]
+    assert columns == [5, 5, 5, 5, 5]
+    assert re.findall(r"(?<!\\)%", text) == ["%"]  # the comment alone
+    keys = set(re.findall(r"\\cite{(\w+)}", text))
+    assert keys
+    assert keys <= set(re.findall(r"@\w+{(\w+),", export(analysis, "bibtex")))
+
+
+@pytest.mark.parametrize(("text", "escaped"), [("a_b & 5 %", r"a\_b \& 5 \%"), ("\\x{", r"\textbackslash{}x\{")])
+def test_latex_prints_text_as_it_is(text: str, escaped: str) -> None:
+    assert escape_latex(text) == escaped
+
+
+def test_csv_has_a_row_per_run_and_no_formulas(analysis: StudyAnalysis) -> None:
+    arm = analysis.result.arms[0]
+    bad = replace(arm.trials[0], run_id="=1+1")
+    result = replace(analysis.result, arms=[replace(arm, trials=[bad, *arm.trials[1:]]), *analysis.result.arms[1:]])
+    rows = list(csv.DictReader(io.StringIO(export(replace(analysis, result=result), "csv"))))
+    assert len(rows) == sum(len(a.trials) + len(a.confirmations) for a in result.arms)
+    assert rows[0]["run_id"] == "'=1+1"
+    confirmed = [row for row in rows if row["kind"] == "confirmation"]
+    assert float(confirmed[0]["test_accuracy"]) == arm.confirmations[0].test_accuracy
+    assert rows[0]["test_accuracy"] == ""
+    assert float(rows[1]["lr"]) == arm.trials[1].spec.lr
+
+
+def test_json_has_the_figures(analysis: StudyAnalysis) -> None:
+    content = json.loads(export(analysis, "json"))
+    (difference,) = analysis.factors[0].family
+    assert content["verdict"] == analysis.verdict
+    (read,) = content["factors"][0]["differences"]
+    assert read["estimate"]["p"] == difference.estimate.p
+    assert read["shown"] is True
+    assert content["arms"][0]["accuracy"]["value"] == analysis.arms[0].accuracy.value  # type: ignore[union-attr]
+
+
+def test_the_methods_paragraph_is_of_the_study(analysis: StudyAnalysis) -> None:
+    text = methods(analysis)
+    assert "2 arms (truncate_at (2 levels)) of vgg16 on cifar10" in text
+    assert "3 trials of 4 epochs" in text
+    assert "given the configurations that tuning chose" in text
+    pooled = analyse_pooled([fake_result(CUTS, ACCURACIES, name=f"s-{n}", seed=n) for n in range(3)]).analysis
+    assert "over repeats" in methods(pooled)
+    assert "satterthwaite" not in export(pooled, "bibtex")
+
+
+def test_the_command_prints_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store_study(find_store(str(tmp_path)), fake_result(CUTS, ACCURACIES, images=100))
+    monkeypatch.setattr(sys, "argv", ["report", "fake", "--store", str(tmp_path), "--format", "json"])
+    assert run_command(cli) == 0
+    assert json.loads(capsys.readouterr().out)["study"] == "fake"
+    assert not (tmp_path / "reports").exists()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--output", str(tmp_path / "here")])
+    assert run_command(cli) == 2
+    assert "--format prints to standard output" in capsys.readouterr().err

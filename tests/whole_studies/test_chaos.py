@@ -1,0 +1,127 @@
+"""Three workers on servers that fail, are restarted and break, while workers are killed and frozen: nothing is lost.
+
+`CHAOS_SEED` and `CHAOS_SECONDS` in the environment choose another disorder, and how long it lasts.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.outcomes import outcome
+from tests.servers import HttpProxy, PostgreSQL, Server, TcpProxy, proxied
+from tests.studies import REPOSITORY, Command
+
+WORKERS = 3
+LONGEST_REST = 900  # seconds in which the study has to end once it is left alone
+
+
+class Chaos:
+    """Workers and servers, and all that can be done to them."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], chance: random.Random):
+        self.command = command
+        self.environment = environment
+        self.chance = chance
+        self.workers = [self._start() for _ in range(WORKERS)]
+        self.done: Counter[str] = Counter()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **self.environment, "PYTHONPATH": str(REPOSITORY)}
+        with Path("chaos.log").open("a") as log:
+            return subprocess.Popen(self.command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def replace_the_dead(self) -> None:
+        """Start a worker for each that has ended, as a scheduler does."""
+        self.workers = [worker if worker.poll() is None else self._start() for worker in self.workers]
+
+    def kill(self) -> None:
+        self.chance.choice(self.workers).kill()
+
+    def pause(self) -> None:
+        self.chance.choice(self.workers).terminate()
+
+    def freeze(self) -> None:
+        worker = self.chance.choice(self.workers)
+        if worker.poll() is None:
+            worker.send_signal(signal.SIGSTOP)
+            time.sleep(self.chance.uniform(1, 8))
+            worker.send_signal(signal.SIGCONT)
+
+    def rest(self) -> list[int]:
+        """Let the workers end the study; return their exit statuses."""
+        deadline = time.monotonic() + LONGEST_REST
+        while any(worker.poll() != 0 for worker in self.workers):
+            assert time.monotonic() < deadline, Path("chaos.log").read_text()[-5000:]
+            self.replace_the_dead()
+            time.sleep(0.5)
+        return [worker.wait() for worker in self.workers]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+
+
+def disturb(chaos: Chaos, servers: tuple[Server, PostgreSQL, HttpProxy, TcpProxy], seconds: float, seed: int) -> None:
+    """Do what chance says, one thing after another, for some time."""
+    server, postgresql, web, database = servers
+
+    def restart_mlflow() -> None:
+        server.stop()
+        time.sleep(chaos.chance.uniform(0, 3))
+        server.start()
+
+    def restart_postgresql() -> None:
+        postgresql.stop()
+        time.sleep(chaos.chance.uniform(0, 3))
+        postgresql.start()
+
+    def slow_down() -> None:
+        database.delay = 0.02
+        time.sleep(3)
+        database.delay = 0.0
+
+    actions = {
+        "kill": chaos.kill, "pause": chaos.pause, "freeze": chaos.freeze, "reset": database.reset_all,
+        "restart MLflow": restart_mlflow, "restart PostgreSQL": restart_postgresql, "delay": slow_down,
+    }  # fmt: skip
+    web.fail_at_random(0.05, seed, ("reset", "503", "lost", "empty", "cut", "late"))
+    database.fail_at_random(0.002, seed)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(chaos.chance.uniform(1, 5))
+        name = chaos.chance.choice(list(actions))
+        actions[name]()
+        chaos.done[name] += 1
+        chaos.replace_the_dead()
+    web.fault, database.breaks = (lambda method, path: None), lambda: False
+
+
+@pytest.mark.slow
+def test_nothing_is_lost(command: Command, study_file: Path, server: Server, postgresql: PostgreSQL) -> None:
+    """Exactly the budget, one run per key, every point once, nothing open; all values are an undisturbed study's."""
+    seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+    seconds = float(os.environ.get("CHAOS_SECONDS") or 120)
+    print(f"CHAOS_SEED={seed}")
+    arguments = [str(study_file), "--device", "cpu", "--set", "confirm.seeds=2", "--epochs", "6", "--trials", "6"]
+    assert command(*arguments, "--store", "whole") == 0
+    whole = outcome(*[f"sqlite:///{Path('whole').absolute()}/{name}.db" for name in ("mlflow", "optuna")])
+    with proxied(server, postgresql) as (web, database, environment):
+        chaos = Chaos([sys.executable, "-m", "ablation.study", *arguments], environment, random.Random(seed))
+        try:
+            disturb(chaos, (server, postgresql, web, database), seconds, seed)
+            chaos.rest()
+        finally:
+            chaos.close()
+        print(f"{dict(chaos.done)}; {dict(web.counts)} requests, {dict(database.counts)} packets")
+        assert outcome(environment["MLFLOW_TRACKING_URI"], environment["OPTUNA_STORAGE"]) == whole
+    output = Path("chaos.log").read_text()
+    assert "Traceback" not in output
+    assert PostgreSQL.PASSWORD not in output
