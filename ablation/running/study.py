@@ -102,7 +102,7 @@ def conclude_study(session: Session) -> None:
 
     Raises:
         StoreError: a server was away for too long, and results wait in the store; or MLflow lacks runs that have ended.
-        NothingLearned: every trial failed.
+        NothingLearned: no trial finished.
     """
     patience = session.options.delivery_patience
     try:
@@ -125,7 +125,8 @@ def conclude_study(session: Session) -> None:
             "deliver them, or somebody has deleted them"
         )
     if report is None:
-        raise NothingLearned(failure_text([trial.reason for trial in trials if trial.state == "failed"]))
+        reasons = [trial.reason for trial in trials if trial.state == "failed"]
+        raise NothingLearned(failure_text(reasons) if reasons else "no trial finished")
 
 
 def failure_text(reasons: list[str]) -> str:

@@ -74,13 +74,13 @@ def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel 
     )
     dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
     # At the time of the run's own points: else MLflow would give the run each of them a second time.
-    times = {name: client.get_metric_history(confirmed.run_id, name)[-1].timestamp for name in confirmed.metrics}
+    points = {name: client.get_metric_history(confirmed.run_id, name)[-1:] for name in confirmed.metrics}
     metrics = [
         Metric(
-            name, value, times[name], 0, model_id=model.model_id,
+            name, point.value, point.timestamp, point.step, model_id=model.model_id,
             dataset_name=dataset.name if dataset else None, dataset_digest=dataset.digest if dataset else None,
         )
-        for name, value in confirmed.metrics.items()
+        for name, last in points.items() for point in last
     ]  # fmt: skip
     client.log_batch(confirmed.run_id, metrics=metrics)
     outputs = run.outputs.model_outputs if run.outputs else []

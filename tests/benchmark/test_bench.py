@@ -130,7 +130,7 @@ def test_calls_are_timed_and_the_method_is_put_back() -> None:
         (["--output", "{tmp}"], "error: --output: {tmp} cannot be written"),
         (["--output", "{tmp}/none/x.json"], "error: --output: {tmp}/none/x.json cannot be written"),
         (["--device", "tpu"], "error: --device: unknown device 'tpu'"),
-        (["--images", "{tmp}"], "error: data.root: {tmp} must hold train/<class>/*"),
+        (["--images", "{tmp}"], "error: data.root: {tmp} holds no images in <class>/*"),
         (["--fill", "3"], "error: Invalid value for '--fill'"),
         (["--trials", "3"], "error: --trials, --epochs and --set: only with --study"),
         (["--set", "epochs=3"], "error: --trials, --epochs and --set: only with --study"),

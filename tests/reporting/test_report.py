@@ -101,7 +101,7 @@ def test_the_page_is_well_formed_and_in_order(study_report: Report) -> None:
     assert headings == [
         "Answer", "Arms", "Effect of each factor", "Differences", "Interactions", "What more would find",
         "How each arm learned", "What each arm costs", "Tuning", "Data as the network sees it", "Classes",
-        "Most confident mistakes", "Runs", "What the intervals mean", "Environment",
+        "Most confident mistakes", "Runs", "What the intervals mean", "For a paper", "Environment",
     ]  # fmt: skip
     anchors = [str(a["href"]).removeprefix("#") for a in page.all("a")]
     assert anchors == [section["id"] for section in page.all("section")]

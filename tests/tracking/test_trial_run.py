@@ -147,7 +147,7 @@ def test_a_point_is_the_mean_of_its_samples(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize(
     ("way", "status"),
-    [("pruned", 0), ("failed", 0), ("lost", 0), ("ctrl-c", 130), ("bug", None)],
+    [("pruned", 1), ("failed", 1), ("lost", 0), ("ctrl-c", 130), ("bug", None)],
 )
 def test_the_thread_ends_with_the_training(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, way: str, status: int | None

@@ -19,6 +19,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 import ablation
 from ablation.analysis.results import load_predictions, read_results
 from ablation.base.errors import InputError
+from ablation.base.text import escape_markdown
 from ablation.data.images import Normalisation, to_device
 from ablation.data.reading import load_images, split_seed, split_train_val
 from ablation.reporting.report import build_report
@@ -312,11 +313,11 @@ def test_summary_report_and_output(finished: Path) -> None:
     experiment = client(store).get_experiment_by_name("small")
     assert report.answer in note
     for run in confirmations:
-        assert f"(#/experiments/{experiment.experiment_id}/runs/{run.info.run_id})" in note
-    assert "    python -m ablation.ui small --store store\n" in output
-    assert "viewStateShareKey=ablation-1-best-arm\n" in output
+        page = f"#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+        assert f"({page})" in note
+    assert output.endswith("UI      python -m ablation.ui small --store store\n")
     description = experiment.tags["mlflow.note.content"]
-    assert description == f"**{report.answer}**\n\nWhich cut of a small network?"
+    assert description == f"**Which cut of a small network?** {escape_markdown(report.answer)}"
 
 
 def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, command: Command, capsys: Any) -> None:
