@@ -25,6 +25,13 @@ from ablation.tracking.reading import StudyRecord, read_study
 from ablation.tracking.trial_run import TrialRun
 
 ENVIRONMENT = {"ablation": "0.1.0", "python": "3.11.2", "torch": "2.11.0", "device": "A CPU", "commit": "0123abc"}
+TWO_BY_TWO = {"truncate_at": ["block3", "block5"], "strategy": ["feature_extraction", "fine_tune_all"]}
+FOUR = {  # the mean accuracy of each of their arms, which interact
+    "block3,feature_extraction": 0.90,
+    "block3,fine_tune_all": 0.94,
+    "block5,feature_extraction": 0.70,
+    "block5,fine_tune_all": 0.86,
+}
 
 
 def fake_spec(factors: Mapping[str, list[Any]], **changes: Any) -> StudySpec:

@@ -10,16 +10,18 @@ from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.verdict import MOST_WORDS
 from ablation.analysis.wording import interval_points, join, points
 from ablation.spec.arms import arms
-from tests.fake_results import draw_predictions, fake_arm, fake_result, fake_run, fake_spec, fake_study
+from tests.fake_results import (
+    FOUR,
+    TWO_BY_TWO,
+    draw_predictions,
+    fake_arm,
+    fake_result,
+    fake_run,
+    fake_spec,
+    fake_study,
+)
 
 CUTS = ["block3", "block4", "block5"]
-TWO_BY_TWO = {"truncate_at": ["block3", "block5"], "strategy": ["feature_extraction", "fine_tune_all"]}
-FOUR = {
-    "block3,feature_extraction": 0.90,
-    "block3,fine_tune_all": 0.94,
-    "block5,feature_extraction": 0.70,
-    "block5,fine_tune_all": 0.86,
-}
 
 
 def test_without_confirmation_there_is_no_answer() -> None:

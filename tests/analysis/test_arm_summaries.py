@@ -11,6 +11,8 @@ from ablation.analysis.arm_summaries import best_so_far, champion_run, confusion
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.spec.arms import arms
 from tests.fake_results import (
+    FOUR,
+    TWO_BY_TWO,
     draw_predictions,
     fake_arm,
     fake_predictions,
@@ -22,13 +24,6 @@ from tests.fake_results import (
 
 LABELS_N = np.array([0, 0, 1, 1])
 CUTS = ["block3", "block4", "block5"]
-TWO_BY_TWO = {"truncate_at": ["block3", "block5"], "strategy": ["feature_extraction", "fine_tune_all"]}
-FOUR = {
-    "block3,feature_extraction": 0.90,
-    "block3,fine_tune_all": 0.94,
-    "block5,feature_extraction": 0.70,
-    "block5,fine_tune_all": 0.86,
-}
 
 
 def test_an_arm_by_hand() -> None:

@@ -11,16 +11,9 @@ from ablation.analysis.contrasts import interactions, label_pairs, level_compari
 from ablation.analysis.results import StudyResult
 from ablation.analysis.simultaneous import simultaneous
 from ablation.analysis.statistics import Estimate
-from tests.fake_results import fake_result, fake_spec
+from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, fake_spec
 
 CUTS = ["block3", "block4", "block5"]
-TWO_BY_TWO = {"truncate_at": ["block3", "block5"], "strategy": ["feature_extraction", "fine_tune_all"]}
-FOUR = {
-    "block3,feature_extraction": 0.90,
-    "block3,fine_tune_all": 0.94,
-    "block5,feature_extraction": 0.70,
-    "block5,fine_tune_all": 0.86,
-}
 ADDITIVE = FOUR | {"block5,fine_tune_all": 0.74}
 
 

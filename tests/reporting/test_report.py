@@ -30,6 +30,8 @@ from ablation.spec.arms import arms
 from ablation.storage.store import find_store
 from tests.fake_results import (
     ENVIRONMENT,
+    FOUR,
+    TWO_BY_TWO,
     fake_arm,
     fake_predictions,
     fake_result,
@@ -40,13 +42,6 @@ from tests.fake_results import (
 
 CUTS = {"truncate_at": ["block3", "block5"]}
 ACCURACIES = {"block3": 0.9, "block5": 0.8}
-TWO_BY_TWO = {"truncate_at": ["block3", "block5"], "strategy": ["feature_extraction", "fine_tune_all"]}
-FOUR = {
-    "block3,feature_extraction": 0.90,
-    "block3,fine_tune_all": 0.94,
-    "block5,feature_extraction": 0.70,
-    "block5,fine_tune_all": 0.86,
-}
 
 
 @pytest.fixture(scope="module")
