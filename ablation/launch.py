@@ -32,7 +32,7 @@ NOT_FOR_WORKERS = {
 @click.option(
     "--on",
     "engine_name",
-    type=click.Choice(["local", "slurm", "kubernetes"]),
+    type=click.Choice(["local", "slurm", "ray", "kubernetes"]),
     required=True,
     help="The engine that places the workers.",
 )
@@ -84,7 +84,10 @@ def cli(
     name = check_name(given["name"] or (f"{path.stem}-demo" if given["as_demo"] else path.stem))
     store = find_store(given["store_option"])
     label = launch_label(name, store)
-    engine = cast(Engine, importlib.import_module(f"ablation.launching.{engine_name}"))
+    try:
+        engine = cast(Engine, importlib.import_module(f"ablation.launching.{engine_name}"))
+    except ModuleNotFoundError as error:
+        raise InputError(f"--on {engine_name}: needs {error.name}; install ablation[{engine_name}]") from None
     if status_only:
         show_status_or_none(name, store, given["patience"])
         return show_workers(engine, engine_name, label, options)

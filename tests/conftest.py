@@ -1,10 +1,11 @@
 """Shared fixtures: small studies on scikit-learn's digits, and the real images and weights where they are at hand."""
 
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from ablation import study
 from ablation.base import retries
 from ablation.reporting import report
 from ablation.search import configure_optuna
-from ablation.tracking import configure_mlflow, experiment
+from ablation.storage.store import SQLITE, build_database, sqlite_path
+from ablation.tracking import client, configure_mlflow, experiment
 from tests.champions import champion_study, champion_study_once  # noqa: F401 - fixtures
 from tests.servers import PostgreSQL, Server
 from tests.studies import REPOSITORY, STUDY, Command, signal_handlers_kept
@@ -39,6 +41,23 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", raising=False)
     monkeypatch.setenv("ABLATION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("ablation.base.device.cpu_computes_bfloat16", lambda: False)
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlflow") / "empty.db"
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_tables_are_made_once(monkeypatch: pytest.MonkeyPatch, empty_mlflow_database: Path) -> None:
+    """A new MLflow database is a copy of the first one: MLflow takes a second to make the tables."""
+
+    def copy(url: str, build: Callable[[str], object]) -> None:
+        template = f"{SQLITE}{empty_mlflow_database}"
+        build_database(template, build)
+        build_database(url, lambda new: shutil.copyfile(empty_mlflow_database, sqlite_path(new)))
+
+    monkeypatch.setattr(client, "build_database", copy)
 
 
 @pytest.fixture(scope="session")

@@ -37,12 +37,15 @@ ONLY_IN = {
     "tenacity": {"base"},
     "sklearn": {"data"},
     "imagehash": {"data"},
+    "datasets": {"data"},
     "scipy": {"analysis"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting"},
-    "pandas": {"tracking", "analysis"},
+    "pandas": {"tracking", "analysis", "reporting"},
+    "pyarrow": {"data"},
     "pydantic": {"spec"},
     "yaml": {"launching"},
+    "ray": {"launching"},
     "psutil": {"base", "planning", "benchmark", "launching"},
 }
 MOST_PARAMETERS = 6

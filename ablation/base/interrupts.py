@@ -21,6 +21,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 REPEATED = ("SIGHUP", "SIGXCPU")
 RESUME_ME, CTRL_C = 75, 130  # exit statuses of a paused command; 75 is EX_TEMPFAIL, "try again later"
 GRACE_SECONDS = 30.0
+WITH_PARENT = "ABLATION_WITH_PARENT"  # set for a command that pauses when its standard input is closed
 EPOCH_SHARE = 0.6  # of the grace period, for the running epoch to end; the rest is for saving and uploading
 
 
@@ -49,6 +50,8 @@ def handle_interrupts() -> None:
     for number in _signals():
         if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    if WITH_PARENT in os.environ:
+        stop_with_parent()
 
 
 def forget_interrupts() -> None:
@@ -86,6 +89,16 @@ def pause_requested() -> bool:
 def request_pause() -> None:
     """Pause this process, from any thread, as SIGTERM does; nothing happens if it pauses already."""
     _signal_main_thread("parent")
+
+
+def stop_with_parent() -> None:
+    """Pause this process once its parent closes the standard input: on purpose, or because it died."""
+
+    def wait() -> None:
+        os.read(0, 1)  # sys.stdin would still be locked at Python's exit
+        request_pause()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _signal_main_thread(meaning: Literal["parent", "late"]) -> None:

@@ -17,6 +17,11 @@ def named_seed(*names: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def repeat_seed(study_seed: int, repeat: int) -> int:
+    """Return the seed of a repeat of a study, from 0, whose random numbers are those of a study with this seed."""
+    return study_seed if repeat == 0 else named_seed(study_seed, "repeat", repeat)
+
+
 def generator(*names: int | str) -> torch.Generator:
     """Return a CPU generator seeded by `named_seed`; drawing on the CPU gives every device the same numbers."""
     return torch.Generator().manual_seed(named_seed(*names))

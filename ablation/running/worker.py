@@ -1,14 +1,12 @@
 """A worker's loop: one trial after another until none is left."""
 
-import os
-import threading
 import time
 from contextlib import suppress
 
 from ablation.base.core_use import BusyCores
 from ablation.base.device import select_device
 from ablation.base.errors import StoreAway
-from ablation.base.interrupts import request_pause
+from ablation.base.interrupts import stop_with_parent
 from ablation.base.retries import wait_out
 from ablation.base.text import format_params
 from ablation.running.options import RunOptions
@@ -30,16 +28,6 @@ def run_worker(spec: StudySpec, store: Store, options: RunOptions) -> None:
     """Work on a study until no trial is left, for the supervising process that started this one."""
     stop_with_parent()
     work_until_done(open_session(spec, store, options, is_worker=True))
-
-
-def stop_with_parent() -> None:
-    """Pause this process once its parent closes the standard input: on purpose, or because it died."""
-
-    def wait() -> None:
-        os.read(0, 1)  # sys.stdin would still be locked at Python's exit
-        request_pause()
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def work_until_done(session: Session) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,31 +11,9 @@ import pytest
 from ablation.base.errors import InputError
 from ablation.launching import slurm
 from ablation.launching.request import Launch
+from tests.launching.launches import check_equals_undisturbed, has_checkpoint, launch_of, launch_study
 from tests.launching.slurm_cluster import SlurmCluster, wait_for
-from tests.studies import REPOSITORY
-
-
-class WorkerLaunch(Launch):
-    """A launch of `tests.launching.patient_worker`, whose arguments it has."""
-
-    @property
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "tests.launching.patient_worker", *self.arguments]
-
-
-def launch_of(folder: Path, *arguments: object, workers: int = 1, **options: str) -> Launch:
-    return WorkerLaunch(
-        study="cuts",
-        label=f"ablation-cuts-{folder.name}",
-        study_file=folder / "cuts.toml",
-        arguments=tuple(map(str, arguments)),
-        workers=workers,
-        grace=10,
-        options=options,
-        folder=folder / "launch",
-        working_folder=REPOSITORY,
-    )
-
+from tests.studies import Command
 
 # -------------------------------------------------------------------------------------------- without any SLURM
 
@@ -253,3 +230,22 @@ def test_a_worker_is_requeued_more_than_ten_times(on_cluster: SlurmCluster, tmp_
     wait_for_the_end(launch)
     assert count(log, "start") == 13
     assert "start number 12" in outputs(launch)
+
+
+@pytest.mark.slow
+def test_a_requeued_study_equals_an_undisturbed_one(
+    on_cluster: SlurmCluster, command: Command, small_study: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "on_slurm"
+    label = launch_study(small_study, store, "slurm")
+
+    def output() -> str:
+        return "\n".join(path.read_text() for path in (store / "launch").glob("*.log"))
+
+    wait_for(lambda: has_checkpoint(store), 90, output)
+    for worker in slurm.workers(label, {}):  # what a preemption does when its grace time is over
+        on_cluster.run("scontrol", "requeue", worker.id)
+    wait_for(lambda: "start number 1" in output(), 60, output)
+    wait_for(lambda: slurm.workers(label, {}) == [], 180, output)
+    assert "(resumed)" in output()
+    check_equals_undisturbed(command, small_study, store)

@@ -116,8 +116,7 @@ def test_workers_that_are_paused_alone_pause_the_study_once_none_works(
 
 def test_closing_its_input_stops_a_worker() -> None:
     code = (
-        "import time; from ablation.base.interrupts import handle_interrupts\n"
-        "from ablation.running.worker import stop_with_parent\n"
+        "import time; from ablation.base.interrupts import handle_interrupts, stop_with_parent\n"
         "handle_interrupts()\n"
         "try: stop_with_parent(); print('on', flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt: print('stopped')"

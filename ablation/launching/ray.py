@@ -1,0 +1,161 @@
+"""Ray: workers are detached actors. Each runs a worker as a child process, on whichever node has what it needs."""
+
+import contextlib
+import logging
+import os
+import re
+import shlex
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ablation.base.errors import InputError
+from ablation.base.text import first_line, plural
+from ablation.launching.ray_actor import WorkerActor, why_not
+from ablation.launching.request import EngineWorker, Launch
+
+OPTIONS = ("address", "num-cpus", "num-gpus", "memory", "accelerator-type")
+NAMESPACE = "ablation"
+PASSED_ON = ("ABLATION_", "MLFLOW_", "OPTUNA_", "PG")  # what the variables of the submitting process begin with
+ANSWER_SECONDS = 5  # an actor that does not answer waits for its node
+
+
+def compose(launch: Launch) -> str:
+    """Return what each actor is and runs.
+
+    Raises:
+        InputError: an option is unknown or no number.
+    """
+    needs = ", ".join(f"{name}={value}" for name, value in _needs(launch.options).items())
+    return (
+        f"# {plural(launch.workers or 1, 'detached actor')} {launch.label}-N in the namespace {NAMESPACE}, "
+        f"each with {needs or 'a CPU and, where the cluster has any, a GPU'}:\n"
+        f"cd {shlex.quote(str(launch.working_folder))}\n{shlex.join(launch.command)}"
+    )
+
+
+def _needs(options: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of Ray's actors, by the names that Ray has for them."""
+    needs: dict[str, Any] = {}
+    for name, text in options.items():
+        if name not in OPTIONS:
+            raise InputError(f"--engine-option: {name} is unknown on ray; it has {', '.join(OPTIONS)}")
+        if name in ("address", "accelerator-type"):
+            continue
+        try:
+            needs[name.replace("-", "_")] = int(text) if text.isdecimal() else float(text)
+        except ValueError:
+            raise InputError(f"--engine-option: {name} must be a number, got {text!r}") from None
+    return needs | ({"accelerator_type": options["accelerator-type"]} if "accelerator-type" in options else {})
+
+
+def submit(launch: Launch) -> str:
+    """Start the actors once every node that could hold one has checked the study.
+
+    Raises:
+        InputError: there is no cluster, or a node cannot run the study; names the node and what it lacks.
+    """
+    needs = _needs(launch.options)
+    with _cluster(launch.options):
+        if "num_gpus" not in needs:
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            needs["num_gpus"] = 1 if resources.get("GPU") else 0
+        needs.setdefault("num_cpus", 1)
+        variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        nodes = _check_nodes(launch, needs, variables)
+        taken = set(ray.util.list_named_actors())
+        free = (name for number in range(1, 10**6) if (name := f"{launch.label}-{number}") not in taken)
+        for name, _ in zip(free, range(launch.workers or 1), strict=False):
+            options = {**needs, "name": name, "lifetime": "detached", "max_restarts": -1}
+            ray.remote(WorkerActor).options(**options).remote(launch.command, launch.working_folder, variables)
+    wait = "" if nodes else "; they wait, because no node of the cluster has what they need"
+    return f"{plural(launch.workers or 1, 'worker')} submitted to Ray as {launch.label}-N{wait}"
+
+
+def _check_nodes(launch: Launch, needs: Mapping[str, Any], variables: Mapping[str, str]) -> int:
+    """Let each node that could hold a worker check the study; return how many there are."""
+    gpus, cpus = needs["num_gpus"], needs["num_cpus"]
+    nodes = [
+        node for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus and node["Resources"].get("CPU", 0) >= cpus
+    ]  # fmt: skip
+    checks = {}
+    for node in nodes:
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        check = ray.remote(why_not).options(scheduling_strategy=on_node, num_cpus=0, max_retries=0)
+        checks[node["NodeManagerHostname"]] = check.remote(launch.command, launch.working_folder, variables)
+    for host, answer in checks.items():
+        if error := ray.get(answer):
+            raise InputError(f"node {host}: {error}")
+    return len(nodes)
+
+
+def cancel(label: str, options: Mapping[str, str]) -> None:
+    """End the workers that wait for a node, then let the others save and end."""
+    with _cluster(options):
+        actors = _actors(label)
+        for actor, answer in actors.values():
+            if answer is None:
+                ray.kill(actor)
+        calls = [actor.cancel.remote() for actor, answer in actors.values() if answer]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)
+
+
+def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:
+    """Return the actors of the workers, running or waiting for a node."""
+    with _cluster(options):
+        return [
+            EngineWorker(name, "running", *answer) if answer else EngineWorker(name, "waiting", "-", "-")
+            for name, (_, answer) in _actors(label).items()
+        ]
+
+
+def _actors(label: str) -> dict[str, tuple[Any, tuple[str, str] | None]]:
+    """Return a launch's actors by name, with what each says of itself: nothing if it has not started."""
+    found = {}
+    for name in sorted(ray.util.list_named_actors()):
+        if name.rpartition("-")[0] == label:
+            with contextlib.suppress(ValueError):  # it has just ended
+                found[name] = ray.get_actor(name)
+    calls: dict[str, Any] = {name: actor.describe.remote() for name, actor in found.items()}
+    if not calls:
+        return {}
+    ray.wait(list(calls.values()), num_returns=len(calls), timeout=ANSWER_SECONDS)
+    answers: dict[str, tuple[Any, tuple[str, str] | None]] = {}
+    for name, call in calls.items():
+        with contextlib.suppress(ray.exceptions.ActorDiedError):
+            try:
+                answer: Any = ray.get(call, timeout=0)
+            except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
+                answer = None
+            answers[name] = (found[name], answer)
+    return answers
+
+
+@contextlib.contextmanager
+def _cluster(options: Mapping[str, str]) -> Iterator[None]:
+    """Connect this process to the cluster, for the time of this context."""
+    address = options.get("address", os.environ.get("RAY_ADDRESS", "auto"))
+    if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):  # Ray itself would try for minutes
+        try:
+            socket.create_connection((found[1], int(found[2])), ANSWER_SECONDS).close()
+        except OSError as error:
+            raise InputError(f"ray: {address} cannot be reached ({error.strerror or error})") from None
+    try:
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+    except InputError:
+        raise
+    except ConnectionError:
+        raise InputError(
+            "ray: no cluster was found here; start one (ray start --head), or name one: "
+            "--engine-option address=HOST:6379"
+        ) from None
+    except (ValueError, ray.exceptions.RayError) as error:
+        raise InputError(f"ray: {first_line(error)}") from None
+    finally:
+        ray.shutdown()

@@ -1,0 +1,62 @@
+"""What runs on Ray's nodes: a worker's actor, and the check whether a node can run the study."""
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import ray
+
+from ablation.base.command_line import REFUSED
+from ablation.base.interrupts import WITH_PARENT
+
+DEATHS_IN_A_ROW = 5  # of a worker that lived less than a minute: more are no accident
+
+
+class WorkerActor:
+    """A worker's actor: starts the worker as its child, and again if it dies; Ray moves it away from a lost node."""
+
+    def __init__(self, command: list[str], folder: Path, variables: Mapping[str, str]) -> None:
+        self._handle = ray.get_runtime_context().current_actor
+        self._since = datetime.now().isoformat(timespec="seconds")
+        self._cancelled = threading.Event()
+        # The worker pauses when this pipe is closed: by `cancel`, or because this actor's process has died.
+        self._start = lambda: subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.PIPE, env={**os.environ, **variables, WITH_PARENT: "1"}
+        )
+        self._child = self._start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        deaths, started = 0, time.monotonic()
+        while self._child.wait() not in (0, REFUSED):
+            deaths = deaths + 1 if time.monotonic() - started < 60 else 1
+            if deaths == DEATHS_IN_A_ROW or self._cancelled.wait(2**deaths):
+                break
+            self._child, started = self._start(), time.monotonic()
+        ray.kill(self._handle)  # what it had of the cluster is free again
+
+    def cancel(self) -> None:
+        """Let the worker save and end; return at once."""
+        self._cancelled.set()
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+
+    def describe(self) -> tuple[str, str]:
+        """Return the host and the time of the start."""
+        return socket.gethostname(), self._since
+
+
+def why_not(command: list[str], folder: Path, variables: Mapping[str, str]) -> str:
+    """Return why a worker could not run here, or nothing."""
+    try:
+        done = subprocess.run([*command, "--check"], cwd=folder, env={**os.environ, **variables}, encoding="utf-8",
+                              errors="replace", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    lines = done.stderr.strip().splitlines() or [f"the check ended with status {done.returncode}"]
+    return lines[-1].removeprefix("error: ") if done.returncode else ""

@@ -1,0 +1,62 @@
+"""Launches for tests: of small workers that do next to nothing, and of a small study beside an undisturbed one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablation.base.command_line import run_command
+from ablation.launch import cli as launch_command
+from ablation.launching.request import Launch, launch_label
+from ablation.storage.store import find_store
+from tests.studies import ONE_ARM, REPOSITORY, Command, history, runs, signal_handlers_kept
+
+
+class WorkerLaunch(Launch):
+    """A launch of `tests.launching.patient_worker`, whose arguments it has."""
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.launching.patient_worker", *self.arguments]
+
+
+def launch_of(folder: Path, *arguments: object, workers: int = 1, **options: str) -> Launch:
+    return WorkerLaunch(
+        study="cuts",
+        label=f"ablation-cuts-{folder.name}",
+        study_file=folder / "cuts.toml",
+        arguments=tuple(map(str, arguments)),
+        workers=workers,
+        grace=10,
+        options={name.replace("_", "-"): value for name, value in options.items()},
+        folder=folder / "launch",
+        working_folder=REPOSITORY,
+    )
+
+
+BUDGET = ("--epochs", 30, *ONE_ARM, "--set", "confirm.seeds=1", "--set", 'precision="float32"')
+
+
+def launch_study(study: Path, store: Path, engine: str, *options: object) -> str:
+    """Launch two workers of a study on an engine by the command line; return the launch's label."""
+    arguments = ("launch", study, "--on", engine, "--workers", 2, *options, "--", *BUDGET, "--store", store)
+    with pytest.MonkeyPatch.context() as patch, signal_handlers_kept():
+        patch.setattr(sys, "argv", list(map(str, arguments)))
+        assert run_command(launch_command) == 0
+    return launch_label("small", find_store(str(store)))
+
+
+def has_checkpoint(store: Path) -> bool:
+    return any(path.name != "lock" for path in store.glob("checkpoints/*/*/*"))
+
+
+def check_equals_undisturbed(command: Command, study: Path, store: Path) -> None:
+    """Run the same study here, and compare: exactly its budget, every metric of every epoch once, the same values."""
+    assert command(study, *BUDGET, "--store", "undisturbed") == 0
+    before = Path.cwd() / "undisturbed"
+    for kind, number in (("trial", 2), ("confirmation", 1)):
+        expected, found = runs(before, "small", kind), runs(store, "small", kind)
+        assert len(found) == len(expected) == number
+        assert {run.info.status for run in found} == {"FINISHED"}
+        curves = {run.info.run_name: history(before, run) for run in expected}
+        assert {run.info.run_name: history(store, run) for run in found} == curves
