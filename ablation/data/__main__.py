@@ -1,4 +1,4 @@
-"""Look at a set of images: python -m ablation.data [check] NAME, or python -m ablation.data cache
+"""Look at a set of images: python -m ablation.data [check | suspects] NAME, or python -m ablation.data cache
 
 The folder's command: `ablation/data.py` cannot stand beside `ablation/data/`. Heavy imports are inside functions.
 """
@@ -15,47 +15,58 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import one_line, plural
 from ablation.spec.files import find_study_file
-from ablation.spec.reading import load_study, parse_override
-from ablation.spec.tables import Data
+from ablation.spec.reading import check_name, load_study, parse_override
+from ablation.spec.tables import MANIFEST_FILES, SAVED_BY_DATASETS, Data
 
 MOST_SHOWN = 50  # pairs of near-duplicates; all are in the file of --out
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("words", metavar="[check] NAME | cache", nargs=-1)
-@click.option("--out", metavar="FILE", help="Where the contact sheet (PNG), or the pairs of check (CSV), go.")
+@click.argument("words", metavar="[check | suspects] NAME | cache", nargs=-1)
+@click.option("--out", metavar="FILE", help="Where the contact sheet (PNG), the pairs or the suspects (CSV) go.")
+@click.option("--store", metavar="DIR", help="With suspects: folder with the results.  [default: mlruns]")
 @click.option("--clear", is_flag=True, help="With cache: delete the decoded images that no process uses.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
 @click.version_option(__version__)
-def cli(words: tuple[str, ...], out: str | None, clear: bool, settings: tuple[str, ...]) -> None:
-    """Show the images of NAME: a study, or an image folder by its path. Classes, sizes, modes, and a contact sheet.
+def cli(words: tuple[str, ...], out: str | None, store: str | None, clear: bool, settings: tuple[str, ...]) -> None:
+    """Show the images of NAME: a study, an image folder or a manifest. Classes, sizes, modes, and a contact sheet.
 
-    check NAME looks for pictures that are nearly the same, mirrored ones included. cache lists the decoded images that
-    are kept on disk.
+    check NAME looks for pictures that are nearly the same, mirrored ones included. suspects NAME lists the test images
+    of a study that all its confirmation runs call another class. cache lists the decoded images that are kept on disk.
     """
     if words == ("cache",):
         return show_cache(clear)
     if clear:
         raise InputError("--clear: is for `cache`")
-    if len(words) == 1 and words != ("check",):
+    is_of_results = len(words) == 2 and words[0] == "suspects"
+    if store is not None and not is_of_results:
+        raise InputError("--store: is for `suspects`")
+    if is_of_results:
+        return show_suspects(words[1], store, Path(out) if out else None)
+    if len(words) == 1 and words[0] not in ("check", "suspects"):
         return show(read_data(words[0], settings), Path(out or "contact-sheet.png"))
     if len(words) == 2 and words[0] == "check":
         return check(read_data(words[1], settings), Path(out) if out else None)
-    raise InputError("which images? NAME, check NAME or cache")
+    raise InputError("which images? NAME, check NAME, suspects NAME or cache")
 
 
 def read_data(name: str, settings: tuple[str, ...]) -> Data:
-    """Return the `[data]` of a study, or of an image folder that is named by its path.
+    """Return the `[data]` of a study, or of an image folder, a manifest or a set that is named by its path.
 
     Raises:
-        InputError: there is no such study or folder.
+        InputError: there is no such study, folder or file.
     """
     with refusing_unreachable_paths():
-        folder = expand(name)
-        if folder.is_dir() and not name.endswith(".toml"):
+        own: dict[str, str] | None = None
+        if name.lower().endswith(MANIFEST_FILES):
+            own = {"source": "manifest", "manifest": name}
+        elif expand(name).is_dir() and not name.endswith(".toml"):
+            is_saved = any((expand(name) / file).is_file() for file in SAVED_BY_DATASETS)
+            own = {"source": "huggingface" if is_saved else "imagefolder", "root": name}
+        if own is not None:
             keys = {".".join(keys).removeprefix("data."): value for keys, value in map(parse_override, settings)}
             try:
-                return Data.model_validate({"source": "imagefolder", "root": name, **keys})
+                return Data.model_validate({**own, **keys})
             except ValueError as error:
                 raise InputError(f"--set: {' '.join(str(error).split())}") from None
         path = find_study_file(name)
@@ -70,7 +81,7 @@ def show(data: Data, sheet: Path) -> None:
 
     listing = list_images(data)
     if listing.files is not None:
-        say(kinds_text([path for files in listing.files.values() for path, _ in files]))
+        say(kinds_text([path for files in listing.files.values() for path, _ in files], listing.open_image))
     images = load_images(data, track_progress)
     if images.reading:
         say(images.reading)
@@ -97,7 +108,7 @@ def check(data: Data, out: Path | None) -> None:
     splits = [(path, split) for split, files in listing.files.items() for path, _ in files]
     labels = [*listing.train_labels_N, *listing.test_labels_N]
     with waiting(f"Comparing {plural(len(splits), 'picture')}"):
-        pairs = find_near_duplicates([path for path, _ in splits], lambda count: None)
+        pairs = find_near_duplicates([path for path, _ in splits], lambda count: None, listing.open_image)
     lines = []
     for pair in pairs:
         first, second = splits[pair.first], splits[pair.second]
@@ -114,18 +125,51 @@ def check(data: Data, out: Path | None) -> None:
     say(f"{plural(len(lines), 'pair')} of pictures nearly the same: {across} across training and test, {labelled} in "
         "two classes")  # fmt: skip
     if out is not None:
-        write_pairs(out, lines)
+        write_lines(out, [("first", "second", "difference", "note"), *lines])
 
 
-def write_pairs(path: Path, lines: list[tuple[str, str, str, str]]) -> None:
-    """Write pairs to a CSV file.
+def show_suspects(name: str, store: str | None, out: Path | None) -> None:
+    """Print the test images of a study whose label all confirmation runs contradict."""
+    from ablation.analysis.label_errors import suspected_labels
+    from ablation.analysis.results import read_results
+    from ablation.base.terminal import say, show_table
+    from ablation.base.text import Table
+    from ablation.data.reading import list_images
+    from ablation.storage.store import find_store
+    from ablation.tracking import configure_mlflow
+
+    configure_mlflow()
+    result = read_results(find_store(store), check_name(name))
+    suspects = suspected_labels(result)
+    listing = list_images(result.spec.data)
+    if len(listing.test_labels_N) != result.test_images:
+        raise InputError(
+            f"suspects: the images of {name} have changed since: it had {result.test_images:,} for the test"
+        )
+    names = [f"test image {n}" for n in range(result.test_images)]
+    if listing.files is not None:
+        names = [path for path, _ in listing.files["test"]]
+    lines = [(names[each.number], each.label, each.called, f"{each.probability:.3f}") for each in suspects]
+    columns = ["test image", "label", "all runs say", "mean probability"]
+    if lines:
+        rows = [list(map(one_line, line)) for line in lines[:MOST_SHOWN]]
+        show_table(
+            Table("Suspected labels", columns, rows, ["A hard image looks the same as a wrong label: look at it."])
+        )
+    say(f"{plural(len(lines), 'test image')} of {result.test_images:,} that all confirmation runs call another class")
+    if out is not None:
+        write_lines(out, [tuple(columns), *lines])
+
+
+def write_lines(path: Path, lines: list[tuple[str, ...]]) -> None:
+    """Write lines to a CSV file.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("first", "second", "difference", "note"), *lines])
+            csv.writer(file).writerows(lines)
     except OSError as error:
         raise InputError(f"--out: {path} cannot be written ({error.strerror})") from None
 

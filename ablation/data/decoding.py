@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -14,7 +14,7 @@ from PIL.Image import Image, Resampling
 
 from ablation.base.cores import usable_cores
 from ablation.base.errors import InputError
-from ablation.base.text import first_line
+from ablation.base.text import first_line, one_line
 from ablation.spec.tables import Resize
 
 # Version of the decoding. Raise it where pixels change: a study keeps the version with which it began. Since version 4
@@ -30,7 +30,16 @@ FOLDER_VERSION = 5  # the first version with more formats, names of splits, and 
 TEST_FRACTION = 0.2  # of sets that come without a test split
 AHEAD = 8  # images per thread that are decoded before they are asked for
 
-File = tuple[str, os.stat_result]  # path and status
+
+class Status(NamedTuple):
+    """What changes with an image that is not a file of its own, named as in `os.stat_result`."""
+
+    st_size: int
+    st_mtime_ns: int
+
+
+File = tuple[str, os.stat_result | Status]  # path, or another name of an image, and status
+OpenImage = Callable[[str], Image]  # takes the path or name; the image is not decoded yet
 TrackProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, total, description) -> the same items
 ReadImages = Callable[[np.ndarray, np.ndarray, TrackProgress], tuple[np.ndarray, np.ndarray]]
 
@@ -54,6 +63,8 @@ class ImageListing:
         decoding: version of the decoding, for sources whose pixels depend on it.
         files: the files of the splits 'train' and 'test', for sources of image files.
         reading: how a folder was understood, in one line; empty for sources that leave no doubt.
+        groups: what the images of the splits 'train' and 'test' belong to; None without groups.
+        open_image: opens one of `files`.
     """
 
     train_labels_N: np.ndarray
@@ -65,6 +76,8 @@ class ImageListing:
     decoding: int | None = None
     files: dict[str, list[File]] | None = None
     reading: str = ""
+    groups: dict[str, list[str]] | None = None
+    open_image: OpenImage = PIL.Image.open
 
 
 def is_image_name(name: str, version: int) -> bool:
@@ -169,7 +182,7 @@ def decode_images(
         if pixels is not None:
             yield pixels
     if unreadable:
-        named = ", ".join(f"{name} ({reason})" for name, reason in sorted(unreadable)[:10])
+        named = ", ".join(f"{one_line(name)} ({reason})" for name, reason in sorted(unreadable)[:10])
         more = f" and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
         raise InputError(
             f"data.root: cannot be read as an image: {named}{more}; data.unreadable = 'skip' leaves such files out"

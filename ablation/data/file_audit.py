@@ -6,10 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import PIL.Image
 
 from ablation.base.errors import StoreError
 from ablation.base.files import write_atomically
-from ablation.data.decoding import File, TrackProgress, decode_images, fault
+from ablation.data.decoding import File, OpenImage, TrackProgress, decode_images, fault
 from ablation.data.image_cache import cache_folder
 from ablation.data.image_files import decode_file
 from ablation.spec.tables import Data
@@ -28,7 +29,9 @@ def pixel_digest(pixels_HWC: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(pixels_HWC).data, digest_size=16).hexdigest()
 
 
-def audit_files(files: list[File], data: Data, version: int, track: TrackProgress) -> FileAudit:
+def audit_files(
+    files: list[File], data: Data, version: int, track: TrackProgress, open_image: OpenImage = PIL.Image.open
+) -> FileAudit:
     """Decode all files, or read what was found the last time, unless one has changed.
 
     Args:
@@ -36,6 +39,7 @@ def audit_files(files: list[File], data: Data, version: int, track: TrackProgres
         data: the study's `[data]`: the images' size, and how they get it.
         version: of the decoding.
         track: shows progress.
+        open_image: opens a file.
     """
     fingerprint = hashlib.sha256(f"{version}\0{data.image_size}\0{data.resize}".encode())
     for path, status in files:
@@ -50,7 +54,7 @@ def audit_files(files: list[File], data: Data, version: int, track: TrackProgres
 
     def digest(number: int) -> np.ndarray:
         try:
-            pixels_HWC = decode_file(files[number][0], data.image_size, version, data.resize)
+            pixels_HWC = decode_file(files[number][0], data.image_size, version, data.resize, open_image)
         except Exception as error:  # Pillow raises many kinds for broken files
             faults[number] = fault(error)
             return np.frombuffer(b"", np.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 
 from ablation.base.errors import InputError
-from ablation.data.decoding import File, ReadImages, TrackProgress, decode_images, fit_image
+from ablation.data.decoding import File, OpenImage, ReadImages, TrackProgress, decode_images, fit_image
 from ablation.data.image_cache import DecodedImages, map_decoded, read_decoded
 from ablation.spec.tables import Data, Resize
 
@@ -29,7 +29,9 @@ def file_status(path: str) -> File:
         raise InputError(f"data.root: {path} cannot be read ({error.strerror})") from None
 
 
-def file_readers(files: dict[str, list[File]], data: Data, root: Path, version: int) -> tuple[ReadImages, ReadImages]:
+def file_readers(
+    files: dict[str, list[File]], data: Data, root: Path, version: int, open_image: OpenImage = PIL.Image.open
+) -> tuple[ReadImages, ReadImages]:
     """Return the functions `read` and `map` of an `ImageListing` of files.
 
     Args:
@@ -37,6 +39,7 @@ def file_readers(files: dict[str, list[File]], data: Data, root: Path, version: 
         data: the study's `[data]`; images get its size.
         root: identifies the set in the cache.
         version: of the decoding.
+        open_image: opens one.
     """
 
     def through(load: Callable[[DecodedImages], dict[str, Pixels]]) -> ReadImages:
@@ -47,7 +50,7 @@ def file_readers(files: dict[str, list[File]], data: Data, root: Path, version: 
             identity = (
                 f"{root}\0{data.image_size}\0{data.classes}\0{subset}{'' if data.resize == 'crop' else data.resize}"
             )
-            pixels = load(_decoded_images(chosen, identity, data, version, track))
+            pixels = load(_decoded_images(chosen, identity, data, (version, open_image), track))
             return pixels["train"], pixels["test"]
 
         return read
@@ -56,9 +59,9 @@ def file_readers(files: dict[str, list[File]], data: Data, root: Path, version: 
 
 
 def _decoded_images(
-    files: dict[str, list[File]], identity: str, data: Data, version: int, track: TrackProgress
+    files: dict[str, list[File]], identity: str, data: Data, how: tuple[int, OpenImage], track: TrackProgress
 ) -> DecodedImages:
-    size = data.image_size
+    size, (version, open_image) = data.image_size, how
     fingerprint = hashlib.sha256(f"{version}\0{size}{'' if data.resize == 'crop' else data.resize}".encode())
     for split_files in files.values():
         for path, status in split_files:
@@ -68,7 +71,7 @@ def _decoded_images(
         paths = [path for path, _ in files[split]]
         return decode_images(
             paths,
-            lambda number: decode_file(paths[number], size, version, data.resize),
+            lambda number: decode_file(paths[number], size, version, data.resize, open_image),
             track,
             f"Decoding {split} images",
         )
@@ -82,7 +85,9 @@ def _decoded_images(
     )
 
 
-def decode_file(path: str, size: int, version: int, resize: Resize = "crop") -> np.ndarray:
+def decode_file(
+    path: str, size: int, version: int, resize: Resize = "crop", open_image: OpenImage = PIL.Image.open
+) -> np.ndarray:
     """Return the pixels of an image file, see `fit_image`."""
-    with PIL.Image.open(path) as image:
+    with open_image(path) as image:
         return fit_image(image, size, version, resize)

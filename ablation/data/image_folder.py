@@ -1,31 +1,26 @@
 """Image folders: which images they hold, of which split and class."""
 
+import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import one_line, plural
-from ablation.data.decoding import FOLDER_VERSION, SUFFIXES, TEST_FRACTION, File, ImageListing
+from ablation.data.decoding import FOLDER_VERSION, SUFFIXES, File, ImageListing
 from ablation.data.folder_walk import FolderWalk, Passed, passed_text
+from ablation.data.groups import groups_in, refuse_shared
+from ablation.data.held_out import FEWEST, a_fifth
 from ablation.data.image_files import file_readers
+from ablation.data.split_names import FILLER, split_of
 from ablation.spec.files import check_image_root
 from ablation.spec.tables import Data
 
 FORM = "train/<class>/* and test/<class>/*, or <class>/*"
-SPLIT_WORDS = {
-    "train": "train|training|trains|trainings",
-    "val": "val|vals|valid|validation|validations|dev|develop|development",
-    "test": "test|testing|tests|testings",
-}
-# Words that say nothing about the split or the class: seg_train, train_set, images, Training Data, val2017.
-FILLER = "(?:segmented|seg|data|dataset|sets?|images?|imgs?|pictures?|pics?|photos?|split|files?|folders?|[12][0-9]{3})"
-OLD_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # until version 4
 
 
 @dataclass
@@ -37,20 +32,42 @@ class FolderContent:
         files: split -> class -> files, sorted by path.
         places: split -> the folders below the root that hold its classes; none for test images taken from the others.
         passed: what was passed over.
+        expression: that finds the group of an image in its path; None without groups.
     """
 
     root: Path
     files: dict[str, dict[str, list[File]]]
     places: dict[str, list[str]]
     passed: Passed = field(default_factory=Counter)
+    expression: str | None = None
 
-    def text(self) -> str:
-        """Return in one line how the folder is understood."""
+    @property
+    def groups(self) -> dict[str, list[str]] | None:
+        """Split -> the groups of its images, class by class; None without groups.
+
+        Raises:
+            InputError: the expression does not match the path of some image, or a given test split shares a group.
+        """
+        if self.expression is None:
+            return None
+        names = {
+            split: [_below(self.root, file) for name in sorted(classes) for file in classes[name]]
+            for split, classes in self.files.items()
+        }
+        groups = {split: groups_in(names[split], self.expression) for split in names}
+        refuse_shared(groups["train"], groups["test"])
+        return groups
+
+    def text(self, groups: dict[str, list[str]] | None = None) -> str:
+        """Return in one line how the folder, and the groups of its images, are understood."""
         train, test = (sum(map(len, self.files[split].values())) for split in ("train", "test"))
         if self.places["test"]:
             where = f"training images in {' and '.join(self.places['train'])}, test images in {self.places['test'][0]}"
         else:
-            where = f"classes in {self.places['train'][0]}, a fifth of each class is the test"
+            fifth = "each class" if groups is None else "the groups"
+            where = f"classes in {self.places['train'][0]}, a fifth of {fifth} is the test"
+        if groups is not None:
+            where += f"; {plural(len({*groups['train'], *groups['test']}), 'group')} of images"
         over = passed_text(self.passed)
         counts = f"{train:,} training and {plural(test, 'test image')} of {len(self.files['train'])} classes"
         return one_line(f"{self.root}: {where}; {counts}; {f'passed over: {over}' if over else 'nothing passed over'}")
@@ -65,20 +82,19 @@ def image_folder_listing(data: Data, version: int) -> ImageListing:
         split: np.repeat(np.arange(len(classes)), [len(splits[split][name]) for name in classes]) for split in files
     }
     read, map_ = file_readers(files, data, content.root, version)
-    return ImageListing(
-        labels["train"], labels["test"], classes, data.image_size, read, map_, version, files, content.text()
-    )
+    groups = content.groups
+    listing = ImageListing(labels["train"], labels["test"], classes, data.image_size, read, map_, version, files)
+    return replace(listing, reading=content.text(groups), groups=groups)
 
 
-def split_of(name: str, version: int) -> str | None:
-    """Return the split that a folder's name stands for: 'train', 'val', 'test', or None for a class."""
-    if version < FOLDER_VERSION:
-        return OLD_SPLITS.get(name)
-    letters = re.sub("[^a-z0-9]", "", name.lower())
-    for split, words in SPLIT_WORDS.items():
-        if re.fullmatch(f"{FILLER}*(?:{words}){FILLER}*", letters):
-            return split
-    return None
+def _refusal(text: str) -> InputError:
+    """Return an error in one line, whatever the names of folders in it."""
+    return InputError(one_line(text))
+
+
+def _below(root: Path, file: File) -> str:
+    """Return a file's path below the root, as people write it."""
+    return os.path.relpath(file[0], root).replace(os.sep, "/")
 
 
 def read_folder(data: Data, version: int) -> FolderContent:
@@ -94,7 +110,7 @@ def read_folder(data: Data, version: int) -> FolderContent:
     """
     root = expand(str(data.root)).resolve()
     check_image_root(root)
-    layout = _Layout(root, FolderWalk(version, skips_unreadable=data.unreadable == "skip"), data.classes)
+    layout = _Layout(root, FolderWalk(version, skips_unreadable=data.unreadable == "skip"), data.classes, data.groups)
     places = layout.chosen(data) if data.train is not None else layout.found()
     return layout.content(places)
 
@@ -106,6 +122,7 @@ class _Layout:
     root: Path
     walk: FolderWalk
     chosen_classes: list[str] | None
+    expression: str | None  # that finds an image's group in its path
     passed: Passed = field(default_factory=Counter)
     names: set[str] = field(default_factory=set)  # of all classes, also of those that are left out
 
@@ -123,10 +140,10 @@ class _Layout:
         for split, value in (("train", data.train), ("test", data.test)):
             folder = self.root / value if value is not None else None
             if folder is not None and not folder.is_dir():
-                raise InputError(f"data.{split}: there is no folder {folder}")
+                raise _refusal(f"data.{split}: there is no folder {folder}")
             places[split] = [folder] if folder is not None else []
         if places["train"] == places["test"]:
-            raise InputError("data.test: must be another folder than data.train")
+            raise _refusal("data.test: must be another folder than data.train")
         return places
 
     def found(self) -> dict[str, list[Path]]:
@@ -154,16 +171,18 @@ class _Layout:
             self._refuse_splits_in_classes(base)
             return {"train": [base], "test": []}
         if others and (len(holders) < 2 or not self._agree(base, holders) or not splits["train"]):
-            raise InputError(
+            raise _refusal(
                 f"data.root: {base} can be read in two ways: as splits ({', '.join(names)}) beside other folders "
                 f"({', '.join(others[:5])}), or as classes; set data.train and data.test to the folders of the splits, "
                 "or data.train = '.' for classes alone"
             )
+        for name in holders:
+            self._refuse_images_beside_classes(self._unwrapped(base / name))
         for name in others:
             self.passed["folder beside the splits", name] += 1
         for split in ("train", "test"):
             if len(splits[split]) > 1:
-                raise InputError(
+                raise _refusal(
                     f"data.root: in {base}, {' and '.join(splits[split])} may both hold the {split} images; name one "
                     f"by {'data.train' if split == 'train' else 'data.test (and data.train)'}"
                 )
@@ -172,7 +191,7 @@ class _Layout:
     def _by_split(self, base: Path, splits: dict[str, list[str]]) -> dict[str, list[Path]]:
         for split, is_present in (("train", splits["train"]), ("test", splits["test"] or splits["val"])):
             if not is_present:
-                raise InputError(
+                raise _refusal(
                     f"data.root: {base} must hold {FORM} alone, but there is no folder {split}; data.train names one, "
                     "of whose classes a fifth is the test"
                 )
@@ -185,7 +204,7 @@ class _Layout:
         """Return the folder that holds the splits or classes: below seg_train/seg_train, images or train/images."""
         while self.walk.version >= FOLDER_VERSION:
             names = self.with_images(folder)
-            if len(names) != 1 or self.walk.level(folder).images:
+            if len(names) != 1 or (self.walk.level(folder).images and folder != self.root):
                 break
             inner = folder / names[0]
             own_split, split = split_of(folder.name, self.walk.version), split_of(names[0], self.walk.version)
@@ -208,14 +227,27 @@ class _Layout:
         for name in self.with_images(base):
             inner = {split_of(each, self.walk.version): each for each in self.with_images(base / name)}
             if "train" in inner and ("val" in inner or "test" in inner):
-                raise InputError(
+                raise _refusal(
                     f"data.root: {base / name} holds {', '.join(inner.values())}: move the images to train/<class> and "
                     "test/<class>, or set data.train = '.' to read classes alone, without regard to these folders"
                 )
 
+    def _refuse_images_beside_classes(self, folder: Path) -> None:
+        """Refuse a split's folder that holds images, because it may be a class that holds folders."""
+        if images := self.walk.level(folder).images:
+            raise _refusal(
+                f"data.root: {folder} can be read in two ways: as a split, with {plural(len(images), 'image')} beside "
+                "the folders of its classes, or as a class; move the images, or set data.train and data.test to the "
+                "folders of the splits, or data.train = '.' for classes alone"
+            )
+
     def content(self, places: dict[str, list[Path]]) -> FolderContent:
         """Return the images of the splits in these folders, checked."""
         files: dict[str, dict[str, list[File]]] = {"train": {}, "test": {}}
+        every = [folder for folders in places.values() for folder in folders]
+        above = {folder for place in every for folder in place.parents if folder.is_relative_to(self.root)}
+        for folder in above.difference(every):
+            self._pass_over(folder)
         for split, folders in places.items():
             for folder in folders:
                 others = [place for group in places.values() for place in group if place != folder]
@@ -225,22 +257,28 @@ class _Layout:
             known = sorted(self.names)
             for name in self.chosen_classes:
                 if name not in self.names:
-                    raise InputError(f"data.classes: no class {name!r}; known: {', '.join(known)}")
+                    raise _refusal(f"data.classes: no class {name!r}; known: {', '.join(known)}")
         if places["test"]:
             self._check_same_classes(files, places)
+            if len(files["train"]) < 2:
+                raise _refusal(f"data.root: {places['train'][0]} must hold images of two classes or more")
         else:
             files = self._split_classes(places["train"][0], files["train"])
         names = {split: [self.name(folder) for folder in folders] for split, folders in places.items()}
-        return FolderContent(self.root, files, names, self.passed)
+        return FolderContent(self.root, files, names, self.passed, self.expression)
 
-    def _classes(self, folder: Path, others: list[Path]) -> dict[str, list[File]]:
-        """Return class -> files of the folders in a folder, without the folders of other splits."""
+    def _pass_over(self, folder: Path) -> None:
+        """Count what stands in a folder beside the folders that count."""
         level = self.walk.level(folder)
         self.passed += level.passed
         if level.images:
             self.passed["image outside class folders", ""] += len(level.images)
+
+    def _classes(self, folder: Path, others: list[Path]) -> dict[str, list[File]]:
+        """Return class -> files of the folders in a folder, without the folders of other splits."""
+        self._pass_over(folder)
         files = {}
-        for name in level.folders:
+        for name in self.walk.level(folder).folders:
             if any(other.is_relative_to(folder / name) for other in others):
                 continue
             below = self.walk.below(folder / name)
@@ -253,7 +291,7 @@ class _Layout:
             else:
                 self.passed["class left out", ""] += 1
         if not any(files.values()):
-            raise InputError(f"data.root: {folder} holds no images in <class>/*{{{','.join(SUFFIXES)}}}")
+            raise _refusal(f"data.root: {folder} holds no images in <class>/*{{{','.join(SUFFIXES)}}}")
         return files
 
     def _check_same_classes(self, files: dict[str, dict[str, list[File]]], places: dict[str, list[Path]]) -> None:
@@ -261,21 +299,24 @@ class _Layout:
             unmatched = sorted(files[split].keys() - files[other].keys())
             if unmatched:
                 where, missing = places[split][0], places[other][0]
-                raise InputError(f"data.root: class {unmatched[0]!r} is in {where} but not in {missing}")
+                raise _refusal(f"data.root: class {unmatched[0]!r} is in {where} but not in {missing}")
 
     def _split_classes(self, folder: Path, files: dict[str, list[File]]) -> dict[str, dict[str, list[File]]]:
         """Make a fifth of each class's images test images."""
         if len(files) < 2:
-            raise InputError(f"data.root: {folder} must hold {FORM} of two classes or more")
-        splits: dict[str, dict[str, list[File]]] = {"train": {}, "test": {}}
+            raise _refusal(f"data.root: {folder} must hold {FORM} of two classes or more")
         for name, class_files in files.items():
-            image_count = len(class_files)
-            if image_count < 3:
-                raise InputError(
-                    f"data.root: {folder / name} holds {plural(image_count, 'image')}, but a class needs three: to "
-                    "learn from, to validate and to test"
+            if len(class_files) < FEWEST:
+                raise _refusal(
+                    f"data.root: {folder / name} holds {plural(len(class_files), 'image')}, but a class needs three: "
+                    "to learn from, to validate and to test"
                 )
-            train, test = train_test_split(range(image_count), test_size=TEST_FRACTION, random_state=0)
-            for split, numbers in (("train", train), ("test", test)):
-                splits[split][name] = [class_files[number] for number in sorted(numbers)]
+        labels_N = np.repeat(np.arange(len(files)), [len(class_files) for class_files in files.values()])
+        every = [file for class_files in files.values() for file in class_files]
+        groups = None if self.expression is None else groups_in([_below(self.root, f) for f in every], self.expression)
+        is_test_N = a_fifth(labels_N, groups)
+        splits: dict[str, dict[str, list[File]]] = {"train": {}, "test": {}}
+        for label, name in enumerate(files):
+            for split, is_test in (("train", False), ("test", True)):
+                splits[split][name] = [every[n] for n in np.flatnonzero((labels_N == label) & (is_test_N == is_test))]
         return splits

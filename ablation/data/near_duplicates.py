@@ -6,6 +6,7 @@ Legend: N pictures, P pairs, W words of 64 bits of a hash.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import imagehash
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from ablation.base.cores import usable_cores
-from ablation.data.decoding import fit_image
+from ablation.data.decoding import OpenImage, fit_image
 
 MOST_BITS = 10  # of the hash's 64 that may differ
 MOST_DIFFERENCE = 6.0  # of 255 grey levels, on average over the thumbnails
@@ -34,7 +35,9 @@ class NearDuplicate:
     is_mirrored: bool
 
 
-def find_near_duplicates(paths: Sequence[str], track: Callable[[int], None]) -> list[NearDuplicate]:
+def find_near_duplicates(
+    paths: Sequence[str], track: Callable[[int], None], open_image: OpenImage = PIL.Image.open
+) -> list[NearDuplicate]:
     """Compare all pictures with all others, as they are and mirrored; files that cannot be read are left out.
 
     The hash is `imagehash.phash` (Krawetz, "Looks like it", 2011): the signs of 64 low frequencies. It finds pairs, and
@@ -43,6 +46,7 @@ def find_near_duplicates(paths: Sequence[str], track: Callable[[int], None]) -> 
     Args:
         paths: image files.
         track: is told how many pictures have been looked at.
+        open_image: opens a file; processes get a copy of it.
 
     Returns:
         Pairs, the most similar first.
@@ -50,7 +54,7 @@ def find_near_duplicates(paths: Sequence[str], track: Callable[[int], None]) -> 
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     parts = []
     with ProcessPoolExecutor(usable_cores()) as pool:
-        for chunk, part in zip(chunks, pool.map(_look, chunks), strict=True):
+        for chunk, part in zip(chunks, pool.map(partial(_look, open_image), chunks), strict=True):
             parts.append(part)
             track(len(chunk))
     hashes_N, mirrored_N, thumbnails_NSS = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -70,13 +74,13 @@ def find_near_duplicates(paths: Sequence[str], track: Callable[[int], None]) -> 
     return list(best.values())
 
 
-def _look(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _look(open_image: OpenImage, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return hashes, hashes of the mirrored pictures (uint64 N) and thumbnails (uint8 NSS); zeros for broken files."""
     hashes, mirrored = np.zeros((2, len(paths)), np.uint64)
     thumbnails = np.zeros((len(paths), THUMBNAIL, THUMBNAIL), np.uint8)
     for number, path in enumerate(paths):
         try:
-            with PIL.Image.open(path) as image:
+            with open_image(path) as image:
                 grey = PIL.Image.fromarray(fit_image(image, SIDE, resize="squash")).convert("L")
         except Exception:  # Pillow raises many kinds for broken files
             continue

@@ -8,6 +8,7 @@ import PIL.Image
 from PIL import Image, ImageDraw, ImageFont
 
 from ablation.base.text import Table, one_line, plural
+from ablation.data.decoding import OpenImage
 from ablation.data.reading import ImageSet
 
 PER_CLASS = 10  # pictures of a class on the contact sheet
@@ -28,12 +29,12 @@ def class_table(images: ImageSet) -> Table:
     return Table("Classes", ["class", "training images", "test images"], rows)
 
 
-def kinds_text(paths: list[str]) -> str:
+def kinds_text(paths: list[str], open_image: OpenImage = PIL.Image.open) -> str:
     """Return the sizes and modes of image files, by their headers, the most frequent first; none is decoded."""
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     for path in paths:
-        with PIL.Image.open(path) as image:
+        with open_image(path) as image:
             sizes["{} x {}".format(*image.size)] += 1
             modes[f"{image.format} {image.mode}"] += 1
 

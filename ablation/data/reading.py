@@ -27,8 +27,11 @@ from ablation.data.decoding import (
 )
 from ablation.data.duplicates import Pictures, kept, refuse_identical
 from ablation.data.file_audit import audit_files, pixel_digest
+from ablation.data.groups import choose_groups, numbered
+from ablation.data.hugging_face import hugging_face_listing
 from ablation.data.image_cache import check_room
 from ablation.data.image_folder import image_folder_listing
+from ablation.data.manifest import manifest_listing
 from ablation.data.torchvision_sets import SETS, torchvision_listing
 from ablation.spec.tables import Data
 
@@ -50,6 +53,8 @@ class ImageSet:
         digest: the SHA-256 of pixels, labels and classes.
         decoding: version of the decoding, for sources whose pixels depend on it.
         reading: how a folder was understood, in one line; empty for sources that leave no doubt.
+        train_groups_N: what the training images belong to, as numbers, int64; None without groups.
+        test_groups_N: the same of the test images, as numbers from 0.
     """
 
     train_images_NHWC: np.ndarray
@@ -60,6 +65,8 @@ class ImageSet:
     digest: str
     decoding: int | None = None
     reading: str = ""
+    train_groups_N: np.ndarray | None = None
+    test_groups_N: np.ndarray | None = None
 
 
 def load_images(data: Data, track: TrackProgress = untracked) -> ImageSet:
@@ -97,6 +104,7 @@ def load_split(
     """
     listing = list_images(data, decoding, track)
     split = _split(data, listing, seed)
+    listing = _with_validation(listing, split)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
     images, digests = _read_images(listing, kept_N, track, processes)
     if data.refuses_duplicates and not is_begun:
@@ -119,7 +127,17 @@ def check_split(data: Data, seed: int) -> str:
         check_memory(listing.side, train, test)
     elif not _fit_into_memory(listing.side, train, test):
         check_room(3 * listing.side**2 * (train + test))
-    return listing.reading
+    return _with_validation(listing, split).reading
+
+
+def _with_validation(listing: ImageListing, split: "Split") -> ImageListing:
+    """Return a listing that says how large the validation is where groups, which stay whole, decide that."""
+    if listing.groups is None:
+        return listing
+    groups = len({listing.groups["train"][n] for n in split.val_N})
+    of_all = len(split.val_N) / (len(split.train_N) + len(split.val_N))
+    note = f"{plural(len(split.val_N), 'image')} of {plural(groups, 'group')} validate ({of_all:.0%})"
+    return replace(listing, reading=f"{listing.reading}; {note}")
 
 
 def _split(data: Data, listing: ImageListing, seed: int) -> "Split":
@@ -130,7 +148,8 @@ def _split(data: Data, listing: ImageListing, seed: int) -> "Split":
             f"data: class {name!r} has {plural(int(counts_K.min()), 'training image')}, but needs two: to learn "
             "from and to validate"
         )
-    return split_train_val(listing.train_labels_N, data.val_fraction, data.limit, seed)
+    groups_N = None if listing.groups is None else numbered(listing.groups["train"])
+    return split_train_val(listing.train_labels_N, data.val_fraction, data.limit, seed, groups_N)
 
 
 def list_images(data: Data, decoding: int = DECODING_VERSION, track: TrackProgress = untracked) -> ImageListing:
@@ -147,7 +166,8 @@ def list_images(data: Data, decoding: int = DECODING_VERSION, track: TrackProgre
     notes: list[str] = []
     digests_N: Sequence[str | None]
     if listing.files is not None:
-        audit = audit_files([file for split in splits for file in listing.files[split]], data, decoding, track)
+        files = [file for split in splits for file in listing.files[split]]
+        audit = audit_files(files, data, decoding, track, listing.open_image)
         digests_N = audit.digests
         if audit.faults and data.unreadable == "skip":
             notes.append(f"left out: {plural(len(audit.faults), 'unreadable image')}")
@@ -180,9 +200,12 @@ def _chosen(listing: ImageListing, train_N: np.ndarray, test_N: np.ndarray) -> I
     def chosen(read: ReadImages) -> ReadImages:
         return lambda train, test, track: read(train_N[train], test_N[test], track)
 
-    files = listing.files
+    numbers = (("train", train_N), ("test", test_N))
+    files, groups = listing.files, listing.groups
     if files is not None:
-        files = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
+        files = {split: [files[split][n] for n in chosen_N] for split, chosen_N in numbers}
+    if groups is not None:
+        groups = {split: [groups[split][n] for n in chosen_N] for split, chosen_N in numbers}
     return replace(
         listing,
         train_labels_N=listing.train_labels_N[train_N],
@@ -190,6 +213,7 @@ def _chosen(listing: ImageListing, train_N: np.ndarray, test_N: np.ndarray) -> I
         read=chosen(listing.read),
         map=None if listing.map is None else chosen(listing.map),
         files=files,
+        groups=groups,
     )
 
 
@@ -205,10 +229,22 @@ def _pictures(listing: ImageListing, train_N: np.ndarray, digests_N: list[str]) 
     return Pictures(digests_N, labels_N, np.arange(len(labels_N)) >= len(train_N), _names(listing, train_N))
 
 
+def list_own_images(data: Data, decoding: int) -> ImageListing:
+    """List the images of the user's own; none is opened.
+
+    Raises:
+        InputError: they cannot be understood; says why.
+    """
+    listings = {"imagefolder": image_folder_listing, "manifest": manifest_listing, "huggingface": hugging_face_listing}
+    return listings[data.source](data, decoding)
+
+
 def _list_classes(data: Data, decoding: int) -> ImageListing:
     """List the images of the classes that a study asks for, with labels from 0 in the order of `data.classes`."""
-    list_source = {"imagefolder": image_folder_listing, "digits": _digits_listing}.get(data.source, torchvision_listing)
-    listing = list_source(data, decoding)
+    if data.is_own:
+        listing = list_own_images(data, decoding)
+    else:
+        listing = _digits_listing(data, decoding) if data.source == "digits" else torchvision_listing(data, decoding)
     if data.classes is None:
         return listing
     unknown = [name for name in data.classes if name not in listing.classes]
@@ -252,7 +288,11 @@ def _read_images(
             if part.ndim > 1:
                 digests_N += map(pixel_digest, part)
     about = (listing.classes, digest.hexdigest(), listing.decoding, listing.reading)
-    return ImageSet(train_images, train_labels, test_images, test_labels, *about), digests_N
+    images = ImageSet(train_images, train_labels, test_images, test_labels, *about)
+    if listing.groups is not None:
+        train_groups_N, test_groups_N = (numbered(listing.groups[split]) for split in ("train", "test"))
+        images = replace(images, train_groups_N=train_groups_N[train_N], test_groups_N=test_groups_N)
+    return images, digests_N
 
 
 def _fit_into_memory(side: int, train: int, test: int, processes: int = 1) -> bool:
@@ -341,13 +381,16 @@ def split_seed(study_seed: int) -> int:
     return named_seed(study_seed, "split")
 
 
-def split_train_val(labels_N: np.ndarray, val_fraction: float, limit: int | None, seed: int) -> Split:
+def split_train_val(
+    labels_N: np.ndarray, val_fraction: float, limit: int | None, seed: int, groups_N: np.ndarray | None = None
+) -> Split:
     """Split the training images into training and validation images.
 
-    Both parts keep the classes' shares. With `limit`, a stratified subset of that many images is split.
+    Both parts keep the classes' shares, as far as whole groups allow. With `limit`, a stratified subset of that many
+    images is split.
 
     Raises:
-        InputError: there are too few images of a class, or fewer than `limit`.
+        InputError: there are too few images or groups of a class, or fewer images than `limit`.
     """
     random_state = seed % 2**32  # NumPy's seeds have 32 bits
     subset_N = np.arange(len(labels_N))
@@ -364,6 +407,9 @@ def split_train_val(labels_N: np.ndarray, val_fraction: float, limit: int | None
             f"data.val_fraction: {val_count} of {len(subset_N)} images for validation, but {classes} classes need one "
             "each, for validation and for training; change it, or use more images"
         )
+    if groups_N is not None:
+        is_val_N = choose_groups(labels_N[subset_N], groups_N[subset_N], val_fraction, random_state)
+        return Split(np.sort(subset_N[~is_val_N]), np.sort(subset_N[is_val_N]))
     try:
         train_N, val_N = train_test_split(
             subset_N, test_size=val_fraction, stratify=labels_N[subset_N], random_state=random_state

@@ -13,8 +13,11 @@ from ablation.base.errors import InputError
 from ablation.data.__main__ import cli
 from ablation.data.image_cache import cache_folder, map_decoded
 from ablation.data.near_duplicates import find_near_duplicates
+from ablation.storage.store import find_store
+from tests.analysis.test_label_errors import with_calls
 from tests.data.test_image_files import images
 from tests.data.test_image_folder import tree
+from tests.fake_results import fake_result, store_study
 
 
 def smooth(number: int, side: int = 96) -> Image.Image:
@@ -115,6 +118,10 @@ def test_the_cache_is_listed_and_cleaned() -> None:
         (("nowhere_at_all",), "no study 'nowhere_at_all'"),
         (("a", "b"), "which images"),
         (("digits_known", "--clear"), "--clear: is for"),
+        (("suspects",), "which images"),
+        (("suspects", "no study"), "the study's name 'no study' must be"),
+        (("suspects", "nothing", "--store", "nowhere"), "nowhere"),
+        (("digits_known", "--store", "x"), "--store: is for `suspects`"),
     ],
 )
 def test_bad_words_are_refused(words: tuple[str, ...], match: str) -> None:
@@ -131,3 +138,23 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(root / "a")
     with pytest.raises(InputError, match="of two classes or more"):
         run(str(root))
+
+
+def test_suspected_labels_are_named_by_their_files(tmp_path: Path) -> None:
+    """All runs call the first cat a dog; only some call the others something else."""
+    root = tree(tmp_path / "images", "train/cat", "train/dog", "test/cat", "test/dog", count=2)
+    data = {"source": "imagefolder", "root": str(root)}
+    result = fake_result({"truncate_at": ["block1", "block2"]}, {"block1": 0.6, "block2": 0.7}, seeds=2, data=data)
+    result = with_calls(result, [[1, 0, 1, 0], [1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1]], [0.8] * 4)
+    store = find_store(str(tmp_path / "store"))
+    store_study(store, result)
+    name = result.spec.name
+    text = " ".join(run("suspects", name, "--store", str(store.root), "--out", str(tmp_path / "found.csv")).split())
+    assert "1 test image of 4 that all confirmation runs call another class" in text
+    with (tmp_path / "found.csv").open(encoding="utf-8") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["test image", "label", "all runs say", "mean probability"]
+    assert lines == [[str(root / "test" / "cat" / "0.png"), "cat", "dog", "0.800"]]
+    (root / "test" / "cat" / "1.png").unlink()
+    with pytest.raises(InputError, match="have changed since: it had 4 for the test"):
+        run("suspects", name, "--store", str(store.root))

@@ -65,6 +65,14 @@ def test_a_folder_with_leaks(tmp_path: Path) -> None:
     assert len(set(pixels)) == len(pixels)
 
 
+def test_a_link_to_a_test_image_is_a_leak(tmp_path: Path) -> None:
+    root = tree(tmp_path, "train/a", "train/b", "test/a", "test/b", count=6)
+    (root / "train" / "a" / "linked.png").symlink_to(root / "test" / "a" / "3.png")
+    (root / "train" / "b" / "folder").symlink_to(root / "test" / "b")
+    with pytest.raises(InputError, match=r"a/linked.png = \S+test/a/3.png \(training and test\).*b/folder/0.png"):
+        load_split(data(root, val_fraction=0.25), seed=0)
+
+
 def test_copies_inside_a_class_are_said(tmp_path: Path) -> None:
     root = tree(tmp_path, "train/a", "train/b", "test/a", "test/b", count=6)
     shutil.copy(root / "train" / "a" / "2.png", root / "train" / "a" / "twice.png")

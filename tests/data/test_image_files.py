@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,9 +288,9 @@ def test_pixels_of_another_decoding_are_never_read(root: Path, monkeypatch: pyte
     decoded: list[int] = []
     real = image_files.decode_file
 
-    def decode(path: str, size: int, version: int, resize: str) -> np.ndarray:
+    def decode(path: str, size: int, version: int, *how: Any) -> np.ndarray:
         decoded.append(version)
-        return real(path, size, version, resize)
+        return real(path, size, version, *how)
 
     monkeypatch.setattr(image_files, "decode_file", decode)
     digests: dict[int, set[str]] = {3: set(), 4: set()}

@@ -10,8 +10,9 @@ from PIL import Image
 
 from ablation.base.errors import InputError
 from ablation.data.decoding import DECODING_VERSION
-from ablation.data.image_folder import read_folder, split_of
+from ablation.data.image_folder import read_folder
 from ablation.data.reading import check_split, load_images, load_split, measure_data
+from ablation.data.split_names import split_of
 from ablation.spec.reading import load_study
 from ablation.spec.tables import Data
 
@@ -112,10 +113,26 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
     assert places(root, train=".")["train"] == {"cat/train", "cat/test", "dog/train", "dog/test"}
 
 
+def test_images_beside_the_classes_of_a_split_are_refused(tmp_path: Path) -> None:
+    """They may be strays, or `train` and `test` classes that have folders inside."""
+    root = tree(tmp_path, "train/a", "train/b", "test/a", "test/b")
+    picture(root / "train" / "0.png")
+    refused(root, "train can be read in two ways: as a split, with 1 image beside the folders of its classes, or as a")
+    assert places(root, train="train", test="test")["train"] == {"train/a", "train/b"}
+    assert places(root, train=".")["train"] == {"train", "train/a", "train/b", "test/a", "test/b"}
+
+
 def test_folders_beside_splits_that_agree_are_passed_over(tmp_path: Path) -> None:
     tree(tmp_path, "train/a", "train/b", "test/a", "test/b", "unlabeled")
     assert places(tmp_path) == {"train": {"train/a", "train/b"}, "test": {"test/a", "test/b"}}
     assert "1 folder beside the splits (unlabeled)" in read_folder(data(tmp_path), DECODING_VERSION).text()
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    """Whose accuracy is always 100 %."""
+    refused(tree(tmp_path / "a", "cat"), "must hold .* of two classes or more")
+    refused(tree(tmp_path / "b", "train/cat", "test/cat"), "train must hold images of two classes or more")
+    refused(tree(tmp_path / "c", "train/cat", "val/cat"), "train must hold images of two classes or more")
 
 
 def test_bad_keys_are_refused(tmp_path: Path) -> None:
@@ -157,6 +174,19 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     )
     assert check_split(data(root, val_fraction=0.25), 0).startswith(f"{root}: classes in ./")
     assert "nothing passed over" in read_folder(data(tree(tmp_path / "clean", "a", "b")), DECODING_VERSION).text()
+
+
+def test_what_stands_beside_the_splits_is_counted(tmp_path: Path) -> None:
+    """And an image beside the one folder that holds all does not make that a class."""
+    root = tree(tmp_path / "a", "train/a", "train/b", "test/a", "test/b")
+    (root / "notes.txt").write_bytes(b"x")
+    picture(root / "stray.png")
+    (root / "test" / "labels.json").write_bytes(b"x")
+    assert "1 image outside class folders, 2 other files (.json, .txt)" in read_folder(data(root), 5).text()
+    root = tree(tmp_path / "b", "images/a", "images/b")
+    picture(root / "stray.png")
+    assert places(root)["train"] == {"images/a", "images/b"}
+    assert "passed over: 1 image outside class folders" in read_folder(data(root), 5).text()
 
 
 def test_a_class_can_be_left_out(tmp_path: Path) -> None:

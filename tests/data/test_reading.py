@@ -80,9 +80,9 @@ def test_images_of_any_mode_are_seen_as_they_are_meant(tmp_path: Path, mode: str
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_images_of_32_bits_are_refused(tmp_path: Path, mode: str) -> None:
-    for split in ("train", "test"):
-        (tmp_path / split / "a").mkdir(parents=True)
-        Image.new(mode, (32, 32), 1).save(tmp_path / split / "a" / "image.tiff")
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new(mode, (32, 32), 1).save(tmp_path / place / "image.tiff")
     with pytest.raises(InputError, match=r"cannot be read as an image: .*a/image.tiff"):
         load_folder(tmp_path)
 

@@ -13,7 +13,7 @@ from scipy.io import savemat
 from ablation.base.errors import InputError
 from ablation.data.reading import ImageSet, load_images, measure_data
 from ablation.data.torchvision_sets import SETS
-from ablation.spec.tables import Data
+from ablation.spec.tables import OWN_SOURCES, Data
 
 RANDOM = np.random.default_rng(0)
 
@@ -122,7 +122,7 @@ def test_every_set_is_torchvisions_and_its_failed_download_is_said(
 
 
 def test_sizes_without_a_download() -> None:
-    assert set(SETS) | {"imagefolder", "digits"} == set(get_args(Data.model_fields["source"].annotation))
+    assert set(SETS) | {*OWN_SOURCES, "digits"} == set(get_args(Data.model_fields["source"].annotation))
     size = measure_data(Data(source="cifar100"))
     assert (size.classes, size.train, size.test) == (100, 50_000, 10_000)
     size = measure_data(Data(source="cifar10", classes=["cat", "dog"], limit=5_000))

@@ -1,0 +1,126 @@
+"""Sets of Hugging Face's `datasets` on the local disk: a folder of `save_to_disk`, or Parquet files with their images.
+
+The library is optional: it is imported once a study names such a set. Images have to be inside the files.
+"""
+
+import importlib
+import io
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from ablation.base.errors import InputError
+from ablation.base.files import expand
+from ablation.base.text import first_line, nearest, one_line
+from ablation.data.decoding import File, ImageListing, Status
+from ablation.data.folder_walk import Passed
+from ablation.data.image_tables import Columns, TableImages, cell_text, rows_of_classes, table_listing
+from ablation.spec.files import check_hugging_face
+from ablation.spec.tables import SAVED_BY_DATASETS, Data
+
+
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """Opens an image by its name, such as 'train row 12'. Attributes: split -> its column of images, not decoded."""
+
+    splits: dict[str, Any]
+
+    def __call__(self, name: str) -> PIL.Image.Image:
+        """Return an image that is not decoded yet.
+
+        Raises:
+            ValueError: the row has no image in it.
+        """
+        split, _, row = name.rpartition("row ")
+        (image,) = self.splits[split.strip()][int(row)].values()
+        if image is None or image["bytes"] is None:
+            raise ValueError("no image in the row")
+        return PIL.Image.open(io.BytesIO(image["bytes"]))
+
+
+def hugging_face_listing(data: Data, version: int) -> ImageListing:
+    """List the images of a set, split by split.
+
+    Raises:
+        InputError: the library is missing; the set cannot be read; a column is missing, or has no images; or a row is
+            wrong.
+    """
+    check_hugging_face(data)
+    root = expand(str(data.root)).resolve()
+    table = f"data.root: {one_line(root.name)}"
+    splits = _splits(root, table)
+    image_column = data.image_column or "image"
+    images = EmbeddedImages({split: _images(content, image_column, table) for split, content in splits.items()})
+    columns = _columns(splits, image_column, table)
+    passed: Passed = Counter()
+    rows = rows_of_classes(columns, data, passed)
+    statuses = [status for content in splits.values() for status in [_status(content)] * len(content)]
+    files: list[File] = [(columns.places[row], statuses[row]) for row in rows]
+    found = TableImages(columns.chosen(rows), files, str(root), root, None, images, passed)
+    return table_listing(found, data, version)
+
+
+def _splits(root: Path, table: str) -> dict[str, Any]:
+    """Return the set's splits; one without splits has a single one, called ''."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise InputError("data.source = 'huggingface' needs datasets: pip install 'ablation[datasets]'") from None
+    datasets.disable_progress_bars()
+    try:
+        if any((root / name).is_file() for name in SAVED_BY_DATASETS):
+            content = datasets.load_from_disk(str(root))
+        else:
+            files = {"path": "parquet", "data_files": str(root)} if root.is_file() else {"path": str(root)}
+            content = datasets.load_dataset(**files)
+    except Exception as error:  # the library raises many kinds for files that it does not understand
+        raise InputError(
+            f"{table}: is no folder of save_to_disk and has no Parquet files that can be read ({first_line(error)})"
+        ) from None
+    if not isinstance(content, dict):
+        return {"": content}
+    return dict(content)
+
+
+def _columns(splits: dict[str, Any], image_column: str, table: str) -> Columns:
+    """Return all columns as text but that of the images; the names of splits are one where there are several."""
+    names = set.intersection(*(set(content.column_names) for content in splits.values()))
+    values = {name: [text for content in splits.values() for text in _texts(content, name)]
+              for name in sorted(names - {image_column})}  # fmt: skip
+    if len(splits) > 1 and "split" not in values:
+        values["split"] = [split for split, content in splits.items() for _ in range(len(content))]
+    places = [f"{split} row {row}".strip() for split, content in splits.items() for row in range(len(content))]
+    if not places:
+        raise InputError(f"{table}: has no rows")
+    return Columns(table, places, values)
+
+
+def _texts(content: Any, name: str) -> list[str]:
+    """Return a column as text: the name of a class for its number, '' for a number that stands for none."""
+    values, classes = content.select_columns([name])[:][name], getattr(content.features[name], "names", None)
+    if classes is None:
+        return list(map(cell_text, values))
+    return ["" if value is None or value < 0 else classes[value].strip() for value in values]
+
+
+def _images(content: Any, image_column: str, table: str) -> Any:
+    """Return a split's column of images, each of which is the bytes of a file."""
+    if image_column not in content.column_names:
+        known = nearest(image_column, content.column_names)
+        raise InputError(f"{table}: has no column {image_column!r} (data.image_column){known}")
+    datasets = importlib.import_module("datasets")
+    try:
+        return content.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    except Exception:  # the library and Arrow raise several kinds for other types
+        kind = type(content.features[image_column]).__name__
+        raise InputError(f"{table}: column {image_column!r} holds no images (it is {kind})") from None
+
+
+def _status(content: Any) -> Status:
+    """Return what changes with a split's files: their sizes together, and the latest time."""
+    statuses = [os.stat(file["filename"]) for file in content.cache_files]  # noqa: PTH116
+    return Status(sum(each.st_size for each in statuses), max((each.st_mtime_ns for each in statuses), default=0))
