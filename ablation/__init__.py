@@ -1,17 +1,19 @@
 """Fair, resumable transfer-learning ablations: Optuna tunes every arm, MLflow shows it.
 
-`load_results` returns a study's runs as a table, `load_model` rebuilds a run's network, and `load_champion` loads the
-champion. They leave the caller's process as it was: environment, MLflow's and Optuna's settings, log levels, warning
-filters and random generators.
+`open_study` returns a study's answer, tables and report, `load_results` its runs as a table; `load_model` rebuilds a
+run's network, and `load_champion` loads the champion. They leave the caller's process as it was: environment, MLflow's
+and Optuna's settings, log levels, warning filters and random generators.
 """
 
 import random
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ablation.analysis.dataframe import load_results
     from ablation.base.errors import InputError, StoreAway, StoreError
+    from ablation.reporting.open_study import open_study
     from ablation.running.outputs import load_model
     from ablation.tracking.registry import load_champion
 
@@ -23,6 +25,7 @@ __all__ = [
     "load_champion",
     "load_model",
     "load_results",
+    "open_study",
 ]
 
 __version__ = "0.1.0"
@@ -34,6 +37,7 @@ _HOMES = {
     "load_champion": "ablation.tracking.registry",
     "load_model": "ablation.running.outputs",
     "load_results": "ablation.analysis.dataframe",
+    "open_study": "ablation.reporting.open_study",
 }
 
 
@@ -43,6 +47,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     state = random.getstate()
     try:
-        return getattr(import_module(_HOMES[name]), name)
+        with warnings.catch_warnings():
+            # Optuna's progress bar warns in a notebook that lacks a package of Jupyter's; nothing here draws one.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            return getattr(import_module(_HOMES[name]), name)
     finally:
         random.setstate(state)  # rich draws from the caller's generator when it is imported

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablation.analysis.results import ArmResult, RunResult, read_results
+from ablation.analysis.results import ArmResult, RunResult, StudyResult, read_results
 from ablation.spec.parameters import Hyperparameters, without_none
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store
@@ -17,6 +17,7 @@ DTYPES = {
     "arm": "string",
     "kind": "string",
     "number": "int64",
+    "repeat": "int64",
     "state": "string",
     "reason": "string",
     "is_best": "bool",
@@ -49,9 +50,10 @@ def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
         - `arm`: as in the report; string.
         - `kind`: 'trial' or 'confirmation'; string.
         - `number`: from 0, of the arm's runs of this kind; int64.
+        - `repeat`: of the arm's tuning, from 0; 0 for all runs of a study without `confirm.repeats`; int64.
         - `state`: 'finished', 'pruned', 'failed' or 'unfinished'; string.
         - `reason`: why it was pruned or failed, otherwise empty; string.
-        - `is_best`: whether it is the trial whose configuration the arm's confirmation runs repeat; bool.
+        - `is_best`: whether it is a trial whose configuration confirmation runs of the arm repeat; bool.
         - `is_superseded`: whether it confirms a configuration that is not the arm's best any more; bool.
         - `val_accuracy`: of its best epoch, a fraction; float64. This and the other metrics are missing unless the run
           finished.
@@ -71,7 +73,11 @@ def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    result = read_results(find_store(store), study, with_details=False)
+    return runs_table(read_results(find_store(store), study, with_details=False))
+
+
+def runs_table(result: StudyResult) -> pd.DataFrame:
+    """Return the runs of a study, as `load_results` does."""
     dtypes = DTYPES | {name: _dtype(TrialSpec.model_fields[name].annotation) for name in Hyperparameters.model_fields}
     rows = [
         [_value(name, arm, run) for name in dtypes]
@@ -85,8 +91,10 @@ def _value(column: str, arm: ArmResult, run: RunResult) -> Any:
     """Return a run's value of a column: its own, or of what was trained."""
     if column == "kind":
         return "trial" if run.spec.confirms is None else "confirmation"
+    if column == "repeat":
+        return run.spec.repeat or 0
     if column == "is_best":
-        return run is arm.best
+        return run in arm.chosen
     if column == "is_superseded":
         return run in arm.superseded
     if column in ("head_pool", "freeze_depth"):  # some of their values are numbers, some are names

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import optuna
 
@@ -12,3 +14,14 @@ def configure_optuna() -> None:
     # Otherwise a connection that breaks is told as several lines of SQL; `patient_storage.py` repeats the call.
     logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Silence Optuna's announcements in this context, for functions of the library."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -19,7 +19,7 @@ def test_each_public_name_is_importable_and_documented(name: str) -> None:
     assert inspect.getdoc(public)
 
 
-@pytest.mark.parametrize("name", ["load_champion", "load_model", "load_results"])
+@pytest.mark.parametrize("name", ["load_champion", "load_model", "load_results", "open_study"])
 def test_the_functions_say_what_they_take_return_and_raise(name: str) -> None:
     function = getattr(ablation, name)
     text = inspect.getdoc(function) or ""
@@ -31,6 +31,7 @@ def test_the_functions_say_what_they_take_return_and_raise(name: str) -> None:
 def test_all_names_are_listed() -> None:
     assert set(ablation.__all__) == {
         "InputError", "StoreAway", "StoreError", "__version__", "load_champion", "load_model", "load_results",
+        "open_study",
     }  # fmt: skip
     with pytest.raises(AttributeError, match="module 'ablation' has no attribute 'load_nothing'"):
         ablation.load_nothing  # noqa: B018

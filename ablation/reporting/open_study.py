@@ -1,0 +1,173 @@
+"""`ablation.open_study`: a study in a notebook or a script, as its answer, pandas tables, plots and report."""
+
+import html
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.dataframe import runs_table
+from ablation.base.files import write_atomically
+from ablation.reporting.pooled_report import build_pooled_report, read_analysis
+from ablation.reporting.report import build_report
+from ablation.search import quiet_optuna
+from ablation.storage.store import find_store
+from ablation.tracking import mlflow_settings
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that Jupyter shows in a frame of its own."""
+
+    html: str
+
+    def save(self, path: str | Path) -> None:
+        """Write the page to a file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_atomically(Path(path), self.html.encode())
+
+    def _repr_html_(self) -> str:
+        frame = "width: 100%; height: 50rem; border: 1px solid #8888"
+        return f'<iframe title="Report" srcdoc="{html.escape(self.html)}" style="{frame}"></iframe>'
+
+
+@dataclass(frozen=True, repr=False)
+class OpenStudy:
+    """A study as its store was when it was opened; Jupyter shows its question, answer, arms and first plot.
+
+    Attributes:
+        names: its name, or those of the studies that are pooled.
+        analysis: all numbers of its report.
+    """
+
+    names: tuple[str, ...]
+    analysis: StudyAnalysis
+
+    def __repr__(self) -> str:
+        return f"{self.question}\n{self.answer}"
+
+    @property
+    def question(self) -> str:
+        """What the study asks."""
+        return self.analysis.result.spec.question
+
+    @property
+    def answer(self) -> str:
+        """The answer in plain words."""
+        return self.analysis.answer
+
+    @property
+    def evidence(self) -> list[str]:
+        """The numbers behind the answer, as sentences."""
+        return self.analysis.evidence
+
+    @cached_property
+    def report(self) -> Page:
+        """The report's page."""
+        is_pooled = len(self.names) > 1
+        with quiet_optuna():
+            report = build_pooled_report(self.analysis) if is_pooled else build_report(self.analysis.result)
+        return Page(report.html)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """A row per run, as `load_results` returns it."""
+        return runs_table(self.analysis.result)
+
+    @cached_property
+    def arms(self) -> pd.DataFrame:
+        """A row per arm, the best first: its levels, and its test accuracy over n seeds (or repeats of the tuning).
+
+        The columns after the levels: `test_accuracy` (mean), `standard_deviation`, `low` and `high` (95 % interval over
+        seeds and images), `n`, `val_accuracy` (mean), `chance_to_be_best`, `trained_parameters`, `training_seconds`.
+        Accuracies are fractions; what is not known is missing.
+        """
+        rows = [
+            {
+                "arm": arm.name,
+                **arm.result.arm.compared_levels,
+                "test_accuracy": arm.test.mean if arm.test else None,
+                "standard_deviation": arm.test.standard_deviation if arm.test else None,
+                "low": arm.accuracy.low if arm.accuracy else None,
+                "high": arm.accuracy.high if arm.accuracy else None,
+                "n": arm.test.seeds if arm.test else 0,
+                "val_accuracy": arm.val.mean if arm.val else None,
+                "chance_to_be_best": self.analysis.chances_of_best.get(arm.name),
+                "trained_parameters": arm.trained_parameters,
+                "training_seconds": arm.training_seconds,
+            }
+            for arm in self.analysis.arms
+        ]
+        return pd.DataFrame(rows).sort_values("test_accuracy", ascending=False, ignore_index=True)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """A row per compared pair of levels: `first` minus `second`, a fraction, with its simultaneous 95 % interval.
+
+        `at` is the level of another factor that the compared arms have, missing for an average over levels; `p` is
+        corrected for all tests of the study, and missing where there are too few seeds for a test.
+        """
+        rows = [
+            {
+                "factor": factor.factor,
+                "at": difference.at,
+                "first": difference.first,
+                "second": difference.second,
+                "difference": difference.estimate.value,
+                "low": difference.estimate.low,
+                "high": difference.estimate.high,
+                "p": difference.estimate.p,
+            }
+            for factor in self.analysis.factors
+            for difference in [*factor.family, *(each for level in factor.by_level.values() for each in level)]
+        ]
+        columns = ["factor", "at", "first", "second", "difference", "low", "high", "p"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A row per epoch (from 1) of each confirmation run, or of the best trial of an arm that has none.
+
+        The columns: `arm`, `run_id`, `number`, `epoch`, `train_accuracy`, `train_loss`, `val_accuracy`, `val_loss`.
+        """
+        tables = [
+            pd.DataFrame({"arm": arm.arm.name, "run_id": run.run_id, "number": run.number} | run.curves)
+            for arm in self.analysis.result.arms
+            for run in arm.drawn_runs
+        ]
+        table = pd.concat(tables, ignore_index=True)
+        table.insert(3, "epoch", table.groupby("run_id").cumcount() + 1)
+        return table
+
+    def _repr_html_(self) -> str:
+        shown = ["arm", "test_accuracy", "low", "high", "n"]
+        table: str = self.arms[shown].to_html(index=False, float_format="{:.4f}".format, na_rep="")
+        return (
+            f"<p>{html.escape(self.question)}</p>\n<p><strong>{html.escape(self.answer)}</strong></p>\n"
+            f"<p>Test accuracy with its 95 % interval:</p>\n{table}"
+        )
+
+
+@mlflow_settings()
+def open_study(*names: str, store: str | None = None) -> OpenStudy:
+    """Return a study as its store has it; several that differ in their seed alone are pooled, as in their report.
+
+    Args:
+        names: of the studies.
+        store: their folder; as for `--store`, the environment's addresses or `mlruns` by default.
+
+    Returns:
+        The study: `answer` and `evidence` as text; `arms`, `differences`, `curves` and `runs` as pandas tables;
+        `report` as a page.
+
+    Raises:
+        InputError: there is no such study, no trial of it has finished, or this version cannot read it.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    return OpenStudy(names, read_analysis(find_store(store), names))

@@ -1,0 +1,77 @@
+"""A study in a notebook: its tables, what Jupyter shows of it, and the notebook of the front page."""
+
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from nbclient import NotebookClient
+from pandas.testing import assert_frame_equal
+
+import ablation
+from ablation.reporting.open_study import OpenStudy, Page
+from tests.champions import ChampionStudy
+from tests.studies import REPOSITORY
+
+NOTEBOOK = REPOSITORY / "studies" / "notebooks" / "compare.ipynb"
+
+
+@pytest.fixture
+def study(champion_study: ChampionStudy) -> OpenStudy:
+    return ablation.open_study("small", store=str(champion_study.store.root))
+
+
+def test_arms_are_the_runs_means(study: OpenStudy) -> None:
+    confirmed = study.runs.query("kind == 'confirmation'").groupby("arm").test_accuracy
+    expected = pd.DataFrame({"test_accuracy": confirmed.mean(), "standard_deviation": confirmed.std()})
+    found = study.arms.set_index("arm")
+    assert_frame_equal(found[list(expected.columns)].sort_index(), expected, check_dtype=False, check_index_type=False)
+    assert list(study.arms.test_accuracy) == sorted(study.arms.test_accuracy, reverse=True)
+    assert set(study.arms.n) == {2}
+    assert (found.low <= found.test_accuracy).all()
+
+
+def test_differences_are_those_of_the_arms(study: OpenStudy) -> None:
+    arms = study.arms
+    assert len(study.differences) > 0
+    for row in study.differences.itertuples():
+        first, second = (arms[arms[row.factor] == level].test_accuracy.mean() for level in (row.first, row.second))
+        assert row.difference == pytest.approx(first - second)
+
+
+def test_curves_are_those_of_the_confirmation_runs(study: OpenStudy) -> None:
+    runs = study.runs.query("kind == 'confirmation'").set_index("run_id")
+    assert set(study.curves.run_id) == set(runs.index)
+    best = study.curves.groupby("run_id").val_accuracy.max()
+    np.testing.assert_allclose(best, runs.val_accuracy[best.index])
+    assert study.curves.groupby("run_id").epoch.apply(list).map(lambda epochs: epochs == [1, 2, 3]).all()
+
+
+def test_jupyter_shows_the_answer_and_a_page_in_a_frame(study: OpenStudy) -> None:
+    shown = study._repr_html_()
+    assert study.question in shown
+    assert study.answer in shown
+    assert f"{study.arms.test_accuracy[0]:.4f}" in shown
+    hostile = Page('<p title="x">&</p>')
+    assert 'srcdoc="&lt;p title=&quot;x&quot;&gt;&amp;&lt;/p&gt;"' in hostile._repr_html_()
+
+
+def test_the_report_is_the_commands(study: OpenStudy, champion_study: ChampionStudy, tmp_path: Path) -> None:
+    study.report.save(tmp_path / "report.html")
+    written = (champion_study.store.root / "reports" / "small" / "report.html").read_text()
+    assert (tmp_path / "report.html").read_text() == written
+
+
+def test_the_notebook_runs(champion_study: ChampionStudy, tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # no results of anybody's are committed
+    (names,) = (cell for cell in notebook.cells if 'NAME, STORE = "vgg_truncation-demo", "mlruns"' in cell.source)
+    names.source = names.source.replace(
+        '"vgg_truncation-demo", "mlruns"', f'"small", {str(champion_study.store.root)!r}'
+    )
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output.text for output in shown if output.output_type == "stream"] == []
+    assert sum("text/html" in output.get("data", {}) for output in shown) == 5
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 1
