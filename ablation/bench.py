@@ -22,7 +22,7 @@ from ablation.base.command_line import check_device_name, refusing_unreachable_p
 from ablation.base.errors import InputError
 from ablation.base.files import expand, write_atomically
 from ablation.benchmark import SMALL_TRIALS
-from ablation.spec.files import check_image_root, check_weights_file, find_study_file
+from ablation.spec.files import check_images, check_weights_file, find_study_file
 from ablation.spec.reading import load_study, parse_override
 from ablation.spec.study import StudySpec
 from ablation.storage.store import find_store
@@ -138,8 +138,7 @@ def spec_to_measure(
     with refusing_unreachable_paths():
         spec = load_study(find_study_file(study), overrides=[*overrides, *changes])
         check_weights_file(spec)
-        if spec.data.source == "imagefolder":
-            check_image_root(expand(str(spec.data.root)))
+        check_images(spec.data)
     return spec
 
 

@@ -22,7 +22,7 @@ from ablation.study import load_checked, load_custom, load_timm, show_status, st
 # Options of `python -m ablation.study` that are no worker's.
 NOT_FOR_WORKERS = {
     "list_only": "--list", "as_new": "--new", "check_only": "--check", "plan_only": "--plan",
-    "status_only": "--status", "workers": "--workers",
+    "status_only": "--status", "workers": "--workers", "repair": "--repair", "redo": "--redo",
 }  # fmt: skip
 
 

@@ -42,9 +42,11 @@ def cli(
     store = find_store(store_option)
 
     from ablation.base.retries import START_PATIENCE, wait_out
+    from ablation.base.terminal import say_prose
     from ablation.reporting.exports import export
     from ablation.reporting.pooled_report import read_analysis, write_pooled_report
     from ablation.reporting.report import Report, show_report, write_report
+    from ablation.running.repair import stored_differences
     from ablation.search import configure_optuna
     from ablation.tracking import configure_mlflow
 
@@ -60,6 +62,9 @@ def cli(
         return write_report(store, names[0], folder) if len(names) == 1 else write_pooled_report(store, names, folder)
 
     show_report(wait_out(write, seconds))
+    for name in names:
+        for text in stored_differences(store, name):
+            say_prose(text)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,10 @@ from ablation.base.command_line import (
     run_command,
 )
 from ablation.base.errors import InputError
-from ablation.base.files import expand
 from ablation.base.interrupts import GRACE_SECONDS, set_grace
 from ablation.base.text import Table, nearest
 from ablation.running.demo import demo_overrides, needs_pretraining
-from ablation.spec.files import check_image_root, check_weights_file, find_study_file, study_files, write_new_study
+from ablation.spec.files import check_images, check_weights_file, find_study_file, study_files, write_new_study
 from ablation.spec.reading import check_name, load_study, parse_override, read_study_file
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store
@@ -41,6 +41,8 @@ from ablation.storage.store import Store, find_store
 @click.option("--check", "check_only", is_flag=True, help="Validate the file, data and weights of NAME; run nothing.")
 @click.option("--plan", "plan_only", is_flag=True, help="Estimate time and space by a short measurement; run nothing.")
 @click.option("--status", "status_only", is_flag=True, help="Print the trials of each arm by state, and the best.")
+@click.option("--repair", is_flag=True, help="Train again what MLflow lost; tell Optuna what its database lost.")
+@click.option("--redo", is_flag=True, help="Restore runs that were deleted in MLflow.")
 @click.option("--demo", "as_demo", is_flag=True, help="Run it on bundled digits with a small network, as NAME-demo.")
 @click.option("--name", metavar="NAME", help="Run the file as a study with another name; not with --demo.")
 @click.option("--store", "store_option", metavar="DIR", help="Folder for results.  [default: mlruns]")
@@ -84,6 +86,8 @@ def cli(
     check_only: bool,
     plan_only: bool,
     status_only: bool,
+    repair: bool,
+    redo: bool,
     as_demo: bool,
     name: str | None,
     store_option: str | None,
@@ -101,8 +105,10 @@ def cli(
 
     Running it again resumes it, up to the study's total number of trials.
     """
-    check_one_of(("--list", list_only), ("--new", as_new), ("--check", check_only), ("--plan", plan_only),
-                 ("--status", status_only))  # fmt: skip
+    shown = [("--list", list_only), ("--new", as_new), ("--check", check_only), ("--plan", plan_only),
+             ("--status", status_only)]  # fmt: skip
+    check_one_of(*shown, ("--repair", repair))
+    check_one_of(*shown, ("--redo", redo))
     set_grace(grace)
     if list_only:
         return list_studies() if store_option is None else list_stored(find_store(store_option), patience)
@@ -144,7 +150,8 @@ def cli(
         return check_study(spec, store, path)
     if plan_only:
         return show_plan(spec, device, feature_limit)
-    options = RunOptions(device, workers, feature_limit, system_metrics, patience, path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    options = RunOptions(device, workers, feature_limit, system_metrics, patience, text, repair, redo)
     if as_worker:
         return run_worker(spec, store, options)
     try:
@@ -184,8 +191,7 @@ def load_checked(
         )
         if not needs_pretraining(spec, store):
             check_weights_file(spec)
-        if spec.data.source == "imagefolder":
-            check_image_root(expand(str(spec.data.root)))
+        check_images(spec.data)
     return spec
 
 
@@ -293,7 +299,9 @@ def show_status(study: str, store: Store, patience: float | None) -> None:
     from ablation.base.retries import START_PATIENCE, wait_out
     from ablation.base.terminal import show_table
     from ablation.search import configure_optuna
+    from ablation.tracking import configure_mlflow
 
+    configure_mlflow()
     configure_optuna()
     seconds = START_PATIENCE if patience is None else patience
     show_table(wait_out(lambda: read_status(study, store), seconds))
@@ -301,6 +309,7 @@ def show_status(study: str, store: Store, patience: float | None) -> None:
 
 def read_status(study: str, store: Store) -> Table:
     """Return the table of --status."""
+    from ablation.running.repair import stored_differences
     from ablation.search.status import status_table, trial_records
     from ablation.search.studies import ArmStudies, open_storage, stored_studies, study_arms
     from ablation.storage.locks import open_locks
@@ -315,8 +324,10 @@ def read_status(study: str, store: Store) -> Table:
     contents = [arm.user_attrs.get("content", {}) for arm in studies.tuning.values()]
     budget = max(content.get("trials_per_arm", 0) for content in contents)
     seeds = max(content.get("confirm", {}).get("seeds", 0) for content in contents)
+    repeats = max(content.get("confirm", {}).get("repeats", 1) for content in contents)
     trials = trial_records(studies, open_locks(store.optuna_url))
-    return status_table(study, trials, budget, seeds)
+    table = status_table(study, trials, budget, seeds, repeats)
+    return replace(table, notes=[*table.notes, *stored_differences(store, study)])
 
 
 def main() -> int:

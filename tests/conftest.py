@@ -143,7 +143,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
     Its reports have no figures, which take seconds to draw; `finished` has them.
     """
-    monkeypatch.setattr(report, "draw_figures", lambda analysis, importances: {})
+    monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)

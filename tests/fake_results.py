@@ -4,6 +4,7 @@ Legend: S confirmation runs (seeds), N test images, K classes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,9 +71,11 @@ def fake_run(
         values["lr"] = float(10 ** random.uniform(-4, -1))
     if spec.search.get("head_width") is not None:
         values["head_width"] = int(random.choice(spec.search.get("head_width").choices))
+    tuned = number if confirms is None else confirms
     trial = TrialSpec(
         study=spec.name, arm=arm.name, trial=number, confirms=confirms,
-        known=spec.known_name(number if confirms is None else confirms), seed=1000 + number, epochs=spec.epochs,
+        repeat=spec.repeat_of(tuned) if spec.confirm.repeats > 1 else None,
+        known=spec.known_name(tuned), seed=1000 + number, epochs=spec.epochs,
         precision="float32", deterministic=False, threads=2, backbone=spec.backbone.name, weights="imagenet",
         weights_digest="w" * 64, missing_layers="error", data_source="cifar10", data_digest="d" * 64, data_seed=5,
         data_limit=None, val_fraction=spec.data.val_fraction, image_size=32, num_classes=10, **values,
@@ -138,12 +141,13 @@ def fake_arm(
         fake_run(spec, arm, n, v, state="failed" if v is None else "finished", reason="" if v else "the loss was NaN")
         for n, v in enumerate(trial_accuracies)
     ]
-    best = best_run(trials)
+    result = ArmResult(arm, trials, best_run(trials), [], [], published_for(spec, arm))
+    chosen = [run.number for run in result.chosen] or [0]
     confirmations = [
-        fake_run(spec, arm, n, v, confirms=best.number if best else 0, predictions=p)
+        fake_run(spec, arm, n, v, confirms=chosen[n % len(chosen)], predictions=p)
         for n, (v, p) in enumerate(zip(val_accuracies_S, predictions_S, strict=True))
     ]
-    return ArmResult(arm, trials, best, confirmations, [], published_for(spec, arm))
+    return replace(result, confirmations=confirmations)
 
 
 def fake_samples(classes: int, augmentations: list[Augmentation]) -> Samples:
@@ -189,7 +193,7 @@ def fake_result(
     Args:
         factors: factor -> levels.
         accuracies: arm's name -> accuracy that its confirmation runs scatter around.
-        seeds: confirmation runs per arm.
+        seeds: confirmation runs per arm, and per repeat of its tuning.
         images: of the test split.
         classes: how many.
         seed_deviation: standard deviation between the seeds.
@@ -205,7 +209,7 @@ def fake_result(
             continue
         random = np.random.default_rng([9, index])
         accuracy = accuracies[arm.name]
-        drawn_S = np.clip(random.normal(accuracy, seed_deviation, seeds), 0, 1)
+        drawn_S = np.clip(random.normal(accuracy, seed_deviation, seeds * spec.confirm.repeats), 0, 1)
         tuned = [float(accuracy * (1 - 0.3 * random.uniform() ** 3)) for _ in range(spec.trials_per_arm - 1)]
         tuned.append(min(1.0, accuracy + 0.004))
         random.shuffle(tuned)

@@ -10,8 +10,10 @@ from mlflow import MlflowClient
 VARYING = ("images_per_second", "training_seconds", "ablation.key", "environment")
 
 
-def outcome(tracking_uri: str, optuna_url: str, study: str = "small") -> dict[str, Any]:
+def outcome(tracking_uri: str, optuna_url: str, study: str = "small", kinds: str = "") -> dict[str, Any]:
     """Return the runs and trials of a study: states, parameters and every point of every metric.
+
+    Where `kinds` names some, runs of other kinds are left out.
 
     Each run of MLflow is there once, is ended, and has no point twice; else an assertion fails.
     """
@@ -20,6 +22,7 @@ def outcome(tracking_uri: str, optuna_url: str, study: str = "small") -> dict[st
     assert experiment is not None
     found: dict[str, Any] = {}
     runs = client.search_runs([experiment.experiment_id], max_results=10_000)
+    runs = [run for run in runs if not kinds or run.data.tags["kind"] in kinds]
     keys = Counter(run.data.tags["ablation.key"] for run in runs)
     assert set(keys.values()) == {1}, f"doubles: {[key for key, count in keys.items() if count > 1]}"
     for run in runs:

@@ -36,6 +36,7 @@ from ablation.data.reading import split_seed
 from ablation.reporting import report
 from ablation.running import champion, checks, trial
 from ablation.running import study as running_study
+from ablation.running.options import RunOptions
 from ablation.running.session import open_stores
 from ablation.search import claims, studies
 from ablation.spec.reading import load_study
@@ -115,7 +116,7 @@ def replace_slow_functions() -> None:
     replace(checks, "load_split", load_once)
     replace(studies, "make_pruner", pruner)
     replace(mlflow_database, "_verify_schema", lambda engine: None)
-    replace(report, "draw_figures", lambda analysis, importances: {})
+    replace(report, "draw_figures", lambda analysis: {})
     replace(champion, "export_program", lambda model, images, path: path.write_text("a program"))
     load_once(load_study(Path(sys.argv[1]), name="small").data, split_seed(0))
 
@@ -186,7 +187,7 @@ def run(
 
 
 def only_open_stores(spec: Any, store: Any, *_: object) -> None:
-    open_stores(spec, store, spec.content(), is_begun=False)
+    open_stores(spec, store, spec.content(), RunOptions(), is_worker=False)
 
 
 def preceded(function: Callable[..., Any], step: Callable[[], None]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from ablation.analysis.arm_summaries import (
     summarise_arm,
     winning_arm,
 )
-from ablation.analysis.comparison import Comparisons, Difference, FactorAnalysis, Interaction, compare
+from ablation.analysis.comparison import Comparisons, Difference, FactorAnalysis, Interaction, compare, over_seeds
 from ablation.analysis.outliers import Outlier, outlying_runs, without_runs
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS, chances_of_best
@@ -40,6 +40,7 @@ class StudyAnalysis:
         outliers: confirmation runs that stand apart.
         verdict: the answer in plain words, a line per factor.
         evidence: the numbers behind it, as sentences.
+        repeats: of the tuning, those that are compared, each as a study of its own; without repeats, the study.
     """
 
     result: StudyResult
@@ -51,6 +52,12 @@ class StudyAnalysis:
     outliers: list[Outlier]
     verdict: list[str]
     evidence: list[str]
+    repeats: list[StudyResult]
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the unit is a repeat of the tuning, not a seed."""
+        return self.compared.estimator.unit != "seed"
 
     @property
     def answer(self) -> str:
@@ -69,12 +76,13 @@ class StudyAnalysis:
 
 
 def analyse(result: StudyResult) -> StudyAnalysis:
-    """Return the analysis of a study as it stands."""
+    """Return the analysis of a study as it stands, over seeds; `pooling.analyse_study` is that of any study."""
     correct = correct_of(result)
-    compared = compare(result, correct)
+    groups_N = result.test_groups_N
+    compared = compare(result, correct, over_seeds(groups_N))
     summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
     best_arm = winning_arm(result)
-    chances = chances_of_best(correct)
+    chances = chances_of_best(correct, groups_N=groups_N)
     outliers = outlying_runs(result)
     verdict = verdict_of(result, summaries, compared)
     evidence = [
@@ -93,6 +101,7 @@ def analyse(result: StudyResult) -> StudyAnalysis:
         outliers=outliers,
         verdict=verdict,
         evidence=evidence,
+        repeats=[result],
     )
 
 
@@ -115,7 +124,9 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
         if best is None:
             return ["No trial has finished yet."]
         trials = sum(trial.val_accuracy is not None for trial in best.result.trials)
+        has_run = any(run.test_accuracy is not None for run in best.result.confirmations)
         reason = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
+        reason = "the predictions of its confirmation runs are lost" if has_run else reason
         return [
             f"The best tuned arm is {best.name} (validation accuracy {_tuned_accuracy(best):.4f}, the best of "
             f"{plural(trials, 'trial')}), but without confirmation runs no answer is possible: {reason}."
@@ -166,7 +177,7 @@ def _missing(result: StudyResult) -> list[str]:
 def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons, margin: float | None) -> list[str]:
     """Return what is missing, the measured differences with intervals and p-values, and what limits them."""
     confirmed = [arm for arm in arms if arm.accuracy is not None]
-    sentences = _missing(result)
+    sentences = _missing(result) + result.left_out_texts
     if len(confirmed) == 1 and len(arms) > 1:
         only = confirmed[0]
         assert only.accuracy is not None

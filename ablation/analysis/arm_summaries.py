@@ -89,6 +89,11 @@ class ArmSummary:
     failed: list[RunResult]
 
     @property
+    def runs(self) -> int:
+        """The number of its confirmation runs that finished."""
+        return len(self.result.confirmed)
+
+    @property
     def name(self) -> str:
         """The arm's name."""
         return self.result.arm.name
@@ -138,12 +143,12 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
         confusion_KK = np.mean([confusion_matrix(p.predicted_N, p.labels_N, classes) for p in predictions], axis=0)
     confirmed = [run for run in arm.confirmations if run.val_accuracy is not None]
     timed = [run.training_seconds for run in confirmed or ([arm.best] if arm.best else []) if run.training_seconds]
-    best_so_far_T = best_so_far(arm.trials)
+    best_so_far_T, name = best_so_far(arm.trials), arm.arm.name
     return ArmSummary(
         result=arm,
         val=val,
         test=summarise(arm.test_accuracies_S),
-        accuracy=contrast({arm.arm.name: 1.0}, {arm.arm.name: arm.correct_SN}) if arm.confirmed else None,
+        accuracy=contrast({name: 1.0}, {name: arm.correct_SN}, arm.test_groups_N) if arm.confirmed else None,
         balanced=summarise(scores_S2[:, 0]),
         macro_f1=summarise(scores_S2[:, 1]),
         class_accuracies_K=None if confusion_KK is None else np.diagonal(confusion_KK).copy(),

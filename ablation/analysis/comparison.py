@@ -1,7 +1,8 @@
 """Levels and their differences, interactions: all tested together."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from ablation.analysis.contrasts import (
     pivots,
     places,
 )
-from ablation.analysis.power import SIZES, smallest_differences
-from ablation.analysis.repeats import contrast_over_repeats, simultaneous_over_repeats
+from ablation.analysis.power import REPEAT_SIZES, SIZES, smallest_differences, smallest_over_repeats
+from ablation.analysis.repeats import contrast_over_repeats, repeat_moments, simultaneous_over_repeats
 from ablation.analysis.results import StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS, simultaneous, usable_arms
 from ablation.analysis.statistics import ALPHA, Estimate, arm_moments, contrast
@@ -39,15 +40,28 @@ class Estimator:
         unit: what is repeated: a row of `Correct`.
         contrast: returns one with its own interval.
         simultaneous: returns several, tested together.
+        groups_N: what each test image belongs to, as numbers from 0; None for images that are independent.
     """
 
     unit: str
     contrast: Callable[[Mapping[str, float], Correct], Estimate]
     simultaneous: Callable[[Sequence[Mapping[str, float]], Correct], list[Estimate]]
+    groups_N: np.ndarray | None = None
 
 
-OVER_SEEDS = Estimator("seed", contrast, simultaneous)
-OVER_REPEATS = Estimator("tuning", contrast_over_repeats, simultaneous_over_repeats)
+def over_seeds(groups_N: np.ndarray | None = None) -> Estimator:
+    """Return the estimator over the seeds of one tuning."""
+    several = partial(simultaneous, groups_N=groups_N)
+    return Estimator("seed", partial(contrast, groups_N=groups_N), several, groups_N)
+
+
+def over_repeats(groups_N: np.ndarray | None = None) -> Estimator:
+    """Return the estimator over the repeats of a study's tuning."""
+    several = partial(simultaneous_over_repeats, groups_N=groups_N)
+    return Estimator("tuning", partial(contrast_over_repeats, groups_N=groups_N), several, groups_N)
+
+
+OVER_SEEDS = over_seeds()
 
 
 @dataclass(frozen=True)
@@ -262,16 +276,27 @@ def _typical(comparisons: list[Comparison], estimates: list[Estimate]) -> dict[s
 
 
 def findable_differences(compared: Comparisons, correct: Correct) -> dict[str, list[float]]:
-    """Return factor -> the smallest true difference that studies of each of `power.SIZES` would find, as fractions.
+    """Return factor -> the smallest true difference that studies of each size would find, as fractions.
 
-    Of a factor's differences, the one of median precision stands for all.
+    The sizes are `power.SIZES`, or `power.REPEAT_SIZES` where the repeat is the unit. Of a factor's differences, the
+    one of median precision stands for all.
     """
     if not compared.typical:
         return {}
     used = {arm for weights in compared.contrasts for arm in weights}
-    moments = arm_moments({arm: y_SN for arm, y_SN in correct.items() if arm in used})
-    weights_CA, wanted = moments.weights(compared.contrasts), list(compared.typical.values())
-    sizes = [smallest_differences(weights_CA, moments.resized(*size), wanted) for size in SIZES.values()]
+    used_arms = {arm: y_SN for arm, y_SN in correct.items() if arm in used}
+    wanted = list(compared.typical.values())
+    if compared.estimator.unit == "tuning":
+        repeats = repeat_moments(used_arms, compared.estimator.groups_N)
+        weights_CA = repeats.weights(compared.contrasts)
+        sizes = [
+            smallest_over_repeats(weights_CA, replace(repeats, repeats=size * repeats.repeats), wanted)
+            for size in REPEAT_SIZES.values()
+        ]
+    else:
+        moments = arm_moments(used_arms, compared.estimator.groups_N)
+        weights_CA = moments.weights(compared.contrasts)
+        sizes = [smallest_differences(weights_CA, moments.resized(*size), wanted) for size in SIZES.values()]
     return {factor: [size[n] for size in sizes] for n, factor in enumerate(compared.typical)}
 
 

@@ -1,73 +1,137 @@
-"""Studies that differ in `seed` alone, pooled: the repeat of the study is the unit.
+"""The repeat of a study is the unit: its own repeats, or studies that differ in `seed` alone, pooled.
 
 Legend: A arms, R repeats, N test images.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ablation.analysis.answer import StudyAnalysis, chance_sentences, evidence_of, margin_of, verdict_of
-from ablation.analysis.arm_summaries import ArmSummary, confirmed_validation, summarise, summarise_arm, winning_arm
-from ablation.analysis.comparison import OVER_REPEATS, Comparisons, Correct, compare
+from ablation.analysis.answer import StudyAnalysis, analyse, chance_sentences, evidence_of, margin_of, verdict_of
+from ablation.analysis.arm_summaries import (
+    ArmSummary,
+    champion_run,
+    confident_mistakes,
+    confirmed_validation,
+    summarise,
+    summarise_arm,
+    winning_arm,
+)
+from ablation.analysis.comparison import Comparisons, Correct, compare, over_repeats
 from ablation.analysis.repeats import chances_over_repeats, contrast_over_repeats, variance_components
-from ablation.analysis.results import ArmResult, StudyResult, best_run
+from ablation.analysis.results import ArmResult, RunResult, StudyResult, best_run
 from ablation.analysis.wording import join, points
 from ablation.base.errors import InputError
 from ablation.base.text import plural
 
 
-@dataclass(frozen=True)
-class PooledAnalysis:
-    """All numbers of the report of pooled studies.
+def analyse_study(result: StudyResult) -> StudyAnalysis:
+    """Return the analysis of a study as it stands: over its seeds, or over the repeats of its tuning.
 
-    Attributes:
-        repeats: the studies, one by one.
-        analysis: of all of them together; an arm's runs are those of all repeats.
-        components: where the uncertainty of the differences comes from, as a sentence; empty without a test.
+    A repeat in which an arm has yet to be confirmed is left out, unless that holds for all.
     """
+    if result.spec.confirm.repeats == 1:
+        return analyse(result)
+    repeats = repeats_of(result)
+    begun = [repeat for repeat in repeats if any(arm.confirmed for arm in repeat.arms)]
+    complete = [repeat for repeat in begun if all(arm.confirmed for arm in repeat.arms if arm.chosen)]
+    return _analyse_repeats(result, complete or begun or repeats)
 
-    repeats: list[StudyResult]
-    analysis: StudyAnalysis
-    components: str
+
+def summarise_arms(result: StudyResult) -> list[ArmSummary]:
+    """Return the summary of each arm: over its seeds, or over the repeats of its tuning."""
+    if result.spec.confirm.repeats == 1:
+        return [summarise_arm(arm, len(result.classes)) for arm in result.arms]
+    return _summaries(result, repeats_of(result))
 
 
-def analyse_pooled(repeats: Sequence[StudyResult]) -> PooledAnalysis:
-    """Return the analysis of studies that differ in their seed alone.
+def analyse_pooled(studies: Sequence[StudyResult]) -> StudyAnalysis:
+    """Return the analysis of studies that differ in their seed alone, as of one study with all their repeats.
 
     Raises:
         InputError: they differ in anything else, or have the same seed.
     """
-    check_repeats(repeats)
-    pooled = _merged(repeats)
+    check_repeats(studies)
+    repeats = [repeat for study in studies for repeat in repeats_of(study)]
+    return _analyse_repeats(_merged(studies, repeats), repeats)
+
+
+def repeats_of(result: StudyResult) -> list[StudyResult]:
+    """Return the repeats of a study's tuning, each as a study of its own; a study without repeats is the only one."""
+    spec = result.spec
+    if spec.confirm.repeats == 1:
+        return [result]
+
+    def is_of(repeat: int) -> Callable[[RunResult], bool]:
+        return lambda run: (run.spec.repeat or 0) == repeat
+
+    return [
+        replace(
+            result,
+            spec=spec.model_copy(
+                update={
+                    "name": f"{spec.name} repeat {repeat + 1}",
+                    "trials_per_arm": spec.trials_of(repeat),
+                    "confirm": spec.confirm.model_copy(update={"repeats": 1}),
+                }
+            ),
+            arms=[_with_runs(arm, is_of(repeat)) for arm in result.arms],
+        )
+        for repeat in range(spec.confirm.repeats)
+    ]
+
+
+def _with_runs(arm: ArmResult, is_wanted: Callable[[RunResult], bool]) -> ArmResult:
+    part = replace(
+        arm,
+        trials=list(filter(is_wanted, arm.trials)),
+        confirmations=list(filter(is_wanted, arm.confirmations)),
+        superseded=list(filter(is_wanted, arm.superseded)),
+        deleted=list(filter(is_wanted, arm.deleted)),
+    )
+    return replace(part, best=next(iter(part.chosen), None))
+
+
+def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult]) -> StudyAnalysis:
+    """Return the analysis of a study, or of pooled ones as one, over the repeats of its tuning."""
     right = right_of(repeats)
-    compared = compare(pooled, right, OVER_REPEATS)
-    summaries = [_summary(repeats, number, pooled.arms[number], right) for number in range(len(pooled.arms))]
-    chances = chances_over_repeats(right)
-    components = _components(repeats, compared, right)
+    groups_N = repeats[0].test_groups_N
+    compared = compare(result, right, over_repeats(groups_N))
+    summaries = _summaries(result, repeats)
+    chances = chances_over_repeats(right, groups_N=groups_N)
+    winner = winning_arm(result)
     evidence = [
-        *evidence_of(pooled, summaries, compared, margin_of(pooled)),
+        *evidence_of(result, summaries, compared, margin_of(result)),
         *chance_sentences(chances),
-        f"All of this holds over {plural(len(repeats), 'tuning')}, each with a split, tuning points and seeds of its "
-        "own.",
-        *([components] if components else []),
+        *([over_tunings(repeats)] if right else []),
+        *_components(repeats, compared, right),
         *_left_out(repeats, right),
     ]
-    analysis = StudyAnalysis(
-        result=pooled,
+    return StudyAnalysis(
+        result=result,
         arms=summaries,
         compared=compared,
-        winner=winning_arm(pooled),
-        mistakes=[],
+        winner=winner,
+        mistakes=confident_mistakes(champion_run(winner), result.classes) if winner is not None else [],
         chances_of_best=chances,
         outliers=[],
-        verdict=verdict_of(pooled, summaries, compared),
+        verdict=verdict_of(result, summaries, compared),
         evidence=evidence,
+        repeats=list(repeats),
     )
-    return PooledAnalysis(list(repeats), analysis, components)
+
+
+def over_tunings(repeats: Sequence[StudyResult]) -> str:
+    """Return what the answer holds over, as a sentence."""
+    trials = sorted({repeat.spec.trials_per_arm for repeat in repeats})
+    best_of = "a single trial" if trials == [1] else f"the best of {' or '.join(map(str, trials))} trials"
+    return (
+        f"All of this holds over {plural(len(repeats), 'tuning')}, each with a split, tuning points and seeds of its "
+        f"own; what is compared is {best_of}."
+    )
 
 
 def check_repeats(repeats: Sequence[StudyResult]) -> None:
@@ -132,30 +196,33 @@ def right_of(repeats: Sequence[StudyResult]) -> dict[str, np.ndarray]:
     }
 
 
-def _merged(repeats: Sequence[StudyResult]) -> StudyResult:
-    """Return one study with the runs of all, whose budget is that of all.
+def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> StudyResult:
+    """Return one study with the runs of all studies and with all their repeats, whose budget is that of all.
 
     Leaders of the tuning are luck that counts here, so that all pairs are compared instead.
     """
-    first, R = repeats[0], len(repeats)
+    first = studies[0]
     confirm = first.spec.confirm
+    compare_how = "all" if confirm.compare == "leader" else confirm.compare
     spec = first.spec.model_copy(
         update={
-            "name": "+".join(result.spec.name for result in repeats),
-            "trials_per_arm": R * first.spec.trials_per_arm,
-            "confirm": confirm.model_copy(
-                update={
-                    "seeds": R * confirm.seeds,
-                    "compare": "all" if confirm.compare == "leader" else confirm.compare,
-                }
-            ),
+            "name": "+".join(result.spec.name for result in studies),
+            "trials_per_arm": len(studies) * first.spec.trials_per_arm,
+            "confirm": confirm.model_copy(update={"repeats": len(repeats), "compare": compare_how}),
         }
     )
+
+    def renumbered(runs: Sequence[RunResult], repeat: int) -> list[RunResult]:
+        return [replace(run, spec=run.spec.model_copy(update={"repeat": repeat})) for run in runs]
+
     arms = []
     for of_repeats in zip(*(result.arms for result in repeats), strict=True):
-        trials = [run for arm in of_repeats for run in arm.trials]
-        confirmations = [run for arm in of_repeats for run in arm.confirmations]
-        superseded = [run for arm in of_repeats for run in arm.superseded]
+        trials, confirmations, superseded, deleted = (
+            [run for number, runs in enumerate(of_kind) for run in renumbered(runs, number)]
+            for of_kind in zip(
+                *((arm.trials, arm.confirmations, arm.superseded, arm.deleted) for arm in of_repeats), strict=True
+            )
+        )
         arms.append(
             replace(
                 of_repeats[0],
@@ -163,29 +230,36 @@ def _merged(repeats: Sequence[StudyResult]) -> StudyResult:
                 best=best_run(trials),
                 confirmations=confirmations,
                 superseded=superseded,
+                deleted=deleted,
             )
         )
     return replace(first, spec=spec, arms=arms, forecast=[])
 
 
+def _summaries(result: StudyResult, repeats: Sequence[StudyResult]) -> list[ArmSummary]:
+    right = right_of(repeats)
+    return [_summary(repeats, number, arm, right) for number, arm in enumerate(result.arms)]
+
+
 def _summary(repeats: Sequence[StudyResult], number: int, merged: ArmResult, right: Correct) -> ArmSummary:
     """Return the summary of an arm, whose means and deviations are over repeats."""
     name = merged.arm.name
-    summary = replace(summarise_arm(merged, len(repeats[0].classes)), test=None, accuracy=None, val=None)
+    summary = summarise_arm(merged, len(repeats[0].classes))
+    summary = replace(summary, test=None, accuracy=None, val=None, late_rise=None)  # trials of repeats take turns
     of_repeats = [confirmed_validation(result.arms[number]) for result in repeats]
-    val = summarise(np.array([values_S.mean() for values_S in of_repeats if values_S.size]))
+    val = summarise(np.array([values_S.mean() for values_S in of_repeats if values_S.size]), "tuning")
     if name not in right:
         return replace(summary, val=val)
-    accuracy = contrast_over_repeats({name: 1.0}, {name: right[name]})
+    accuracy = contrast_over_repeats({name: 1.0}, {name: right[name]}, repeats[0].test_groups_N)
     return replace(summary, val=val, test=summarise(right[name].mean(axis=1), "tuning"), accuracy=accuracy)
 
 
-def _components(repeats: Sequence[StudyResult], compared: Comparisons, right: Mapping[str, np.ndarray]) -> str:
-    """Return where the uncertainty of the differences comes from, as a sentence."""
+def _components(repeats: Sequence[StudyResult], compared: Comparisons, right: Correct) -> list[str]:
+    """Return where the uncertainty of the differences comes from, as a sentence; none without a test."""
     if not compared.contrasts or len(repeats) < 2:
-        return ""
+        return []
     variances = {arm: _seed_variance(repeats, arm) for arm in right}
-    parts = variance_components(compared.contrasts, right, variances)
+    parts = variance_components(compared.contrasts, right, variances, compared.estimator.groups_N)
     named = [("tuning and split", parts.tuning), ("images", parts.images)]
     if parts.seeds is None:
         named[0] = ("tuning, split and seeds", parts.tuning)
@@ -194,7 +268,7 @@ def _components(repeats: Sequence[StudyResult], compared: Comparisons, right: Ma
     total = sum(variance for _, variance in named)
     cells = [f"{name} {points(variance**0.5)} ({100 * variance / total:.0f} %)" for name, variance in named]
     count = plural(len(compared.contrasts), "test")
-    return f"Standard error of a difference, in points (share of its variance; mean of {count}): {join(cells)}."
+    return [f"Standard error of a difference, in points (share of its variance; mean of {count}): {join(cells)}."]
 
 
 def _seed_variance(repeats: Sequence[StudyResult], name: str) -> float:

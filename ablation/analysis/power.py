@@ -1,4 +1,4 @@
-"""The smallest difference that a study of some size would find.
+"""The smallest difference that a study of some size would find, of its seeds or of its repeats.
 
 Legend: A arms, B simulated studies, C contrasts.
 """
@@ -10,12 +10,17 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from ablation.analysis.simultaneous import critical, from_normal_scale, largest_statistics, simulated
+from ablation.analysis.repeats import RepeatMoments, largest_over_repeats, variance_parts
+from ablation.analysis.simultaneous import SEED, critical, from_normal_scale, largest_statistics, simulated
 from ablation.analysis.statistics import Moments, contrast_errors
 
 POWER = 0.8  # chance to find a difference
 STUDIES = 150  # simulated, each with its own variances and critical value
 DRAWS = 999  # of each study's test
+REPEAT_DRAWS = 9_999  # studies simulated with repeats, whose critical value is the same for all
+
+# Name -> how many times the repeats.
+REPEAT_SIZES = {"R repeats": 1, "2R repeats": 2, "4R repeats": 4}
 
 # Name -> how many times the seeds, and the test images.
 SIZES = {"S seeds": (1, 1), "2S seeds": (2, 1), "4S seeds": (4, 1), "2S seeds, 4 times the images": (2, 4)}
@@ -51,8 +56,9 @@ def assumed_moments(arms: Sequence[str], assumed: Assumed, *, seeds: int, images
         variance_A=assumed.seed_sd**2 + residual_A,
         residual_A=residual_A,
         images_AA=np.eye(A) * (assumed.other_arm - assumed.same_arm) / 2 / images,
-        image_means_AN=None,
+        sums_AU=None,
         images=images,
+        units=images,
     )
 
 
@@ -76,11 +82,37 @@ def smallest_differences(weights_CA: np.ndarray, moments: Moments, wanted: Seque
     ]
     needed_BC = from_normal_scale(np.array(thresholds)[:, None], degrees_BC) * np.sqrt(variance_BC)
     true_1C, _ = contrast_errors(weights_CA, moments, moments.variance_A[None])
+    return [_smallest(needed_BC[:, c], float(np.sqrt(true_1C[0, c]))) for c in wanted]
 
-    def smallest(needed_B: np.ndarray, error: float) -> float:
-        def missing_power(difference: float) -> float:
-            return POWER - float(ndtr((difference - needed_B) / error).mean())
 
-        return float(brentq(missing_power, 0.0, needed_B.max() + 10 * error))
+def smallest_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, wanted: Sequence[int]) -> list[float]:
+    """Return the same of contrasts over repeats of a study, see `simultaneous_over_repeats`.
 
-    return [smallest(needed_BC[:, c], float(np.sqrt(true_1C[0, c]))) for c in wanted]
+    Args:
+        weights_CA: the contrasts.
+        moments: the true values; what a repeat does to an arm has the same variance for all.
+        wanted: the numbers of the contrasts of interest.
+    """
+    R = moments.repeats
+    largest_B = np.concatenate(list(largest_over_repeats(weights_CA, moments, REPEAT_DRAWS)))
+    threshold = critical(largest_B if len(weights_CA) > 1 else largest_B[:0])
+    t = float(from_normal_scale(threshold, np.array(R - 1.0)))
+    drawn_B = np.random.default_rng(SEED).chisquare(R - 1, REPEAT_DRAWS) / (R - 1)
+    of_repeats_C = moments.shared_variance * (weights_CA**2).sum(axis=1) / R
+    _, images_C = variance_parts(weights_CA, moments)
+    return [
+        _smallest(
+            np.sqrt(t**2 * of_repeats_C[c] * drawn_B + threshold**2 * images_C[c]),
+            float(np.sqrt(of_repeats_C[c] + images_C[c])),
+        )
+        for c in wanted
+    ]
+
+
+def _smallest(needed_B: np.ndarray, error: float) -> float:
+    """Return the true value that exceeds what simulated studies need, each its own, with a chance of `POWER`."""
+
+    def missing_power(difference: float) -> float:
+        return POWER - float(ndtr((difference - needed_B) / error).mean())
+
+    return float(brentq(missing_power, 0.0, needed_B.max() + 10 * error))

@@ -23,7 +23,7 @@ from ablation.analysis.simultaneous import (
     simultaneous_estimates,
     usable_arms,
 )
-from ablation.analysis.statistics import Estimate, Means
+from ablation.analysis.statistics import Estimate, Means, group_sums, image_covariance
 
 STEPS = 8  # of Newton's method; the last changes nothing
 
@@ -43,6 +43,12 @@ class RepeatMoments(Means):
     repeats_AA: np.ndarray
     images_AA: np.ndarray
 
+    @property
+    def shared_variance(self) -> float:
+        """What a repeat does to one arm alone, as a variance that all arms share: the arm-by-repeat mean square."""
+        A = len(self.arms)
+        return max(float(self.repeats_AA.trace() - self.repeats_AA.sum() / A) / (A - 1), 0.0)
+
 
 @dataclass(frozen=True)
 class Components:
@@ -56,40 +62,49 @@ class Components:
     images: float
 
 
-def repeat_moments(right: Mapping[str, np.ndarray]) -> RepeatMoments:
+def repeat_moments(right: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None) -> RepeatMoments:
     """Return the moments of arms over repeats.
 
     Args:
         right: arm -> share of a repeat's confirmation runs that are right about each image, float64, R x N; the same
             repeats and images in the same order.
+        groups_N: as in `statistics.arm_moments`.
     """
     y_ARN = np.array(list(right.values()))
     _, R, N = y_ARN.shape
     accuracies_AR, image_means_AN = y_ARN.mean(axis=2), y_ARN.mean(axis=1)
     means_A = accuracies_AR.mean(axis=1)
     rest_ARN = y_ARN - accuracies_AR[:, :, None] - image_means_AN[:, None] + means_A[:, None, None]
-    residual_AA = np.einsum("arn,brn->ab", rest_ARN, rest_ARN) / max((R - 1) * (N - 1), 1) / N
+    if groups_N is None:
+        residual_AA = np.einsum("arn,brn->ab", rest_ARN, rest_ARN) / max((R - 1) * (N - 1), 1) / N
+    else:
+        residual_AA = sum(image_covariance(rest_ARN[:, r], groups_N) for r in range(R)) / max(R - 1, 1)
     centred_AR, centred_AN = accuracies_AR - means_A[:, None], image_means_AN - means_A[:, None]
+    sums_AG = group_sums(image_means_AN, groups_N)
     return RepeatMoments(
         arms=tuple(right),
         means_A=means_A,
-        image_means_AN=image_means_AN,
+        sums_AU=sums_AG,
         images=N,
+        units=sums_AG.shape[1],
         repeats=R,
         repeats_AA=centred_AR @ centred_AR.T / max(R - 1, 1),
-        images_AA=centred_AN @ centred_AN.T / max(N - 1, 1) / N - residual_AA / R,
+        images_AA=image_covariance(centred_AN, groups_N) - residual_AA / R,
     )
 
 
-def contrast_over_repeats(weights: Mapping[str, float], right: Mapping[str, np.ndarray]) -> Estimate:
+def contrast_over_repeats(
+    weights: Mapping[str, float], right: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None
+) -> Estimate:
     """Return a weighted sum of the arms' mean accuracies with its own 95 % t interval; none below three repeats.
 
     Args:
         weights: arm -> weight.
         right: as in `repeat_moments`.
+        groups_N: as in `repeat_moments`.
     """
     used = {arm: right[arm] for arm, weight in weights.items() if weight}
-    moments = repeat_moments(used)
+    moments = repeat_moments(used, groups_N)
     weights_CA = moments.weights([weights])
     if len(usable_arms(used)) < len(used):
         return Estimate(float(weights_CA[0] @ moments.means_A))
@@ -97,7 +112,10 @@ def contrast_over_repeats(weights: Mapping[str, float], right: Mapping[str, np.n
 
 
 def simultaneous_over_repeats(
-    contrasts: Sequence[Mapping[str, float]], right: Mapping[str, np.ndarray], draws: int = DRAWS
+    contrasts: Sequence[Mapping[str, float]],
+    right: Mapping[str, np.ndarray],
+    draws: int = DRAWS,
+    groups_N: np.ndarray | None = None,
 ) -> list[Estimate]:
     """Return contrasts with simultaneous 95 % intervals and corrected p-values, as `simultaneous` does over seeds.
 
@@ -105,13 +123,14 @@ def simultaneous_over_repeats(
         contrasts: arm -> weight, of arms in `usable_arms`.
         right: as in `repeat_moments`.
         draws: simulated studies; (draws + 1) / 20 must be whole.
+        groups_N: as in `repeat_moments`.
     """
     if len(contrasts) < 2:
-        return [contrast_over_repeats(weights, right) for weights in contrasts]
+        return [contrast_over_repeats(weights, right, groups_N) for weights in contrasts]
     used = {arm for weights in contrasts for arm, weight in weights.items() if weight}
-    moments = repeat_moments({arm: y_RN for arm, y_RN in right.items() if arm in used})
+    moments = repeat_moments({arm: y_RN for arm, y_RN in right.items() if arm in used}, groups_N)
     weights_CA = moments.weights(contrasts)
-    return _estimates(weights_CA, moments, np.concatenate(list(_largest_statistics(weights_CA, moments, draws))))
+    return _estimates(weights_CA, moments, np.concatenate(list(largest_over_repeats(weights_CA, moments, draws))))
 
 
 def _estimates(weights_CA: np.ndarray, moments: RepeatMoments, largest_B: np.ndarray) -> list[Estimate]:
@@ -135,7 +154,7 @@ def variance_parts(weights_CA: np.ndarray, moments: RepeatMoments) -> tuple[np.n
     """
     of_repeats_C = np.maximum(_quadratic(weights_CA, moments.repeats_AA), 0.0) / moments.repeats
     largest_C = np.maximum(weights_CA.clip(min=0).sum(axis=1), -weights_CA.clip(max=0).sum(axis=1))
-    least_C = (largest_C / moments.images) ** 2
+    least_C = (largest_C / moments.units) ** 2
     return of_repeats_C, np.maximum(_quadratic(weights_CA, moments.images_AA), least_C)
 
 
@@ -156,12 +175,14 @@ def combined_statistic(squared: np.ndarray, of_repeats: np.ndarray, of_images: n
     return statistic
 
 
-def chances_over_repeats(right: Mapping[str, np.ndarray], draws: int = DRAWS) -> dict[str, float]:
+def chances_over_repeats(
+    right: Mapping[str, np.ndarray], draws: int = DRAWS, groups_N: np.ndarray | None = None
+) -> dict[str, float]:
     """Return, for each arm, the share of simulated studies in which its mean accuracy is the highest."""
     usable = usable_arms(right)
     if len(usable) < 2:
         return {}
-    moments = repeat_moments(usable)
+    moments = repeat_moments(usable, groups_N)
     degrees = moments.repeats - 1
     root_AA, image_root_AA = (_root(matrix) for matrix in (moments.repeats_AA / moments.repeats, moments.images_AA))
     random, counts_A = np.random.default_rng(SEED), np.zeros(len(usable), int)
@@ -174,7 +195,10 @@ def chances_over_repeats(right: Mapping[str, np.ndarray], draws: int = DRAWS) ->
 
 
 def variance_components(
-    contrasts: Sequence[Mapping[str, float]], right: Mapping[str, np.ndarray], seed_variances: Mapping[str, float]
+    contrasts: Sequence[Mapping[str, float]],
+    right: Mapping[str, np.ndarray],
+    seed_variances: Mapping[str, float],
+    groups_N: np.ndarray | None = None,
 ) -> Components:
     """Return where the variance of contrasts comes from, averages over them.
 
@@ -182,8 +206,9 @@ def variance_components(
         contrasts: arm -> weight.
         right: as in `repeat_moments`.
         seed_variances: arm -> variance of a repeat's accuracy that is due to its seeds; NaN with one seed per repeat.
+        groups_N: as in `repeat_moments`.
     """
-    moments = repeat_moments(right)
+    moments = repeat_moments(right, groups_N)
     weights_CA = moments.weights(contrasts)
     of_repeats, images = (float(part_C.mean()) for part_C in variance_parts(weights_CA, moments))
     seeds = float((weights_CA**2 @ np.array([seed_variances[arm] for arm in moments.arms])).mean()) / moments.repeats
@@ -192,22 +217,24 @@ def variance_components(
     return Components(min(seeds, of_repeats), max(of_repeats - seeds, 0.0), images)
 
 
-def _largest_statistics(weights_CA: np.ndarray, moments: RepeatMoments, draws: int) -> Iterator[np.ndarray]:
+def largest_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: int) -> Iterator[np.ndarray]:
     """Yield the largest statistic over the contrasts of each simulated study, on the normal scale.
 
-    What a repeat does to one arm is drawn independently of the others: R repeats are too few to estimate how arms vary
-    together, and a matrix of too low a rank would make contrasts look more alike than they are. Each contrast's
-    variance is the estimated one.
+    What a repeat does to one arm is drawn independently of the others, with the same variance for all arms. R repeats
+    are too few to estimate how arms vary together, and a matrix of too low a rank would make contrasts look more alike
+    than they are. The estimate of a single contrast's variance would be too low in just those studies in which the
+    contrast looks certain, and its simulated statistic then has the light tails of the images' part: 6 to 7 % instead
+    of 5 % of studies declared a difference.
     """
-    R, random = moments.repeats, np.random.default_rng(SEED)
-    of_repeats_C, images_C = variance_parts(weights_CA, moments)
+    R, A, random = moments.repeats, len(moments.arms), np.random.default_rng(SEED)
+    _, images_C = variance_parts(weights_CA, moments)
     unit_CA = weights_CA / np.linalg.norm(weights_CA, axis=1, keepdims=True)
     image_CA = weights_CA @ _root(moments.images_AA)
     lengths_C = np.linalg.norm(image_CA, axis=1, keepdims=True)
     image_CA = np.divide(image_CA, lengths_C, out=unit_CA.copy(), where=lengths_C > 0)
     for B in _chunks(draws):
-        repeats_BRC = random.standard_normal((B, R, len(moments.arms))) @ unit_CA.T * np.sqrt(of_repeats_C * R)
-        images_BC = random.standard_normal((B, len(moments.arms))) @ image_CA.T * np.sqrt(images_C)
+        repeats_BRC = random.standard_normal((B, R, A)) @ weights_CA.T * np.sqrt(moments.shared_variance)
+        images_BC = random.standard_normal((B, A)) @ image_CA.T * np.sqrt(images_C)
         squared_BC = (repeats_BRC.mean(axis=1) + images_BC) ** 2
         yield combined_statistic(squared_BC, repeats_BRC.var(axis=1, ddof=1) / R, images_C, R - 1).max(axis=1)
 

@@ -13,15 +13,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ablation.analysis.cut_forecasts import CutForecast, forecast_from_json
-from ablation.base.errors import InputError
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.data.samples import Mistakes, Samples, load_samples
+from ablation.search.studies import arm_key, open_storage, study_arms
 from ablation.spec.architectures import add_custom_architecture
 from ablation.spec.arms import Arm, arms, published_for
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
 from ablation.tracking.client import FORECAST_FILE, PREDICTIONS_FILE, SAMPLES_FILE
-from ablation.tracking.reading import RunRecord, StudyRecord, read_curves, read_study, run_file
+from ablation.tracking.reading import RunRecord, StudyRecord, read_curves, read_study, run_file, run_words
 
 CHANGES = ("distance_moved", "mean_relative_gradient_norm", "similarity_to_start")  # metrics of each block
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -36,13 +37,15 @@ class Predictions:
     """A confirmation run's predictions for the test images, in the order of the data set.
 
     `probabilities_NK` is float16, `predicted_N` and `labels_N` are int64 numbers of classes. `mistakes` are some of the
-    misclassified images; None in files of older versions.
+    misclassified images; None in files of older versions. `groups_N` are numbers of what the images belong to, from 0,
+    int64; None where they are independent.
     """
 
     probabilities_NK: np.ndarray
     predicted_N: np.ndarray
     labels_N: np.ndarray
     mistakes: Mistakes | None = None
+    groups_N: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class ArmResult:
     """An arm's runs: the trials that tuned it, and the runs that confirm its best configuration.
 
     `superseded` confirmed a configuration that was the best while the budget was smaller. `best` is the finished trial
-    with the highest validation accuracy, the first of equals; None where none finished. `published` are results of
-    others, as in the study file.
+    with the highest validation accuracy of all repeats, the first of equals; None where none finished. `published` are
+    results of others, as in the study file.
     """
 
     arm: Arm
@@ -89,6 +92,17 @@ class ArmResult:
     confirmations: list[RunResult]
     superseded: list[RunResult]
     published: list[dict[str, Any]] = field(default_factory=list)
+    deleted: list[RunResult] = field(default_factory=list)
+    """Runs of both kinds that somebody has deleted in MLflow. No figure uses them, but they do not run again, and what
+    a deleted trial found best stays confirmed."""
+
+    @property
+    def chosen(self) -> list[RunResult]:
+        """The trials whose configurations are confirmed: the best of each repeat of the tuning, in their order."""
+        trials = [*self.trials, *(run for run in self.deleted if run.spec.confirms is None)]
+        repeats = sorted({run.spec.repeat or 0 for run in trials})
+        best = [best_run([run for run in trials if (run.spec.repeat or 0) == repeat]) for repeat in repeats]
+        return [run for run in best if run is not None]
 
     @property
     def confirmed(self) -> list[RunResult]:
@@ -111,6 +125,11 @@ class ArmResult:
         """Whether each confirmed run is right about each test image, bool."""
         predictions = [run.predictions for run in self.confirmed if run.predictions is not None]
         return np.array([p.predicted_N == p.labels_N for p in predictions], bool)
+
+    @property
+    def test_groups_N(self) -> np.ndarray | None:
+        """What each test image of the confirmed runs belongs to, see `Predictions`."""
+        return next((run.predictions.groups_N for run in self.confirmed if run.predictions is not None), None)
 
 
 @dataclass(frozen=True)
@@ -135,18 +154,41 @@ class StudyResult:
     samples: Samples | None = None
     forecast: list[CutForecast] = field(default_factory=list)
     data_reading: str = ""  # how an image folder was understood
+    left_out: list[str] = field(default_factory=list)  # runs that the store has, but not as they were: which, and why
+
+    @property
+    def test_groups_N(self) -> np.ndarray | None:
+        """What each test image belongs to, as numbers from 0, int64; None where images are independent."""
+        return next((arm.test_groups_N for arm in self.arms if arm.confirmed), None)
 
     @property
     def missing_trials(self) -> int:
         """How many trials have yet to end before every arm has its budget."""
+        deleted = [sum(run.spec.confirms is None for run in arm.deleted) for arm in self.arms]
         ended = [sum(trial.state != "unfinished" for trial in arm.trials) for arm in self.arms]
-        return sum(max(0, self.spec.trials_per_arm - n) for n in ended)
+        return sum(max(0, self.spec.trials_per_arm - n - gone) for n, gone in zip(ended, deleted, strict=True))
 
     @property
     def missing_confirmations(self) -> int:
         """How many confirmation runs have yet to end; an arm in which no trial finished cannot have any."""
-        ended = [sum(run.state != "unfinished" for run in a.confirmations) for a in self.arms if a.best is not None]
+        ended = [
+            sum(run.state != "unfinished" and run.spec.repeat == chosen.spec.repeat for run in arm.confirmations)
+            + sum(run.spec.confirms == chosen.number for run in arm.deleted)
+            for arm in self.arms
+            for chosen in arm.chosen
+        ]
         return sum(max(0, self.spec.confirm.seeds - n) for n in ended)
+
+    @property
+    def left_out_texts(self) -> list[str]:
+        """Which runs no figure uses although they have ended, and why, as sentences."""
+        deleted = [
+            f"{'trial' if run.spec.confirms is None else 'confirmation run'} #{run.number} of {arm.arm.name}"
+            for arm in self.arms
+            for run in arm.deleted
+        ]
+        texts = [f"Left out: {text}." for text in self.left_out]
+        return texts + ([f"Left out, because deleted in MLflow: {', '.join(deleted)}."] if deleted else [])
 
     @property
     def test_evaluations(self) -> int:
@@ -169,7 +211,7 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    record = read_study(store, study)
+    record = read_study(store, study, own_arm_keys(store, study))
     about = record.about
     try:
         if about.get("own_backbone"):
@@ -178,11 +220,11 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
     except (KeyError, ValueError):
         version = about.get("version", "another version")
         raise InputError(f"study {study!r} was made by ablation {version}, which this version cannot read") from None
-    results = [
-        _arm_result(spec, arm, [run for run in record.runs if run.tags["arm"] == arm.name]) for arm in arms(spec)
-    ]
+    results = [_arm_result(spec, arm, record) for arm in arms(spec)]
     if not any(result.best for result in results):
         raise NothingFinished(f"study {study!r} has no finished trial yet")
+    faults = list(record.faults)
+    results = _with_details(store, record, results, faults) if with_details else results
     return StudyResult(
         spec=spec,
         experiment_id=record.experiment_id,
@@ -195,7 +237,8 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         train_images=about["train_images"],
         val_images=about["val_images"],
         test_images=about["test_images"],
-        arms=_with_details(store, record, results) if with_details else results,
+        arms=results,
+        left_out=faults,
         samples=_samples(store, record.summary) if with_details else None,
         forecast=_forecast(store, record.summary) if with_details else [],
     )
@@ -207,15 +250,22 @@ def best_run(runs: Sequence[RunResult]) -> RunResult | None:
     return max(finished, key=lambda run: run.val_accuracy or 0.0, default=None)
 
 
-def _arm_result(spec: StudySpec, arm: Arm, records: list[RunRecord]) -> ArmResult:
+def _arm_result(spec: StudySpec, arm: Arm, record: StudyRecord) -> ArmResult:
+    records = [run for run in record.runs if run.tags["arm"] == arm.name]
     trials, confirmations = (
-        sorted((_run_result(run) for run in records if run.tags["kind"] == kind), key=lambda run: run.number)
-        for kind in ("trial", "confirmation")
+        sorted((_run_result(run) for run in records if run.is_confirmation == kind), key=lambda run: run.number)
+        for kind in (False, True)
     )
-    best = best_run(trials)
-    current = [run for run in confirmations if best is not None and run.spec.confirms == best.number]
+    deleted = [_run_result(run) for run in record.deleted if run.params["arm"] == arm.name]
+    known = [*trials, *(run for run in deleted if run.spec.confirms is None)]
+    result = ArmResult(arm, trials, best_run(known), [], [], published_for(spec, arm), deleted)
+    chosen = {run.number for run in result.chosen}
+    # A trial whose run is lost was its arm's best unless its confirmation runs say otherwise.
+    marked = {run.run_id for run in records if "superseded" in run.tags}
+    lost = {run.spec.confirms for run in confirmations if run.run_id not in marked} - {run.number for run in known}
+    current = [run for run in confirmations if run.spec.confirms in chosen | lost]
     superseded = [run for run in confirmations if run not in current]
-    return ArmResult(arm, trials, best, current, superseded, published_for(spec, arm))
+    return replace(result, confirmations=current, superseded=superseded)
 
 
 STATES: dict[str, Literal["finished", "pruned", "failed", "unfinished"]] = {
@@ -234,7 +284,7 @@ def _run_result(run: RunRecord) -> RunResult:
     best_epoch, trained_parameters = metric("best_epoch"), metric("trained_parameters")
     return RunResult(
         run_id=run.run_id,
-        number=int(run.tags["trial"]),
+        number=int(run.params["trial"]),
         state=state,
         reason=run.tags.get("reason", ""),
         spec=TrialSpec.from_params(run.params),
@@ -260,32 +310,49 @@ def _of_blocks(run: RunRecord, metric: str) -> dict[str, float]:
     }
 
 
-def _with_details(store: Store, record: StudyRecord, results: list[ArmResult]) -> list[ArmResult]:
-    """Return arms with the learning curves that the report draws, and the predictions of their confirmation runs."""
-    records = {run.run_id: run for run in record.runs}
+def own_arm_keys(store: Store, study: str) -> list[str]:
+    """Return the keys of a study's arms in the store's Optuna database; none where that has not the study, or is away.
+
+    Results need MLflow alone, but an MLflow store may hold a study of the same name from another database.
+    """
+    try:
+        storage = None if store.is_empty else open_storage(store)
+        return [] if storage is None else [arm_key(arm) for arm in study_arms(storage, study).all()]
+    except (InputError, StoreAway, StoreError):
+        return []
+
+
+def _with_details(store: Store, record: StudyRecord, results: list[ArmResult], faults: list[str]) -> list[ArmResult]:
+    """Return arms with the learning curves that the report draws, and the predictions of their confirmation runs.
+
+    Runs whose predictions cannot be read are added to `faults`.
+    """
+    records = {run.run_id: run for run in [*record.runs, *record.deleted]}
     curves = read_curves(store, [run.run_id for result in results for run in result.drawn_runs], CURVES)
 
     def detailed(run: RunResult) -> RunResult:
         return replace(
             run,
             curves={name: np.array(values) for name, values in curves.get(run.run_id, {}).items()},
-            predictions=None if run.test_accuracy is None else _predictions(store, records[run.run_id]),
+            predictions=None if run.test_accuracy is None else _predictions(store, records[run.run_id], faults),
         )
 
     def detailed_arm(result: ArmResult) -> ArmResult:
         trials = [detailed(run) for run in result.trials]
         confirmations = [detailed(run) for run in result.confirmations]
-        return replace(result, trials=trials, best=best_run(trials), confirmations=confirmations)
+        best = next((run for run in trials if result.best and run.run_id == result.best.run_id), result.best)
+        return replace(result, trials=trials, best=best, confirmations=confirmations)
 
     return [detailed_arm(result) for result in results]
 
 
-def _predictions(store: Store, run: RunRecord) -> Predictions | None:
-    """Return a run's predictions; None where somebody deleted them."""
+def _predictions(store: Store, run: RunRecord, faults: list[str]) -> Predictions | None:
+    """Return a run's predictions; None where they are lost or damaged, which is added to `faults`."""
     try:
         with run_file(store, run, PREDICTIONS_FILE) as path:
             return load_predictions(path)
-    except InputError:
+    except InputError as error:
+        faults.append(f"{run_words(run)}: {error}")
         return None
 
 
@@ -313,14 +380,22 @@ def load_predictions(path: Path) -> Predictions:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            mistakes = None
-            if "mistakes" in file.keys():  # noqa: SIM118 - not a dict
+            names, mistakes = file.keys(), None
+            if "mistakes" in names:
                 mistakes = Mistakes(file.get_tensor("mistakes"), file.get_tensor("mistake_images"))
-            return Predictions(
+            predictions = Predictions(
                 file.get_tensor("probabilities"),
                 file.get_tensor("predicted").astype(np.int64),
                 file.get_tensor("labels").astype(np.int64),
                 mistakes,
+                file.get_tensor("groups") if "groups" in names else None,
             )
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
+    labels_N, predicted_N = predictions.labels_N, predictions.predicted_N
+    probabilities_NK = predictions.probabilities_NK
+    fits = labels_N.shape == predicted_N.shape == probabilities_NK.shape[:1] and probabilities_NK.ndim == 2
+    numbers = np.concatenate([labels_N.ravel(), predicted_N.ravel()])
+    if not (fits and numbers.size and 0 <= numbers.min() <= numbers.max() < probabilities_NK.shape[1]):
+        raise InputError(f"{path} is damaged (its numbers are no classes of its images)")  # of an older version
+    return predictions

@@ -33,7 +33,10 @@ def usable_arms(correct: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def simultaneous(
-    contrasts: Sequence[Mapping[str, float]], correct: Mapping[str, np.ndarray], draws: int = DRAWS
+    contrasts: Sequence[Mapping[str, float]],
+    correct: Mapping[str, np.ndarray],
+    draws: int = DRAWS,
+    groups_N: np.ndarray | None = None,
 ) -> list[Estimate]:
     """Return contrasts with simultaneous 95 % intervals, and p-values that are corrected for their number.
 
@@ -46,11 +49,12 @@ def simultaneous(
         contrasts: arm -> weight, of arms in `usable_arms`.
         correct: as in `arm_moments`.
         draws: simulated studies; (draws + 1) / 20 must be whole.
+        groups_N: as in `arm_moments`.
     """
     if len(contrasts) < 2:
-        return [contrast(weights, correct) for weights in contrasts]
+        return [contrast(weights, correct, groups_N) for weights in contrasts]
     used = {arm for weights in contrasts for arm, weight in weights.items() if weight}
-    moments = arm_moments({arm: y_SN for arm, y_SN in correct.items() if arm in used})
+    moments = arm_moments({arm: y_SN for arm, y_SN in correct.items() if arm in used}, groups_N)
     weights_CA = moments.weights(contrasts)
     variance_1C, degrees_1C = contrast_errors(weights_CA, moments, moments.variance_A[None])
     largest_B = np.concatenate(list(largest_statistics(weights_CA, moments, draws)))
@@ -113,7 +117,9 @@ def from_normal_scale(deviate: float | np.ndarray, degrees: np.ndarray) -> np.nd
     return t
 
 
-def chances_of_best(correct: Mapping[str, np.ndarray], draws: int = DRAWS) -> dict[str, float]:
+def chances_of_best(
+    correct: Mapping[str, np.ndarray], draws: int = DRAWS, groups_N: np.ndarray | None = None
+) -> dict[str, float]:
     """Return, for each arm in `usable_arms`, the share of simulated studies in which its mean accuracy is the highest.
 
     Each study draws the arms' accuracies from their estimates, with the same errors as in `simultaneous`.
@@ -121,7 +127,7 @@ def chances_of_best(correct: Mapping[str, np.ndarray], draws: int = DRAWS) -> di
     usable = usable_arms(correct)
     if len(usable) < 2:
         return {}
-    moments = arm_moments(usable)
+    moments = arm_moments(usable, groups_N)
     counts_A = np.zeros(len(usable), int)
     for error_BA, variance_BA in simulated(moments, draws):
         # The drawn variance in place of the estimated one gives each arm's error the t distribution.

@@ -5,7 +5,12 @@ effect(arm) + residual. Seeds are the runs' own; the images are the same for all
 for all of them cancels out of a difference. Both are samples: another seed, or other images, would give other results.
 `simultaneous.py` tests several contrasts together, and `repeats.py` has the estimator over repeats of a whole study.
 
-Legend: A arms, C contrasts, S seeds (may differ between arms), N test images.
+Where images belong to groups, such as those of a patient, groups are what is sampled: images of a group may be easy or
+hard together. The images' part of a variance then comes from sums over groups, and G groups take the place of N images
+in degrees of freedom, in the smallest plausible variance and in the exact test.
+
+Legend: A arms, C contrasts, S seeds (may differ between arms), N test images, G groups of them, U units: groups, or
+else images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,14 +48,16 @@ class Means:
     Attributes:
         arms: their names.
         means_A: mean accuracy over runs and images.
-        image_means_AN: mean over runs of each image; None where no runs exist yet.
+        sums_AU: mean over runs of each image, or the sum of these over each group; None where no runs exist yet.
         images: N.
+        units: U, how many of them are independent: G groups, or N.
     """
 
     arms: tuple[str, ...]
     means_A: np.ndarray
-    image_means_AN: np.ndarray | None
+    sums_AU: np.ndarray | None
     images: int
+    units: int
 
     def weights(self, contrasts: Sequence[Mapping[str, float]]) -> np.ndarray:
         """Return contrasts (arm -> weight) as a matrix, C x A."""
@@ -65,7 +72,7 @@ class Moments(Means):
         seeds_A: number of seeds.
         variance_A: of a run's accuracy over seeds, at least `least_A`; NaN with one seed.
         residual_A: the part of it that is due to the images being a sample for each run anew: MS / N with MS the mean
-            square of the residual.
+            square of the residual, see `image_covariance`.
         images_AA: covariance of the arms' own image effects, over N. An estimate: not always positive semi-definite.
     """
 
@@ -76,14 +83,14 @@ class Moments(Means):
 
     @property
     def least_A(self) -> np.ndarray:
-        """The smallest plausible variance over seeds: runs differ on images, and by one image at least."""
-        least_A: np.ndarray = np.maximum(self.residual_A, 1 / self.images**2)
+        """The smallest plausible variance over seeds: runs differ on images, and by one of the units at least."""
+        least_A: np.ndarray = np.maximum(self.residual_A, 1 / self.units**2)
         return least_A
 
     @property
     def has_variance(self) -> bool:
         """Whether there are enough seeds and images to estimate how much they vary."""
-        return self.images > 1 and int(self.seeds_A.min()) > 1
+        return self.units > 1 and int(self.seeds_A.min()) > 1
 
     def resized(self, seeds: float, images: float) -> "Moments":
         """Return what they would be with this many times the seeds and the images, the true values being the same."""
@@ -92,15 +99,45 @@ class Moments(Means):
         return replace(
             self,
             seeds_A=np.round(self.seeds_A * seeds).astype(int),
-            variance_A=np.maximum(variance_A, (images * self.images) ** -2),
+            variance_A=np.maximum(variance_A, (images * self.units) ** -2),
             residual_A=residual_A,
             images_AA=self.images_AA / images,
-            image_means_AN=None,
+            sums_AU=None,
             images=round(self.images * images),
+            units=round(self.units * images),
         )
 
 
-def arm_moments(correct: Mapping[str, np.ndarray]) -> Moments:
+def image_covariance(values_XN: np.ndarray, groups_N: np.ndarray | None = None) -> np.ndarray:
+    """Return the covariance of means over images that are a sample, X x X, from values of each image whose means are 0.
+
+    Without groups, it is that of a single image over N: sum of products / (N - 1) / N. With them, sums over groups take
+    the place of images (the variance of a ratio by linearisation, Cochran, 1977): G / (G - 1) times the sum over groups
+    of the products of the groups' sums, over N².
+
+    Args:
+        values_XN: less their means.
+        groups_N: what each image belongs to, as numbers from 0, int64.
+    """
+    N = values_XN.shape[1]
+    if groups_N is None:
+        of_images_XX: np.ndarray = values_XN @ values_XN.T / max(N - 1, 1) / N
+        return of_images_XX
+    sums_XG = group_sums(values_XN, groups_N)
+    G = sums_XG.shape[1]
+    of_groups_XX: np.ndarray = sums_XG @ sums_XG.T * (G / max(G - 1, 1)) / N**2
+    return of_groups_XX
+
+
+def group_sums(values_XN: np.ndarray, groups_N: np.ndarray | None) -> np.ndarray:
+    """Return the sums of values over each group, X x G; without groups, the values."""
+    if groups_N is None:
+        return values_XN
+    G = int(groups_N.max()) + 1
+    return np.array([np.bincount(groups_N, values_N, G) for values_N in values_XN])
+
+
+def arm_moments(correct: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None) -> Moments:
     """Return the moments of arms.
 
     The variance over seeds is s² of an arm's accuracies, at least MS / N, which it contains in expectation, and at
@@ -108,6 +145,7 @@ def arm_moments(correct: Mapping[str, np.ndarray]) -> Moments:
 
     Args:
         correct: arm -> whether each run is right about each image, bool, S x N; the same images in the same order.
+        groups_N: what each image belongs to, as numbers from 0, int64; None for images that are independent.
 
     Raises:
         InputError: arrays are not as described.
@@ -129,11 +167,17 @@ def arm_moments(correct: Mapping[str, np.ndarray]) -> Moments:
         seed_squares = N * _sum_of_squares(y_SN.mean(axis=1))
         residual_squares = S * N * mean * (1 - mean) - seed_squares - S * _sum_of_squares(image_mean_N)
         variances.append(seed_squares / N / (S - 1) if S > 1 else np.nan)
-        residuals.append(max(residual_squares, 0.0) / max((S - 1) * (N - 1), 1) / N)
+        if groups_N is None:
+            residuals.append(max(residual_squares, 0.0) / max((S - 1) * (N - 1), 1) / N)
+        else:
+            rest_SN = y_SN - y_SN.mean(axis=1, keepdims=True) - image_mean_N + mean
+            residuals.append(float(image_covariance(rest_SN, groups_N).trace()) / max(S - 1, 1))
     residual_A = np.array(residuals)
     centred_AN = image_means_AN - means_A[:, None]
-    images_AA = centred_AN @ centred_AN.T / max(N - 1, 1) / N - np.diag(residual_A / seeds_A)
-    moments = Moments(tuple(correct), means_A, image_means_AN, N, seeds_A, np.array(variances), residual_A, images_AA)
+    images_AA = image_covariance(centred_AN, groups_N) - np.diag(residual_A / seeds_A)
+    sums_AG = group_sums(image_means_AN, groups_N)
+    means = (tuple(correct), means_A, sums_AG, N, sums_AG.shape[1])
+    moments = Moments(*means, seeds_A, np.array(variances), residual_A, images_AA)
     return replace(moments, variance_A=np.maximum(moments.variance_A, moments.least_A))
 
 
@@ -143,7 +187,7 @@ def contrast_errors(weights_CA: np.ndarray, moments: Moments, variance_BA: np.nd
     The seeds' part is the sum of w² s² / S; the images' part is the variance over images of the contrast's mean over
     seeds, less the residual's share of it, which s² contains already; 0 if that is negative. Degrees of freedom are
     S - 1 for each arm's part, N - 1 for the images' and for an arm whose variance is its smallest plausible one, which
-    the images tell. The variance is at least that of a single image in N on which the
+    the images tell (G - 1 with groups). The variance is at least that of a single image in N on which the
     arms differ, since N images on which they do not differ cannot show that they never do; this is the weight that
     Agresti and Min (2005) give to such images.
 
@@ -152,7 +196,7 @@ def contrast_errors(weights_CA: np.ndarray, moments: Moments, variance_BA: np.nd
         moments: of the arms.
         variance_BA: B times the variances over seeds of the arms.
     """
-    N = moments.images
+    N = moments.units
     by_seed_BA = variance_BA / moments.seeds_A
     images_C = np.maximum(np.einsum("ca,ab,cb->c", weights_CA, moments.images_AA, weights_CA), 0.0)
     variance_BC = by_seed_BA @ (weights_CA**2).T + images_C
@@ -164,12 +208,15 @@ def contrast_errors(weights_CA: np.ndarray, moments: Moments, variance_BA: np.nd
     return np.maximum(variance_BC, least_C), degrees_BC
 
 
-def contrast(weights: Mapping[str, float], correct: Mapping[str, np.ndarray]) -> Estimate:
+def contrast(
+    weights: Mapping[str, float], correct: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None
+) -> Estimate:
     """Return a weighted sum of the arms' mean accuracies with its own 95 % t interval, see `contrast_errors`.
 
     Args:
         weights: arm -> weight; arms with weight 0 are ignored. {"a": 1, "b": -1} is how much better a is than b.
         correct: as in `arm_moments`.
+        groups_N: as in `arm_moments`.
 
     Returns:
         The estimate; without an interval if an arm has one seed only, or if there is one image only.
@@ -183,7 +230,7 @@ def contrast(weights: Mapping[str, float], correct: Mapping[str, np.ndarray]) ->
     for arm in used:
         if arm not in correct:
             raise InputError(f"there are no runs of arm {arm!r}")
-    moments = arm_moments({arm: correct[arm] for arm in used})
+    moments = arm_moments({arm: correct[arm] for arm in used}, groups_N)
     weights_CA = moments.weights([used])
     value = float(weights_CA[0] @ moments.means_A)
     if not moments.has_variance:
@@ -221,16 +268,16 @@ def estimate(
 def exact_test(weights_A: np.ndarray, moments: Means, level: float) -> tuple[float, float, float] | None:
     """Return the interval and the p of McNemar's exact test, for differences that few images decide.
 
-    Of the images on which the two sides differ, each favours either side with the same chance if there is no
-    difference. The interval is Clopper and Pearson's for that chance, times the images and how much they differ.
+    Of the images (or groups) on which the two sides differ, each favours either side with the same chance if there is
+    no difference. The interval is Clopper and Pearson's for that chance, times the images and how much they differ.
 
     Returns:
         Its ends at this level, and p; None where ten images or more differ, or for what is no difference.
     """
-    if moments.image_means_AN is None or abs(weights_A.sum()) > 1e-9:
+    if moments.sums_AU is None or abs(weights_A.sum()) > 1e-9:
         return None
-    difference_N = weights_A @ moments.image_means_AN
-    discordant = difference_N[np.abs(difference_N) > 1e-9]
+    difference_U = weights_A @ moments.sums_AU
+    discordant = difference_U[np.abs(difference_U) > 1e-9]
     n, first = len(discordant), int((discordant > 0).sum())
     if n >= FEWEST_DISCORDANT:
         return None

@@ -3,7 +3,7 @@
 Legend: T trials.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -47,16 +47,14 @@ class Edge:
 
 
 def edges(result: StudyResult) -> list[Edge]:
-    """Return the chosen values that lie at an end of their range, or in its last tenth, of every arm.
+    """Return the chosen values that lie at an end of their range, or in its last tenth, of every arm and repeat.
 
     A tenth of a logarithmic range is one of its logarithm. Choices and whole numbers have ends where
     they are five values or more.
     """
     found = []
-    for arm in result.arms:
-        if arm.best is None:
-            continue
-        for parameter, value in searched_params(result.spec, arm.best).items():
+    for arm, chosen in _chosen(result.arms):
+        for parameter, value in searched_params(result.spec, chosen).items():
             ends = _ends(result.spec.search.get(parameter))
             if ends is None or isinstance(value, str):
                 continue
@@ -66,6 +64,12 @@ def edges(result: StudyResult) -> list[Edge]:
                 is_upper = place >= 0.5
                 found.append(Edge(arm.arm.name, parameter, value, high if is_upper else low, is_upper))
     return found
+
+
+def _chosen(arms: Sequence[ArmResult]) -> Iterator[tuple[ArmResult, RunResult]]:
+    """Yield each arm with each of its chosen trials."""
+    for arm in arms:
+        yield from ((arm, chosen) for chosen in arm.chosen)
 
 
 def _ends(searched: Any) -> tuple[Any, Any, bool, float] | None:
@@ -130,23 +134,24 @@ def best_of(trials: Sequence[RunResult]) -> BestOf | None:
 
 @dataclass(frozen=True)
 class TunedMinusConfirmed:
-    """The tuned trials' validation accuracy minus the mean of their confirmation runs, over arms.
+    """The tuned trials' validation accuracy minus the mean of their confirmation runs, over tunings.
 
-    `standard_error` is None with one arm.
+    `standard_error` is None with one tuning; without repeats, their number is that of the arms.
     """
 
     mean: float
     standard_error: float | None
-    arms: int
+    tunings: int
 
 
 def tuned_minus_confirmed(arms: Sequence[ArmResult]) -> TunedMinusConfirmed | None:
-    """Return how much the best of many trials gained by luck, the mean over arms; None without confirmation runs."""
+    """Return how much the best of many trials gained by luck, the mean over tunings; None without confirmation runs."""
     gains = []
-    for arm in arms:
-        confirmed = [run.val_accuracy for run in arm.confirmations if run.val_accuracy is not None]
-        if arm.best is not None and arm.best.val_accuracy is not None and confirmed:
-            gains.append(arm.best.val_accuracy - float(np.mean(confirmed)))
+    for arm, chosen in _chosen(arms):
+        of_repeat = [run for run in arm.confirmations if run.spec.repeat == chosen.spec.repeat]
+        confirmed = [run.val_accuracy for run in of_repeat if run.val_accuracy is not None]
+        if chosen.val_accuracy is not None and confirmed:
+            gains.append(chosen.val_accuracy - float(np.mean(confirmed)))
     if not gains:
         return None
     error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None

@@ -24,12 +24,14 @@ class WorkerActor:
         self._handle = ray.get_runtime_context().current_actor
         self._since = datetime.now().isoformat(timespec="seconds")
         self._cancelled = threading.Event()
-        # The worker pauses when this pipe is closed: by `cancel`, or because this actor's process has died.
-        self._start = lambda: subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.PIPE, env={**os.environ, **variables, WITH_PARENT: "1"}
-        )
+        self._command, self._folder, self._variables = command, folder, variables
         self._child = self._start()
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # The worker pauses when this pipe is closed: by `cancel`, or because this process has died.
+        variables = {**os.environ, **self._variables, WITH_PARENT: "1"}
+        return subprocess.Popen(self._command, cwd=self._folder, stdin=subprocess.PIPE, env=variables)
 
     def _watch(self) -> None:
         deaths, started = 0, time.monotonic()

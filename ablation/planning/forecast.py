@@ -1,7 +1,7 @@
 """The forecast of a study: its time and memory, and the price of a smaller budget."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,27 +47,37 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class Budget:
-    """The trials and confirmation runs of an arm."""
+    """The trials of an arm, and the confirmation runs of each repeat of its tuning."""
 
     name: str
     trials: int
     seeds: int
+    repeats: int = 1
+
+    @property
+    def confirmations(self) -> int:
+        """The number of an arm's confirmation runs."""
+        return self.repeats * self.seeds
 
 
 def planned_budget(spec: StudySpec) -> Budget:
     """Return the budget that the study file sets."""
-    return Budget("as planned", spec.trials_per_arm, spec.confirm.seeds)
+    return Budget("as planned", spec.trials_per_arm, spec.confirm.seeds, spec.confirm.repeats)
 
 
 def budgets(planned: Budget) -> list[Budget]:
-    """Return the budget and the smaller ones: half the trials, three fifths of the seeds (at least three), and both."""
-    trials, seeds = max(1, planned.trials // 2), max(FEWEST_SEEDS, math.ceil(0.6 * planned.seeds))
+    """Return the budget and the smaller ones: half the trials, three fifths of the seeds (at least three), and both.
+
+    With repeats, which are the unit, a single seed of each is enough, and each keeps a trial.
+    """
+    least = FEWEST_SEEDS if planned.repeats == 1 else 1
+    trials, seeds = max(planned.repeats, planned.trials // 2), max(least, math.ceil(0.6 * planned.seeds))
     choices = [planned]
     if trials < planned.trials:
-        choices.append(Budget("half the trials", trials, planned.seeds))
+        choices.append(replace(planned, name="half the trials", trials=trials))
     if seeds < planned.seeds:
-        choices.append(Budget("fewer seeds", planned.trials, seeds))
-    return [*choices, Budget("both", trials, seeds)] if len(choices) == 3 else choices
+        choices.append(replace(planned, name="fewer seeds", seeds=seeds))
+    return [*choices, replace(planned, name="both", trials=trials, seeds=seeds)] if len(choices) == 3 else choices
 
 
 @dataclass(frozen=True)
@@ -121,12 +131,14 @@ def arm_spans(study: StudyPlan, arm: ArmPlan) -> tuple[Span, Span] | Failure:
 
 
 def feature_seconds(study: StudyPlan, budget: Budget) -> float:
-    """Return the seconds that computing all cached features takes, once for each image and mirror image."""
+    """Return the seconds that computing all cached features takes, once for each image and mirror image of a split."""
     trained, tested = stored_images(study.spec, study.size)
     # Layers without weights are random and differ between runs.
-    networks = budget.trials + budget.seeds if study.spec.backbone.missing_layers == "random" else 1
+    is_random = study.spec.backbone.missing_layers == "random"
+    networks = budget.trials + budget.confirmations if is_random else 1
+    splits = 1 if is_random else budget.repeats
     speeds = [speed for speed in study.probe.frozen.values() if not isinstance(speed, Failure)]
-    return networks * sum(trained * in_precision + tested * in_float32 for in_precision, in_float32 in speeds)
+    return networks * sum(splits * trained * in_precision + tested * in_float32 for in_precision, in_float32 in speeds)
 
 
 def study_span(study: StudyPlan, budget: Budget) -> Span:
@@ -137,7 +149,7 @@ def study_span(study: StudyPlan, budget: Budget) -> Span:
         spans = arm_spans(study, arm)
         if not isinstance(spans, Failure):
             trial, confirmation = spans
-            total = total + trial.times(budget.trials) + confirmation.times(budget.seeds)
+            total = total + trial.times(budget.trials) + confirmation.times(budget.confirmations)
     return total
 
 
@@ -149,10 +161,12 @@ def chance_of_best_tenth(trials: int) -> float:
 def differences_found(spec: StudySpec, test_images: int, seeds: int) -> dict[str, float]:
     """Return factor -> the smallest difference between two of its levels that four of five studies would find.
 
+    With repeats none is promised: it depends on how much tunings differ, which is not known beforehand.
+
     The differences (fractions of accuracy) are those that the report tests: between the means of the levels' arms,
     corrected for all differences and interactions together. Below three seeds none is tested.
     """
-    if seeds < FEWEST_SEEDS or test_images < 2:
+    if seeds < FEWEST_SEEDS or test_images < 2 or spec.confirm.repeats > 1:
         return {}
     all_places = places(spec)
     first_levels = {factor: level_label(factor, levels[0]) for factor, levels in spec.compared_levels().items()}

@@ -56,7 +56,7 @@ def arms_table(study: StudyPlan, on_cpu: Span | None = None) -> Table:
     notes = [
         f"{plural(len(study.arms), 'arm')}, {plural(runs, 'training')}, {plural(runs * study.spec.epochs, 'epoch')}: "
         f"an arm has {plural(study.spec.trials_per_arm, 'trial')} and "
-        f"{plural(study.spec.confirm.seeds, 'confirmation run')}.",
+        f"{plural(study.spec.confirm.runs, 'confirmation run')}{_repeats_text(study.spec)}.",
         f"Checkpoints take up to {_megabytes(sum(arm.checkpoint_bytes for arm in study.arms))} "
         f'(tracking.checkpoints = "{study.spec.tracking.checkpoints}").',
         "Parameters and disk are those of the largest network that the search can choose.",
@@ -68,6 +68,16 @@ def arms_table(study: StudyPlan, on_cpu: Span | None = None) -> Table:
     ]
     columns = ["arm", "trained parameters", "all parameters", "disk", "run time"]
     return Table(study.spec.question, columns, rows, notes)
+
+
+def _repeats_text(spec: StudySpec) -> str:
+    """Return how an arm's trials and confirmation runs are divided among the repeats of its tuning; '' without any."""
+    repeats = spec.confirm.repeats
+    if repeats == 1:
+        return ""
+    fewest, most = spec.trials_of(repeats - 1), spec.trials_of(0)
+    trials = plural(most, "trial") if fewest == most else f"{fewest} or {most} trials"
+    return f", which are {repeats} tunings with {trials} and {plural(spec.confirm.seeds, 'seed')} each"
 
 
 def _feature_note(study: StudyPlan) -> str:
@@ -140,14 +150,15 @@ def budget_table(study: StudyPlan) -> Table:
             [
                 budget.name,
                 str(budget.trials),
-                str(budget.seeds),
+                str(budget.confirmations),
                 study_span(study, budget).text(),
-                _percent(chance_of_best_tenth(budget.trials)) if is_searched else "-",
+                _percent(chance_of_best_tenth(budget.trials // budget.repeats)) if is_searched else "-",
                 differences_text or "-",
             ]
         )
+    whose = "an arm's" if study.spec.confirm.repeats == 1 else "a repeat's"
     notes = [
-        "Best tenth: the chance that at least one of an arm's trials is among the best tenth of all configurations of "
+        f"Best tenth: the chance that at least one of {whose} trials is among the best tenth of all configurations of "
         "its search. It holds for random trials, and approximately for quasi-random ones."
         if is_searched
         else "Nothing is searched: an arm's trials differ in their seeds alone.",
@@ -162,6 +173,12 @@ def budget_table(study: StudyPlan) -> Table:
 def _difference_note(spec: StudySpec, size: DataSize) -> str:
     if spec.confirm.seeds == 0:
         return "The study has no [confirm] seeds: nothing is confirmed on the test images, and no difference is tested."
+    if spec.confirm.repeats > 1:
+        few = f"; fewer than {FEWEST_SEEDS} are not compared" if spec.confirm.repeats < FEWEST_SEEDS else ""
+        return (
+            "Arms are compared paired by repeat: how small a difference is found depends on how much tunings differ, "
+            f"which cannot be known beforehand{few}."
+        )
     if spec.confirm.seeds < FEWEST_SEEDS:
         return f"Fewer than {FEWEST_SEEDS} seeds cannot tell a difference from chance: no difference is tested."
     if len(spec.combinations()) == 1:

@@ -55,8 +55,9 @@ class ArmPlan:
 def plan(spec: StudySpec, num_classes: int, *, stores_features: bool = True) -> list[ArmPlan]:
     """Return the plan of every arm; `stores_features` says whether features of frozen layers are cached."""
     arm_plans = []
-    seeds = spec.confirm.seeds
-    checkpoints = spec.trials_per_arm + seeds if spec.tracking.checkpoints == "all" else 1 + min(1, seeds)
+    seeds = spec.confirm.runs
+    kept = spec.confirm.repeats * min(1, seeds)  # the best confirmation run of each repeat
+    checkpoints = spec.trials_per_arm + seeds if spec.tracking.checkpoints == "all" else 1 + kept
     for arm in arms(spec):
         trained, total = _largest(spec, arm, num_classes)
         disk = checkpoints * trained * BYTES_PER_PARAMETER
@@ -97,13 +98,14 @@ def feature_bytes(spec: StudySpec, size: DataSize, precision: str) -> int:
         precision: that the device computes in; never 'auto', see `Conditions`.
     """
     backbone, image_size = spec.backbone.name, spec.data.image_size
-    numbers: dict[tuple[str, HeadPool | None, int], int] = {}  # features of an image, by cut, pool and networks
-    # Layers without weights are random and differ between trials.
-    trials = spec.trials_per_arm + spec.confirm.seeds
+    # Features of an image, by cut, pool, and the networks that compute them for the split's images and for the test's.
+    numbers: dict[tuple[str, HeadPool | None, tuple[int, int]], int] = {}
+    # Layers without weights are random and differ between trials; each repeat has another split.
+    trials = spec.trials_per_arm + spec.confirm.runs
     for levels in spec.combinations():
         for reuse in spec.reuses(levels):
             is_random = spec.backbone.missing_layers == "random" or not STRATEGIES[reuse.strategy].starts_pretrained
-            networks = trials if is_random else 1
+            networks = (trials, trials) if is_random else (spec.confirm.repeats, 1)
             if reuse.frozen == reuse.kept:
                 for pool in spec.possible("head_pool", levels):
                     count = feature_count(backbone, reuse.truncate_at, image_size, pool)
@@ -114,8 +116,10 @@ def feature_bytes(spec: StudySpec, size: DataSize, precision: str) -> int:
     # The last operation of these networks' blocks is one that autocast leaves in float32 (of timm's, some).
     bytes_each = 4 if spec.backbone.name.startswith(("convnext", "vit", TIMM)) else BYTES_PER_FEATURE.get(precision, 4)
     trained, tested = stored_images(spec, size)
-    features = sum(networks * count for (_, _, networks), count in numbers.items())
-    return (trained * bytes_each + tested * 4) * features  # test features are always float32
+    return sum(  # test features are always float32
+        (of_split * trained * bytes_each + of_test * tested * 4) * count
+        for (_, _, (of_split, of_test)), count in numbers.items()
+    )
 
 
 def stored_images(spec: StudySpec, size: DataSize) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ablation.analysis.answer import StudyAnalysis, margin_of
 from ablation.analysis.arm_summaries import ArmSummary, champion_run, confirmed_validation
@@ -10,11 +11,13 @@ from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.simultaneous import DRAWS, FEWEST_SEEDS
 from ablation.analysis.wording import interval_points, points
 from ablation.base.text import Table, format_params, plural
+from ablation.reporting.charts import Picture
 from ablation.reporting.content import (
     ACCURACY_COLUMNS,
     INTERVAL,
     SIMULTANEOUS,
     Answer,
+    Beside,
     Block,
     Code,
     Items,
@@ -22,10 +25,10 @@ from ablation.reporting.content import (
     figure_block,
     interval_text,
     optional_number,
+    run_name,
     seeds_text,
     states_text,
 )
-from ablation.reporting.figures import Picture
 from ablation.spec.parameters import Choices
 
 
@@ -38,32 +41,20 @@ def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
             f"{result.missing_trials} of {len(result.arms) * result.spec.trials_per_arm} trials have not ended."
         )
     if result.missing_confirmations:
-        planned = sum(arm.best is not None for arm in result.arms) * result.spec.confirm.seeds
+        planned = sum(len(arm.chosen) for arm in result.arms) * result.spec.confirm.seeds
         texts.append(f"{result.missing_confirmations} of {planned} confirmation runs have not ended.")
     if not texts:
-        return []
+        return [Items(result.left_out_texts)] if result.left_out_texts else []
     status = "This report is preliminary and may change. The command that resumes the study:"
-    return [Items(texts), Paragraph(status), Code(result.command)]
+    return [Items([*texts, *result.left_out_texts]), Paragraph(status), Code(result.command)]
 
 
 def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
     """Return the answer, the plot that shows it, the champion and its use, the evidence, and the method."""
     spec, result = analysis.result.spec, analysis.result
-    blocks: list[Block] = [Answer(analysis.verdict), *figure_block("arms", pictures)]
-    if analysis.winner is not None and analysis.winner.arm.compared_levels:
-        val_S = confirmed_validation(analysis.winner)
-        rank = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
-        blocks.append(
-            Paragraph(
-                f"The arm with the highest mean validation accuracy is {analysis.winner.arm.name} ({val_S.mean():.4f}, "
-                f"n = {plural(len(val_S), 'seed')}); its confirmation run #{champion_run(analysis.winner).number} "
-                f"{rank}. Test accuracies played no part in this choice. It classifies images by:"
-            )
-        )
-    elif analysis.winner is not None:
-        blocks.append(Paragraph("The champion, the confirmation run with the best validation, classifies images by:"))
-    if analysis.winner is not None:
-        blocks.append(Code(f"python -m ablation.predict {spec.name} IMAGE..."))
+    figure, champion = figure_block("arms", pictures), champion_blocks(analysis)
+    blocks: list[Block] = [Answer(analysis.verdict)]
+    blocks += [Beside(figure, champion)] if figure and champion else [*figure, *champion]
     if analysis.evidence:
         blocks.append(Items(analysis.evidence))
     weights = spec.backbone.weights
@@ -71,6 +62,11 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
         weights = Path(str(weights)).name
     searched = ", ".join(f"{name} ({_range(value)})" for name, value in spec.search.entries().items())
     tuned = f"tuned over {searched}" if searched else "with nothing to tune"
+    if spec.confirm.repeats > 1:
+        tuned += (
+            f" and divided among {spec.confirm.repeats} repeats of the tuning, each with its own split and tuning "
+            "points, the same in every arm"
+        )
     confirm = (
         f"the best configuration of each was then retrained with {plural(spec.confirm.seeds, 'fresh seed')}, and each "
         "of these confirmation runs evaluated the test images once, at its end"
@@ -90,6 +86,34 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
         )
     )
     return blocks
+
+
+def champion_blocks(analysis: StudyAnalysis) -> list[Block]:
+    """Return what the champion is, and the commands that use it; nothing before a confirmation run has finished."""
+    result, winner = analysis.result, analysis.winner
+    if winner is None:
+        return []
+    run = champion_run(winner)
+    rank = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
+    name = f"{winner.arm.name}, confirmation run #{run.number}" if winner.arm.compared_levels else run_name(run)
+    val_S = confirmed_validation(winner)
+    why = "the best validation accuracy of its confirmation runs"
+    if winner.arm.compared_levels:
+        why = f"its arm has the highest mean validation accuracy ({val_S.mean():.4f}, n = {plural(len(val_S), 'seed')})"
+    test = "" if run.test_accuracy is None else f" Its own test accuracy is {run.test_accuracy:.4f}."
+    return [
+        Paragraph(f"{name} {rank}: {why}. Test accuracies played no part in this choice.{test}"),
+        Paragraph("It classifies images in the terminal, and in Python:"),
+        Code(f"python -m ablation.predict {result.spec.name} IMAGE..."),
+        Code(f'ablation.load_champion("{result.spec.name}")'),
+    ]
+
+
+def arm_addresses(analysis: StudyAnalysis, server: str) -> list[str]:
+    """Return the address of each arm's runs in the MLflow UI at an address."""
+    # The UI opens in its GenAI mode without the workflow.
+    page = f"{server}/#/experiments/{analysis.result.experiment_id}/runs?workflowType=machine_learning&searchFilter="
+    return [page + quote(f"tags.arm = '{arm.name}'") for arm in analysis.arms]
 
 
 def _range(value: Any) -> str:

@@ -1,12 +1,12 @@
 """The parts of a report, and the texts that several of its sections share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ablation.analysis.results import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table
-from ablation.reporting.figures import Picture
+from ablation.reporting.charts import Picture
 
 INTERVAL = "95 % interval"  # over seeds and images, of one mean
 SIMULTANEOUS = "simultaneous 95 % interval"  # the same, of all differences together
@@ -43,10 +43,38 @@ class Code:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure by its picture's name; `alt` describes it to readers who cannot see it."""
+    """Plots side by side: the name of each picture with its text alternative."""
 
-    name: str
+    alts: dict[str, str]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A small image.
+
+    Attributes:
+        address: the image, as a data address.
+        alt: its text alternative.
+        lines: stand below it.
+        key: its anchor; empty without one.
+        classes: the true and the predicted one of a mistake.
+    """
+
+    address: str
     alt: str
+    lines: list[str] = field(default_factory=list)
+    key: str = ""
+    classes: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows of small images, each row under its title; `picture` names the file with all of them, `alt` describes it."""
+
+    picture: str
+    alt: str
+    rows: list[tuple[str, list[Tile]]]
     caption: str
 
 
@@ -59,92 +87,78 @@ class Folded:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A table of numbers behind a first column of names; `shades` are from 0 to 1, one for each number."""
+    """A table of numbers behind a first column of names.
+
+    `shades` are from 0 to 1, one for each number; `links` are addresses in the page, by row and number.
+    """
 
     table: Table
     shades: list[list[float]]
+    links: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
-Block = Paragraph | Answer | Items | Code | Figure | Folded | HeatMap | Table
+@dataclass(frozen=True)
+class Linked:
+    """A table whose first cells are links; `addresses` has one for each row."""
+
+    table: Table
+    addresses: list[str]
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that the page shows on demand."""
+
+    title: str
+    blocks: list["Block"]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Blocks in a wide column and a narrow one; below each other where there is no room."""
+
+    wide: list["Block"]
+    narrow: list["Block"]
+
+
+Block = Paragraph | Answer | Items | Code | Figure | Gallery | Folded | HeatMap | Linked | Details | Beside | Table
 
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the report; `key` is its anchor."""
+    """A titled part of the report; `key` is its anchor; readers seldom need one that `is_folded`."""
 
     key: str
     title: str
     blocks: list[Block]
+    is_folded: bool = False
 
 
-CAPTIONS = {  # figure -> (text alternative, caption)
-    "arms": (
-        "Test accuracy of each arm",
-        "Test accuracy of each arm. Points: means over n seeds; strokes: single seeds; lines: 95 % interval over "
-        "seeds and images.",
-    ),
-    "effects": (
-        "Marginal mean of each level, and the differences of levels, with intervals",
-        "Left: the mean test accuracy of the arms that have a level, with its 95 % interval. Right: differences of "
-        "these means, with simultaneous 95 % intervals; filled circles mark the differences that were shown.",
-    ),
-    "differences": (
-        "Mean of each arm, and the differences of arms, with intervals",
-        "Left: the mean test accuracy of each arm, with its 95 % interval. Right: differences of these means, with "
-        "simultaneous 95 % intervals; filled circles mark the differences that were shown.",
-    ),
-    "interaction": (
-        "Test accuracy at each level of the first factor, a line for each level of the second",
-        "Parallel lines would mean that the factors do not interact.",
-    ),
-    "curves_accuracy": (
-        "Training and validation accuracy of each arm against epochs",
-        "Accuracy by epoch: mean over the confirmation runs, with the range from the lowest to the highest; for an arm "
-        "without confirmation runs, its best trial. Training accuracy is an average over the epoch, during which the "
-        "network changes.",
-    ),
-    "curves_loss": (
-        "Training and validation loss of each arm against epochs",
-        "Loss (mean cross-entropy in nats) by epoch, drawn in the same way.",
-    ),
-    "costs": (
-        "Test accuracy against the number of trained parameters and against training time",
-        "Test accuracy against the number of trained parameters, and against the mean training time of a run.",
-    ),
-    "tuning": (
-        "Validation accuracy of every trial and the best so far, for each arm",
-        "All finished trials in order, and the best so far. Where the line still rises near its end, more trials might "
-        "find better configurations.",
-    ),
-    "best_of": (
-        "Expected best validation accuracy of k trials against k, for each arm",
-        "The best validation accuracy that k of an arm's trials would have found: mean over all choices of k, and the "
-        "band from the 10th to the 90th percentile. A curve that still rises at its end says that more trials would "
-        "find better configurations; it takes trials as drawn at random.",
-    ),
-    "importances": (
-        "Share of each searched parameter in the variation of validation accuracy, for each arm",
-        "Share of the variation of an arm's validation accuracies that each parameter explains (functional ANOVA over "
-        "a random forest). With few trials, this is only a hint.",
-    ),
-    "confusion": (
-        "Confusion matrix of the winning arm",
-        "The winning arm: fraction of each true class (row) that is classified as each class (column), mean over n "
-        "seeds.",
-    ),
-    "confusion_arms": (
-        "Confusion matrices of all arms",
-        "The same for every arm; darker means a larger fraction.",
-    ),
+CAPTIONS = {  # kind of plot -> what it shows
+    "arms": "Test accuracy of each arm. Points: means; strokes: single seeds; lines: 95 % intervals over seeds, or "
+    "over repeats of the tuning, and images.",
+    "means": "The mean test accuracy of the arms that have a level, with its 95 % interval.",
+    "differences": "Differences of mean test accuracy, with simultaneous 95 % intervals; filled circles mark the "
+    "differences that were shown (p < 0.05).",
+    "interaction": "Test accuracy of each combination, with its 95 % interval. Parallel lines would mean that the "
+    "factors do not interact.",
+    "curves": "Validation accuracy by epoch: the mean over the confirmation runs; for an arm without any, its best "
+    "trial.",
+    "panels": "Accuracy, and loss (mean cross-entropy in nats), by epoch, of every confirmation run; of an arm without "
+    "any, its best trial. Training values are averages over the epoch, during which the network changes.",
+    "costs": "Test accuracy against the number of trained parameters, and against the mean training time of a run; "
+    "lines: 95 % interval.",
+    "search": "The validation accuracy of every finished trial against each searched parameter.",
+    "tuning": "All finished trials in order, the best so far, and what as many trials in random order are expected to "
+    "find (dashed; grey: 10th to 90th percentile). Where the lines still rise near their end, more trials might find "
+    "better configurations.",
 }
 
 
-def figure_block(name: str, pictures: Mapping[str, Picture]) -> list[Block]:
-    """Return the figure with its caption as a list of one; an empty list if it was not drawn."""
-    if name not in pictures:
-        return []
-    alt, caption = CAPTIONS[name]
-    return [Figure(name, alt, caption)]
+def figure_block(kind: str, pictures: Mapping[str, Picture]) -> list[Block]:
+    """Return the plots of a kind with their caption as a list of one; an empty list if none was drawn."""
+    alts = {name: picture.alt for name, picture in pictures.items() if f"{name}_".startswith(f"{kind}_")}
+    return [Figure(alts, CAPTIONS[kind])] if alts else []
 
 
 def run_name(run: RunResult) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.comparison import Difference
 from ablation.analysis.statistics import Estimate
 from ablation.analysis.tuning import searched_params
@@ -128,9 +129,17 @@ def methods(analysis: StudyAnalysis) -> str:
         f"{result.test_images:,} test images of {len(result.classes)} classes).",
         f"Every arm had the same tuning budget, {budget}, "
         + (f"in which Optuna searched {searched}." if searched else "with nothing to search."),
+        *(
+            [
+                f"Each arm's trials were divided among {spec.confirm.repeats} repeats of the tuning, each with its own "
+                "split and tuning points, the same for all arms."
+            ]
+            if spec.confirm.repeats > 1
+            else []
+        ),
         "The configuration with the highest validation accuracy was retrained with fresh seeds "
-        f"({plural(spec.confirm.seeds, 'run')} per arm), and each of these runs evaluated the test images once, at its "
-        "end; no choice used the results.",
+        f"({plural(spec.confirm.seeds, 'run')} per arm{' and repeat' if spec.confirm.repeats > 1 else ''}), and each "
+        "of these runs evaluated the test images once, at its end; no choice used the results.",
     ]
     if unit == "seed":
         sentences.append(
@@ -139,8 +148,8 @@ def methods(analysis: StudyAnalysis) -> str:
         )
     else:
         sentences.append(
-            "The numbers of trials and runs are totals of the repeats of the whole study, which differ in their seed "
-            "alone; standard errors contain the variation over repeats and over test images."
+            "Arms were compared paired by repeat; standard errors contain the variation over repeats and over test "
+            "images."
         )
     if analysis.compared.contrasts:
         sentences.append(
@@ -168,8 +177,9 @@ def runs_csv(analysis: StudyAnalysis) -> str:
     runs = [run for arm in result.arms for run in arm.trials]
     parameters = list(dict.fromkeys(name for run in runs for name in searched_params(result.spec, run)))
     factors = list(result.spec.compared_levels())
+    repeat_column = ["repeat"] if result.spec.confirm.repeats > 1 else []
     columns = ["study", "arm", *factors, "kind", "number", "state", "seed", "val_accuracy", "test_accuracy"]
-    columns += ["best_epoch", "trained_parameters", "training_seconds", "run_id", *parameters]
+    columns += ["best_epoch", "trained_parameters", "training_seconds", "run_id", *repeat_column, *parameters]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([_defused(column) for column in columns])
@@ -181,7 +191,8 @@ def runs_csv(analysis: StudyAnalysis) -> str:
             levels = [arm.arm.compared_levels.get(factor) for factor in factors]
             cells = [run.spec.study, arm.arm.name, *levels, kind, run.number, run.state, run.spec.seed]
             cells += [run.val_accuracy, run.test_accuracy, run.best_epoch, run.trained_parameters]
-            cells += [run.training_seconds, run.run_id, *(values.get(name) for name in parameters)]
+            repeat = [run.spec.repeat] if repeat_column else []
+            cells += [run.training_seconds, run.run_id, *repeat, *(values.get(name) for name in parameters)]
             writer.writerow([_defused(cell) for cell in cells])
     return file.getvalue()
 
@@ -206,7 +217,7 @@ def figures_json(analysis: StudyAnalysis) -> str:
                 "test": None if arm.test is None else dataclasses.asdict(arm.test),
                 "validation": None if arm.val is None else dataclasses.asdict(arm.val),
                 "chance_to_be_best": analysis.chances_of_best.get(arm.name),
-                "chosen": None if arm.result.best is None else searched_params(result.spec, arm.result.best),
+                "chosen": _chosen(analysis, arm),
             }
             for arm in analysis.arms
         ],
@@ -224,6 +235,12 @@ def figures_json(analysis: StudyAnalysis) -> str:
         ],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n"
+
+
+def _chosen(analysis: StudyAnalysis, arm: ArmSummary) -> Any:
+    """Return the chosen configuration of an arm, or None; with repeats, a list with that of each."""
+    chosen = [searched_params(analysis.result.spec, run) for run in arm.result.chosen]
+    return chosen if analysis.is_repeated else next(iter(chosen), None)
 
 
 def bibtex(analysis: StudyAnalysis) -> str:

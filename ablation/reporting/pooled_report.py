@@ -1,34 +1,35 @@
 """The report of studies that differ in their seed alone, pooled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ablation.analysis.answer import StudyAnalysis, analyse
-from ablation.analysis.pooling import PooledAnalysis, analyse_pooled
+from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.pooling import analyse_pooled, analyse_study
 from ablation.analysis.results import read_results
-from ablation.analysis.simultaneous import FEWEST_SEEDS
-from ablation.analysis.tuning import searched_params
 from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
-from ablation.base.text import Table, format_params, plural
+from ablation.base.text import plural
 from ablation.reporting.answer_sections import (
     arm_accuracy_table,
     difference_blocks,
     interaction_blocks,
     level_tables,
 )
-from ablation.reporting.content import Answer, Block, Items, Paragraph, Section, figure_block, optional_number
+from ablation.reporting.charts import Picture
+from ablation.reporting.content import Answer, Block, Items, Paragraph, Section, figure_block
 from ablation.reporting.exports import paper_block
-from ablation.reporting.figures import draw_figures
+from ablation.reporting.figures import draw_figures, figure_files
+from ablation.reporting.method_sections import meaning_over_repeats, power_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables
 from ablation.reporting.report import Report
+from ablation.reporting.run_sections import repeat_table
 from ablation.storage.store import Store
 
-FIGURES = ("arms", "effects", "differences", "interaction")
+FIGURES = ("arms", "effects", "interaction")
 LONGEST_NAME = 200  # characters of a folder's name, which file systems allow
 
 
-def read_pooled(store: Store, names: Sequence[str]) -> PooledAnalysis:
+def read_pooled(store: Store, names: Sequence[str]) -> StudyAnalysis:
     """Read studies from a store, and pool them.
 
     Raises:
@@ -44,7 +45,7 @@ def read_pooled(store: Store, names: Sequence[str]) -> PooledAnalysis:
 
 def read_analysis(store: Store, names: Sequence[str]) -> StudyAnalysis:
     """Read a study from a store, or pool several; see `read_pooled` for errors."""
-    return analyse(read_results(store, names[0])) if len(names) == 1 else read_pooled(store, names).analysis
+    return analyse_study(read_results(store, names[0])) if len(names) == 1 else read_pooled(store, names)
 
 
 def write_pooled_report(store: Store, names: Sequence[str], output: Path | None = None) -> Report:
@@ -75,23 +76,21 @@ def write_pooled_report(store: Store, names: Sequence[str], output: Path | None 
     return report
 
 
-def build_pooled_report(pooled: PooledAnalysis, folder: Path | None = None) -> Report:
+def build_pooled_report(analysis: StudyAnalysis, folder: Path | None = None) -> Report:
     """Return the report of pooled studies, which stands in a folder or nowhere."""
-    analysis = pooled.analysis
-    pictures = draw_figures(analysis, {}, FIGURES)
+    pictures = draw_figures(analysis, FIGURES)
     sections = [
-        Section("answer", "Answer", _answer_blocks(pooled)),
-        Section("arms", "Arms", [arm_accuracy_table(analysis), *figure_block("arms", pictures)]),
-        Section("effects", "Effect of each factor", [*figure_block("effects", pictures), *level_tables(analysis)]),
+        Section("answer", "Answer", _answer_blocks(analysis, pictures)),
+        Section("arms", "Arms", [arm_accuracy_table(analysis)]),
+        Section("effects", "Effect of each factor", [*figure_block("means", pictures), *level_tables(analysis)]),
         Section("differences", "Differences", [*figure_block("differences", pictures), *difference_blocks(analysis)]),
         Section("interaction", "Interactions", interaction_blocks(analysis, pictures)),
-        Section("repeats", "The repeats", [_repeat_table(pooled)]),
-        Section("meaning", "What the intervals mean", [_meaning(pooled)]),
+        Section("power", "What more would find", power_blocks(analysis)),
+        Section("repeats", "The repeats", [repeat_table(analysis.repeats)]),
+        Section("meaning", "What the intervals mean", meaning_over_repeats(analysis)),
         Section("paper", "For a paper", [paper_block(analysis)]),
     ]
     sections = [section for section in sections if section.blocks]
-    figures = {f"{name}.png": picture.png for name, picture in pictures.items()}
-    figures |= {f"{name}.svg": picture.svg for name, picture in pictures.items()}
     return Report(
         result=analysis.result,
         verdict=analysis.verdict,
@@ -99,59 +98,21 @@ def build_pooled_report(pooled: PooledAnalysis, folder: Path | None = None) -> R
         warnings=[],
         html=render_html(analysis.result, sections, pictures),
         markdown=render_markdown(analysis.result, sections),
-        figures=figures,
+        figures=figure_files(pictures),
         short=short_tables(analysis),
         note="",
         folder=folder,
     )
 
 
-def _answer_blocks(pooled: PooledAnalysis) -> list[Block]:
-    analysis, first = pooled.analysis, pooled.repeats[0]
-    seeds = ", ".join(f"{result.spec.name}: seed {result.spec.seed}" for result in pooled.repeats)
+def _answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
+    first = analysis.repeats[0]
+    seeds = ", ".join(f"{result.spec.name}: seed {result.spec.seed}" for result in analysis.repeats)
     method = (
-        f"Method: {plural(len(pooled.repeats), 'repeat')} of one study, which differ in their seed alone ({seeds}). "
+        f"Method: {plural(len(analysis.repeats), 'repeat')} of one study, which differ in their seed alone ({seeds}). "
         f"In each, every arm was tuned with {plural(first.spec.trials_per_arm, 'trial')} of "
         f"{plural(first.spec.epochs, 'epoch')}, and its best configuration was retrained with "
         f"{plural(first.spec.confirm.seeds, 'fresh seed')}. Arms are compared paired by repeat, on the same "
         f"{first.test_images:,} test images."
     )
-    return [Answer(analysis.verdict), Items(analysis.evidence), Paragraph(method)]
-
-
-def _repeat_table(pooled: PooledAnalysis) -> Table:
-    """Return the configuration that each repeat chose for each arm, and its results."""
-    rows = [
-        [
-            arm.arm.name,
-            result.spec.name,
-            "-" if arm.best is None else format_params(searched_params(result.spec, arm.best)) or "nothing searched",
-            optional_number(arm.best.val_accuracy if arm.best else None),
-            optional_number(float(arm.test_accuracies_S.mean()) if arm.confirmed else None),
-            str(len(arm.confirmed)),
-        ]
-        for of_repeats in zip(*(result.arms for result in pooled.repeats), strict=True)
-        for result, arm in zip(pooled.repeats, of_repeats, strict=True)
-    ]
-    columns = ["arm", "study", "chosen configuration", "tuned val. accuracy", "test accuracy", "n (seeds)"]
-    return Table("", columns, rows, ["Test accuracy: mean over n confirmation runs."])
-
-
-def _meaning(pooled: PooledAnalysis) -> Items:
-    R = len(pooled.repeats)
-    tests = plural(pooled.analysis.compared.tested_together, "test")
-    few = [] if R >= FEWEST_SEEDS else [f"{plural(R, 'repeat')} are too few to test anything; three are needed."]
-    return Items(
-        [
-            *few,
-            "The intervals say where differences would lie if the whole study were done again very often: with other "
-            "splits, tuning points, seeds and test images.",
-            "The variance of a difference is that of its values in the repeats over their number, plus that of the "
-            "test images, which all repeats share. The first part has Student's t distribution with one degree of "
-            "freedom less than repeats, the second a normal one; the interval combines both.",
-            f"Intervals and p-values of differences allow for {tests} together, as in the report of a single study. "
-            "Where a study compares every level with the leader of its tuning, all pairs are compared here.",
-            "The test images are taken as independent: several images of one patient or one camera would make the "
-            "intervals too narrow.",
-        ]
-    )
+    return [Answer(analysis.verdict), *figure_block("arms", pictures), Items(analysis.evidence), Paragraph(method)]

@@ -1,16 +1,16 @@
 """The forms of a report: HTML page, markdown, and the note of its summary run."""
 
-import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ablation import __version__
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
-from ablation.analysis.results import RunResult, StudyResult
+from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table, escape_markdown, visible
 from ablation.reporting.answer_sections import (
@@ -18,8 +18,21 @@ from ablation.reporting.answer_sections import (
     difference_table,
     published_tables,
 )
-from ablation.reporting.content import Answer, Block, Code, Figure, Folded, HeatMap, Items, Section
-from ablation.reporting.figures import Picture
+from ablation.reporting.charts import LAYOUT, Picture, as_json, javascript, recoloured
+from ablation.reporting.content import (
+    Answer,
+    Beside,
+    Block,
+    Code,
+    Details,
+    Figure,
+    Folded,
+    Gallery,
+    HeatMap,
+    Items,
+    Linked,
+    Section,
+)
 from ablation.tracking.run_names import arm_title
 
 PLOT_WIDTH = 21  # characters
@@ -136,7 +149,10 @@ def _arm_result(arm: ArmSummary) -> str:
 
 
 def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[str, Picture]) -> str:
-    """Return the report as one self-contained page, which includes the pictures as data addresses."""
+    """Return the report as one self-contained page.
+
+    Without scripts it shows the plots as SVG; its scripts draw them from their definitions.
+    """
     environment = Environment(
         loader=PackageLoader("ablation.reporting"),
         autoescape=True,
@@ -145,17 +161,30 @@ def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    template = environment.get_template("report.html.j2")
-    addresses = {
-        name: f"data:image/svg+xml;base64,{base64.b64encode(picture.svg).decode()}"
-        for name, picture in pictures.items()
+    environment.filters["kind"] = lambda block: type(block).__name__
+    specs = {name: picture.spec for name, picture in pictures.items() if picture.spec is not None}
+    data = {
+        "specs": specs,
+        "arms": [{"name": arm.arm.name, "levels": _levels(arm)} for arm in result.arms],
+        "layout": LAYOUT,
     }
-    kinds = [(section, [(type(block).__name__, block) for block in section.blocks]) for section in sections]
-    return template.render(result=result, sections=kinds, addresses=addresses, version=__version__)
+    return environment.get_template("report.html.j2").render(
+        result=result,
+        sections=sections,
+        pictures=pictures,
+        recoloured=lambda text: Markup(recoloured(text)),
+        data=Markup(recoloured(as_json(data))),
+        library=Markup(javascript().replace("</script", "<\\/script") if specs else ""),
+        version=__version__,
+    )
+
+
+def _levels(arm: ArmResult) -> dict[str, str]:
+    return {factor: str(level) for factor, level in arm.arm.compared_levels.items()}
 
 
 def render_markdown(result: StudyResult, sections: list[Section]) -> str:
-    """Return the report as markdown, which shows the PNG files beside it."""
+    """Return the report as markdown, which shows the files of plots and images beside it."""
     parts = [f"# {escape_markdown(result.spec.question)}"]
     for section in sections:
         parts.append(f"## {section.title}")
@@ -164,19 +193,26 @@ def render_markdown(result: StudyResult, sections: list[Section]) -> str:
 
 
 def _block_markdown(block: Block) -> str:
-    if isinstance(block, Folded | HeatMap):
+    if isinstance(block, Folded | HeatMap | Linked):
         return _block_markdown(block.table)
     if isinstance(block, Table):
         title = f"**{escape_markdown(block.title)}**" if block.title else ""
         columns = [escape_markdown(column) for column in block.columns]
         rows = [[escape_markdown(cell) for cell in row] for row in block.rows]
         return Table(title, columns, rows, [escape_markdown(note) for note in block.notes]).markdown()
+    if isinstance(block, Beside):
+        return "\n\n".join(map(_block_markdown, [*block.wide, *block.narrow]))
+    if isinstance(block, Details):
+        return "\n\n".join([f"**{escape_markdown(block.title)}**", *map(_block_markdown, block.blocks)])
     if isinstance(block, Items):
         return "\n".join(f"- {escape_markdown(text)}" for text in block.texts)
     if isinstance(block, Code):
         return "\n".join(f"    {visible(line)}" for line in block.text.split("\n"))
     if isinstance(block, Figure):
-        return f"![{escape_markdown(block.alt)}]({block.name}.png)\n\n{escape_markdown(block.caption)}"
+        images = [f"![{escape_markdown(text)}]({name}.svg)" for name, text in block.alts.items()]
+        return "\n\n".join([*images, escape_markdown(block.caption)])
+    if isinstance(block, Gallery):
+        return f"![{escape_markdown(block.alt)}]({block.picture}.png)\n\n{escape_markdown(block.caption)}"
     if isinstance(block, Answer):
         return "  \n".join(f"**{escape_markdown(line)}**" for line in block.lines)
     return escape_markdown(block.text)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablation.analysis.answer import StudyAnalysis, analyse
+from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.tuning import searched_params
 from ablation.base.errors import InputError
@@ -15,6 +16,7 @@ from ablation.base.text import Table
 from ablation.reporting.answer_sections import (
     answer_blocks,
     arm_accuracy_table,
+    arm_addresses,
     difference_blocks,
     interaction_blocks,
     level_tables,
@@ -22,9 +24,10 @@ from ablation.reporting.answer_sections import (
     published_tables,
 )
 from ablation.reporting.change_section import change_blocks
-from ablation.reporting.content import Section, figure_block
+from ablation.reporting.charts import Picture
+from ablation.reporting.content import Linked, Section, figure_block
 from ablation.reporting.exports import paper_block
-from ablation.reporting.figures import Picture, draw_figures
+from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.forecast_section import forecast_blocks
 from ablation.reporting.method_sections import meaning_blocks, power_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables, summary_note
@@ -33,6 +36,7 @@ from ablation.reporting.run_sections import (
     cost_table,
     edge_texts,
     environment_blocks,
+    learning_blocks,
     mistake_blocks,
     run_blocks,
     sample_blocks,
@@ -43,6 +47,8 @@ from ablation.storage.store import Store
 from ablation.tracking.client import is_server, ui_command, ui_server
 from ablation.tracking.reading import log_report
 from ablation.tracking.saved_views import BEST_ARM_VIEW, view_address
+
+FEWEST_FOR_IMPORTANCES = 10  # trials of an arm
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Report:
         warnings: what tuning may have missed: chosen values at an end of their range.
         html: the self-contained page.
         markdown: the same content as text, which shows the PNG files in `figures`.
-        figures: file name -> content, each figure as .png and .svg.
+        figures: file name -> content, plots as .svg, images as .png.
         short: the tables for the terminal.
         note: markdown for the summary run's description, with links to the runs; empty without such a run.
         folder: the folder with the report's files; None if they were not written.
@@ -103,7 +109,7 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
     if output is None and store.is_read_only:
         raise InputError(f"--output: name a folder for the report, because {store.root} cannot be written")
     result = read_results(store, name)
-    report = build_report(result)
+    report = build_report(result, ui_server(store) if is_server(store) else "")
     files = {"report.html": report.html.encode(), "report.md": report.markdown.encode(), **report.figures}
     for file, content in files.items():
         write_atomically(folder / file, content)
@@ -138,13 +144,16 @@ def show_report(report: Report) -> None:
         say(f"UI      {report.ui}")
 
 
-def build_report(result: StudyResult) -> Report:
-    """Return the report of a study; the same result gives the same report, byte for byte."""
-    analysis = analyse(result)
-    pictures = draw_figures(analysis, _importances(result))
-    sections = _sections(analysis, pictures)
-    figures = {f"{name}.png": picture.png for name, picture in pictures.items()}
-    figures |= {f"{name}.svg": picture.svg for name, picture in pictures.items()}
+def build_report(result: StudyResult, server: str = "") -> Report:
+    """Return the report of a study; the same result gives the same report, byte for byte.
+
+    Args:
+        result: the study.
+        server: the address of the MLflow UI, to which arms are linked; empty where there is none.
+    """
+    analysis = analyse_study(result)
+    pictures = draw_figures(analysis)
+    sections = _sections(analysis, pictures, server)
     return Report(
         result=result,
         verdict=analysis.verdict,
@@ -152,47 +161,45 @@ def build_report(result: StudyResult) -> Report:
         warnings=edge_texts(analysis),
         html=render_html(result, sections, pictures),
         markdown=render_markdown(result, sections),
-        figures=figures,
+        figures=figure_files(pictures),
         short=short_tables(analysis),
         note=summary_note(analysis),
     )
 
 
 def _importances(result: StudyResult) -> dict[str, dict[str, float]]:
-    """Return arm -> parameter -> share of the variation of its trials' validation accuracies."""
+    """Return arm -> parameter -> share of the variation of its trials' validation accuracies, where they are enough."""
     importances = {}
     for arm in result.arms:
         trials = [(searched_params(result.spec, t), t.val_accuracy) for t in arm.trials if t.val_accuracy is not None]
-        importances[arm.arm.name] = parameter_importances(result.spec, arm.arm, trials)
+        if len(trials) >= FEWEST_FOR_IMPORTANCES:
+            importances[arm.arm.name] = parameter_importances(result.spec, arm.arm, trials)
     return importances
 
 
-def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Section]:
+def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture], server: str) -> list[Section]:
     """Return the report's sections; empty ones are left out."""
+    arms = arm_accuracy_table(analysis)
     sections = [
         Section("missing", "What is missing", missing_runs_text(analysis)),
         Section("answer", "Answer", answer_blocks(analysis, pictures)),
-        Section("arms", "Arms", [arm_accuracy_table(analysis)]),
+        Section("arms", "Arms", [Linked(arms, arm_addresses(analysis, server)) if server else arms]),
         Section("published", "Published results", [*published_tables(analysis)]),
-        Section("effects", "Effect of each factor", [*figure_block("effects", pictures), *level_tables(analysis)]),
+        Section("effects", "Effect of each factor", [*figure_block("means", pictures), *level_tables(analysis)]),
         Section("differences", "Differences", [*figure_block("differences", pictures), *difference_blocks(analysis)]),
         Section("interaction", "Interactions", interaction_blocks(analysis, pictures)),
-        Section("power", "What more would find", power_blocks(analysis)),
-        Section(
-            "learning",
-            "How each arm learned",
-            [*figure_block("curves_accuracy", pictures), *figure_block("curves_loss", pictures)],
-        ),
-        Section("changes", "Where the networks changed", change_blocks(analysis.result)),
+        Section("power", "What more would find", power_blocks(analysis), is_folded=True),
+        Section("learning", "How each arm learned", learning_blocks(pictures)),
+        Section("changes", "Where the networks changed", change_blocks(analysis.result), is_folded=True),
         Section("costs", "What each arm costs", [*figure_block("costs", pictures), cost_table(analysis)]),
-        Section("tuning", "Tuning", tuning_blocks(analysis, pictures)),
-        Section("forecast", "Forecast before training", forecast_blocks(analysis.result)),
-        Section("data", "Data as the network sees it", sample_blocks(analysis, pictures)),
+        Section("tuning", "Tuning", tuning_blocks(analysis, pictures, _importances(analysis.result)), is_folded=True),
+        Section("forecast", "Forecast before training", forecast_blocks(analysis.result), is_folded=True),
+        Section("data", "Data as the network sees it", sample_blocks(analysis, pictures), is_folded=True),
         Section("classes", "Classes", class_blocks(analysis, pictures)),
         Section("mistakes", "Most confident mistakes", mistake_blocks(analysis, pictures)),
-        Section("runs", "Runs", run_blocks(analysis)),
-        Section("meaning", "What the intervals mean", meaning_blocks(analysis)),
-        Section("paper", "For a paper", [paper_block(analysis)]),
-        Section("environment", "Environment", environment_blocks(analysis)),
+        Section("runs", "Runs", run_blocks(analysis), is_folded=True),
+        Section("meaning", "What the intervals mean", meaning_blocks(analysis), is_folded=True),
+        Section("paper", "For a paper", [paper_block(analysis)], is_folded=True),
+        Section("environment", "Environment", environment_blocks(analysis), is_folded=True),
     ]
     return [section for section in sections if section.blocks]

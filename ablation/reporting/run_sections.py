@@ -2,29 +2,37 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.arm_summaries import Summary, champion_run
+from ablation.analysis.arm_summaries import Mistake, Summary, champion_run, summarise
 from ablation.analysis.results import RunResult, StudyResult, best_run
 from ablation.analysis.tuning import edges, searched_params, tuned_minus_confirmed
 from ablation.analysis.wording import points
 from ablation.base.text import Table, format_params, format_value, plural
+from ablation.reporting.charts import Picture
 from ablation.reporting.content import (
     Block,
     Code,
-    Figure,
+    Details,
     Folded,
+    Gallery,
+    HeatMap,
     Items,
     Paragraph,
+    Tile,
     figure_block,
     optional_number,
     run_name,
     states_text,
 )
-from ablation.reporting.figures import Picture
+from ablation.reporting.images import data_address
 
 MOST_CLASSES = 12  # that fit into a table as columns
+MOST_CLASSES_OF_MATRIX = 20  # more would be illegible
+MOST_CONFUSIONS = 3  # of an arm, in the table
 
 
 def cost_table(analysis: StudyAnalysis) -> Table:
@@ -57,7 +65,9 @@ def edge_texts(analysis: StudyAnalysis) -> list[str]:
     found = edges(analysis.result)
     for parameter, is_upper in dict.fromkeys((edge.parameter, edge.is_upper) for edge in found):
         here = [edge for edge in found if (edge.parameter, edge.is_upper) == (parameter, is_upper)]
-        arms = f"{len(here)} of {plural(len(analysis.arms), 'arm')}"
+        unit = "tuning" if analysis.is_repeated else "arm"
+        count = sum(len(arm.result.chosen) for arm in analysis.arms) if analysis.is_repeated else len(analysis.arms)
+        arms = f"{len(here)} of {plural(count, unit)}"
         values = ", ".join(f"{edge.arm} {format_value(edge.value)}" for edge in here[:3])
         more = ", ..." if len(here) > 3 else ""
         texts.append(
@@ -67,7 +77,9 @@ def edge_texts(analysis: StudyAnalysis) -> list[str]:
     return texts
 
 
-def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
+def tuning_blocks(
+    analysis: StudyAnalysis, pictures: Mapping[str, Picture], importances: Mapping[str, Mapping[str, float]]
+) -> list[Block]:
     """Return the chosen configuration of each arm, and whether budget and ranges were wide enough."""
     rows = []
     for arm in analysis.arms:
@@ -99,15 +111,60 @@ def tuning_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
     warnings = edge_texts(analysis)
     blocks: list[Block] = [
         *([Items(warnings)] if warnings else []),
-        *figure_block("tuning", pictures),
+        *figure_block("search", pictures),
+        *([repeat_table(analysis.repeats)] if analysis.is_repeated else []),
         Table("", columns, rows, notes),
-        *figure_block("best_of", pictures),
+        *figure_block("tuning", pictures),
     ]
-    return [*blocks, *_known_tables(analysis.result), *figure_block("importances", pictures)]
+    return [*blocks, *_known_tables(analysis.result), *_importance_maps(importances)]
+
+
+def _importance_maps(importances: Mapping[str, Mapping[str, float]]) -> list[HeatMap]:
+    """Return the share of each parameter in the variation of an arm's trials; nothing without any."""
+    known = {arm: shares for arm, shares in importances.items() if shares}
+    if not known:
+        return []
+    parameters = list(dict.fromkeys(name for shares in known.values() for name in shares))
+    rows = [[arm, *(_share(shares.get(name)) for name in parameters)] for arm, shares in known.items()]
+    note = (
+        "Share of the variation of an arm's validation accuracies that each parameter explains (functional ANOVA over "
+        "a random forest). Arms with few trials are left out; with less than a few dozen, this is only a hint."
+    )
+    shades = [[shares.get(name, 0.0) for name in parameters] for shares in known.values()]
+    return [HeatMap(Table("Importance of each parameter", ["arm", *parameters], rows, [note]), shades)]
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2f}"
+
+
+def learning_blocks(pictures: Mapping[str, Picture]) -> list[Block]:
+    """Return the learning curves: an overlay of all arms, and on demand those of every run."""
+    panels = figure_block("panels", pictures)
+    return [*figure_block("curves", pictures), *([Details("Every run of every arm", panels)] if panels else [])]
+
+
+def repeat_table(repeats: Sequence[StudyResult]) -> Table:
+    """Return the configuration that each repeat of a study chose for each arm, and its results."""
+    rows = [
+        [
+            arm.arm.name,
+            result.spec.name,
+            "-" if arm.best is None else format_params(searched_params(result.spec, arm.best)) or "nothing searched",
+            optional_number(arm.best.val_accuracy if arm.best else None),
+            optional_number(float(arm.test_accuracies_S.mean()) if arm.confirmed else None),
+            str(len(arm.confirmed)),
+        ]
+        for of_repeats in zip(*(result.arms for result in repeats), strict=True)
+        for result, arm in zip(repeats, of_repeats, strict=True)
+    ]
+    columns = ["arm", "repeat", "chosen configuration", "tuned val. accuracy", "test accuracy", "n (seeds)"]
+    return Table("Repeats of the tuning", columns, rows, ["Test accuracy: mean over n confirmation runs."])
 
 
 def _luck_notes(analysis: StudyAnalysis) -> list[str]:
     gain = tuned_minus_confirmed(analysis.result.arms)
+    unit = "tuning" if analysis.is_repeated else "arm"
     notes = [
         "Last trial's gain: how much the last trial is expected to have raised the best of all, with the trials in "
         "random order (Tang et al., 2020)."
@@ -116,7 +173,7 @@ def _luck_notes(analysis: StudyAnalysis) -> list[str]:
         error = "" if gain.standard_error is None else f" \u00b1 {points(gain.standard_error)} (standard error)"
         notes.insert(
             0,
-            f"Tuned minus confirmed: {points(gain.mean)}{error} points, the mean over {plural(gain.arms, 'arm')} of "
+            f"Tuned minus confirmed: {points(gain.mean)}{error} points, the mean over {plural(gain.tunings, unit)} of "
             "the tuned trial's validation accuracy minus the mean of its confirmation runs. It estimates how much the "
             "best of many trials gained by luck.",
         )
@@ -138,7 +195,7 @@ def _known_tables(result: StudyResult) -> list[Table]:
                     optional_number(run.val_accuracy) if run.val_accuracy is not None else run.state,
                     optional_number(best_drawn),
                     points((best_drawn or 0.0) - (run.val_accuracy or 0.0)) if is_measured else "-",
-                    "yes" if run is arm.best else "no",
+                    "yes" if run in arm.chosen else "no",
                 ]
             )
     if not rows:
@@ -161,8 +218,11 @@ def class_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> li
     metric_rows = [
         [
             arm.name,
-            *(_mean_and_deviation(score) for score in (arm.test, arm.balanced, arm.macro_f1)),
-            str(arm.test.seeds if arm.test else 0),
+            *(
+                _mean_and_deviation(score)
+                for score in (summarise(arm.result.test_accuracies_S), arm.balanced, arm.macro_f1)
+            ),
+            str(arm.runs),
         ]
         for arm, _ in arms
     ]
@@ -181,16 +241,57 @@ def class_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> li
     )
     table: Block
     if len(classes) <= MOST_CLASSES:
-        rows = [
-            [arm.name, str(arm.test.seeds if arm.test else 0), *(_fraction(value) for value in accuracies_K)]
-            for arm, accuracies_K in arms
-        ]
+        rows = [[arm.name, str(arm.runs), *(_fraction(value) for value in accuracies_K)] for arm, accuracies_K in arms]
         table = Table(title, ["arm", "n (seeds)", *classes], rows, notes)
     else:
-        heads = [f"{arm.name} (n = {arm.test.seeds if arm.test else 0})" for arm, _ in arms]
+        heads = [f"{arm.name} (n = {arm.runs})" for arm, _ in arms]
         rows = [[name, *(_fraction(accuracies_K[k]) for _, accuracies_K in arms)] for k, name in enumerate(classes)]
         table = Folded(Table(title, ["class", *heads], rows, notes))
-    return [metrics, table, *figure_block("confusion", pictures), *figure_block("confusion_arms", pictures)]
+    return [metrics, table, *_confusion_maps(analysis), _confusions_table(analysis)]
+
+
+def _confusion_maps(analysis: StudyAnalysis) -> list[HeatMap]:
+    """Return the winner's confusion matrix; nothing with more classes than a page has room for."""
+    arm = next((arm for arm in analysis.arms if arm.result is analysis.winner), None)
+    classes = analysis.result.classes
+    if arm is None or arm.confusion_KK is None or len(classes) > MOST_CLASSES_OF_MATRIX:
+        return []
+    rows = [
+        [name, *("-" if math.isnan(share) else f"{share:.2f}" for share in arm.confusion_KK[k])]
+        for k, name in enumerate(classes)
+    ]
+    links: dict[tuple[int, int], str] = {}
+    for mistake in analysis.mistakes:
+        place = classes.index(mistake.true), classes.index(mistake.predicted)
+        links.setdefault(place, f"#{mistake_key(mistake)}")
+    title = f"Confusion matrix of {arm.name} (mean of n = {plural(arm.runs, 'seed')})"
+    note = "The fraction of each true class (row) that is classified as each class (column); each row sums to 1."
+    if links:
+        note += " Linked cells lead to the champion's mistakes that this page shows."
+    shades_KK = np.nan_to_num(arm.confusion_KK)
+    return [HeatMap(Table(title, ["true class", *classes], rows, [note]), shades_KK.tolist(), links)]
+
+
+def _confusions_table(analysis: StudyAnalysis) -> Table:
+    """Return the most frequent confusions of each arm."""
+    classes = analysis.result.classes
+    rows = []
+    for arm in analysis.arms:
+        if arm.confusion_KK is None:
+            continue
+        wrong_KK = np.nan_to_num(arm.confusion_KK)
+        np.fill_diagonal(wrong_KK, 0)
+        order = np.argsort(-wrong_KK, axis=None, kind="stable")[:MOST_CONFUSIONS]
+        pairs = [np.unravel_index(place, wrong_KK.shape) for place in order]
+        texts = [f"{classes[i]} \u2192 {classes[j]} {wrong_KK[i, j]:.2f}" for i, j in pairs if wrong_KK[i, j] > 0]
+        rows.append([arm.name, str(arm.runs), "; ".join(texts) or "none"])
+    note = "True class \u2192 predicted class, with the fraction of the true class; mean over n seeds."
+    return Table("Most frequent confusions of each arm", ["arm", "n (seeds)", "confusions"], rows, [note])
+
+
+def mistake_key(mistake: Mistake) -> str:
+    """Return the anchor of a mistake's image."""
+    return f"mistake-{mistake.number}"
 
 
 def _mean_and_deviation(score: Summary | None) -> str:
@@ -233,7 +334,19 @@ def sample_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
         f" Then the channels (red, green, blue; 0 to 1) are standardised with {source} mean {mean} and standard "
         f"deviation {std}."
     )
-    return [Figure("samples", "Training images of several classes as they go into the network", caption)]
+    rows = [
+        (
+            result.classes[k],
+            [_sample_tile(result.classes[k], view, images_VSSC[view]) for view in range(len(images_VSSC))],
+        )
+        for k, images_IVSSC in zip(samples.classes_R, samples.images_RIVSSC, strict=True)
+        for images_VSSC in [images_IVSSC.reshape(-1, *images_IVSSC.shape[2:])]
+    ]
+    return [Gallery("samples", pictures["samples"].alt, rows, caption)]
+
+
+def _sample_tile(name: str, number: int, image_SSC: np.ndarray) -> Tile:
+    return Tile(data_address(image_SSC), f"{name}, view {number + 1}")
 
 
 def mistake_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
@@ -254,8 +367,18 @@ def mistake_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> 
         [str(m.number), m.true, m.predicted, f"{m.probability:.3f}", f"{m.true_probability:.3f}"]
         for m in analysis.mistakes
     ]
+    tiles = [
+        Tile(
+            data_address(m.image_SSC),
+            f"Test image {m.number}: a {m.true} taken for a {m.predicted}",
+            [m.true, f"\u2192 {m.predicted}", f"{m.probability:.3f}, image {m.number}"],
+            mistake_key(m),
+            (m.true, m.predicted),
+        )
+        for m in analysis.mistakes
+    ]
     return [
-        Figure("mistakes", "Test images that the champion classifies wrongly, with true and predicted class", caption),
+        Gallery("mistakes", pictures["mistakes"].alt, [("", tiles)], caption),
         Folded(Table("The same mistakes as a table", columns, rows)),
     ]
 
@@ -284,7 +407,7 @@ def run_blocks(analysis: StudyAnalysis) -> list[Block]:
             row = [
                 run_name(run)
                 + (f" (known: {run.spec.known})" if run.spec.known else "")
-                + (" (superseded)" if run in arm.superseded else " (best)" if run is arm.best else ""),
+                + (" (superseded)" if run in arm.superseded else " (best)" if run in arm.chosen else ""),
                 run.state + (f": {run.reason}" if run.reason else ""),
                 optional_number(run.val_accuracy),
                 optional_number(run.test_accuracy),
@@ -293,7 +416,7 @@ def run_blocks(analysis: StudyAnalysis) -> list[Block]:
                 run.run_id,
                 format_params(searched_params(result.spec, run)) or "-",
             ]
-            (first if run is arm.best or run in arm.confirmations else rest).append(row)
+            (first if run in arm.chosen or run in arm.confirmations else rest).append(row)
     blocks: list[Block] = [Folded(Table(f"Best trials and confirmation runs ({len(first)})", columns, first))]
     if rest:
         blocks.append(Folded(Table(f"All other runs ({len(rest)})", columns, rest)))
@@ -312,7 +435,7 @@ def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
     parsed = [json.loads(text) for text in variants]
     keys = sorted({key for variant in parsed for key in variant})
     counts = [plural(count, "run") for count in variants.values()]
-    columns = ["", *counts]
+    columns = ["what", *counts]
     rows = [[key, *(variant.get(key, "-") for variant in parsed)] for key in keys]
     notes = [] if len(parsed) == 1 else [f"The runs have {len(parsed)} different environments, one per column."]
     about = [
@@ -327,7 +450,7 @@ def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
         *([name, format_value(value)] for name, value in spec.fixed.entries().items()),
     ]
     return [
-        Table("Study", ["", "value"], about),
+        Table("Study", ["what", "value"], about),
         Table("Environment of the runs", columns, rows, notes),
         Paragraph("The command that reproduces the study:"),
         Code(result.command),

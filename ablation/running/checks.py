@@ -34,11 +34,11 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     elif spec.backbone.weights not in (None, TIMM_WEIGHTS) and not is_to_pretrain:
         torchvision_weights(spec.backbone.name, spec.backbone.weights)
     size = measure_data(spec.data)
-    if spec.data.source in ("imagefolder", "digits"):  # others may not have been downloaded yet
+    if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
         reading = check_split(spec.data, split_seed(spec.seed))
         if reading:
             say(reading)
-    trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.seeds)
+    trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.runs)
     say(
         f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} trainings on {size.train:,} images of "
         f"{size.classes} classes (validation images included)"
@@ -51,9 +51,10 @@ def too_small(spec: StudySpec, size: DataSize) -> list[str]:
     """Return why a study is too small to answer its question, a sentence each."""
     warnings = []
     compares = len(arms(spec)) > 1
-    if compares and spec.confirm.seeds < FEWEST_SEEDS:
+    unit = "repeats" if spec.confirm.repeats > 1 and spec.confirm.seeds > 0 else "seeds"
+    if compares and getattr(spec.confirm, unit) < FEWEST_SEEDS:
         few = f"arms with fewer than {FEWEST_SEEDS} are not compared"
-        warnings.append(f"[confirm] seeds is {spec.confirm.seeds}; {few}")
+        warnings.append(f"[confirm] {unit} is {getattr(spec.confirm, unit)}; {few}")
     val_images = round(size.train * spec.data.val_fraction)
     per_image = 100 / max(1, val_images)
     if per_image > MOST_POINTS_PER_IMAGE:

@@ -43,7 +43,7 @@ def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str
         (["backbone"], {"name": backbone, "weights": str(demo_weights_path(store, backbone))}),
         (["data"], {"source": "digits", "classes": TRANSFER_CLASSES, "limit": IMAGES, "val_fraction": 0.25}),
         (["question"], f"{content.get('question')} (demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9)"),
-        (["trials_per_arm"], TRIALS_PER_ARM),
+        (["trials_per_arm"], _trials(content)),
         (["epochs"], EPOCHS),
         (["confirm", "seeds"], SEEDS),
         (["published"], []),
@@ -54,6 +54,13 @@ def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str
     if not any(isinstance(table, dict) and "batch_size" in table for table in tables):
         changes.append((["fixed", "batch_size"], BATCH_SIZE))
     return changes
+
+
+def _trials(content: dict[str, Any]) -> int:
+    """Return the trials of an arm: the demo's number for each repeat of the tuning."""
+    confirm = content.get("confirm")
+    repeats = confirm.get("repeats") if isinstance(confirm, dict) else None
+    return TRIALS_PER_ARM * (repeats if isinstance(repeats, int) and repeats > 0 else 1)
 
 
 def _lets_norms_learn(content: dict[str, Any]) -> bool:

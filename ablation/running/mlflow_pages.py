@@ -2,7 +2,8 @@
 
 import math
 
-from ablation.analysis.arm_summaries import ArmSummary, summarise_arm
+from ablation.analysis.arm_summaries import ArmSummary
+from ablation.analysis.pooling import summarise_arms
 from ablation.analysis.results import StudyResult
 from ablation.spec.study import StudySpec
 from ablation.tracking.arm_runs import ArmRun, keep_arm_runs
@@ -46,7 +47,7 @@ def arm_runs(result: StudyResult) -> list[ArmRun]:
 
     Its `rank` counts from 1, by mean validation accuracy, as the champion is chosen: no test metric is used.
     """
-    summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms if arm.best is not None]
+    summaries = [summary for summary in summarise_arms(result) if summary.result.best is not None]
     ranked = [summary.name for summary in sorted(summaries, key=_validation, reverse=True)]
     return [_arm_run(summary, ranked.index(summary.name) + 1, len(ranked)) for summary in summaries]
 
@@ -63,7 +64,7 @@ def _arm_run(summary: ArmSummary, rank: int, arms: int) -> ArmRun:
     test, val, accuracy = summary.test, summary.val, summary.accuracy
     values = {
         "rank": rank,
-        "seeds": test.seeds if test else 0,
+        "seeds": summary.runs,
         "test_accuracy": test.mean if test else None,
         "test_sd": test.standard_deviation if test else None,
         "test_low": accuracy.low if accuracy else None,
@@ -97,5 +98,5 @@ def confirmed_models(result: StudyResult) -> list[ConfirmedModel]:
             metrics = {name: value for name, value in values.items() if value is not None}
             if metrics:
                 params = {"arm": arm.arm.name, **{name: str(level) for name, level in arm.arm.levels.items()}}
-                models.append(ConfirmedModel(run.run_id, arm.arm.name, run.number, params, metrics))
+                models.append(ConfirmedModel(run.run_id, arm.arm.name, run.number, params, metrics, run.spec.repeat))
     return models

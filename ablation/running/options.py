@@ -22,6 +22,10 @@ class RunOptions:
     """Seconds to wait for a server that is away; None is as `base/retries.py` says."""
     file_text: str = ""
     """The text of the study file, which every run keeps."""
+    repair: bool = False
+    """Whether what one of the two databases lost is restored, or trained again."""
+    redo: bool = False
+    """Whether runs that somebody has deleted in MLflow are restored."""
 
     @property
     def start_patience(self) -> float:

@@ -42,14 +42,14 @@ def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
     path = claim.folder / Path(CHECKPOINT_FILE).name
     save_best(path, training, spec, workbench.classes, workbench.normalisation)
     best = training.best
-    images = len(workbench.train_images)
+    images = len(workbench.images_of(spec).train)
     values = {
         "best_val_accuracy": best.val_accuracy,
         "best_epoch": best.epoch,
         "trained_parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
         "training_seconds": sum(images / metrics.images_per_second for metrics in training.history),
     }
-    val_source = workbench.features.source(workbench.val_images, training.frozen, "none")
+    val_source = workbench.features.source(workbench.images_of(spec).val, training.frozen, "none")
     similarities = similarities_to_start(training, val_source, spec.precision)
     values |= {f"similarity_to_start/{block}": similarity for block, similarity in similarities.items()}
     norms = [metrics.relative_gradient_norm for metrics in training.history]
@@ -118,6 +118,8 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, training: Tr
         "mistakes": torch.from_numpy(mistakes_M),
         "mistake_images": torch.from_numpy(as_fed(mistaken_MCHW, workbench.normalisation)),
     }
+    if workbench.test_groups_N is not None:
+        tensors["groups"] = torch.from_numpy(workbench.test_groups_N)
     write_atomically(path, save(tensors, {"model": model, "loss": repr(loss)}))
 
 

@@ -11,13 +11,13 @@ from ablation.base.retries import wait_out
 from ablation.base.terminal import say, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION
-from ablation.data.image_folder import read_folder
-from ablation.data.reading import ImageSet, Split
+from ablation.data.reading import ImageSet, Split, list_own_images
 from ablation.networks.weights import Weights
 from ablation.running.checks import load_images_and_split, load_weights
 from ablation.running.demo import demo_weights_path, needs_pretraining
 from ablation.running.demo_network import pretrain_demo_network
 from ablation.running.options import RunOptions, process_count, worker_devices
+from ablation.running.repair import adopted_keys, logged_study, tell_ended
 from ablation.running.study_view import StudyView
 from ablation.search.claims import clean_up_ended_trials
 from ablation.search.status import total_runs, trial_records
@@ -28,6 +28,8 @@ from ablation.search.studies import (
     check_identity,
     create_arms,
     experiment_key,
+    has_trials,
+    is_known,
     open_storage,
     settle_precision,
     stored_content,
@@ -90,8 +92,8 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
     patience = options.start_patience
     begun = wait_out(lambda: _check_begun(spec, store), patience)
     decoding = DECODING_VERSION if begun is None else begun
-    if spec.data.source == "imagefolder":
-        read_folder(spec.data, decoding)
+    if spec.data.is_own:
+        list_own_images(spec.data, decoding)
     weights = None if is_to_pretrain else load_weights(spec)
     processes = 1 if is_worker else process_count(options)
     images, split = load_images_and_split(spec, processes, decoding, is_begun=begun is not None)
@@ -107,7 +109,9 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
 
     with waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
         content = study_identity(spec, weights, images)
-        locks, studies, tracker = wait_out(lambda: open_stores(spec, store, content, is_begun=is_worker), patience)
+        locks, studies, tracker = wait_out(
+            lambda: open_stores(spec, store, content, options, is_worker=is_worker), patience
+        )
         preferred = _preferred_precision(spec, options)
 
         def settle() -> str:
@@ -146,7 +150,7 @@ def _preferred_precision(spec: StudySpec, options: RunOptions) -> str:
 
 
 def open_stores(
-    spec: StudySpec, store: Store, content: dict[str, Any], *, is_begun: bool
+    spec: StudySpec, store: Store, content: dict[str, Any], options: RunOptions, *, is_worker: bool
 ) -> tuple[Locks, ArmStudies, Tracker]:
     """Check that the study can run or be resumed in its stores, then open them, creating what does not exist.
 
@@ -155,8 +159,15 @@ def open_stores(
     """
     storage = open_storage(store)  # once: it takes a tenth of a second
     if storage is not None:
-        check_identity(storage, spec.name, content, is_begun=is_begun)
-    check_experiment(store, spec.name, experiment_key(storage, spec.name) if storage is not None else None)
+        check_identity(storage, spec.name, content, is_begun=is_worker)
+    key = experiment_key(storage, spec.name) if storage is not None else None
+    experiment_id = check_experiment(store, spec.name, key, is_repair=options.repair, is_redo=options.redo)
+    keys: dict[str, str] = {}
+    if experiment_id is not None and not is_worker and not has_trials(storage, spec.name):
+        record = logged_study(store, spec.name)
+        storage = open_storage(store)  # another process may have begun the study meanwhile
+        if record is not None and not is_known(storage, spec.name, record.about.get("arm_keys", [])):
+            keys = adopted_keys(spec, content, record, is_repair=options.repair)
     store.prepare()
     client, storage = open_client(store, create=True), storage or open_storage(store, create=True)
     assert client is not None
@@ -164,10 +175,13 @@ def open_stores(
     locks = open_locks(store.optuna_url)
     with locks.exclusive(study_lock(spec.name)):
         check_identity(storage, spec.name, content)  # another process may have begun a moment ago
-        tracker = Tracker(client, store, spec.name, escape_markdown(spec.question))
+        tracker = Tracker(client, store, spec.name, escape_markdown(spec.question), experiment_id)
         with locks.exclusive():  # nobody may claim a trial between this check and the change of content
             check_identity(storage, spec.name, content)
-            studies = create_arms(storage, spec, content, tracker.key)
+            studies = create_arms(storage, spec, content, tracker.key, keys)
+        told = 0 if is_worker else tell_ended(spec, studies, locks, tracker)
+    if told:
+        say(f"Optuna's database lacked {plural(told, 'trial')} that MLflow has: it has been told.")
     return locks, studies, tracker
 
 
@@ -195,14 +209,15 @@ def deliver_and_reconcile(session: Session) -> None:
         kept = f"the results of {plural(waiting_trials, 'trial')} are kept in {session.store.work_root} until it does"
         raise StoreAway(f"{session.tracker.away or 'MLflow does not answer'}; {kept}")
     session.tracker.reconcile(statuses)
-    session.tracker.mark_superseded(superseded_keys(session.studies))
+    session.tracker.mark_superseded(superseded_keys(session.spec, session.studies))
 
 
 def show_progress(session: Session, progress: StudyView) -> None:
     """Show how far the study is, whichever process did the work."""
     spec = session.spec
     trials_by_arm = trial_records(session.studies, session.locks)
-    total = sum(total_runs(trials, spec.trials_per_arm, spec.confirm.seeds) for trials in trials_by_arm.values())
+    budget = (spec.trials_per_arm, spec.confirm.seeds, spec.confirm.repeats)
+    total = sum(total_runs(trials, *budget) for trials in trials_by_arm.values())
     progress.update(trials_by_arm, total)
 
 

@@ -19,6 +19,7 @@ from ablation.running.champion import keep_examples, register_champion
 from ablation.running.cut_forecast import show_forecast
 from ablation.running.mlflow_pages import begin_pages, conclude_pages
 from ablation.running.options import RunOptions, worker_devices
+from ablation.running.repair import Difference, difference_texts, find_differences, mend, restore_deleted
 from ablation.running.session import Session, deliver_and_reconcile, open_session, run_files, summary_key
 from ablation.running.supervisor import supervise_workers
 from ablation.running.worker import work_until_done
@@ -31,6 +32,8 @@ from ablation.storage.locks import study_lock
 from ablation.storage.store import Store
 from ablation.tracking.client import SAMPLES_FILE
 
+MENDING = ("--repair", "--redo")  # options that the command which resumes a study does not need
+
 
 def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
     """Tune every arm up to its budget, confirm its best configuration, and print the answer.
@@ -40,6 +43,7 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
         StoreError: a store can no longer be used, or a worker failed.
     """
     session = open_session(spec, store, options)
+    wait_out(lambda: mend_stores(session), options.start_patience)
     devices = worker_devices(options)
     begin_summary(session)
     try:
@@ -60,6 +64,31 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
         raise
 
 
+def mend_stores(session: Session) -> None:
+    """Say where Optuna's database and MLflow differ; mend it if `--repair` or `--redo` ask for that.
+
+    Raises:
+        StoreAway: a server does not answer.
+        StoreError: a store cannot be used.
+    """
+    options, tracker = session.options, session.tracker
+    differences = session_differences(session, thoroughly=options.repair)
+    for text in difference_texts(differences):
+        say(text)
+    if options.redo:
+        restore_deleted(differences, tracker)
+    if options.repair:
+        mend(differences, session.store, session.studies, session.locks, tracker)
+
+
+def session_differences(session: Session, *, thoroughly: bool) -> list[Difference]:
+    """Return where the study's databases differ, see `find_differences`."""
+    tracker = session.tracker
+    return find_differences(
+        tracker.client, tracker.experiment_id, session.store, session.studies, thoroughly=thoroughly
+    )
+
+
 def begin_summary(session: Session) -> None:
     """Log what the report needs to know of the study besides its runs."""
     spec, images, split = session.spec, session.images, session.split
@@ -72,7 +101,7 @@ def begin_summary(session: Session) -> None:
         "version": __version__,
         "own_backbone": custom_backbone if is_custom(backbone) else None,
         "spec": spec.model_dump(mode="json"),
-        "command": shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "ablation.study", *(a for a in sys.argv[1:] if a not in MENDING)]),
         "classes": images.classes,
         "data_digest": images.digest,
         "data_reading": images.reading,
@@ -113,17 +142,20 @@ def conclude_study(session: Session) -> None:
         with suppress(StoreAway):
             show_arms(session)
         raise StoreError(f"{away}; the study has no complete report yet: run the same command again then") from None
+    differences = wait_out(lambda: session_differences(session, thoroughly=False), patience)
     if report is None:
         trials = show_arms(session)
-        missing = sum(trial.state == "finished" for trial in trials)
+        deleted = sum(difference.kind == "deleted" for difference in differences)
+        missing = sum(trial.state == "finished" for trial in trials) - deleted
     else:
         show_report(report)
         missing = report.result.missing_trials + report.result.missing_confirmations
-    if missing:
-        raise StoreError(
-            f"MLflow lacks {plural(missing, 'run')} of trials that have ended: another process or machine has yet to "
-            "deliver them, or somebody has deleted them"
-        )
+    incomplete = difference_texts([difference for difference in differences if difference.kind == "lost"])
+    incomplete += [] if report is None else [f"{text}: --repair mends that" for text in report.result.left_out]
+    if missing > 0 and not incomplete:
+        incomplete = [f"MLflow lacks {plural(missing, 'run')} of trials that have ended"]
+    if incomplete:
+        raise StoreError(f"the study is not complete: {'; '.join(incomplete)}")
     if report is None:
         reasons = [trial.reason for trial in trials if trial.state == "failed"]
         raise NothingLearned(failure_text(reasons) if reasons else "no trial finished")
@@ -165,5 +197,5 @@ def _report_and_register(session: Session) -> Report | None:
 def show_arms(session: Session) -> list[TrialRecord]:
     """Print the study's arms with their trials by state; return the trials."""
     spec, trials = session.spec, trial_records(session.studies, session.locks)
-    show_table(status_table(spec.name, trials, spec.trials_per_arm, spec.confirm.seeds))
+    show_table(status_table(spec.name, trials, spec.trials_per_arm, spec.confirm.seeds, spec.confirm.repeats))
     return [trial for arm_trials in trials.values() for trial in arm_trials]

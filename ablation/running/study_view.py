@@ -41,7 +41,7 @@ class StudyView:
         self.trials = self.ended = self.epochs = 0  # confirmation runs included
         self.ended_before: int | None = None  # number of ended trials when this view began
         self.runs: Runs = {}
-        self.left = TimeLeft(spec.trials_per_arm, spec.confirm.seeds)
+        self.left = TimeLeft(spec.trials_per_arm, spec.confirm.runs)
         self.curve: list[float] = []
         self.label = self.params = self.state = ""  # of this process's trial
         self.workers: dict[int, WorkerLine] = {}
@@ -125,7 +125,7 @@ class StudyView:
         low, high = min(everything, default=0.0), max(everything, default=1.0)
         failed = {arm: sum(run.state == "failed" for run in self.runs.get(arm, [])) for arm in self.arms}
         names = max(map(len, [*self.arms, "arm"]))
-        trials, seeds = self.spec.trials_per_arm, self.spec.confirm.seeds
+        trials, seeds = self.spec.trials_per_arm, self.spec.confirm.runs
         cells = [("trials", trials, False), *([("seeds", seeds, True)] if seeds else [])]
         wide = sum(max(len(name), len(f"{total}/{total}")) + 2 for name, total, _ in cells)
         wide += len(f"  {max(failed.values())} failed") if any(failed.values()) else 0

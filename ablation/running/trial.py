@@ -15,7 +15,7 @@ import torch
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.interrupts import pause_requested, paused_at_checks
 from ablation.base.retries import wait_out
-from ablation.base.seeds import named_seed
+from ablation.base.seeds import named_seed, repeat_seed
 from ablation.base.text import first_line
 from ablation.data.reading import split_seed
 from ablation.running.outputs import record_best, record_test
@@ -24,6 +24,7 @@ from ablation.running.workbench import Workbench, free_memory, is_out_of_memory,
 from ablation.search.claims import (
     Claim,
     end_trial,
+    ended_before,
     ensure_held,
     has_ended,
     release_and_delete,
@@ -85,14 +86,19 @@ def run_trial(
         torch.set_num_threads(spec.threads)
     run = TrialRun(workbench.tracker, claim.key, claim.folder, claim.owner, partial(ensure_held, claim))
     try:
-        source = workbench.study.data.root or workbench.study.data.source
+        data = workbench.study.data
+        source = data.manifest or data.root or data.source
         run.start(spec, source, workbench.device.type, workbench.files, workbench.environment)
-        if claim.superseded:
+        if claim.ended is not None and not ended_before(claim)[2]:  # no epoch of it ended
+            outcome = Outcome(claim.ended, None)
+        elif claim.superseded:
             assert claim.best is not None
             outcome = Outcome("pruned", None, f"superseded: the arm's best trial is #{claim.best.number} now")
         else:
             with run.system_metrics() if workbench.system_metrics else nullcontext():
                 outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
+        if claim.ended is not None:
+            outcome = _as_before(claim, spec, outcome)
         wait_out(lambda: _end_trial(workbench, claim, run, outcome), workbench.patience)
         is_delivered = run.complete()
         if is_delivered:  # else the folder is needed, see `clean_up_ended_trials`
@@ -105,11 +111,20 @@ def run_trial(
         # What cannot be written now is written when the trial is resumed.
         with suppress(StoreAway, StoreError, ClaimLost):
             ensure_held(claim)
-            if not has_ended(claim):
+            if claim.ended is not None or not has_ended(claim):
                 run.pause()
         raise
     finally:
         claim.release()
+
+
+def _as_before(claim: Claim, spec: TrialSpec, outcome: Outcome) -> Outcome:
+    """Return how a trial that is trained again ended before: that stands, on whatever machine it is trained now."""
+    assert claim.ended is not None
+    value, reason, _ = ended_before(claim)
+    if outcome.value != value:
+        logger.warning("%s #%s: trained again, its value is %s and was %s", spec.arm, spec.trial, outcome.value, value)
+    return Outcome(claim.ended, value, reason)
 
 
 def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outcome) -> None:
@@ -135,7 +150,7 @@ def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outco
 def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
     """Delete the checkpoint of this trial or of the arm's best trial so far, whichever is worse."""
     leader = best_trial(claim.study, claim.trial.user_attrs.get("confirms"))
-    if leader is not None and not has_ended(claim):
+    if leader is not None and leader.number != claim.trial.number:
         is_best = is_better(value, claim.trial.number, leader)
         run.delete_checkpoint_of(leader.number if is_best else claim.trial.number)
 
@@ -156,25 +171,29 @@ def find_or_create_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
 
 def _confirming_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
     assert claim.best is not None
-    number = claim.trial.number
+    number, study = claim.trial.number, workbench.study
+    seed = repeat_seed(study.seed, study.repeat_of(claim.best.number))
     changes = {
         "trial": number,
         "confirms": claim.best.number,
         # The arm is part of it, because arms are compared as if their seeds were independent.
-        "seed": named_seed(workbench.study.seed, "confirmation", claim.arm.name, number),
+        "seed": named_seed(seed, "confirmation", claim.arm.name, number),
         "threads": workbench.threads,
     }
     return TrialSpec.from_params(claim.best.user_attrs["spec"]).model_copy(update=changes)
 
 
 def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
-    study = workbench.study
+    study, number = workbench.study, claim.trial.number
+    repeat = study.repeat_of(number)
+    seed = repeat_seed(study.seed, repeat)
     return TrialSpec(
         study=study.name,
         arm=claim.arm.name,
-        trial=claim.trial.number,
-        known=study.known_name(claim.trial.number),
-        seed=named_seed(study.seed, "trial", claim.trial.number),
+        trial=number,
+        repeat=repeat if study.confirm.repeats > 1 else None,
+        known=study.known_name(number),
+        seed=named_seed(seed, "trial", study.place_of(number)),
         epochs=study.epochs,
         precision=workbench.precision,
         compile=study.compile,
@@ -187,7 +206,7 @@ def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         missing_layers=study.backbone.missing_layers,
         data_source=study.data.source,
         data_digest=workbench.data_digest,
-        data_seed=split_seed(study.seed),
+        data_seed=split_seed(seed),
         data_limit=study.data.limit,
         val_fraction=study.data.val_fraction,
         image_size=study.data.image_size,
@@ -278,6 +297,8 @@ def _log(claim: Claim, run: TrialRun, training: Training) -> None:
 def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
     """Return whether the study's pruner gives the trial up; False while the database does not answer."""
     with suppress(StoreAway):
+        if claim.ended is not None:
+            return claim.ended == "pruned" and len(training.history) >= ended_before(claim)[2]
         if not is_over(training.history, training_settings(spec)):
             ensure_held(claim)
             report_epochs(claim, training.history)
@@ -290,10 +311,11 @@ def _pruned(spec: TrialSpec, training: Training) -> Outcome:
 
 
 def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Iterator[EpochMetrics]:
+    images = workbench.images_of(spec)
     return train(
         training,
-        workbench.features.source(workbench.train_images, training.frozen, spec.augmentation),
-        workbench.features.source(workbench.val_images, training.frozen, "none"),
+        workbench.features.source(images.train, training.frozen, spec.augmentation),
+        workbench.features.source(images.val, training.frozen, "none"),
         training_settings(spec),
     )
 

@@ -1,7 +1,7 @@
 """The workbench: what all trials of a study share in one process."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,7 +9,9 @@ import torch
 from ablation.base.device import make_deterministic
 from ablation.base.errors import InputError
 from ablation.base.machine import describe_environment
+from ablation.base.seeds import repeat_seed
 from ablation.data.images import Images, Normalisation, normalisation_for, to_device
+from ablation.data.reading import ImageSet, Split, split_seed, split_train_val
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import Weights
@@ -25,6 +27,14 @@ from ablation.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
+class SplitImages:
+    """The images of a repeat's split, on the device: those for training, and those for validation."""
+
+    train: Images
+    val: Images
+
+
+@dataclass(frozen=True)
 class Workbench:
     """What all trials of a study share in one process: images and features on the device, weights, where results go.
 
@@ -33,10 +43,10 @@ class Workbench:
 
     study: StudySpec
     device: torch.device
-    train_images: Images
-    val_images: Images
+    splits: list[SplitImages]  # one for each repeat of the tuning
     test_images_NHWC: np.ndarray
     test_labels_N: np.ndarray
+    test_groups_N: np.ndarray | None  # what the test images belong to
     classes: list[str]
     data_digest: str
     weights: Weights | None
@@ -48,6 +58,10 @@ class Workbench:
     threads: int | None  # of new trials on the CPU; a resumed trial keeps its own number
     system_metrics: bool  # whether to log the use of the machine while a trial trains
     patience: float  # seconds to wait for a database that is away
+
+    def images_of(self, spec: TrialSpec) -> SplitImages:
+        """Return the images that a trial trains on and validates with."""
+        return self.splits[spec.repeat or 0]
 
     @property
     def normalisation(self) -> Normalisation:
@@ -71,11 +85,9 @@ def set_up_workbench(session: Session, device: torch.device, features: FeatureCa
         make_deterministic()
     if study.compile != "none":
         check_compiler(study.compile, device)
-    pixels, labels = images.train_images_NHWC, images.train_labels_N
+    pixels = images.train_images_NHWC
     try:
-        train_images, val_images = (
-            to_device(pixels, labels, indices_N, device) for indices_N in (split.train_N, split.val_N)
-        )
+        splits = _split_images(images, splits_of(study, images, split), device)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -84,10 +96,10 @@ def set_up_workbench(session: Session, device: torch.device, features: FeatureCa
     return Workbench(
         study=study,
         device=device,
-        train_images=train_images,
-        val_images=val_images,
+        splits=splits,
         test_images_NHWC=images.test_images_NHWC,
         test_labels_N=images.test_labels_N,
+        test_groups_N=images.test_groups_N,
         classes=images.classes,
         data_digest=images.digest,
         weights=session.weights,
@@ -100,6 +112,41 @@ def set_up_workbench(session: Session, device: torch.device, features: FeatureCa
         system_metrics=session.options.system_metrics,
         patience=session.options.delivery_patience,
     )
+
+
+def splits_of(study: StudySpec, images: ImageSet, first: Split) -> list[Split]:
+    """Return the split of each repeat: the study's own, then others of the same images."""
+    return [
+        first,
+        *(
+            split_train_val(
+                images.train_labels_N,
+                study.data.val_fraction,
+                None,
+                split_seed(repeat_seed(study.seed, repeat)),
+                images.train_groups_N,
+            )
+            for repeat in range(1, study.confirm.repeats)
+        ),
+    ]
+
+
+def _split_images(images: ImageSet, splits: list[Split], device: torch.device) -> list[SplitImages]:
+    """Copy the images of each split to the device; several splits share one copy of the pixels."""
+    pixels, labels_N = images.train_images_NHWC, images.train_labels_N
+    if len(splits) == 1:
+        train, val = (
+            to_device(pixels, labels_N, numbers_N, device) for numbers_N in (splits[0].train_N, splits[0].val_N)
+        )
+        return [SplitImages(train, val)]
+    everything = to_device(pixels, labels_N, np.arange(len(labels_N)), device)
+    if everything.rows_N is None:
+        rows_N = torch.arange(len(labels_N), device=everything.images_NCHW.device)
+        everything = replace(everything, rows_N=rows_N)
+    return [
+        SplitImages(*(everything.subset(torch.from_numpy(numbers_N)) for numbers_N in (split.train_N, split.val_N)))
+        for split in splits
+    ]
 
 
 # Texts with which the allocators of the CPU, of MPS and of CUDA's libraries raise a plain RuntimeError.
@@ -147,7 +194,7 @@ def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
         learning,
         training_settings(spec),
         workbench.normalisation,
-        lambda frozen: workbench.features.source(workbench.train_images, frozen, spec.augmentation),
+        lambda frozen: workbench.features.source(workbench.images_of(spec).train, frozen, spec.augmentation),
     )
 
 

@@ -14,11 +14,16 @@ from ablation.base.errors import InputError, StoreAway
 from ablation.search.patient_storage import ClaimLost
 from ablation.search.space import NumberedRandomSampler, known_params, make_sampler
 from ablation.search.studies import (
+    AGAIN,
+    NEW_RUNS,
+    TRIAL_ENDS,
     ArmStudies,
     TrialEnd,
+    again_numbers,
     arm_key,
     begun_trials,
     best_trial,
+    best_trials,
     changed_fields,
     have_all_ended,
     is_confirmation_of,
@@ -37,8 +42,8 @@ class Claim:
     """A trial that belongs to this process until it ends or is released.
 
     `key` is unique among the trials of all databases. `owner` is unique among the claims of this trial, or empty where
-    locks cannot be lost. `best` is the arm's best trial for a confirmation run, else None; a confirmation run is
-    `superseded` if another trial was the best when it began.
+    locks cannot be lost. `best` is the best trial of the arm's repeat for a confirmation run, else None; a confirmation
+    run is `superseded` if another trial was the best when it began.
     """
 
     arm: Arm
@@ -51,6 +56,8 @@ class Claim:
     owner: str
     best: FrozenTrial | None
     superseded: bool
+    ended: TrialEnd | None = None
+    """How it ended before MLflow lost its run; None unless it is trained again for that reason."""
 
     def release(self) -> None:
         """Release the trial's lock, so that another process can claim the trial."""
@@ -85,7 +92,7 @@ def clean_up_ended_trials(
             trials = study.get_trials(deepcopy=False)
             trial = trials[number] if number < len(trials) else None
             best = best_trial(study, trial.user_attrs.get("confirms") if trial is not None else None)
-            if trial is not None and not trial.state.is_finished():
+            if trial is not None and (not trial.state.is_finished() or number in again_numbers(study)):
                 locks.release(trial_lock(key))  # another process will resume it
                 continue
             owner = trial.user_attrs.get("owner", "") if trial is not None else ""
@@ -110,7 +117,10 @@ def _delete_folder(locks: Locks, key: str, folder: Path) -> None:
 def claim_trial(
     spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies, content: dict[str, Any]
 ) -> Claim | None:
-    """Claim the next trial: one that was interrupted, else a new one, else a confirmation run; None if none is free.
+    """Claim the next trial: one that was interrupted, else a new one, else a confirmation run, else a lost one.
+
+    Returns:
+        The claim; None if no trial is free.
 
     Raises:
         InputError: another process has begun a study of the same name with other content at the same time.
@@ -127,7 +137,7 @@ def claim_trial(
         trial_counts = {name: len(begun_trials(study)) for name, study in studies.tuning.items()}
         new_arm = next_arm(arms(spec), trial_counts, spec.trials_per_arm)
         if new_arm is None:
-            return _claim_confirmation(spec, store, locks, studies)
+            return _claim_confirmation(spec, store, locks, studies) or _claim_lost(spec, store, locks, studies)
         study = studies.tuning[new_arm.name]
         if changes := changed_fields(study, content):
             raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changes)}")
@@ -140,29 +150,54 @@ def claim_trial(
 def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
     """Claim the next confirmation run of an arm whose tuning is complete; None if none is free.
 
-    A run whose configuration is no longer the arm's best is claimed as superseded, so that the caller can end it.
+    A run whose configuration is no longer the best of its repeat is claimed as superseded, so that the caller can end
+    it. The next run is one of the configuration with the fewest runs, of the first repeat that has one, so that a study
+    stopped halfway can compare its arms paired by repeat.
     """
-    best_trials: dict[str, FrozenTrial] = {}
+    waiting: list[tuple[int, int, Arm, FrozenTrial]] = []  # number of runs, repeat, arm, best trial
     for arm in arms(spec):
-        best = best_trial(studies.tuning[arm.name]) if have_all_ended(spec, studies.tuning[arm.name]) else None
-        if arm.name not in studies.confirmation or best is None:
+        is_tuned = arm.name in studies.confirmation and have_all_ended(spec, studies.tuning[arm.name])
+        best = best_trials(spec, studies.tuning[arm.name]) if is_tuned else {}
+        if not best:
             continue
-        best_trials[arm.name] = best
         study = studies.confirmation[arm.name]
-        for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if (trial := _interrupted_trial(locks, study, frozen)) is not None:
-                return _claim(store, locks, arm, trial, resumed=True, best=best)
-
-    run_counts = {
-        name: sum(is_confirmation_of(frozen, best) for frozen in studies.confirmation[name].get_trials(deepcopy=False))
-        for name, best in best_trials.items()
-    }
-    new_arm = next_arm([arm for arm in arms(spec) if arm.name in best_trials], run_counts, spec.confirm.seeds)
-    if new_arm is None:
+        trials = study.get_trials(deepcopy=False)
+        counts = {repeat: sum(is_confirmation_of(frozen, tuned) for frozen in trials) for repeat, tuned in best.items()}
+        for frozen in trials:
+            trial = _interrupted_trial(locks, study, frozen) if frozen.state is TrialState.RUNNING else None
+            if trial is not None:
+                confirms = frozen.user_attrs.get("confirms")
+                repeat = min(counts, key=lambda r: counts[r]) if confirms is None else spec.repeat_of(confirms)
+                return _claim(store, locks, arm, trial, resumed=True, best=best[repeat])
+        waiting += [
+            (counts[repeat], repeat, arm, tuned)
+            for repeat, tuned in best.items()
+            if counts[repeat] < spec.confirm.seeds
+        ]
+    if not waiting:
         return None
+    _, _, new_arm, tuned = min(waiting, key=lambda each: each[:2])
     study = studies.confirmation[new_arm.name]
     study.sampler = NumberedRandomSampler(0)  # nothing is sampled
-    return _claim(store, locks, new_arm, _new_trial(locks, study), resumed=False, best=best_trials[new_arm.name])
+    return _claim(store, locks, new_arm, _new_trial(locks, study), resumed=False, best=tuned)
+
+
+def _claim_lost(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
+    """Claim an ended trial whose run MLflow has lost, see `lost_trials.train_again`; None if none is free."""
+    for arm in arms(spec):
+        of_both_kinds = [studies.tuning[arm.name], studies.confirmation.get(arm.name)]
+        for study in (study for study in of_both_kinds if study is not None):
+            for number in again_numbers(study):
+                key = trial_key(study, number)
+                if not locks.try_acquire(trial_lock(key)):
+                    continue
+                frozen = study.get_trials(deepcopy=False)[number]
+                confirms = frozen.user_attrs.get("confirms")
+                best = None if confirms is None else studies.tuning[arm.name].get_trials(deepcopy=False)[confirms]
+                trial, folder = optuna.Trial(study, frozen._trial_id), store.trial_folder(key)
+                owner, ended = frozen.user_attrs.get("owner", ""), TRIAL_ENDS[frozen.state]
+                return Claim(arm, study, trial, key, folder, locks, True, owner, best, False, ended)
+    return None
 
 
 def _interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial | None:
@@ -223,7 +258,8 @@ def ensure_held(claim: Claim) -> None:
     except StoreAway:
         claim.release()  # the owner is unknown, so the next call must check again
         raise
-    if frozen.user_attrs.get("owner", "") != claim.owner:
+    is_done = claim.ended is not None and claim.trial.number not in again_numbers(claim.study)
+    if frozen.user_attrs.get("owner", "") != claim.owner or is_done:
         claim.release()
         raise ClaimLost("another worker took it over while the database was away")
 
@@ -241,6 +277,8 @@ def store_spec(claim: Claim, params: dict[str, str]) -> None:
 
 def report_epochs(claim: Claim, history: Iterable[EpochMetrics]) -> None:
     """Report the validation accuracy of epochs to Optuna, except those that were reported before."""
+    if claim.ended is not None:
+        return
     reported = claim.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
     for metrics in history:
         if metrics.epoch not in reported:
@@ -250,6 +288,13 @@ def report_epochs(claim: Claim, history: Iterable[EpochMetrics]) -> None:
 def should_prune(claim: Claim) -> bool:
     """Return whether the study's pruner would end the trial, by the epochs that were reported."""
     return claim.trial.should_prune()
+
+
+def ended_before(claim: Claim) -> tuple[float | None, str, int]:
+    """Return the value, the reason and the number of epochs of a trial that is trained again."""
+    frozen = claim.study.get_trials(deepcopy=False)[claim.trial.number]
+    value = frozen.value if claim.ended == "finished" else None
+    return value, frozen.user_attrs.get("reason", ""), len(frozen.intermediate_values)
 
 
 def has_ended(claim: Claim) -> bool:
@@ -268,6 +313,12 @@ def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, r
         run_id: the id of its MLflow run, if known.
     """
     if has_ended(claim):
+        if claim.ended is not None:
+            with claim.locks.exclusive():
+                left = [number for number in again_numbers(claim.study) if number != claim.trial.number]
+                runs = {**claim.study.user_attrs.get(NEW_RUNS, {}), str(claim.trial.number): run_id}
+                claim.study.set_user_attr(NEW_RUNS, runs)
+                claim.study.set_user_attr(AGAIN, left)
         return
     if run_id is not None:
         claim.trial.set_user_attr("run_id", run_id)

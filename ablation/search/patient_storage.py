@@ -7,7 +7,7 @@ import optuna
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, get_storage
 
-from ablation.base.errors import StoreError
+from ablation.base.errors import InputError, StoreError
 from ablation.base.interrupts import uninterrupted
 from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line
@@ -49,6 +49,11 @@ def ask_database(call: Callable[[], T], *, repeat: bool = True) -> T:
                 raise outage from None
             cause: Any = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__ or error
             reason = first_line(getattr(cause, "orig", None) or cause)
+            raise StoreError(f"{DATABASE} cannot be used ({reason})", reason) from None
+        except (ValueError, LookupError, TypeError) as error:  # what Optuna makes of values that somebody overwrote
+            if isinstance(error, InputError):
+                raise
+            reason = f"it holds what cannot be read: {first_line(error)}"
             raise StoreError(f"{DATABASE} cannot be used ({reason})", reason) from None
 
     return repeat_briefly(attempt) if repeat else attempt()

@@ -1,6 +1,6 @@
 """Search spaces, samplers and parameter importances."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -9,7 +9,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from ablation.base.seeds import named_seed
+from ablation.base.seeds import named_seed, repeat_seed
 from ablation.spec.architectures import kept_blocks
 from ablation.spec.arms import Arm, arms
 from ablation.spec.parameters import Choices, Hyperparameters
@@ -48,9 +48,10 @@ def full_space(spec: StudySpec, arm: Arm) -> dict[str, BaseDistribution]:
 
 def known_params(spec: StudySpec, arm: Arm, number: int) -> dict[str, Any] | None:
     """Return what is known of an arm's trial, by the parameters' names in Optuna; None for a trial that is drawn."""
-    if spec.known_name(number) is None:
+    known = spec.known_number(number)
+    if known is None:
         return None
-    values = spec.known[number].entries()
+    values = spec.known[known].entries()
     cuts = spec.possible("truncate_at", arm.levels | values)
     return {optuna_name(spec, name, cut): value for name, value in values.items() for cut in cuts}
 
@@ -89,16 +90,22 @@ def _suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
 
 
 class NumberedQMCSampler(QMCSampler):
-    """Optuna's scrambled Sobol sequence, of which trial *n* gets point *n*.
+    """Optuna's scrambled Sobol sequence, of which a trial gets the point with its number.
 
     Optuna's QMCSampler counts requests, so that a trial's point depends on the order in which workers ask. The space is
     passed, not inferred from trials, because arms with conditional parameters must get the same points. It contains
     every parameter that can occur.
+
+    Args:
+        space: the parameters.
+        seed: of the scrambling.
+        number_of: returns the number of a trial's point by that of the trial.
     """
 
-    def __init__(self, space: dict[str, BaseDistribution], seed: int):
+    def __init__(self, space: dict[str, BaseDistribution], seed: int, number_of: Callable[[int], int]):
         super().__init__(scramble=True, seed=seed, warn_asynchronous_seeding=False)
         self._space = space
+        self._number_of = number_of
         self._number = 0
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -108,8 +115,8 @@ class NumberedQMCSampler(QMCSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the point with the trial's number."""
-        self._number = trial.number
+        """Return the trial's point."""
+        self._number = self._number_of(trial.number)
         return super().sample_relative(study, trial, search_space)
 
     def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
@@ -140,19 +147,25 @@ class NumberedRandomSampler(BaseSampler):
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
 
-def make_sampler(spec: StudySpec, arm: Arm, trials_so_far: int) -> BaseSampler:
-    """Return the study's sampler; `qmc` and `random` depend on (study seed, trial number) alone."""
+def make_sampler(spec: StudySpec, arm: Arm, number: int) -> BaseSampler:
+    """Return the sampler of an arm's trial with this number.
+
+    `qmc` and `random` depend on (study seed, trial number) alone. Each repeat of the tuning has a quasi-random sequence
+    of its own, because every second point of one would leave parts of the space out.
+    """
     kind = spec.search.sampler
     if kind == "auto":
-        kind = "qmc" if spec.trials_per_arm <= QUASI_RANDOM_UP_TO else "tpe"
-    seed = named_seed(spec.seed, "sampler") % 2**32  # the range of seeds that Optuna's samplers accept
+        is_small = spec.trials_per_arm <= QUASI_RANDOM_UP_TO or spec.confirm.repeats > 1
+        kind = "qmc" if is_small else "tpe"
+    # Optuna's samplers accept seeds of 32 bits.
+    seed = named_seed(repeat_seed(spec.seed, spec.repeat_of(number)), "sampler") % 2**32
     if kind == "qmc":
         # One space for all arms, in one order: a longer or reordered one would move the points.
         space = {name: dist for other in arms(spec) for name, dist in full_space(spec, other).items()}
-        return NumberedQMCSampler(dict(sorted((space | full_space(spec, arm)).items())), seed)
+        return NumberedQMCSampler(dict(sorted((space | full_space(spec, arm)).items())), seed, spec.place_of)
     if kind == "random":
         return NumberedRandomSampler(seed)
-    return TPESampler(group=True, seed=named_seed(seed, trials_so_far) % 2**32)
+    return TPESampler(group=True, seed=named_seed(seed, number) % 2**32)
 
 
 def parameter_importances(

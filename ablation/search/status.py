@@ -10,9 +10,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.text import Table, plural
 from ablation.search.studies import (
+    NEW_RUNS,
     TRIAL_ENDS,
     ArmStudies,
     TrialRecord,
+    again_numbers,
     begun_trials,
     trial_key,
     trial_lock,
@@ -40,7 +42,8 @@ def _trial_record(
     key = study.study_name, frozen.number
     if key in studies.ended:
         return studies.ended[key]
-    state: Any = TRIAL_ENDS.get(frozen.state)
+    state: Any = None if frozen.number in again_numbers(study) else TRIAL_ENDS.get(frozen.state)
+    new_runs = study.user_attrs.get(NEW_RUNS, {})
     if state is None:
         is_owned = locks.is_taken(trial_lock(trial_key(study, frozen.number)))
         state = {True: "running", False: "interrupted", None: "unknown"}[is_owned]
@@ -53,7 +56,7 @@ def _trial_record(
         params=dict(tuned.params),
         epochs=len(frozen.intermediate_values),
         reason=frozen.user_attrs.get("reason", ""),
-        run_id=frozen.user_attrs.get("run_id", ""),
+        run_id=new_runs.get(str(frozen.number)) or frozen.user_attrs.get("run_id", ""),
         seconds=_seconds(frozen),
     )
     if record.has_ended:
@@ -82,20 +85,32 @@ def count_states(trials: Sequence[TrialRecord]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in order if counts[state]) or "none"
 
 
-def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int) -> int:
+def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int, repeats: int = 1) -> int:
     """Return the number of trials and confirmation runs that an arm has or will have; budgets may have shrunk."""
     tuned = [trial for trial in trials if trial.confirms is None]
-    best = best_record(trials)
     is_tuned = len(tuned) >= trials_per_arm and all(trial.has_ended for trial in tuned)
-    if is_tuned and best is None:
-        seeds = 0  # there is nothing to confirm
-    current = [trial for trial in trials if best is not None and trial.confirms == best.number]
-    superseded = len(trials) - len(tuned) - len(current)
-    return max(trials_per_arm, len(tuned)) + max(seeds, len(current)) + superseded
+    confirmations = current = 0
+    for repeat in range(repeats):
+        best = best_record([trial for trial in tuned if trial.number % repeats == repeat])
+        runs = sum(trial.confirms == best.number for trial in trials) if best is not None else 0
+        confirmations += runs if is_tuned and best is None else max(seeds, runs)  # else there is nothing to confirm
+        current += runs
+    superseded = len(trials) - len(tuned) - current
+    return max(trials_per_arm, len(tuned)) + confirmations + superseded
 
 
-def status_table(study: str, trials: dict[str, list[TrialRecord]], trials_per_arm: int, seeds: int) -> Table:
-    """Return the table of `--status`: the arms' trials by state, with the reasons of failures."""
+def status_table(
+    study: str, trials: dict[str, list[TrialRecord]], trials_per_arm: int, seeds: int, repeats: int = 1
+) -> Table:
+    """Return the table of `--status`: the arms' trials by state, with the reasons of failures.
+
+    Args:
+        study: its name.
+        trials: arm -> its trials and confirmation runs.
+        trials_per_arm: the budget.
+        seeds: confirmation runs of each repeat of an arm's tuning.
+        repeats: the number of these.
+    """
     rows, notes = [], []
     for name, records in trials.items():
         best = best_record(records)
@@ -116,9 +131,10 @@ def status_table(study: str, trials: dict[str, list[TrialRecord]], trials_per_ar
     if any(trial.state == "unknown" for records in trials.values() for trial in records):
         notes.append("unknown: running or interrupted; this user may not read the trials' locks.")
     ended = sum(trial.has_ended for records in trials.values() for trial in records)
-    total = sum(total_runs(records, trials_per_arm, seeds) for records in trials.values())
+    total = sum(total_runs(records, trials_per_arm, seeds, repeats) for records in trials.values())
     budget = max([trials_per_arm, *(sum(t.confirms is None for t in records) for records in trials.values())])
-    per_arm = plural(budget, "trial") + (f" and {plural(seeds, 'confirmation run')}" if seeds else "")
-    title = f"{study}: {ended} of {total} runs ended ({per_arm} per arm)"
+    per_arm = plural(budget, "trial") + (f" and {plural(repeats * seeds, 'confirmation run')}" if seeds else "")
+    tunings = f", in {repeats} tunings" if repeats > 1 else ""
+    title = f"{study}: {ended} of {total} runs ended ({per_arm} per arm{tunings})"
     columns = ["arm", "trials", "best val. accuracy", "its MLflow run", "confirmation runs"]
     return Table(title, columns, rows, notes, optional=["confirmation runs", "best val. accuracy"])

@@ -1,7 +1,7 @@
 """A study's arms as Optuna studies: opened, created, checked for identity."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
@@ -21,7 +21,10 @@ from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.storage.store import Store, build_database, sqlite_path
 
 MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
+NEVER_CHANGES = "confirm.repeats"  # what a trial is depends on it
 CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
+AGAIN = "again"  # user attribute of an Optuna study: the numbers of ended trials that are to be trained again
+NEW_RUNS = "new_runs"  # another: number -> id of the MLflow run, of those that were trained again
 
 TrialEnd = Literal["finished", "pruned", "failed"]
 
@@ -120,9 +123,31 @@ def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
         return False
     engine = sqlalchemy.create_engine(store.optuna_url, connect_args=connect_args)
     try:
-        return bool(sqlalchemy.inspect(engine).has_table("studies"))
+        has_tables = bool(sqlalchemy.inspect(engine).has_table("studies"))
+        if has_tables and not store.has_remote_optuna:
+            with engine.connect() as connection:
+                fault = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if fault != "ok":
+                reason = (
+                    "it is damaged: restore it from a backup, or move it away and let --repair tell a new one of all "
+                    "that MLflow has"
+                )
+                raise StoreError(f"Optuna's database cannot be used ({reason})", reason)
+        return has_tables
     finally:
         engine.dispose()
+
+
+def has_trials(storage: BaseStorage | None, study: str) -> bool:
+    """Return whether a storage has a trial of a study."""
+    arms_of_study = {} if storage is None else study_arms(storage, study).tuning
+    return any(arm.get_trials(deepcopy=False) for arm in arms_of_study.values())
+
+
+def is_known(storage: BaseStorage | None, study: str, keys: Collection[str]) -> bool:
+    """Return whether a storage has trials of a study, or has one of these arms, by their keys."""
+    known = [] if storage is None else [arm_key(arm) for arm in study_arms(storage, study).all()]
+    return has_trials(storage, study) or bool(set(known) & set(keys))
 
 
 def study_arms(storage: BaseStorage, study: str) -> ArmStudies:
@@ -204,10 +229,15 @@ def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence
 
     Budgets, which may change, and `ignored` fields are left out.
     """
+    return content_changes(arm.user_attrs.get("content", {}), content, ignored)
+
+
+def content_changes(old_content: dict[str, Any], content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    """Return the fields in which two contents differ, see `changed_fields`."""
     return [
         f"{field} (was {old!r}, is {new!r}{_why(field, old, new)})"
-        for field, old, new in differences(arm.user_attrs["content"], content)
-        if not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
+        for field, old, new in differences(old_content, content)
+        if field == NEVER_CHANGES or not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
     ]
 
 
@@ -237,17 +267,30 @@ def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any
     return [] if old == new else [(field, old, new)]
 
 
-def create_arms(storage: BaseStorage, spec: StudySpec, content: dict[str, Any], experiment: str) -> ArmStudies:
+def create_arms(
+    storage: BaseStorage,
+    spec: StudySpec,
+    content: dict[str, Any],
+    experiment: str,
+    keys: Mapping[str, str] | None = None,
+) -> ArmStudies:
     """Return the Optuna studies of every arm; create those that do not exist.
 
     Each has a globally unique user attribute `key`, which distinguishes its trials from those of a study with the same
     name in another database. One for trials also has `content`, the study's content, and `experiment`, the key of the
     MLflow experiment with its runs.
+
+    Args:
+        storage: where they are.
+        spec: the study.
+        content: its content.
+        experiment: the key of its experiment.
+        keys: name of an Optuna study -> its key, where a database was lost and its runs are in MLflow.
     """
     studies = ArmStudies({}, {})
     existing = set(optuna.get_all_study_names(storage))
     for arm in arms(spec):
-        study = _create(storage, f"{spec.name}/{arm.name}", make_pruner(spec))
+        study = _create(storage, f"{spec.name}/{arm.name}", make_pruner(spec), keys or {})
         if study.user_attrs.get("experiment") != experiment:
             study.set_user_attr("experiment", experiment)
         if study.user_attrs.get("content") != content:
@@ -255,19 +298,27 @@ def create_arms(storage: BaseStorage, spec: StudySpec, content: dict[str, Any], 
         studies.tuning[arm.name] = study
         name = f"{spec.name}/{arm.name}{CONFIRMATION}"
         if spec.confirm.seeds > 0 or name in existing:
-            studies.confirmation[arm.name] = _create(storage, name, optuna.pruners.NopPruner())
+            studies.confirmation[arm.name] = _create(storage, name, optuna.pruners.NopPruner(), keys or {})
     return studies
 
 
-def _create(storage: BaseStorage, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+def _create(
+    storage: BaseStorage, name: str, pruner: optuna.pruners.BasePruner, keys: Mapping[str, str]
+) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
     )
     if not study.metric_names:
         study.set_metric_names(["val_accuracy"])
-    if "key" not in study.user_attrs:
-        study.set_user_attr("key", uuid.uuid4().hex)
+    known = keys.get(name)
+    if study.user_attrs.get("key") is None or (known is not None and arm_key(study) != known):
+        study.set_user_attr("key", known or uuid.uuid4().hex)
     return study
+
+
+def again_numbers(study: optuna.Study) -> list[int]:
+    """Return the numbers of an Optuna study's ended trials that are to be trained again, because MLflow lost them."""
+    return list(study.user_attrs.get(AGAIN, []))
 
 
 def trial_key(study: optuna.Study, number: int) -> str:
@@ -278,6 +329,16 @@ def trial_key(study: optuna.Study, number: int) -> str:
 def trial_lock(key: str) -> str:
     """Return the name of a trial's lock; where locks are files, it is in the trial's folder."""
     return f"checkpoints/{key}"
+
+
+def best_trials(spec: StudySpec, study: optuna.Study) -> dict[int, FrozenTrial]:
+    """Return the best trial of each repeat of an arm's tuning, see `best_trial`, without those that have none."""
+    best: dict[int, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        repeat = spec.repeat_of(trial.number)
+        if repeat not in best or is_better(trial.value or 0.0, trial.number, best[repeat]):
+            best[repeat] = trial
+    return dict(sorted(best.items()))
 
 
 def is_confirmation_of(frozen: FrozenTrial, tuned: FrozenTrial) -> bool:
@@ -294,7 +355,7 @@ def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
     """Return whether every arm has its budget and its confirmation runs, and no trial is unfinished."""
     return all(
         have_all_ended(spec, studies.tuning[arm.name]) and _is_confirmed(spec, studies, arm.name) for arm in arms(spec)
-    )
+    ) and not any(again_numbers(study) for study in studies.all())
 
 
 def have_all_ended(spec: StudySpec, study: optuna.Study) -> bool:
@@ -304,22 +365,23 @@ def have_all_ended(spec: StudySpec, study: optuna.Study) -> bool:
 
 
 def _is_confirmed(spec: StudySpec, studies: ArmStudies, arm: str) -> bool:
-    """Return whether the arm's best trial has its confirmation runs; True if no trial finished."""
-    best = best_trial(studies.tuning[arm])
-    if arm not in studies.confirmation or best is None:
+    """Return whether the best trial of each repeat has its confirmation runs; True if no trial finished."""
+    best = best_trials(spec, studies.tuning[arm]).values()
+    if arm not in studies.confirmation or not best:
         return True
     trials = studies.confirmation[arm].get_trials(deepcopy=False)
-    ended = all(trial.state.is_finished() for trial in trials)
-    return ended and sum(is_confirmation_of(trial, best) for trial in trials) >= spec.confirm.seeds
+    if not all(trial.state.is_finished() for trial in trials):
+        return False
+    return all(sum(is_confirmation_of(trial, tuned) for trial in trials) >= spec.confirm.seeds for tuned in best)
 
 
-def superseded_keys(studies: ArmStudies) -> list[str]:
-    """Return the keys of the confirmation runs whose configuration is no longer their arm's best."""
+def superseded_keys(spec: StudySpec, studies: ArmStudies) -> list[str]:
+    """Return the keys of the confirmation runs whose configuration is no longer the best of its repeat."""
     keys = []
     for arm, study in studies.confirmation.items():
-        best = best_trial(studies.tuning[arm])
+        best = best_trials(spec, studies.tuning[arm]).values()
         for frozen in study.get_trials(deepcopy=False):
-            if best is not None and not is_confirmation_of(frozen, best):
+            if best and not any(is_confirmation_of(frozen, tuned) for tuned in best):
                 keys.append(trial_key(study, frozen.number))
     return keys
 
@@ -344,14 +406,22 @@ def is_better(value: float, number: int, than: FrozenTrial) -> bool:
 
 
 def arm_key(study: optuna.Study) -> str:
-    """Return the key of an arm; see `create_arms`."""
-    return str(study.user_attrs["key"])
+    """Return the key of an arm; see `create_arms`.
+
+    Raises:
+        StoreError: it has none, because somebody has damaged the database.
+    """
+    key = study.user_attrs.get("key")
+    if key is None:
+        raise StoreError(f"Optuna's database cannot be used (the study {study.study_name!r} in it has lost its key)")
+    return str(key)
 
 
 def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
-    """Return how every trial ended, by its key; None for those that have not ended."""
-    return {
-        trial_key(study, frozen.number): TRIAL_ENDS.get(frozen.state)
-        for study in studies.all()
-        for frozen in study.get_trials(deepcopy=False)
-    }
+    """Return how every trial ended, by its key; None for those that have not ended, or are trained again."""
+    ends: dict[str, TrialEnd | None] = {}
+    for study in studies.all():
+        key, again = arm_key(study), again_numbers(study)
+        for frozen in study.get_trials(deepcopy=False):
+            ends[f"{key}/{frozen.number}"] = None if frozen.number in again else TRIAL_ENDS.get(frozen.state)
+    return ends

@@ -7,6 +7,7 @@ from ablation.base.files import expand, write_atomically
 from ablation.base.text import nearest
 from ablation.spec.reading import check_name
 from ablation.spec.study import StudySpec
+from ablation.spec.tables import Data
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -69,6 +70,44 @@ def check_weights_file(spec: StudySpec) -> None:
     """
     if spec.backbone.has_weights_file and not expand(str(spec.backbone.weights)).is_file():
         raise InputError(f"backbone.weights: {spec.backbone.weights}: no such file")
+
+
+def check_images(data: Data) -> None:
+    """Refuse images of the user's own that are not there at all; their content is checked when it is read.
+
+    Raises:
+        InputError: names the folder or the file.
+    """
+    if data.source == "imagefolder":
+        check_image_root(expand(str(data.root)))
+    elif data.source == "manifest":
+        check_manifest(data)
+    elif data.source == "huggingface":
+        check_hugging_face(data)
+
+
+def check_manifest(data: Data) -> None:
+    """Refuse a manifest, or a folder of its images, that does not exist.
+
+    Raises:
+        InputError: names it.
+    """
+    manifest, root = expand(str(data.manifest)), expand(data.root or ".")
+    if not manifest.is_file():
+        what = "is not a file" if manifest.exists() else "there is no such file"
+        raise InputError(f"data.manifest: {manifest}: {what}")
+    if not root.is_dir():
+        raise InputError(f"data.root: {root}: there is no such folder; the paths of {manifest.name} start there")
+
+
+def check_hugging_face(data: Data) -> None:
+    """Refuse a set of Hugging Face that does not exist.
+
+    Raises:
+        InputError: names it.
+    """
+    if not expand(str(data.root)).exists():
+        raise InputError(f"data.root: {expand(str(data.root))}: there is no such folder or Parquet file")
 
 
 def check_image_root(root: Path) -> None:

@@ -95,10 +95,7 @@ class StudySpec(Strict):
             _check_combination(self, levels)
         for number in range(len(self.published)):
             _check_published(self, number)
-        if len(self.known) > self.trials_per_arm:
-            raise ValueError(
-                f"known: {len(self.known)} configurations do not fit into {self.trials_per_arm} trials_per_arm"
-            )
+        _check_repeats(self)
         for number in range(len(self.known)):
             _check_known(self, number)
         if self.confirm.compare == "control":
@@ -133,9 +130,30 @@ class StudySpec(Strict):
         """Return what the report compares: factor -> its levels, or 'arm' -> the names of [[arms]]."""
         return {"arm": [arm.label for arm in self.arms]} if self.arms else self.factors.entries()
 
+    def repeat_of(self, trial: int) -> int:
+        """Return the repeat of the tuning, from 0, that a trial with this number belongs to: repeats take turns."""
+        return trial % self.confirm.repeats
+
+    def place_of(self, trial: int) -> int:
+        """Return the number of a trial, from 0, among those of its repeat."""
+        return trial // self.confirm.repeats
+
+    def trials_of(self, repeat: int) -> int:
+        """Return how many of an arm's trials a repeat has; the first repeats have one more where they are unequal."""
+        return len(range(repeat, self.trials_per_arm, self.confirm.repeats))
+
+    def known_number(self, trial: int) -> int | None:
+        """Return which known configuration every arm's trial with this number has; None for one that is drawn.
+
+        Each repeat begins with the known configurations.
+        """
+        place = self.place_of(trial)
+        return place if place < len(self.known) else None
+
     def known_name(self, trial: int) -> str | None:
         """Return the name of the known configuration of every arm's trial with this number; None for other trials."""
-        return self.known[trial].label if trial < len(self.known) else None
+        number = self.known_number(trial)
+        return None if number is None else self.known[number].label
 
     def possible(self, parameter: str, levels: dict[str, Any]) -> list[Any]:
         """Return the values that a parameter can take in the arm with these levels (a range: its two ends)."""
@@ -176,7 +194,7 @@ class StudySpec(Strict):
 
     def content(self) -> dict[str, Any]:
         """Return what identifies the study besides its name: the whole file without the paths in it."""
-        paths = {"data": {"root"}, "backbone": {"module", "function"}}
+        paths = {"data": {"root", "manifest"}, "backbone": {"module", "function"}}
         content: dict[str, Any] = self.model_dump(mode="json", exclude={"name": True, **paths})
         for table in ("factors", "search"):
             content[table] = {key: value for key, value in content[table].items() if value is not None}
@@ -389,6 +407,26 @@ def _check_known(spec: StudySpec, number: int) -> None:
                 f"known.{number}.freeze_depth: {values['freeze_depth']} blocks cannot be frozen where {least} are kept"
                 + (f" ({at})" if at else "")
             )
+
+
+def _check_repeats(spec: StudySpec) -> None:
+    """Refuse repeats without trials enough, and what would make one repeat depend on another."""
+    repeats, trials = spec.confirm.repeats, spec.trials_per_arm
+    if repeats > trials:
+        raise ValueError(f"confirm.repeats: {repeats} tunings need as many trials, but trials_per_arm is {trials}")
+    if len(spec.known) > trials // repeats:
+        each = f", which {repeats} repeats share" if repeats > 1 else ""
+        raise ValueError(f"known: {len(spec.known)} configurations do not fit into {trials} trials_per_arm{each}")
+    if repeats == 1:
+        return
+    if spec.search.sampler == "tpe":
+        raise ValueError("search.sampler: 'tpe' learns from the trials of all repeats; with confirm.repeats use 'qmc'")
+    if spec.search.pruner != "none":
+        raise ValueError(
+            f"search.pruner: {spec.search.pruner!r} compares the trials of all repeats; with confirm.repeats use 'none'"
+        )
+    if spec.confirm.compare == "leader":
+        raise ValueError("confirm.compare: each repeat may have another leader; with confirm.repeats use 'all'")
 
 
 def _check_published(spec: StudySpec, number: int) -> None:

@@ -74,6 +74,11 @@ class Backbone(Strict):
 
 
 Resize = Literal["crop", "squash", "pad"]
+OWN_SOURCES = ("imagefolder", "manifest", "huggingface")
+TABLES = OWN_SOURCES[1:]
+MANIFEST_FILES = (".csv", ".parquet")
+SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")  # one of them is in a folder of `save_to_disk`
+COLUMNS = ("image_column", "label_column", "split_column")
 
 
 class Data(Strict):
@@ -81,10 +86,33 @@ class Data(Strict):
 
     source: Literal[
         "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn", "stl10", "flowers102", "oxford_pets", "dtd",
-        "food101", "imagefolder", "digits",
+        "food101", "imagefolder", "manifest", "huggingface", "digits",
     ] = "cifar10"  # fmt: skip
     root: str | None = Field(
-        None, description="Folder of the images; torchvision's data sets are downloaded into it (by default: data)."
+        None,
+        description="Folder of the images; torchvision's data sets are downloaded into it (by default: data), and the "
+        "paths of a manifest start there (by default: in the manifest's folder). For huggingface, a folder of "
+        "save_to_disk, a folder with Parquet files, or such a file.",
+    )
+    manifest: str | None = Field(
+        None,
+        description="CSV or Parquet file with a row for each image: its path, its label, perhaps its split and group.",
+    )
+    image_column: str | None = Field(
+        None,
+        description="Column of a manifest's paths (by default: path), or of the images of a set (by default: image).",
+    )
+    label_column: str | None = Field(None, description="Column of the labels (by default: label).")
+    split_column: str | None = Field(
+        None,
+        description="Column that says train, val or test (by default: split, if there is one); '' for none: a fifth of "
+        "each class is the test.",
+    )
+    groups: str | None = Field(
+        None,
+        description="What belongs together, such as the images of a patient, and stays on one side of every split: a "
+        "regular expression with one group, searched in each image's path below root; or a column of the table (by "
+        "default: group, if there is one; '' for none).",
     )
     val_fraction: float = Field(
         0.1, gt=0, lt=1, description="Share of the training images that is split off for validation, stratified."
@@ -118,14 +146,19 @@ class Data(Strict):
     )
 
     @property
+    def is_own(self) -> bool:
+        """Whether the images are the user's own files, on this machine."""
+        return self.source in OWN_SOURCES
+
+    @property
     def refuses_duplicates(self) -> bool:
         """Whether identical images in two splits or classes end the study."""
-        return self.duplicates == "error" or (self.duplicates is None and self.source == "imagefolder")
+        return self.duplicates == "error" or (self.duplicates is None and self.is_own)
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave newer keys out at their defaults, so that what is stored of older studies stays as it was."""
-        newer = ("train", "test", "resize", "unreadable", "duplicates")
+        newer = ("train", "test", "resize", "unreadable", "duplicates", "manifest", *COLUMNS, "groups")
         defaults = {name: type(self).model_fields[name].default for name in newer}
         return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
 
@@ -133,6 +166,15 @@ class Data(Strict):
     def _check(self) -> Self:
         if self.source == "imagefolder" and self.root is None:
             raise ValueError("source = 'imagefolder' needs root = <folder with train/<class>/* and test/<class>/*>")
+        if (self.source == "manifest") != (self.manifest is not None):
+            raise ValueError("source = 'manifest' needs manifest = <a .csv or .parquet file>; no other has one")
+        if self.manifest is not None and not self.manifest.lower().endswith(MANIFEST_FILES):
+            raise ValueError(f"manifest must be a .csv or .parquet file, got {self.manifest!r}")
+        if self.source == "huggingface" and self.root is None:
+            raise ValueError("source = 'huggingface' needs root = <a folder of save_to_disk, or Parquet files>")
+        if self.source not in TABLES and any(getattr(self, name) is not None for name in COLUMNS):
+            raise ValueError(f"{', '.join(COLUMNS)} are for source = 'manifest' and 'huggingface'")
+        self._check_groups()
         if self.source != "imagefolder" and (self.train is not None or self.test is not None):
             raise ValueError("train and test are for source = 'imagefolder'")
         if self.test is not None and self.train is None:
@@ -144,11 +186,35 @@ class Data(Strict):
         refuse_duplicates(self.classes or [])
         return self
 
+    def _check_groups(self) -> None:
+        """Refuse groups of images without paths, and what is neither a column nor an expression with one group."""
+        if self.groups is None:
+            return
+        if not self.is_own:
+            raise ValueError("groups are for your own images: source = 'imagefolder', 'manifest' or 'huggingface'")
+        if self.source == "huggingface" or (self.source == "manifest" and "(" not in self.groups):
+            return  # a column: whether there is one is seen when the manifest is read
+        try:
+            count = re.compile(self.groups).groups
+        except re.error as error:
+            raise ValueError(f"groups: {self.groups!r} is no regular expression ({error})") from None
+        if count != 1:
+            raise ValueError(f"groups: {self.groups!r} must have one group in parentheses, such as '(patient[0-9]+)_'")
+
 
 class Confirm(Strict):
-    """How many times each arm's best configuration is retrained with a fresh seed, and which levels are compared."""
+    """How often tuning is repeated and its best configuration retrained, and which levels are compared."""
 
-    seeds: int = Field(0, ge=0, description="Retrainings of each arm's best configuration.")
+    seeds: int = Field(
+        0, ge=0, description="Retrainings of each arm's best configuration, each with a fresh seed; of each repeat's."
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="Tunings of each arm, which share its trials: each has a train/validation split and tuning points "
+        "of its own, the same in every arm, and its best configuration is retrained. Arms are then compared paired by "
+        "repeat, and the answer holds over other tunings.",
+    )
     compare: Literal["all", "leader", "control"] = Field(
         "all",
         description="What is compared in a factor without a control: all pairs of its levels, or every level with the "
@@ -170,8 +236,13 @@ class Confirm(Strict):
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave newer keys out at their defaults, so that what is stored of older studies stays as it was."""
-        defaults = {"compare": "all", "equivalence": None}
+        defaults = {"repeats": 1, "compare": "all", "equivalence": None}
         return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
+
+    @property
+    def runs(self) -> int:
+        """The number of confirmation runs of an arm, over all repeats."""
+        return self.repeats * self.seeds
 
 
 class Tracking(Strict):

@@ -24,13 +24,14 @@ class TrialSpec(Strict):
     pretrained layer learns, `threads` on a GPU). `threads` is included because the CPU's results depend on it in the
     last bit. `known` is the name of the known configuration that the trial has, and absent from the parameters of other
     trials; so are hyper-parameters that older versions did not have (`ADDED`), where the study leaves them at their
-    defaults. A confirmation run `confirms` a trial of its arm: only its seed differs, and `trial` counts the arm's
-    confirmation runs.
+    defaults, and `repeat`, which counts the tunings of an arm from 0, in a study with one. A confirmation run
+    `confirms` a trial of its arm: only its seed differs, and `trial` counts the arm's confirmation runs.
     """
 
     study: str
     arm: str
     trial: int
+    repeat: int | None = None
     confirms: int | None = None
     known: str | None = None
     seed: int
@@ -84,8 +85,9 @@ class TrialSpec(Strict):
     def to_params(self) -> dict[str, str]:
         """Return the parameters as MLflow stores them: strings unchanged, everything else as JSON."""
         values = self.model_dump(exclude=set(ADDED - self.model_fields_set))
-        if self.known is None:
-            del values["known"]
+        for name in ("known", "repeat"):
+            if values[name] is None:
+                del values[name]
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
 
     @classmethod

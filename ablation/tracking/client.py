@@ -13,7 +13,7 @@ import requests
 import sqlalchemy
 import sqlalchemy.exc
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store import db_migrations
 from mlflow.utils.credentials import get_default_host_creds
@@ -124,11 +124,13 @@ def ask_mlflow(store: Store, call: Callable[[], T], *, repeat: bool = True) -> T
     return repeat_briefly(attempt) if repeat else attempt()
 
 
-def search_all_runs(client: PatientClient, experiment_id: str, query: str) -> Iterator[Run]:
-    """Yield all runs of an experiment that match a query, page by page."""
+def search_all_runs(
+    client: PatientClient, experiment_id: str, query: str, view: int = ViewType.ACTIVE_ONLY
+) -> Iterator[Run]:
+    """Yield all runs of an experiment that match a query, page by page; `view` says whether deleted ones, too."""
     token = None
     while True:
-        page = client.search_runs([experiment_id], query, page_token=token)
+        page = client.search_runs([experiment_id], query, view, page_token=token)
         yield from page
         token = page.token
         if not token:
@@ -139,13 +141,20 @@ def _where(store: Store) -> str:
     return str(store.root / "mlflow.db") if store.has_own_tracking else "MLFLOW_TRACKING_URI"
 
 
-def check_experiment(store: Store, study: str, key: str | None) -> None:
+def check_experiment(
+    store: Store, study: str, key: str | None, *, is_repair: bool = False, is_redo: bool = False
+) -> str | None:
     """Refuse a study that could not log to a store, without changing anything.
 
     Args:
         store: where the study would run.
         study: its name.
         key: the key of the experiment that its trials were logged to; None without any.
+        is_repair: whether runs that MLflow has lost will be made again.
+        is_redo: whether an experiment that somebody has deleted in MLflow will be restored.
+
+    Returns:
+        The id of its experiment; None where there is none yet.
 
     Raises:
         InputError: the store cannot be opened or was moved, or the experiment was deleted or is in another store.
@@ -153,30 +162,53 @@ def check_experiment(store: Store, study: str, key: str | None) -> None:
     """
     client = open_client(store)
     if client is None:
-        if key is not None and not store.has_remote_tracking:
+        if key is not None and not store.has_remote_tracking and not is_repair:
             state = "is empty" if sqlite_path(store.tracking_uri).exists() else "does not exist"
             raise InputError(
                 f"{_where(store)} {state}, but study {study!r} has trials whose runs were in it: restore it from a "
-                "backup, or choose another --name"
+                "backup, let --repair train them again, or choose another --name"
             )
         experiment = None
     else:
         with opening_errors(store):
-            experiment = client.get_experiment_by_name(study)
-    if experiment is not None and experiment.lifecycle_stage == "deleted":
-        raise InputError(f"the MLflow experiment {study!r} was deleted; restore it, or choose another --name")
-    if key is not None and (experiment is None or experiment.tags.get(KEY_TAG) != key):
+            experiment = experiment_of(client, study, key)
+    if experiment is not None and experiment.lifecycle_stage == "deleted" and not is_redo:
         raise InputError(
-            f"the trials of study {study!r} were logged to another MLflow store than {_where(store)}; "
-            "use that one, or choose another --name"
+            f"the MLflow experiment {experiment.name!r} was deleted; --redo restores it, or choose another --name"
+        )
+    if key is not None and experiment is None and not is_repair:
+        raise InputError(
+            f"the trials of study {study!r} were logged to another MLflow store than {_where(store)}, or it has lost "
+            "them: use that one, let --repair train them again, or choose another --name"
         )
     if experiment is None:
-        return
+        return None
     if store.has_own_tracking and experiment.artifact_location != store.artifacts(study).as_uri():
         raise InputError(
             f"--store: {store.root} is a copy, and MLflow keeps the address of its artifacts "
             f"({experiment.artifact_location}); it can be read here, but a study resumes only where it was started"
         )
+    return str(experiment.experiment_id)
+
+
+def experiment_of(client: PatientClient, study: str, key: str | None = None) -> Experiment | None:
+    """Return a study's experiment, under whatever name somebody has given it; None if there is none.
+
+    Args:
+        client: of the store.
+        study: the study's name.
+        key: the experiment's; None where that is not known. An experiment without a key is then taken for the study's
+            only if it has the study's name.
+    """
+    named: Experiment | None = client.get_experiment_by_name(study)
+    if named is not None and (key is None or named.tags.get(KEY_TAG) == key):
+        return named
+    experiments = [other for other in client.search_experiments(view_type=ViewType.ALL) if KEY_TAG in other.tags]
+    if key is not None:
+        return next((other for other in experiments if other.tags[KEY_TAG] == key), None)
+    ids = [other.experiment_id for other in experiments]
+    runs = client.search_runs(ids, f"tags.kind = 'summary' and tags.study = '{study}'", max_results=1) if ids else []
+    return next((other for run in runs for other in experiments if other.experiment_id == run.info.experiment_id), None)
 
 
 def open_client(store: Store, *, create: bool = False) -> PatientClient | None:
@@ -292,8 +324,10 @@ def find_experiment(client: PatientClient, store: Store, study: str) -> Experime
         StoreAway: the server or database is away.
         StoreError: MLflow's store cannot be used.
     """
-    experiment: Experiment | None = client.get_experiment_by_name(study)
+    experiment = experiment_of(client, study)
     if experiment is None or KEY_TAG not in experiment.tags:
         names = [other.name for other in client.search_experiments() if KEY_TAG in other.tags]
         raise InputError(f"{_where(store)}: has no study {study!r}{nearest(study, names) if names else ''}")
+    if experiment.lifecycle_stage == "deleted":
+        raise InputError(f"{_where(store)}: the experiment of study {study!r} was deleted; --redo restores it")
     return experiment

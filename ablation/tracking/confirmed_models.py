@@ -23,7 +23,7 @@ PARAMS_PER_MODEL = 100  # MLflow's limit of one call
 class ConfirmedModel:
     """The model of a finished confirmation run.
 
-    `number` is the run's in its arm, from 0; `metrics` are those that rank the model.
+    `number` is the run's in its arm, from 0, `repeat` see `run_title`; `metrics` are those that rank the model.
     """
 
     run_id: str
@@ -31,6 +31,7 @@ class ConfirmedModel:
     number: int
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    repeat: int | None = None
 
 
 def keep_confirmed_models(tracker: Tracker, models: Sequence[ConfirmedModel]) -> None:
@@ -91,4 +92,5 @@ def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel 
 
 def _model_name(confirmed: ConfirmedModel) -> str:
     """Return the model's name; MLflow allows neither slashes nor some other signs."""
-    return re.sub(r"\s*[/:.%\"']\s*", " - ", run_title(confirmed.arm, confirmed.number, is_confirmation=True))
+    title = run_title(confirmed.arm, confirmed.number, is_confirmation=True, repeat=confirmed.repeat)
+    return re.sub(r"\s*[/:.%\"']\s*", " - ", title)

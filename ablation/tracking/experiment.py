@@ -41,8 +41,19 @@ class Tracker:
     While a tracking server does not answer, the calls of a trial wait in the trial's folder; see `TrialRun`.
     """
 
-    def __init__(self, client: PatientClient, store: Store, study: str, question: str):
+    def __init__(
+        self, client: PatientClient, store: Store, study: str, question: str, experiment_id: str | None = None
+    ):
         """Find the study's experiment or create it; only one process at a time may do this.
+
+        One that was deleted is restored.
+
+        Args:
+            client: of the store's MLflow.
+            store: where the study is.
+            study: its name.
+            question: of the study.
+            experiment_id: its experiment, which somebody may have renamed; None where it is called like the study.
 
         Raises:
             InputError: MLflow refuses to read or write.
@@ -53,7 +64,10 @@ class Tracker:
         self._away_until = 0.0  # time.monotonic(); no calls of trials until then
         self._run_ids: dict[str, str] = {}  # by key
         with opening_errors(store):
-            experiment = client.get_experiment_by_name(study)
+            by_name = experiment_id is None
+            experiment = client.get_experiment_by_name(study) if by_name else client.get_experiment(experiment_id)
+            if experiment is not None and experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(experiment.experiment_id)
             if experiment is None:
                 try:
                     location = None if is_server(store) else artifact_location(store, study)

@@ -1,15 +1,16 @@
 """A study's runs, read back from MLflow."""
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -27,10 +28,16 @@ from ablation.tracking.client import (
 )
 from ablation.tracking.run_names import SEED_TAG
 
+CHECKSUM_TAG = "ablation.sha256"  # with a file's name behind it: the SHA-256 of that file of the run
+
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as MLflow has it; `metrics` holds the last value of each, and the parameter `seed` is that of training."""
+    """A run as MLflow has it; `metrics` holds the last value of each, and the parameter `seed` is that of training.
+
+    `began` and `ended` are in milliseconds since 1970; None where that is not known. `is_deleted`: whether somebody has
+    deleted it in MLflow, which still has it.
+    """
 
     run_id: str
     status: str
@@ -38,22 +45,82 @@ class RunRecord:
     params: dict[str, str]
     metrics: dict[str, float]
     artifact_uri: str
+    began: int | None = None
+    ended: int | None = None
+    is_deleted: bool = False
+
+    @property
+    def key(self) -> str:
+        """The key of its trial; "" without one."""
+        return self.tags.get(KEY_TAG, "")
+
+    @property
+    def is_confirmation(self) -> bool:
+        """Whether it is a confirmation run, by its parameters, which nobody can edit."""
+        return self.params.get("confirms", "null") != "null"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has ended, and has all metrics of its end, or the reason why it has none."""
+        if self.status == "FINISHED":
+            return "best_val_accuracy" in self.metrics and (not self.is_confirmation or "test_accuracy" in self.metrics)
+        return self.status in ("KILLED", "FAILED") and "reason" in self.tags
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study's experiment: its summary run, that run's description of it (see `Tracker.begin_summary`), other runs."""
+    """A study's experiment: its summary run, that run's description of it (see `Tracker.begin_summary`), other runs.
+
+    `deleted` are runs that somebody has deleted in MLflow. `faults` has the runs that are left out, with the reason.
+    """
 
     experiment_id: str
     summary: RunRecord
     about: dict[str, Any]
     runs: list[RunRecord]
+    deleted: list[RunRecord] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
 def _run_record(run: Run) -> RunRecord:
-    data = run.data
+    data, info = run.data, run.info
     params = {**data.params, **({"seed": data.tags[SEED_TAG]} if SEED_TAG in data.tags else {})}
-    return RunRecord(run.info.run_id, run.info.status, data.tags, params, data.metrics, run.info.artifact_uri)
+    is_deleted = info.lifecycle_stage == "deleted"
+    return RunRecord(
+        info.run_id, info.status, data.tags, params, data.metrics, info.artifact_uri, info.start_time, info.end_time,
+        is_deleted,
+    )  # fmt: skip
+
+
+def read_runs(client: PatientClient, experiment_id: str) -> list[RunRecord]:
+    """Return all runs of an experiment, also those that somebody has deleted in MLflow.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    return [_run_record(run) for run in search_all_runs(client, experiment_id, "", ViewType.ALL)]
+
+
+def edited_tags(run: RunRecord) -> dict[str, str]:
+    """Return the tags of a trial's run that somebody has edited or deleted, with what they should be.
+
+    The parameters of a run, which nobody can edit, say what it is. An `environment` that cannot be read becomes '{}'.
+    """
+    kind = "confirmation" if run.is_confirmation else "trial"
+    expected = {"arm": run.params["arm"], "trial": run.params["trial"], "kind": kind}
+    edited = {name: value for name, value in expected.items() if run.tags.get(name) != value}
+    try:
+        is_readable = isinstance(json.loads(run.tags.get("environment", "{}")), dict)
+    except ValueError:
+        is_readable = False
+    return edited if is_readable else {**edited, "environment": "{}"}
+
+
+def run_words(run: RunRecord) -> str:
+    """Return how people call a trial's run, such as "trial #3 of block1"."""
+    kind = "confirmation run" if run.is_confirmation else "trial"
+    return f"{kind} #{run.params['trial']} of {run.params['arm']}"
 
 
 def read_run(store: Store, run_id: str) -> RunRecord:
@@ -70,8 +137,13 @@ def read_run(store: Store, run_id: str) -> RunRecord:
         raise InputError(f"{store.root}: has no MLflow run {run_id!r}") from None
 
 
-def read_study(store: Store, study: str) -> StudyRecord:
+def read_study(store: Store, study: str, arm_keys: Collection[str] = ()) -> StudyRecord:
     """Return a study's runs.
+
+    Args:
+        store: where the study is.
+        study: its name.
+        arm_keys: the keys of its arms; without any, the study of that name whose summary run started last.
 
     Raises:
         InputError: the store cannot be opened, or has no such study.
@@ -80,23 +152,54 @@ def read_study(store: Store, study: str) -> StudyRecord:
     """
     client = reading_client(store)
     experiment = find_experiment(client, store, study)
-    runs = list(search_all_runs(client, experiment.experiment_id, "tags.kind != ''"))
-    summaries = [run for run in runs if run.data.tags["kind"] == "summary"]
+    runs = read_runs(client, experiment.experiment_id)
+    summary, about = _summary(store, study, runs, arm_keys)
+    # An experiment may hold the runs of another Optuna database, and a run that was made a moment ago.
+    records = runs_of_arms(runs, {*about.get("arm_keys", []), *arm_keys})
+    active = [run for run in records if not run.is_deleted]
+    _check_keys(study, active)
+    active_keys = {run.key for run in active}
+    deleted = {run.key: run for run in records if run.key not in active_keys}  # else it was a double
+    faults = [
+        f"{run_words(run)} (MLflow run {run.run_id}): its tag {name!r} was edited or deleted"
+        for run in active for name in edited_tags(run)
+    ]  # fmt: skip
+    studies = {run.key for run in runs if run.tags.get("kind") == "summary" and run.key and not run.is_deleted}
+    if not arm_keys and len(studies) > 1:
+        faults.append(f"{len(studies)} studies are called {study!r} here; this is the one that was begun last")
+    readable = [run for run in active if not edited_tags(run)]
+    return StudyRecord(experiment.experiment_id, summary, about, readable, list(deleted.values()), faults)
+
+
+def runs_of_arms(runs: Iterable[RunRecord], arm_keys: Collection[str]) -> list[RunRecord]:
+    """Return the runs of the trials of some arms, by the keys of the arms; not those whose start is not complete."""
+    return [run for run in runs if run.key.rpartition("/")[0] in arm_keys and "study" in run.params]
+
+
+def _summary(
+    store: Store, study: str, runs: Iterable[RunRecord], arm_keys: Collection[str]
+) -> tuple[RunRecord, dict[str, Any]]:
+    """Return the summary run of a study, and its description of the study; of several studies, that begun last.
+
+    A run that somebody else has tagged as a summary has no key.
+
+    Raises:
+        InputError: there is none that can be read.
+    """
+    summaries = [run for run in runs if run.tags.get("kind") == "summary" and run.key and not run.is_deleted]
+    if arm_keys:
+        summaries = [run for run in summaries if run.key.rpartition("/")[0] in arm_keys]
     if not summaries:
         raise InputError(f"study {study!r} has no summary run: run the study once more, then it can be read")
-    newest = _run_record(max(summaries, key=lambda run: run.info.start_time))
-    about = _about(store, study, newest)
-    # An experiment may hold the runs of another Optuna database, and a run that was made a moment ago.
-    keys = set(about.get("arm_keys", []))
-    records = [
-        _run_record(run)
-        for run in runs
-        if run.data.tags.get(KEY_TAG, "").rpartition("/")[0] in keys
-        and run.data.tags["kind"] != "summary"
-        and "study" in run.data.params
-    ]
-    _check_keys(study, records)
-    return StudyRecord(experiment.experiment_id, newest, about, records)
+    for run in sorted(summaries, key=lambda run: run.began or 0, reverse=True):
+        try:
+            with run_file(store, run, STUDY_FILE) as path:
+                about = json.loads(path.read_text(encoding="utf-8"))
+        except (InputError, ValueError):
+            continue
+        if isinstance(about, dict):
+            return run, about
+    raise InputError(f"study {study!r}: its summary run has no readable {STUDY_FILE}: run it once more")
 
 
 def _check_keys(study: str, records: Iterable[RunRecord]) -> None:
@@ -105,13 +208,12 @@ def _check_keys(study: str, records: Iterable[RunRecord]) -> None:
     Raises:
         StoreError: names the trial.
     """
-    counts = Counter(record.tags[KEY_TAG] for record in records)
+    counts = Counter(record.key for record in records)
     for record in records:
-        tags = record.tags
-        if counts[tags[KEY_TAG]] > 1:
+        if counts[record.key] > 1:
             raise StoreError(
-                f"study {study!r}: {tags['kind']} #{tags.get('trial')} of arm {tags.get('arm')} has "
-                f"{counts[tags[KEY_TAG]]} MLflow runs; run the study once more, which deletes the doubles"
+                f"study {study!r}: {run_words(record)} has {counts[record.key]} MLflow runs; run the study once more, "
+                "which deletes the doubles"
             )
 
 
@@ -130,15 +232,6 @@ def read_curves(store: Store, run_ids: Iterable[str], metrics: Iterable[str]) ->
 
     metrics = tuple(metrics)
     return {run_id: {metric: values(run_id, metric) for metric in metrics} for run_id in run_ids}
-
-
-def _about(store: Store, study: str, summary: RunRecord) -> dict[str, Any]:
-    try:
-        with run_file(store, summary, STUDY_FILE) as path:
-            about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (InputError, ValueError):
-        raise InputError(f"study {study!r}: its summary run has no readable {STUDY_FILE}: run it once more") from None
-    return about
 
 
 def artifact_path(store: Store, run: RunRecord, name: str) -> Path:
@@ -165,20 +258,34 @@ def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
     """Yield the path of a run's artifact, a file or a folder; it is downloaded unless the store has its own database.
 
     Raises:
-        InputError: the run has no such artifact.
+        InputError: the run has no such artifact, or it is not the file that was logged.
         StoreAway: the tracking server does not answer.
     """
-    if store.has_own_tracking:
-        path = artifact_path(store, run, name)
-        if not path.exists():
-            raise InputError(f"run {run.run_id} has no {name}: it did not end, or its checkpoint was not kept")
-        yield path
-        return
     with tempfile.TemporaryDirectory() as folder:
-        file = download(PatientClient(store), run.artifact_uri, name, Path(folder))
+        if store.has_own_tracking:
+            path = artifact_path(store, run, name)
+            file = path if path.exists() else None
+        else:
+            file = download(PatientClient(store), run.artifact_uri, name, Path(folder))
         if file is None:
-            raise InputError(f"run {run.run_id} has no {name}: it did not end, or its checkpoint was not kept")
+            raise InputError(
+                f"run {run.run_id} has no {name}: it did not end, its checkpoint was not kept, or somebody deleted it"
+            )
+        expected = run.tags.get(checksum_tag(name))  # files of older versions have none
+        if expected is not None and (not file.is_file() or file_checksum(file) != expected):
+            raise InputError(f"run {run.run_id}: its {name} is damaged: its checksum is wrong")
         yield file
+
+
+def checksum_tag(name: str) -> str:
+    """Return the tag with the checksum of a run's file."""
+    return f"{CHECKSUM_TAG}.{name}"
+
+
+def file_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(client: PatientClient, address: str, name: str, folder: Path) -> Path | None:

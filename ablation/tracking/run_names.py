@@ -14,13 +14,15 @@ def _level_title(level: str) -> str:
     return level.replace("fine_tune", "fine-tune").replace("_", " ") if level in STRATEGIES else level
 
 
-def run_title(arm: str, number: int, *, is_confirmation: bool) -> str:
+def run_title(arm: str, number: int, *, is_confirmation: bool, repeat: int | None = None) -> str:
     """Return a run's name in MLflow.
 
     Args:
         arm: its arm's name; `all`, the arm of a study without factors, is left out.
         number: of the trial or of the confirmation run in its arm, from 0.
         is_confirmation: whether it is a confirmation run: it differs from the arm's others by its seed.
+        repeat: of the arm's tuning, from 0; None where there is one.
     """
     count = f"{'seed' if is_confirmation else 'trial'} {number + 1}"
+    count = count if repeat is None else f"repeat {repeat + 1} / {count}"
     return count if arm == "all" else f"{arm_title(arm)} / {count}"

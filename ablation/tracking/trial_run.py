@@ -20,7 +20,7 @@ from ablation.spec.trial import TrialSpec
 from ablation.storage.outbox import Outbox
 from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus
 from ablation.tracking.experiment import Tracker
-from ablation.tracking.reading import download
+from ablation.tracking.reading import checksum_tag, download, file_checksum
 from ablation.tracking.run_names import SEED_TAG, run_title
 from ablation.tracking.system_metrics import SystemMonitor
 
@@ -91,6 +91,7 @@ class TrialRun:
             "device": device,
             "environment": json.dumps(environment),
             SEED_TAG: str(spec.seed),
+            **({} if spec.repeat is None else {"repeat": str(spec.repeat)}),
         }
         if "commit" in environment:
             tags["mlflow.source.git.commit"] = environment["commit"]
@@ -227,7 +228,8 @@ class TrialRun:
         self, _: None, tags: dict[str, str], params: dict[str, str], dataset: dict[str, str], files: dict[str, str]
     ) -> None:
         is_confirmation = tags["kind"] == "confirmation"
-        name = run_title(tags["arm"], int(tags["trial"]), is_confirmation=is_confirmation)
+        repeat = int(tags["repeat"]) if "repeat" in tags else None
+        name = run_title(tags["arm"], int(tags["trial"]), is_confirmation=is_confirmation, repeat=repeat)
         run_id, is_new = self._tracker.find_or_create(self._key, name, tags)
         self._last_logged = 0 if is_new else self._last_logged_epoch(run_id)
         self._last_point = NO_POINT if is_new else None
@@ -292,9 +294,14 @@ class TrialRun:
         self, file: Path | None, values: dict[str, float], timestamp: int, folder: str = "checkpoint"
     ) -> None:
         run_id = self._required_run_id()
-        self._client.log_batch(run_id, metrics=[Metric(name, value, timestamp, 0) for name, value in values.items()])
+        if values:  # a trial that is trained again, because Optuna's database was older, adds no second points
+            logged = self._client.get_run(run_id).data.metrics
+            metrics = [Metric(name, value, timestamp, 0) for name, value in values.items() if name not in logged]
+            self._client.log_batch(run_id, metrics=metrics)
         if file is not None:
             self._client.log_artifact(run_id, str(file), folder)
+            if file.suffix == ".safetensors":  # what is read again; pictures are for people
+                self._client.set_tag(run_id, checksum_tag(f"{folder}/{file.name}"), file_checksum(file))
 
     def _delete_checkpoint(self, _: None, key: str) -> None:
         run_id = self._tracker.run_id(key)

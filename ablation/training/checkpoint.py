@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def save_resume_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> P
     torch.save(state, buffer)
     content = buffer.getvalue()
     path = folder / f"epoch-{epoch:06}.ckpt"
+    if path.is_dir():  # which no file could replace
+        shutil.rmtree(path)
     write_atomically(path, hashlib.sha256(content).digest() + content)
     for old in resume_checkpoints(folder)[2:]:
         old.unlink()
@@ -36,7 +39,7 @@ def save_resume_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> P
 
 def resume_checkpoints(folder: Path) -> list[Path]:
     """Return the resume checkpoints in a folder, the latest epoch first."""
-    return sorted(folder.glob("epoch-*.ckpt"), reverse=True)
+    return sorted((path for path in folder.glob("epoch-*.ckpt") if path.is_file()), reverse=True)
 
 
 def load_resume_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

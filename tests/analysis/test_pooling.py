@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablation.analysis.pooling import analyse_pooled, check_repeats
+from ablation.analysis.pooling import analyse_pooled, analyse_study, check_repeats, repeats_of, right_of
+from ablation.analysis.repeats import contrast_over_repeats
 from ablation.analysis.results import StudyResult
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.report import cli
-from ablation.reporting import pooled_report
+from ablation.reporting import pooled_report, report
 from ablation.storage.store import find_store
 from tests.fake_results import fake_result, store_study
 
 CUTS = {"truncate_at": ["block3", "block4", "block5"]}
+KINDS = ("trials", "confirmations")
 ACCURACIES = {"block3": 0.90, "block4": 0.88, "block5": 0.80}
 
 
@@ -33,7 +35,7 @@ def three() -> list[StudyResult]:
 
 
 def test_arms_are_means_over_repeats(three: list[StudyResult]) -> None:
-    analysis = analyse_pooled(three).analysis
+    analysis = analyse_pooled(three)
     arm = analysis.arms[0]
     of_repeats = [float(result.arms[0].correct_SN.mean()) for result in three]
     assert arm.test is not None
@@ -44,7 +46,7 @@ def test_arms_are_means_over_repeats(three: list[StudyResult]) -> None:
 
 
 def test_the_answer_says_over_how_many_tunings(three: list[StudyResult]) -> None:
-    analysis = analyse_pooled(three).analysis
+    analysis = analyse_pooled(three)
     assert "block3" in analysis.verdict[0]
     text = " ".join(analysis.evidence)
     assert "over 3 tunings" in text
@@ -57,7 +59,7 @@ def test_the_answer_says_over_how_many_tunings(three: list[StudyResult]) -> None
 def test_luck_of_the_tuning_widens_the_interval(three: list[StudyResult]) -> None:
     widths = []
     for repeats in (three, [repeat(seed) for seed in range(3)]):
-        estimate = analyse_pooled(repeats).analysis.factors[0].family[0].estimate
+        estimate = analyse_pooled(repeats).factors[0].family[0].estimate
         assert estimate.high is not None
         assert estimate.low is not None
         widths.append(estimate.high - estimate.low)
@@ -65,14 +67,14 @@ def test_luck_of_the_tuning_widens_the_interval(three: list[StudyResult]) -> Non
 
 
 def test_two_repeats_are_not_tested(three: list[StudyResult]) -> None:
-    analysis = analyse_pooled(three[:2]).analysis
+    analysis = analyse_pooled(three[:2])
     assert analysis.verdict == ["Too few tunings to compare; each arm needs three."]
     assert not any(difference.is_tested for difference in analysis.factors[0].family)
 
 
 def test_an_arm_that_a_repeat_lacks_is_left_out_and_named(three: list[StudyResult]) -> None:
     lacking = replace(three[1], arms=[*three[1].arms[:2], replace(three[1].arms[2], confirmations=[])])
-    analysis = analyse_pooled([three[0], lacking, three[2]]).analysis
+    analysis = analyse_pooled([three[0], lacking, three[2]])
     assert analysis.evidence[-1] == "Left out, because it is not confirmed in every repeat: block5 (in cuts-1)."
     assert [(d.first, d.second) for d in analysis.factors[0].family] == [("block3", "block4")]
 
@@ -82,7 +84,7 @@ def test_the_leader_of_one_tuning_is_no_pivot(three: list[StudyResult]) -> None:
         replace(r, spec=r.spec.model_copy(update={"confirm": r.spec.confirm.model_copy(update={"compare": "leader"})}))
         for r in three
     ]
-    assert len(analyse_pooled(led).analysis.factors[0].family) == 3
+    assert len(analyse_pooled(led).factors[0].family) == 3
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_other_test_images_of_the_same_number_are_refused() -> None:
 def test_the_command_pools_what_the_store_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pooled_report, "draw_figures", lambda analysis, importances, names: {})
+    monkeypatch.setattr(pooled_report, "draw_figures", lambda analysis, kinds: {})
     store = find_store(str(tmp_path / "store"))
     results = [repeat(seed, images=200, seeds=2) for seed in range(3)]
     store_study(store, results[0])
@@ -133,3 +135,105 @@ def test_the_command_pools_what_the_store_has(
     monkeypatch.setattr(sys, "argv", ["report", names[0], names[0], "--store", str(tmp_path / "store")])
     assert run_command(cli) == 2
     assert "cuts-0 is named twice" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- repeats inside of a study
+
+
+@pytest.fixture(scope="module")
+def repeated() -> StudyResult:
+    """Return a study of 7 trials per arm in 3 repeats, with 2 seeds each."""
+    confirm = {"seeds": 2, "repeats": 3}
+    return fake_result(CUTS, ACCURACIES, images=800, seeds=2, trials_per_arm=7, confirm=confirm, seed_deviation=0.01)
+
+
+def test_repeats_of_a_study_are_its_unit(repeated: StudyResult) -> None:
+    repeats = repeats_of(repeated)
+    assert [[run.number for run in repeat.arms[0].trials] for repeat in repeats] == [[0, 3, 6], [1, 4], [2, 5]]
+    for repeat in repeats:
+        arm = repeat.arms[0]
+        assert arm.best is not None
+        assert {run.spec.confirms for run in arm.confirmations} == {arm.best.number}
+        assert (repeat.missing_trials, repeat.missing_confirmations) == (0, 0)
+    analysis = analyse_study(repeated)
+    arm = analysis.arms[1]
+    of_repeats = [float(repeat.arms[1].test_accuracies_S.mean()) for repeat in repeats]
+    assert arm.test is not None
+    assert (arm.test.mean, arm.test.standard_deviation) == pytest.approx(
+        (np.mean(of_repeats), np.std(of_repeats, ddof=1))
+    )
+    assert (arm.test.seeds, arm.test.unit, arm.runs) == (3, "tuning", 6)
+    y_RN = right_of(repeats)
+    difference = analysis.factors[0].family[0].estimate
+    alone = contrast_over_repeats({"block3": 1.0, "block4": -1.0}, y_RN)
+    assert (difference.value, difference.standard_error) == pytest.approx((alone.value, alone.standard_error))
+    over = "All of this holds over 3 tunings, each with a split, tuning points and seeds of its own; what is compared "
+    assert f"{over}is the best of 2 or 3 trials." in analysis.evidence
+    assert not any("with these configurations" in sentence for sentence in analysis.evidence)
+
+
+def test_repeats_inside_and_outside_give_the_same_numbers(repeated: StudyResult) -> None:
+    """The studies that a study's repeats would be, pooled."""
+    outside = [
+        replace(repeat, spec=repeat.spec.model_copy(update={"seed": seed, "trials_per_arm": 7}))
+        for seed, repeat in enumerate(repeats_of(repeated))
+    ]
+    inside, pooled = analyse_study(repeated), analyse_pooled(outside)
+    assert [d.estimate for d in pooled.factors[0].family] == [d.estimate for d in inside.factors[0].family]
+    assert [arm.accuracy for arm in pooled.arms] == [arm.accuracy for arm in inside.arms]
+    assert pooled.verdict[0].removeprefix("Preliminary: ") == inside.verdict[0]  # two of them have too few trials
+
+
+def test_studies_with_repeats_are_pooled_over_all_of_them(repeated: StudyResult) -> None:
+    other = fake_result(
+        CUTS, ACCURACIES, images=800, seeds=2, trials_per_arm=7, confirm={"seeds": 2, "repeats": 3}, seed=1,
+        seed_deviation=0.01,
+    )  # fmt: skip
+    analysis = analyse_pooled([repeated, other])
+    assert analysis.arms[0].test is not None
+    assert (analysis.arms[0].test.seeds, analysis.arms[0].runs) == (6, 12)
+    assert "over 6 tunings" in " ".join(analysis.evidence)
+    assert not any("Still missing" in sentence for sentence in analysis.evidence)
+
+
+def test_what_a_repeat_lacks_is_missing(repeated: StudyResult) -> None:
+    arm = repeated.arms[0]
+    lacking = replace(arm, confirmations=arm.confirmations[:5])
+    result = replace(repeated, arms=[lacking, *repeated.arms[1:]])
+    assert result.missing_confirmations == 1
+    assert analyse_study(result).verdict[0].startswith("Preliminary: ")
+    untuned = replace(arm, trials=[run for run in arm.trials if run.number % 3 != 1], confirmations=[])
+    assert replace(repeated, arms=[untuned]).missing_confirmations == 4
+    assert replace(repeated, arms=[untuned]).missing_trials == 2
+
+
+def test_a_repeat_that_is_not_confirmed_yet_is_left_out(repeated: StudyResult) -> None:
+    """The third repeat lacks an arm: the arms are compared over two, and none is left out."""
+    arms = [replace(repeated.arms[0], confirmations=[r for r in repeated.arms[0].confirmations if r.spec.repeat != 2])]
+    analysis = analyse_study(replace(repeated, arms=[*arms, *repeated.arms[1:]]))
+    assert [arm.test.seeds for arm in analysis.arms if arm.test is not None] == [2, 2, 2]
+    assert analysis.verdict == ["Preliminary: Too few tunings to compare; each arm needs three."]
+    assert analysis.evidence[0] == "Still missing: 2 confirmation runs."
+    assert not any("Left out" in sentence for sentence in analysis.evidence)
+    one_repeat = [
+        replace(arm, **{kind: [r for r in getattr(arm, kind) if r.spec.repeat == 0] for kind in KINDS})
+        for arm in repeated.arms
+    ]
+    assert "over 1 tuning, " in " ".join(analyse_study(replace(repeated, arms=one_repeat)).evidence)
+    untuned = [replace(arm, trials=[], best=None, confirmations=[]) for arm in repeated.arms[:1]]
+    analysis = analyse_study(replace(repeated, arms=[*untuned, *repeated.arms[1:]]))
+    assert "over 3 tunings" in " ".join(analysis.evidence)
+
+
+def test_the_report_of_a_study_with_repeats_says_what_its_unit_is(
+    repeated: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
+    text = report.build_report(repeated).markdown
+    assert "7 trials of 4 epochs each" in text
+    assert "divided among 3 repeats of the tuning" in text
+    assert "n (tunings)" in text
+    assert "| block4 | fake repeat 2 | " in text
+    assert "if the whole study were done again very often" in text
+    assert "conditional on the configurations" not in text
+    assert "of 9 tunings" in text or "Warning: " not in text

@@ -1,12 +1,15 @@
 """The smallest differences that studies would find, against simulated studies."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ablation.analysis.power import SIZES, Assumed, assumed_moments, smallest_differences
+from ablation.analysis.power import SIZES, Assumed, assumed_moments, smallest_differences, smallest_over_repeats
+from ablation.analysis.repeats import repeat_moments, simultaneous_over_repeats
 from ablation.analysis.simultaneous import simultaneous
 from ablation.analysis.statistics import contrast
-from tests.calibration import pairs, simulate
+from tests.calibration import AgainCell, pairs, simulate, simulate_repeats
 
 ASSUMED = Assumed(seed_sd=0.005, same_arm=0.09, other_arm=0.122)  # as two of calibration's equal arms disagree
 
@@ -42,3 +45,20 @@ def test_more_seeds_find_less() -> None:
     found = [smallest_differences(moments.weights(family), moments.resized(*size), [0])[0] for size in SIZES.values()]
     assert found[0] > found[1] > found[2] > 0
     assert found[3] < found[1]
+
+
+@pytest.mark.parametrize(("arms", "luck"), [(2, 2.0), (3, 0.5)])
+def test_the_smallest_difference_over_repeats_is_found_in_four_of_five(arms: int, luck: float) -> None:
+    """Of simulated sets of five repeats, with the moments of a very large set as the true ones."""
+    cell = AgainCell(arms, 5, luck)
+    rng = np.random.default_rng(8)
+    truth = repeat_moments(simulate_repeats(rng, replace(cell, repeats=400)))
+    family = pairs(truth.arms)
+    (difference,) = smallest_over_repeats(truth.weights(family), replace(truth, repeats=5), [0])
+    studies, found = 200, 0
+    for _ in range(studies):
+        right = simulate_repeats(rng, cell)
+        right[truth.arms[0]] = right[truth.arms[0]] + difference
+        estimate = simultaneous_over_repeats(family, right, draws=999)[0]
+        found += estimate.value > 0 and estimate.p is not None and estimate.p < 0.05
+    assert abs(found / studies - 0.8) < 3 * np.sqrt(0.8 * 0.2 / studies)

@@ -37,7 +37,7 @@ def study() -> StudyResult:
 
 @pytest.fixture
 def markdown(study: StudyResult, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(report, "draw_figures", lambda analysis, importances: {})
+    monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
     return build_report(study).markdown.replace("\\", "").replace("&lt;", "<")
 
 

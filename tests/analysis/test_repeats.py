@@ -125,3 +125,37 @@ def test_the_components_add_up_to_the_variance() -> None:
     assert parts.images == pytest.approx(images)
     alone = variance_components([DIFFERENCE], right, dict.fromkeys("abc", np.nan))
     assert (alone.seeds, alone.tuning) == (None, pytest.approx(of_repeats))
+
+
+def test_repeats_that_agree_by_chance_do_not_make_the_threshold_smaller() -> None:
+    """Studies with the same mean square of arms by repeats have the same threshold, however it falls on differences.
+
+    In the first, what repeats do to a and b is the same, so that their difference does not vary. Were each difference
+    simulated with its own variance, that one would be taken for one of images alone.
+    """
+    random = np.random.default_rng(3)
+    images_AN = random.uniform(0.4, 0.6, (3, 500))
+    together_AR = np.array([[1, 0, -1], [1, 0, -1], [0, 0, 0]])
+    spread_AR = np.array([[1, 0, -1], [-1, 1, 0], [0, -1, 1]])
+
+    def mean_square(effects_AR: np.ndarray) -> float:
+        rest_AR = effects_AR - effects_AR.mean(axis=0) - effects_AR.mean(axis=1, keepdims=True) + effects_AR.mean()
+        return float((rest_AR**2).sum() / 4)
+
+    spread_AR = spread_AR * np.sqrt(mean_square(together_AR) / mean_square(spread_AR))
+    thresholds = []
+    for effects_AR in (together_AR, spread_AR):
+        y_ARN = images_AN[:, None] + 0.01 * effects_AR[:, :, None]
+        right = dict(zip("abc", y_ARN, strict=True))
+        contrasts = [{"a": 1.0, "b": -1.0}, {"a": 1.0, "c": -1.0}, {"b": 1.0, "c": -1.0}]
+        estimate = simultaneous_over_repeats(contrasts, right, 999)[1]
+        moments = repeat_moments(right)
+        of_repeats_C, images_C = variance_parts(moments.weights(contrasts), moments)
+        assert estimate.high is not None
+        half, parts = estimate.high - estimate.value, (of_repeats_C[1], images_C[1])
+
+        def excess(z: float, half: float = half, parts: tuple[float, float] = parts) -> float:
+            return float(from_normal_scale(z, np.array(2.0)) ** 2 * parts[0] + z**2 * parts[1] - half**2)
+
+        thresholds.append(optimize.brentq(excess, 1.0, 6.0))
+    assert thresholds[0] == pytest.approx(thresholds[1], rel=1e-6)

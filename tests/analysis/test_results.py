@@ -12,7 +12,7 @@ from ablation.analysis import results
 from ablation.analysis.answer import analyse
 from ablation.analysis.results import CURVES, StudyResult, read_results
 from ablation.base.errors import InputError
-from ablation.reporting.figures import _curves, _learning_curves
+from ablation.reporting.run_charts import curve_panels, curves
 from ablation.storage.store import Store, find_store
 from ablation.tracking import reading
 from ablation.tracking.client import STUDY_FILE
@@ -44,16 +44,17 @@ def store(study: StudyResult, tmp_path_factory: pytest.TempPathFactory) -> Store
 
 def test_an_arm_without_confirmation_runs_shows_the_curves_of_its_best_trial(store: Store, study: StudyResult) -> None:
     result = read_results(store, "fake")
-    assert [len(_curves(arm, "val_accuracy")) for arm in result.arms] == [2, 1, 1]
+    assert [len(curves(arm, "val_accuracy")) for arm in result.arms] == [2, 1, 1]
     for arm, expected in zip(result.arms, study.arms, strict=True):
         assert arm.drawn_runs == arm.confirmations if arm.arm.name == "block3" else arm.drawn_runs == [arm.best]
         for run, original in zip(arm.drawn_runs, expected.drawn_runs, strict=True):
             assert {name: list(run.curves[name]) for name in CURVES} == {
                 name: list(original.curves[name]) for name in CURVES
             }
-    figure = _learning_curves(analyse(result), "accuracy", "accuracy")
-    assert figure is not None
-    assert [axes.get_title(loc="left").split()[0] for axes in figure.axes[:3]] == CUTS
+    picture = curve_panels(analyse(result), "accuracy", "accuracy")
+    assert picture is not None
+    assert picture.spec is not None
+    assert picture.spec["facet"]["sort"] == CUTS
 
 
 def test_curves_are_read_of_the_runs_that_are_drawn(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def normal_moments(arms: int, variance: float = 1e-4, seeds: int = 5000) -> Mome
     names = tuple(ARMS[:arms])
     zeros = np.zeros(arms)
     return Moments(
-        names, zeros, None, 10**6, np.full(arms, seeds), np.full(arms, variance), zeros, np.zeros((arms, arms))
+        names, zeros, None, 10**6, 10**6, np.full(arms, seeds), np.full(arms, variance), zeros, np.zeros((arms, arms))
     )
 
 

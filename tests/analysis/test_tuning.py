@@ -87,7 +87,7 @@ def test_tuned_minus_confirmed_is_a_mean_over_arms() -> None:
     assert found is not None
     assert found.mean == pytest.approx(np.mean(gains))
     assert found.standard_error == pytest.approx(np.std(gains, ddof=1) / np.sqrt(3))
-    assert found.arms == 3
+    assert found.tunings == 3
     alone = tuned_minus_confirmed(result.arms[:1])
     assert alone is not None
     assert alone.mean == pytest.approx(gains[0])

@@ -60,7 +60,7 @@ def test_the_wheel_has_all_studies(installed: Path, tmp_path: Path) -> None:
     others = {
         "ablation/py.typed",
         "ablation/study.schema.json",
-        "ablation/reporting/templates/report.html.j2",
+        *(f"ablation/reporting/templates/report.{kind}" for kind in ("html.j2", "css", "js")),
         "ablation/spec/study_template.toml",
         "ablation/launching/slurm_array.sh",
         "ablation/launching/job.yaml",

@@ -19,6 +19,7 @@ from ablation.planning.forecast import (
     differences_found,
     feature_seconds,
     memory,
+    planned_budget,
     study_span,
 )
 from ablation.planning.probe import Failure, Kind, Probe, Speed
@@ -52,6 +53,8 @@ BLOCK2, BLOCK3_POOLED = 128 * 8 * 8, 256 * 4
         ({"factors": EXTRACTION, "fixed": {"augmentation": "flip"}}, 1900 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
         ({"factors": EXTRACTION, "fixed": {"augmentation": "crop_flip"}}, 100 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
         ({"factors": EXTRACTION, "confirm": {"seeds": 2}}, 1200 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
+        ({"factors": EXTRACTION, "trials_per_arm": 2, "confirm": {"seeds": 2, "repeats": 2}},
+         2200 * (BLOCK1_POOLED + CONV2_1_POOLED) * 4),
         (
             {"factors": EXTRACTION, "confirm": {"seeds": 2}, "precision": "bfloat16"},
             (1000 * 2 + 200 * 4) * (BLOCK1_POOLED + CONV2_1_POOLED),
@@ -199,6 +202,25 @@ def test_time_by_hand() -> None:
         for n in table.notes
     )
     assert any("Measured here in 12 s" in note for note in table.notes)
+
+
+def test_repeats_by_hand() -> None:
+    """Three splits have features of their own, 2,000 images each; the 100 test images have theirs once."""
+    content = STUDY | {"trials_per_arm": 8, "confirm": {"seeds": 2, "repeats": 3}}
+    study, alone = study_of(content), study_of(STUDY | {"trials_per_arm": 8, "confirm": {"seeds": 6}})
+    budget = planned_budget(study.spec)
+    assert (budget.trials, budget.seeds, budget.repeats, budget.confirmations) == (8, 2, 3, 6)
+    once = feature_seconds(alone, planned_budget(alone.spec))
+    assert feature_seconds(study, budget) == pytest.approx(once + 2 * 2000 * 0.01)
+    longer = study_span(study, budget).most - study_span(alone, planned_budget(alone.spec)).most
+    assert longer == pytest.approx(2 * 2000 * 0.01)
+    assert [(b.trials, b.seeds) for b in budgets(budget)] == [(8, 2), (4, 2)]
+    assert [(b.trials, b.seeds) for b in budgets(Budget("", 5, 3, 3))] == [(5, 3), (3, 3), (5, 2), (3, 2)]
+    assert [arm.confirmations for arm in study.arms] == [6] * len(study.arms)
+    assert any("which are 3 tunings with 2 or 3 trials and 2 seeds each" in note for note in arms_table(study).notes)
+    table = budget_table(study)
+    assert [row[1:3] + row[4:] for row in table.rows] == [["8", "6", "19 %", "-"], ["4", "6", "10 %", "-"]]
+    assert any("compared paired by repeat" in note for note in table.notes)
 
 
 def test_features_that_are_not_stored_are_computed_in_every_epoch() -> None:

@@ -76,7 +76,7 @@ def test_the_methods_paragraph_is_of_the_study(analysis: StudyAnalysis) -> None:
     assert "2 arms (truncate_at (2 levels)) of vgg16 on cifar10" in text
     assert "3 trials of 4 epochs" in text
     assert "given the configurations that tuning chose" in text
-    pooled = analyse_pooled([fake_result(CUTS, ACCURACIES, name=f"s-{n}", seed=n) for n in range(3)]).analysis
+    pooled = analyse_pooled([fake_result(CUTS, ACCURACIES, name=f"s-{n}", seed=n) for n in range(3)])
     assert "over repeats" in methods(pooled)
     assert "satterthwaite" not in export(pooled, "bibtex")
 

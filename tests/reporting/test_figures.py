@@ -1,129 +1,174 @@
-"""The figures: complete, inside their frame, the same bytes every time."""
+"""The plots: what they show, complete, the same bytes every time; and the images beside them."""
 
 import base64
 import dataclasses
 import io
+import json
 import re
+from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ablation.analysis.answer import StudyAnalysis, analyse
-from ablation.reporting import figures
-from ablation.reporting.figures import STYLE, Picture, _render, draw_figures
+from ablation.reporting.charts import COLOURS, NARROW, SHAPES, WIDE, ArmStyles, Picture, as_json, fit, recoloured
+from ablation.reporting.figures import draw_figures, figure_files
+from ablation.reporting.images import data_address
+from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels
 from ablation.spec.arms import arms
-from tests.fake_results import fake_result, fake_samples, fake_spec
+from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, fake_spec
 
 SMALL = {"truncate_at": ["block3", "block5"]}
-ALL = [
-    "arms", "effects", "interaction", "curves_accuracy", "curves_loss", "costs", "tuning", "best_of", "importances",
-    "samples", "confusion", "confusion_arms", "mistakes",
-]  # fmt: skip
+TWO = {"block3": 0.9, "block5": 0.8}
 
 
-def many_arms() -> StudyAnalysis:
-    factors = {
-        "truncate_at": ["block1", "block2", "block3", "block4", "block5", "conv3_2"],
-        "strategy": ["feature_extraction", "fine_tune_all"],
-    }
-    names = [arm.name for arm in arms(fake_spec(factors))]
-    result = fake_result(factors, {name: 0.6 + 0.02 * i for i, name in enumerate(names)}, classes=10)
-    both = fake_samples(10, ["flip", "crop_flip"])
-    return analyse(dataclasses.replace(result, classes=["W" * 40, "a b" * 20, *result.classes[2:]], samples=both))
+@pytest.fixture(scope="module")
+def analysis() -> StudyAnalysis:
+    return analyse(fake_result(TWO_BY_TWO, FOUR))
 
 
-def shares(analysis: StudyAnalysis) -> dict[str, dict[str, float]]:
-    return {arm.name: {"lr": 0.75, "head_width": 0.25} for arm in analysis.arms}
+@pytest.fixture(scope="module")
+def pictures(analysis: StudyAnalysis) -> dict[str, Picture]:
+    return draw_figures(analysis)
 
 
-def test_a_study_of_twelve_arms_stays_inside_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    render = _render
-
-    def keep(figure: Figure) -> Picture:
-        drawn.append(figure)
-        return render(figure)
-
-    monkeypatch.setattr(figures, "_render", keep)
-    analysis = many_arms()
-    pictures = draw_figures(analysis, shares(analysis))
-    assert list(pictures) == ALL
-    for name, figure in zip(pictures, drawn, strict=True):
-        with mpl.rc_context(STYLE):
-            used = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())  # type: ignore[no-untyped-call]  # inches
-        width, height = figure.get_size_inches()
-        edges = (used.x0, used.y0, width - used.x1, height - used.y1)
-        assert min(edges) > -0.02, (name, edges)
+def rows_of(picture: Picture) -> list[dict[str, Any]]:
+    """Return the data of a plot."""
+    assert picture.spec is not None
+    return list(max(picture.spec["datasets"].values(), key=lambda rows: len(rows[0])))
 
 
-def test_the_same_study_gives_the_same_bytes() -> None:
-    first, second = (draw_figures(analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8})), {}) for _ in range(2))
-    assert first == second
-    assert list(first) == [name for name in ALL if name not in ("interaction", "importances")]
+def texts_of(svg: str) -> str:
+    return " | ".join(
+        element.text or "" for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")
+    )
 
 
-def test_files_are_complete() -> None:
-    """An SVG refers to nothing outside it and has a size, by which a page knows its proportions."""
-    pictures = draw_figures(analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8})), {})
-    for name, picture in pictures.items():
-        root = ElementTree.fromstring(picture.svg)
-        ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
-        references = re.findall(r'(?:href="#|url\(#)([^")]+)', picture.svg.decode())
-        assert references, name
-        assert set(references) <= set(ids)
-        assert len(ids) == len(set(ids))
-        assert {"width", "height", "viewBox"} <= set(root.attrib)
-        assert picture.png.startswith(b"\x89PNG")
+def test_a_study_of_two_factors_has_every_plot(pictures: dict[str, Picture]) -> None:
+    assert list(pictures) == [
+        "arms", "means_truncate_at", "differences_truncate_at", "means_strategy", "differences_strategy", "interaction",
+        "curves", "panels_accuracy", "panels_loss", "costs_parameters", "costs_seconds", "search_head_width",
+        "search_lr", "tuning", "samples", "mistakes",
+    ]  # fmt: skip
+
+
+def test_the_plot_of_arms_has_their_numbers(analysis: StudyAnalysis, pictures: dict[str, Picture]) -> None:
+    """In the data, which hovering shows; as text in the file; and in the text alternative."""
+    picture = pictures["arms"]
+    rows = {row["arm"]: row for row in rows_of(picture)}
+    for arm in analysis.arms:
+        assert arm.accuracy is not None
+        assert arm.accuracy.low is not None
+        row = rows[arm.name]
+        assert row["value"] == pytest.approx(arm.accuracy.value, rel=1e-5)
+        assert row["low"] == pytest.approx(arm.accuracy.low, rel=1e-5)
+        assert row["seeds"] == pytest.approx(list(arm.result.test_accuracies_S), rel=1e-5)
+        assert arm.name in texts_of(picture.svg)
+        assert f"{arm.name} {arm.accuracy.value:.4f} ({arm.accuracy.low:.4f} to {arm.accuracy.high:.4f})" in picture.alt
+    assert analysis.winner is not None
+    assert f"{analysis.winner.arm.name} \u2605 champion" in texts_of(picture.svg)
+
+
+def test_differences_say_which_are_shown(analysis: StudyAnalysis, pictures: dict[str, Picture]) -> None:
+    (factor,) = [factor for factor in analysis.factors if factor.factor == "truncate_at"]
+    (row,) = rows_of(pictures["differences_truncate_at"])
+    (difference,) = factor.family
+    assert row["difference"] == "block3 \u2212 block5"
+    assert row["value"] == pytest.approx(100 * difference.estimate.value, rel=1e-5)
+    assert row["shown"] == "shown" if difference.is_shown else "not shown"
+
+
+def test_no_plot_says_the_same_as_another() -> None:
+    """With one factor, or with [[arms]], the plot of arms has the means of the levels."""
+    names = list(draw_figures(analyse(fake_result(SMALL, TWO)), ["arms", "effects", "interaction"]))
+    assert names == ["arms", "differences_truncate_at"]
+    listed = [{"name": "frozen", "truncate_at": "block5"}, {"truncate_at": "block3", "strategy": "fine_tune_all"}]
+    result = fake_result({}, {"frozen": 0.8, "block3,fine_tune_all": 0.9}, arms=listed)
+    assert list(draw_figures(analyse(result), ["arms", "effects", "interaction"])) == ["arms", "differences_arm"]
 
 
 def test_what_there_is_nothing_of_is_not_drawn() -> None:
-    analysis = analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8}, seeds=0))
-    assert list(draw_figures(analysis, {})) == ["curves_accuracy", "curves_loss", "tuning", "best_of", "samples"]
-    result = dataclasses.replace(analysis.result, samples=None)
-    assert "samples" not in draw_figures(analyse(result), {})
+    result = fake_result(SMALL, TWO, seeds=0, trials_per_arm=2)
+    names = list(draw_figures(analyse(dataclasses.replace(result, samples=None))))
+    assert names == ["curves", "panels_accuracy", "panels_loss", "search_head_width", "search_lr"]
 
 
-def test_signs_in_names_are_drawn_as_they_are() -> None:
-    result = fake_result(SMALL, {"block3": 0.9, "block5": 0.8})
-    names = ["$x_1$", "<b>", "a & b", "--"]
-    analysis = analyse(type(result)(**{**vars(result), "classes": names}))
-    ElementTree.fromstring(draw_figures(analysis, {})["confusion"].svg)
+def test_arms_have_a_colour_by_the_first_factor_and_a_marker_by_the_others(analysis: StudyAnalysis) -> None:
+    styles = ArmStyles(analysis)
+    assert styles.colour().to_dict()["scale"] == {"domain": ["block3", "block5"], "range": list(COLOURS[:2])}
+    shapes = {"domain": ["feature_extraction", "fine_tune_all"], "range": list(SHAPES[:2])}
+    assert styles.shape().to_dict()["scale"] == shapes
+    alone = ArmStyles(analyse(fake_result(SMALL, TWO)))
+    assert alone.shape().to_dict()["scale"]["domain"] == ["block3", "block5"]  # in grey print, too
 
 
-def test_one_seed_has_no_interval_drawn() -> None:
-    result = fake_result(SMALL, {"block3": 0.9, "block5": 0.8}, seeds=1)
-    assert "effects" in draw_figures(analyse(result), {})
+def test_a_label_of_two_factors_says_which_it_is() -> None:
+    factors = {"head_width": [1, 2], "head_pool": [1, 2]}
+    names = [arm.name for arm in arms(fake_spec(factors, search={}))]
+    styles = ArmStyles(analyse(fake_result(factors, dict.fromkeys(names, 0.9), search={})))
+    assert styles.firsts == ["head_width 1", "head_width 2"]
+    assert styles.others == ["head_pool 1", "head_pool 2"]
 
 
-def embedded(svg: bytes) -> list[np.ndarray]:
-    """Return the images in an SVG."""
-    found = re.findall(r'href="data:image/png;base64,([^"]+)"', svg.decode())
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")) for data in found]
+def test_files_are_complete(pictures: dict[str, Picture]) -> None:
+    """An SVG refers to nothing, inside or outside, has no identifiers that could meet those of another, and a size."""
+    for name, content in figure_files(pictures).items():
+        if name.endswith(".png"):
+            assert content.startswith(b"\x89PNG")
+            continue
+        root = ElementTree.fromstring(content)
+        assert not re.search(r"url\(|href=", content.decode()), name
+        assert not [element for element in root.iter() if "id" in element.attrib], name
+        assert {"width", "height", "viewBox"} <= set(root.attrib)
+
+
+@pytest.mark.parametrize(("width", "file"), [(WIDE, "svg"), (NARROW, "narrow")])
+def test_plots_keep_to_their_width(pictures: dict[str, Picture], width: int, file: str) -> None:
+    for name, picture in pictures.items():
+        if picture.svg:
+            drawn = float(ElementTree.fromstring(getattr(picture, file)).attrib["width"])
+            assert drawn <= width * 1.02, name
+
+
+def test_panels_are_as_many_in_a_row_as_fit() -> None:
+    spec = {"facet": {}, "spec": {}}
+    assert [fit(spec, width)["columns"] for width in (100, 320, 640, 1600)] == [1, 2, 4, 11]
+    for width in (320, 640, 1600):
+        laid_out = fit(spec, width)
+        assert laid_out["columns"] * laid_out["spec"]["width"] < width
+
+
+def test_long_curves_are_thinned() -> None:
+    analysis = analyse(fake_result(SMALL, TWO, epochs=301, seeds=1))
+    picture = curve_panels(analysis, "accuracy", "accuracy")
+    assert picture is not None
+    for row in rows_of(picture):
+        assert len(row["epoch"]) == len(row["value"]) == MOST_EPOCHS
+        assert (row["epoch"][0], row["epoch"][-1]) == (1, 301)
+
+
+def test_the_same_study_gives_the_same_bytes(pictures: dict[str, Picture]) -> None:
+    again = draw_figures(analyse(fake_result(TWO_BY_TWO, FOUR)), ["arms", "curves", "images"])
+    assert {name: pictures[name] for name in again} == again
+
+
+def test_a_definition_cannot_end_the_script_that_holds_it() -> None:
+    text = as_json({"arm": "</script><b>"})
+    assert "<" not in text
+    assert json.loads(text) == {"arm": "</script><b>"}
+
+
+def test_every_colour_is_a_variable_of_the_page(pictures: dict[str, Picture]) -> None:
+    """Otherwise it would be as it is in light, on a dark page."""
+    for name, picture in pictures.items():
+        if picture.svg:
+            colours = set(re.findall(r'(?:fill|stroke)="(?!none|transparent)([^"]+)"', recoloured(picture.svg)))
+            assert {colour for colour in colours if not colour.startswith("var(--")} == set(), name
 
 
 def test_images_are_in_the_page_pixel_by_pixel() -> None:
-    analysis = analyse(fake_result(SMALL, {"block3": 0.9, "block5": 0.8}))
-    pictures = draw_figures(analysis, {})
-    assert analysis.result.samples is not None
-    wanted = {image.tobytes() for image in analysis.result.samples.images_RIVSSC.reshape(-1, 8, 8, 3)}
-    assert {image.tobytes() for image in embedded(pictures["samples"].svg)} == wanted
-    mistakes = embedded(pictures["mistakes"].svg)
-    assert len(mistakes) == 12
-    np.testing.assert_array_equal(mistakes, [mistake.image_SSC for mistake in analysis.mistakes])
-
-
-def test_listed_arms_have_a_style_each_and_no_figure_of_a_grid() -> None:
-    listed = [{"name": "frozen", "truncate_at": "block5"}, {"truncate_at": "block3", "strategy": "fine_tune_all"}]
-    known = [{"lr": 0.01}]
-    result = fake_result({}, {"frozen": 0.8, "block3,fine_tune_all": 0.9}, arms=listed, known=known)
-    analysis = analyse(result)
-    pictures = draw_figures(analysis, {})
-    assert [name for name in pictures if name in ("arms", "effects", "interaction", "differences")] == [
-        "arms", "differences",
-    ]  # fmt: skip
-    assert len({figures._style(arm, analysis) for arm in result.arms}) == 2
+    image_SSC = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    data = base64.b64decode(data_address(image_SSC).removeprefix("data:image/png;base64,"))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), image_SSC)

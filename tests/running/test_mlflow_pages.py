@@ -42,3 +42,15 @@ def test_each_confirmation_run_has_a_model() -> None:
     assert [model.run_id for model in models] == [run.run_id for run in runs]
     assert models[0].metrics == {"test_accuracy": runs[0].test_accuracy, "test_loss": 0.5}
     assert models[0].params == {"arm": "feature_extraction", "strategy": "feature_extraction"}
+
+
+def test_the_unit_of_an_arm_with_repeats_is_the_repeat() -> None:
+    """Six runs in three repeats: the deviation is that of the repeats' means."""
+    confirm = {"seeds": 2, "repeats": 3}
+    result = fake_result({"truncate_at": ["block1"]}, {"block1": 0.9}, seeds=2, images=200, confirm=confirm)
+    (run,) = arm_runs(result)
+    of_repeats = [[c.test_accuracy for c in result.arms[0].confirmations if c.spec.repeat == r] for r in range(3)]
+    means_R = np.mean(np.array(of_repeats, float), axis=1)
+    assert run.metrics["seeds"] == 6
+    assert run.metrics["test_sd"] == pytest.approx(np.std(means_R, ddof=1))
+    assert {model.repeat for model in confirmed_models(result)} == {0, 1, 2}

@@ -99,7 +99,7 @@ def test_confirmation_runs_come_after_tuning_and_arms_take_turns(store: Store) -
     end(fourth, "finished", 0.3)
     assert claim_next(spec, store, studies) is None  # one that failed counts, too
     assert all_ended(spec, studies)
-    assert superseded_keys(studies) == []
+    assert superseded_keys(spec, studies) == []
     found = trial_records(studies, open_locks(store.optuna_url))
     assert [(r.number, r.confirms, r.state, r.value) for r in found["block1"]] == [
         (0, None, "finished", 0.5), (1, None, "finished", 0.7), (0, 1, "finished", 0.1), (1, 1, "failed", None),
@@ -135,13 +135,50 @@ def test_a_larger_budget_supersedes_the_confirmation_of_what_is_not_the_best_any
         (0, 1, "COMPLETE"), (1, 1, "PRUNED"), (2, 2, "COMPLETE"), (3, 2, "COMPLETE"),
     ]  # fmt: skip
     key = confirmation.user_attrs["key"]
-    assert superseded_keys(studies) == [f"{key}/0", f"{key}/1"]
+    assert superseded_keys(spec, studies) == [f"{key}/0", f"{key}/1"]
     assert best_trial(confirmation, confirms=1).number == 0
     # More seeds top up, fewer take nothing away.
     end(claim_next(study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "trials_per_arm=3",
                          "confirm.seeds=3"), store, studies), "finished", 0.5)  # fmt: skip
     assert claim_next(more, store, studies) is None
     assert len(confirmations(confirmation)) == 5
+
+
+def test_each_repeat_has_its_best_trial_confirmed(store: Store) -> None:
+    """Trials 0 and 2 are the first repeat's, 1 and 3 the second's; repeats take turns, arms within them."""
+    repeats = (*TWO_ARMS, "trials_per_arm=4", "confirm.repeats=2")
+    spec = study("vgg_truncation", *repeats)
+    studies = begin(spec, store)
+    values = {"block1": (0.5, 0.9, 0.6, 0.8), "block2": (0.7, 0.1, 0.7, None)}
+    for _ in range(8):
+        claim = claim_next(spec, store, studies)
+        value = values[claim.arm.name][claim.trial.number]
+        end(claim, "finished" if value else "failed", value)
+    found = []
+    while (claim := claim_next(spec, store, studies)) is not None:
+        found.append((claim.arm.name, claim.best.number))
+        assert not all_ended(spec, studies)
+        if len(found) == 3:  # its process dies before it has begun: the same one is resumed
+            claim.release()
+            claim = claim_next(spec, store, begin(spec, store))
+            assert (claim.arm.name, claim.best.number, claim.resumed, claim.superseded) == ("block1", 1, True, False)
+        end(claim, "finished", 0.5)
+    one_each = [("block1", 2), ("block2", 0), ("block1", 1), ("block2", 1)]
+    assert found == one_each * 2
+    assert all_ended(spec, studies)
+    assert superseded_keys(spec, studies) == []
+
+    more = study("vgg_truncation", *repeats, "trials_per_arm=5")  # another trial of the first repeat
+    for _ in range(2):
+        claim = claim_next(more, store, studies)
+        end(claim, "finished", 0.95 if claim.arm.name == "block1" else 0.2)
+    new = [claim_next(more, store, studies) for _ in range(2)]
+    assert [(claim.arm.name, claim.best.number) for claim in new] == [("block1", 4)] * 2
+    for claim in new:
+        end(claim, "finished", 0.5)
+    assert claim_next(more, store, studies) is None
+    key = studies.confirmation["block1"].user_attrs["key"]
+    assert superseded_keys(more, studies) == [f"{key}/0", f"{key}/2"]
 
 
 def test_an_arm_without_a_finished_trial_is_not_confirmed(store: Store) -> None:

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.distributions import IntDistribution
 
+from ablation.base.seeds import repeat_seed
 from ablation.search.space import (
     NumberedQMCSampler,
     NumberedRandomSampler,
@@ -197,3 +198,23 @@ def test_tpe_and_more_trials_than_before_keep_known_configurations(store: Store)
     assert len(more) == 40
     assert [c.trial.number for c in more[:2]] == [2, 2]
     assert 0.02 not in {c.trial.params["lr"] for c in more}
+
+
+def test_each_repeat_covers_the_range_with_points_of_its_own(store: Store, tmp_path: Path) -> None:
+    """Of eight trials in two repeats, each repeat has one in each quarter, as a study with its seed would."""
+    settings = ('factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1,log=true}}", "trials_per_arm=8")
+    spec = study("vgg_truncation", *settings, "confirm.repeats=2")
+    rates = [claim.trial.params["lr"] for claim in claim_all(spec, store)]
+    for repeat in (0, 1):
+        of_repeat = rates[repeat::2]
+        assert sorted(math.floor((math.log10(rate) + 4) / 3 * 4) for rate in of_repeat) == list(range(4))
+        alone = find_store(str(tmp_path / f"alone {repeat}"))
+        alone.root.mkdir()
+        other = study("vgg_truncation", *settings, "trials_per_arm=4", f"seed={repeat_seed(spec.seed, repeat)}")
+        assert [claim.trial.params["lr"] for claim in claim_all(other, alone)] == of_repeat
+    assert len(set(rates)) == 8
+
+
+def test_repeats_are_quasi_random_whatever_the_budget() -> None:
+    spec = study("vgg_truncation", "trials_per_arm=99", "confirm.repeats=3")
+    assert isinstance(make_sampler(spec, arms(spec)[0], 0), NumberedQMCSampler)

@@ -49,3 +49,14 @@ def test_total_runs() -> None:
     assert total_runs([*TRIALS["a"], superseded], 3, 2) == 6
     more_seeds_once = [record("a", number, "finished", 0.5, confirms=1) for number in range(3)]
     assert total_runs([*TRIALS["a"], *more_seeds_once], 3, 2) == 6
+
+
+def test_total_runs_of_repeats() -> None:
+    """Trials 0 and 2 are the first repeat's, 1 the second's: what confirms 1 and the better of the others counts."""
+    assert total_runs([], 5, 2, 3) == 5 + 3 * 2
+    tuned = [record("a", 0, "finished", 0.5), record("a", 1, "finished", 0.7), record("a", 2, "finished", 0.6)]
+    assert total_runs(tuned, 3, 2, 2) == 3 + 2 * 2
+    confirmed = [record("a", n, "finished", 0.5, confirms=confirms) for n, confirms in enumerate((2, 1, 1, 1, 0))]
+    assert total_runs([*tuned, *confirmed], 3, 2, 2) == 3 + (2 + 3) + 1  # three seeds once, and one superseded
+    lost = [record("a", 0, "finished", 0.5), record("a", 1, "failed")]
+    assert total_runs(lost, 2, 2, 2) == 2 + 2  # the second repeat has nothing to confirm

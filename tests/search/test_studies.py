@@ -1,15 +1,21 @@
 """The Optuna studies of a study: opened, created, checked for identity."""
 
+import contextlib
 import json
+import random
 
 import optuna
 import pytest
 
-from ablation.base.errors import InputError
-from ablation.search.studies import check_identity, create_arms, differences, open_storage
+from ablation.base.errors import InputError, StoreError
+from ablation.search.status import trial_records
+from ablation.search.studies import check_identity, create_arms, differences, open_storage, study_arms, trial_ends
 from ablation.spec.reading import load_study
+from ablation.storage.locks import open_locks
 from ablation.storage.store import Store
-from tests.search.steps import STUDIES, study
+from tests.search.steps import CONTENT, STUDIES, TWO_ARMS, claim_all, study
+
+PAGE = 4096  # bytes of a page of SQLite
 
 
 def test_differences() -> None:
@@ -69,3 +75,36 @@ def test_a_store_that_is_no_database_is_refused(store: Store) -> None:
         InputError, match=r"optuna.db: cannot be opened as Optuna's database \(file is not a database\)"
     ):
         open_storage(store, create=True)
+
+
+@pytest.mark.parametrize("kind", ["noise", "zeros"])
+def test_every_overwritten_page_is_refused_in_one_line(store: Store, kind: str) -> None:
+    """Whatever part of the database it is: never a traceback, and never another content."""
+    claim_all(study("vgg_truncation", *TWO_ARMS), store)
+    database = store.root / "optuna.db"
+    content = database.read_bytes()
+    noise = random.Random(0)
+    for page in range(0, len(content), PAGE):
+        overwritten = noise.randbytes(PAGE) if kind == "noise" else bytes(PAGE)
+        database.write_bytes(content[:page] + overwritten + content[page + PAGE :])
+        with pytest.raises(InputError, match="optuna.db: cannot be opened as Optuna's database"):
+            open_storage(store)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_single_bytes_that_were_overwritten(store: Store, seed: int) -> None:
+    """They may hit what nobody reads; else the study is refused in one line."""
+    spec = study("vgg_truncation", *TWO_ARMS)
+    claim_all(spec, store)
+    database = store.root / "optuna.db"
+    content, noise = bytearray(database.read_bytes()), random.Random(seed)
+    for _ in range(20):
+        content[noise.randrange(len(content))] = noise.randrange(256)
+    database.write_bytes(content)
+    with contextlib.suppress(InputError, StoreError):
+        storage = open_storage(store)
+        if storage is not None:
+            check_identity(storage, spec.name, CONTENT, is_begun=True)
+            arms = study_arms(storage, spec.name)
+            trial_records(arms, open_locks(store.optuna_url))
+            trial_ends(arms)

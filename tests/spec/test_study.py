@@ -121,6 +121,8 @@ def test_batch_norm_that_learns_needs_more_than_one_image(study_file: Path) -> N
         ("search.head_width={low=1,high=8,choices=[8]}", "a search has either low and high, or choices"),
         ('published=[{arm={strategy="typo"}}]', "published.arm.strategy: Input should be 'feature_extraction'"),
         ('published=[{arm={lr=1.0}}]', "published.arm: 'lr' is not one of the factors"),
+        ("confirm.repeats=0", "confirm.repeats: input should be greater than or equal to 1, got 0"),
+        ("confirm.repeats=9", "confirm.repeats: 9 tunings need as many trials, but trials_per_arm is 2"),
         ("confirm.compare=control", "confirm.control: compare = 'control' needs the control of truncate_at"),
         ("confirm.compare=best", "confirm.compare: unknown value 'best'; known: all, leader, control"),
         ("confirm.equivalence=0", "confirm.equivalence: input should be greater than 0, got 0"),
@@ -260,7 +262,7 @@ def test_newer_parameters_at_their_defaults_do_not_change_what_a_study_is(study_
 
 def test_newer_keys_of_confirm_at_their_defaults_do_not_change_what_a_study_is(study_file: Path) -> None:
     content = load(study_file).content()
-    assert load(study_file, "confirm.compare=all").content() == content
+    assert load(study_file, "confirm.compare=all", "confirm.repeats=1").content() == content
     assert content["confirm"].keys() == {"seeds", "control"}
     changed = load(study_file, "confirm.compare=leader", "confirm.equivalence=1.0").content()["confirm"]
     assert (changed["compare"], changed["equivalence"]) == ("leader", 1.0)
@@ -349,3 +351,34 @@ def test_trial_spec_round_trips_through_strings(weights: str | None, head_pool: 
     assert TrialSpec.from_params(params) == spec
     with pytest.raises(InputError, match="no parameter 'lr'"):
         TrialSpec.from_params({key: value for key, value in params.items() if key != "lr"})
+
+
+# ------------------------------------------------------------------------------------------------ repeats of the tuning
+
+
+def test_trials_take_turns_between_repeats(study_file: Path) -> None:
+    spec = load(study_file, "trials_per_arm=7", "confirm.repeats=3", "known=[{lr=0.02}]")
+    assert [spec.repeat_of(trial) for trial in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [spec.place_of(trial) for trial in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert [spec.trials_of(repeat) for repeat in range(3)] == [3, 2, 2]
+    assert [spec.known_number(trial) for trial in range(4)] == [0, 0, 0, None]  # of each repeat, the first trial
+    assert load(study_file, "confirm.repeats=2", "confirm.seeds=3").confirm.runs == 6
+    assert load(study_file, "confirm.repeats=2").content()["confirm"]["repeats"] == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("search.sampler=tpe", "search.sampler: 'tpe' learns from the trials of all repeats"),
+        ("search.pruner=median", "search.pruner: 'median' compares the trials of all repeats"),
+        ("confirm.compare=leader", "confirm.compare: each repeat may have another leader"),
+        (
+            "known=[{lr=0.02},{lr=0.03}]",
+            "known: 2 configurations do not fit into 2 trials_per_arm, which 2 repeats share",
+        ),
+    ],
+)
+def test_what_makes_repeats_depend_on_each_other_is_refused(study_file: Path, setting: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(study_file, "confirm.repeats=2", setting)
+    assert message in str(caught.value)

@@ -29,6 +29,7 @@ def test_runs() -> None:
     assert run_title("block3,fine_tune_all", 0, is_confirmation=True) == "block3 / fine-tune all / seed 1"
     assert run_title("block3", 4, is_confirmation=False) == "block3 / trial 5"
     assert run_title("all", 0, is_confirmation=True) == "seed 1"
+    assert run_title("block3", 4, is_confirmation=False, repeat=1) == "block3 / repeat 2 / trial 5"
 
 
 def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path) -> None:

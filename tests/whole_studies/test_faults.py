@@ -55,7 +55,7 @@ def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
         tags = [
             (k, readable(v))
             for k, v in rows("key, value", "tags")
-            if k not in ("ablation.key", "mlflow.runName", "mlflow.user")
+            if k not in ("ablation.key", "mlflow.runName", "mlflow.user") and not k.startswith("ablation.sha256")
         ]
         (inputs,) = database.execute("SELECT count(*) FROM inputs WHERE destination_id = ?", (run,)).fetchone()
         folder = store / "artifacts" / "small" / run / "artifacts"

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ablation.analysis.results import read_results
 from ablation.data import decoding, reading
+from ablation.data.reading import load_split, split_seed
 from ablation.running import session, workbench
+from ablation.storage.store import find_store
 from tests.studies import Command, arm_study, history, runs
 
 
@@ -89,3 +92,36 @@ def test_a_study_keeps_the_pixels_with_which_it_began(
     assert content("old") == begun
     assert {run.data.params["data_digest"] for run in runs(Path("mlruns"), "old")} == {begun["digest"]}
     assert len(runs(Path("mlruns"), "old")) == 2
+
+
+def test_groups_stay_together_and_reach_the_report(command: Command, study_file: Path, tmp_path: Path) -> None:
+    """A manifest's column of patients: in both splits, in the split of a second tuning, and in the intervals."""
+    random = np.random.default_rng(0)
+    lines = ["path,label,patient"]
+    for number in range(96):
+        patient, label = number // 6, number // 6 % 2
+        pixels = random.integers(0, 200, (16, 16, 3), np.uint8)
+        pixels[..., 0] += 30 * label
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{'ab'[label]},{patient}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    data = {"source": "manifest", "manifest": tmp_path / "labels.csv", "groups": "patient", "image_size": 16}
+    settings = [text for key, value in data.items() for text in ("--set", f"data.{key}={value}")]
+    settings += ["--set", "data.limit=72", "--set", 'factors={strategy=["feature_extraction", "fine_tune_all"]}']
+    settings += ["--set", "fixed.truncate_at=block1", "--set", "confirm.seeds=3", "--set", "epochs=1"]
+    assert command(study_file, *settings, "--trials", "1") == 0
+    found = runs(Path("mlruns"), "small", "confirmation")
+    assert len(found) == 6
+    result = read_results(find_store("mlruns"), "small")
+    assert result.test_groups_N is not None
+    assert np.unique(result.test_groups_N, return_counts=True)[1].tolist() == [6] * (result.test_images // 6)
+    page = next(Path("mlruns").rglob("report.html")).read_text(encoding="utf-8")
+    assert f"The {result.test_images // 6} groups of test images (data.groups) are taken as independent" in page
+    images, first = load_split(result.spec.data, split_seed(result.spec.seed))
+    twice = result.spec.model_copy(update={"confirm": result.spec.confirm.model_copy(update={"repeats": 2})})
+    groups_N = images.train_groups_N
+    assert groups_N is not None
+    splits = workbench.splits_of(twice, images, first)
+    assert not np.array_equal(splits[0].val_N, splits[1].val_N)
+    for split in splits:
+        assert not set(groups_N[split.train_N]) & set(groups_N[split.val_N])

@@ -311,14 +311,6 @@ def test_a_trial_keeps_its_number_of_threads(
     assert [run.data.params["threads"] for run in runs(Path("s"), "small")] == ["3", "1"]
 
 
-def test_runs_of_another_optuna_database_are_left_alone(command: Command, study_file: Path) -> None:
-    assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 0
-    Path("s/optuna.db").unlink()
-    assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "1") == 0
-    first, second = runs(Path("s"), "small")
-    assert len(history(Path("s"), first)["val_loss"]) == len(history(Path("s"), second)["val_loss"]) == 3
-    assert len(runs(Path("s"), "small", kind="summary")) == 2
-
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

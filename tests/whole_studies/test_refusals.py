@@ -133,7 +133,7 @@ def test_a_deleted_experiment_is_not_written_to(command: Command, study_file: Pa
     api.delete_experiment(api.get_experiment_by_name("small").experiment_id)
     capsys.readouterr()
     assert command(study_file, "--store", "s", *ONE_ARM, "--trials", "2", "--epochs", "1") == 2
-    assert "the MLflow experiment 'small' was deleted; restore it" in capsys.readouterr().err
+    assert "the MLflow experiment 'small' was deleted; --redo restores it" in capsys.readouterr().err
     assert arm_study(Path("s"), "small/fine_tune_all").user_attrs["content"]["trials_per_arm"] == 1
 
 

@@ -1,0 +1,257 @@
+"""The plots of the runs: learning curves, costs, tuning.
+
+Legend: E epochs, T trials.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.arm_summaries import ArmSummary
+from ablation.analysis.results import ArmResult, RunResult
+from ablation.analysis.tuning import searched_params
+from ablation.base.text import plural
+from ablation.reporting.charts import (
+    COLOURS,
+    INK,
+    ArmStyles,
+    Picture,
+    Row,
+    estimate_fields,
+    of_arms,
+    render,
+    rounded,
+    values_text,
+)
+from ablation.spec.parameters import Choices
+
+ACCURACY = "validation accuracy (fraction)"
+MOST_EPOCHS = 100  # of a curve; a longer one is thinned
+MOST_PANELS = 40
+FEWEST_TRIALS = 3  # of an arm whose search is drawn
+PANEL_HEIGHT = 110  # pixels
+
+
+def overlay_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
+    """Draw the validation accuracy of each arm against epochs: the mean over its runs."""
+    rows: list[Row] = []
+    texts: dict[str, str] = {}
+    for arm in analysis.arms:
+        curves_SE = curves(arm.result, "val_accuracy")
+        if curves_SE.size:
+            mean_E = curves_SE.mean(axis=0)
+            rows.append({**styles.fields(arm.result), **_points(mean_E), "runs": len(curves_SE)})
+            texts[arm.name] = f"{mean_E[0]:.3f} to {mean_E[-1]:.3f}"
+    if not rows:
+        return None
+    base = of_arms(rows).transform_flatten(["epoch", "value"])
+    tips = [alt.Tooltip("arm:N"), alt.Tooltip("epoch:Q"), _number("value", "mean", ".4f"), alt.Tooltip("runs:Q")]
+    chart = alt.layer(
+        base.mark_line(strokeWidth=1.6).encode(strokeDash=styles.dash(), detail="arm:N"),
+        base.mark_point(filled=True, size=28, opacity=1).encode(shape=styles.shape(), tooltip=tips),
+    ).encode(x=_epochs(), y=_y(f"{ACCURACY}, mean over runs"), color=styles.colour())
+    text = f"Mean validation accuracy by epoch, from the first to the last, of each arm: {values_text(texts)}."
+    return render(chart.properties(height=280), text)
+
+
+def curve_panels(analysis: StudyAnalysis, quantity: str, label: str) -> Picture | None:
+    """Draw training and validation against epochs, for every run: a panel for each arm."""
+    arms = [arm for arm in analysis.arms if curves(arm.result, f"val_{quantity}").size]
+    rows: list[Row] = []
+    texts: dict[str, str] = {}
+    for arm in arms:
+        for run in arm.result.drawn_runs:
+            for kind, name in (("training", f"train_{quantity}"), ("validation", f"val_{quantity}")):
+                if len(run.curves.get(name, ())):
+                    rows.append({"arm": arm.name, "run": _run_label(run), "kind": kind, **_points(run.curves[name])})
+        last_E = curves(arm.result, f"val_{quantity}").mean(axis=0)
+        texts[arm.name] = f"{last_E[-1]:.3f}"
+    if not rows:
+        return None
+    kinds = ["training", "validation"]
+    colour = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[COLOURS[1], COLOURS[0]]), title=None)
+    dash = alt.StrokeDash("kind:N", scale=alt.Scale(domain=kinds, range=[[4, 2], [1, 0]]), title=None)
+    tips = [alt.Tooltip("run:N"), alt.Tooltip("kind:N"), alt.Tooltip("epoch:Q"), _number("value", label, ".4f")]
+    base = alt.Chart()
+    lines = base.mark_line(strokeWidth=1.1, opacity=0.8).encode(strokeDash=dash, detail="run:N")
+    dots = base.mark_point(filled=True, size=12, opacity=0.8).encode(tooltip=tips)
+    unit = alt.layer(lines, dots).encode(x=_epochs(), y=_y(label), color=colour)
+    unit = unit.transform_flatten(["epoch", "value"])
+    text = f"Training and validation {quantity} by epoch of every run; validation at the end, mean of each arm: "
+    return render(_panels(unit, rows, [arm.name for arm in arms]), f"{text}{values_text(texts)}.")
+
+
+def curves(arm: ArmResult, name: str) -> np.ndarray:
+    """Return a curve of every confirmation run, else of the best trial, as far as all of them go (S x E)."""
+    found = [run.curves[name] for run in arm.drawn_runs if len(run.curves.get(name, ()))]
+    epochs = min((len(curve) for curve in found), default=0)
+    return np.array([curve[:epochs] for curve in found], np.float64).reshape(len(found), epochs)
+
+
+def _run_label(run: RunResult) -> str:
+    return f"trial #{run.number}" if run.spec.confirms is None else f"confirmation run #{run.number}"
+
+
+def _points(curve_E: np.ndarray) -> dict[str, list[float | None]]:
+    """Return epochs and values of a curve, of which NaN is None."""
+    count = len(curve_E)
+    epochs = np.unique(np.linspace(0, count - 1, min(count, MOST_EPOCHS)).round().astype(int))
+    values = [rounded(float(curve_E[e])) if np.isfinite(curve_E[e]) else None for e in epochs]
+    return {"epoch": [int(e) + 1 for e in epochs], "value": values}
+
+
+def cost_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Picture]:
+    """Draw test accuracy against an arm's costs: trained parameters and seconds."""
+    arms = [a for a in analysis.arms if a.accuracy is not None and a.trained_parameters and a.training_seconds]
+    if not arms:
+        return {}
+    parameters = "trained parameters (count, logarithmic)", ",.0f"
+    seconds = "training time of a run (s, logarithmic)", ",.3g"
+    return {
+        "costs_parameters": _cost([(arm, arm.trained_parameters or 0) for arm in arms], *parameters, styles),
+        "costs_seconds": _cost([(arm, arm.training_seconds or 0) for arm in arms], *seconds, styles),
+    }
+
+
+def _cost(costs: Sequence[tuple[ArmSummary, float]], title: str, form: str, styles: ArmStyles) -> Picture:
+    rows: list[Row] = []
+    texts: dict[str, str] = {}
+    for arm, cost in costs:
+        assert arm.accuracy is not None
+        rows.append({**styles.fields(arm.result), **estimate_fields(arm.accuracy), "cost": rounded(cost)})
+        texts[arm.name] = f"{arm.accuracy.value:.4f} at {cost:{form}}"
+    base = of_arms(rows)
+    x = alt.X("cost:Q", title=title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=5))
+    tips = [alt.Tooltip("arm:N"), _number("cost", title, form), _number("value", "mean test accuracy", ".4f")]
+    ends = {"y": alt.Y("low:Q"), "y2": alt.Y2("high:Q")}
+    dots = base.mark_point(filled=True, size=80, opacity=1)
+    chart = alt.layer(
+        base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5).encode(**ends),
+        dots.encode(y=_y("test accuracy (fraction)"), shape=styles.shape(), tooltip=tips),
+    ).encode(x=x, color=styles.colour())
+    return render(chart.properties(height=240), f"Test accuracy against {title} of each arm: {values_text(texts)}.")
+
+
+def slice_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Picture]:
+    """Draw the validation accuracy of every trial against each searched parameter."""
+    spec = analysis.result.spec
+    trials = [
+        (arm.result, run, searched_params(spec, run))
+        for arm in analysis.arms
+        for run in arm.result.trials
+        if run.val_accuracy is not None
+    ]
+    pictures = {}
+    for name, searched in spec.search.entries().items():
+        drawn = [(arm, run, params[name]) for arm, run, params in trials if name in params]
+        if len({str(value) for _, _, value in drawn}) < 2:
+            continue
+        is_choice = isinstance(searched, Choices)
+        rows = [
+            {
+                **styles.fields(arm),
+                "parameter": str(value) if is_choice else rounded(float(value)),
+                "value": rounded(run.val_accuracy),
+                "trial": run.number,
+            }
+            for arm, run, value in drawn
+        ]
+        pictures[f"search_{name}"] = _slice(rows, styles, name, searched)
+    return pictures
+
+
+def _slice(rows: Sequence[Row], styles: ArmStyles, name: str, searched: Any) -> Picture:
+    if isinstance(searched, Choices):
+        x = alt.X(
+            "parameter:N", title=name, sort=[str(choice) for choice in searched.choices], axis=alt.Axis(labelAngle=0)
+        )
+        tip = alt.Tooltip("parameter:N", title=name)
+    else:
+        scale = alt.Scale(type="log") if searched.log else alt.Scale(zero=False)
+        x = alt.X("parameter:Q", title=name, scale=scale, axis=alt.Axis(format="~g", tickCount=5))
+        tip = _number("parameter", name, ".4~g")
+    tips = [alt.Tooltip("arm:N"), alt.Tooltip("trial:Q"), tip, _number("value", "validation accuracy", ".4f")]
+    points = of_arms(rows).mark_point(filled=True, size=50, opacity=0.9)
+    chart = points.encode(x=x, y=_y(ACCURACY), color=styles.colour(), shape=styles.shape(), tooltip=tips)
+    best = max(rows, key=lambda row: float(row["value"]))
+    text = (
+        f"Validation accuracy of {plural(len(rows), 'trial')} against {name}. The best is {best['value']:.4f} at "
+        f"{name} {best['parameter']}, in {best['arm']}."
+    )
+    return render(chart.properties(height=220), text)
+
+
+def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
+    """Draw each arm's trials in their order, the best so far, and what fewer of them would have found."""
+    rows: list[Row] = []
+    texts: dict[str, str] = {}
+    arms = [arm for arm in analysis.arms if arm.best_of is not None and len(arm.best_of.expected_T) >= FEWEST_TRIALS]
+    for arm in arms:
+        rows += _tuning_rows(arm)
+        texts[arm.name] = f"{arm.best_so_far_T[-1]:.4f} after {plural(len(arm.best_so_far_T), 'trial')}"
+    if not rows:
+        return None
+    labels = ["a trial", "known"] if analysis.result.spec.known else ["a trial"]
+    tips = [alt.Tooltip("k:Q", title="trial"), *(_number(f, f, ".4f") for f in labels)]
+    tips += [_number("best", "best so far", ".4f"), _number("expected", "expected best of as many", ".4f")]
+    x = alt.X("k:Q", title="trial", axis=alt.Axis(tickMinStep=1, tickCount=4, format="d"))
+    base = alt.Chart()
+
+    dots: list[alt.Chart] = [
+        base.mark_point(filled=True, size=26, opacity=1).encode(
+            x=x, y=_y(ACCURACY, label), color=alt.ColorDatum(label), tooltip=tips
+        )
+        for label in labels
+    ]
+    found = base.mark_line(strokeWidth=1.5, interpolate="step-after")
+    expected = base.mark_line(strokeWidth=1, strokeDash=[3, 2])
+    layers = [
+        base.mark_area(opacity=0.15, color=INK).encode(x=x, y=_y(ACCURACY, "low"), y2=alt.Y2("high:Q")),
+        expected.encode(x=x, y=_y(ACCURACY, "expected"), color=alt.ColorDatum("expected best")),
+        found.encode(x=x, y=_y(ACCURACY, "best"), color=alt.ColorDatum("best so far")),
+        *dots,
+    ]
+    unit = alt.LayerChart(layer=layers)
+    text = f"Validation accuracy of every trial in its order; the best of each arm: {values_text(texts)}."
+    return render(_panels(unit, rows, [arm.name for arm in arms]), text)
+
+
+def _tuning_rows(arm: ArmSummary) -> list[Row]:
+    assert arm.best_of is not None
+    ended = [run for run in arm.result.trials if run.state != "unfinished"]
+    rows: list[Row] = []
+    for index, (run, best) in enumerate(zip(ended, arm.best_so_far_T, strict=True)):
+        field = "a trial" if run.spec.known is None else "known"
+        row = {"arm": arm.name, "k": index + 1, field: rounded(run.val_accuracy)}
+        row["best"] = rounded(float(best)) if np.isfinite(best) else None
+        if index < len(arm.best_of.expected_T):  # which counts finished trials alone
+            of_T = {"expected": arm.best_of.expected_T, "low": arm.best_of.low_T, "high": arm.best_of.high_T}
+            row |= {name: rounded(float(values_T[index])) for name, values_T in of_T.items()}
+        rows.append(row)
+    return rows
+
+
+def _panels(unit: alt.LayerChart, rows: Sequence[Row], arms: Sequence[str]) -> alt.FacetChart:
+    """Return a panel for each of the first arms."""
+    shown = list(arms[:MOST_PANELS])
+    kept = [row for row in rows if row["arm"] in shown]
+    facet = alt.Facet("arm:N", sort=shown, title=None)
+    return unit.properties(height=PANEL_HEIGHT).facet(facet, data=alt.InlineData(values=kept))
+
+
+def _epochs() -> alt.X:
+    return alt.X(
+        "epoch:Q", title="epoch", scale=alt.Scale(zero=False, nice=False),
+        axis=alt.Axis(tickMinStep=1, tickCount=5, format="d"),
+    )  # fmt: skip
+
+
+def _y(title: str, field: str = "value") -> alt.Y:
+    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
+
+
+def _number(field: str, title: str, form: str) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:Q", title=title, format=form)

@@ -1,0 +1,309 @@
+"""What Optuna's database and MLflow hold of a study's trials: compared, put into words, mended.
+
+One of the two may be older than the other, lost, or edited by a person. Nothing that either of them has is lost: what
+MLflow has and Optuna lacks is told to Optuna; what Optuna has and MLflow lacks is trained again, under the same number
+and seed.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.text import plural
+from ablation.search.lost_trials import KnownTrial, tell_again, train_again
+from ablation.search.studies import (
+    CONFIRMATION,
+    ArmStudies,
+    TrialEnd,
+    arm_key,
+    content_changes,
+    open_storage,
+    study_arms,
+    trial_ends,
+)
+from ablation.spec.arms import arms
+from ablation.spec.study import StudySpec
+from ablation.spec.trial import TrialSpec
+from ablation.storage.locks import Locks
+from ablation.storage.store import Store
+from ablation.tracking.client import PREDICTIONS_FILE, PatientClient, find_experiment, reading_client
+from ablation.tracking.experiment import Tracker
+from ablation.tracking.reading import (
+    RunRecord,
+    StudyRecord,
+    artifact_path,
+    edited_tags,
+    read_runs,
+    read_study,
+    run_file,
+    run_words,
+    runs_of_arms,
+)
+
+Kind = Literal["lost", "damaged", "edited", "deleted", "untold", "orphan"]
+
+TEXTS: dict[Kind, str] = {
+    "lost": "MLflow lacks the runs of {}: unless another machine has yet to deliver them, --repair trains them again",
+    "damaged": "The test predictions of {} are lost or damaged: --repair trains them again",
+    "edited": "Tags of the runs of {} were edited or deleted, and they are left out: --repair writes the tags again",
+    "deleted": "Deleted in MLflow, and left out: {}; --redo restores them",
+    "untold": "Optuna's database lacks {}, which MLflow has: the study's next start tells it",
+    "orphan": "MLflow has runs of trials that do not exist: {}",
+}
+MOST_NAMES = 5  # in a text
+
+ENDS: dict[str, TrialEnd] = {"FINISHED": "finished", "KILLED": "pruned", "FAILED": "failed"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A trial of which the two databases say different things. `run` is its MLflow run, if there is one."""
+
+    kind: Kind
+    key: str
+    words: str
+    run: RunRecord | None = None
+
+
+def compare(
+    ends: Mapping[str, TrialEnd | None], arm_names: Mapping[str, str], runs: Iterable[RunRecord]
+) -> list[Difference]:
+    """Return where Optuna's database and MLflow differ.
+
+    Args:
+        ends: how each of Optuna's trials ended, by its key; None for those that have not.
+        arm_names: the key of an Optuna study -> how people call one of its trials, such as "trial #{} of block1".
+        runs: those of MLflow, also deleted ones. Runs of other arms belong to another database.
+    """
+    by_key: dict[str, list[RunRecord]] = {key: [] for key in ends}
+    for run in runs_of_arms(runs, arm_names):
+        by_key.setdefault(run.key, []).append(run)
+    differences = []
+    for key, of_key in by_key.items():
+        active = [run for run in of_key if not run.is_deleted]
+        best = max(active or of_key, key=lambda run: run.is_complete, default=None)
+        kind = _kind(key in ends, ends.get(key), best)
+        if kind is not None:
+            arm, _, number = key.rpartition("/")
+            differences.append(Difference(kind, key, arm_names[arm].format(number), best))
+    order = list(arm_names)
+
+    def place(difference: Difference) -> tuple[int, int]:
+        arm, _, number = difference.key.rpartition("/")
+        return order.index(arm), int(number)
+
+    return sorted(differences, key=place)
+
+
+def _kind(is_known: bool, end: TrialEnd | None, run: RunRecord | None) -> Kind | None:
+    if not is_known:
+        assert run is not None
+        if run.is_deleted:
+            return None
+        return "untold" if run.is_complete else "orphan"
+    if end is None:
+        return None
+    if run is None:
+        return "lost"
+    if run.is_deleted:
+        return "deleted"
+    if end == "finished" and not run.is_complete:
+        return "lost"
+    return "edited" if edited_tags(run) else None
+
+
+def difference_texts(differences: Sequence[Difference]) -> list[str]:
+    """Return differences as lines for people, one for each kind."""
+    texts = []
+    for kind, text in TEXTS.items():
+        names = [difference.words for difference in differences if difference.kind == kind]
+        if names:
+            more = [f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+            texts.append(text.format(", ".join([*names[:MOST_NAMES], *more])))
+    return texts
+
+
+def find_differences(
+    client: PatientClient, experiment_id: str, store: Store, studies: ArmStudies, *, thoroughly: bool
+) -> list[Difference]:
+    """Return where a study's Optuna database and MLflow differ, and which predictions are lost.
+
+    Args:
+        client: of the store's MLflow.
+        experiment_id: the study's.
+        store: where the study is.
+        studies: its Optuna studies.
+        thoroughly: whether to read the files of predictions, and not only to look whether they are there.
+
+    Raises:
+        StoreAway: a server does not answer.
+        StoreError: a store cannot be used.
+    """
+    runs = read_runs(client, experiment_id)  # before Optuna's trials: a trial exists before its run
+    names = {arm_key(study): f"trial #{{}} of {_escaped(arm)}" for arm, study in studies.tuning.items()}
+    names |= {
+        arm_key(study): f"confirmation run #{{}} of {_escaped(arm)}" for arm, study in studies.confirmation.items()
+    }
+    ends = trial_ends(studies)
+    differences = compare(ends, names, runs)
+    differing = {difference.key for difference in differences}
+    for run in runs_of_arms(runs, names):
+        has_predictions = ends.get(run.key) == "finished" and run.is_confirmation and run.key not in differing
+        if has_predictions and not run.is_deleted and _is_damaged(store, run, thoroughly=thoroughly):
+            differences.append(Difference("damaged", run.key, run_words(run), run))
+    return differences
+
+
+def _escaped(arm: str) -> str:
+    return arm.replace("{", "{{").replace("}", "}}")
+
+
+def _is_damaged(store: Store, run: RunRecord, *, thoroughly: bool) -> bool:
+    if "superseded" in run.tags or not (thoroughly or store.has_own_tracking):
+        return False
+    try:
+        with run_file(store, run, PREDICTIONS_FILE):
+            return False
+    except InputError:
+        return True
+
+
+def stored_differences(store: Store, study: str) -> list[str]:
+    """Return in words where a study's two databases differ, as far as both can be read.
+
+    Args:
+        store: where the study is.
+        study: its name.
+    """
+    try:
+        storage = None if store.is_empty else open_storage(store)
+        studies = ArmStudies({}, {}) if storage is None else study_arms(storage, study)
+        if not studies.tuning:
+            return []
+        client = reading_client(store)
+        experiment = find_experiment(client, store, study)
+        return difference_texts(find_differences(client, experiment.experiment_id, store, studies, thoroughly=False))
+    except (InputError, StoreAway, StoreError) as error:
+        return [f"The trials were not compared with MLflow's runs: {error}"]
+
+
+def mend(differences: Sequence[Difference], store: Store, studies: ArmStudies, locks: Locks, tracker: Tracker) -> None:
+    """Write edited tags again, and note which trials are to be trained again.
+
+    Raises:
+        StoreAway: a server does not answer; call this again.
+        StoreError: a store cannot be used.
+    """
+    for difference in differences:
+        if difference.kind == "edited":
+            assert difference.run is not None
+            for name, value in edited_tags(difference.run).items():
+                tracker.client.set_tag(difference.run.run_id, name, value)
+        if difference.kind == "damaged" and store.has_own_tracking:
+            assert difference.run is not None
+            place = artifact_path(store, difference.run, PREDICTIONS_FILE)
+            if place.is_dir():  # into which MLflow would put the new file
+                shutil.rmtree(place)
+    lost = [difference.key for difference in differences if difference.kind in ("lost", "damaged")]
+    with locks.exclusive():
+        for study in studies.all():
+            key = arm_key(study)
+            numbers = [int(number) for arm, _, number in (each.rpartition("/") for each in lost) if arm == key]
+            if numbers:
+                train_again(study, numbers)
+
+
+def restore_deleted(differences: Sequence[Difference], tracker: Tracker) -> None:
+    """Restore the runs of ended trials that somebody has deleted in MLflow.
+
+    Raises:
+        StoreAway: the tracking server does not answer; call this again.
+    """
+    for difference in differences:
+        if difference.kind == "deleted":
+            assert difference.run is not None
+            tracker.client.restore_run(difference.run.run_id)
+
+
+def tell_ended(spec: StudySpec, studies: ArmStudies, locks: Locks, tracker: Tracker) -> int:
+    """Tell Optuna of the trials that have ended as far as MLflow knows; return their number.
+
+    Its database may be older than MLflow's, or a process may have died in between.
+
+    Raises:
+        StoreAway: a server does not answer.
+        StoreError: a store cannot be used.
+    """
+    kinds = (studies.tuning, studies.confirmation)
+    own = [(arm, of_kind[arm.name]) for of_kind in kinds for arm in arms(spec) if arm.name in of_kind]
+    runs = runs_of_arms(read_runs(tracker.client, tracker.experiment_id), [arm_key(study) for _, study in own])
+    ends = trial_ends(studies)
+    untold: dict[str, list[KnownTrial]] = {}  # by the key of the Optuna study
+    for run in runs:
+        if run.is_complete and not run.is_deleted and ends.get(run.key) is None:
+            untold.setdefault(run.key.rpartition("/")[0], []).append(_known_trial(tracker.client, run))
+    if not untold:
+        return 0
+    with locks.exclusive():
+        return sum(len(tell_again(spec, arm, study, untold.get(arm_key(study), []), locks)) for arm, study in own)
+
+
+def _known_trial(client: PatientClient, run: RunRecord) -> KnownTrial:
+    end = ENDS[run.status]
+    history = client.get_metric_history(run.run_id, "val_accuracy")
+    return KnownTrial(
+        spec=TrialSpec.from_params(run.params),
+        end=end,
+        value=run.metrics["best_val_accuracy"] if end == "finished" else None,
+        reason=run.tags.get("reason", ""),
+        run_id=run.run_id,
+        accuracies={point.step: point.value for point in history},
+        began=None if run.began is None else datetime.fromtimestamp(run.began / 1000),
+        ended=None if run.ended is None else datetime.fromtimestamp(run.ended / 1000),
+    )
+
+
+def logged_study(store: Store, study: str) -> StudyRecord | None:
+    """Return the study of a name that MLflow has, whichever Optuna database it is of; None without a run of it."""
+    try:
+        record = read_study(store, study)
+    except InputError:
+        return None
+    return record if record.runs else None
+
+
+def adopted_keys(spec: StudySpec, content: dict[str, Any], record: StudyRecord, *, is_repair: bool) -> dict[str, str]:
+    """Return the keys of the Optuna studies whose runs MLflow has, where Optuna's database has no trial of the study.
+
+    Args:
+        spec: the study.
+        content: its content.
+        record: what MLflow has.
+        is_repair: whether a person has said that the runs are those of a database that was lost.
+
+    Returns:
+        Name of an Optuna study -> its key.
+
+    Raises:
+        InputError: nobody has said so, or the runs are of a study with other settings.
+    """
+    runs = plural(len(record.runs), "run")
+    has = f"MLflow has {runs} of a study {spec.name!r}, of which Optuna's database has no trial"
+    if not is_repair:
+        raise InputError(f"{has}: if its trials were lost, --repair tells it of them; else choose another --name")
+    names = [f"{spec.name}/{arm.name}{end}" for end in ("", CONFIRMATION) for arm in arms(spec)]
+    keys = record.about.get("arm_keys", [])
+    try:
+        logged = StudySpec.model_validate_json(json.dumps(record.about["spec"])).content()
+        logged["backbone"]["weights_digest"] = record.about["weights_digest"]
+        logged["data"]["digest"] = record.about["data_digest"]
+        changes = content_changes(logged, content, ignored=("data.decoding",))
+    except (KeyError, ValueError):
+        changes = ["they are of another version"]
+    if changes or len(keys) not in (len(names) // 2, len(names)):
+        raise InputError(f"{has}, and they were made with other settings: {'; '.join(changes) or 'other arms'}")
+    return dict(zip(names, keys, strict=False))

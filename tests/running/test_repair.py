@@ -1,0 +1,508 @@
+"""Stores that are not as they were left: compared, named in plain words, mended without any loss."""
+
+import contextlib
+import dataclasses
+import shutil
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+import ablation
+from ablation.analysis.results import read_results
+from ablation.base.errors import InputError
+from ablation.running import session, trial
+from ablation.running.repair import compare, difference_texts
+from ablation.storage.store import find_store
+from ablation.tracking.client import KEY_TAG
+from ablation.tracking.reading import RunRecord
+from tests.outcomes import outcome
+from tests.studies import CONFIRM, ONE_ARM, Command, client, patched_train, runs
+
+# Two trials, and two confirmation runs of the second.
+ARGUMENTS = [*ONE_ARM, *CONFIRM, "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the first test of this module leaves a whole study."""
+    return tmp_path_factory.mktemp("pristine") / "s"
+
+
+@pytest.fixture
+def whole(command: Command, study_file: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store of a study that has ended, in a folder of its own, as if it had always been there."""
+    # Else MLflow would write the files of a run to the folder of the test before.
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())
+    if not pristine.exists():
+        assert command(study_file, "--store", pristine, *ARGUMENTS) == 0
+    store = Path("s").absolute()
+    shutil.copytree(pristine, store)
+    with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as database, database:
+        for table, column in (
+            ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+            ("model_versions", "source"), ("model_versions", "storage_location"),
+        ):  # fmt: skip
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(pristine), str(store)))
+    return store
+
+
+@pytest.fixture
+def resume(command: Command, study_file: Path, whole: Path) -> Callable[..., int]:
+    """The command that resumes the study, or reads its status."""
+    return lambda *arguments: command(study_file, "--store", whole, *ARGUMENTS, *arguments)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets the epochs that are trained."""
+    epochs: list[int] = []
+    patched_train(monkeypatch, lambda number, epoch: epochs.append(epoch))
+    return epochs
+
+
+def stored(store: Path) -> dict[str, Any]:
+    """Return what both hold of trials; the runs of arm and summary get points whenever the number of seeds changes."""
+    return outcome(f"sqlite:///{store}/mlflow.db", f"sqlite:///{store}/optuna.db", kinds="trial confirmation")
+
+
+def execute(database: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ------------------------------------------------------------------------------- Optuna's database is older, or lost
+
+
+def forget_trials(store: Path, *numbers_of_kinds: tuple[int, int]) -> None:
+    """Delete trials from Optuna's database: (number, 0), or (number, 1) for a confirmation run."""
+    for number, kind in numbers_of_kinds:
+        chosen = f"SELECT trial_id FROM trials JOIN studies USING (study_id) WHERE number >= {number} AND study_name "
+        chosen += "LIKE '%/confirmation'" if kind else "NOT LIKE '%/confirmation'"
+        tables = ("trial_params", "trial_values", "trial_intermediate_values", "trial_user_attributes", "trials")
+        execute(store / "optuna.db", *(f"DELETE FROM {table} WHERE trial_id IN ({chosen})" for table in tables))
+
+
+def test_an_older_optuna_database_is_told(
+    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any
+) -> None:
+    """Nothing is trained, and the test split is not evaluated, again; parameters, values and states are the same."""
+    before = stored(whole)
+    forget_trials(whole, (1, 0), (0, 1))
+    assert resume("--status") == 0
+    said = one_line(capsys.readouterr().out)
+    assert "lacks trial #1 of fine_tune_all, confirmation run #0 of fine_tune_all, confirmation run #1" in said
+    assert resume() == 0
+    assert "Optuna's database lacked 3 trials that MLflow has: it has been told." in one_line(capsys.readouterr().out)
+    assert trained == []
+    assert stored(whole) == before
+
+
+def test_a_gap_is_trained_and_the_rest_is_told(whole: Path, resume: Callable[..., int], trained: list[int]) -> None:
+    """Of a trial between two others, the run is lost as well: it gets the parameters of its number again."""
+    before = stored(whole)
+    forget_trials(whole, (0, 0), (0, 1))
+    delete_for_good(whole, runs(whole, "small")[0])
+    assert resume() == 0
+    assert trained == [1, 2]
+    assert stored(whole) == before
+
+
+def test_a_trial_that_ended_unseen_is_told(whole: Path, resume: Callable[..., int], trained: list[int]) -> None:
+    """Optuna's database is of the moment in which a confirmation run trained."""
+    before = stored(whole)
+    execute(
+        whole / "optuna.db",
+        "UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE number = 1 AND study_id = 2",
+        "DELETE FROM trial_values WHERE trial_id = 4",
+        "DELETE FROM trial_intermediate_values WHERE trial_id = 4 AND step = 2",
+    )
+    assert resume() == 0
+    assert trained == []
+    assert stored(whole) == before
+
+
+@pytest.mark.parametrize("state", ["lost", "empty"])
+def test_a_lost_optuna_database(
+    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, state: str
+) -> None:
+    """Nothing is trained again in silence; --repair tells a new database of all that MLflow has."""
+    before = stored(whole)
+    (whole / "optuna.db").unlink()
+    if state == "empty":
+        (whole / "optuna.db").touch()
+    capsys.readouterr()
+    assert resume() == 2
+    assert capsys.readouterr().err == (
+        "error: MLflow has 4 runs of a study 'small', of which Optuna's database has no trial: if its trials were "
+        "lost, --repair tells it of them; else choose another --name\n"
+    )
+    assert (whole / "optuna.db").exists() == (state == "empty")
+    assert resume("--repair", "--epochs", "3") == 2
+    assert "they were made with other settings: epochs (was 2, is 3)" in capsys.readouterr().err
+    assert resume("--repair") == 0
+    assert trained == []
+    assert stored(whole) == before
+    assert len(runs(whole, "small", "summary")) == 1
+    assert resume("--trials", "3") == 0
+    assert trained[:2] == [1, 2]
+
+
+# -------------------------------------------------------------------------------------------- MLflow has lost something
+
+
+def test_runs_that_mlflow_lost_are_trained_again(
+    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any
+) -> None:
+    """As by `mlflow gc`, or a database of yesterday: named at each start, exit status 1, until --repair."""
+    before = stored(whole)
+    lost = [runs(whole, "small")[1], runs(whole, "small", "confirmation")[0]]
+    delete_for_good(whole, *lost)
+    capsys.readouterr()
+    assert resume() == 1
+    output, error = capsys.readouterr()
+    said = (
+        "MLflow lacks the runs of trial #1 of fine_tune_all, confirmation run #0 of fine_tune_all: unless another "
+        "machine has yet to deliver them, --repair trains them again"
+    )
+    assert said in one_line(output)
+    assert error == f"error: the study is not complete: {said}\n"
+    assert resume("--status") == 0
+    assert said in one_line(capsys.readouterr().out)
+    assert trained == []
+    (arm,) = read_results(find_store(str(whole)), "small").arms
+    assert [run.number for run in arm.confirmations] == [1]  # it still confirms the arm's best trial
+    assert resume("--repair") == 0
+    assert trained == [1, 2, 1, 2]
+    assert stored(whole) == before
+    assert resume() == 0
+    assert trained == [1, 2, 1, 2]
+
+
+def delete_for_good(store: Path, *lost: Any) -> None:
+    ids = ", ".join(f"'{run.info.run_id}'" for run in lost)
+    tables = ("tags", "params", "metrics", "latest_metrics", "runs")
+    execute(store / "mlflow.db", *(f"DELETE FROM {table} WHERE run_uuid IN ({ids})" for table in tables))
+    for run in lost:
+        shutil.rmtree(store / "artifacts" / "small" / run.info.run_id)
+
+
+def test_a_repair_that_was_interrupted_is_resumed(
+    whole: Path, resume: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """By the ordinary command, from the trial's checkpoint; the trial counts as unfinished until then."""
+    before = stored(whole)
+    delete_for_good(whole, runs(whole, "small", "confirmation")[0])
+    epochs: list[int] = []
+
+    def fault(number: int, epoch: int) -> None:
+        epochs.append(epoch)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+    patched_train(monkeypatch, fault)
+    assert resume("--repair") == 130
+    capsys.readouterr()
+    assert resume("--status") == 0
+    assert "| 1 finished, 1 interrupted |" in capsys.readouterr().out
+    assert resume() == 0
+    assert epochs == [1, 2, 2]
+    assert stored(whole) == before
+    assert not list((whole / "checkpoints").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_run_that_was_deleted_on_purpose_stays_out(
+    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, place: int
+) -> None:
+    """The best trial, or a confirmation run of it: the study ends; --redo restores it."""
+    before = stored(whole)
+    deleted = [runs(whole, "small")[1], runs(whole, "small", "confirmation")[0]][place]
+    words = ["trial #1 of fine_tune_all", "confirmation run #0 of fine_tune_all"][place]
+    client(whole).delete_run(deleted.info.run_id)
+    capsys.readouterr()
+    assert resume() == 0
+    said = one_line(capsys.readouterr().out)
+    assert f"Deleted in MLflow, and left out: {words}; --redo restores them" in said
+    assert f"Left out, because deleted in MLflow: {words}." in said
+    assert "Preliminary" not in said
+    assert resume("--status") == 0
+    assert f"Deleted in MLflow, and left out: {words}" in one_line(capsys.readouterr().out)
+    (arm,) = read_results(find_store(str(whole)), "small").arms
+    assert (len(arm.trials), len(arm.confirmations)) == ((1, 2), (2, 1))[place]
+    assert resume("--redo") == 0
+    assert trained == []
+    assert stored(whole) == before
+
+
+@pytest.mark.parametrize("way", ["renamed", "deleted", "gone"])
+def test_the_experiment(whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, way: str) -> None:
+    before = stored(whole)
+    api = client(whole)
+    experiment = api.get_experiment_by_name("small")
+    assert experiment is not None
+    capsys.readouterr()
+    if way == "renamed":
+        api.rename_experiment(experiment.experiment_id, "mine")
+        assert len(ablation.load_results("small", store=str(whole))) == 4
+        assert resume() == 0
+        assert trained == []
+        api.rename_experiment(experiment.experiment_id, "small")
+    elif way == "deleted":
+        api.delete_experiment(experiment.experiment_id)
+        assert resume() == 2
+        assert "the MLflow experiment 'small' was deleted; --redo restores it" in capsys.readouterr().err
+        assert resume("--redo") == 0
+        assert trained == []
+    else:
+        delete_for_good(whole, *(runs(whole, "small") + runs(whole, "small", "confirmation")))
+        tables = ("tags", "params", "metrics", "runs", "latest_metrics", "experiment_tags", "logged_models")
+        mine = f"DELETE FROM experiments WHERE experiment_id = {experiment.experiment_id}"
+        execute(whole / "mlflow.db", *(f"DELETE FROM {table}" for table in tables), mine)
+        assert resume() == 2
+        assert "were logged to another MLflow store than" in (error := capsys.readouterr().err)
+        assert "let --repair train them again" in error
+        assert resume("--repair") == 0
+        assert trained == [1, 2] * 4
+    assert stored(whole) == before
+
+
+@pytest.mark.parametrize("state", ["lost", "empty", "a folder"])
+def test_a_lost_mlflow_database(
+    whole: Path, pristine: Path, resume: Callable[..., int], trained: list[int], capsys: Any, state: str
+) -> None:
+    """Refused for the right reason, at once, and no table is made."""
+    database = whole / "mlflow.db"
+    before = stored(pristine)  # MLflow keeps a connection to what it has opened
+    database.rename(whole / "before.db")
+    if state == "empty":
+        database.touch()
+    if state == "a folder":
+        database.mkdir()
+    capsys.readouterr()
+    assert resume() == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    if state == "a folder":
+        assert error == f"error: {database} is a folder, not MLflow's database\n"
+        return
+    word = {"lost": "does not exist", "empty": "is empty"}[state]
+    assert f"{database} {word}, but study 'small' has trials whose runs were in it" in error
+    assert database.exists() == (state == "empty")
+    assert state == "lost" or database.stat().st_size == 0
+    if state == "lost":
+        shutil.rmtree(whole / "artifacts")
+        assert resume("--repair") == 0
+        assert trained == [1, 2] * 4
+        assert stored(whole) == before
+
+
+# ------------------------------------------------------------------------------------------------- files and tags
+
+
+def predictions_of(store: Path, run: Any) -> Path:
+    return store / "artifacts" / "small" / run.info.run_id / "artifacts" / "test" / "predictions.safetensors"
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "empty": lambda path: path.write_bytes(b""),
+    "deleted": Path.unlink,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "all of artifacts": lambda path: shutil.rmtree(path.parents[4]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_predictions(
+    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, damage: str
+) -> None:
+    """The run is named and left out, never taken for one that has not finished; --repair trains it again."""
+    before = stored(whole)
+    all_of_them = damage == "all of artifacts"
+    (run, other) = runs(whole, "small", "confirmation")
+    DAMAGES[damage](predictions_of(whole, run))
+    capsys.readouterr()
+    assert resume() == 1
+    output, error = capsys.readouterr()
+    assert error.count("\n") == 1
+    assert f"the study is not complete: confirmation run #0 of fine_tune_all: run {run.info.run_id}" in error
+    assert "no confirmation run has finished yet" not in output
+    assert ("the predictions of its confirmation runs are lost" in one_line(output)) == all_of_them
+    (arm,) = read_results(find_store(str(whole)), "small").arms
+    assert [run.run_id for run in arm.confirmed] == ([] if all_of_them else [other.info.run_id])
+    assert resume("--repair") == 0
+    assert trained == [1, 2] * (2 if all_of_them else 1)
+    assert stored(whole) == before
+    (arm,) = read_results(find_store(str(whole)), "small").arms
+    assert len(arm.confirmed) == 2
+
+
+def test_predictions_without_a_checksum(whole: Path, resume: Callable[..., int]) -> None:
+    """Those of older versions are read; of damages, those are found that can be."""
+    execute(whole / "mlflow.db", "DELETE FROM tags WHERE key LIKE 'ablation.sha256%'")
+    (arm,) = read_results(find_store(str(whole)), "small").arms
+    assert len(arm.confirmed) == 2
+    assert resume() == 0
+    (run, _) = runs(whole, "small", "confirmation")
+    path = predictions_of(whole, run)
+    path.write_bytes(path.read_bytes().replace(b'"predicted"', b'"predictes"'))
+    result = read_results(find_store(str(whole)), "small")
+    assert len(result.arms[0].confirmed) == 1
+    assert "is damaged" in result.left_out[0]
+
+
+def test_a_checkpoint_has_a_checksum(whole: Path, command: Command) -> None:
+    run = runs(whole, "small")[0].info.run_id
+    ablation.load_model(run, store=str(whole))
+    flip(whole / "artifacts" / "small" / run / "artifacts" / "checkpoint" / "best.safetensors")
+    with pytest.raises(InputError, match=r"checkpoint/best.safetensors is damaged: its checksum is wrong"):
+        ablation.load_model(run, store=str(whole))
+
+
+@pytest.mark.parametrize(("tag", "value"), [("trial", "x"), ("arm", None), ("kind", "y"), ("environment", "{no JSON")])
+def test_tags_that_a_person_edited(
+    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, tag: str, value: str | None
+) -> None:
+    before = stored(whole)
+    (run, _) = runs(whole, "small")
+    if value is None:
+        client(whole).delete_tag(run.info.run_id, tag)
+    else:
+        client(whole).set_tag(run.info.run_id, tag, value)
+    result = read_results(find_store(str(whole)), "small")
+    fault = f"trial #0 of fine_tune_all (MLflow run {run.info.run_id}): its tag {tag!r} was edited or deleted"
+    assert result.left_out == [fault]
+    assert [trial.number for trial in result.arms[0].trials] == [1]
+    capsys.readouterr()
+    assert resume() == 1
+    assert "its tag" in capsys.readouterr().err
+    assert resume("--repair") == 0
+    assert trained == []
+    assert stored(whole) == before
+
+
+# ------------------------------------------------------------------------------------------- whose report it is
+
+
+def test_a_report_is_that_of_the_stores_own_study(
+    whole: Path, command: Command, study_file: Path, resume: Callable[..., int], monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:  # fmt: skip
+    """Two Optuna databases share one MLflow store and a study's name; the other one's summary run is the newer."""
+    own = {run.info.run_id for kind in ("trial", "confirmation") for run in runs(whole, "small", kind)}
+    (summary,) = runs(whole, "small", "summary")
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "logged_study", lambda store, name: None)  # as versions before began it
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{whole}/mlflow.db")
+        patch.setenv("OPTUNA_STORAGE", f"sqlite:///{Path('other.db').absolute()}")
+        assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "1") == 0
+        result = read_results(find_store(None), "small")
+        assert [trial.run_id in own for trial in result.arms[0].trials] == [False]
+    capsys.readouterr()
+    assert resume() == 0
+    assert "n (seeds)" in capsys.readouterr().out
+    result = read_results(find_store(str(whole)), "small")
+    assert result.summary_run_id == summary.info.run_id
+    assert {run.run_id for arm in result.arms for run in (*arm.trials, *arm.confirmations)} == own
+    (whole / "optuna.db").rename(whole / "elsewhere.db")  # a copy without Optuna's database says whose report it is
+    result = read_results(find_store(str(whole)), "small")
+    assert result.left_out == ["2 studies are called 'small' here; this is the one that was begun last"]
+
+
+@pytest.mark.parametrize("key", [None, "0123/summary"])
+def test_a_foreign_summary_blocks_nothing(whole: Path, resume: Callable[..., int], key: str | None) -> None:
+    """A run that somebody has tagged as one, or that is another database's and has no description."""
+    api = client(whole)
+    experiment = api.get_experiment_by_name("small")
+    assert experiment is not None
+    before = read_results(find_store(str(whole)), "small").summary_run_id
+    tags = {"kind": "summary", "study": "small", **({} if key is None else {KEY_TAG: key})}
+    api.create_run(experiment.experiment_id, tags=tags)
+    assert read_results(find_store(str(whole)), "small").summary_run_id == before
+    assert resume() == 0
+    (whole / "optuna.db").rename(whole / "elsewhere.db")
+    assert read_results(find_store(str(whole)), "small").summary_run_id == before
+
+
+# --------------------------------------------------------------------------------------- locked by another program
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_locked_mlflow_database_is_waited_for(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """By a backup, say: while a trial trains, its calls wait in the outbox; at the study's end they are delivered."""
+    assert command(study_file, "--store", "other", *ARGUMENTS) == 0
+
+    def impatiently(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 50"), parameters  # ms
+
+    backup = None
+
+    def lock(number: int, epoch: int) -> None:
+        nonlocal backup
+        if (number, epoch) == (0, 1):
+            backup = sqlite3.connect("s/mlflow.db", check_same_thread=False, isolation_level=None)
+            backup.execute("BEGIN EXCLUSIVE")
+            threading.Timer(3, backup.close).start()
+
+    patched_train(monkeypatch, lock)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", impatiently, retval=True)
+    try:
+        assert command(study_file, "--store", "s", *ARGUMENTS) == 0
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", impatiently)
+    assert backup is not None
+    assert "MLflow does not answer (database is locked); results are kept until it does" in caplog.text
+    assert "MLflow answers again" in caplog.text
+    assert stored(Path("s").absolute()) == stored(Path("other").absolute())
+
+
+# ------------------------------------------------------------------------------------------------ the comparison
+
+
+def record(number: int, status: str = "FINISHED", *, is_deleted: bool = False, **tags: str) -> RunRecord:
+    tags = {KEY_TAG: f"a/{number}", "arm": "x", "trial": str(number), "kind": "trial", **tags}
+    params = {"study": "small", "arm": "x", "trial": str(number), "confirms": "null"}
+    metrics = {"best_val_accuracy": 0.5} if status == "FINISHED" else {}
+    return RunRecord(f"run{number}", status, tags, params, metrics, "", is_deleted=is_deleted)
+
+
+def test_the_comparison() -> None:
+    """Trial by trial: alike, unfinished, lost, cut short, deleted, edited; runs of trials that Optuna lacks."""
+    ends: Any = dict(zip([f"a/{n}" for n in range(7)], ["finished", None, "finished", "finished", "pruned", "failed",
+                                                        "finished"], strict=True))  # fmt: skip
+    cut_short = dataclasses.replace(record(3), metrics={})
+    records = [
+        record(0), record(1, "RUNNING"), cut_short, record(4, "KILLED", is_deleted=True),
+        record(5, "FAILED", reason="it diverged", trial="x"), record(6), record(6, is_deleted=True), record(7),
+        record(8, "RUNNING"), record(9, is_deleted=True), dataclasses.replace(record(10), tags={KEY_TAG: "b/0"}),
+    ]  # fmt: skip
+    found = compare(ends, {"a": "trial #{} of x"}, records)
+    assert [(difference.key, difference.kind) for difference in found] == [
+        ("a/2", "lost"), ("a/3", "lost"), ("a/4", "deleted"), ("a/5", "edited"), ("a/7", "untold"), ("a/8", "orphan")
+    ]  # fmt: skip
+    texts = difference_texts(found)
+    assert texts[0].startswith("MLflow lacks the runs of trial #2 of x, trial #3 of x: ")
+    assert len(texts) == 5
+    many = [dataclasses.replace(found[0], words=f"trial #{n}") for n in range(9)]
+    assert "trial #4, 4 more: " in difference_texts(many)[0]
