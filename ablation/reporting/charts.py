@@ -29,6 +29,7 @@ NARROWEST_PANEL, PANEL_MARGIN, AXIS_WIDTH = 150, 20, 50  # pixels
 LEGEND_COLUMN = 150  # pixels
 ROW_MARGIN = 30  # pixels, beside rows: half of the labels at the ends of their axis
 ROW_HEIGHT = 38  # pixels, of a row with its label above the mark
+MOST_DOTS = 1500  # in a static plot; more would weigh megabytes
 MOST_VALUES_NAMED = 12  # in a text alternative
 
 Row = dict[str, Any]  # of a plot's data: field -> value
@@ -85,17 +86,39 @@ class Picture:
     spec: Mapping[str, Any] | None = None
     png: bytes = b""
 
+    def _repr_svg_(self) -> str | None:
+        return self.svg or None  # in a notebook
+
+    def _repr_png_(self) -> bytes | None:
+        return self.png or None
+
 
 def render(chart: alt.TopLevelMixin, text: str) -> Picture:
     """Return a chart with its text alternative as a picture."""
     spec = {**chart.to_dict(), "config": CONFIG}
-    svg, narrow = (vlc.vegalite_to_svg(fit(spec, width)) for width in (WIDE, NARROW))
+    static = _without_dots(spec) if _values(spec) > MOST_DOTS else spec
+    svg, narrow = (vlc.vegalite_to_svg(fit(static, width)) for width in (WIDE, NARROW))
     return Picture(text, svg, narrow, spec)
+
+
+def _values(spec: Mapping[str, Any]) -> int:
+    """Return how many values a definition's data have; a row may hold a list of them."""
+    rows = max(spec["datasets"].values(), key=len)
+    return sum(len(row["value"]) if isinstance(row.get("value"), list) else 1 for row in rows)
+
+
+def _without_dots(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a definition without layers named 'dots...', as `report.js` does where a page has too many."""
+    if "spec" in spec:
+        return {**spec, "spec": _without_dots(spec["spec"])}
+    layers = [layer for layer in spec.get("layer", []) if not layer.get("name", "").startswith("dots")]
+    return {**spec, "layer": layers} if layers else spec
 
 
 def fit(spec: Mapping[str, Any], width: int) -> dict[str, Any]:
     """Return a definition laid out in a width in pixels, as `report.js` does for the page's."""
-    columns = max(1, (width - AXIS_WIDTH) // (NARROWEST_PANEL - PANEL_MARGIN))
+    panels = len(spec["facet"]["sort"]) if "facet" in spec else 1
+    columns = min(panels, max(1, (width - AXIS_WIDTH) // (NARROWEST_PANEL - PANEL_MARGIN)))
     panel = (width - AXIS_WIDTH) // columns - PANEL_MARGIN
     legend = {**CONFIG["legend"], "columns": max(1, width // LEGEND_COLUMN)}
     config = {**CONFIG, "legend": legend, "header": {**CONFIG["header"], "labelLimit": panel}}
@@ -113,6 +136,7 @@ LAYOUT = {
     "panelMargin": PANEL_MARGIN,
     "axisWidth": AXIS_WIDTH,
     "rowMargin": ROW_MARGIN,
+    "mostDots": 2 * MOST_DOTS,  # a page draws them where it is opened
 }
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}
 _VARIABLES |= {colour: f"c{number}" for number, colour in enumerate(COLOURS)}

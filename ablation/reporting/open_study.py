@@ -10,11 +10,14 @@ import pandas as pd
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.dataframe import runs_table
 from ablation.base.files import write_atomically
+from ablation.reporting.charts import Picture
+from ablation.reporting.figures import draw_figures
 from ablation.reporting.pooled_report import build_pooled_report, read_analysis
 from ablation.reporting.report import build_report
 from ablation.search import quiet_optuna
 from ablation.storage.store import find_store
 from ablation.tracking import mlflow_settings
+from ablation.tracking.client import is_server, ui_server
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,17 @@ class Page:
 
 @dataclass(frozen=True, repr=False)
 class OpenStudy:
-    """A study as its store was when it was opened; Jupyter shows its question, answer, arms and first plot.
+    """A study as its store was when it was opened; Jupyter shows its question, answer, arms and their plot.
 
     Attributes:
         names: its name, or those of the studies that are pooled.
         analysis: all numbers of its report.
+        server: the address of the MLflow server that has it; empty where there is none.
     """
 
     names: tuple[str, ...]
     analysis: StudyAnalysis
+    server: str
 
     def __repr__(self) -> str:
         return f"{self.question}\n{self.answer}"
@@ -71,8 +76,15 @@ class OpenStudy:
         """The report's page."""
         is_pooled = len(self.names) > 1
         with quiet_optuna():
-            report = build_pooled_report(self.analysis) if is_pooled else build_report(self.analysis.result)
+            report = (
+                build_pooled_report(self.analysis) if is_pooled else build_report(self.analysis.result, self.server)
+            )
         return Page(report.html)
+
+    @cached_property
+    def plots(self) -> dict[str, Picture]:
+        """The report's plots and images by name; Jupyter shows each as it stands in print."""
+        return draw_figures(self.analysis)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -149,7 +161,8 @@ class OpenStudy:
         table: str = self.arms[shown].to_html(index=False, float_format="{:.4f}".format, na_rep="")
         return (
             f"<p>{html.escape(self.question)}</p>\n<p><strong>{html.escape(self.answer)}</strong></p>\n"
-            f"<p>Test accuracy with its 95 % interval:</p>\n{table}"
+            f"<p>Test accuracy with its 95 % interval:</p>\n{table}\n"
+            f'<div style="background: #fff">{self.plots["arms"].svg}</div>'
         )
 
 
@@ -163,11 +176,12 @@ def open_study(*names: str, store: str | None = None) -> OpenStudy:
 
     Returns:
         The study: `answer` and `evidence` as text; `arms`, `differences`, `curves` and `runs` as pandas tables;
-        `report` as a page.
+        `plots` by name; `report` as a page.
 
     Raises:
         InputError: there is no such study, no trial of it has finished, or this version cannot read it.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    return OpenStudy(names, read_analysis(find_store(store), names))
+    where = find_store(store)
+    return OpenStudy(names, read_analysis(where, names), ui_server(where) if is_server(where) else "")

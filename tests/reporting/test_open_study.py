@@ -53,6 +53,7 @@ def test_jupyter_shows_the_answer_and_a_page_in_a_frame(study: OpenStudy) -> Non
     assert study.question in shown
     assert study.answer in shown
     assert f"{study.arms.test_accuracy[0]:.4f}" in shown
+    assert shown.count("<svg") == 1
     hostile = Page('<p title="x">&</p>')
     assert 'srcdoc="&lt;p title=&quot;x&quot;&gt;&amp;&lt;/p&gt;"' in hostile._repr_html_()
 
@@ -74,4 +75,4 @@ def test_the_notebook_runs(champion_study: ChampionStudy, tmp_path: Path) -> Non
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert [output.text for output in shown if output.output_type == "stream"] == []
     assert sum("text/html" in output.get("data", {}) for output in shown) == 5
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 1
+    assert sum("image/svg+xml" in output.get("data", {}) for output in shown) == 1
