@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ablation.analysis.results import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table
-from ablation.reporting.charts import Picture
+from ablation.reporting.charts import MOST_DOTS, Picture
 
 INTERVAL = "95 % interval"  # over seeds and images, of one mean
 SIMULTANEOUS = "simultaneous 95 % interval"  # the same, of all differences together
@@ -148,7 +148,8 @@ CAPTIONS = {  # kind of plot -> what it shows
     "any, its best trial. Training values are averages over the epoch, during which the network changes.",
     "costs": "Test accuracy against the number of trained parameters, and against the mean training time of a run; "
     "lines: 95 % interval.",
-    "search": "The validation accuracy of every finished trial against each searched parameter.",
+    "search": f"The validation accuracy of every finished trial (of more than {MOST_DOTS:,}, the best) against each "
+    "searched parameter.",
     "tuning": "All finished trials in order, the best so far, and what as many trials in random order are expected to "
     "find (dashed; grey: 10th to 90th percentile). Where the lines still rise near their end, more trials might find "
     "better configurations.",

@@ -26,7 +26,7 @@ def power_blocks(analysis: StudyAnalysis) -> list[Block]:
         undecided = [difference for difference in tested if not difference.is_shown]
         excluded = points(max(difference.bound for difference in undecided)) if undecided else "-"
         rows.append(
-            [factor.factor, f"{len(undecided)} of {len(tested)}", excluded, *map(points, findable[factor.factor])]
+            [factor.factor, f"{len(undecided)} of {len(tested)}", excluded, *map(_possible, findable[factor.factor])]
         )
     if not rows:
         return []
@@ -118,6 +118,11 @@ def meaning_over_repeats(analysis: StudyAnalysis) -> list[Block]:
         independence(analysis.result),
     ]
     return [Items(texts)]
+
+
+def _possible(difference: float) -> str:
+    """Return a difference in points, or that it is larger than accuracies can differ."""
+    return points(difference) if difference <= 1 else "> 100"
 
 
 def _times(count: int) -> str:

@@ -86,7 +86,7 @@ def build_pooled_report(analysis: StudyAnalysis, folder: Path | None = None) -> 
         Section("differences", "Differences", [*figure_block("differences", pictures), *difference_blocks(analysis)]),
         Section("interaction", "Interactions", interaction_blocks(analysis, pictures)),
         Section("power", "What more would find", power_blocks(analysis)),
-        Section("repeats", "The repeats", [repeat_table(analysis.repeats)]),
+        Section("repeats", "The repeats", [repeat_table(analysis)]),
         Section("meaning", "What the intervals mean", meaning_over_repeats(analysis)),
         Section("paper", "For a paper", [paper_block(analysis)]),
     ]

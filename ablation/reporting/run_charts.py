@@ -17,6 +17,7 @@ from ablation.base.text import plural
 from ablation.reporting.charts import (
     COLOURS,
     INK,
+    MOST_DOTS,
     ArmStyles,
     Picture,
     Row,
@@ -29,7 +30,8 @@ from ablation.reporting.charts import (
 from ablation.spec.parameters import Choices
 
 ACCURACY = "validation accuracy (fraction)"
-MOST_EPOCHS = 100  # of a curve; a longer one is thinned
+MOST_EPOCHS, FEWEST_EPOCHS = 100, 20  # of a curve; a longer one is thinned
+MOST_POINTS = 10_000  # of all curves together
 MOST_PANELS = 40
 FEWEST_TRIALS = 3  # of an arm whose search is drawn
 PANEL_HEIGHT = 110  # pixels
@@ -43,15 +45,16 @@ def overlay_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
         curves_SE = curves(arm.result, "val_accuracy")
         if curves_SE.size:
             mean_E = curves_SE.mean(axis=0)
-            rows.append({**styles.fields(arm.result), **_points(mean_E), "runs": len(curves_SE)})
+            rows.append({**styles.fields(arm.result), **_points(mean_E, MOST_EPOCHS), "runs": len(curves_SE)})
             texts[arm.name] = f"{mean_E[0]:.3f} to {mean_E[-1]:.3f}"
     if not rows:
         return None
     base = of_arms(rows).transform_flatten(["epoch", "value"])
+    dots = base.mark_point(filled=True, size=28, opacity=1).properties(name="dots")
     tips = [alt.Tooltip("arm:N"), alt.Tooltip("epoch:Q"), _number("value", "mean", ".4f"), alt.Tooltip("runs:Q")]
     chart = alt.layer(
         base.mark_line(strokeWidth=1.6).encode(strokeDash=styles.dash(), detail="arm:N"),
-        base.mark_point(filled=True, size=28, opacity=1).encode(shape=styles.shape(), tooltip=tips),
+        dots.encode(shape=styles.shape(), tooltip=tips),
     ).encode(x=_epochs(), y=_y(f"{ACCURACY}, mean over runs"), color=styles.colour())
     text = f"Mean validation accuracy by epoch, from the first to the last, of each arm: {values_text(texts)}."
     return render(chart.properties(height=280), text)
@@ -62,11 +65,20 @@ def curve_panels(analysis: StudyAnalysis, quantity: str, label: str) -> Picture 
     arms = [arm for arm in analysis.arms if curves(arm.result, f"val_{quantity}").size]
     rows: list[Row] = []
     texts: dict[str, str] = {}
+    runs = sum(len(arm.result.drawn_runs) for arm in arms[:MOST_PANELS])
+    most_epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, MOST_POINTS // (2 * max(1, runs))))
     for arm in arms:
         for run in arm.result.drawn_runs:
             for kind, name in (("training", f"train_{quantity}"), ("validation", f"val_{quantity}")):
                 if len(run.curves.get(name, ())):
-                    rows.append({"arm": arm.name, "run": _run_label(run), "kind": kind, **_points(run.curves[name])})
+                    rows.append(
+                        {
+                            "arm": arm.name,
+                            "run": _run_label(run),
+                            "kind": kind,
+                            **_points(run.curves[name], most_epochs),
+                        }
+                    )
         last_E = curves(arm.result, f"val_{quantity}").mean(axis=0)
         texts[arm.name] = f"{last_E[-1]:.3f}"
     if not rows:
@@ -77,7 +89,7 @@ def curve_panels(analysis: StudyAnalysis, quantity: str, label: str) -> Picture 
     tips = [alt.Tooltip("run:N"), alt.Tooltip("kind:N"), alt.Tooltip("epoch:Q"), _number("value", label, ".4f")]
     base = alt.Chart()
     lines = base.mark_line(strokeWidth=1.1, opacity=0.8).encode(strokeDash=dash, detail="run:N")
-    dots = base.mark_point(filled=True, size=12, opacity=0.8).encode(tooltip=tips)
+    dots = base.mark_point(filled=True, size=12, opacity=0.8).encode(tooltip=tips).properties(name="dots")
     unit = alt.layer(lines, dots).encode(x=_epochs(), y=_y(label), color=colour)
     unit = unit.transform_flatten(["epoch", "value"])
     text = f"Training and validation {quantity} by epoch of every run; validation at the end, mean of each arm: "
@@ -95,18 +107,18 @@ def _run_label(run: RunResult) -> str:
     return f"trial #{run.number}" if run.spec.confirms is None else f"confirmation run #{run.number}"
 
 
-def _points(curve_E: np.ndarray) -> dict[str, list[float | None]]:
-    """Return epochs and values of a curve, of which NaN is None."""
+def _points(curve_E: np.ndarray, most_epochs: int) -> dict[str, list[float | None]]:
+    """Return epochs and values of a curve with four digits, of which NaN is None."""
     count = len(curve_E)
-    epochs = np.unique(np.linspace(0, count - 1, min(count, MOST_EPOCHS)).round().astype(int))
-    values = [rounded(float(curve_E[e])) if np.isfinite(curve_E[e]) else None for e in epochs]
+    epochs = np.unique(np.linspace(0, count - 1, min(count, most_epochs)).round().astype(int))
+    values = [float(f"{curve_E[e]:.4g}") if np.isfinite(curve_E[e]) else None for e in epochs]
     return {"epoch": [int(e) + 1 for e in epochs], "value": values}
 
 
 def cost_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Picture]:
     """Draw test accuracy against an arm's costs: trained parameters and seconds."""
     arms = [a for a in analysis.arms if a.accuracy is not None and a.trained_parameters and a.training_seconds]
-    if not arms:
+    if len(arms) < 2:  # nothing to compare
         return {}
     parameters = "trained parameters (count, logarithmic)", ",.0f"
     seconds = "training time of a run (s, logarithmic)", ",.3g"
@@ -149,6 +161,7 @@ def slice_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Pictur
         drawn = [(arm, run, params[name]) for arm, run, params in trials if name in params]
         if len({str(value) for _, _, value in drawn}) < 2:
             continue
+        drawn = sorted(drawn, key=lambda trial: trial[1].val_accuracy or 0.0, reverse=True)[:MOST_DOTS]
         is_choice = isinstance(searched, Choices)
         rows = [
             {
@@ -201,10 +214,10 @@ def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
     base = alt.Chart()
 
     dots: list[alt.Chart] = [
-        base.mark_point(filled=True, size=26, opacity=1).encode(
-            x=x, y=_y(ACCURACY, label), color=alt.ColorDatum(label), tooltip=tips
-        )
-        for label in labels
+        base.mark_point(filled=True, size=26, opacity=1)
+        .encode(x=x, y=_y(ACCURACY, label), color=alt.ColorDatum(label), tooltip=tips)
+        .properties(name=f"dots_{number}")
+        for number, label in enumerate(labels)
     ]
     found = base.mark_line(strokeWidth=1.5, interpolate="step-after")
     expected = base.mark_line(strokeWidth=1, strokeDash=[3, 2])

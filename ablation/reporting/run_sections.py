@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -107,12 +107,18 @@ def tuning_blocks(
             "its best trial there. A large rise means that the budget was too small for the search to converge."
         )
     columns = ["arm", "chosen configuration", "tuned val. accuracy", "confirmed val. accuracy"]
-    columns += ["n (seeds)", "late rise (points)", "last trial's gain (points)", "trials"]
+    columns += [f"n ({analysis.compared.estimator.unit}s)", "late rise (points)"]
+    columns += ["last trial's gain (points)", "trials"]
+    if analysis.is_repeated:  # whose configurations have a table of their own
+        of_configurations = (1, 2, columns.index("late rise (points)"))
+        columns, *rows = (
+            [cell for number, cell in enumerate(row) if number not in of_configurations] for row in (columns, *rows)
+        )
     warnings = edge_texts(analysis)
     blocks: list[Block] = [
         *([Items(warnings)] if warnings else []),
         *figure_block("search", pictures),
-        *([repeat_table(analysis.repeats)] if analysis.is_repeated else []),
+        *([repeat_table(analysis)] if analysis.is_repeated else []),
         Table("", columns, rows, notes),
         *figure_block("tuning", pictures),
     ]
@@ -144,12 +150,14 @@ def learning_blocks(pictures: Mapping[str, Picture]) -> list[Block]:
     return [*figure_block("curves", pictures), *([Details("Every run of every arm", panels)] if panels else [])]
 
 
-def repeat_table(repeats: Sequence[StudyResult]) -> Table:
+def repeat_table(analysis: StudyAnalysis) -> Table:
     """Return the configuration that each repeat of a study chose for each arm, and its results."""
+    repeats = analysis.repeats
+    own = f"{analysis.result.spec.name} repeat "  # the name of a study's own repeat is its number
     rows = [
         [
             arm.arm.name,
-            result.spec.name,
+            result.spec.name.removeprefix(own),
             "-" if arm.best is None else format_params(searched_params(result.spec, arm.best)) or "nothing searched",
             optional_number(arm.best.val_accuracy if arm.best else None),
             optional_number(float(arm.test_accuracies_S.mean()) if arm.confirmed else None),

@@ -233,7 +233,8 @@ def test_the_report_of_a_study_with_repeats_says_what_its_unit_is(
     assert "7 trials of 4 epochs each" in text
     assert "divided among 3 repeats of the tuning" in text
     assert "n (tunings)" in text
-    assert "| block4 | fake repeat 2 | " in text
+    assert "| block4 | 2 | " in text
+    assert "late rise" not in text
     assert "if the whole study were done again very often" in text
     assert "conditional on the configurations" not in text
     assert "of 9 tunings" in text or "Warning: " not in text

@@ -230,7 +230,7 @@ def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path
         assert list(run.predictions.mistakes.numbers_M) == surest
         np.testing.assert_array_equal(run.predictions.mistakes.images_MSSC, images.test_images_NHWC[surest])
     report = build_report(result)
-    assert {"samples.png", "mistakes.svg"} <= report.figures.keys()
+    assert {"samples.png", "mistakes.png"} <= report.figures.keys()
 
     for path in store.rglob("predictions.safetensors"):
         tensors = {n: array for n, array in safetensors_numpy.load_file(path).items() if "mistake" not in n}
@@ -238,7 +238,7 @@ def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path
     (samples,) = store.rglob("samples.safetensors")
     samples.unlink()
     old = build_report(read_results(find_store(str(store)), "small"))
-    assert not {"samples.png", "mistakes.svg"} & old.figures.keys()
+    assert not {"samples.png", "mistakes.png"} & old.figures.keys()
     assert old.answer == report.answer
 
 
@@ -246,7 +246,7 @@ def test_results_as_a_table(finished: Path) -> None:
     """Every run is a row, with the figures that MLflow has of it."""
     table = ablation.load_results("small", store=str(finished / "store"))
     assert dict(table.dtypes.astype(str)) == {
-        "run_id": "string", "arm": "string", "kind": "string", "number": "int64", "state": "string",
+        "run_id": "string", "arm": "string", "kind": "string", "number": "int64", "state": "string", "repeat": "int64",
         "reason": "string", "is_best": "bool", "is_superseded": "bool", "val_accuracy": "float64",
         "best_epoch": "Int64", "test_accuracy": "float64", "test_balanced_accuracy": "float64",
         "test_macro_f1": "float64", "test_loss": "float64", "trained_parameters": "Int64",

@@ -17,7 +17,8 @@
   // As `charts.fit` does for the static plots.
   function fit(spec, width) {
     const {legendColumn, narrowestPanel, panelMargin, axisWidth, rowMargin} = data.layout;
-    const columns = Math.max(1, Math.floor((width - axisWidth) / (narrowestPanel - panelMargin)));
+    const most = Math.max(1, Math.floor((width - axisWidth) / (narrowestPanel - panelMargin)));
+    const columns = Math.min(spec.facet?.sort.length ?? 1, most);
     const panel = Math.floor((width - axisWidth) / columns) - panelMargin;
     const legend = {...spec.config.legend, columns: Math.max(1, Math.floor(width / legendColumn))};
     const config = {...spec.config, legend, header: {...spec.config.header, labelLimit: panel}};
@@ -85,7 +86,15 @@
   }
 
   function drawn(chart) {
-    return {key: chart.dataset.chart, definition: data.specs[chart.dataset.chart]};
+    return {key: chart.dataset.chart, definition: withoutManyDots(data.specs[chart.dataset.chart])};
+  }
+
+  // As `charts._without_dots`: thousands of marks would make a page slow.
+  function withoutManyDots(spec) {
+    const sizes = Object.values(spec.datasets).map((rows) => rows.reduce((sum, row) => sum + (row.value?.length ?? 1), 0));
+    const strip = (part) => part.spec ? {...part, spec: strip(part.spec)}
+      : part.layer ? {...part, layer: part.layer.filter((layer) => !layer.name?.startsWith("dots"))} : part;
+    return Math.max(...sizes) > data.layout.mostDots ? strip(spec) : spec;
   }
 
   function livePlots() {
