@@ -192,8 +192,9 @@ class StudyResult:
 
     @property
     def test_evaluations(self) -> int:
-        """How often the test split was evaluated, superseded runs included."""
-        return sum(run.test_accuracy is not None for arm in self.arms for run in [*arm.confirmations, *arm.superseded])
+        """How often the test split was evaluated, superseded and deleted runs included."""
+        evaluated = [run for arm in self.arms for run in (*arm.confirmations, *arm.superseded, *arm.deleted)]
+        return sum(run.test_accuracy is not None for run in evaluated)
 
 
 def read_results(store: Store, study: str, *, with_details: bool = True) -> StudyResult:

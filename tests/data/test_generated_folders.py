@@ -281,7 +281,7 @@ def _check_manifest(found: Folder, data: Data, read: dict[str, tuple[str, str]])
         return  # spaces around the values of a table do not count
     columns = ["path", "label", "of no use" if _is_any(found) else "split"]
     with (found.root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
+        csv.writer(file).writerows([columns, *sorted(rows, key=lambda row: (row[1], row[0]))])
     keys = {"source": "manifest", "root": None, "manifest": str(found.root / "labels.csv")}
     assert _read(list_images(data.model_copy(update=keys)), found) == read
 

@@ -14,7 +14,9 @@ import pytest
 import sqlalchemy
 
 import ablation
+from ablation import report
 from ablation.analysis.results import read_results
+from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.running import session, trial
 from ablation.running.repair import compare, difference_texts
@@ -22,7 +24,7 @@ from ablation.storage.store import find_store
 from ablation.tracking.client import KEY_TAG
 from ablation.tracking.reading import RunRecord
 from tests.outcomes import outcome
-from tests.studies import CONFIRM, ONE_ARM, Command, client, patched_train, runs
+from tests.studies import CONFIRM, ONE_ARM, Command, client, patched_train, runs, signal_handlers_kept
 
 # Two trials, and two confirmation runs of the second.
 ARGUMENTS = [*ONE_ARM, *CONFIRM, "--epochs", "2"]
@@ -224,7 +226,12 @@ def test_a_repair_that_was_interrupted_is_resumed(
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_run_that_was_deleted_on_purpose_stays_out(
-    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, place: int
+    whole: Path,
+    resume: Callable[..., int],
+    trained: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    place: int,
 ) -> None:
     """The best trial, or a confirmation run of it: the study ends; --redo restores it."""
     before = stored(whole)
@@ -241,6 +248,10 @@ def test_a_run_that_was_deleted_on_purpose_stays_out(
     assert f"Deleted in MLflow, and left out: {words}" in one_line(capsys.readouterr().out)
     (arm,) = read_results(find_store(str(whole)), "small").arms
     assert (len(arm.trials), len(arm.confirmations)) == ((1, 2), (2, 1))[place]
+    monkeypatch.setattr("sys.argv", ["report", "small", "--store", str(whole)])
+    with signal_handlers_kept():
+        assert run_command(report.cli) == 0
+    assert f"Deleted in MLflow, and left out: {words}" in one_line(capsys.readouterr().out)
     assert resume("--redo") == 0
     assert trained == []
     assert stored(whole) == before
@@ -308,6 +319,21 @@ def test_a_lost_mlflow_database(
         assert stored(whole) == before
 
 
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("0123456789ab", "is of a newer MLflow than"), ("451aebb31d03", "is of an older MLflow: back it up, then")],
+)
+def test_another_schema_is_called_what_it_is(
+    whole: Path, resume: Callable[..., int], capsys: Any, version: str, words: str
+) -> None:
+    execute(whole / "mlflow.db", f"UPDATE alembic_version SET version_num = '{version}'")
+    capsys.readouterr()
+    assert resume() == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
 # ------------------------------------------------------------------------------------------------- files and tags
 
 
@@ -331,11 +357,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_predictions(
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage != "all of artifacts"])
+def test_damaged_predictions_are_named(whole: Path, damage: str) -> None:
+    (run, other) = runs(whole, "small", "confirmation")
+    DAMAGES[damage](predictions_of(whole, run))
+    result = read_results(find_store(str(whole)), "small")
+    assert [run.run_id for run in result.arms[0].confirmed] == [other.info.run_id]
+    assert result.missing_confirmations == 0
+    (fault,) = result.left_out
+    assert fault.startswith(f"confirmation run #0 of fine_tune_all: run {run.info.run_id}")
+
+
+@pytest.mark.parametrize("damage", ["a folder", "all of artifacts"])
+def test_damaged_predictions_are_repaired(
     whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, damage: str
 ) -> None:
-    """The run is named and left out, never taken for one that has not finished; --repair trains it again."""
+    """The run is never taken for one that has not finished; --repair trains it again."""
     before = stored(whole)
     all_of_them = damage == "all of artifacts"
     (run, other) = runs(whole, "small", "confirmation")
@@ -378,11 +415,10 @@ def test_a_checkpoint_has_a_checksum(whole: Path, command: Command) -> None:
         ablation.load_model(run, store=str(whole))
 
 
-@pytest.mark.parametrize(("tag", "value"), [("trial", "x"), ("arm", None), ("kind", "y"), ("environment", "{no JSON")])
-def test_tags_that_a_person_edited(
-    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, tag: str, value: str | None
-) -> None:
-    before = stored(whole)
+@pytest.mark.parametrize(
+    ("tag", "value"), [("trial", "x"), ("arm", None), ("kind", "y"), ("environment", "{no JSON"), ("environment", "[]")]
+)
+def test_tags_that_a_person_edited_are_named(whole: Path, tag: str, value: str | None) -> None:
     (run, _) = runs(whole, "small")
     if value is None:
         client(whole).delete_tag(run.info.run_id, tag)
@@ -392,9 +428,18 @@ def test_tags_that_a_person_edited(
     fault = f"trial #0 of fine_tune_all (MLflow run {run.info.run_id}): its tag {tag!r} was edited or deleted"
     assert result.left_out == [fault]
     assert [trial.number for trial in result.arms[0].trials] == [1]
+
+
+def test_tags_that_a_person_edited_are_written_again(
+    whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any
+) -> None:
+    before = stored(whole)
+    (run, _) = runs(whole, "small")
+    for tag in ("kind", "arm", "trial", "environment"):
+        client(whole).set_tag(run.info.run_id, tag, "x")
     capsys.readouterr()
     assert resume() == 1
-    assert "its tag" in capsys.readouterr().err
+    assert "its tag 'kind' was edited or deleted: --repair mends that" in capsys.readouterr().err
     assert resume("--repair") == 0
     assert trained == []
     assert stored(whole) == before
