@@ -8,8 +8,9 @@ from ablation.base.text import nearest
 
 COMMANDS = {
     "study": "Run a study: tune every arm, confirm the best, compare them.",
-    "launch": "Place workers of a study on SLURM, Kubernetes or this machine.",
+    "launch": "Place workers of a study on SLURM, Ray, Kubernetes or this machine.",
     "report": "Write a study's report and print its short form.",
+    "compare": "Compare studies of one question on several data sets or networks.",
     "predict": "Classify images with a study's champion.",
     "ui": "Open MLflow's UI on a store.",
     "data": "Look at a set of images: classes, near-duplicates, the cache.",

@@ -236,7 +236,7 @@ def store_study(store: Store, result: StudyResult) -> StudyRecord:
     assert result.samples is not None
     tracker.begin_summary("summary", spec.name, about, {SAMPLES_FILE: samples_file(result.samples)})
     folder = store.root / "work"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for arm in result.arms:
         for kind, runs in (("trials", arm.trials), ("confirmations", arm.confirmations)):
             for run in runs:

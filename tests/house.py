@@ -11,7 +11,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "ablation"
 
-COMMANDS = ("__init__", "__main__", "study", "launch", "report", "predict", "backbones", "bench", "ui")
+COMMANDS = ("__init__", "__main__", "study", "launch", "report", "compare", "predict", "backbones", "bench", "ui")
 # From bottom to top: a folder imports only from folders before it.
 FOLDERS = (
     "base", "storage", "spec", "networks", "data", "training", "search", "tracking", "analysis", "reporting",
@@ -39,6 +39,7 @@ ONLY_IN = {
     "imagehash": {"data"},
     "datasets": {"data"},
     "scipy": {"analysis"},
+    "statsmodels": {"analysis"},
     "altair": {"reporting"},
     "vl_convert": {"reporting"},
     "jinja2": {"reporting"},

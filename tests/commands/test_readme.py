@@ -32,10 +32,10 @@ PAGES = {
     path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("[!.]*/README.md"), *REPOSITORY.glob("docker/*.md")])
 }
-MODULES = re.compile(r"ablation\.(study|launch|report|predict|backbones|bench|ui)")
+MODULES = re.compile(r"ablation\.(study|launch|report|compare|predict|backbones|bench|ui)")
 COMMANDS: dict[str, click.Command] = {
     name: importlib.import_module(f"ablation.{name}").cli
-    for name in ("study", "launch", "report", "predict", "backbones", "bench", "ui")
+    for name in ("study", "launch", "report", "compare", "predict", "backbones", "bench", "ui")
 } | {"data": importlib.import_module("ablation.data.__main__").cli}
 QUICK = {"--list", "--new", "--check", "--plan"}  # --plan of a study whose images are missing is refused at once
 PATH = re.compile(r"[\w./-]+/[\w.-]+\.(?:py|md|yaml|toml|txt|in|sh|cff)")

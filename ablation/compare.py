@@ -1,0 +1,57 @@
+"""Compare studies of one question on several data sets or networks: python -m ablation.compare NAME NAME..."""
+
+import sys
+
+import click
+
+from ablation import __version__
+from ablation.base.command_line import patience_option, run_command
+from ablation.base.errors import InputError
+from ablation.spec.reading import check_name
+from ablation.storage.store import find_store
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", metavar="NAME NAME...", nargs=-1, required=True)
+@click.option("--store", "store_option", metavar="DIR", help="Folder with the results.  [default: mlruns]")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="[default: text]")
+@patience_option("Time to wait for a server that is away.  [default: 2]")
+@click.version_option(__version__)
+def cli(names: tuple[str, ...], store_option: str | None, form: str, patience: float | None) -> None:
+    """Compare studies that ask one question of several data sets or networks, and print what holds of all.
+
+    The studies compare the same levels; each is one observation. From three studies on, the mean difference of two
+    levels has an interval for other data sets or networks like these.
+    """
+    for name in names:
+        check_name(name)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InputError("which studies? name at least two, each once")
+    store = find_store(store_option)
+
+    from ablation.analysis.across_studies import check_same_question
+    from ablation.analysis.pooling import analyse_study
+    from ablation.analysis.results import read_results
+    from ablation.base.retries import START_PATIENCE, wait_out
+    from ablation.base.terminal import say, say_prose, show_table
+    from ablation.reporting.comparison_of_studies import across_json, across_sentences, across_tables
+    from ablation.search import configure_optuna
+    from ablation.tracking import configure_mlflow
+
+    configure_mlflow()
+    configure_optuna()
+    seconds = START_PATIENCE if patience is None else patience
+    analyses = wait_out(lambda: [analyse_study(read_results(store, name)) for name in names], seconds)
+    check_same_question(analyses)
+    if form == "json":
+        click.echo(across_json(analyses), nl=False)
+        return
+    for table in across_tables(analyses):
+        show_table(table)
+        say("")
+    for sentence in across_sentences(analyses):
+        say_prose(sentence)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(cli))

@@ -1,0 +1,95 @@
+"""Studies of one question on several data sets or networks, as tables, sentences and JSON."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from ablation.analysis.across_studies import FEWEST_STUDIES, MeanDifference, arms_across, differences_across
+from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.wording import format_p, interval_points, points
+from ablation.base.text import Table
+
+
+def across_tables(analyses: Sequence[StudyAnalysis]) -> list[Table]:
+    """Return the tables of arms and of differences over all studies."""
+    studies = [analysis.result.spec.name for analysis in analyses]
+    arms = [
+        [arm.name, f"{arm.mean:.4f}", f"{len(arm.best_in)} of {len(studies)}",
+         *(f"{arm.accuracies[study]:.4f}" for study in studies)]
+        for arm in arms_across(analyses)
+    ]  # fmt: skip
+    tables = [
+        Table(
+            "Test accuracy of each arm, over studies",
+            ["arm", "mean", "best in", *studies],
+            arms,
+            ["an arm that a study has not confirmed is left out"] if len(arms) < len(analyses[0].arms) else [],
+            optional=studies[::-1],
+            bold_row=0 if arms else None,
+        )
+    ]
+    rows = [
+        [
+            f"{difference.first} - {difference.second}",
+            points(difference.mean.value),
+            interval_points(difference.mean.low, difference.mean.high),
+            "-" if difference.mean.p is None else format_p(difference.mean.p).removeprefix("p ").removeprefix("= "),
+            f"{difference.wins} of {len(difference.of_studies)}",
+            "-" if difference.spread is None else points(difference.spread),
+        ]
+        for difference in differences_across(analyses)
+    ]
+    few = [f"intervals need {FEWEST_STUDIES} studies"] if len(analyses) < FEWEST_STUDIES else []
+    notes = [
+        "points: the mean over studies; interval: for the mean over other data sets or networks like these, by a "
+        "random-effects model (Hartung and Knapp); p: corrected for all rows by Holm's method",
+        "ahead: in how many studies the first level is better; spread: standard deviation of the true difference "
+        "between studies, in points",
+    ]
+    columns = ["difference", "points", "95 % interval", "p", "ahead", "spread"]
+    return [*tables, Table("Differences over studies", columns, rows, few or notes, optional=["spread", "p"])]
+
+
+def across_sentences(analyses: Sequence[StudyAnalysis]) -> list[str]:
+    """Return what holds over all studies, a sentence per difference that is shown."""
+    differences = differences_across(analyses)
+    shown = [_sentence(difference) for difference in differences if difference.is_shown]
+    if shown or not differences:
+        return shown or ["No two levels could be compared in two studies: each arm needs three seeds."]
+    if len(analyses) < FEWEST_STUDIES:
+        return [f"What holds of other data sets or networks needs at least {FEWEST_STUDIES} studies."]
+    return ["No difference is shown to hold over other data sets or networks like these."]
+
+
+def _sentence(difference: MeanDifference) -> str:
+    better, worse, value, wins = difference.first, difference.second, difference.mean, difference.wins
+    low, high = value.low, value.high
+    if value.value < 0:
+        better, worse, wins = worse, better, len(difference.of_studies) - wins
+        low, high = (None if end is None else -end for end in (high, low))
+    return (
+        f"{better} is better than {worse} over studies like these, by {points(abs(value.value))} points "
+        f"({interval_points(low, high)}); it is ahead in {wins} of {len(difference.of_studies)}."
+    )
+
+
+def across_json(analyses: Sequence[StudyAnalysis]) -> str:
+    """Return all figures of the comparison as JSON; accuracies and differences are fractions."""
+    content = {
+        "studies": [
+            {
+                "study": analysis.result.spec.name,
+                "backbone": analysis.result.spec.backbone.name,
+                "data": analysis.result.spec.data.source,
+                "verdict": analysis.verdict,
+            }
+            for analysis in analyses
+        ],
+        "arms": [dataclasses.asdict(arm) | {"mean": arm.mean} for arm in arms_across(analyses)],
+        "differences": [
+            dataclasses.asdict(difference) | {"wins": difference.wins, "shown": difference.is_shown}
+            for difference in differences_across(analyses)
+        ],
+        "sentences": across_sentences(analyses),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
