@@ -7,6 +7,7 @@ import shutil
 import signal
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,28 @@ THREE_ENDS = ["--trials", "3", "--set", "search={lr={choices=[0.01, 1e30]}, samp
 ONE_END = ["--trials", "1", "--set", "confirm.seeds=1"]
 
 
+def new_places(steps: list[str]) -> list[int]:
+    """Return the numbers of the steps that stand between other two than the same step did before."""
+    places: dict[tuple[str, ...], int] = {}
+    for number in range(len(steps)):
+        places.setdefault(tuple(steps[max(0, number - 1) : number + 2]), number)
+    return list(places.values())
+
+
+def every_place(steps: list[str]) -> list[int]:
+    return list(range(len(steps)))
+
+
 # The first from the study's creation on, the other from that of its confirmation run.
 @pytest.mark.parametrize(("budget", "first_trial"), [(THREE_ENDS, None), (ONE_END, 1)])
+@pytest.mark.parametrize("places", [new_places, pytest.param(every_place, marks=pytest.mark.slow)])
 def test_killed_at_every_step(
-    victims: Victims, small_study: Path, tmp_path: Path, budget: list[str], first_trial: int | None
+    victims: Victims,
+    small_study: Path,
+    tmp_path: Path,
+    budget: list[str],
+    first_trial: int | None,
+    places: Callable[[list[str]], list[int]],
 ) -> None:
     """Killed right before each step of a study, and so right after the one before it; then run again to its end."""
     seed = next(seed for seed in range(99) if sampled_rates(seed, [0.01, 1e30], 3) == [0.01, 0.01, 1e30])
@@ -152,8 +171,9 @@ def test_killed_at_every_step(
     statements = {"INSERT INTO runs", "INSERT INTO metrics", "UPDATE trials SET"}
     assert statements | {"fsync", "replace", "_delete_folder"} <= set(steps)
     resumed: dict[int, Path] = {}
-    for first in range(0, len(steps) + 2, 2):
-        pair = dict(zip(range(first, len(steps)), folders, strict=False))
+    numbers = places(steps)
+    for first in range(0, len(numbers) + 2, 2):
+        pair = dict(zip(numbers[first:], folders, strict=False))
         for folder in pair.values():
             start_over(folder)
         killed = [victims.start(folder, arguments, kill_at=number) for number, folder in pair.items()]
