@@ -77,20 +77,26 @@ def submit(launch: Launch) -> str:
 
 def _check_nodes(launch: Launch, needs: Mapping[str, Any], variables: Mapping[str, str]) -> int:
     """Let each node that could hold a worker check the study; return how many there are."""
-    gpus, cpus = needs["num_gpus"], needs["num_cpus"]
-    nodes = [
-        node for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus and node["Resources"].get("CPU", 0) >= cpus
-    ]  # fmt: skip
-    checks = {}
-    for node in nodes:
-        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        check = ray.remote(why_not).options(scheduling_strategy=on_node, num_cpus=0, max_retries=0)
-        checks[node["NodeManagerHostname"]] = check.remote(launch.command, launch.working_folder, variables)
-    for host, answer in checks.items():
+    checks = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"] and _has(node["Resources"], needs):
+            on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            check = ray.remote(why_not).options(scheduling_strategy=on_node, num_cpus=0, max_retries=0)
+            answer = check.remote(launch.command, launch.working_folder, variables)
+            checks.append((node["NodeManagerHostname"], answer))
+    for host, answer in checks:
         if error := ray.get(answer):
             raise InputError(f"node {host}: {error}")
-    return len(nodes)
+    return len(checks)
+
+
+def _has(resources: Mapping[str, float], needs: Mapping[str, Any]) -> bool:
+    """Return whether a node with these resources could hold an actor."""
+    amounts = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"], "memory": needs.get("memory", 0)}
+    kind = needs.get("accelerator_type")
+    return (kind is None or f"accelerator_type:{kind}" in resources) and all(
+        resources.get(name, 0) >= amount for name, amount in amounts.items()
+    )
 
 
 def cancel(label: str, options: Mapping[str, str]) -> None:

@@ -14,7 +14,9 @@ import ray
 from ablation.base.command_line import REFUSED
 from ablation.base.interrupts import WITH_PARENT
 
-DEATHS_IN_A_ROW = 5  # of a worker that lived less than a minute: more are no accident
+FIRST_PAUSE = 2.0  # seconds before a worker that died starts again; twice as long after each further death
+DEATHS_IN_A_ROW = 5  # of a worker that lived less than `ACCIDENT_SECONDS`: more are no accident
+ACCIDENT_SECONDS = 3600  # longer than a study that has trained everything, and still cannot end well, takes to fail
 
 
 class WorkerActor:
@@ -24,6 +26,7 @@ class WorkerActor:
         self._handle = ray.get_runtime_context().current_actor
         self._since = datetime.now().isoformat(timespec="seconds")
         self._cancelled = threading.Event()
+        self._starting = threading.Lock()  # a worker that starts while `cancel` is called must not be missed
         self._command, self._folder, self._variables = command, folder, variables
         self._child = self._start()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -34,19 +37,25 @@ class WorkerActor:
         return subprocess.Popen(self._command, cwd=self._folder, stdin=subprocess.PIPE, env=variables)
 
     def _watch(self) -> None:
-        deaths, started = 0, time.monotonic()
-        while self._child.wait() not in (0, REFUSED):
-            deaths = deaths + 1 if time.monotonic() - started < 60 else 1
-            if deaths == DEATHS_IN_A_ROW or self._cancelled.wait(2**deaths):
-                break
-            self._child, started = self._start(), time.monotonic()
-        ray.kill(self._handle)  # what it had of the cluster is free again
+        try:
+            deaths, started = 0, time.monotonic()
+            while self._child.wait() not in (0, REFUSED):
+                deaths = deaths + 1 if time.monotonic() - started < ACCIDENT_SECONDS else 1
+                if deaths == DEATHS_IN_A_ROW or self._cancelled.wait(FIRST_PAUSE * 2 ** (deaths - 1)):
+                    break
+                with self._starting:
+                    if self._cancelled.is_set():
+                        break
+                    self._child, started = self._start(), time.monotonic()
+        finally:
+            ray.kill(self._handle)  # what it had of the cluster is free again
 
     def cancel(self) -> None:
         """Let the worker save and end; return at once."""
-        self._cancelled.set()
-        assert self._child.stdin is not None
-        self._child.stdin.close()
+        with self._starting:
+            self._cancelled.set()
+            assert self._child.stdin is not None
+            self._child.stdin.close()
 
     def describe(self) -> tuple[str, str]:
         """Return the host and the time of the start."""

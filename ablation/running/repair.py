@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from ablation.analysis.results import load_predictions
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.text import plural
 from ablation.search.lost_trials import KnownTrial, tell_again, train_again
@@ -36,6 +37,7 @@ from ablation.tracking.reading import (
     RunRecord,
     StudyRecord,
     artifact_path,
+    checksum_tag,
     edited_tags,
     read_runs,
     read_study,
@@ -137,18 +139,21 @@ def find_differences(
         experiment_id: the study's.
         store: where the study is.
         studies: its Optuna studies.
-        thoroughly: whether to read the files of predictions, and not only to look whether they are there.
+        thoroughly: whether to download the files of predictions, where they are not in the store itself.
 
     Raises:
         StoreAway: a server does not answer.
         StoreError: a store cannot be used.
     """
-    runs = read_runs(client, experiment_id)  # before Optuna's trials: a trial exists before its run
+    # Other processes may work on the study. A trial exists before its run, and its run ends before it: of trials that
+    # end, or begin, while the runs are read, nothing is known yet.
+    ends_before = trial_ends(studies)
+    runs = read_runs(client, experiment_id)
+    ends = {key: ends_before.get(key) for key in trial_ends(studies)}
     names = {arm_key(study): f"trial #{{}} of {_escaped(arm)}" for arm, study in studies.tuning.items()}
     names |= {
         arm_key(study): f"confirmation run #{{}} of {_escaped(arm)}" for arm, study in studies.confirmation.items()
     }
-    ends = trial_ends(studies)
     differences = compare(ends, names, runs)
     differing = {difference.key for difference in differences}
     for run in runs_of_arms(runs, names):
@@ -166,7 +171,9 @@ def _is_damaged(store: Store, run: RunRecord, *, thoroughly: bool) -> bool:
     if "superseded" in run.tags or not (thoroughly or store.has_own_tracking):
         return False
     try:
-        with run_file(store, run, PREDICTIONS_FILE):
+        with run_file(store, run, PREDICTIONS_FILE) as path:
+            if checksum_tag(PREDICTIONS_FILE) not in run.tags:  # of an older version
+                load_predictions(path)
             return False
     except InputError:
         return True
@@ -238,9 +245,8 @@ def tell_ended(spec: StudySpec, studies: ArmStudies, locks: Locks, tracker: Trac
         StoreAway: a server does not answer.
         StoreError: a store cannot be used.
     """
-    kinds = (studies.tuning, studies.confirmation)
-    own = [(arm, of_kind[arm.name]) for of_kind in kinds for arm in arms(spec) if arm.name in of_kind]
-    runs = runs_of_arms(read_runs(tracker.client, tracker.experiment_id), [arm_key(study) for _, study in own])
+    keys = {arm_key(study) for study in studies.all()}
+    runs = runs_of_arms(read_runs(tracker.client, tracker.experiment_id), keys)
     ends = trial_ends(studies)
     untold: dict[str, list[KnownTrial]] = {}  # by the key of the Optuna study
     for run in runs:
@@ -248,8 +254,15 @@ def tell_ended(spec: StudySpec, studies: ArmStudies, locks: Locks, tracker: Trac
             untold.setdefault(run.key.rpartition("/")[0], []).append(_known_trial(tracker.client, run))
     if not untold:
         return 0
+    told: list[int] = []
     with locks.exclusive():
-        return sum(len(tell_again(spec, arm, study, untold.get(arm_key(study), []), locks)) for arm, study in own)
+        for arm in arms(spec):
+            tuning, confirmation = studies.tuning[arm.name], studies.confirmation.get(arm.name)
+            confirming = [] if confirmation is None else untold.get(arm_key(confirmation), [])
+            least = max((run.spec.confirms + 1 for run in confirming if run.spec.confirms is not None), default=0)
+            told += tell_again(spec, arm, tuning, untold.get(arm_key(tuning), []), locks, least)
+            told += [] if confirmation is None else tell_again(spec, arm, confirmation, confirming, locks)
+    return len(told)
 
 
 def _known_trial(client: PatientClient, run: RunRecord) -> KnownTrial:

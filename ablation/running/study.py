@@ -72,6 +72,8 @@ def mend_stores(session: Session) -> None:
         StoreError: a store cannot be used.
     """
     options, tracker = session.options, session.tracker
+    if options.repair:
+        deliver_and_reconcile(session)  # what waits here for MLflow is not lost
     differences = session_differences(session, thoroughly=options.repair)
     for text in difference_texts(differences):
         say(text)

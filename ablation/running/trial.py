@@ -111,7 +111,7 @@ def run_trial(
         # What cannot be written now is written when the trial is resumed.
         with suppress(StoreAway, StoreError, ClaimLost):
             ensure_held(claim)
-            if claim.ended is not None or not has_ended(claim):
+            if not has_ended(claim):
                 run.pause()
         raise
     finally:
@@ -223,7 +223,7 @@ def _train_and_record(
     on_epoch: Callable[[TrialSpec, EpochMetrics], None],
 ) -> Outcome:
     training: Training | None = None
-    prunes = workbench.study.search.pruner != "none" and spec.confirms is None
+    prunes = claim.ended == "pruned" or (workbench.study.search.pruner != "none" and spec.confirms is None)
     try:
         training = make_training(spec, workbench)
         _restore(training, claim, run, workbench)

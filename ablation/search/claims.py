@@ -130,7 +130,7 @@ def claim_trial(
         for arm in arms(spec):
             study = studies.tuning[arm.name]
             for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if (trial := _interrupted_trial(locks, study, frozen)) is not None:
+                if (trial := interrupted_trial(locks, study, frozen)) is not None:
                     study.sampler = make_sampler(spec, arm, frozen.number)
                     return _claim(store, locks, arm, trial, resumed=True)
 
@@ -164,7 +164,7 @@ def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: Ar
         trials = study.get_trials(deepcopy=False)
         counts = {repeat: sum(is_confirmation_of(frozen, tuned) for frozen in trials) for repeat, tuned in best.items()}
         for frozen in trials:
-            trial = _interrupted_trial(locks, study, frozen) if frozen.state is TrialState.RUNNING else None
+            trial = interrupted_trial(locks, study, frozen) if frozen.state is TrialState.RUNNING else None
             if trial is not None:
                 confirms = frozen.user_attrs.get("confirms")
                 repeat = min(counts, key=lambda r: counts[r]) if confirms is None else spec.repeat_of(confirms)
@@ -200,7 +200,7 @@ def _claim_lost(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies
     return None
 
 
-def _interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial | None:
+def interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial | None:
     """Acquire the lock of a running trial and return the trial; None if its process lives or has just ended it."""
     lock = trial_lock(trial_key(study, frozen.number))
     if not locks.try_acquire(lock):
@@ -258,7 +258,7 @@ def ensure_held(claim: Claim) -> None:
     except StoreAway:
         claim.release()  # the owner is unknown, so the next call must check again
         raise
-    is_done = claim.ended is not None and claim.trial.number not in again_numbers(claim.study)
+    is_done = claim.ended is not None and has_ended(claim)
     if frozen.user_attrs.get("owner", "") != claim.owner or is_done:
         claim.release()
         raise ClaimLost("another worker took it over while the database was away")
@@ -298,7 +298,9 @@ def ended_before(claim: Claim) -> tuple[float | None, str, int]:
 
 
 def has_ended(claim: Claim) -> bool:
-    """Return whether the trial has ended in Optuna's database."""
+    """Return whether the trial has ended in Optuna's database; one that is trained again, whether that has ended."""
+    if claim.ended is not None:
+        return claim.trial.number not in again_numbers(claim.study)
     return claim.study.get_trials(deepcopy=False)[claim.trial.number].state.is_finished()
 
 
@@ -313,12 +315,13 @@ def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, r
         run_id: the id of its MLflow run, if known.
     """
     if has_ended(claim):
-        if claim.ended is not None:
-            with claim.locks.exclusive():
-                left = [number for number in again_numbers(claim.study) if number != claim.trial.number]
-                runs = {**claim.study.user_attrs.get(NEW_RUNS, {}), str(claim.trial.number): run_id}
-                claim.study.set_user_attr(NEW_RUNS, runs)
-                claim.study.set_user_attr(AGAIN, left)
+        return
+    if claim.ended is not None:
+        with claim.locks.exclusive():
+            left = [number for number in again_numbers(claim.study) if number != claim.trial.number]
+            runs = {**claim.study.user_attrs.get(NEW_RUNS, {}), str(claim.trial.number): run_id}
+            claim.study.set_user_attr(NEW_RUNS, runs)
+            claim.study.set_user_attr(AGAIN, left)
         return
     if run_id is not None:
         claim.trial.set_user_attr("run_id", run_id)

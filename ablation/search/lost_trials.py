@@ -9,8 +9,9 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
+from ablation.search.claims import interrupted_trial
 from ablation.search.space import known_params, optuna_name, suggest
-from ablation.search.studies import AGAIN, TRIAL_ENDS, TrialEnd, again_numbers, arm_key, trial_lock
+from ablation.search.studies import AGAIN, TRIAL_ENDS, TrialEnd, again_numbers, trial_key, trial_lock
 from ablation.spec.arms import Arm
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
@@ -44,7 +45,9 @@ class KnownTrial:
         return values if self.spec.confirms is None else {"confirms": self.spec.confirms, **values}
 
 
-def tell_again(spec: StudySpec, arm: Arm, study: optuna.Study, known: Iterable[KnownTrial], locks: Locks) -> list[int]:
+def tell_again(
+    spec: StudySpec, arm: Arm, study: optuna.Study, known: Iterable[KnownTrial], locks: Locks, least: int = 0
+) -> list[int]:
     """Tell Optuna of ended trials that its database lacks, or has not seen ending; return their numbers.
 
     A number in between, of which nothing is known, becomes a trial that was interrupted. The caller holds the claim
@@ -56,22 +59,23 @@ def tell_again(spec: StudySpec, arm: Arm, study: optuna.Study, known: Iterable[K
         study: the Optuna study of its trials, or of its confirmation runs.
         known: trials of it.
         locks: the study's; a trial on which a process works is left alone.
+        least: how many trials there are at least, because confirmation runs confirm them.
 
     Raises:
         StoreAway: Optuna's database does not answer.
     """
     by_number = {trial.spec.trial: trial for trial in known}
     trials, told = study.get_trials(deepcopy=False), []
-    for number in range(max(by_number, default=-1) + 1):
+    for number in range(max([least, *(number + 1 for number in by_number)])):
         trial = by_number.get(number)
         if number >= len(trials):
             study.add_trial(_interrupted(spec, arm, number) if trial is None else _ended(spec, arm, trial))
             told += [] if trial is None else [number]
         elif trial is not None and trials[number].state is TrialState.RUNNING:
-            lock = trial_lock(f"{arm_key(study)}/{number}")
-            if locks.try_acquire(lock):
-                _end(study, trials[number], trial)
-                locks.release(lock)
+            running = interrupted_trial(locks, study, trials[number])
+            if running is not None:
+                _end(study, running, trial)
+                locks.release(trial_lock(trial_key(study, number)))
                 told.append(number)
     return told
 
@@ -95,9 +99,9 @@ def _interrupted(spec: StudySpec, arm: Arm, number: int) -> FrozenTrial:
     )  # fmt: skip
 
 
-def _end(study: optuna.Study, frozen: FrozenTrial, known: KnownTrial) -> None:
+def _end(study: optuna.Study, trial: optuna.Trial, known: KnownTrial) -> None:
     """End a trial whose process died, or whose database is older, before Optuna was told."""
-    trial = optuna.Trial(study, frozen._trial_id)
+    frozen = study.get_trials(deepcopy=False)[trial.number]
     for name, value in known.attributes.items():
         if name not in frozen.user_attrs:
             trial.set_user_attr(name, value)

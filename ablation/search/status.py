@@ -10,11 +10,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.text import Table, plural
 from ablation.search.studies import (
+    AGAIN,
     NEW_RUNS,
     TRIAL_ENDS,
     ArmStudies,
     TrialRecord,
-    again_numbers,
     begun_trials,
     trial_key,
     trial_lock,
@@ -27,41 +27,46 @@ def trial_records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialReco
     records: dict[str, list[TrialRecord]] = {}
     for arm, study in studies.tuning.items():
         tuned = begun_trials(study)
-        records[arm] = [_trial_record(studies, arm, study, frozen, frozen, locks) for frozen in tuned]
+        records[arm] = _records_of(studies, arm, study, [(frozen, frozen) for frozen in tuned], locks)
         if arm in studies.confirmation:
             confirmation = studies.confirmation[arm]
-            for frozen in confirmation.get_trials(deepcopy=False):
-                confirmed = tuned[frozen.user_attrs.get("confirms", 0)]
-                records[arm].append(_trial_record(studies, arm, confirmation, frozen, confirmed, locks))
+            runs = [(run, tuned[run.user_attrs.get("confirms", 0)]) for run in confirmation.get_trials(deepcopy=False)]
+            records[arm] += _records_of(studies, arm, confirmation, runs, locks)
     return records
 
 
-def _trial_record(
-    studies: ArmStudies, arm: str, study: optuna.Study, frozen: FrozenTrial, tuned: FrozenTrial, locks: Locks
-) -> TrialRecord:
-    key = study.study_name, frozen.number
-    if key in studies.ended:
-        return studies.ended[key]
-    state: Any = None if frozen.number in again_numbers(study) else TRIAL_ENDS.get(frozen.state)
-    new_runs = study.user_attrs.get(NEW_RUNS, {})
-    if state is None:
-        is_owned = locks.is_taken(trial_lock(trial_key(study, frozen.number)))
-        state = {True: "running", False: "interrupted", None: "unknown"}[is_owned]
-    record = TrialRecord(
-        arm=arm,
-        number=frozen.number,
-        confirms=None if tuned is frozen else tuned.number,
-        state=state,
-        value=frozen.value if frozen.state is TrialState.COMPLETE else None,
-        params=dict(tuned.params),
-        epochs=len(frozen.intermediate_values),
-        reason=frozen.user_attrs.get("reason", ""),
-        run_id=new_runs.get(str(frozen.number)) or frozen.user_attrs.get("run_id", ""),
-        seconds=_seconds(frozen),
-    )
-    if record.has_ended:
-        studies.ended[key] = record
-    return record
+def _records_of(
+    studies: ArmStudies, arm: str, study: optuna.Study, trials: list[tuple[FrozenTrial, FrozenTrial]], locks: Locks
+) -> list[TrialRecord]:
+    """Return the records of an Optuna study's trials, each given with the trial whose parameters it has."""
+    keys = [(study.study_name, frozen.number) for frozen, _ in trials]
+    attributes = {} if studies.ended.keys() >= set(keys) else study.user_attrs  # read once: each time asks the database
+    again, new_runs = attributes.get(AGAIN, []), attributes.get(NEW_RUNS, {})
+    records = []
+    for key, (frozen, tuned) in zip(keys, trials, strict=True):
+        if key in studies.ended:
+            records.append(studies.ended[key])
+            continue
+        state: Any = None if frozen.number in again else TRIAL_ENDS.get(frozen.state)
+        if state is None:
+            is_owned = locks.is_taken(trial_lock(trial_key(study, frozen.number)))
+            state = {True: "running", False: "interrupted", None: "unknown"}[is_owned]
+        record = TrialRecord(
+            arm=arm,
+            number=frozen.number,
+            confirms=None if tuned is frozen else tuned.number,
+            state=state,
+            value=frozen.value if frozen.state is TrialState.COMPLETE else None,
+            params=dict(tuned.params),
+            epochs=len(frozen.intermediate_values),
+            reason=frozen.user_attrs.get("reason", ""),
+            run_id=new_runs.get(str(frozen.number)) or frozen.user_attrs.get("run_id", ""),
+            seconds=_seconds(frozen),
+        )
+        records.append(record)
+        if record.has_ended:
+            studies.ended[key] = record
+    return records
 
 
 def _seconds(frozen: FrozenTrial) -> float | None:

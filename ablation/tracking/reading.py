@@ -172,8 +172,15 @@ def read_study(store: Store, study: str, arm_keys: Collection[str] = ()) -> Stud
 
 
 def runs_of_arms(runs: Iterable[RunRecord], arm_keys: Collection[str]) -> list[RunRecord]:
-    """Return the runs of the trials of some arms, by the keys of the arms; not those whose start is not complete."""
-    return [run for run in runs if run.key.rpartition("/")[0] in arm_keys and "study" in run.params]
+    """Return the runs of the trials of some arms, by the keys of the arms.
+
+    Those are left out whose start is not complete, or whose key somebody has edited: a trial's ends with its number.
+    """
+    return [
+        run
+        for run in runs
+        if (key := run.key.rpartition("/"))[0] in arm_keys and "study" in run.params and key[2] == run.params["trial"]
+    ]
 
 
 def _summary(

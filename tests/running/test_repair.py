@@ -18,10 +18,11 @@ from ablation import report
 from ablation.analysis.results import read_results
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
-from ablation.running import session, trial
-from ablation.running.repair import compare, difference_texts
+from ablation.running import repair, session, trial
+from ablation.running.repair import compare, difference_texts, find_differences
+from ablation.search.studies import open_storage, study_arms, trial_ends
 from ablation.storage.store import find_store
-from ablation.tracking.client import KEY_TAG
+from ablation.tracking.client import KEY_TAG, find_experiment, reading_client
 from ablation.tracking.reading import RunRecord
 from tests.outcomes import outcome
 from tests.studies import CONFIRM, ONE_ARM, Command, client, patched_train, runs, signal_handlers_kept
@@ -116,6 +117,18 @@ def test_a_gap_is_trained_and_the_rest_is_told(whole: Path, resume: Callable[...
     forget_trials(whole, (0, 0), (0, 1))
     delete_for_good(whole, runs(whole, "small")[0])
     assert resume() == 0
+    assert trained == [1, 2]
+    assert stored(whole) == before
+
+
+def test_a_lost_trial_that_is_confirmed_is_trained_again(
+    whole: Path, resume: Callable[..., int], trained: list[int]
+) -> None:
+    """Both databases have lost it, and no later trial is known, but its confirmation runs are."""
+    before = stored(whole)
+    delete_for_good(whole, runs(whole, "small")[1])
+    (whole / "optuna.db").unlink()
+    assert resume("--repair") == 0
     assert trained == [1, 2]
     assert stored(whole) == before
 
@@ -222,6 +235,24 @@ def test_a_repair_that_was_interrupted_is_resumed(
     assert epochs == [1, 2, 2]
     assert stored(whole) == before
     assert not list((whole / "checkpoints").rglob("*.ckpt"))
+
+
+def test_a_superseded_confirmation_run_ends_where_it_ended(
+    whole: Path, resume: Callable[..., int], trained: list[int]
+) -> None:
+    """It was superseded after an epoch: trained again, it does not go on to the test split."""
+    execute(
+        whole / "optuna.db",
+        "UPDATE trials SET state = 'PRUNED' WHERE number = 0 AND study_id = 2",
+        "DELETE FROM trial_values WHERE trial_id = 3",
+        "DELETE FROM trial_intermediate_values WHERE trial_id = 3 AND step = 2",
+    )
+    delete_for_good(whole, runs(whole, "small", "confirmation")[0])
+    assert resume("--repair") == 0
+    assert trained == [1]
+    ended = {run.info.status: run.data.metrics for run in runs(whole, "small", "confirmation")}
+    assert sorted(ended) == ["FINISHED", "KILLED"]
+    assert "test_accuracy" not in ended["KILLED"]
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -394,7 +425,7 @@ def test_damaged_predictions_are_repaired(
 
 
 def test_predictions_without_a_checksum(whole: Path, resume: Callable[..., int]) -> None:
-    """Those of older versions are read; of damages, those are found that can be."""
+    """Those of older versions are read; of damages, those are found, and repaired, that can be."""
     execute(whole / "mlflow.db", "DELETE FROM tags WHERE key LIKE 'ablation.sha256%'")
     (arm,) = read_results(find_store(str(whole)), "small").arms
     assert len(arm.confirmed) == 2
@@ -405,6 +436,9 @@ def test_predictions_without_a_checksum(whole: Path, resume: Callable[..., int])
     result = read_results(find_store(str(whole)), "small")
     assert len(result.arms[0].confirmed) == 1
     assert "is damaged" in result.left_out[0]
+    assert resume("--repair") == 0
+    (arm,) = read_results(find_store(str(whole)), "small").arms
+    assert len(arm.confirmed) == 2
 
 
 def test_a_checkpoint_has_a_checksum(whole: Path, command: Command) -> None:
@@ -541,6 +575,7 @@ def test_the_comparison() -> None:
         record(0), record(1, "RUNNING"), cut_short, record(4, "KILLED", is_deleted=True),
         record(5, "FAILED", reason="it diverged", trial="x"), record(6), record(6, is_deleted=True), record(7),
         record(8, "RUNNING"), record(9, is_deleted=True), dataclasses.replace(record(10), tags={KEY_TAG: "b/0"}),
+        dataclasses.replace(record(11), tags={KEY_TAG: "a/x"}),
     ]  # fmt: skip
     found = compare(ends, {"a": "trial #{} of x"}, records)
     assert [(difference.key, difference.kind) for difference in found] == [
@@ -551,3 +586,25 @@ def test_the_comparison() -> None:
     assert len(texts) == 5
     many = [dataclasses.replace(found[0], words=f"trial #{n}") for n in range(9)]
     assert "trial #4, 4 more: " in difference_texts(many)[0]
+
+
+def test_a_trial_that_ends_while_the_runs_are_read_is_not_lost(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process works on the study: its run was read before it ended, or before it was there."""
+    store = find_store(str(whole))
+    storage = open_storage(store)
+    assert storage is not None
+    studies, api = study_arms(storage, "small"), reading_client(store)
+    experiment = find_experiment(api, store, "small")
+    after = trial_ends(studies)
+    assert list(after.values()) == ["finished"] * 4
+    first, second, *_ = after
+    ends = [{key: None if key == first else end for key, end in after.items() if key != second}]
+
+    def read(*_: Any) -> list[RunRecord]:
+        ends.append(after)
+        return []
+
+    monkeypatch.setattr(repair, "read_runs", read)
+    monkeypatch.setattr(repair, "trial_ends", lambda studies: ends[-1])
+    found = find_differences(api, experiment.experiment_id, store, studies, thoroughly=False)
+    assert {difference.key for difference in found} == {*after} - {first, second}

@@ -1,4 +1,4 @@
-"""What a study locks while it ends, and what it holds in memory while its workers run."""
+"""What a study locks while it ends, what it holds in memory while its workers run, and what a repair waits for."""
 
 import gc
 import threading
@@ -6,16 +6,19 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ablation import study as study_command
+from ablation.base.errors import StoreAway
 from ablation.data.reading import ImageSet, Split
 from ablation.running import checks, trial
 from ablation.running import study as running_study
 from ablation.running.champion import EXAMPLE_IMAGES
+from ablation.running.options import RunOptions
 from ablation.running.session import Session
 from ablation.search.claims import claim_trial, end_trial, release_and_delete
 from ablation.search.studies import create_arms, open_storage
@@ -145,3 +148,26 @@ def test_the_supervisor_of_workers_drops_its_images(
     monkeypatch.setattr(running_study, "supervise_workers", supervise)
     assert command(study_file, *ONE_ARM, "--workers", "2", "--device", "cpu") == 1  # no trial has run
     assert len(supervised) == 1
+
+
+def test_a_repair_waits_until_results_of_this_machine_are_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else MLflow would seem to have lost what waits in the outbox, and it would be trained again."""
+    server_is_away = True
+
+    def deliver(session: Any) -> None:
+        if server_is_away:
+            raise StoreAway("MLflow does not answer")
+
+    compared: list[Any] = []
+    monkeypatch.setattr(running_study, "deliver_and_reconcile", deliver)
+    monkeypatch.setattr(
+        running_study, "session_differences", lambda session, thoroughly: compared.append(session) or []
+    )
+    monkeypatch.setattr(running_study, "mend", lambda *_: None)
+    session: Any = SimpleNamespace(options=RunOptions(repair=True), tracker=None, store=None, studies=None, locks=None)
+    with pytest.raises(StoreAway):
+        running_study.mend_stores(session)
+    assert compared == []
+    server_is_away = False
+    running_study.mend_stores(session)
+    assert compared == [session]

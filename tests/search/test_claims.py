@@ -6,10 +6,11 @@ import optuna
 import pytest
 
 from ablation.base.errors import InputError
-from ablation.search.claims import clean_up_ended_trials, store_spec
+from ablation.search.claims import clean_up_ended_trials, end_trial, has_ended, store_spec
+from ablation.search.lost_trials import train_again
 from ablation.search.space import suggest
 from ablation.search.status import best_record, trial_records
-from ablation.search.studies import all_ended, best_trial, create_arms, is_better, superseded_keys
+from ablation.search.studies import again_numbers, all_ended, best_trial, create_arms, is_better, superseded_keys
 from ablation.storage.locks import open_locks
 from ablation.storage.store import Store, find_store
 from tests.search.steps import CONTENT, TWO_ARMS, begin, claim_all, claim_next, confirmations, end, records, study
@@ -241,6 +242,49 @@ def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
     assert is_better(0.6, 5, leader)
     first = records(studies, store)
     assert best_record(first).number == 0
+
+
+def test_trials_that_are_trained_again_are_claimed_once_each_and_keep_their_end(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS, "confirm.seeds=1", 'factors={truncate_at=["block1"]}')
+    claim_all(spec, store)
+    studies = begin(spec, store)
+    ends = [(trial.state, trial.value) for trial in studies.tuning["block1"].trials]
+    train_again(studies.tuning["block1"], [1])
+    train_again(studies.confirmation["block1"], [0])
+    assert not all_ended(spec, studies)
+    assert [record.state for record in records(begin(spec, store), store)] == ["finished", "interrupted", "interrupted"]
+    claims = [claim_next(spec, store, begin(spec, store)) for _ in range(3)]  # each a process of its own
+    assert claims[2] is None
+    assert [(c.trial.number, c.ended, c.best and c.best.number) for c in claims[:2]] == [
+        (1, "finished", None), (0, "finished", 0)
+    ]  # fmt: skip
+    for claim in claims[:2]:
+        assert not has_ended(claim)
+        end_trial(claim, "finished", 0.1, "", "a new run")
+        assert has_ended(claim)  # a process that dies now must not mark the run as one that resumes
+        end_trial(claim, "finished", 0.1, "", "a new run")  # the answer was lost
+        claim.release()
+    assert [again_numbers(each) for each in studies.all()] == [[], []]
+    assert [(trial.state, trial.value) for trial in studies.tuning["block1"].trials] == ends
+    assert [record.run_id for record in records(begin(spec, store), store)] == ["", "a new run", "a new run"]
+    assert all_ended(spec, studies)
+    assert claim_next(spec, store, studies) is None
+
+
+def test_the_trials_of_an_arm_are_read_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question to the database for each trial would take minutes where the database is far away."""
+    spec = study("vgg_truncation", *TWO_ARMS)
+    claim_all(spec, store)
+    studies, asked = begin(spec, store), []
+    storage = type(studies.tuning["block1"]._storage)
+    ask = storage.get_study_user_attrs
+    monkeypatch.setattr(storage, "get_study_user_attrs", lambda self, number: asked.append(number) or ask(self, number))
+    locks = open_locks(store.optuna_url)
+    first = trial_records(studies, locks)
+    assert [len(of_arm) for of_arm in first.values()] == [4, 4]
+    assert len(asked) == len(studies.all()) == 4
+    assert trial_records(studies, locks) == first
+    assert len(asked) == 4
 
 
 # ------------------------------------------------------------------------------------------- known configurations

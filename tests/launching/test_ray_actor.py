@@ -1,0 +1,95 @@
+"""The actor of a worker, without a cluster: its child is cancelled at any moment, and does not start for ever."""
+
+import threading
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="needs ablation[ray]")
+
+from ablation.launching import ray_actor
+
+WAIT = 10  # seconds at most
+
+
+class Child:
+    """A worker that ends with status 1 at once, or with status 75 when its standard input is closed."""
+
+    def __init__(self, *, lives: bool):
+        self.closed = threading.Event()
+        self.stdin = SimpleNamespace(close=self.closed.set)
+        self.lives = lives
+
+    def wait(self) -> int:
+        if self.lives:
+            assert self.closed.wait(WAIT)
+        return 75 if self.lives else 1
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Is set when the actor ends itself."""
+    event = threading.Event()
+    context = SimpleNamespace(current_actor="me")
+    fake = SimpleNamespace(get_runtime_context=lambda: context, kill=lambda handle: event.set())
+    monkeypatch.setattr(ray_actor, "ray", fake)
+    monkeypatch.setattr(ray_actor, "FIRST_PAUSE", 0.001)
+    yield event
+    assert event.wait(WAIT)
+
+
+def actor_of(monkeypatch: pytest.MonkeyPatch, start: Any) -> ray_actor.WorkerActor:
+    monkeypatch.setattr(ray_actor.WorkerActor, "_start", start)
+    return ray_actor.WorkerActor([], Path(), {})
+
+
+def test_a_worker_that_starts_while_the_actor_is_cancelled_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch, killed: threading.Event
+) -> None:
+    children: list[Child] = []
+    is_starting, may_start = threading.Event(), threading.Event()
+
+    def start(_: Any) -> Child:
+        if children:
+            is_starting.set()
+            assert may_start.wait(WAIT)
+        children.append(Child(lives=bool(children)))
+        return children[-1]
+
+    actor = actor_of(monkeypatch, start)
+    assert is_starting.wait(WAIT)
+    cancel = threading.Thread(target=actor.cancel)
+    cancel.start()
+    cancel.join(0.1)
+    may_start.set()
+    cancel.join(WAIT)
+    assert children[1].closed.wait(WAIT)
+    assert killed.wait(WAIT)
+    assert len(children) == 2
+
+
+@pytest.mark.parametrize(("seconds", "starts"), [(600, 5), (4000, 12)])
+def test_a_study_that_fails_after_minutes_does_not_start_for_ever(
+    monkeypatch: pytest.MonkeyPatch, killed: threading.Event, seconds: int, starts: int
+) -> None:
+    """Reading images and writing the report may take minutes each time; a worker that lived for an hour did work."""
+    children: list[Child] = []
+    twelfth, moments = threading.Event(), count(0, seconds)
+    monkeypatch.setattr(ray_actor, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+
+    def start(_: Any) -> Child:
+        children.append(Child(lives=len(children) == 11))
+        if children[-1].lives:
+            twelfth.set()
+        return children[-1]
+
+    actor = actor_of(monkeypatch, start)
+    if starts == 12:
+        assert twelfth.wait(WAIT)
+        actor.cancel()
+    assert killed.wait(WAIT)
+    assert len(children) == starts
