@@ -20,8 +20,6 @@ MEMBERS = [
     ("ablation/base/interrupts.py", "os._exit", "a second signal ends the process at once, whatever it waits for"),
     ("ablation/search/claims.py", "optuna.trial.FrozenTrial._trial_id",
      "optuna.Trial(study, id) is the only way to a trial that another process began"),
-    ("ablation/search/lost_trials.py", "optuna.trial.FrozenTrial._trial_id",
-     "the same, of a trial that ended without Optuna being told"),
     ("ablation/search/space.py", "optuna.samplers.QMCSampler._find_sample_id",
      "overridden, so that trial n gets point n of the sequence whichever worker asks"),
     ("ablation/networks/transfer_model.py", "torch.nn.modules.batchnorm._BatchNorm",

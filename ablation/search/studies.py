@@ -235,10 +235,14 @@ def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence
 def content_changes(old_content: dict[str, Any], content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
     """Return the fields in which two contents differ, see `changed_fields`."""
     return [
-        f"{field} (was {old!r}, is {new!r}{_why(field, old, new)})"
+        f"{field} (was {_shown(old)}, is {_shown(new)}{_why(field, old, new)})"
         for field, old, new in differences(old_content, content)
         if field == NEVER_CHANGES or not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
     ]
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def _why(field: str, old: Any, new: Any) -> str:

@@ -116,6 +116,7 @@ def test_there_are_commands() -> None:
         "study",
         "launch",
         "report",
+        "compare",
         "predict",
         "backbones",
         "bench",
