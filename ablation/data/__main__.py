@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from ablation import __version__
 from ablation.base.command_line import refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand
-from ablation.base.text import one_line, plural
+from ablation.base.text import nearest, one_line, plural
 from ablation.spec.files import find_study_file
-from ablation.spec.reading import check_name, load_study, parse_override
+from ablation.spec.reading import check_name, load_study, parse_override, validation_message
 from ablation.spec.tables import MANIFEST_FILES, SAVED_BY_DATASETS, Data
 
 MOST_SHOWN = 50  # pairs of near-duplicates; all are in the file of --out
@@ -65,10 +66,12 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
             own = {"source": "huggingface" if is_saved else "imagefolder", "root": name}
         if own is not None:
             keys = {".".join(keys).removeprefix("data."): value for keys, value in map(parse_override, settings)}
+            for key in keys.keys() - Data.model_fields.keys():
+                raise InputError(f"--set: data.{key}: unknown key{nearest(key, Data.model_fields)}")
             try:
                 return Data.model_validate({**own, **keys})
-            except ValueError as error:
-                raise InputError(f"--set: {' '.join(str(error).split())}") from None
+            except ValidationError as error:
+                raise InputError(f"--set: {validation_message(error)}") from None
         path = find_study_file(name)
         return load_study(path, name=path.stem, overrides=[parse_override(setting) for setting in settings]).data
 
@@ -80,9 +83,9 @@ def show(data: Data, sheet: Path) -> None:
     from ablation.data.reading import list_images, load_images
 
     listing = list_images(data)
+    images = load_images(data, track_progress)  # which refuses images that cannot be read
     if listing.files is not None:
         say(kinds_text([path for files in listing.files.values() for path, _ in files], listing.open_image))
-    images = load_images(data, track_progress)
     if images.reading:
         say(images.reading)
     show_table(class_table(images))

@@ -96,7 +96,8 @@ def choose_groups(labels_N: np.ndarray, groups_N: np.ndarray, share: float, seed
     fewest = int(np.bincount(pairs[0], minlength=len(counts_K))[classes].min())
     raise InputError(
         f"data.groups: {plural(len(np.unique(groups_N)), 'group')} cannot be split so that every class is on both "
-        f"sides: the images of some class are in {plural(fewest, 'group')}, but needed are {1 + left} or more"
+        f"sides: the class in the fewest groups is in {fewest}; it needs {1 + left}, or more where groups hold several "
+        "classes"
     )
 
 

@@ -98,4 +98,4 @@ def held_out_rows(rows: Rows) -> tuple[np.ndarray, str]:
         refuse_shared(groups[~is_test_N], groups[is_test_N])
     assert rows.splits is not None
     words = sorted(set(np.asarray(rows.splits, object)[is_test_N]))
-    return is_test_N, f"the test is {' and '.join(map(one_line, words))}"
+    return is_test_N, f"the test images are those of {' and '.join(repr(one_line(word)) for word in words)}"

@@ -8,6 +8,7 @@ import io
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ from ablation.data.image_tables import Columns, TableImages, cell_text, rows_of_
 from ablation.spec.files import check_hugging_face
 from ablation.spec.tables import SAVED_BY_DATASETS, Data
 
+USUAL_COLUMN = "image"
+
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """Opens an image by its name, such as 'train row 12'. Attributes: split -> its column of images, not decoded."""
+    """Opens an image by its name, such as 'train row 12', or 'mask: train row 12' of another column than `image`.
+
+    Attributes:
+        splits: split -> its column of images, not decoded.
+    """
 
     splits: dict[str, Any]
 
@@ -35,7 +42,7 @@ class EmbeddedImages:
         Raises:
             ValueError: the row has no image in it.
         """
-        split, _, row = name.rpartition("row ")
+        split, _, row = name.rpartition(": ")[2].rpartition("row ")
         (image,) = self.splits[split.strip()][int(row)].values()
         if image is None or image["bytes"] is None:
             raise ValueError("no image in the row")
@@ -53,13 +60,14 @@ def hugging_face_listing(data: Data, version: int) -> ImageListing:
     root = expand(str(data.root)).resolve()
     table = f"data.root: {one_line(root.name)}"
     splits = _splits(root, table)
-    image_column = data.image_column or "image"
+    image_column = data.image_column or USUAL_COLUMN
     images = EmbeddedImages({split: _images(content, image_column, table) for split, content in splits.items()})
     columns = _columns(splits, image_column, table)
     passed: Passed = Counter()
     rows = rows_of_classes(columns, data, passed)
     statuses = [status for content in splits.values() for status in [_status(content)] * len(content)]
-    files: list[File] = [(columns.places[row], statuses[row]) for row in rows]
+    prefix = "" if image_column == USUAL_COLUMN else f"{image_column}: "  # because names identify images in the cache
+    files: list[File] = [(f"{prefix}{columns.places[row]}", statuses[row]) for row in rows]
     found = TableImages(columns.chosen(rows), files, str(root), root, None, images, passed)
     return table_listing(found, data, version)
 
@@ -87,16 +95,25 @@ def _splits(root: Path, table: str) -> dict[str, Any]:
 
 
 def _columns(splits: dict[str, Any], image_column: str, table: str) -> Columns:
-    """Return all columns as text but that of the images; the names of splits are one where there are several."""
-    names = set.intersection(*(set(content.column_names) for content in splits.values()))
+    """Return the columns of words, numbers and classes as text; the names of splits are one where there are several."""
+    places = [f"{split} row {row}".strip() for split, content in splits.items() for row in range(len(content))]
+    if not places:
+        raise InputError(f"{table}: has no rows")
+    names = set.intersection(
+        *(set(filter(partial(_is_text, content), content.features)) for content in splits.values())
+    )
     values = {name: [text for content in splits.values() for text in _texts(content, name)]
               for name in sorted(names - {image_column})}  # fmt: skip
     if len(splits) > 1 and "split" not in values:
         values["split"] = [split for split, content in splits.items() for _ in range(len(content))]
-    places = [f"{split} row {row}".strip() for split, content in splits.items() for row in range(len(content))]
-    if not places:
-        raise InputError(f"{table}: has no rows")
     return Columns(table, places, values)
+
+
+def _is_text(content: Any, name: str) -> bool:
+    """Return whether a column holds words, numbers or classes, and no images, bytes or lists, which may be large."""
+    datasets = importlib.import_module("datasets")
+    kind = content.features[name]
+    return isinstance(kind, datasets.Value | datasets.ClassLabel) and "binary" not in kind.dtype
 
 
 def _texts(content: Any, name: str) -> list[str]:

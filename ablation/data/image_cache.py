@@ -199,10 +199,14 @@ def _file(folder: Path, images: DecodedImages) -> Path:
 
 
 def _is_of(file: Path, images: DecodedImages) -> bool:
-    """Return whether a cache file is there, undamaged and of these images, and record its use."""
+    """Return whether a cache file is there, undamaged and of these images, and record its use.
+
+    Shapes are compared, too: the same images, one of which has moved from one split to the other, are other arrays.
+    """
     try:
         with safe_open(file, framework="numpy") as cached:
-            is_same = (cached.metadata() or {}).get("fingerprint") == images.fingerprint
+            shapes = {name: tuple(cached.get_slice(name).get_shape()) for name in cached.keys()}  # noqa: SIM118
+            is_same = (cached.metadata() or {}).get("fingerprint") == images.fingerprint and shapes == images.shapes
     except (OSError, SafetensorError):
         return False
     if is_same:

@@ -70,7 +70,7 @@ class TableImages:
         columns: the table.
         files: the images; their names are what `open_image` takes.
         where: where the table and the images are, for people.
-        root: identifies the set in the cache.
+        source: the table's place, which identifies the set in the cache.
         names: what an expression for groups is searched in; None if groups can only be a column.
         open_image: opens one.
         passed: what was passed over.
@@ -79,7 +79,7 @@ class TableImages:
     columns: Columns
     files: Sequence[File]
     where: str
-    root: Path
+    source: Path
     names: Sequence[str] | None = None
     open_image: OpenImage = PIL.Image.open
     passed: Passed = field(default_factory=Counter)
@@ -124,7 +124,7 @@ def table_listing(images: TableImages, data: Data, version: int) -> ImageListing
         f"{images.where}, {how}; {len(files['train']):,} training and {plural(len(files['test']), 'test image')} of "
         f"{len(classes)} classes; {f'passed over: {over}' if over else 'nothing passed over'}"
     )
-    read, map_ = file_readers(files, data, images.root, version, images.open_image)
+    read, map_ = file_readers(files, data, images.source, version, images.open_image)
     labels = (labels_N[~is_test_N], labels_N[is_test_N])
     listing = ImageListing(*labels, classes, data.image_size, read, map_, version, files)
     return replace(listing, reading=reading, groups=groups, open_image=images.open_image)

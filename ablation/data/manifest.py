@@ -35,7 +35,7 @@ def manifest_listing(data: Data, version: int) -> ImageListing:
     columns = columns.chosen(rows_of_classes(columns, data, passed))
     columns, files = _found_files(columns, data, root, passed)
     names = [Path(path).relative_to(root).as_posix() for path, _ in files]
-    images = TableImages(columns, files, f"{manifest}: images in {root}", root, names, passed=passed)
+    images = TableImages(columns, files, f"{manifest}: images in {root}", manifest, names, passed=passed)
     return table_listing(images, data, version)
 
 

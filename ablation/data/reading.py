@@ -136,7 +136,7 @@ def _with_validation(listing: ImageListing, split: "Split") -> ImageListing:
         return listing
     groups = len({listing.groups["train"][n] for n in split.val_N})
     of_all = len(split.val_N) / (len(split.train_N) + len(split.val_N))
-    note = f"{plural(len(split.val_N), 'image')} of {plural(groups, 'group')} validate ({of_all:.0%})"
+    note = f"{plural(len(split.val_N), 'image')} of {plural(groups, 'group')} validate ({100 * of_all:.0f} %)"
     return replace(listing, reading=f"{listing.reading}; {note}")
 
 

@@ -26,7 +26,8 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [12, 4])
 FONT = "'DejaVu Sans', Verdana, Arial, sans-serif"  # the widest first: space is measured with it
 WIDE, NARROW = 640, 320  # pixels, of a static plot: on paper and on most screens; on a telephone
 NARROWEST_PANEL, PANEL_MARGIN, AXIS_WIDTH = 150, 20, 50  # pixels
-LEGEND_COLUMN = 150  # pixels
+LEGEND_COLUMN, LONGEST_LABEL = 150, 260  # pixels, of a legend: a column at least, a label's text at most
+SYMBOL, LETTER = 30, 7  # pixels, in a legend: a symbol with the space around it, about a letter
 ROW_MARGIN = 30  # pixels, beside rows: half of the labels at the ends of their axis
 ROW_HEIGHT = 38  # pixels, of a row with its label above the mark
 MOST_DOTS = 1500  # in a static plot; more would weigh megabytes
@@ -58,7 +59,7 @@ CONFIG: dict[str, Any] = {
         "titleFontWeight": "normal",
         "labelColor": INK,
         "titleColor": INK,
-        "labelLimit": 260,
+        "labelLimit": LONGEST_LABEL,
         "symbolBaseFillColor": INK,
         "symbolBaseStrokeColor": INK,
         "layout": {"bottom": {"anchor": "start", "direction": "vertical"}},
@@ -95,10 +96,22 @@ class Picture:
 
 def render(chart: alt.TopLevelMixin, text: str) -> Picture:
     """Return a chart with its text alternative as a picture."""
-    spec = {**chart.to_dict(), "config": CONFIG}
+    drawn = chart.to_dict()
+    column = max(_legend_column(part) for name, part in drawn.items() if name != "datasets")
+    spec = {**drawn, "config": CONFIG, "usermeta": {"legendColumn": column}}
     static = _without_dots(spec) if _values(spec) > MOST_DOTS else spec
     svg, narrow = (vlc.vegalite_to_svg(fit(static, width)) for width in (WIDE, NARROW))
     return Picture(text, svg, narrow, spec)
+
+
+def _legend_column(part: Any) -> int:
+    """Return how many pixels a column of a definition's legends needs, by the longest name in its scales."""
+    if isinstance(part, dict):
+        domain = part.get("domain")
+        names = [name for name in domain if isinstance(name, str)] if isinstance(domain, list) else []
+        own = max((SYMBOL + min(LETTER * len(name), LONGEST_LABEL) for name in names), default=LEGEND_COLUMN)
+        return max(LEGEND_COLUMN, own, *map(_legend_column, part.values()))
+    return max(map(_legend_column, part), default=LEGEND_COLUMN) if isinstance(part, list) else LEGEND_COLUMN
 
 
 def _values(spec: Mapping[str, Any]) -> int:
@@ -120,7 +133,7 @@ def fit(spec: Mapping[str, Any], width: int) -> dict[str, Any]:
     panels = len(spec["facet"]["sort"]) if "facet" in spec else 1
     columns = min(panels, max(1, (width - AXIS_WIDTH) // (NARROWEST_PANEL - PANEL_MARGIN)))
     panel = (width - AXIS_WIDTH) // columns - PANEL_MARGIN
-    legend = {**CONFIG["legend"], "columns": max(1, width // LEGEND_COLUMN)}
+    legend = {**CONFIG["legend"], "columns": max(1, width // spec["usermeta"]["legendColumn"])}
     config = {**CONFIG, "legend": legend, "header": {**CONFIG["header"], "labelLimit": panel}}
     if "facet" in spec:
         return {**spec, "config": config, "columns": columns, "spec": {**spec["spec"], "width": panel}}
@@ -131,7 +144,6 @@ def fit(spec: Mapping[str, Any], width: int) -> dict[str, Any]:
 
 # What `report.js` needs for the same layout.
 LAYOUT = {
-    "legendColumn": LEGEND_COLUMN,
     "narrowestPanel": NARROWEST_PANEL,
     "panelMargin": PANEL_MARGIN,
     "axisWidth": AXIS_WIDTH,

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.dataframe import runs_table
+from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
 from ablation.reporting.charts import Picture
 from ablation.reporting.figures import draw_figures
@@ -159,10 +160,11 @@ class OpenStudy:
     def _repr_html_(self) -> str:
         shown = ["arm", "test_accuracy", "low", "high", "n"]
         table: str = self.arms[shown].to_html(index=False, float_format="{:.4f}".format, na_rep="")
+        plot = draw_figures(self.analysis, ["arms"]).get("arms")  # none before the first confirmation run
         return (
             f"<p>{html.escape(self.question)}</p>\n<p><strong>{html.escape(self.answer)}</strong></p>\n"
             f"<p>Test accuracy with its 95 % interval:</p>\n{table}\n"
-            f'<div style="background: #fff">{self.plots["arms"].svg}</div>'
+            f'<div style="background: #fff">{plot.svg if plot is not None else ""}</div>'
         )
 
 
@@ -179,9 +181,12 @@ def open_study(*names: str, store: str | None = None) -> OpenStudy:
         `plots` by name; `report` as a page.
 
     Raises:
-        InputError: there is no such study, no trial of it has finished, or this version cannot read it.
+        InputError: no study is named, there is none of that name, no trial of it has finished, or this version cannot
+            read it.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
+    if not names:
+        raise InputError("name the study to open, or the studies to pool")
     where = find_store(store)
     return OpenStudy(names, read_analysis(where, names), ui_server(where) if is_server(where) else "")

@@ -131,8 +131,14 @@ def test_bad_words_are_refused(words: tuple[str, ...], match: str) -> None:
 
 def test_bad_keys_are_refused(tmp_path: Path) -> None:
     root = tree(tmp_path / "images", "a", "b")
-    with pytest.raises(InputError, match=r"--set: 1 validation error .*colour"):
+    with pytest.raises(InputError, match=r"^--set: data.colour: unknown key"):
         run(str(root), "--set", "data.colour=1")
+    with pytest.raises(InputError, match=r"^--set: groups: .* is no regular expression .missing "):
+        run(str(root), "--set", "groups='(a'")
+    (root / "a" / "broken.png").write_text("no image")
+    with pytest.raises(InputError, match=r"data.root: cannot be read as an image: .*broken.png .not an image"):
+        run(str(root))
+    (root / "a" / "broken.png").unlink()
     with pytest.raises(InputError, match="--out: .* cannot be written"):
         run(str(root), "--out", str(tmp_path / "nowhere" / "sheet.png"))
     shutil.rmtree(root / "a")

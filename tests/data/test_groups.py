@@ -57,7 +57,7 @@ def test_a_patients_images_are_on_one_side_of_every_split(tmp_path: Path) -> Non
     reading = list_images(data(tmp_path)).reading
     assert "a fifth of the groups is the test; 20 groups of images; " in reading
     assert check_split(data(tmp_path, val_fraction=0.25), 1) == (
-        f"{reading}; {images[1]} images of {len(groups[1])} groups validate ({images[1] / sum(images[:2]):.0%})"
+        f"{reading}; {images[1]} images of {len(groups[1])} groups validate ({100 * images[1] / sum(images[:2]):.0f} %)"
     )
 
 
@@ -129,11 +129,11 @@ def test_a_group_that_would_empty_a_split_is_refused(tmp_path: Path) -> None:
     for number, sizes in enumerate(([20], [10, 10])):
         root = tmp_path / str(number)
         patients(root, {"ill": sizes, "well": [4] * 5})
-        with pytest.raises(InputError, match=rf"some class are in {len(sizes)} groups?, but needed are 3 or more"):
+        with pytest.raises(InputError, match=f"the class in the fewest groups is in {len(sizes)}; it needs 3"):
             load_split(data(root), 0)
     patients(tmp_path / "given", {"ill": [20], "well": [4] * 5}, "train")
     patients(tmp_path / "given", {"ill": [4], "well": [4]}, "test")
-    with pytest.raises(InputError, match="some class are in 1 group, but needed are 2 or more"):
+    with pytest.raises(InputError, match="the class in the fewest groups is in 1; it needs 2, or more"):
         load_split(data(tmp_path / "given", groups="(..p[0-9]+)-"), 0)
 
 

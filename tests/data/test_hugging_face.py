@@ -69,8 +69,8 @@ def test_a_folder_of_save_to_disk(saved: Path) -> None:
     assert np.array_equal(images.test_images_NHWC, pixels(*range(8, 12)))
     assert images.train_labels_N.tolist() == [0, 1] * 4
     assert images.test_labels_N.tolist() == [0, 1] * 2
-    assert (
-        images.reading == f"{saved}, the test is test; 8 training and 4 test images of 2 classes; nothing passed over"
+    assert images.reading == (
+        f"{saved}, the test images are those of 'test'; 8 training and 4 test images of 2 classes; nothing passed over"
     )
     images, split = load_split(data(saved, val_fraction=0.25), 0)
     assert len(split.val_N) == 2
@@ -129,6 +129,28 @@ def test_broken_and_missing_images_and_duplicates(tmp_path: Path) -> None:
     assert images.reading.endswith("left out: 2 unreadable images")
     images = load_images(data(tmp_path / "pets", unreadable="skip", duplicates="drop"))
     assert len(images.train_labels_N) + len(images.test_labels_N) == 9
+
+
+def test_a_second_column_of_images_is_another_set(tmp_path: Path) -> None:
+    """It is neither taken from the first one's cache nor decoded as text; columns of lists and bytes are no labels."""
+    content = {"image": [picture(n) for n in range(10)], "mask": [picture(20 + n) for n in range(10)]}
+    content |= {"label": [n % 2 for n in range(10)], "boxes": [[1.0, 2.0]] * 10, "raw": [b"x"] * 10}
+    features = {"image": datasets.Image(), "mask": datasets.Image(), "label": CLASSES}
+    features |= {"boxes": datasets.Sequence(datasets.Value("float32")), "raw": datasets.Value("binary")}
+    set_ = datasets.Dataset.from_dict(content, features=datasets.Features(features))
+    set_.save_to_disk(str(tmp_path / "pets"))
+    for first, more in ((0, {}), (20, {"image_column": "mask"}), (0, {})):
+        for unreadable in ("error", "skip"):
+            images = load_images(data(tmp_path / "pets", unreadable=unreadable, **more))
+            found = {image.tobytes() for image in [*images.train_images_NHWC, *images.test_images_NHWC]}
+            assert found == {image.tobytes() for image in pixels(*range(first, first + 10))}
+    broken = {"mask": [picture(n) for n in range(6)], "label": [0, 1] * 3}
+    broken["mask"][2] = None
+    broken = datasets.Dataset.from_dict(broken, features=datasets.Features(mask=datasets.Image(), label=CLASSES))
+    broken.save_to_disk(str(tmp_path / "broken"))
+    with pytest.raises(InputError, match="cannot be read as an image: mask: row 2 .no image in the row"):
+        load_images(data(tmp_path / "broken", image_column="mask"))
+    refused(data(tmp_path / "pets", label_column="boxes"), "pets: has no column 'boxes' .data.label_column.")
 
 
 def test_another_set_in_the_same_folder_is_decoded_anew(tmp_path: Path) -> None:

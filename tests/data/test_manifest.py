@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from ablation.base.errors import InputError
 from ablation.data.__main__ import cli
+from ablation.data.image_cache import cache_files
 from ablation.data.reading import check_split, list_images, load_images, load_split, measure_data
 from ablation.spec.reading import load_study
 from ablation.spec.tables import Data
@@ -66,7 +67,7 @@ def test_labels_beside_one_folder(photos: Path) -> None:
 
 
 def test_the_same_images_in_folders_and_in_a_manifest_are_the_same_set(tmp_path: Path) -> None:
-    """Pixels, labels, split and digest; so is the cache's file."""
+    """Pixels, labels, split and digest."""
     root = tree(tmp_path / "images", "train/a", "train/b", "test/a", "test/b")
     paths = sorted(root.rglob("*.png"), key=lambda path: (path.parent.name, path.name))
     lines = [f"{path.relative_to(root)},{path.parent.name},{path.parent.parent.name}" for path in paths]
@@ -101,9 +102,32 @@ def test_splits_are_known_by_their_words(photos: Path, words: list[str], test: s
     manifest = data(write(photos / "labels.csv", "path,label,split", *lines))
     assert set(map(int, stems(manifest, "test"))) == test
     assert set(map(int, stems(manifest, "train"))) == set(range(10)) - test
-    assert f"the test is {words[-1]};" in check_split(manifest.model_copy(update={"val_fraction": 0.34}), 0)
+    assert f"the test images are those of {words[-1]!r};" in check_split(
+        manifest.model_copy(update={"val_fraction": 0.34}), 0
+    )
     renamed = write(photos / "other.csv", "path,label,fold", *lines)
     assert set(map(int, stems(data(renamed, split_column="fold"), "test"))) == test
+
+
+def test_an_image_that_moves_to_the_test_is_not_taken_from_the_old_cache(photos: Path) -> None:
+    """The same images in the same order, with the border between training and test at another row."""
+    for training in (6, 5, 6):
+        words = ["train"] * training + ["test"] * (10 - training)
+        lines = [f"{line},{word}" for line, word in zip(rows(), words, strict=True)]
+        images = load_images(data(write(photos / "labels.csv", "path,label,split", *lines)))
+        assert len(images.train_images_NHWC) == len(images.train_labels_N) == training
+        assert len(images.test_images_NHWC) == len(images.test_labels_N) == 10 - training
+
+
+def test_two_manifests_of_the_same_images_have_two_files_in_the_cache(photos: Path) -> None:
+    before = cached()
+    for name in ("one.csv", "two.csv"):
+        load_images(data(write(photos / name, "path,label", *rows())))
+    assert len(cached() - before) == 2
+
+
+def cached() -> set[Path]:
+    return {path for path, _, _ in cache_files() if path.name.startswith("imagefolder-")}
 
 
 def test_a_column_of_splits_can_be_left_out(photos: Path) -> None:

@@ -144,11 +144,22 @@ def test_plots_keep_to_their_width(pictures: dict[str, Picture], width: int, fil
 
 
 def test_panels_are_as_many_in_a_row_as_fit() -> None:
-    spec = {"facet": {"sort": ["an arm"] * 7}, "spec": {}}
+    spec = {"facet": {"sort": ["an arm"] * 7}, "spec": {}, "usermeta": {"legendColumn": 150}}
     assert [fit(spec, width)["columns"] for width in (100, 320, 640, 1600)] == [1, 2, 4, 7]
     for width in (320, 640, 1600):
         laid_out = fit(spec, width)
         assert laid_out["columns"] * laid_out["spec"]["width"] < width
+
+
+def test_long_names_of_a_legend_stand_below_each_other_where_two_have_no_room() -> None:
+    three = {**TWO_BY_TWO, "augmentation": ["none", "crop_flip"]}
+    names = {f"{arm},{kind}": accuracy for arm, accuracy in FOUR.items() for kind in three["augmentation"]}
+    spec = draw_figures(analyse(fake_result(three, names)), ["curves"])["curves"].spec
+    short = draw_figures(analyse(fake_result(TWO_BY_TWO, FOUR)), ["curves"])["curves"].spec
+    assert spec is not None
+    assert short is not None
+    assert [fit(spec, width)["config"]["legend"]["columns"] for width in (NARROW, WIDE)] == [1, 2]
+    assert [fit(short, width)["config"]["legend"]["columns"] for width in (NARROW, WIDE)] == [2, 4]
 
 
 def test_long_curves_are_thinned() -> None:

@@ -11,7 +11,9 @@ from pandas.testing import assert_frame_equal
 
 import ablation
 from ablation.reporting.open_study import OpenStudy, Page
+from ablation.storage.store import find_store
 from tests.champions import ChampionStudy
+from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, store_study
 from tests.studies import REPOSITORY
 
 NOTEBOOK = REPOSITORY / "studies" / "notebooks" / "compare.ipynb"
@@ -56,6 +58,17 @@ def test_jupyter_shows_the_answer_and_a_page_in_a_frame(study: OpenStudy) -> Non
     assert shown.count("<svg") == 1
     hostile = Page('<p title="x">&</p>')
     assert 'srcdoc="&lt;p title=&quot;x&quot;&gt;&amp;&lt;/p&gt;"' in hostile._repr_html_()
+
+
+def test_a_study_without_confirmation_runs_is_shown(tmp_path: Path) -> None:
+    store = find_store(str(tmp_path))
+    store_study(store, fake_result(TWO_BY_TWO, FOUR, name="tuned", seeds=0))
+    study = ablation.open_study("tuned", store=str(tmp_path))
+    shown = study._repr_html_()
+    assert study.answer in shown
+    assert "<svg" not in shown
+    with pytest.raises(ablation.InputError, match="name the study to open"):
+        ablation.open_study(store=str(tmp_path))
 
 
 def test_the_report_is_the_commands(study: OpenStudy, champion_study: ChampionStudy, tmp_path: Path) -> None:

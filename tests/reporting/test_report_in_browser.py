@@ -274,6 +274,25 @@ def test_without_scripts_the_page_is_complete(browser: Browser, address: str, re
     context.close()
 
 
+def test_long_names_neither_overflow_nor_lose_their_click(browser: Browser, tmp_path: Path) -> None:
+    """Names that the legend cuts, on a telephone."""
+    names = [f"arm {number} {'x' * 90}" for number in (3, 5)]
+    arms = [{"name": name, "truncate_at": f"block{name[4]}"} for name in names]
+    path = tmp_path / "report.html"
+    path.write_text(build_report(fake_result({}, dict(zip(names, (0.8, 0.7), strict=True)), arms=arms)).html)
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    page.goto(path.as_uri())
+    page.evaluate(OPEN_ALL)
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    rows = page.locator('[data-chart="arms"] .live .role-axis-label text', has_text="arm ")
+    assert rows.count() == 2
+    page.locator('[data-chart="curves"] .live .role-legend-label text').first.click()
+    page.wait_for_timeout(200)
+    assert [text[:5] for text in rows.all_text_contents()] == ["arm 5"]
+    page.close()
+
+
 def test_nothing_is_requested_and_no_error_is_shown(page: Page, address: str, heard: list[str]) -> None:
     """The last test of the page, after all others have used it."""
     settle(page)

@@ -16,11 +16,11 @@
 
   // As `charts.fit` does for the static plots.
   function fit(spec, width) {
-    const {legendColumn, narrowestPanel, panelMargin, axisWidth, rowMargin} = data.layout;
+    const {narrowestPanel, panelMargin, axisWidth, rowMargin} = data.layout;
     const most = Math.max(1, Math.floor((width - axisWidth) / (narrowestPanel - panelMargin)));
     const columns = Math.min(spec.facet?.sort.length ?? 1, most);
     const panel = Math.floor((width - axisWidth) / columns) - panelMargin;
-    const legend = {...spec.config.legend, columns: Math.max(1, Math.floor(width / legendColumn))};
+    const legend = {...spec.config.legend, columns: Math.max(1, Math.floor(width / spec.usermeta.legendColumn))};
     const config = {...spec.config, legend, header: {...spec.config.header, labelLimit: panel}};
     if (spec.facet) return {...spec, config, columns, spec: {...spec.spec, width: panel}};
     if (spec.height?.step) return {...spec, config, width: width - rowMargin};
@@ -45,19 +45,16 @@
     chart.dataset.width = width;
     chart.dataset.drawn = spec.key;
     let live = chart.querySelector(".live");
-    if (!live) {
-      chart.append(live = element("div", {className: "live"}));
-      live.addEventListener("click", (event) => {
-        const entry = event.target.closest(".role-legend-symbol, .role-legend-label")?.parentElement;
-        if (entry) toggleLabel(entry.querySelector(".role-legend-label").textContent.replace(/ \(hidden\)$/, ""));
-      });
-    }
+    if (!live) chart.append(live = element("div", {className: "live"}));
     const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
     // Level 1: errors alone; Vega-Lite warns of defaults that it takes.
     const options = {renderer: "svg", actions: false, logLevel: 1, tooltip: {theme: isDark ? "dark" : "light"}};
     views.get(chart)?.finalize();
     const {view} = await vegaEmbed(live, fit(spec.definition, width), options);
     views.set(chart, view);
+    view.addEventListener("click", (event, item) => {
+      if (item?.mark.role?.startsWith("legend-")) toggleLabel(item.datum.value);  // its text may be cut
+    });
     chart.classList.add("is-live");
     live.querySelector("svg").setAttribute("aria-hidden", "true");  // the chart has the text alternative
     if (hidden.size) show(view);
@@ -154,9 +151,10 @@
     const chart = element("div", {className: "chart"});
     chart.setAttribute("role", "img");
     chart.spec = () => {
-      const {spec, data: rows, datasets, config} = specs[metric.value];
+      const {spec, data: rows, datasets, config, usermeta} = specs[metric.value];
       const filter = {filter: {field: "arm", equal: arm.value}};
-      const definition = {...spec, data: rows, datasets, config, height: 260, transform: [filter, ...(spec.transform ?? [])]};
+      const transform = [filter, ...(spec.transform ?? [])];
+      const definition = {...spec, data: rows, datasets, config, usermeta, height: 260, transform};
       return {key: `${arm.value}/${metric.value}`, definition};
     };
     const update = () => {
