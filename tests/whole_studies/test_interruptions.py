@@ -311,7 +311,6 @@ def test_a_trial_keeps_its_number_of_threads(
     assert [run.data.params["threads"] for run in runs(Path("s"), "small")] == ["3", "1"]
 
 
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 3 MB."""
