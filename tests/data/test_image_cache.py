@@ -181,7 +181,7 @@ def test_files_of_no_use_are_deleted(folder: Path, monkeypatch: pytest.MonkeyPat
     calls: list[str] = []
     for name in "ab":
         read(name, "1", calls)
-    unnamed = {"train": np.zeros((1, 1), np.uint8), "test": np.zeros((1, 1), np.uint8)}
+    unnamed = {"train": np.zeros((1, IMAGE_BYTES), np.uint8), "test": np.zeros((1, 1), np.uint8)}
     save_file(unnamed, folder / "imagefolder-c.safetensors", {"fingerprint": "1"})  # as version 3 was stored at first
     save_file(unnamed, folder / "imagefolder-d.safetensors", {"fingerprint": "1", "version": "2"})
     (folder / "imagefolder-e.safetensors").write_bytes(b"half")

@@ -74,6 +74,6 @@ def test_a_repeat_is_a_study_of_its_own_and_goes_on_after_interruptions(
     assert "6 of 6 runs ended (4 trials and 2 confirmation runs per arm, in 2 tunings)" in capsys.readouterr().out
     changed = ("--trials", "4", "--set", "confirm.seeds=1", "--store", "whole")
     assert command(*arguments, *changed) == 2
-    assert "confirm.repeats (was 2, is None)" in capsys.readouterr().err
+    assert "confirm.repeats (was 2, is not set)" in capsys.readouterr().err
     assert command(*arguments, *REPEATS, "--set", "confirm.seeds=2", "--store", "whole") == 0
     assert len(runs(whole, "small", "confirmation")) == 4
