@@ -84,7 +84,7 @@ class OpenStudy:
 
     @cached_property
     def plots(self) -> dict[str, Picture]:
-        """The report's plots and images by name; Jupyter shows each as it stands in print."""
+        """The plots and images that there are data for, by name; Jupyter shows each as it stands in print."""
         return draw_figures(self.analysis)
 
     @cached_property
