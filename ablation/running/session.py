@@ -1,5 +1,6 @@
 """A session: the stores, images and weights that a process has open while it works on a study."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +195,8 @@ def deliver_and_reconcile(session: Session) -> None:
     """
     only_best = session.spec.tracking.checkpoints == "best_per_arm"
 
-    def complete(key: str, folder: Path, owner: str, is_best: bool) -> bool:
-        run = TrialRun(session.tracker, key, folder, owner)
+    def complete(key: str, folder: Path, owner: str, is_best: bool, ensure_held: Callable[[], None]) -> bool:
+        run = TrialRun(session.tracker, key, folder, owner, ensure_held)
         if only_best and not is_best:
             run.delete_checkpoint()  # it may have been delivered after the better one
         return run.complete()

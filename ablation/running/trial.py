@@ -103,7 +103,7 @@ def run_trial(
         is_delivered = run.complete()
         if is_delivered:  # else the folder is needed, see `clean_up_ended_trials`
             with suppress(StoreAway):
-                release_and_delete(claim)
+                is_delivered = release_and_delete(claim)
         return replace(outcome, is_delivered=is_delivered)
     except ClaimLost as lost:
         return Outcome("lost", None, str(lost))

@@ -4,6 +4,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ class Claim:
 
 
 def clean_up_ended_trials(
-    store: Store, locks: Locks, studies: ArmStudies, complete: Callable[[str, Path, str, bool], bool]
+    store: Store,
+    locks: Locks,
+    studies: ArmStudies,
+    complete: Callable[[str, Path, str, bool, Callable[[], None]], bool],
 ) -> int:
     """Upload to MLflow what ended trials still have in their folders, then delete the folders.
 
@@ -73,8 +77,8 @@ def clean_up_ended_trials(
         store: where the study is.
         locks: the study's locks.
         studies: the study's arms.
-        complete: uploads the rest of a trial; takes its key, its folder, its last owner and whether it is its arm's
-            best, and returns whether MLflow has everything.
+        complete: uploads the rest of a trial; takes its key, its folder, its last owner, whether it is its arm's best,
+            and what to call before each upload, and returns whether MLflow has everything.
 
     Returns:
         The number of trials that still wait for MLflow.
@@ -96,22 +100,35 @@ def clean_up_ended_trials(
                 locks.release(trial_lock(key))  # another process will resume it
                 continue
             owner = trial.user_attrs.get("owner", "") if trial is not None else ""
-            if complete(key, folder, owner, best is not None and best.number == number):
-                _delete_folder(locks, key, folder)
-            else:
+            is_best = best is not None and best.number == number
+            is_complete = complete(key, folder, owner, is_best, partial(_ensure_locked, locks, key))
+            if not (is_complete and _delete_folder(locks, key, folder)):
                 locks.release(trial_lock(key))
                 waiting += 1
     return waiting
 
 
-def _delete_folder(locks: Locks, key: str, folder: Path) -> None:
-    """Release a trial's lock and delete its folder.
+def _ensure_locked(locks: Locks, key: str) -> None:
+    """Check that this process still holds the lock of an ended trial.
+
+    Raises:
+        StoreAway: it was lost with its connection, so that another process may deliver the trial's results now.
+    """
+    if not locks.is_held(trial_lock(key)):
+        raise StoreAway("Optuna's database does not answer (a trial's lock was lost with its connection)")
+
+
+def _delete_folder(locks: Locks, key: str, folder: Path) -> bool:
+    """Release a trial's lock and delete its folder; return False if the lock was lost, and the folder is another's.
 
     This happens under the exclusive lock: otherwise another process could open the lock file in between.
     """
     with locks.exclusive():
+        if not locks.is_held(trial_lock(key)):
+            return False
         locks.release(trial_lock(key))
         shutil.rmtree(folder, ignore_errors=True)
+        return True
 
 
 def claim_trial(
@@ -333,6 +350,10 @@ def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, r
         claim.study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
 
-def release_and_delete(claim: Claim) -> None:
-    """Delete the folder of an ended trial, which only a resumed one would need, and release the trial."""
-    _delete_folder(claim.locks, claim.key, claim.folder)
+def release_and_delete(claim: Claim) -> bool:
+    """Delete the folder of an ended trial, which only a resumed one would need, and release the trial.
+
+    Returns:
+        False if the trial's lock was lost with its connection: another process may have the folder now.
+    """
+    return _delete_folder(claim.locks, claim.key, claim.folder)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablation.base.errors import StoreAway
 from ablation.base.files import write_atomically
+
+OF_ANOTHER = "another process delivers these results"
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,10 @@ class Entry:
 
 
 class Outbox:
-    """The calls that wait in a folder. One process at a time may use it; an empty outbox has no files."""
+    """The calls that wait in a folder. One process at a time may use it; an empty outbox has no files.
+
+    A process that was frozen, or lost its lock, may still use it beside its successor; it then ends with StoreAway.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -40,15 +46,22 @@ class Outbox:
         write_atomically(entry, json.dumps(content).encode())
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the calls that wait, the oldest first."""
+        """Yield the calls that wait, the oldest first.
+
+        Raises:
+            StoreAway: another process delivers them.
+        """
         for path in sorted(self.folder.glob("*.json")):
-            content = json.loads(path.read_bytes())
+            try:
+                content = json.loads(path.read_bytes())
+            except FileNotFoundError:
+                raise StoreAway(OF_ANOTHER) from None
             file = path.with_suffix("") / content["file"] if content["file"] else None
             yield Entry(path, content["call"], content["arguments"], file)
 
     def remove(self, entry: Entry) -> None:
         """Delete a call that was delivered."""
-        entry.path.unlink()
+        entry.path.unlink(missing_ok=True)
         if entry.file is not None:
             shutil.rmtree(entry.file.parent, ignore_errors=True)
 

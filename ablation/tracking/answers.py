@@ -11,6 +11,7 @@ from ablation.base.errors import StoreAway
 from ablation.storage.outages import failed_answer
 
 MLFLOW = "MLflow"  # who does not answer
+STATUSES_WITH_JSON = (200, 400, 404)  # a proxy may give 401 and 403, without a word
 _send = request_utils._get_http_response_with_retries
 
 
@@ -18,7 +19,7 @@ def check_answers(check: bool = True) -> bool:
     """Let MLflow's client raise `StoreAway` for every answer that says, or shows, that the server is not well.
 
     MLflow itself repeats some calls of its own accord, forgets the server's reason and its Retry-After, and takes an
-    empty answer with status 200, which a proxy makes of one that it cuts, for an answer without data.
+    empty answer, which a proxy makes of one that it cuts, for an answer without data or for a refusal.
 
     Args:
         check: whether to do so in this process from now on.
@@ -45,7 +46,7 @@ def _checked(
     if (outage := failed_answer(response, MLFLOW)) is not None:
         raise outage
     is_json = "/api/" in url and method != "PUT" and not kwargs.get("stream", False)  # neither upload nor download
-    if response.status_code == 200 and is_json and _is_cut(response):
+    if response.status_code in STATUSES_WITH_JSON and is_json and _is_cut(response):
         raise StoreAway(f"{MLFLOW} does not answer (its answer was cut)")
     return response
 

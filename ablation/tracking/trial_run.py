@@ -17,7 +17,7 @@ from ablation.base.errors import StoreAway, StoreError
 from ablation.base.text import escape_markdown, first_line
 from ablation.spec.metrics import EpochMetrics, flat_values
 from ablation.spec.trial import TrialSpec
-from ablation.storage.outbox import Outbox
+from ablation.storage.outbox import OF_ANOTHER, Entry, Outbox
 from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import checksum_tag, download, file_checksum
@@ -188,10 +188,7 @@ class TrialRun:
         """
         try:
             self._ensure_held()
-        except StoreAway:
-            return False
-        for entry in self._outbox.entries():
-            try:
+            for entry in self._outbox.entries():
                 with self._tracker.calls():
                     if entry.call != "start" and self._tracker.run_id(self._key) is None:
                         logger.warning(
@@ -199,13 +196,29 @@ class TrialRun:
                         )
                         self._outbox.clear()
                         return True
-                    _CALLS[entry.call](self, entry.file, **entry.arguments)
-            except StoreAway:
-                return False
-            except StoreError as error:
-                raise StoreError(f"{error}; the refused call is in {entry.path}") from None
-            self._outbox.remove(entry)
+                self._make(entry)
+                self._outbox.remove(entry)
+                self._ensure_held()
+        except StoreAway:
+            return False
         return True
+
+    def _make(self, entry: Entry) -> None:
+        """Make a call that waits in the outbox.
+
+        Raises:
+            StoreAway: the server does not answer, or another process, which owns the trial now, makes the calls.
+            StoreError: MLflow refuses it.
+        """
+        try:
+            with self._tracker.calls():
+                _CALLS[entry.call](self, entry.file, **entry.arguments)
+        except FileNotFoundError:
+            if entry.path.exists():
+                raise
+            raise StoreAway(OF_ANOTHER) from None
+        except StoreError as error:
+            raise StoreError(f"{error}; the refused call is in {entry.path}") from None
 
     def _do(self, call: str, file: Path | None = None, **arguments: Any) -> None:
         if self.deliver():

@@ -1,12 +1,13 @@
 """Budgets, claims and confirmation runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
 
-from ablation.base.errors import InputError
-from ablation.search.claims import clean_up_ended_trials, end_trial, has_ended, store_spec
+from ablation.base.errors import InputError, StoreAway
+from ablation.search.claims import clean_up_ended_trials, end_trial, has_ended, release_and_delete, store_spec
 from ablation.search.lost_trials import train_again
 from ablation.search.space import suggest
 from ablation.search.status import best_record, trial_records
@@ -206,7 +207,8 @@ def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
     (ended.folder.parent / ".DS_Store").touch()
     asked = []
 
-    def complete(key: str, folder: Path, owner: str, is_best: bool) -> bool:
+    def complete(key: str, folder: Path, owner: str, is_best: bool, ensure_held: Callable[[], None]) -> bool:
+        ensure_held()
         asked.append((key, folder, owner, is_best))
         return key == ended.key
 
@@ -215,6 +217,28 @@ def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
     assert not ended.folder.exists()
     assert [claim.folder.exists() for claim in (waits, interrupted, running)] == [True] * 3
     assert [record.state for record in records(studies, store)[2:]] == ["interrupted", "running"]
+
+
+def test_who_lost_the_lock_leaves_the_folder_to_its_new_owner(store: Store) -> None:
+    """Whether it ended the trial itself or sweeps: what another process delivers must not be deleted meanwhile."""
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    studies = begin(spec, store)
+    claim = claim_next(spec, store, studies)
+    end_trial(claim, "finished", 0.5, "", None)
+    claim.folder.mkdir(exist_ok=True)
+    claim.locks.release_all()  # as a lost connection does
+    assert not release_and_delete(claim)
+    locks = open_locks(store.optuna_url)
+
+    def complete(key: str, folder: Path, owner: str, is_best: bool, ensure_held: Callable[[], None]) -> bool:
+        ensure_held()
+        locks.release_all()
+        with pytest.raises(StoreAway, match="a trial's lock was lost"):
+            ensure_held()
+        return True
+
+    assert clean_up_ended_trials(store, locks, studies, complete) == 1
+    assert claim.folder.exists()
 
 
 def test_another_study_of_the_same_name_begun_at_the_same_time_is_noticed(store: Store) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from ablation.base.errors import StoreAway
 from ablation.storage import outbox
 from ablation.storage.outbox import Outbox
 
@@ -29,6 +30,19 @@ def test_calls_come_out_in_order_with_their_files(tmp_path: Path) -> None:
     box.clear()
     assert list(box.entries()) == []
     box.clear()
+
+
+def test_entries_that_another_process_delivers_are_left_to_it(tmp_path: Path) -> None:
+    """A frozen process that comes back may read an outbox beside its successor."""
+    box = Outbox(tmp_path / "outbox")
+    box.add("one", {})
+    box.add("two", {})
+    mine = box.entries()
+    first = next(mine)
+    Outbox(tmp_path / "outbox").clear()
+    box.remove(first)
+    with pytest.raises(StoreAway, match="another process delivers these results"):
+        next(mine)
 
 
 def test_a_crash_leaves_all_of_an_entry_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from ablation.base.errors import StoreAway, StoreError
+from ablation.storage.outbox import Outbox
 from ablation.storage.store import Store, find_store
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import download
+from ablation.tracking.trial_run import TrialRun
 from tests.servers import HttpFault, HttpProxy, Server
 
 
@@ -83,6 +85,29 @@ def test_an_experiment_keeps_its_key(proxy: HttpProxy, store: Store, tracker: Tr
         assert again is not None
         assert Tracker(again, store, study, "?").key == tracker.key
         assert count() == 1, part
+
+
+@pytest.mark.parametrize("fault", ["empty", "cut"])
+def test_a_404_is_believed_only_with_its_reason(proxy: HttpProxy, tracker: Tracker, fault: HttpFault) -> None:
+    count = first(proxy, fault, "experiments/get-by-name")
+    assert tracker.client.get_experiment_by_name("absent") is None
+    assert count() == 1
+
+
+def test_results_are_delivered_only_by_their_owner(tracker: Tracker, tmp_path: Path) -> None:
+    """A process that loses the trial's lock between two calls leaves the rest to its successor."""
+    tracker.find_or_create("key/owner", "run", {"kind": "trial"})
+    outbox = Outbox(tmp_path / "outbox")
+    for _ in range(3):
+        outbox.add("pause", {})
+    answers = iter([None, StoreAway("the lock was lost")])
+
+    def ensure_held() -> None:
+        if (loss := next(answers)) is not None:
+            raise loss
+
+    assert not TrialRun(tracker, "key/owner", tmp_path, "", ensure_held).deliver()
+    assert len(list(outbox.entries())) == 2
 
 
 @pytest.mark.parametrize("fault", ["reset", "503", "empty", "cut"])
