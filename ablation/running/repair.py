@@ -154,7 +154,8 @@ def find_differences(
     names |= {
         arm_key(study): f"confirmation run #{{}} of {_escaped(arm)}" for arm, study in studies.confirmation.items()
     }
-    differences = compare(ends, names, runs)
+    waiting = {key for key in ends if store.trial_folder(key).is_dir()}  # for MLflow, or they are being delivered
+    differences = [d for d in compare(ends, names, runs) if not (d.kind == "lost" and d.key in waiting)]
     differing = {difference.key for difference in differences}
     for run in runs_of_arms(runs, names):
         has_predictions = ends.get(run.key) == "finished" and run.is_confirmation and run.key not in differing

@@ -218,7 +218,8 @@ class Tracker:
         Args:
             key: the run's key.
             table: JSON with `columns` and `data`, as `MlflowClient.log_table` writes it.
-            metrics: name -> values, logged under the steps 1, 2, ...
+            metrics: name -> values, logged under the steps 1, 2, ...; those that the run has already are left out,
+                because a process may have died between them and the table.
 
         Raises:
             StoreAway: the tracking server does not answer.
@@ -226,10 +227,12 @@ class Tracker:
         with tempfile.TemporaryDirectory() as folder:
             run_id = self.run_id(key)
             assert run_id is not None
+            known = self.client.get_run(run_id).data.metrics
             now = time.time_ns() // 1_000_000
             points = [
                 Metric(name, value, now, step)
                 for name, values in metrics.items()
+                if name not in known
                 for step, value in enumerate(values, start=1)
             ]
             self.client.log_batch(run_id, metrics=points)

@@ -191,6 +191,9 @@ def test_a_damaged_forecast_is_computed_again(command: Command, study_file: Path
     assert command(study_file, "--store", "s", *FEW, "--set", "trials_per_arm=2") == 0
     assert len(computed) == 4
     assert logged("s") == forecast
+    (summary,) = runs(Path("s"), "small", kind="summary")
+    points = client(Path("s")).get_metric_history(summary.info.run_id, "forecast_ridge_accuracy")
+    assert [point.step for point in points] == [1, 2]  # every point once
 
 
 def test_a_study_that_ended_without_one_gets_none(command: Command, study_file: Path, computed: list[str]) -> None:

@@ -19,7 +19,7 @@ from ablation.analysis.results import read_results
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.running import repair, session, trial
-from ablation.running.repair import compare, difference_texts, find_differences
+from ablation.running.repair import compare, difference_texts, find_differences, stored_differences
 from ablation.search.studies import open_storage, study_arms, trial_ends
 from ablation.storage.store import find_store
 from ablation.tracking.client import KEY_TAG, find_experiment, reading_client
@@ -608,3 +608,12 @@ def test_a_trial_that_ends_while_the_runs_are_read_is_not_lost(whole: Path, monk
     monkeypatch.setattr(repair, "trial_ends", lambda studies: ends[-1])
     found = find_differences(api, experiment.experiment_id, store, studies, thoroughly=False)
     assert {difference.key for difference in found} == {*after} - {first, second}
+
+
+def test_what_waits_in_the_store_for_mlflow_is_not_lost(whole: Path) -> None:
+    store, (run, *_) = find_store(str(whole)), runs(whole, "small")
+    delete_for_good(whole, run)
+    (line,) = stored_differences(store, "small")
+    assert line.startswith("MLflow lacks the runs of trial #0 of fine_tune_all")
+    store.trial_folder(run.data.tags["ablation.key"]).mkdir(parents=True)
+    assert stored_differences(store, "small") == []

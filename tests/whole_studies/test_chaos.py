@@ -3,6 +3,7 @@
 `CHAOS_SEED` and `CHAOS_SECONDS` in the environment choose another disorder, and how long it lasts.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import small_disk
 from tests.outcomes import outcome
 from tests.servers import HttpProxy, PostgreSQL, Server, TcpProxy, proxied
 from tests.studies import REPOSITORY, Command
 
 WORKERS = 3
+DISK = Path("mlruns")  # where the workers keep checkpoints, features and results until they are delivered
 LONGEST_REST = 900  # seconds in which the study has to end once it is left alone
 
 
@@ -87,10 +90,20 @@ def disturb(chaos: Chaos, servers: tuple[Server, PostgreSQL, HttpProxy, TcpProxy
         time.sleep(3)
         database.delay = 0.0
 
+    def fill_the_disk() -> None:
+        filler = DISK / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        time.sleep(chaos.chance.uniform(1, 4))
+        filler.unlink()
+
     actions = {
         "kill": chaos.kill, "pause": chaos.pause, "freeze": chaos.freeze, "reset": database.reset_all,
         "restart MLflow": restart_mlflow, "restart PostgreSQL": restart_postgresql, "delay": slow_down,
     }  # fmt: skip
+    if DISK.is_mount():
+        actions["full disk"] = fill_the_disk
     web.fail_at_random(0.05, seed, ("reset", "503", "lost", "empty", "cut", "late"))
     database.fail_at_random(0.002, seed)
     until = time.monotonic() + seconds
@@ -103,16 +116,19 @@ def disturb(chaos: Chaos, servers: tuple[Server, PostgreSQL, HttpProxy, TcpProxy
     web.fault, database.breaks = (lambda method, path: None), lambda: False
 
 
-@pytest.mark.slow
-def test_nothing_is_lost(command: Command, study_file: Path, server: Server, postgresql: PostgreSQL) -> None:
+@pytest.mark.parametrize(("trials", "seconds"), [(3, 12), pytest.param(12, 120, marks=pytest.mark.slow)])
+def test_nothing_is_lost(
+    command: Command, study_file: Path, server: Server, postgresql: PostgreSQL, trials: int, seconds: float
+) -> None:
     """Exactly the budget, one run per key, every point once, nothing open; all values are an undisturbed study's."""
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
-    seconds = float(os.environ.get("CHAOS_SECONDS") or 120)
+    seconds = float(os.environ.get("CHAOS_SECONDS") or seconds)
     print(f"CHAOS_SEED={seed}")
-    arguments = [str(study_file), "--device", "cpu", "--set", "confirm.seeds=2", "--epochs", "8", "--trials", "12"]
+    arguments = [str(study_file), "--device", "cpu", "--set", "confirm.seeds=2", "--epochs", "8"]
+    arguments += ["--trials", str(trials)]
     assert command(*arguments, "--store", "whole") == 0
     whole = outcome(*[f"sqlite:///{Path('whole').absolute()}/{name}.db" for name in ("mlflow", "optuna")])
-    with proxied(server, postgresql) as (web, database, environment):
+    with small_disk(DISK, megabytes=40), proxied(server, postgresql) as (web, database, environment):
         chaos = Chaos([sys.executable, "-m", "ablation.study", *arguments], environment, random.Random(seed))
         try:
             disturb(chaos, (server, postgresql, web, database), seconds, seed)

@@ -219,8 +219,9 @@ def test_killed_while_features_are_stored(victims: Victims, small_study: Path, t
         assert features() == stored
 
 
-def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path: Path) -> None:
-    """Four workers on three trials; 30 times one of them is killed and replaced."""
+@pytest.mark.parametrize("wanted", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path: Path, wanted: int) -> None:
+    """Four workers on three trials; so many times one of them is killed and replaced."""
     arguments = [small_study, "--store", "s", "--epochs", "30", "--trials", "3", *ONE_ARM]
     arguments += ["--set", "search={lr={low=0.001, high=0.03}, sampler='random'}"]
     store, template = tmp_path / "s", tmp_path / "template"
@@ -234,12 +235,12 @@ def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path:
 
     moments = random.Random(0)
     kills = rounds = 0
-    while kills < 30:
+    while kills < wanted:
         rounds += 1
         shutil.rmtree(store, ignore_errors=True)
         shutil.copytree(template, store)
         workers = [victims.start(tmp_path, arguments) for _ in range(4)]
-        while kills < 30:
+        while kills < wanted:
             time.sleep(moments.uniform(0.2, 1.2))
             if any(victims.has_ended(pid) for pid in workers):
                 break  # nothing is left to do
@@ -250,7 +251,7 @@ def test_killed_at_random_moments(victims: Victims, small_study: Path, tmp_path:
             kills += 1
         victims.check_ends(workers, tmp_path)
         assert state(store) == expected
-    assert rounds < 30
+    assert rounds < wanted
 
 
 def test_four_workers_make_exactly_the_budget(victims: Victims, small_study: Path, tmp_path: Path) -> None:

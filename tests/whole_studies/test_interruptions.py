@@ -25,6 +25,7 @@ from ablation.search.studies import trial_lock
 from ablation.storage.locks import open_locks
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.feature_cache import FeatureCache
+from tests.disks import small_disk
 from tests.studies import (
     ONE_ARM,
     Command,
@@ -312,19 +313,16 @@ def test_a_trial_keeps_its_number_of_threads(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
-    if mount.returncode != 0:
-        pytest.skip("no right to mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", megabytes=3) as is_mounted:
+        if not is_mounted:
+            pytest.skip("no right to mount a small disk")
+        yield tmp_path / "disk"
 
 
-def test_a_full_disk_stops_the_study_and_loses_nothing(study_file: Path, small_disk: Path) -> None:
-    store = small_disk / "s"
+def test_a_full_disk_stops_the_study_and_loses_nothing(study_file: Path, disk: Path) -> None:
+    store = disk / "s"
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:  # this process must not hold a file of the disk
         return subprocess.run(
@@ -348,11 +346,11 @@ def test_a_full_disk_stops_the_study_and_loses_nothing(study_file: Path, small_d
     assert before
     assert command("--status").returncode == 0
 
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     unwritable = command("--trials", "99")
     assert (unwritable.returncode, unwritable.stderr) == (2, f"error: --store: {store} cannot be written\n")
 
-    subprocess.run(["mount", "-o", "remount,rw,size=20m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,rw,size=20m", str(disk)], check=True)
     assert command("--trials", "1").returncode == 0  # the trial that was stopped goes on
     assert rows("mlflow.db", "SELECT DISTINCT status FROM runs") == [("FINISHED",)]
     assert rows("optuna.db", "SELECT DISTINCT state FROM trials") == [("COMPLETE",)]

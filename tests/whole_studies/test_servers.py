@@ -78,11 +78,11 @@ def test_fresh_databases_are_made_by_eight_at_once(
 def test_eight_workers_make_exactly_the_budget(
     victims: Victims, small_study: Path, tmp_path: Path, databases: dict[str, str]
 ) -> None:
-    """40 trials, with one worker killed in the middle and replaced; parameters are those of a lone worker."""
-    arguments = [small_study, "--epochs", "2", "--trials", "10"]
+    """20 trials, with one worker killed in the middle and replaced; parameters are those of a lone worker."""
+    arguments = [small_study, "--epochs", "2", "--trials", "5"]
     finish_with_a_kill(victims, tmp_path, arguments, workers=8, environment=databases)
     found = runs(databases)
-    assert len(found) == 40
+    assert len(found) == 20
     assert set(Counter((run.data.tags["arm"], run.data.tags["trial"]) for run in found).values()) == {1}
     assert {run.info.status for run in found} == {"FINISHED"}
     assert all(steps(databases, run) == [1, 2] for run in found)
@@ -90,7 +90,7 @@ def test_eight_workers_make_exactly_the_budget(
     for arm in {run.data.tags["arm"] for run in found}:
         mine = trials(databases, arm)
         assert [(t.number, t.state.name, list(t.intermediate_values)) for t in mine] == [
-            (number, "COMPLETE", [1, 2]) for number in range(10)
+            (number, "COMPLETE", [1, 2]) for number in range(5)
         ]
         rates.add(tuple(t.params["lr"] for t in mine))
     assert len(rates) == 1  # trial n has the same learning rate in every arm, whoever asked for it
