@@ -3,14 +3,14 @@
 This package and a plain PyTorch loop do the same work in turns, in the same process. The plain loop is as the tutorials
 write it: a DataLoader with torchvision's transforms, the whole network in every epoch, float32. With `--study`, a whole
 study runs instead, and the time that each of its parts takes is measured. Tables go to the terminal, all measurements
-to a JSON file.
+to a JSON file. With `--scale`, trainings return at once, and what a trial costs beside them is measured.
 """
 
 import json
 import os
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,13 @@ ONLY_WITHOUT_STUDY = {"limit": "--set data.limit=N", "repeats": "the study runs 
     "--study", is_flag=False, flag_value="vgg_truncation", metavar="[NAME]",
     help="Measure the whole study NAME instead, with its own images and weights by default.  [NAME: vgg_truncation]",
 )  # fmt: skip
+@click.option(
+    "--scale", type=click.IntRange(100), metavar="N",
+    help="Measure a study of N trials that return at once instead, on the servers that the environment names, if both.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, metavar="N", help="With --scale: processes.  [default: 1]"
+)
 @click.option("--trials", type=int, metavar="N", help="With --study: total number of trials per arm.")
 @click.option("--epochs", type=int, metavar="N", help="With --study: number of epochs per trial.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="With --study: set a field; repeatable.")
@@ -59,6 +66,8 @@ def cli(
     repeats: int,
     fill: int,
     study: str | None,
+    scale: int | None,
+    workers: int,
     trials: int | None,
     epochs: int | None,
     settings: tuple[str, ...],
@@ -73,6 +82,13 @@ def cli(
     changes += [(["trials_per_arm"], trials)] if trials is not None else []
     changes += [(["epochs"], epochs)] if epochs is not None else []
     changes += [parse_override(setting) for setting in settings]
+    if scale is not None:
+        if study is not None or changes:
+            raise InputError("--scale: goes with --workers and --output alone")
+        measure_scale(scale, workers, target)
+        return
+    if workers > 1:
+        raise InputError("--workers: only with --scale")
     if study is not None:
         for name, instead in ONLY_WITHOUT_STUDY.items():
             if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
@@ -122,6 +138,25 @@ def cli(
         show_table(table)
         print()
     print(f"All measurements: {target}")
+
+
+def measure_scale(count: int, workers: int, target: Path) -> None:
+    """Run a simulated study, and print what a trial, --status and reading the results cost."""
+    from ablation.base.terminal import show_table
+    from ablation.benchmark.scale import scale
+    from ablation.benchmark.tables import scale_table
+    from ablation.search import configure_optuna
+    from ablation.tracking import configure_mlflow
+
+    configure_mlflow()
+    configure_optuna()
+    with tempfile.TemporaryDirectory(prefix="ablation-bench-") as folder:
+        store = find_store(folder)
+        if os.environ.get("OPTUNA_STORAGE") and os.environ.get("MLFLOW_TRACKING_URI"):
+            store = replace(find_store(None), root=Path(folder))
+        measured = scale(store, count, workers)
+    write_atomically(target, json.dumps(measured, indent=2).encode())
+    show_table(scale_table(measured))
 
 
 def spec_to_measure(

@@ -4,20 +4,24 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from ablation import __version__
 from ablation.base.command_line import check_one_of, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
-from ablation.base.text import Table
-from ablation.launching.request import Engine, Launch, launch_label, read_options
+from ablation.base.text import Table, plural
+from ablation.launching.request import Engine, EngineWorker, Launch, launch_label, read_options
 from ablation.spec.files import find_study_file
 from ablation.spec.reading import check_name, load_study
+from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store
 from ablation.study import cli as study_command
-from ablation.study import load_checked, load_custom, load_timm, show_status, study_overrides
+from ablation.study import load_checked, load_custom, load_timm, measured_plan, show_status, study_overrides
+
+if TYPE_CHECKING:
+    from ablation.running.running_trials import RunningTrial
 
 # Options of `python -m ablation.study` that are no worker's.
 NOT_FOR_WORKERS = {
@@ -39,7 +43,7 @@ NOT_FOR_WORKERS = {
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Number of workers.  [default: 1; local: one per GPU]"
 )
-@click.option("--per-gpu", type=click.IntRange(1), metavar="N", help="Number of workers on each GPU; with --on local.")
+@click.option("--per-gpu", metavar="N", help="Workers on each GPU, or auto: as many as fit; with --on local.")
 @click.option(
     "--engine-option", "settings", multiple=True, metavar="KEY=VALUE", help="Say this to the engine; repeatable."
 )
@@ -58,7 +62,7 @@ def cli(
     arguments: tuple[str, ...],
     engine_name: str,
     workers: int | None,
-    per_gpu: int | None,
+    per_gpu: str | None,
     settings: tuple[str, ...],
     engine_file: Path | None,
     print_only: bool,
@@ -74,7 +78,7 @@ def cli(
     if per_gpu is not None:
         if engine_name != "local" or workers is not None:
             raise InputError("--per-gpu: goes with --on local and without --workers")
-        options["per-gpu"] = str(per_gpu)
+        options["per-gpu"] = per_gpu
     given = study_command.make_context("study", [study, *arguments]).params
     for parameter, option in NOT_FOR_WORKERS.items():
         if given[parameter]:
@@ -89,12 +93,14 @@ def cli(
     except ModuleNotFoundError as error:
         raise InputError(f"--on {engine_name}: needs {error.name}; install ablation[{engine_name}]") from None
     if status_only:
-        show_status_or_none(name, store, given["patience"])
-        return show_workers(engine, engine_name, label, options)
+        running = show_status_or_none(name, store, given["patience"])
+        return show_workers(engine.workers(label, options), engine_name, label, running)
     if cancel_only:
         engine.cancel(label, options)
         return print(f"The workers of {name} are ended; what they have done is kept.")
-    check_study(engine_name, path, name, store, given)
+    spec = check_study(engine_name, path, name, store, given)
+    if engine_name == "local" and options.get("per-gpu") == "auto":
+        options["per-gpu"] = str(fitting_workers(spec, given))
     launch = Launch(
         study=name,
         label=label,
@@ -109,8 +115,10 @@ def cli(
     return print(engine.compose(launch) if print_only else engine.submit(launch))
 
 
-def check_study(engine_name: str, path: Path, name: str, store: Store, given: Mapping[str, Any]) -> None:
-    """Refuse a study that no worker could run; images and weights are looked for where the workers see this machine's.
+def check_study(engine_name: str, path: Path, name: str, store: Store, given: Mapping[str, Any]) -> StudySpec:
+    """Return the study, or refuse one that no worker could run.
+
+    Images and weights are looked for where the workers see this machine's.
 
     Raises:
         InputError: something is wrong; names it.
@@ -118,28 +126,56 @@ def check_study(engine_name: str, path: Path, name: str, store: Store, given: Ma
     demo_store = store if given["as_demo"] else None
     overrides = study_overrides(path, demo_store, given["trials"], given["epochs"], given["settings"])
     if engine_name == "kubernetes":
-        load_study(path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
-    else:
-        load_checked(path, name, overrides, store)
+        return load_study(path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
+    return load_checked(path, name, overrides, store)
 
 
-def show_status_or_none(study: str, store: Store, patience: float | None) -> None:
-    """Print the arms of a study as --status does; a line if it has not begun."""
+def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:
+    """Return how many workers fit on each GPU, by the memory that a short measurement of the study needs.
+
+    Raises:
+        InputError: there is no GPU.
+    """
+    from ablation.base.cores import usable_cores
+    from ablation.base.device import check_device
+    from ablation.base.terminal import say, waiting
+    from ablation.launching.local import usable_gpus
+    from ablation.planning.forecast import memory, workers_that_fit
+
+    gpus = usable_gpus()
+    if check_device(given["device"]).type != "cuda":
+        raise InputError("--per-gpu auto: is for CUDA devices; say --workers N")
+    with waiting("Measuring the memory that a worker needs"):
+        study = measured_plan(spec, given["device"], round(given["feature_cache"] * 1e9))
+    needed, free = memory(study).total, study.probe.free_bytes
+    count = workers_that_fit(needed, free, usable_cores() // gpus)
+    say(f"{plural(count, 'worker')} on each GPU: each needs about {needed / 1e9:.1f} of {free / 1e9:.1f} GB")
+    return count
+
+
+def show_status_or_none(study: str, store: Store, patience: float | None) -> "list[RunningTrial]":
+    """Print the arms of a study as --status does, or a line if it has not begun; return the trials that train now."""
     try:
-        show_status(study, store, patience)
+        return show_status(study, store, patience)
     except InputError as nothing:
         print(f"No trial has begun ({nothing}).\n")
+        return []
 
 
-def show_workers(engine: Engine, engine_name: str, label: str, options: Mapping[str, str]) -> None:
-    """Print the workers that an engine has, running or waiting."""
+def show_workers(workers: list[EngineWorker], engine_name: str, label: str, running: "list[RunningTrial]") -> None:
+    """Print the workers that an engine has, running or waiting, each with the trial that it trains."""
     from ablation.base.terminal import show_table
 
-    rows = [[worker.id, worker.state, worker.host, worker.since] for worker in engine.workers(label, options)]
+    # A worker without a job of an engine is known by its host's name (a pod), or by its process.
+    trials = {name: trial for trial in running for name in (trial.job, trial.host, trial.process) if name != "-"}
+    rows = []
+    for worker in workers:
+        trial = trials.get(worker.id)
+        now = ["-", "-"] if trial is None else [trial.trial, trial.last_sign]
+        rows.append([worker.id, worker.state, worker.host, worker.since, *now])
     notes = [] if rows else ["no worker runs or waits"]
-    show_table(
-        Table(f"Workers on {engine_name} ({label})", [f"{engine_name} id", "state", "host", "since"], rows, notes)
-    )
+    columns = [f"{engine_name} id", "state", "host", "since", "trial", "last epoch"]
+    show_table(Table(f"Workers on {engine_name} ({label})", columns, rows, notes, optional=["since", "host"]))
 
 
 def main() -> int:

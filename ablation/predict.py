@@ -141,7 +141,8 @@ def prediction_table(champion: "Champion", predictions: list[Prediction], top: i
     registered = champion.registered
     title = f"{registered.name}: champion, version {registered.version} (arm {champion.arm}, run {registered.run_id})"
     hidden = len(champion.classes) - top
-    notes = [f"{hidden} less probable classes are not shown; --top shows more."] if hidden > 0 else []
+    notes = [f"The champion was chosen by validation: {registered.reason}."] if registered.reason else []
+    notes += [f"{hidden} less probable classes are not shown; --top shows more."] if hidden > 0 else []
     return Table(title, ["image", "class", "probability"], rows, notes)
 
 
@@ -156,6 +157,7 @@ def as_json(champion: "Champion", predictions: list[Prediction]) -> str:
         for prediction in predictions
     ]
     model = {"name": registered.name, "version": registered.version, "arm": champion.arm, "run": registered.run_id}
+    model["chosen"] = registered.reason
     return json.dumps({"champion": model, "images": images}, indent=2) + "\n"
 
 

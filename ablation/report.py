@@ -9,7 +9,7 @@ import sys
 import click
 
 from ablation import __version__
-from ablation.base.command_line import patience_option, run_command
+from ablation.base.command_line import patience_option, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.spec.reading import check_name
@@ -40,6 +40,8 @@ def cli(
     if form is not None and output is not None:
         raise InputError("--output: --format prints to standard output and writes no report")
     store = find_store(store_option)
+    with refusing_unreachable_paths():
+        _ = store.is_empty
 
     from ablation.base.retries import START_PATIENCE, wait_out
     from ablation.base.terminal import say_prose

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,6 +32,10 @@ from ablation.spec.files import check_images, check_weights_file, find_study_fil
 from ablation.spec.reading import check_name, load_study, parse_override, read_study_file
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store
+
+if TYPE_CHECKING:
+    from ablation.planning.forecast import StudyPlan
+    from ablation.running.running_trials import RunningTrial
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -123,7 +127,8 @@ def cli(
     study_name = check_name(name or (f"{path.stem}-demo" if as_demo else path.stem))
     store = find_store(store_option)
     if status_only:
-        return show_status(study_name, store, patience)
+        show_status(study_name, store, patience)
+        return None
     overrides = study_overrides(path, store if as_demo else None, trials, epochs, settings)
     as_worker = WORKER_VARIABLE in os.environ
     report = None if as_worker else show_line  # the first process has shown the lines
@@ -270,13 +275,23 @@ def read_stored(store: Store) -> Table:
 
 def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
     """Measure the study's device briefly; print the time and space that the study and smaller budgets need."""
-    from ablation.base.device import make_deterministic, select_device
     from ablation.base.terminal import show_table, waiting
-    from ablation.data.reading import measure_data
     from ablation.planning.device_choice import faster_on_cpu
+    from ablation.planning.tables import arms_table, budget_table
+
+    with waiting("Measuring how fast this machine is"):
+        study = measured_plan(spec, device_name, feature_limit)
+        on_cpu = None if study.conditions.device.type == "cpu" else faster_on_cpu(study)
+    show_table(arms_table(study, on_cpu))
+    show_table(budget_table(study))
+
+
+def measured_plan(spec: StudySpec, device_name: str, feature_limit: int) -> "StudyPlan":
+    """Return a study's plan, with what each kind of training took on the study's device."""
+    from ablation.base.device import make_deterministic, select_device
+    from ablation.data.reading import measure_data
     from ablation.planning.forecast import StudyPlan
     from ablation.planning.probe import probe
-    from ablation.planning.tables import arms_table, budget_table
     from ablation.planning.workload import feature_bytes, frozen_parts, plan, shared_conditions
 
     size = measure_data(spec.data)
@@ -286,33 +301,39 @@ def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
     stores_features = feature_bytes(spec, size, setup.precision) <= feature_limit
     arm_plans = plan(spec, size.classes, stores_features=stores_features)
     kinds = [kind for arm in arm_plans for kind in (arm.cheapest, arm.costliest)]
-    with waiting("Measuring how fast this machine is"):
-        speeds = probe(kinds, frozen_parts(spec) if stores_features else [], setup)
-        study = StudyPlan(spec, size, feature_limit, arm_plans, setup, speeds)
-        on_cpu = None if setup.device.type == "cpu" else faster_on_cpu(study)
-    show_table(arms_table(study, on_cpu))
-    show_table(budget_table(study))
+    speeds = probe(kinds, frozen_parts(spec) if stores_features else [], setup)
+    return StudyPlan(spec, size, feature_limit, arm_plans, setup, speeds)
 
 
-def show_status(study: str, store: Store, patience: float | None) -> None:
-    """Print the arms of a study with their trials by state."""
+def show_status(study: str, store: Store, patience: float | None) -> "list[RunningTrial]":
+    """Print the arms of a study with their trials by state, and the trials that train now, which are returned."""
     from ablation.base.retries import START_PATIENCE, wait_out
     from ablation.base.terminal import show_table
+    from ablation.running.running_trials import running_table
     from ablation.search import configure_optuna
     from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()
     seconds = START_PATIENCE if patience is None else patience
-    show_table(wait_out(lambda: read_status(study, store), seconds))
+    arms, running = wait_out(lambda: read_status(study, store), seconds)
+    show_table(arms)
+    if running:
+        show_table(running_table(running))
+    return running
 
 
-def read_status(study: str, store: Store) -> Table:
-    """Return the table of --status."""
+def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
+    """Return the table of arms of --status, and the trials that train now."""
     from ablation.running.repair import stored_differences
+    from ablation.running.running_trials import running_trials
     from ablation.search.status import status_table, trial_records
-    from ablation.search.studies import ArmStudies, open_storage, stored_studies, study_arms
+    from ablation.search.studies import ArmStudies, open_storage, stored_decisions, stored_studies, study_arms
+    from ablation.spec.looks import decision_texts, most_seeds_of_arms
+    from ablation.spec.objective import OBJECTIVES
+    from ablation.spec.tables import Confirm
     from ablation.storage.locks import open_locks
+    from ablation.tracking.registry import champion_texts
 
     with refusing_unreachable_paths():
         is_empty = store.is_empty
@@ -323,11 +344,16 @@ def read_status(study: str, store: Store) -> Table:
         raise InputError(f"{store.root}: has no study {study!r}{nearest(study, names) if names else ''}")
     contents = [arm.user_attrs.get("content", {}) for arm in studies.tuning.values()]
     budget = max(content.get("trials_per_arm", 0) for content in contents)
-    seeds = max(content.get("confirm", {}).get("seeds", 0) for content in contents)
-    repeats = max(content.get("confirm", {}).get("repeats", 1) for content in contents)
+    confirm = Confirm.model_validate(contents[0].get("confirm", {}))
+    decisions = [decision for arm in studies.tuning.values() for decision in stored_decisions(arm)]
+    goal = OBJECTIVES[contents[0].get("objective", "accuracy")]
     trials = trial_records(studies, open_locks(store.optuna_url))
-    table = status_table(study, trials, budget, seeds, repeats)
-    return replace(table, notes=[*table.notes, *stored_differences(store, study)])
+    seeds = most_seeds_of_arms(confirm, trials, decisions)
+    table = status_table(study, trials, budget, seeds, confirm.repeats, goal)
+    looks = decision_texts(confirm, decisions)
+    champion = champion_texts(store, study)
+    arms = replace(table, notes=[*table.notes, *looks, *champion, *stored_differences(store, study)])
+    return arms, running_trials(study, store, studies, trials)
 
 
 def main() -> int:

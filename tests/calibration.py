@@ -2,6 +2,8 @@
 
     python -m tests.calibration [STUDIES]            # one study: other seeds, other images
     python -m tests.calibration again [STUDIES]      # pooled repeats: the whole study again
+    python -m tests.calibration best [STUDIES]       # comparisons with the best arm
+    python -m tests.calibration looks [STUDIES]      # several looks at a study while it grows
 
 The population is a latent probit model. A run is right about an image where
 
@@ -25,6 +27,8 @@ from itertools import combinations, product
 import numpy as np
 from scipy.special import ndtri
 
+from ablation.analysis.best_arms import FromBest, compared_with_best, compared_with_best_over_repeats
+from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.contrasts import Comparison, CrossComparison, comparisons_at, interactions, level_comparisons
 from ablation.analysis.repeats import contrast_over_repeats, simultaneous_over_repeats
 from ablation.analysis.simultaneous import simultaneous, usable_arms
@@ -330,6 +334,108 @@ def again(studies: int = STUDIES) -> int:
     return 0 if is_calibrated else 1
 
 
+BEST_CELLS: list[Cell | AgainCell] = [
+    Cell("5 equal arms, 3 seeds", seeds=3),
+    Cell("5 equal arms"),
+    Cell("10 equal arms", levels=(10,)),
+    Cell("one arm 0.5 points better", better=0.005),
+    Cell("one arm 2 points better", better=0.02),
+    Cell("2 arms, one 1 point better", levels=(2,), better=0.01),
+    Cell("unequal variances: the best 3 points", better=0.01, seed_sd=(0.03, 0.003, 0.003, 0.003, 0.003)),
+    Cell("unequal seeds: the best 3, others 5 and 10", better=0.01, seeds=(3, 5, 5, 10, 10)),
+    Cell("200 images", images=200),
+    Cell("accuracy 0.999", accuracy=0.999, seed_sd=0.0003),
+    AgainCell(5, 3, 0.5),
+    AgainCell(5, 5, 1.0),
+]
+BEST_COVERAGE = 0.94  # at least; intervals from the best hold more often where arms are equal
+
+
+def from_best_of(cell: Cell | AgainCell, rng: np.random.Generator) -> tuple[dict[str, FromBest], dict[str, float]]:
+    """Simulate a study of a kind; return each arm's interval from the best other one, and the true accuracies."""
+    if isinstance(cell, AgainCell):
+        right = simulate_repeats(rng, cell)
+        return compared_with_best_over_repeats(right, DRAWS), dict.fromkeys(right, ACCURACY)
+    arms = [f"arm {number}" for number in range(cell.levels[0])]
+    truth = dict.fromkeys(arms, cell.accuracy) | {arms[0]: cell.accuracy + cell.better}
+    seed_sd = dict(zip(arms, cell.seed_sd, strict=True)) if isinstance(cell.seed_sd, tuple) else cell.seed_sd
+    seeds = dict(zip(arms, cell.seeds, strict=True)) if isinstance(cell.seeds, tuple) else cell.seeds
+    return compared_with_best(simulate(rng, truth, seed_sd, seeds, cell.images), DRAWS), truth
+
+
+def best(studies: int = STUDIES) -> int:
+    """Print the table of comparisons with the best; return 1 if too few intervals hold."""
+    print("| simulated studies | all intervals hold | the best arm is said to be possibly the best | arms so called |")
+    print("| --- | --- | --- | --- |")
+    is_calibrated = True
+    for number, cell in enumerate(BEST_CELLS):
+        rng = np.random.default_rng([SIMULATION_SEED, 2_000 + number])
+        hold, found, named = [], [], []
+        for _ in range(studies):
+            ends, truth = from_best_of(cell, rng)
+            gaps = {arm: truth[arm] - max(truth[other] for other in truth if other != arm) for arm in truth}
+            hold.append(all(ends[arm].low <= gap <= ends[arm].high for arm, gap in gaps.items()))
+            found.append(ends[max(truth, key=lambda arm: truth[arm])].may_be_best)
+            named.append(sum(each.may_be_best for each in ends.values()))
+        cells = []
+        for values in (np.array(hold, float), np.array(found, float)):
+            share, error = values.mean(), values.std(ddof=1) / np.sqrt(studies)
+            is_calibrated &= bool(share >= BEST_COVERAGE - 2 * error)
+            cells.append(f"{100 * share:.1f} % ± {100 * error:.1f}")
+        print(f"| {cell.name} | {' | '.join(cells)} | {np.mean(named):.1f} of {len(truth)} |", flush=True)
+    return 0 if is_calibrated else 1
+
+
+LOOKS = (3, 5, 8, 12)  # seeds
+LOOK_LEVELS = (2, 5, 10)  # arms, all equal
+
+
+def smallest_p(correct: Mapping[str, np.ndarray], contrasts: list[Weights]) -> float:
+    """Return the smallest p-value of a family at 5 %."""
+    return min(e.p for e in simultaneous(contrasts, correct, DRAWS) if e.p is not None)
+
+
+def looked_at(levels: int, rng: np.random.Generator) -> tuple[bool, bool, bool, bool]:
+    """Return whether a study of equal arms declares anything that is false.
+
+    At planned looks; at as many unplanned ones; at a look at five seeds, after which the arm with the highest mean is
+    declared the control; and at three looks at five seeds each, before which more trials chose other configurations.
+    """
+    arms = tuple(f"arm {number}" for number in range(levels))
+    correct = simulate(rng, dict.fromkeys(arms, ACCURACY), 0.003, 15, 2_000)
+    p_values = [smallest_p({arm: y_SN[:seeds] for arm, y_SN in correct.items()}, pairs(arms)) for seeds in LOOKS]
+    planned = zip(p_values, planned_levels(LOOKS), strict=True)
+    unplanned = [p < unplanned_level(number) for number, p in enumerate(p_values, start=1)]
+    five = {arm: y_SN[:5] for arm, y_SN in correct.items()}
+    control = max(arms, key=lambda arm: float(five[arm].mean()))
+    with_control: list[Weights] = [{arm: 1.0, control: -1.0} for arm in arms if arm != control]
+    first = p_values[1] < unplanned_level(1)
+    others = [
+        smallest_p({arm: y_SN[start : start + 5] for arm, y_SN in correct.items()}, pairs(arms)) for start in (5, 10)
+    ]
+    return (
+        any(p < level for p, level in planned),
+        any(unplanned),
+        first or smallest_p(five, with_control) < unplanned_level(2),
+        first or any(p < unplanned_level(number) for number, p in enumerate(others, start=2)),
+    )
+
+
+def looks(studies: int = STUDIES) -> int:
+    """Print the table of looks; return 1 if planned looks err too often."""
+    print("| simulated studies | planned looks | unplanned looks | a control declared later | trials raised twice |")
+    print("| --- | --- | --- | --- | --- |")
+    is_calibrated = True
+    for number, levels in enumerate(LOOK_LEVELS):
+        rng = np.random.default_rng([SIMULATION_SEED, 3_000 + number])
+        outcomes_BX = np.array([looked_at(levels, rng) for _ in range(studies)], float)
+        shares_X, errors_X = outcomes_BX.mean(axis=0), outcomes_BX.std(axis=0, ddof=1) / np.sqrt(studies)
+        is_calibrated &= bool(shares_X[0] <= ERRORS[1] + 2 * errors_X[0])
+        cells = [f"{100 * share:.1f} % ± {100 * error:.1f}" for share, error in zip(shares_X, errors_X, strict=True)]
+        print(f"| {levels} equal arms | " + " | ".join(cells) + " |", flush=True)
+    return 0 if is_calibrated else 1
+
+
 def main(studies: int = STUDIES) -> int:
     """Print the table as markdown; return 1 if a value is out of bounds by more than two standard errors."""
     print("| simulated studies | any false declaration | all intervals hold | arms' intervals hold | true ones shown |")
@@ -362,5 +468,5 @@ def main(studies: int = STUDIES) -> int:
 
 
 if __name__ == "__main__":
-    table = again if sys.argv[1:2] == ["again"] else main
-    sys.exit(table(*(int(word) for word in sys.argv[1:] if word != "again")))
+    table = {"again": again, "best": best, "looks": looks}.get(sys.argv[1] if len(sys.argv) > 1 else "", main)
+    sys.exit(table(*(int(word) for word in sys.argv[1:] if word.isdecimal())))

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from ablation.analysis.results import CURVES, ArmResult, Predictions, RunResult, StudyResult, best_run
+from ablation.analysis.predictions import Predictions
+from ablation.analysis.results import CURVES, ArmResult, RunResult, StudyResult, best_run
 from ablation.data.images import Normalisation
 from ablation.data.samples import DRAWS, Mistakes, Samples, confident_mistakes, samples_file
 from ablation.spec.arms import Arm, arms, published_for
@@ -62,6 +63,7 @@ def fake_run(
 ) -> RunResult:
     """Return a trial or, with `confirms` and its predictions, a confirmation run; its metrics follow from these.
 
+    `val_accuracy` is also its validation value of another objective.
     The learning curves rise to `val_accuracy` in the last epoch.
     """
     random = np.random.default_rng([number, sum(map(ord, arm.name)), 0 if confirms is None else 1])
@@ -75,7 +77,7 @@ def fake_run(
     trial = TrialSpec(
         study=spec.name, arm=arm.name, trial=number, confirms=confirms,
         repeat=spec.repeat_of(tuned) if spec.confirm.repeats > 1 else None,
-        known=spec.known_name(tuned), seed=1000 + number, epochs=spec.epochs,
+        known=spec.known_name(tuned), seed=1000 + number, epochs=spec.epochs, objective=spec.objective,
         precision="float32", deterministic=False, threads=2, backbone=spec.backbone.name, weights="imagenet",
         weights_digest="w" * 64, missing_layers="error", data_source="cifar10", data_digest="d" * 64, data_seed=5,
         data_limit=None, val_fraction=spec.data.val_fraction, image_size=32, num_classes=10, **values,
@@ -87,6 +89,13 @@ def fake_run(
     val_E = rise_E * (val_accuracy or 0.0)
     curves = dict(zip(CURVES, (2.3 - 2 * rise_E, np.minimum(1, 1.08 * val_E), 2.3 - 1.7 * rise_E, val_E), strict=True))
     accuracy = None if predictions is None else float(np.mean(predictions.predicted_N == predictions.labels_N))
+    own: dict[str, Any] = {}
+    if spec.objective != "accuracy":
+        curves[spec.goal.val_metric] = val_E
+        own[spec.goal.val_metric] = val_accuracy if is_finished else None
+    if predictions is not None:
+        own[spec.goal.test_metric] = float(predictions.scores_N(spec.goal).mean())
+    own = {"test_accuracy": accuracy, "test_loss": None if predictions is None else 0.5} | own
     return RunResult(
         run_id=f"{arm.name.replace(',', '-')}-{'trial' if confirms is None else 'confirmation'}-{number}",
         number=number,
@@ -100,9 +109,10 @@ def fake_run(
         best_epoch=spec.epochs if is_finished else None,
         trained_parameters=trial.head_width * len(arm.name) ** 2 if is_finished else None,
         training_seconds=float(len(arm.name) + number) if is_finished else None,
-        test_accuracy=accuracy,
-        test_loss=None if predictions is None else 0.5,
+        inference_operations=None if predictions is None else 1e6 * len(arm.name),
+        inference_seconds=None if predictions is None else 1e-4 * (len(arm.name) + number),
         predictions=predictions,
+        **own,
     )
 
 
@@ -113,7 +123,9 @@ def fake_predictions(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int
     numbers_M = confident_mistakes(probabilities_NK, predicted_N, labels_N)
     greys_MSSC = np.broadcast_to((numbers_M % 256).astype(np.uint8)[:, None, None, None], (len(numbers_M), 8, 8, 3))
     mistakes = Mistakes(numbers_M, greys_MSSC)
-    return Predictions(probabilities_NK, predicted_N.astype(np.int64), labels_N.astype(np.int64), mistakes)
+    losses_N = -np.log(probabilities_NK[np.arange(len(labels_N)), labels_N].astype(np.float64))
+    classes_N = (predicted_N.astype(np.int64), labels_N.astype(np.int64))
+    return Predictions(probabilities_NK, *classes_N, mistakes, losses_N=losses_N)
 
 
 def draw_predictions(
@@ -260,12 +272,17 @@ def _store_run(target: TrialRun, run: RunResult, folder: Path) -> None:
         checkpoint = folder / Path(CHECKPOINT_FILE).name
         checkpoint.touch()
         names = ("best_epoch", "trained_parameters", "training_seconds")
-        values = {"best_val_accuracy": run.val_accuracy} | {name: getattr(run, name) for name in names}
+        values = {"best_val_accuracy": run.val_accuracy, run.spec.goal.best_metric: run.val_value} | {
+            name: getattr(run, name) for name in names
+        }
         target.log_result(values, 1, checkpoint)
     if run.predictions is not None:
         assert run.test_accuracy is not None
+        assert run.test_value is not None
         predictions = folder / Path(PREDICTIONS_FILE).name
         arrays = {"probabilities": run.predictions.probabilities_NK, "predicted": run.predictions.predicted_N}
+        if run.spec.objective == "loss" and run.predictions.losses_N is not None:
+            arrays["losses"] = run.predictions.losses_N
         save_file({**arrays, "labels": run.predictions.labels_N}, predictions)
-        target.log_test({"test_accuracy": run.test_accuracy}, 1, predictions)
+        target.log_test({"test_accuracy": run.test_accuracy, run.spec.goal.test_metric: run.test_value}, 1, predictions)
     target.end(RUN_STATUS[run.state], run.reason)

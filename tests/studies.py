@@ -81,7 +81,7 @@ def history(store: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
     return {
         name: [(m.step, m.value) for m in api.get_metric_history(run.info.run_id, name)]
         for name in run.data.metrics
-        if name not in ("images_per_second", "training_seconds")
+        if name not in ("images_per_second", "training_seconds", "inference_seconds")
     }
 
 

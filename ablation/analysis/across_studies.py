@@ -17,13 +17,14 @@ from statsmodels.stats.multitest import multipletests
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.statistics import ALPHA, Estimate
 from ablation.base.errors import InputError
+from ablation.spec.objective import ACCURACY, Objective
 
 FEWEST_STUDIES = 3  # for an interval: two say next to nothing of how much studies differ
 
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """Mean test accuracy of `first` minus that of `second`, two levels of a factor, over several studies.
+    """Mean objective (test images) of `first` minus that of `second`, two levels of a factor, over several studies.
 
     Attributes:
         factor: its name.
@@ -41,11 +42,12 @@ class MeanDifference:
     of_studies: dict[str, float]
     mean: Estimate
     spread: float | None
+    objective: Objective = ACCURACY
 
     @property
     def wins(self) -> int:
         """In how many of the studies `first` is ahead."""
-        return sum(value > 0 for value in self.of_studies.values())
+        return sum(self.objective.sign * value > 0 for value in self.of_studies.values())
 
     @property
     def is_shown(self) -> bool:
@@ -55,16 +57,16 @@ class MeanDifference:
 
 @dataclass(frozen=True)
 class ArmAcross:
-    """An arm over several studies: its mean test accuracy in each that has confirmed it, and where it is ahead."""
+    """An arm over several studies: its mean objective (test images) in each that confirmed it; where it is ahead."""
 
     name: str
-    accuracies: dict[str, float]
+    values: dict[str, float]
     best_in: list[str]
 
     @property
     def mean(self) -> float:
-        """The mean of its accuracies."""
-        return float(np.mean(list(self.accuracies.values())))
+        """The mean of its values."""
+        return float(np.mean(list(self.values.values())))
 
 
 def check_same_question(analyses: Sequence[StudyAnalysis]) -> None:
@@ -75,6 +77,11 @@ def check_same_question(analyses: Sequence[StudyAnalysis]) -> None:
     """
     first = analyses[0].result.spec
     for other in (analysis.result.spec for analysis in analyses[1:]):
+        if first.objective != other.objective:
+            raise InputError(
+                f"{first.name} and {other.name} cannot be compared: their objectives are {first.objective} and "
+                f"{other.objective}"
+            )
         levels, others = first.compared_levels(), other.compared_levels()
         for factor in dict.fromkeys([*levels, *others]):
             here, there = (set(map(str, of.get(factor, []))) for of in (levels, others))
@@ -109,21 +116,23 @@ def differences_across(analyses: Sequence[StudyAnalysis]) -> list[MeanDifference
             {study: estimate.value for study, estimate in of_studies.items()},
             mean if mean.p is None else Estimate(**{**vars(mean), "p": next(corrected)}),
             spread,
+            analyses[0].result.spec.goal,
         )
         for (key, of_studies), (mean, spread) in zip(common.items(), means, strict=True)
     ]
 
 
 def arms_across(analyses: Sequence[StudyAnalysis]) -> list[ArmAcross]:
-    """Return the arms that every study has confirmed, from the highest mean test accuracy to the lowest."""
-    accuracies: dict[str, dict[str, float]] = {}
+    """Return the arms that every study has confirmed, from the best mean to the worst."""
+    values: dict[str, dict[str, float]] = {}
+    goal = analyses[0].result.spec.goal
     for analysis in analyses:
         for arm in analysis.arms:
             if arm.test is not None:
-                accuracies.setdefault(arm.name, {})[analysis.result.spec.name] = arm.test.mean
-    complete = {arm: of_studies for arm, of_studies in accuracies.items() if len(of_studies) == len(analyses)}
+                values.setdefault(arm.name, {})[analysis.result.spec.name] = arm.test.mean
+    complete = {arm: of_studies for arm, of_studies in values.items() if len(of_studies) == len(analyses)}
     best = {
-        analysis.result.spec.name: max(of[analysis.result.spec.name] for of in complete.values())
+        analysis.result.spec.name: goal.best(of[analysis.result.spec.name] for of in complete.values())
         for analysis in analyses
         if complete
     }
@@ -131,7 +140,7 @@ def arms_across(analyses: Sequence[StudyAnalysis]) -> list[ArmAcross]:
         ArmAcross(name, of_studies, [study for study, value in of_studies.items() if value == best[study]])
         for name, of_studies in complete.items()
     ]
-    return sorted(arms, key=lambda arm: -arm.mean)
+    return sorted(arms, key=lambda arm: -goal.goodness(arm.mean))
 
 
 def _reversed(estimate: Estimate) -> Estimate:

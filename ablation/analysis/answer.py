@@ -11,16 +11,20 @@ from ablation.analysis.arm_summaries import (
     champion_run,
     confident_mistakes,
     summarise_arm,
-    winning_arm,
 )
+from ablation.analysis.best_arms import FromBest, compared_with_best
+from ablation.analysis.champion import Choice, choose_champion
 from ablation.analysis.comparison import Comparisons, Difference, FactorAnalysis, Interaction, compare, over_seeds
+from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.outliers import Outlier, outlying_runs, without_runs
+from ablation.analysis.registration import registration_sentences
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS, chances_of_best
 from ablation.analysis.tuning import searched_params
 from ablation.analysis.verdict import best_of, factor_lines
-from ablation.analysis.wording import format_p, format_seeds, interval_points, join, points
+from ablation.analysis.wording import format_p, format_seeds, interval_points, join, points, unit_words, value_words
 from ablation.base.text import format_params, plural
+from ablation.spec.objective import ACCURACY, Objective
 
 CONDITION = "All of this holds with these configurations: another tuning might choose others."
 MOST_AT_LEVELS = 6  # differences at the levels of another factor that the evidence lists; the tables have all
@@ -34,9 +38,10 @@ class StudyAnalysis:
         result: the study.
         arms: a summary of each.
         compared: differences and interactions.
-        winner: the arm with the highest mean validation accuracy of its confirmation runs.
+        champion: the champion's arm, and why it was chosen.
         mistakes: the champion run's most confident ones: those whose images are kept with its predictions.
-        chances_of_best: arm -> chance that its mean test accuracy is the highest; empty below two testable arms.
+        chances_of_best: arm -> chance that its mean over test images is the best; empty below two testable arms.
+        from_best: arm -> its distance from the best other arm, of the same arms.
         outliers: confirmation runs that stand apart.
         verdict: the answer in plain words, a line per factor.
         evidence: the numbers behind it, as sentences.
@@ -46,9 +51,10 @@ class StudyAnalysis:
     result: StudyResult
     arms: list[ArmSummary]
     compared: Comparisons
-    winner: ArmResult | None
+    champion: Choice | None
     mistakes: list[Mistake]
     chances_of_best: dict[str, float]
+    from_best: dict[str, FromBest]
     outliers: list[Outlier]
     verdict: list[str]
     evidence: list[str]
@@ -58,6 +64,11 @@ class StudyAnalysis:
     def is_repeated(self) -> bool:
         """Whether the unit is a repeat of the tuning, not a seed."""
         return self.compared.estimator.unit != "seed"
+
+    @property
+    def winner(self) -> ArmResult | None:
+        """The champion's arm."""
+        return None if self.champion is None else self.champion.arm
 
     @property
     def answer(self) -> str:
@@ -79,25 +90,30 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     """Return the analysis of a study as it stands, over seeds; `pooling.analyse_study` is that of any study."""
     correct = correct_of(result)
     groups_N = result.test_groups_N
-    compared = compare(result, correct, over_seeds(groups_N))
+    goal = result.spec.goal
+    compared = compare(result, correct, over_seeds(groups_N, level_of(result), goal))
     summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
-    best_arm = winning_arm(result)
-    chances = chances_of_best(correct, groups_N=groups_N)
+    champion = choose_champion(result)
+    chances = chances_of_best(correct, groups_N=groups_N, objective=goal)
+    from_best = compared_with_best(correct, groups_N=groups_N, level=level_of(result), objective=goal)
     outliers = outlying_runs(result)
     verdict = verdict_of(result, summaries, compared)
     evidence = [
         *evidence_of(result, summaries, compared, margin_of(result)),
-        *chance_sentences(chances),
+        *chance_sentences(chances, from_best, goal),
         *([CONDITION] if compared.contrasts else []),
         *_apart(result, outliers, verdict),
+        *look_sentences(result),
+        *registration_sentences(result),
     ]
     return StudyAnalysis(
         result=result,
         arms=summaries,
         compared=compared,
-        winner=best_arm,
-        mistakes=confident_mistakes(champion_run(best_arm), result.classes) if best_arm is not None else [],
+        champion=champion,
+        mistakes=mistakes_of(champion, result),
         chances_of_best=chances,
+        from_best=from_best,
         outliers=outliers,
         verdict=verdict,
         evidence=evidence,
@@ -105,30 +121,37 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     )
 
 
+def mistakes_of(champion: Choice | None, result: StudyResult) -> list[Mistake]:
+    """Return the champion run's most confident mistakes; none without a champion."""
+    return [] if champion is None else confident_mistakes(champion_run(champion.arm), result.classes)
+
+
 def correct_of(result: StudyResult) -> dict[str, np.ndarray]:
-    """Return confirmed arm -> whether each run is right about each test image, bool, S x N."""
-    return {arm.arm.name: arm.correct_SN for arm in result.arms if arm.confirmed}
+    """Return confirmed arm -> whether each run is right about each test image, S x N; see `ArmResult.scores_SN`."""
+    return {arm.arm.name: arm.scores_SN for arm in result.arms if arm.confirmed}
 
 
 def margin_of(result: StudyResult) -> float | None:
-    """Return the study's equivalence margin as a fraction of accuracy; None without one."""
+    """Return the study's equivalence margin as a fraction, of a loss in nats; None without one."""
     equivalence = result.spec.confirm.equivalence
-    return None if equivalence is None else equivalence / 100
+    return None if equivalence is None else equivalence / result.spec.goal.per_unit
 
 
 def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
     """Return the answer in plain words, a line per factor."""
-    confirmed = [arm for arm in arms if arm.accuracy is not None]
+    confirmed = [arm for arm in arms if arm.estimate is not None]
     if not confirmed:
-        best = max((arm for arm in arms if arm.result.best), key=_tuned_accuracy, default=None)
+        best = max((arm for arm in arms if arm.result.best), key=_tuned_goodness, default=None)
         if best is None:
             return ["No trial has finished yet."]
         trials = sum(trial.val_accuracy is not None for trial in best.result.trials)
         has_run = any(run.test_accuracy is not None for run in best.result.confirmations)
         reason = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
         reason = "the predictions of its confirmation runs are lost" if has_run else reason
+        if any(arm.result.held_back for arm in arms):
+            reason = f"the first planned look, at {result.spec.confirm.looks[0]} seeds, is not complete"
         return [
-            f"The best tuned arm is {best.name} (validation accuracy {_tuned_accuracy(best):.4f}, the best of "
+            f"The best tuned arm is {best.name} ({_tuned_value(best, result.spec.goal)}, the best of "
             f"{plural(trials, 'trial')}), but without confirmation runs no answer is possible: {reason}."
         ]
     start = "Preliminary: " if _missing(result) else ""
@@ -143,12 +166,12 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
 
 def _found(result: StudyResult, arm: ArmSummary) -> str:
     """Return the answer of a study with one arm: the configuration that was found, and its accuracy."""
-    assert arm.accuracy is not None
+    assert arm.estimate is not None
     assert arm.result.best is not None
     is_one_tuning = arm.test is not None and arm.test.unit == "seed"
     searched = format_params(searched_params(result.spec, arm.result.best)) if is_one_tuning else ""
     subject = f"The search found {searched}:" if searched else f"{_named(arm)} has"
-    return f"{subject} test accuracy {arm.accuracy.value:.4f}{_in_brackets(arm)}."
+    return f"{subject} {value_words('test', arm.estimate.value, result.spec.goal)}{_in_brackets(arm)}."
 
 
 def _named(arm: ArmSummary) -> str:
@@ -156,16 +179,22 @@ def _named(arm: ArmSummary) -> str:
 
 
 def _in_brackets(arm: ArmSummary) -> str:
-    assert arm.accuracy is not None
+    assert arm.estimate is not None
     assert arm.test is not None
     seeds = format_seeds((arm.test.seeds, arm.test.seeds), arm.test.unit)
-    if arm.accuracy.low is None:
+    if arm.estimate.low is None:
         return f", of {'one ' + arm.test.unit if arm.test.seeds == 1 else seeds}, which proves nothing"
-    return f" ({arm.accuracy.low:.4f} to {arm.accuracy.high:.4f}, {seeds})"
+    return f" ({arm.estimate.low:.4f} to {arm.estimate.high:.4f}, {seeds})"
 
 
-def _tuned_accuracy(arm: ArmSummary) -> float:
-    return (arm.result.best.val_accuracy or 0.0) if arm.result.best else 0.0
+def _tuned_goodness(arm: ArmSummary) -> float:
+    assert arm.result.best is not None
+    return arm.result.best.goodness
+
+
+def _tuned_value(arm: ArmSummary, goal: Objective) -> str:
+    assert arm.result.best is not None
+    return value_words("validation", arm.result.best.val_value or 0.0, goal)
 
 
 def _missing(result: StudyResult) -> list[str]:
@@ -176,12 +205,13 @@ def _missing(result: StudyResult) -> list[str]:
 
 def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons, margin: float | None) -> list[str]:
     """Return what is missing, the measured differences with intervals and p-values, and what limits them."""
-    confirmed = [arm for arm in arms if arm.accuracy is not None]
+    confirmed = [arm for arm in arms if arm.estimate is not None]
     sentences = _missing(result) + result.left_out_texts
     if len(confirmed) == 1 and len(arms) > 1:
         only = confirmed[0]
-        assert only.accuracy is not None
-        sentences.append(f"{only.name} has test accuracy {only.accuracy.value:.4f}{_in_brackets(only)}.")
+        assert only.estimate is not None
+        value = value_words("test", only.estimate.value, result.spec.goal)
+        sentences.append(f"{only.name} has {value}{_in_brackets(only)}.")
     elif confirmed:
         for factor in compared.factors:
             if factor.family:
@@ -231,17 +261,17 @@ def _at_levels(factor: FactorAnalysis, other: str, differences: Sequence[Differe
 
 
 def _from(pivot: str, differences: Sequence[Difference], margin: float | None) -> str:
-    """Return the differences from one level in points, each with interval and p, and their seeds."""
-    cells = []
+    """Return the differences from one level in the objective's unit, each with interval and p, and their seeds."""
+    cells, goal = [], differences[0].objective
     for difference in differences:
         is_first = difference.first == pivot
         estimate = difference.estimate
         value = estimate.value if is_first else -estimate.value
-        cell = f"{difference.second if is_first else difference.first} {points(value)}"
+        cell = f"{difference.second if is_first else difference.first} {points(value, goal)}"
         if estimate.low is not None and estimate.high is not None and estimate.p is not None:
             low, high = (estimate.low, estimate.high) if is_first else (-estimate.high, -estimate.low)
             verdict = f", {difference.equivalence(margin)}" if margin is not None else ""
-            cell += f" ({interval_points(low, high)}, {format_p(estimate.p)}{verdict})"
+            cell += f" ({interval_points(low, high, goal)}, {format_p(estimate.p)}{verdict})"
         else:
             cell += " (not tested)"
         cells.append(cell)
@@ -249,21 +279,21 @@ def _from(pivot: str, differences: Sequence[Difference], margin: float | None) -
     unit, few = differences[0].unit, ""
     if any(not difference.is_tested for difference in differences):
         few = f"; arms with fewer than {FEWEST_SEEDS} {unit}s are not tested, because so few prove nothing"
-    return f"{pivot} minus {join(cells)}, in points, {format_seeds(seeds, unit)}{few}"
+    return f"{pivot} minus {join(cells)}, in {unit_words(goal)}, {format_seeds(seeds, unit)}{few}"
 
 
 def _of_interactions(compared: Comparisons) -> list[str]:
     if not compared.interactions:
         return []
     largest = max(compared.interactions, key=lambda i: abs(i.estimate.value))
-    estimate = largest.estimate
+    estimate, goal = largest.estimate, compared.estimator.objective
     assert estimate.p is not None
     shown = sum(interaction.is_shown for interaction in compared.interactions)
     what = f"{shown} of {plural(len(compared.interactions), 'interaction')} shown"
     return [
-        f"{what}; the largest: {largest.first} minus {largest.first_base} changes by {points(estimate.value)} points "
-        f"({interval_points(estimate.low, estimate.high)}, {format_p(estimate.p)}) with {largest.second} rather than "
-        f"{largest.second_base}."
+        f"{what}; the largest: {largest.first} minus {largest.first_base} changes by {points(estimate.value, goal)} "
+        f"{goal.unit} ({interval_points(estimate.low, estimate.high, goal)}, {format_p(estimate.p)}) with "
+        f"{largest.second} rather than {largest.second_base}."
     ]
 
 
@@ -277,13 +307,27 @@ def _caution(factors: list[FactorAnalysis]) -> list[str]:
     return [f"The arms differ in {join(pairs[0])} at once: a difference cannot be put down to one of them alone."]
 
 
-def chance_sentences(chances: dict[str, float]) -> list[str]:
-    """Return the sentence on the arms that are likely to be the best; none without chances."""
+def chance_sentences(
+    chances: dict[str, float], from_best: dict[str, FromBest], goal: Objective = ACCURACY
+) -> list[str]:
+    """Return the sentences on the arms that are likely to be the best, and on those that may be; none without any."""
     if not chances:
         return []
     ranked = sorted(chances, key=lambda arm: -chances[arm])
     likely = [f"{arm} {_percent(chances[arm])}" for arm in ranked if chances[arm] >= 0.05][:3]
-    return [f"Chance to be the best arm: {join(likely)}."]
+    return [f"Chance to be the best arm: {join(likely)}. {_rivals(from_best, goal)}"]
+
+
+def _rivals(from_best: dict[str, FromBest], goal: Objective) -> str:
+    """Return which arms may be the best, and how far they may be behind, as a sentence."""
+    rivals = [arm for arm, ends in from_best.items() if ends.may_be_best]
+    if len(rivals) == 1:
+        return f"At 95 %, {rivals[0]} is the best."
+    behind = f"{points(max(-from_best[arm].low for arm in rivals), goal)} {goal.unit}"
+    which = f"the best is {' or '.join(rivals)}"
+    if len(rivals) > 3:
+        which = f"{len(rivals)} of {len(from_best)} arms may be the best"
+    return f"At 95 %, {which}; each is at most {behind} behind the best."
 
 
 def _percent(share: float) -> str:
@@ -296,10 +340,12 @@ def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> 
         return []
     rest = without_runs(result, outliers)
     summaries = [summarise_arm(arm, len(rest.classes)) for arm in rest.arms]
-    again = " ".join(verdict_of(result, summaries, compare(rest, correct_of(rest))))
+    goal = result.spec.goal
+    estimator = over_seeds(result.test_groups_N, level_of(result), goal)
+    again = " ".join(verdict_of(result, summaries, compare(rest, correct_of(rest), estimator)))
     names = join(
         [
-            f"{o.arm} confirmation run #{o.run.number} (test accuracy {o.run.test_accuracy:.4f}, its arm's median "
+            f"{o.arm} confirmation run #{o.run.number} (test {goal.label} {o.run.test_value:.4f}, its arm's median "
             f"{o.median:.4f})"
             for o in outliers
         ]

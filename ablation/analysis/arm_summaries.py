@@ -5,34 +5,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, RunResult, StudyResult, goal_of
 from ablation.analysis.statistics import Estimate, contrast
 from ablation.analysis.tuning import BestOf, best_of
 from ablation.training.evaluation import balanced_accuracy_and_macro_f1
 
 
 def confirmed_validation(arm: ArmResult) -> np.ndarray:
-    """Return the best validation accuracy of each finished confirmation run of an arm, float64 (S)."""
-    return np.array([run.val_accuracy for run in arm.confirmations if run.val_accuracy is not None], np.float64)
+    """Return the best validation value of each finished confirmation run of an arm, float64 (S)."""
+    return np.array([run.val_value for run in arm.confirmations if run.val_value is not None], np.float64)
 
 
 def winning_arm(result: StudyResult) -> ArmResult | None:
-    """Return the arm with the highest mean validation accuracy over its finished confirmation runs.
+    """Return the arm with the best mean validation value over its finished confirmation runs.
 
     The first of equals; None where no confirmation run has finished. No test metric is used.
     """
     candidates = [arm for arm in result.arms if confirmed_validation(arm).size]
-    return max(candidates, key=lambda arm: float(confirmed_validation(arm).mean()), default=None)
+    return max(
+        candidates, key=lambda arm: result.spec.goal.goodness(float(confirmed_validation(arm).mean())), default=None
+    )
+
+
+def inference_operations(arm: ArmResult) -> float | None:
+    """Return the operations of classifying one image, the mean over confirmation runs; None where no run has them."""
+    counts = [run.inference_operations for run in arm.confirmations if run.inference_operations is not None]
+    return float(np.mean(counts)) if counts else None
 
 
 def champion_run(arm: ArmResult) -> RunResult:
-    """Return the confirmation run with the highest validation accuracy, the first of equals; no test metric is used.
+    """Return the confirmation run with the best validation value, the first of equals; no test metric is used.
 
     Raises:
         ValueError: no confirmation run of the arm has finished.
     """
-    finished = [run for run in arm.confirmations if run.val_accuracy is not None]
-    return max(finished, key=lambda run: run.val_accuracy or 0.0)
+    finished = [run for run in arm.confirmations if run.val_value is not None]
+    return max(finished, key=lambda run: run.goodness)
 
 
 @dataclass(frozen=True)
@@ -54,27 +62,29 @@ class ArmSummary:
 
     Attributes:
         result: the arm's runs.
-        val: validation accuracy over its confirmation runs.
-        test: test accuracy over its confirmation runs.
-        accuracy: mean test accuracy with its interval over seeds and images.
+        val: the objective on the validation images over its confirmation runs.
+        test: the objective on the test images over them.
+        estimate: its mean with its interval over seeds and images.
         balanced: balanced test accuracy over its confirmation runs, the mean of the classes' recalls.
         macro_f1: macro F1 of the test images over its confirmation runs, the mean of the classes' F1 scores.
         class_accuracies_K: mean test accuracy of each class over seeds, NaN for a class without test images.
         confusion_KK: mean over seeds of the fraction of each true class (row) that is predicted as each class (column).
-        tuned_minus_confirmed: the tuned trial's validation accuracy minus the mean of its confirmation runs.
-        best_so_far_T: the best validation accuracy of the trials so far, in their order; NaN before the first finished.
+        tuned_minus_confirmed: the tuned trial's validation value minus the mean of its confirmation runs.
+        best_so_far_T: the best validation value of the trials so far, in their order; NaN before the first finished.
         best_of: what fewer trials would have found.
-        late_rise: the rise of that in the last third of the trials; None where fewer than three have ended.
+        late_rise: the improvement of that in the last third of the trials; None where fewer than three have ended.
         trained_parameters: their number in the chosen configuration.
         training_seconds: mean over the confirmation runs, else of the best trial.
         training_runs: the number of runs in that mean.
+        inference_operations: of classifying one image, the mean over confirmation runs.
+        inference_seconds: that takes on the runs' devices, the mean over them.
         failed: trials and confirmation runs that failed.
     """
 
     result: ArmResult
     val: Summary | None
     test: Summary | None
-    accuracy: Estimate | None
+    estimate: Estimate | None
     balanced: Summary | None
     macro_f1: Summary | None
     class_accuracies_K: np.ndarray | None
@@ -86,6 +96,8 @@ class ArmSummary:
     trained_parameters: int | None
     training_seconds: float | None
     training_runs: int
+    inference_operations: float | None
+    inference_seconds: float | None
     failed: list[RunResult]
 
     @property
@@ -99,12 +111,12 @@ class ArmSummary:
         return self.result.arm.name
 
 
-def summarise(accuracies_S: np.ndarray, unit: str = "seed") -> Summary | None:
+def summarise(values_S: np.ndarray, unit: str = "seed") -> Summary | None:
     """Return mean and standard deviation of a metric over seeds; None where there are none."""
-    if accuracies_S.size == 0:
+    if values_S.size == 0:
         return None
-    deviation = float(accuracies_S.std(ddof=1)) if accuracies_S.size > 1 else None
-    return Summary(float(accuracies_S.mean()), deviation, accuracies_S.size, unit)
+    deviation = float(values_S.std(ddof=1)) if values_S.size > 1 else None
+    return Summary(float(values_S.mean()), deviation, values_S.size, unit)
 
 
 def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int) -> np.ndarray:
@@ -117,18 +129,25 @@ def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, classes: int
 
 
 def best_so_far(trials: Sequence[RunResult]) -> np.ndarray:
-    """Return the best validation accuracy after each trial that has ended, float64 (T)."""
-    values = [np.nan if run.val_accuracy is None else run.val_accuracy for run in trials if run.state != "unfinished"]
-    best_so_far_T: np.ndarray = np.fmax.accumulate(np.array(values, np.float64))
+    """Return the best validation value after each trial that has ended, float64 (T)."""
+    ended, sign = [run for run in trials if run.state != "unfinished"], goal_of(trials).sign
+    values_T = np.array([np.nan if run.val_value is None else run.val_value for run in ended], np.float64)
+    best_so_far_T: np.ndarray = sign * np.fmax.accumulate(sign * values_T)
     return best_so_far_T
 
 
 def late_rise(best_so_far_T: np.ndarray) -> float | None:
-    """Return the rise of the best in the last third of the trials; None with too few finished trials."""
+    """Return how much the best improved in the last third of the trials; None with too few finished trials."""
     before = len(best_so_far_T) - len(best_so_far_T) // 3 - 1
     if len(best_so_far_T) < 3 or np.isnan(best_so_far_T[before]):
         return None
-    return float(best_so_far_T[-1] - best_so_far_T[before])
+    return abs(float(best_so_far_T[-1] - best_so_far_T[before]))
+
+
+def own_estimate(arm: ArmResult) -> Estimate:
+    """Return the mean of the objective over an arm's confirmed runs, with its interval over seeds and images."""
+    scores = {arm.arm.name: arm.scores_SN}
+    return contrast({arm.arm.name: 1.0}, scores, arm.test_groups_N, objective=goal_of(arm.confirmed))
 
 
 def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
@@ -143,23 +162,26 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
         confusion_KK = np.mean([confusion_matrix(p.predicted_N, p.labels_N, classes) for p in predictions], axis=0)
     confirmed = [run for run in arm.confirmations if run.val_accuracy is not None]
     timed = [run.training_seconds for run in confirmed or ([arm.best] if arm.best else []) if run.training_seconds]
-    best_so_far_T, name = best_so_far(arm.trials), arm.arm.name
+    inferred = [run.inference_seconds for run in arm.confirmations if run.inference_seconds is not None]
+    best_so_far_T = best_so_far(arm.trials)
     return ArmSummary(
         result=arm,
         val=val,
-        test=summarise(arm.test_accuracies_S),
-        accuracy=contrast({name: 1.0}, {name: arm.correct_SN}, arm.test_groups_N) if arm.confirmed else None,
+        test=summarise(arm.test_values_S),
+        estimate=own_estimate(arm) if arm.confirmed else None,
         balanced=summarise(scores_S2[:, 0]),
         macro_f1=summarise(scores_S2[:, 1]),
         class_accuracies_K=None if confusion_KK is None else np.diagonal(confusion_KK).copy(),
         confusion_KK=confusion_KK,
-        tuned_minus_confirmed=None if val is None or arm.best is None else (arm.best.val_accuracy or 0.0) - val.mean,
+        tuned_minus_confirmed=None if val is None or arm.best is None else (arm.best.val_value or 0.0) - val.mean,
         best_so_far_T=best_so_far_T,
         best_of=best_of(arm.trials),
         late_rise=late_rise(best_so_far_T),
         trained_parameters=arm.best.trained_parameters if arm.best else None,
         training_seconds=float(np.mean(timed)) if timed else None,
         training_runs=len(timed),
+        inference_operations=inference_operations(arm),
+        inference_seconds=float(np.mean(inferred)) if inferred else None,
         failed=[run for run in [*arm.trials, *arm.confirmations] if run.state == "failed"],
     )
 

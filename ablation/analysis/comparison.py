@@ -27,8 +27,10 @@ from ablation.analysis.results import StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS, simultaneous, usable_arms
 from ablation.analysis.statistics import ALPHA, Estimate, arm_moments, contrast
 from ablation.spec.arms import differing_parameters
+from ablation.spec.objective import ACCURACY, Objective
 
 # Confirmed arm -> whether each run is right about each image, bool, S x N; of repeats, the share of its runs, R x N.
+# Of another objective than accuracy: what each image contributes to it, float64, see `image_scores`.
 Correct = Mapping[str, np.ndarray]
 
 
@@ -41,24 +43,30 @@ class Estimator:
         contrast: returns one with its own interval.
         simultaneous: returns several, tested together.
         groups_N: what each test image belongs to, as numbers from 0; None for images that are independent.
+        objective: what is estimated.
     """
 
     unit: str
     contrast: Callable[[Mapping[str, float], Correct], Estimate]
     simultaneous: Callable[[Sequence[Mapping[str, float]], Correct], list[Estimate]]
     groups_N: np.ndarray | None = None
+    objective: Objective = ACCURACY
 
 
-def over_seeds(groups_N: np.ndarray | None = None) -> Estimator:
-    """Return the estimator over the seeds of one tuning."""
-    several = partial(simultaneous, groups_N=groups_N)
-    return Estimator("seed", partial(contrast, groups_N=groups_N), several, groups_N)
+def over_seeds(groups_N: np.ndarray | None = None, level: float = ALPHA, objective: Objective = ACCURACY) -> Estimator:
+    """Return the estimator over the seeds of one tuning; `level` is as in `simultaneous`."""
+    several = partial(simultaneous, groups_N=groups_N, level=level, objective=objective)
+    one = partial(contrast, groups_N=groups_N, objective=objective)
+    return Estimator("seed", one, several, groups_N, objective)
 
 
-def over_repeats(groups_N: np.ndarray | None = None) -> Estimator:
-    """Return the estimator over the repeats of a study's tuning."""
-    several = partial(simultaneous_over_repeats, groups_N=groups_N)
-    return Estimator("tuning", partial(contrast_over_repeats, groups_N=groups_N), several, groups_N)
+def over_repeats(
+    groups_N: np.ndarray | None = None, level: float = ALPHA, objective: Objective = ACCURACY
+) -> Estimator:
+    """Return the estimator over the repeats of a study's tuning; `level` is as in `simultaneous`."""
+    several = partial(simultaneous_over_repeats, groups_N=groups_N, level=level, objective=objective)
+    one = partial(contrast_over_repeats, groups_N=groups_N, objective=objective)
+    return Estimator("tuning", one, several, groups_N, objective)
 
 
 OVER_SEEDS = over_seeds()
@@ -66,7 +74,7 @@ OVER_SEEDS = over_seeds()
 
 @dataclass(frozen=True)
 class LevelMean:
-    """The mean test accuracy of the arms that have a level, each with the same weight, over seeds and images.
+    """The mean objective (test images) of the arms that have a level, each with the same weight, over seeds and images.
 
     `estimate` is None where none of them is confirmed; `missing` are those that are not, `arms` the number of the rest.
     """
@@ -80,7 +88,7 @@ class LevelMean:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean test accuracy of `first` minus that of `second`, two levels of a factor.
+    """Mean of the objective (test images) of `first` minus that of `second`, two levels of a factor.
 
     Attributes:
         first: the label of a level.
@@ -90,6 +98,7 @@ class Difference:
         arms: how many arms of each side are compared.
         at: the label of the level of another factor that all these arms have; None for an average.
         unit: what is counted in `seeds`: seeds, or tunings of pooled studies.
+        objective: what is compared.
     """
 
     first: str
@@ -99,6 +108,7 @@ class Difference:
     arms: int
     at: str | None = None
     unit: str = "seed"
+    objective: Objective = ACCURACY
 
     @property
     def is_tested(self) -> bool:
@@ -112,8 +122,13 @@ class Difference:
 
     @property
     def favours_first(self) -> bool:
-        """Whether the first has the higher test accuracy."""
-        return self.estimate.value > 0
+        """Whether the first is better."""
+        return self.gain > 0
+
+    @property
+    def gain(self) -> float:
+        """How much better the first is; negative where it is worse."""
+        return self.objective.sign * self.estimate.value
 
     @property
     def bound(self) -> float:
@@ -148,11 +163,12 @@ class FactorAnalysis:
         family: the differences; pairs that cannot be compared are left out.
         not_compared: the reason for each of these pairs.
         partial: the differences over fewer combinations than the study has, and their combinations.
-        leader: the label of the level with the highest mean validation accuracy of its confirmation runs, over the
+        leader: the label of the level with the best mean validation value of its confirmation runs, over the
             combinations of the other factors that all confirmed levels have where there are any; None without levels.
-        ahead: that of the level with the highest mean test accuracy.
+        ahead: that of the level with the best mean on the test images.
         confounded: the pairs of [[arms]] in the family that differ in several parameters, and these parameters.
         by_level: other factor -> the differences at each of its levels, where an interaction with it is shown.
+        objective: what is compared.
     """
 
     factor: str
@@ -166,13 +182,14 @@ class FactorAnalysis:
     ahead: str | None
     confounded: dict[tuple[str, str], list[str]]
     by_level: dict[str, list[Difference]] = field(default_factory=dict)
+    objective: Objective = ACCURACY
 
 
 @dataclass(frozen=True)
 class Interaction:
     """How much the difference between two levels of one factor depends on the level of the other.
 
-    (`first` minus `first_base` at `second`) minus (the same at `second_base`), in test accuracy.
+    (`first` minus `first_base` at `second`) minus (the same at `second_base`), of the objective on the test images.
     """
 
     factors: tuple[str, str]
@@ -239,7 +256,7 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
     contrasts = [c.weights for c in comparisons] + [c.weights for c in crossed]
     estimates = estimator.simultaneous(contrasts, usable)
     differences = {
-        (c.factor, c.first, c.second): _difference(c, estimate, correct, estimator.unit)
+        (c.factor, c.first, c.second): _difference(c, estimate, correct, estimator)
         for c, estimate in zip(comparisons, estimates[: len(comparisons)], strict=True)
     }
     found = [
@@ -287,14 +304,14 @@ def findable_differences(compared: Comparisons, correct: Correct) -> dict[str, l
     used_arms = {arm: y_SN for arm, y_SN in correct.items() if arm in used}
     wanted = list(compared.typical.values())
     if compared.estimator.unit == "tuning":
-        repeats = repeat_moments(used_arms, compared.estimator.groups_N)
+        repeats = repeat_moments(used_arms, compared.estimator.groups_N, compared.estimator.objective)
         weights_CA = repeats.weights(compared.contrasts)
         sizes = [
             smallest_over_repeats(weights_CA, replace(repeats, repeats=size * repeats.repeats), wanted)
             for size in REPEAT_SIZES.values()
         ]
     else:
-        moments = arm_moments(used_arms, compared.estimator.groups_N)
+        moments = arm_moments(used_arms, compared.estimator.groups_N, compared.estimator.objective)
         weights_CA = moments.weights(compared.contrasts)
         sizes = [smallest_differences(weights_CA, moments.resized(*size), wanted) for size in SIZES.values()]
     return {factor: [size[n] for size in sizes] for n, factor in enumerate(compared.typical)}
@@ -324,14 +341,21 @@ def _at_levels(
     usable, estimator = estimated
     estimates = iter(estimator.simultaneous([c.weights for each in of_each.values() for c in each], usable))
     return {
-        order: [_difference(c, next(estimates), usable, estimator.unit) for c in each]
-        for order, each in of_each.items()
+        order: [_difference(c, next(estimates), usable, estimator) for c in each] for order, each in of_each.items()
     }
 
 
-def _difference(comparison: Comparison, estimate: Estimate, correct: Correct, unit: str) -> Difference:
-    seeds = _seeds(correct, list(comparison.weights))
-    return Difference(comparison.first, comparison.second, estimate, seeds, len(comparison.pairs), comparison.at, unit)
+def _difference(comparison: Comparison, estimate: Estimate, correct: Correct, estimator: Estimator) -> Difference:
+    return Difference(
+        comparison.first,
+        comparison.second,
+        estimate,
+        _seeds(correct, list(comparison.weights)),
+        len(comparison.pairs),
+        comparison.at,
+        estimator.unit,
+        estimator.objective,
+    )
 
 
 def _interaction(crossed: CrossComparison, estimate: Estimate, correct: Correct) -> Interaction:
@@ -352,7 +376,7 @@ def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared
         if difference is None:  # too few seeds: a value and no more
             comparison = Comparison(factor, first, second, common)
             value = compared.estimator.contrast(comparison.weights, correct).value
-            difference = _difference(comparison, Estimate(value), correct, compared.estimator.unit)
+            difference = _difference(comparison, Estimate(value), correct, compared.estimator)
         elif difference.arms < len(common):
             common = tuple(pair for pair in common if min(len(correct[arm]) for arm in pair) >= FEWEST_SEEDS)
         if len(common) < combination_count:
@@ -360,7 +384,7 @@ def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared
             partial.append(f"{first} and {second}: over {len(common)} of {combination_count} combinations ({where})")
         family.append(difference)
     control = factor in result.spec.confirm.control
-    arms = {arm.arm.name: arm for arm in result.arms}
+    arms, sign = {arm.arm.name: arm for arm in result.arms}, compared.estimator.objective.sign
     return FactorAnalysis(
         factor=factor,
         control=compared.pivots[factor] if control else None,
@@ -372,23 +396,23 @@ def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared
         not_compared=not_compared,
         partial=partial,
         leader=_leading(
-            compared.places, factor, {name: float(confirmed_validation(arms[name]).mean()) for name in correct}
+            compared.places, factor, {name: sign * float(confirmed_validation(arms[name]).mean()) for name in correct}
         ),
-        ahead=_leading(compared.places, factor, {name: float(y_SN.mean()) for name, y_SN in correct.items()}),
+        ahead=_leading(compared.places, factor, {name: sign * float(y_SN.mean()) for name, y_SN in correct.items()}),
         confounded=_confounded(result, family) if result.spec.arms else {},
         by_level={other: each for (name, other), each in compared.by_level.items() if name == factor},
+        objective=compared.estimator.objective,
     )
 
 
 def tuning_leader(result: StudyResult, factor: str) -> str | None:
-    """Return the label of the level with the highest validation accuracy of the tuned trials, the mean over its arms.
+    """Return the label of the level with the best validation value of the tuned trials, the mean over its arms.
 
     No confirmation run plays a part, so that comparisons with this level are free of the luck that chose it.
     """
-    tuned = {arm.arm.name: arm.best.val_accuracy for arm in result.arms if arm.best is not None}
-    values = {name: value for name, value in tuned.items() if value is not None}
+    tuned = {arm.arm.name: arm.best.goodness for arm in result.arms if arm.best is not None}
     all_places = places(result.spec)
-    return _leading({name: all_places[name] for name in values}, factor, values)
+    return _leading({name: all_places[name] for name in tuned}, factor, tuned)
 
 
 def _leading(place_of: Mapping[str, Place], factor: str, values: Mapping[str, float]) -> str | None:

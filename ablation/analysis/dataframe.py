@@ -57,6 +57,7 @@ def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
         - `is_superseded`: whether it confirms a configuration that is not the arm's best any more; bool.
         - `val_accuracy`: of its best epoch, a fraction; float64. This and the other metrics are missing unless the run
           finished.
+        - `val_balanced_accuracy`, `val_macro_f1` or `val_loss`: the same, in a study with that objective alone.
         - `best_epoch`: counted from 1; Int64.
         - `test_accuracy`, `test_balanced_accuracy`, `test_macro_f1`, `test_loss`: of confirmation runs, fractions and
           nats (balanced accuracy and macro F1: the means over classes of recall and of the F1 score); float64.
@@ -78,7 +79,10 @@ def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
 
 def runs_table(result: StudyResult) -> pd.DataFrame:
     """Return the runs of a study, as `load_results` does."""
-    dtypes = DTYPES | {name: _dtype(TrialSpec.model_fields[name].annotation) for name in Hyperparameters.model_fields}
+    dtypes: dict[str, str] = {}
+    for name, dtype in DTYPES.items():
+        dtypes |= {name: dtype} | ({result.spec.goal.val_metric: "float64"} if name == "val_accuracy" else {})
+    dtypes |= {name: _dtype(TrialSpec.model_fields[name].annotation) for name in Hyperparameters.model_fields}
     rows = [
         [_value(name, arm, run) for name in dtypes]
         for arm in result.arms

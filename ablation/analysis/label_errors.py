@@ -1,12 +1,13 @@
 """Test images whose label may be wrong: all confirmation runs of all arms call them the same other class.
 
-Legend: R runs, N test images, K classes.
+Legend: R runs, N test images, K classes, M mistakes of a run, S pixels (a side).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from ablation.analysis.predictions import Predictions
 from ablation.analysis.results import StudyResult
 from ablation.base.errors import InputError
 
@@ -23,6 +24,26 @@ class SuspectedLabel:
     probability: float
 
 
+def confirmed_runs(result: StudyResult) -> int:
+    """Return the number of confirmation runs whose predictions the store has."""
+    return len(_predictions(result))
+
+
+def _predictions(result: StudyResult) -> list[Predictions]:
+    return [run.predictions for arm in result.arms for run in arm.confirmed if run.predictions is not None]
+
+
+def mistake_pictures(result: StudyResult) -> dict[int, np.ndarray]:
+    """Return the pictures of test images by their numbers, uint8, as far as confirmation runs kept them as mistakes."""
+    kept = [predictions.mistakes for predictions in _predictions(result)]
+    return {
+        int(number): image_SSC
+        for mistakes in kept
+        if mistakes is not None
+        for number, image_SSC in zip(mistakes.numbers_M, mistakes.images_MSSC, strict=True)
+    }
+
+
 def suspected_labels(result: StudyResult) -> list[SuspectedLabel]:
     """Return the test images that all confirmation runs call the same other class, the most probable ones first.
 
@@ -32,7 +53,7 @@ def suspected_labels(result: StudyResult) -> list[SuspectedLabel]:
     Raises:
         InputError: fewer than three runs have predictions.
     """
-    runs = [run.predictions for arm in result.arms for run in arm.confirmed if run.predictions is not None]
+    runs = _predictions(result)
     if len(runs) < FEWEST_RUNS:
         raise InputError(f"{result.spec.name}: has {len(runs)} confirmation runs, but needs {FEWEST_RUNS} that agree")
     called_RN = np.stack([run.predicted_N for run in runs])

@@ -12,12 +12,12 @@ MOST_DEVIATIONS = 5  # median absolute deviations
 
 @dataclass(frozen=True)
 class Outlier:
-    """A confirmation run whose test accuracy is far from its arm's median.
+    """A confirmation run whose objective on the test images is far from its arm's median.
 
     Attributes:
         arm: its arm's name.
         run: the run.
-        median: of the arm's test accuracies.
+        median: of the arm's runs.
         deviations: the distance from it in median absolute deviations.
     """
 
@@ -30,8 +30,8 @@ class Outlier:
 def outlying_runs(result: StudyResult) -> list[Outlier]:
     """Return the confirmation runs more than five median absolute deviations from their arm's median.
 
-    The deviation is the largest of the arm's own, that of all arms together, and the standard error of an accuracy on
-    these images: of three seeds, two that nearly agree would make an outlier of the third.
+    The deviation is the largest of the arm's own, that of all arms together, and the standard error of a run's metric
+    on these images: of three seeds, two that nearly agree would make an outlier of the third.
     """
     arms = [arm for arm in result.arms if len(arm.confirmed) >= FEWEST_SEEDS]
     if not arms:
@@ -39,13 +39,15 @@ def outlying_runs(result: StudyResult) -> list[Outlier]:
     pooled = float(np.median(np.concatenate([_distances(arm) for arm in arms])))
     outliers = []
     for arm in arms:
-        accuracies_S = arm.test_accuracies_S
-        median = float(np.median(accuracies_S))
-        images = arm.correct_SN.shape[1]
-        of_images = float(np.sqrt(median * (1 - median) / images))
+        values_S, scores_SN = arm.test_values_S, arm.scores_SN
+        median = float(np.median(values_S))
+        images = scores_SN.shape[1]
+        is_share = result.spec.goal.counts_images
+        variance = median * (1 - median) if is_share else float(np.median(scores_SN.var(axis=1)))
+        of_images = float(np.sqrt(variance / images))
         deviation = max(float(np.median(_distances(arm))), pooled, of_images, 1 / images)
-        for run, accuracy in zip(arm.confirmed, accuracies_S, strict=True):
-            deviations = abs(float(accuracy) - median) / deviation
+        for run, value in zip(arm.confirmed, values_S, strict=True):
+            deviations = abs(float(value) - median) / deviation
             if deviations > MOST_DEVIATIONS:
                 outliers.append(Outlier(arm.arm.name, run, median, deviations))
     return outliers
@@ -62,6 +64,6 @@ def without_runs(result: StudyResult, outliers: list[Outlier]) -> StudyResult:
 
 def _distances(arm: ArmResult) -> np.ndarray:
     """Return the distances from the median, without that of the median itself where it is one of the runs."""
-    accuracies_S = arm.test_accuracies_S
-    distances_S = np.sort(np.abs(accuracies_S - np.median(accuracies_S)))
-    return distances_S[1:] if len(accuracies_S) % 2 else distances_S
+    values_S = arm.test_values_S
+    distances_S = np.sort(np.abs(values_S - np.median(values_S)))
+    return distances_S[1:] if len(values_S) % 2 else distances_S

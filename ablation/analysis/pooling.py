@@ -10,17 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from ablation.analysis.answer import StudyAnalysis, analyse, chance_sentences, evidence_of, margin_of, verdict_of
+from ablation.analysis.answer import (
+    StudyAnalysis,
+    analyse,
+    chance_sentences,
+    evidence_of,
+    margin_of,
+    mistakes_of,
+    verdict_of,
+)
 from ablation.analysis.arm_summaries import (
     ArmSummary,
-    champion_run,
-    confident_mistakes,
     confirmed_validation,
     summarise,
     summarise_arm,
-    winning_arm,
 )
+from ablation.analysis.best_arms import compared_with_best_over_repeats
+from ablation.analysis.champion import choose_champion
 from ablation.analysis.comparison import Comparisons, Correct, compare, over_repeats
+from ablation.analysis.looks import level_of, look_sentences
+from ablation.analysis.registration import registration_sentences
 from ablation.analysis.repeats import chances_over_repeats, contrast_over_repeats, variance_components
 from ablation.analysis.results import ArmResult, RunResult, StudyResult, best_run
 from ablation.analysis.wording import join, points
@@ -98,25 +107,30 @@ def _with_runs(arm: ArmResult, is_wanted: Callable[[RunResult], bool]) -> ArmRes
 def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult]) -> StudyAnalysis:
     """Return the analysis of a study, or of pooled ones as one, over the repeats of its tuning."""
     right = right_of(repeats)
-    groups_N = repeats[0].test_groups_N
-    compared = compare(result, right, over_repeats(groups_N))
+    groups_N, goal = repeats[0].test_groups_N, result.spec.goal
+    level = level_of(result)
+    compared = compare(result, right, over_repeats(groups_N, level, goal))
     summaries = _summaries(result, repeats)
-    chances = chances_over_repeats(right, groups_N=groups_N)
-    winner = winning_arm(result)
+    chances = chances_over_repeats(right, groups_N=groups_N, objective=goal)
+    from_best = compared_with_best_over_repeats(right, groups_N=groups_N, level=level, objective=goal)
+    champion = choose_champion(result)
     evidence = [
         *evidence_of(result, summaries, compared, margin_of(result)),
-        *chance_sentences(chances),
+        *chance_sentences(chances, from_best, goal),
         *([over_tunings(repeats)] if right else []),
         *_components(repeats, compared, right),
         *_left_out(repeats, right),
+        *look_sentences(result),
+        *(registration_sentences(result) if result.registration else []),
     ]
     return StudyAnalysis(
         result=result,
         arms=summaries,
         compared=compared,
-        winner=winner,
-        mistakes=confident_mistakes(champion_run(winner), result.classes) if winner is not None else [],
+        champion=champion,
+        mistakes=mistakes_of(champion, result),
         chances_of_best=chances,
+        from_best=from_best,
         outliers=[],
         verdict=verdict_of(result, summaries, compared),
         evidence=evidence,
@@ -186,11 +200,13 @@ def _labels(result: StudyResult) -> np.ndarray | None:
 def right_of(repeats: Sequence[StudyResult]) -> dict[str, np.ndarray]:
     """Return the share of each repeat's confirmation runs that are right about each image, R x N, by arm.
 
+    Of another objective than accuracy, what each image contributes to it, the mean over these runs.
+
     Only arms that every repeat has confirmed, because arms are compared paired by repeat.
     """
     arms = zip(*(result.arms for result in repeats), strict=True)
     return {
-        of_repeats[0].arm.name: np.array([arm.correct_SN.mean(axis=0) for arm in of_repeats])
+        of_repeats[0].arm.name: np.array([arm.scores_SN.mean(axis=0) for arm in of_repeats])
         for of_repeats in arms
         if all(arm.confirmed for arm in of_repeats)
     }
@@ -208,7 +224,7 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
         update={
             "name": "+".join(result.spec.name for result in studies),
             "trials_per_arm": len(studies) * first.spec.trials_per_arm,
-            "confirm": confirm.model_copy(update={"repeats": len(repeats), "compare": compare_how}),
+            "confirm": confirm.model_copy(update={"repeats": len(repeats), "compare": compare_how, "looks": []}),
         }
     )
 
@@ -233,7 +249,7 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
                 deleted=deleted,
             )
         )
-    return replace(first, spec=spec, arms=arms, forecast=[])
+    return replace(first, spec=spec, arms=arms, forecast=[], tags={}, look=None, registration=None)
 
 
 def _summaries(result: StudyResult, repeats: Sequence[StudyResult]) -> list[ArmSummary]:
@@ -245,13 +261,15 @@ def _summary(repeats: Sequence[StudyResult], number: int, merged: ArmResult, rig
     """Return the summary of an arm, whose means and deviations are over repeats."""
     name = merged.arm.name
     summary = summarise_arm(merged, len(repeats[0].classes))
-    summary = replace(summary, test=None, accuracy=None, val=None, late_rise=None)  # trials of repeats take turns
+    summary = replace(summary, test=None, estimate=None, val=None, late_rise=None)  # trials of repeats take turns
     of_repeats = [confirmed_validation(result.arms[number]) for result in repeats]
     val = summarise(np.array([values_S.mean() for values_S in of_repeats if values_S.size]), "tuning")
     if name not in right:
         return replace(summary, val=val)
-    accuracy = contrast_over_repeats({name: 1.0}, {name: right[name]}, repeats[0].test_groups_N)
-    return replace(summary, val=val, test=summarise(right[name].mean(axis=1), "tuning"), accuracy=accuracy)
+    estimate = contrast_over_repeats(
+        {name: 1.0}, {name: right[name]}, repeats[0].test_groups_N, objective=repeats[0].spec.goal
+    )
+    return replace(summary, val=val, test=summarise(right[name].mean(axis=1), "tuning"), estimate=estimate)
 
 
 def _components(repeats: Sequence[StudyResult], compared: Comparisons, right: Correct) -> list[str]:
@@ -259,25 +277,26 @@ def _components(repeats: Sequence[StudyResult], compared: Comparisons, right: Co
     if not compared.contrasts or len(repeats) < 2:
         return []
     variances = {arm: _seed_variance(repeats, arm) for arm in right}
-    parts = variance_components(compared.contrasts, right, variances, compared.estimator.groups_N)
+    goal = compared.estimator.objective
+    parts = variance_components(compared.contrasts, right, variances, compared.estimator.groups_N, goal)
     named = [("tuning and split", parts.tuning), ("images", parts.images)]
     if parts.seeds is None:
         named[0] = ("tuning, split and seeds", parts.tuning)
     else:
         named.insert(0, ("seeds", parts.seeds))
     total = sum(variance for _, variance in named)
-    cells = [f"{name} {points(variance**0.5)} ({100 * variance / total:.0f} %)" for name, variance in named]
+    cells = [f"{name} {points(variance**0.5, goal)} ({100 * variance / total:.0f} %)" for name, variance in named]
     count = plural(len(compared.contrasts), "test")
-    return [f"Standard error of a difference, in points (share of its variance; mean of {count}): {join(cells)}."]
+    return [f"Standard error of a difference, in {goal.unit} (share of its variance; mean of {count}): {join(cells)}."]
 
 
 def _seed_variance(repeats: Sequence[StudyResult], name: str) -> float:
-    """Return the variance of a repeat's accuracy over its seeds, the mean over repeats; NaN with one seed."""
+    """Return the variance of a repeat's objective over its seeds, the mean over repeats; NaN with one seed."""
     variances = []
     for result in repeats:
-        accuracies_S = next(arm.test_accuracies_S for arm in result.arms if arm.arm.name == name)
-        S = len(accuracies_S)
-        variances.append(float(accuracies_S.var(ddof=1)) / S if S > 1 else np.nan)
+        values_S = next(arm.test_values_S for arm in result.arms if arm.arm.name == name)
+        S = len(values_S)
+        variances.append(float(values_S.var(ddof=1)) / S if S > 1 else np.nan)
     return float(np.mean(variances))
 
 

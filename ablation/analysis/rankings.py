@@ -12,6 +12,7 @@ from ablation.analysis.contrasts import level_label
 from ablation.analysis.cut_forecasts import MEASURES, cut_name
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.statistics import kendall_tau
+from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.parameters import STRATEGIES
 
 FEWEST_CUTS = 4  # of three, a random order is the right one in one study of six
@@ -24,7 +25,7 @@ class Agreement:
     Attributes:
         tau: Kendall's rank correlation; None where there are fewer than `FEWEST_CUTS`, or no order.
         first: the cut that the measure puts first.
-        behind: by how much that cut's trained arm is behind the best one, in accuracy.
+        behind: by how much that cut's trained arm is behind the best one, in the objective.
     """
 
     tau: float | None
@@ -34,24 +35,26 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The arms that differ in their cut alone, in the order of their accuracies.
+    """The arms that differ in their cut alone, in the order of their objective.
 
     Attributes:
         arms: what they have in common: the labels of their other levels; "all arms" without any.
-        is_tested: whether they are compared by mean test accuracy; otherwise by the best tuned validation accuracy.
-        accuracies: name of a cut -> accuracy.
+        is_tested: whether they are compared by the mean over test images; otherwise by the best tuned validation value.
+        values: name of a cut -> the objective.
         agreements: a measure of the forecast -> its agreement with them.
+        objective: of the study.
     """
 
     arms: str
     is_tested: bool
-    accuracies: dict[str, float]
+    values: dict[str, float]
     agreements: dict[str, Agreement]
+    objective: Objective = ACCURACY
 
     @property
     def best(self) -> str:
-        """The cut with the highest accuracy, the first of equals."""
-        return max(self.accuracies, key=lambda cut: self.accuracies[cut])
+        """The best cut, the first of equals."""
+        return max(self.values, key=lambda cut: self.objective.goodness(self.values[cut]))
 
 
 def rankings(result: StudyResult) -> list[Ranking]:
@@ -74,16 +77,18 @@ def rankings(result: StudyResult) -> list[Ranking]:
 
 def _ranking(result: StudyResult, others: str, arms: dict[str, ArmResult]) -> Ranking:
     is_tested = all(arm.confirmed for arm in arms.values())
-    accuracies = {
-        cut: float(arm.test_accuracies_S.mean()) if is_tested else float(arm.best.val_accuracy or 0.0)
+    goal = result.spec.goal
+    values = {
+        cut: float(arm.test_values_S.mean()) if is_tested else float(arm.best.val_value or 0.0)
         for cut, arm in arms.items()
         if arm.best is not None
     }
     agreements = {}
     for measure in MEASURES:
         forecast = {cut_name(result.forecast, cut): float(getattr(cut, measure)) for cut in result.forecast}
-        foretold = [forecast[cut] for cut in accuracies]
-        first = list(accuracies)[int(np.argmax(foretold))]
-        tau = kendall_tau(foretold, list(accuracies.values())) if len(accuracies) >= FEWEST_CUTS else None
-        agreements[measure] = Agreement(tau, first, max(accuracies.values()) - accuracies[first])
-    return Ranking(others, is_tested, accuracies, agreements)
+        foretold = [forecast[cut] for cut in values]
+        first = list(values)[int(np.argmax(foretold))]
+        ranks = [goal.goodness(value) for value in values.values()]
+        tau = kendall_tau(foretold, ranks) if len(values) >= FEWEST_CUTS else None
+        agreements[measure] = Agreement(tau, first, max(ranks) - goal.goodness(values[first]))
+    return Ranking(others, is_tested, values, agreements, goal)

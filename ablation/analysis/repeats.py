@@ -23,7 +23,16 @@ from ablation.analysis.simultaneous import (
     simultaneous_estimates,
     usable_arms,
 )
-from ablation.analysis.statistics import Estimate, Means, group_sums, image_covariance
+from ablation.analysis.statistics import (
+    ALPHA,
+    Estimate,
+    Means,
+    carrying_units,
+    group_sums,
+    image_covariance,
+    image_step,
+)
+from ablation.spec.objective import ACCURACY, Objective
 
 STEPS = 8  # of Newton's method; the last changes nothing
 
@@ -62,13 +71,16 @@ class Components:
     images: float
 
 
-def repeat_moments(right: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None) -> RepeatMoments:
+def repeat_moments(
+    right: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None, objective: Objective = ACCURACY
+) -> RepeatMoments:
     """Return the moments of arms over repeats.
 
     Args:
         right: arm -> share of a repeat's confirmation runs that are right about each image, float64, R x N; the same
-            repeats and images in the same order.
+            repeats and images in the same order. Of another objective, the mean of its runs' `image_scores`.
         groups_N: as in `statistics.arm_moments`.
+        objective: as there.
     """
     y_ARN = np.array(list(right.values()))
     _, R, N = y_ARN.shape
@@ -80,7 +92,7 @@ def repeat_moments(right: Mapping[str, np.ndarray], groups_N: np.ndarray | None 
     else:
         residual_AA = sum(image_covariance(rest_ARN[:, r], groups_N) for r in range(R)) / max(R - 1, 1)
     centred_AR, centred_AN = accuracies_AR - means_A[:, None], image_means_AN - means_A[:, None]
-    sums_AG = group_sums(image_means_AN, groups_N)
+    sums_AG = group_sums(image_means_AN if objective.counts_images else centred_AN, groups_N)
     return RepeatMoments(
         arms=tuple(right),
         means_A=means_A,
@@ -90,11 +102,17 @@ def repeat_moments(right: Mapping[str, np.ndarray], groups_N: np.ndarray | None 
         repeats=R,
         repeats_AA=centred_AR @ centred_AR.T / max(R - 1, 1),
         images_AA=image_covariance(centred_AN, groups_N) - residual_AA / R,
+        objective=objective,
+        step=image_step(right, objective),
     )
 
 
 def contrast_over_repeats(
-    weights: Mapping[str, float], right: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None
+    weights: Mapping[str, float],
+    right: Mapping[str, np.ndarray],
+    groups_N: np.ndarray | None = None,
+    level: float = ALPHA,
+    objective: Objective = ACCURACY,
 ) -> Estimate:
     """Return a weighted sum of the arms' mean accuracies with its own 95 % t interval; none below three repeats.
 
@@ -102,13 +120,15 @@ def contrast_over_repeats(
         weights: arm -> weight.
         right: as in `repeat_moments`.
         groups_N: as in `repeat_moments`.
+        level: as in `simultaneous`.
+        objective: as in `repeat_moments`.
     """
     used = {arm: right[arm] for arm, weight in weights.items() if weight}
-    moments = repeat_moments(used, groups_N)
+    moments = repeat_moments(used, groups_N, objective)
     weights_CA = moments.weights([weights])
     if len(usable_arms(used)) < len(used):
         return Estimate(float(weights_CA[0] @ moments.means_A))
-    return _estimates(weights_CA, moments, np.array([]))[0]
+    return _estimates(weights_CA, moments, np.array([]), level)[0]
 
 
 def simultaneous_over_repeats(
@@ -116,6 +136,8 @@ def simultaneous_over_repeats(
     right: Mapping[str, np.ndarray],
     draws: int = DRAWS,
     groups_N: np.ndarray | None = None,
+    level: float = ALPHA,
+    objective: Objective = ACCURACY,
 ) -> list[Estimate]:
     """Return contrasts with simultaneous 95 % intervals and corrected p-values, as `simultaneous` does over seeds.
 
@@ -124,25 +146,28 @@ def simultaneous_over_repeats(
         right: as in `repeat_moments`.
         draws: simulated studies; (draws + 1) / 20 must be whole.
         groups_N: as in `repeat_moments`.
+        level: as in `simultaneous`.
+        objective: as in `repeat_moments`.
     """
     if len(contrasts) < 2:
-        return [contrast_over_repeats(weights, right, groups_N) for weights in contrasts]
+        return [contrast_over_repeats(weights, right, groups_N, level, objective) for weights in contrasts]
     used = {arm for weights in contrasts for arm, weight in weights.items() if weight}
-    moments = repeat_moments({arm: y_RN for arm, y_RN in right.items() if arm in used}, groups_N)
+    moments = repeat_moments({arm: y_RN for arm, y_RN in right.items() if arm in used}, groups_N, objective)
     weights_CA = moments.weights(contrasts)
-    return _estimates(weights_CA, moments, np.concatenate(list(largest_over_repeats(weights_CA, moments, draws))))
+    largest_B = np.concatenate(list(largest_over_repeats(weights_CA, moments, draws)))
+    return _estimates(weights_CA, moments, largest_B, level)
 
 
-def _estimates(weights_CA: np.ndarray, moments: RepeatMoments, largest_B: np.ndarray) -> list[Estimate]:
+def _estimates(weights_CA: np.ndarray, moments: RepeatMoments, largest_B: np.ndarray, level: float) -> list[Estimate]:
     """Return contrasts with their intervals, simultaneous where largest statistics of simulated studies are given."""
     parts = variance_parts(weights_CA, moments)
     degrees_C = np.full(len(weights_CA), moments.repeats - 1.0)
-    threshold = critical(largest_B)
+    threshold = critical(largest_B, level, len(weights_CA))
     widths_C = np.sqrt(from_normal_scale(threshold, degrees_C) ** 2 * parts[0] + threshold**2 * parts[1])
     errors_C = np.sqrt(parts[0] + parts[1])
     statistics_C = combined_statistic((weights_CA @ moments.means_A) ** 2, *parts, moments.repeats - 1)
     return simultaneous_estimates(
-        weights_CA, moments, (errors_C, degrees_C), widths_C / errors_C, (statistics_C, largest_B)
+        weights_CA, moments, (errors_C, degrees_C), widths_C / errors_C, (statistics_C, largest_B), level
     )
 
 
@@ -151,11 +176,16 @@ def variance_parts(weights_CA: np.ndarray, moments: RepeatMoments) -> tuple[np.n
 
     The images' part is the variance over images of the contrast's mean over repeats, less the residual's share of it,
     which s² contains already; it is at least that of a single image in N, see `statistics.contrast_errors`.
+    Where few images carry it, it is enlarged as Student's t interval is wider than the normal one (`carrying_units`).
     """
     of_repeats_C = np.maximum(_quadratic(weights_CA, moments.repeats_AA), 0.0) / moments.repeats
     largest_C = np.maximum(weights_CA.clip(min=0).sum(axis=1), -weights_CA.clip(max=0).sum(axis=1))
-    least_C = (largest_C / moments.units) ** 2
-    return of_repeats_C, np.maximum(_quadratic(weights_CA, moments.images_AA), least_C)
+    least_C = (moments.step * largest_C / moments.units) ** 2
+    images_C = np.maximum(_quadratic(weights_CA, moments.images_AA), least_C)
+    if not moments.objective.counts_images:
+        z = critical(np.array([]))
+        images_C *= (from_normal_scale(z, carrying_units(weights_CA, moments) - 1.0) / z) ** 2
+    return of_repeats_C, images_C
 
 
 def combined_statistic(squared: np.ndarray, of_repeats: np.ndarray, of_images: np.ndarray, degrees: int) -> np.ndarray:
@@ -176,13 +206,16 @@ def combined_statistic(squared: np.ndarray, of_repeats: np.ndarray, of_images: n
 
 
 def chances_over_repeats(
-    right: Mapping[str, np.ndarray], draws: int = DRAWS, groups_N: np.ndarray | None = None
+    right: Mapping[str, np.ndarray],
+    draws: int = DRAWS,
+    groups_N: np.ndarray | None = None,
+    objective: Objective = ACCURACY,
 ) -> dict[str, float]:
-    """Return, for each arm, the share of simulated studies in which its mean accuracy is the highest."""
+    """Return, for each arm, the share of simulated studies in which its mean is the best."""
     usable = usable_arms(right)
     if len(usable) < 2:
         return {}
-    moments = repeat_moments(usable, groups_N)
+    moments = repeat_moments(usable, groups_N, objective)
     degrees = moments.repeats - 1
     root_AA, image_root_AA = (_root(matrix) for matrix in (moments.repeats_AA / moments.repeats, moments.images_AA))
     random, counts_A = np.random.default_rng(SEED), np.zeros(len(usable), int)
@@ -190,7 +223,7 @@ def chances_over_repeats(
         scale_B1 = np.sqrt(degrees / random.chisquare(degrees, (B, 1)))  # gives the repeats' part the t distribution
         error_BA = random.standard_normal((B, len(usable))) @ root_AA.T * scale_B1
         error_BA += random.standard_normal((B, len(usable))) @ image_root_AA.T
-        counts_A += np.bincount((moments.means_A + error_BA).argmax(axis=1), minlength=len(usable))
+        counts_A += np.bincount((moments.goodness_A + error_BA).argmax(axis=1), minlength=len(usable))
     return dict(zip(moments.arms, (counts_A / draws).tolist(), strict=True))
 
 
@@ -199,6 +232,7 @@ def variance_components(
     right: Mapping[str, np.ndarray],
     seed_variances: Mapping[str, float],
     groups_N: np.ndarray | None = None,
+    objective: Objective = ACCURACY,
 ) -> Components:
     """Return where the variance of contrasts comes from, averages over them.
 
@@ -207,8 +241,9 @@ def variance_components(
         right: as in `repeat_moments`.
         seed_variances: arm -> variance of a repeat's accuracy that is due to its seeds; NaN with one seed per repeat.
         groups_N: as in `repeat_moments`.
+        objective: as in `repeat_moments`.
     """
-    moments = repeat_moments(right, groups_N)
+    moments = repeat_moments(right, groups_N, objective)
     weights_CA = moments.weights(contrasts)
     of_repeats, images = (float(part_C.mean()) for part_C in variance_parts(weights_CA, moments))
     seeds = float((weights_CA**2 @ np.array([seed_variances[arm] for arm in moments.arms])).mean()) / moments.repeats
@@ -218,7 +253,13 @@ def variance_components(
 
 
 def largest_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: int) -> Iterator[np.ndarray]:
-    """Yield the largest statistic over the contrasts of each simulated study, on the normal scale.
+    """Yield the largest statistic over the contrasts of each simulated study, on the normal scale."""
+    for statistics_BC in signed_over_repeats(weights_CA, moments, draws):
+        yield np.abs(statistics_BC).max(axis=1)
+
+
+def signed_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: int) -> Iterator[np.ndarray]:
+    """Yield the statistic of each contrast in simulated studies without differences, B x C, on the normal scale.
 
     What a repeat does to one arm is drawn independently of the others, with the same variance for all arms. R repeats
     are too few to estimate how arms vary together, and a matrix of too low a rank would make contrasts look more alike
@@ -235,8 +276,9 @@ def largest_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: 
     for B in _chunks(draws):
         repeats_BRC = random.standard_normal((B, R, A)) @ weights_CA.T * np.sqrt(moments.shared_variance)
         images_BC = random.standard_normal((B, A)) @ image_CA.T * np.sqrt(images_C)
-        squared_BC = (repeats_BRC.mean(axis=1) + images_BC) ** 2
-        yield combined_statistic(squared_BC, repeats_BRC.var(axis=1, ddof=1) / R, images_C, R - 1).max(axis=1)
+        errors_BC = repeats_BRC.mean(axis=1) + images_BC
+        of_repeats_BC = repeats_BRC.var(axis=1, ddof=1) / R
+        yield np.copysign(combined_statistic(errors_BC**2, of_repeats_BC, images_C, R - 1), errors_BC)
 
 
 def _quadratic(weights_CA: np.ndarray, matrix_AA: np.ndarray) -> np.ndarray:

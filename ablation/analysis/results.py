@@ -4,48 +4,36 @@ Legend: S confirmation runs (seeds), N test images, K classes.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from ablation.analysis.cut_forecasts import CutForecast, forecast_from_json
+from ablation.analysis.predictions import Predictions, load_predictions
 from ablation.base.errors import InputError, StoreAway, StoreError
-from ablation.data.samples import Mistakes, Samples, load_samples
+from ablation.data.samples import Samples, load_samples
+from ablation.data.set_summary import SetSummary, load_summary
 from ablation.search.studies import arm_key, open_storage, study_arms
 from ablation.spec.architectures import add_custom_architecture
 from ablation.spec.arms import Arm, arms, published_for
+from ablation.spec.looks import Decision, current_look, most_seeds_of_arms, seeds_of_arms
+from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
-from ablation.tracking.client import FORECAST_FILE, PREDICTIONS_FILE, SAMPLES_FILE
+from ablation.tracking.client import DATA_FILE, FORECAST_FILE, PREDICTIONS_FILE, SAMPLES_FILE
+from ablation.tracking.looks import decisions_in
 from ablation.tracking.reading import RunRecord, StudyRecord, read_curves, read_study, run_file, run_words
+from ablation.tracking.registration import Registration, read_registration
 
 CHANGES = ("distance_moved", "mean_relative_gradient_norm", "similarity_to_start")  # metrics of each block
-CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # beside that of the objective
 
 
 class NothingFinished(InputError):
     """No trial of a study has finished, so there is nothing to read."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A confirmation run's predictions for the test images, in the order of the data set.
-
-    `probabilities_NK` is float16, `predicted_N` and `labels_N` are int64 numbers of classes. `mistakes` are some of the
-    misclassified images; None in files of older versions. `groups_N` are numbers of what the images belong to, from 0,
-    int64; None where they are independent.
-    """
-
-    probabilities_NK: np.ndarray
-    predicted_N: np.ndarray
-    labels_N: np.ndarray
-    mistakes: Mistakes | None = None
-    groups_N: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +61,30 @@ class RunResult:
     test_loss: float | None = None
     test_balanced_accuracy: float | None = None
     test_macro_f1: float | None = None
+    val_loss: float | None = None  # of the best epoch; the three of them in runs of studies with that objective alone
+    val_balanced_accuracy: float | None = None
+    val_macro_f1: float | None = None
+    inference_operations: float | None = None  # of classifying one image; None in runs of older versions
+    inference_seconds: float | None = None
     predictions: Predictions | None = None
     changes: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def val_value(self) -> float | None:
+        """The study's objective on the validation images at the best epoch."""
+        value: float | None = getattr(self, self.spec.goal.val_metric)
+        return value
+
+    @property
+    def test_value(self) -> float | None:
+        """The study's objective on the test images."""
+        value: float | None = getattr(self, self.spec.goal.test_metric)
+        return value
+
+    @property
+    def goodness(self) -> float:
+        """What ranks runs by validation, the largest first."""
+        return self.spec.goal.goodness(self.val_value)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class ArmResult:
     """An arm's runs: the trials that tuned it, and the runs that confirm its best configuration.
 
     `superseded` confirmed a configuration that was the best while the budget was smaller. `best` is the finished trial
-    with the highest validation accuracy of all repeats, the first of equals; None where none finished. `published` are
+    with the best validation value of all repeats, the first of equals; None where none finished. `published` are
     results of others, as in the study file.
     """
 
@@ -95,6 +105,8 @@ class ArmResult:
     deleted: list[RunResult] = field(default_factory=list)
     """Runs of both kinds that somebody has deleted in MLflow. No figure uses them, but they do not run again, and what
     a deleted trial found best stays confirmed."""
+    held_back: list[RunResult] = field(default_factory=list)
+    """Confirmation runs of a planned look that is not complete: no figure uses them, so that nobody looks early."""
 
     @property
     def chosen(self) -> list[RunResult]:
@@ -103,6 +115,24 @@ class ArmResult:
         repeats = sorted({run.spec.repeat or 0 for run in trials})
         best = [best_run([run for run in trials if (run.spec.repeat or 0) == repeat]) for repeat in repeats]
         return [run for run in best if run is not None]
+
+    def with_seeds(self, seeds: int) -> "ArmResult":
+        """Return the arm with its first confirmation runs, by their number; the others are held back."""
+        numbers = sorted(run.number for run in self._begun)[:seeds]
+        return replace(
+            self,
+            confirmations=[run for run in self.confirmations if run.number in numbers],
+            held_back=[run for run in self.confirmations if run.number not in numbers],
+        )
+
+    def has_ended(self, seeds: int) -> bool:
+        """Return whether so many confirmation runs have ended, however they ended; an arm without any needs none."""
+        return not self.chosen or sum(run.state != "unfinished" for run in self._begun) >= seeds
+
+    @property
+    def _begun(self) -> list[RunResult]:
+        chosen = {run.number for run in self.chosen}
+        return [*self.confirmations, *(run for run in self.deleted if run.spec.confirms in chosen)]
 
     @property
     def confirmed(self) -> list[RunResult]:
@@ -121,10 +151,20 @@ class ArmResult:
         return np.array([run.test_accuracy for run in self.confirmed], np.float64)
 
     @property
+    def test_values_S(self) -> np.ndarray:
+        """The objective on the test images of the confirmed runs, float64."""
+        return np.array([run.test_value for run in self.confirmed], np.float64)
+
+    @property
     def correct_SN(self) -> np.ndarray:
         """Whether each confirmed run is right about each test image, bool."""
         predictions = [run.predictions for run in self.confirmed if run.predictions is not None]
         return np.array([p.predicted_N == p.labels_N for p in predictions], bool)
+
+    @property
+    def scores_SN(self) -> np.ndarray:
+        """What each test image contributes to the objective of each confirmed run, see `image_scores`."""
+        return np.array([run.predictions.scores_N(run.spec.goal) for run in self.confirmed if run.predictions])
 
     @property
     def test_groups_N(self) -> np.ndarray | None:
@@ -136,7 +176,8 @@ class ArmResult:
 class StudyResult:
     """A study as it stands. `command` is the one that ran it last; image counts are of each split.
 
-    `samples` are some of its training images; None where the store has none. `forecast` has a row for each cut; none
+    `samples` are some of its training images, and `images` is what the report shows of the whole set; None where the
+    store has none. `forecast` has a row for each cut; none
     where the study compares no cuts of a pretrained network, or nothing was foretold.
     """
 
@@ -152,9 +193,20 @@ class StudyResult:
     test_images: int
     arms: list[ArmResult]
     samples: Samples | None = None
+    images: SetSummary | None = None
     forecast: list[CutForecast] = field(default_factory=list)
     data_reading: str = ""  # how an image folder was understood
     left_out: list[str] = field(default_factory=list)  # runs that the store has, but not as they were: which, and why
+    tags: Mapping[str, str] = field(default_factory=dict)  # of the summary run
+    registration: Registration | None = None
+    look: int | None = None
+    """Number of the planned look, from 0, whose runs all figures are of; None without planned looks, or before the
+    first of them is complete."""
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What the planned looks so far decided."""
+        return decisions_in(self.spec.confirm, self.tags)
 
     @property
     def test_groups_N(self) -> np.ndarray | None:
@@ -171,13 +223,15 @@ class StudyResult:
     @property
     def missing_confirmations(self) -> int:
         """How many confirmation runs have yet to end; an arm in which no trial finished cannot have any."""
-        ended = [
-            sum(run.state != "unfinished" and run.spec.repeat == chosen.spec.repeat for run in arm.confirmations)
-            + sum(run.spec.confirms == chosen.number for run in arm.deleted)
-            for arm in self.arms
-            for chosen in arm.chosen
-        ]
-        return sum(max(0, self.spec.confirm.seeds - n) for n in ended)
+        seeds = most_seeds_of_arms(self.spec.confirm, [arm.arm.name for arm in self.arms], self.decisions)
+        missing = 0
+        for arm in self.arms:
+            ended = [run for run in (*arm.confirmations, *arm.held_back) if run.state != "unfinished"]
+            for chosen in arm.chosen:
+                count = sum(run.spec.repeat == chosen.spec.repeat for run in ended)
+                count += sum(run.spec.confirms == chosen.number for run in arm.deleted)
+                missing += max(0, seeds[arm.arm.name] - count)
+        return missing
 
     @property
     def left_out_texts(self) -> list[str]:
@@ -193,7 +247,9 @@ class StudyResult:
     @property
     def test_evaluations(self) -> int:
         """How often the test split was evaluated, superseded and deleted runs included."""
-        evaluated = [run for arm in self.arms for run in (*arm.confirmations, *arm.superseded, *arm.deleted)]
+        evaluated = [
+            run for arm in self.arms for run in (*arm.confirmations, *arm.held_back, *arm.superseded, *arm.deleted)
+        ]
         return sum(run.test_accuracy is not None for run in evaluated)
 
 
@@ -226,6 +282,7 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         raise NothingFinished(f"study {study!r} has no finished trial yet")
     faults = list(record.faults)
     results = _with_details(store, record, results, faults) if with_details else results
+    results, look = _at_look(spec, decisions_in(spec.confirm, record.summary.tags), results)
     return StudyResult(
         spec=spec,
         experiment_id=record.experiment_id,
@@ -240,15 +297,43 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         test_images=about["test_images"],
         arms=results,
         left_out=faults,
+        tags=record.summary.tags,
+        look=look,
+        registration=read_registration(store, record.summary) if with_details else None,
         samples=_samples(store, record.summary) if with_details else None,
+        images=_images(store, record.summary) if with_details else None,
         forecast=_forecast(store, record.summary) if with_details else [],
     )
 
 
+def _at_look(
+    spec: StudySpec, decisions: Sequence[Decision], results: list[ArmResult]
+) -> tuple[list[ArmResult], int | None]:
+    """Return the arms with the runs of the last planned look that is complete, and its number; see `StudyResult`."""
+    if not spec.confirm.looks:
+        return results, None
+    seeds = seeds_of_arms(spec.confirm, [arm.arm.name for arm in results], decisions)
+    number = spec.confirm.looks.index(current_look(spec.confirm, decisions))
+    is_tuned = all(
+        sum(run.state != "unfinished" for run in arm.trials) + sum(run.spec.confirms is None for run in arm.deleted)
+        >= spec.trials_per_arm
+        for arm in results
+    )
+    if not is_tuned or not all(arm.has_ended(seeds[arm.arm.name]) for arm in results):
+        number -= 1
+        seeds = {arm: min(count, spec.confirm.looks[number]) if number >= 0 else 0 for arm, count in seeds.items()}
+    return [arm.with_seeds(seeds[arm.arm.name]) for arm in results], number if number >= 0 else None
+
+
+def goal_of(runs: Sequence[RunResult]) -> Objective:
+    """Return the objective of runs of one study; accuracy where there are none."""
+    return next((run.spec.goal for run in runs), ACCURACY)
+
+
 def best_run(runs: Sequence[RunResult]) -> RunResult | None:
-    """Return the finished run with the highest validation accuracy, the first of equals; None where none finished."""
-    finished = [run for run in runs if run.val_accuracy is not None]
-    return max(finished, key=lambda run: run.val_accuracy or 0.0, default=None)
+    """Return the finished run with the best validation value, the first of equals; None where none finished."""
+    finished = [run for run in runs if run.val_value is not None]
+    return max(finished, key=lambda run: run.goodness, default=None)
 
 
 def _arm_result(spec: StudySpec, arm: Arm, record: StudyRecord) -> ArmResult:
@@ -300,6 +385,11 @@ def _run_result(run: RunRecord) -> RunResult:
         test_loss=metric("test_loss"),
         test_balanced_accuracy=metric("test_balanced_accuracy"),
         test_macro_f1=metric("test_macro_f1"),
+        val_loss=metric("best_val_loss"),
+        val_balanced_accuracy=metric("best_val_balanced_accuracy"),
+        val_macro_f1=metric("best_val_macro_f1"),
+        inference_operations=metric("inference_operations"),
+        inference_seconds=metric("inference_seconds"),
         changes={name: _of_blocks(run, name) for name in CHANGES},
     )
 
@@ -329,7 +419,9 @@ def _with_details(store: Store, record: StudyRecord, results: list[ArmResult], f
     Runs whose predictions cannot be read are added to `faults`.
     """
     records = {run.run_id: run for run in [*record.runs, *record.deleted]}
-    curves = read_curves(store, [run.run_id for result in results for run in result.drawn_runs], CURVES)
+    drawn = [run for result in results for run in result.drawn_runs]
+    names = dict.fromkeys([*CURVES, *(run.spec.goal.val_metric for run in drawn)])
+    curves = read_curves(store, [run.run_id for run in drawn], list(names))
 
     def detailed(run: RunResult) -> RunResult:
         return replace(
@@ -351,7 +443,10 @@ def _predictions(store: Store, run: RunRecord, faults: list[str]) -> Predictions
     """Return a run's predictions; None where they are lost or damaged, which is added to `faults`."""
     try:
         with run_file(store, run, PREDICTIONS_FILE) as path:
-            return load_predictions(path)
+            predictions = load_predictions(path)
+        if run.params.get("objective") == "loss" and predictions.losses_N is None:
+            raise InputError(f"{PREDICTIONS_FILE} is damaged (it has no losses)")
+        return predictions
     except InputError as error:
         faults.append(f"{run_words(run)}: {error}")
         return None
@@ -365,38 +460,17 @@ def _samples(store: Store, summary: RunRecord) -> Samples | None:
         return None
 
 
+def _images(store: Store, summary: RunRecord) -> SetSummary | None:
+    try:
+        with run_file(store, summary, DATA_FILE) as path:
+            return load_summary(path)
+    except InputError:
+        return None
+
+
 def _forecast(store: Store, summary: RunRecord) -> list[CutForecast]:
     try:
         with run_file(store, summary, FORECAST_FILE) as path:
             return forecast_from_json(path.read_text(encoding="utf-8"))
     except (InputError, ValueError):
         return []
-
-
-def load_predictions(path: Path) -> Predictions:
-    """Read a file of predictions.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names, mistakes = file.keys(), None
-            if "mistakes" in names:
-                mistakes = Mistakes(file.get_tensor("mistakes"), file.get_tensor("mistake_images"))
-            predictions = Predictions(
-                file.get_tensor("probabilities"),
-                file.get_tensor("predicted").astype(np.int64),
-                file.get_tensor("labels").astype(np.int64),
-                mistakes,
-                file.get_tensor("groups") if "groups" in names else None,
-            )
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error})") from None
-    labels_N, predicted_N = predictions.labels_N, predictions.predicted_N
-    probabilities_NK = predictions.probabilities_NK
-    fits = labels_N.shape == predicted_N.shape == probabilities_NK.shape[:1] and probabilities_NK.ndim == 2
-    numbers = np.concatenate([labels_N.ravel(), predicted_N.ravel()])
-    if not (fits and numbers.size and 0 <= numbers.min() <= numbers.max() < probabilities_NK.shape[1]):
-        raise InputError(f"{path} is damaged (its numbers are no classes of its images)")  # of an older version
-    return predictions

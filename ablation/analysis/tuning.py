@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, RunResult, StudyResult, goal_of
 from ablation.spec.parameters import Choices, Range
 from ablation.spec.study import StudySpec
 
@@ -90,7 +90,7 @@ def _has_few_values(searched: Range[Any]) -> bool:
 
 @dataclass(frozen=True)
 class BestOf:
-    """The best validation accuracy that k of an arm's trials would have found, for each k from 1 to T.
+    """The best validation value that k of an arm's trials would have found, for each k from 1 to T.
 
     Attributes:
         expected_T: its mean over all choices of k trials.
@@ -105,7 +105,7 @@ class BestOf:
     @property
     def last_gain(self) -> float | None:
         """What the last trial is expected to have added; None with one trial."""
-        return float(self.expected_T[-1] - self.expected_T[-2]) if len(self.expected_T) > 1 else None
+        return abs(float(self.expected_T[-1] - self.expected_T[-2])) if len(self.expected_T) > 1 else None
 
 
 def best_of(trials: Sequence[RunResult]) -> BestOf | None:
@@ -116,7 +116,8 @@ def best_of(trials: Sequence[RunResult]) -> BestOf | None:
     Returns:
         None without finished trials.
     """
-    values = sorted(run.val_accuracy for run in trials if run.val_accuracy is not None)
+    sign = goal_of(trials).sign
+    values = sorted(run.goodness for run in trials if run.val_value is not None)
     T = len(values)
     if T == 0:
         return None
@@ -128,13 +129,13 @@ def best_of(trials: Sequence[RunResult]) -> BestOf | None:
         share_T = np.where(i_T < k, 0.0, np.exp(log_share_T))
         expected.append(float(np.diff(share_T, prepend=0.0) @ np.array(values)))
         bands.append([values[min(int(np.searchsorted(share_T, q - 1e-9)), T - 1)] for q in BAND])
-    low_T, high_T = np.array(bands).T
-    return BestOf(np.array(expected), low_T, high_T)
+    ends_2T = np.sort(sign * np.array(bands).T, axis=0)
+    return BestOf(sign * np.array(expected), *ends_2T)
 
 
 @dataclass(frozen=True)
 class TunedMinusConfirmed:
-    """The tuned trials' validation accuracy minus the mean of their confirmation runs, over tunings.
+    """The tuned trials' validation value minus the mean of their confirmation runs, over tunings.
 
     `standard_error` is None with one tuning; without repeats, their number is that of the arms.
     """
@@ -149,9 +150,9 @@ def tuned_minus_confirmed(arms: Sequence[ArmResult]) -> TunedMinusConfirmed | No
     gains = []
     for arm, chosen in _chosen(arms):
         of_repeat = [run for run in arm.confirmations if run.spec.repeat == chosen.spec.repeat]
-        confirmed = [run.val_accuracy for run in of_repeat if run.val_accuracy is not None]
-        if chosen.val_accuracy is not None and confirmed:
-            gains.append(chosen.val_accuracy - float(np.mean(confirmed)))
+        confirmed = [run.val_value for run in of_repeat if run.val_value is not None]
+        if chosen.val_value is not None and confirmed:
+            gains.append(chosen.val_value - float(np.mean(confirmed)))
     if not gains:
         return None
     error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None

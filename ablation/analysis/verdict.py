@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.wording import join, points
+from ablation.spec.objective import ACCURACY, Objective
 
 MOST_WORDS = 40
 FORMS = 4  # of a line, from the longest to the shortest
@@ -22,6 +23,7 @@ class Standing:
         worse: shown to be worse, with by how much.
         untested: without seeds enough for a test.
         bound: the largest difference from any undecided level that is possible; None without.
+        objective: what is compared.
     """
 
     level: str
@@ -31,6 +33,18 @@ class Standing:
     worse: dict[str, float]
     untested: list[str]
     bound: float | None
+    objective: Objective = ACCURACY
+
+    def amount(self, difference: float) -> str:
+        """Return a difference with its unit."""
+        return f"{points(difference, self.objective)} {self.objective.unit}"
+
+    def by(self, amounts: dict[str, float], form: int) -> str:
+        """Return by how much levels are better or worse, such as ', by 1.2 to 9.9 points'; nothing in short forms."""
+        if form >= 2:
+            return ""
+        low, high = (points(end, self.objective) for end in (min(amounts.values()), max(amounts.values())))
+        return f", by {low if low == high else f'{low} to {high}'} {self.objective.unit}"
 
 
 def standing(level: str, differences: Sequence[Difference], margin: float | None) -> Standing:
@@ -42,7 +56,7 @@ def standing(level: str, differences: Sequence[Difference], margin: float | None
         if level not in (difference.first, difference.second):
             continue
         other = difference.second if level == difference.first else difference.first
-        gain = difference.estimate.value if level == difference.first else -difference.estimate.value
+        gain = difference.gain if level == difference.first else -difference.gain
         if not difference.is_tested:
             untested.append(other)
         elif margin is not None and difference.equivalence(margin) == "equivalent":
@@ -54,7 +68,8 @@ def standing(level: str, differences: Sequence[Difference], margin: float | None
             worse[other] = gain
         else:
             better[other] = -gain
-    return Standing(level, better, equal, undecided, worse, untested, max(bounds, default=None))
+    objective = differences[0].objective if differences else ACCURACY
+    return Standing(level, better, equal, undecided, worse, untested, max(bounds, default=None), objective)
 
 
 def best_of(differences: Sequence[Difference]) -> str:
@@ -69,9 +84,11 @@ def best_of(differences: Sequence[Difference]) -> str:
 def factor_lines(factors: Sequence[FactorAnalysis], margin: float | None) -> list[str]:
     """Return a line for each factor, with its name where there are several; `margin` is a fraction.
 
+    The first line names the objective unless it is accuracy.
+
     The longest line is shortened until all of them have at most `MOST_WORDS` words.
     """
-    makers = [_maker(factor, margin, len(factors) > 1) for factor in factors]
+    makers = [_maker(factor, margin, len(factors) > 1, is_first=factor is factors[0]) for factor in factors]
     forms = [0] * len(factors)
     lines = [make(0) for make in makers]
     while sum(map(_words, lines)) > MOST_WORDS and any(form < FORMS - 1 for form in forms):
@@ -87,11 +104,13 @@ def _words(text: str) -> int:
     return len(text.split())
 
 
-def _maker(factor: FactorAnalysis, margin: float | None, named: bool) -> Callable[[int], str]:
+def _maker(factor: FactorAnalysis, margin: float | None, named: bool, *, is_first: bool) -> Callable[[int], str]:
+    start = f"By {factor.objective.label}, " if is_first and factor.objective != ACCURACY else ""
+
     def make(form: int) -> str:
         text = _line(factor, margin, form)
-        if named:
-            return f"{factor.factor}: {text}."
+        if named or start:
+            return f"{start}{factor.factor + ': ' if named else ''}{text}."
         is_label = text.startswith(tuple(level.label for level in factor.levels))
         return (text if is_label else text[0].upper() + text[1:]) + "."
 
@@ -122,7 +141,7 @@ def _sentence(view: Standing, factor: FactorAnalysis, margin: float | None, form
         if form == FORMS - 1:
             return "no clear winner"
         which = f"{join([view.level, *view.undecided])}" if others < 4 and form < 2 else f"{others + 1} levels"
-        return f"no clear winner among {which}: any difference from {level} is below {points(view.bound)} points"
+        return f"no clear winner among {which}: any difference from {level} is below {view.amount(view.bound)}"
     parts = []
     if factor.pivot is None:
         parts.append(f"{level} is {'ahead' if view.undecided or view.untested or view.equal else 'best'}")
@@ -139,9 +158,9 @@ def _sentence(view: Standing, factor: FactorAnalysis, margin: float | None, form
         (view.untested, "too few seeds", None),
     ):
         if names:
-            parts.append(_group(names, verb, amounts, form, others))
+            parts.append(_group(view, (names, verb), amounts, form, others))
             if names is view.undecided and view.bound is not None and form == 0:
-                parts[-1] += f" (difference below {points(view.bound)} points)"
+                parts[-1] += f" (difference below {view.amount(view.bound)})"
     start, *rest = parts
     return f"{start}{': ' if factor.pivot else '; '}{'; '.join(rest)}" if rest else start
 
@@ -151,19 +170,22 @@ def _pair(view: Standing, level: str, margin: float | None, form: int) -> str:
     is_short = form == FORMS - 1
     for amounts, verb in ((view.worse, "better"), (view.better, "worse")):
         if amounts:
-            than = "" if is_short else f" than {join(list(amounts))}{_by(amounts, form)}"
+            than = "" if is_short else f" than {join(list(amounts))}{view.by(amounts, form)}"
             return f"{level} is clearly {verb}{than}"
     if view.equal:
-        within = "" if is_short else f", within {100 * (margin or 0.0):g} points"
+        within = "" if is_short else f", within {view.objective.per_unit * (margin or 0.0):g} {view.objective.unit}"
         return f"{'both' if is_short else f'{level} and {view.equal[0]}'} are equally good{within}"
     if is_short or view.bound is None:
         return "no clear winner"
     both = f"{level} and {view.undecided[0]}"
-    return f"{both} might be equally good: any difference is below {points(view.bound)} points"
+    return f"{both} might be equally good: any difference is below {view.amount(view.bound)}"
 
 
-def _group(names: list[str], verb: str, amounts: dict[str, float] | None, form: int, others: int) -> str:
+def _group(
+    view: Standing, said: tuple[list[str], str], amounts: dict[str, float] | None, form: int, others: int
+) -> str:
     """Return what holds of several levels, such as 'block4 and block5 are clearly worse, by 1.2 to 9.9 points'."""
+    names, verb = said
     if form and len(names) > 2:
         subject = "all others" if len(names) == others else f"{len(names)} others"
     else:
@@ -173,14 +195,7 @@ def _group(names: list[str], verb: str, amounts: dict[str, float] | None, form: 
         "might be as good": f"{subject} might be as good",
         "too few seeds": f"{subject} {'has' if len(names) == 1 else 'have'} too few seeds",
     }.get(verb, f"{subject} {be} {verb}")
-    return text + (_by(amounts, form) if amounts else "")
-
-
-def _by(amounts: dict[str, float], form: int) -> str:
-    if form >= 2:
-        return ""
-    low, high = points(min(amounts.values())), points(max(amounts.values()))
-    return f", by {low} points" if low == high else f", by {low} to {high} points"
+    return text + (view.by(amounts, form) if amounts else "")
 
 
 def _line_by_level(
@@ -199,12 +214,13 @@ def _line_by_level(
         if form == 0:
             return f"{winner} is best{_join_by(views)}"
         amounts = {f"{at}/{name}": gain for at, view in views.items() for name, gain in view.worse.items()}
-        return f"{winner} is best with every {other}{_by(amounts, form - 1)}"
+        view = next(iter(views.values()))
+        return f"{winner} is best with every {other}{view.by(amounts, form - 1)}"
     return "; ".join(f"with {at} {_clause(view, factor, form)}" for at, view in views.items())
 
 
 def _join_by(views: dict[str, Standing]) -> str:
-    clauses = [f"{_by(view.worse, 0).removeprefix(', ')} with {at}" for at, view in views.items()]
+    clauses = [f"{view.by(view.worse, 0).removeprefix(', ')} with {at}" for at, view in views.items()]
     return f", {join(clauses)}"
 
 
@@ -215,9 +231,9 @@ def _rivals(view: Standing) -> list[str]:
 def _clause(view: Standing, factor: FactorAnalysis, form: int) -> str:
     rivals = _rivals(view)
     if view.better:
-        return f"{join(list(view.better))} beats {view.level}{_by(view.better, form + 1)}"
+        return f"{join(list(view.better))} beats {view.level}{view.by(view.better, form + 1)}"
     if not rivals:
-        return f"{view.level} is best{_by(view.worse, form)}"
+        return f"{view.level} is best{view.by(view.worse, form)}"
     if len(rivals) + 1 == len(factor.levels):
         return "nothing is clear"
     tail = f" ({join(rivals)} might be as good)" if form == 0 else " is ahead"

@@ -19,8 +19,11 @@ from ablation.base.text import SHOWN, first_line, one_line
 
 REFUSED, FAULT = 2, 1  # exit statuses: the user's input; a store or server. See `pause_status` for the others
 
+SHOWN_ERRORS = (InputError, StoreError, StoreAway, NothingLearned, click.ClickException)  # whose text is for users
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+JOB_VARIABLE = "ABLATION_JOB"  # an engine's id of the worker, set by the launch
 WORKER_VARIABLE = "ABLATION_WORKER"  # set for the workers of `--workers`; an option would be suggested to users
 
 
@@ -38,7 +41,7 @@ def run_command(command: click.Command) -> int:
             stream.reconfigure(errors=SHOWN)  # names and signs that its encoding lacks must not end a study
     try:
         command.main(standalone_mode=False)
-    except (InputError, click.ClickException, OSError, StoreError, StoreAway, NothingLearned) as error:
+    except (*SHOWN_ERRORS, OSError, UnicodeEncodeError) as error:
         if os.environ.get("ABLATION_DEBUG") == "1":
             error.__suppress_context__ = False  # the error behind it is shown, too
             raise
@@ -94,7 +97,15 @@ def _report_error(error: Exception) -> int:
         return FAULT
     if isinstance(error, OSError):
         return _fail(_os_text(error), FAULT)
+    if isinstance(error, UnicodeEncodeError):
+        return _fail(f"{_around(error)}: is not UTF-8" if error.encoding == "utf-8" else first_line(error), REFUSED)
     return _fail(str(error), REFUSED if isinstance(error, InputError) else FAULT)
+
+
+def _around(error: UnicodeEncodeError) -> str:
+    """Return the part of a text that could not be encoded: the name of a file, as a rule, whose bytes are not UTF-8."""
+    before, after = error.object[: error.start].split("\n")[-1], error.object[error.start :].split("\n")[0]
+    return before[-200:] + after[:50]
 
 
 def _os_text(error: OSError) -> str:

@@ -36,6 +36,19 @@ def is_home_known() -> bool:
 
 
 @contextmanager
+def some_home() -> Iterator[None]:
+    """Give a user without a home folder one for this context: some libraries cannot be imported without."""
+    is_missing = not is_home_known()
+    if is_missing:
+        os.environ["HOME"] = HOME_OF_THE_HOMELESS
+    try:
+        yield
+    finally:
+        if is_missing:
+            del os.environ["HOME"]
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file for the body to write; it becomes `path` if the body raises nothing.
 

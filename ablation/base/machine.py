@@ -1,5 +1,6 @@
 """This machine: its free memory, and the environment that a run records."""
 
+import os
 import platform
 import re
 import subprocess
@@ -11,6 +12,7 @@ import psutil
 import torch
 
 from ablation import __version__
+from ablation.base.command_line import JOB_VARIABLE
 
 CHECKOUT = Path(__file__).resolve().parents[2]  # unless this is an installed copy
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -33,6 +35,12 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     if (commit := _commit()) is not None:
         environment["commit"] = commit
     return environment
+
+
+def describe_process() -> dict[str, str]:
+    """Return this process's host and number and, where a launch placed it, the engine's id of its job."""
+    job = os.environ.get(JOB_VARIABLE)
+    return {"host": platform.node(), "process": str(os.getpid()), **({} if job is None else {"job": job})}
 
 
 def available_memory() -> int:

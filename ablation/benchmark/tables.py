@@ -28,6 +28,24 @@ def provenance(subject: Subject, images: str | None, weights: str | None) -> dic
     }
 
 
+def scale_table(measured: dict[str, Any]) -> Table:
+    """Return the table of a simulated study, see `scale`."""
+    figures = {
+        "trials claimed per second, all processes": f"{measured['claims_per_second']:.2f}",
+        "from one trial to the next, the first tenth (s)": f"{measured['first_tenth_seconds']:.3f}",
+        "the same, the last tenth (s)": f"{measured['last_tenth_seconds']:.3f}",
+        "--status (s)": f"{measured['status_seconds']:.2f}",
+        "reading all results (s)": f"{measured['results_seconds']:.2f}",
+    }
+    sizes = {"Optuna's database": measured["optuna_bytes"], "MLflow's database": measured["mlflow_bytes"]}
+    figures |= {f"{name} (MB)": f"{size / 1e6:.1f}" for name, size in sizes.items() if size is not None}
+    if measured["connections"] is not None:
+        figures["most connections to PostgreSQL"] = str(measured["connections"])
+    processes = plural(measured["workers"], "process").replace("processs", "processes")
+    title = f"{plural(measured['trials'], 'trial')} that return at once, {processes}"
+    return Table(title, ["measured", "value"], [[name, value] for name, value in figures.items()])
+
+
 def result_tables(measurements: dict[str, Any]) -> list[Table]:
     """Return the terminal's tables: the same work twice, the costs of a trial, and the training steps.
 

@@ -97,28 +97,32 @@ def show(data: Data, sheet: Path) -> None:
 
 
 def check(data: Data, out: Path | None) -> None:
-    """Print the pairs of pictures that are nearly the same."""
-    from ablation.base.terminal import say, waiting
-    from ablation.data.reading import list_images
+    """Print the pairs of pictures that are nearly the same, and keep those across training and test for the report."""
+    from ablation.base.terminal import say, track_progress, waiting
+    from ablation.data.comparison import compared, keep
+    from ablation.data.near_duplicates import Picture, find_near_duplicates
+    from ablation.data.reading import list_images, listing_key, load_images
 
-    try:
-        from ablation.data.near_duplicates import find_near_duplicates
-    except ImportError:
-        raise InputError("check: needs imagehash: pip install 'ablation[check]'") from None
     listing = list_images(data)
-    if listing.files is None:
-        raise InputError(f"check: data.source = {data.source!r} has no image files")
-    splits = [(path, split) for split, files in listing.files.items() for path, _ in files]
-    labels = [*listing.train_labels_N, *listing.test_labels_N]
-    with waiting(f"Comparing {plural(len(splits), 'picture')}"):
-        pairs = find_near_duplicates([path for path, _ in splits], lambda count: None, listing.open_image)
+    labels, train = [*listing.train_labels_N, *listing.test_labels_N], len(listing.train_labels_N)
+    pictures: list[Picture]
+    if listing.files is not None:
+        names = [path for files in listing.files.values() for path, _ in files]
+        pictures, key = [*names], listing_key(listing)
+    else:
+        images = load_images(data, track_progress)
+        names = [f"{split} image {n}" for split, count in (("training", train), ("test", len(labels) - train))
+                 for n in range(count)]  # fmt: skip
+        pictures, key = [*images.train_images_NHWC, *images.test_images_NHWC], images.digest
+    with waiting(f"Comparing {plural(len(names), 'picture')}"):
+        pairs = find_near_duplicates(pictures, lambda count: None, listing.open_image)
+    keep(compared(pairs, pictures, names, train, listing.open_image), key)
     lines = []
     for pair in pairs:
-        first, second = splits[pair.first], splits[pair.second]
         notes = ["mirrored"] if pair.is_mirrored else []
-        notes += ["training and test"] if first[1] != second[1] else []
+        notes += ["training and test"] if (pair.first < train) != (pair.second < train) else []
         notes += ["two classes"] if labels[pair.first] != labels[pair.second] else []
-        lines.append((first[0], second[0], f"{pair.difference:.1f}", " and ".join(notes)))
+        lines.append((names[pair.first], names[pair.second], f"{pair.difference:.1f}", " and ".join(notes)))
     if listing.reading:
         say(listing.reading)
     for one, other, difference, note in lines[:MOST_SHOWN]:
@@ -137,18 +141,15 @@ def show_suspects(name: str, store: str | None, out: Path | None) -> None:
     from ablation.analysis.results import read_results
     from ablation.base.terminal import say, show_table
     from ablation.base.text import Table
-    from ablation.data.reading import list_images
+    from ablation.data.reading import decoding_of, list_images, split_seed
     from ablation.storage.store import find_store
     from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     result = read_results(find_store(store), check_name(name))
     suspects = suspected_labels(result)
-    listing = list_images(result.spec.data)
-    if len(listing.test_labels_N) != result.test_images:
-        raise InputError(
-            f"suspects: the images of {name} have changed since: it had {result.test_images:,} for the test"
-        )
+    data = result.spec.data
+    listing = list_images(data, decoding_of(data, split_seed(result.spec.seed), result.data_digest))
     names = [f"test image {n}" for n in range(result.test_images)]
     if listing.files is not None:
         names = [path for path, _ in listing.files["test"]]
@@ -171,7 +172,7 @@ def write_lines(path: Path, lines: list[tuple[str, ...]]) -> None:
         InputError: it cannot be written.
     """
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names as they are
             csv.writer(file).writerows(lines)
     except OSError as error:
         raise InputError(f"--out: {path} cannot be written ({error.strerror})") from None
@@ -181,12 +182,20 @@ def show_cache(clear: bool) -> None:
     """Print the files of the cache of decoded images, and delete those that no process uses."""
     from ablation.base.terminal import say, show_table
     from ablation.base.text import Table
-    from ablation.data.image_cache import cache_files, cache_folder, clear_cache
+    from ablation.data.image_cache import cache_files, cache_folder, cache_limit, clear_cache, is_damaged
 
     if clear:
         say(f"{plural(clear_cache(), 'file')} deleted")
-    rows = [[file.name, f"{size / 1e6:,.1f}", "yes" if in_use else "no"] for file, size, in_use in cache_files()]
-    show_table(Table(f"Decoded images in {cache_folder()}", ["file", "MB", "in use"], rows))
+    files = cache_files()
+    rows = [
+        [file.name, f"{size / 1e6:,.1f}", "in use" if in_use else "damaged" if is_damaged(file) else "not in use"]
+        for file, size, in_use in files
+    ]
+    total = sum(size for _, size, _ in files) / 1e9
+    note = (
+        f"{total:.1f} of {cache_limit() / 1e9:g} GB (ABLATION_CACHE_LIMIT). Damaged files are made again when needed."
+    )
+    show_table(Table(f"Decoded images in {cache_folder()}", ["file", "MB", "state"], rows, [note]))
 
 
 def main() -> int:

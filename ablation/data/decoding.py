@@ -1,6 +1,7 @@
 """Image files of any mode and size, decoded to RGB."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import PIL.Image
 from PIL import ImageOps
 from PIL.Image import Image, Resampling
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ablation.base.cores import usable_cores
 from ablation.base.errors import InputError
@@ -20,12 +22,14 @@ from ablation.spec.tables import Resize
 # Version of the decoding. Raise it where pixels change: a study keeps the version with which it began. Since version 4
 # a JPEG file that is more than twice as large as its image is decoded at a half, a quarter or an eighth of its size.
 # Since version 5 image folders are read in more formats, with more names of splits, and through links to folders.
-DECODING_VERSION = 5
+# Since version 6 more is refused: stacks of pictures, class names that look the same, folders that may be splits.
+DECODING_VERSION = 6
 FULL_SIZE_VERSION = 3  # the last one that decodes all files at full size; the oldest that is still known
 REDUCING_GAP = 2  # a reduced JPEG's sides to the image's, at least; pixels change by 0.1 to 0.8 of 255 on average
 
 OLD_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # until version 4
 SUFFIXES = (*OLD_SUFFIXES, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".tga", ".pbm", ".pnm")
+STRICT_VERSION = 6  # the first version that refuses those
 FOLDER_VERSION = 5  # the first version with more formats, names of splits, and links to folders
 TEST_FRACTION = 0.2  # of sets that come without a test split
 AHEAD = 8  # images per thread that are decoded before they are asked for
@@ -40,6 +44,9 @@ class Status(NamedTuple):
 
 File = tuple[str, os.stat_result | Status]  # path, or another name of an image, and status
 OpenImage = Callable[[str], Image]  # takes the path or name; the image is not decoded yet
+# Pillow warns of large pictures, and refuses those of twice that size, which may be meant to exhaust the memory.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+
 TrackProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, total, description) -> the same items
 ReadImages = Callable[[np.ndarray, np.ndarray, TrackProgress], tuple[np.ndarray, np.ndarray]]
 
@@ -95,6 +102,8 @@ def fit_image(image: Image, size: int, version: int = DECODING_VERSION, resize: 
         resize: 'crop' scales so that the shorter side fits and cuts the rest off in the middle; 'squash' scales both
             sides; 'pad' scales so that the longer side fits and fills the rest with black.
     """
+    if version >= STRICT_VERSION:
+        _refuse_stack(image)
     width, height = image.size
     if version > FULL_SIZE_VERSION:
         # Only JPEG has this. The decoder's size is the smallest that is not below the one asked for.
@@ -108,6 +117,25 @@ def fit_image(image: Image, size: int, version: int = DECODING_VERSION, resize: 
         return np.asarray(image.resize((size, size), Resampling.BILINEAR))
     fit = ImageOps.fit if resize == "crop" else ImageOps.pad
     return np.asarray(fit(image, (size, size), method=Resampling.BILINEAR))
+
+
+def _refuse_stack(image: Image) -> None:
+    """Refuse a TIFF file of several pictures of one size, such as layers of a microscope: which one is meant?
+
+    Smaller copies of the first, which cameras and slide scanners add, do no harm.
+
+    Raises:
+        ValueError: says how many there are.
+    """
+    if not isinstance(image, TiffImageFile) or image.n_frames == 1:
+        return
+    size, count = image.size, 0
+    for number in range(image.n_frames):
+        image.seek(number)
+        count += image.size == size
+    image.seek(0)
+    if count > 1:
+        raise ValueError(f"a stack of {count} pictures: save each as a file")
 
 
 def _fit_reduced(image: Image, full_size: tuple[int, int], size: int, resize: Resize) -> np.ndarray:

@@ -43,7 +43,7 @@ def audit_files(
     """
     fingerprint = hashlib.sha256(f"{version}\0{data.image_size}\0{data.resize}".encode())
     for path, status in files:
-        fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     folder = cache_folder()
     place = None if folder is None else folder / f"audit-{fingerprint.hexdigest()[:32]}.json"
     if place is not None:

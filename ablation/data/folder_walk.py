@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -82,8 +83,14 @@ class FolderWalk:
         with _reading_errors(), os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
         for entry in entries:
-            with _reading_errors():
-                is_folder = entry.is_dir()
+            try:
+                with _reading_errors():
+                    is_folder = entry.is_dir()
+            except InputError:  # a link to itself
+                if not self._skips_unreadable:
+                    raise
+                level.passed["unreadable image" if is_image_name(entry.name, self.version) else "other file", ""] += 1
+                continue
             kind = "folder" if is_folder else "file"
             if entry.name.startswith("."):  # .ipynb_checkpoints, or ._1.jpg of macOS
                 level.passed[f"hidden {kind}", ""] += 1
@@ -102,7 +109,10 @@ class FolderWalk:
         try:
             _check_name(entry)
             with _reading_errors():
-                level.images.append((entry.path, entry.stat()))
+                status = entry.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would keep its reader waiting
+                raise InputError(f"data.root: {one_line(entry.path)} is no file")
+            level.images.append((entry.path, status))
         except InputError:  # a name that is not UTF-8, or a link to nowhere
             if not self._skips_unreadable:
                 raise

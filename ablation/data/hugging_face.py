@@ -5,6 +5,7 @@ The library is optional: it is imported once a study names such a set. Images ha
 
 import importlib
 import io
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def _splits(root: Path, table: str) -> dict[str, Any]:
     except ImportError:
         raise InputError("data.source = 'huggingface' needs datasets: pip install 'ablation[datasets]'") from None
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised, too
     try:
         if any((root / name).is_file() for name in SAVED_BY_DATASETS):
             content = datasets.load_from_disk(str(root))
@@ -106,7 +108,8 @@ def _columns(splits: dict[str, Any], image_column: str, table: str) -> Columns:
               for name in sorted(names - {image_column})}  # fmt: skip
     if len(splits) > 1 and "split" not in values:
         values["split"] = [split for split, content in splits.items() for _ in range(len(content))]
-    return Columns(table, places, values)
+    kinds = {name: type(kind).__name__ for content in splits.values() for name, kind in content.features.items()}
+    return Columns(table, places, values, {name: kinds[name] for name in kinds.keys() - names - {image_column}})
 
 
 def _is_text(content: Any, name: str) -> bool:

@@ -151,10 +151,25 @@ def check_room(size: int) -> None:
 def cache_files() -> list[tuple[Path, int, bool]]:
     """Return the files of the cache, the largest first: path, bytes, and whether a process uses it."""
     folder = cache_folder()
-    files = [] if folder is None else [*folder.glob("imagefolder-*"), *folder.glob("audit-*")]
+    kinds = ("imagefolder-*", "audit-*", "near-*")
+    files = [] if folder is None else [file for kind in kinds for file in folder.glob(kind)]
     return sorted(
         ((file, file.stat().st_size, is_in_use(file)) for file in files), key=lambda file: (-file[1], file[0])
     )
+
+
+def is_damaged(file: Path) -> bool:
+    """Return whether a file of the cache cannot be used; it is made again when a study needs it."""
+    if file.suffix == ".tmp":
+        return True  # of a process that died, unless it is being written
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+            return False
+        with safe_open(file, framework="numpy"):
+            return False
+    except (OSError, SafetensorError, ValueError):
+        return True
 
 
 def clear_cache() -> int:
@@ -274,6 +289,7 @@ def _make_room(file: Path, size: int, limit: int) -> bool:
                 other.unlink()
         else:
             others.append(other)
+    others += [*folder.glob("audit-*"), *folder.glob("near-*")]
     status = {other: other.stat() for other in others}
     last_used = {other: 0 if status[other].st_size > limit else status[other].st_mtime for other in others}
     evicted = files_to_evict(folder, last_used, size, limit)

@@ -65,7 +65,7 @@ def _decoded_images(
     fingerprint = hashlib.sha256(f"{version}\0{size}{'' if data.resize == 'crop' else data.resize}".encode())
     for split_files in files.values():
         for path, status in split_files:
-            fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
 
     def decode(split: str) -> Iterator[np.ndarray]:
         paths = [path for path, _ in files[split]]
@@ -77,7 +77,7 @@ def _decoded_images(
         )
 
     return DecodedImages(
-        name=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        name=hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16],
         fingerprint=fingerprint.hexdigest(),
         version=version,
         shapes={split: (len(split_files), size, size, 3) for split, split_files in files.items()},

@@ -11,7 +11,8 @@ import numpy as np
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import one_line, plural
-from ablation.data.decoding import FOLDER_VERSION, SUFFIXES, File, ImageListing
+from ablation.data.class_names import folded, refuse_look_alikes
+from ablation.data.decoding import FOLDER_VERSION, STRICT_VERSION, SUFFIXES, File, ImageListing
 from ablation.data.folder_walk import FolderWalk, Passed, passed_text
 from ablation.data.groups import groups_in, refuse_shared
 from ablation.data.held_out import FEWEST, a_fifth
@@ -169,6 +170,7 @@ class _Layout:
         holders = [name for name in names if self.with_images(self._unwrapped(base / name))]
         if not names or (others and not holders and len(names) == 1):
             self._refuse_splits_in_classes(base)
+            self._refuse_same_folders(base)
             return {"train": [base], "test": []}
         if others and (len(holders) < 2 or not self._agree(base, holders) or not splits["train"]):
             raise _refusal(
@@ -232,6 +234,22 @@ class _Layout:
                     "test/<class>, or set data.train = '.' to read classes alone, without regard to these folders"
                 )
 
+    def _refuse_same_folders(self, base: Path) -> None:
+        """Refuse folders that hold the same folders, such as entrenamiento/cat and prueba/cat, which may be splits.
+
+        `data.classes` may say that they are classes.
+        """
+        names = self.with_images(base)
+        if self.walk.version < STRICT_VERSION or len(names) < 2 or set(self.chosen_classes or []) & set(names):
+            return
+        shared = set.intersection(*(set(self.with_images(base / name)) for name in names))
+        if len(shared) > 1 and not any(self.walk.level(base / name).images for name in names):
+            raise _refusal(
+                f"data.root: {base} can be read in two ways: {' and '.join(names[:5])} hold folders "
+                f"{', '.join(sorted(shared)[:5])}, as splits do, or they are classes; set data.train and data.test to "
+                "the folders of the splits, or data.train = '.' for classes alone"
+            )
+
     def _refuse_images_beside_classes(self, folder: Path) -> None:
         """Refuse a split's folder that holds images, because it may be a class that holds folders."""
         if images := self.walk.level(folder).images:
@@ -258,6 +276,8 @@ class _Layout:
             for name in self.chosen_classes:
                 if name not in self.names:
                     raise _refusal(f"data.classes: no class {name!r}; known: {', '.join(known)}")
+        elif self.walk.version >= STRICT_VERSION:
+            refuse_look_alikes(sorted(files["train"]))
         if places["test"]:
             self._check_same_classes(files, places)
             if len(files["train"]) < 2:
@@ -299,7 +319,9 @@ class _Layout:
             unmatched = sorted(files[split].keys() - files[other].keys())
             if unmatched:
                 where, missing = places[split][0], places[other][0]
-                raise _refusal(f"data.root: class {unmatched[0]!r} is in {where} but not in {missing}")
+                like = [name for name in sorted(files[other]) if folded(name) == folded(unmatched[0])]
+                hint = f", which has {like[0]!r} in another spelling" if like else ""
+                raise _refusal(f"data.root: class {unmatched[0]!r} is in {where} but not in {missing}{hint}")
 
     def _split_classes(self, folder: Path, files: dict[str, list[File]]) -> dict[str, dict[str, list[File]]]:
         """Make a fifth of each class's images test images."""

@@ -14,7 +14,8 @@ import PIL.Image
 
 from ablation.base.errors import InputError
 from ablation.base.text import nearest, one_line, plural
-from ablation.data.decoding import File, ImageListing, OpenImage
+from ablation.data.class_names import refuse_look_alikes
+from ablation.data.decoding import STRICT_VERSION, File, ImageListing, OpenImage
 from ablation.data.folder_walk import Passed, passed_text
 from ablation.data.groups import groups_in
 from ablation.data.held_out import Rows, held_out_rows
@@ -32,11 +33,13 @@ class Columns:
         table: what messages call it, such as 'data.manifest: labels.csv'.
         places: what messages call each row, such as 'line 3'.
         values: name -> the rows' values, without spaces around them; '' where there is none.
+        unusable: the columns that hold no words or numbers: name -> what they hold.
     """
 
     table: str
     places: list[str]
     values: dict[str, list[str]]
+    unusable: dict[str, str] = field(default_factory=dict)
 
     def take(self, key: str, name: str) -> list[str]:
         """Return a column that a key of the study file names, in which no row is empty.
@@ -44,6 +47,10 @@ class Columns:
         Raises:
             InputError: there is no such column, or a row has no value.
         """
+        if name in self.unusable:
+            raise InputError(
+                f"{self.table}: column {name!r} (data.{key}) must hold words or numbers, not {self.unusable[name]}"
+            )
         if name not in self.values:
             raise InputError(f"{self.table}: has no column {name!r} (data.{key}){nearest(name, self.values)}")
         for place, value in zip(self.places, self.values[name], strict=True):
@@ -59,7 +66,7 @@ class Columns:
         """Return some of the rows."""
         rows = list(rows)
         values = {name: [column[row] for row in rows] for name, column in self.values.items()}
-        return Columns(self.table, [self.places[row] for row in rows], values)
+        return Columns(self.table, [self.places[row] for row in rows], values, self.unusable)
 
 
 @dataclass
@@ -109,6 +116,14 @@ def table_listing(images: TableImages, data: Data, version: int) -> ImageListing
         InputError: a column is missing, a row is wrong, or the images cannot be split.
     """
     rows = _rows(images, data)
+    if version >= STRICT_VERSION:
+        for row, label in enumerate(rows.labels):
+            if label.lower() == "nan":
+                raise rows.fault(
+                    row, f"label {label!r} stands for none: leave the row out, or call the class otherwise"
+                )
+        if data.classes is None:
+            refuse_look_alikes(dict.fromkeys(rows.labels))
     is_test_N, how = held_out_rows(rows)
     classes = sorted(set(rows.labels))
     label_numbers = {name: number for number, name in enumerate(classes)}
@@ -148,4 +163,6 @@ def cell_text(value: Any) -> str:
     """Return a value of a typed table as a CSV file would have it: whole numbers without a point, '' for none."""
     if value is None or value != value:  # not a number
         return ""
+    if isinstance(value, bytes):  # words, from programs that do not say so
+        return value.decode(errors="replace").strip()
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

@@ -3,18 +3,20 @@
 Legend: N pictures, P pairs, W words of 64 bits of a hash.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import imagehash
 import numpy as np
 import PIL.Image
 from PIL import ImageOps
 from PIL.Image import Image
 
 from ablation.base.cores import usable_cores
+from ablation.base.errors import InputError
 from ablation.data.decoding import OpenImage, fit_image
 
 MOST_BITS = 10  # of the hash's 64 that may differ
@@ -23,6 +25,9 @@ THUMBNAIL = 16  # pixels a side
 SIDE = 32  # of the picture that is hashed: imagehash's own
 ROWS = 512  # of the comparison of all with all that are in memory at once
 CHUNK = 500  # pictures that a process looks at, at a time
+FEW = 2000  # pictures; so many are compared within a second by one process, once their pixels are in memory
+
+Picture = str | np.ndarray  # the name of a file, or pixels, uint8 HWC
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class NearDuplicate:
 
 
 def find_near_duplicates(
-    paths: Sequence[str], track: Callable[[int], None], open_image: OpenImage = PIL.Image.open
+    pictures: Sequence[Picture], track: Callable[[int], None], open_image: OpenImage = PIL.Image.open
 ) -> list[NearDuplicate]:
     """Compare all pictures with all others, as they are and mirrored; files that cannot be read are left out.
 
@@ -44,19 +49,27 @@ def find_near_duplicates(
     the thumbnails of those decide, because smooth pictures of different things may have similar hashes.
 
     Args:
-        paths: image files.
+        pictures: image files, or pixels.
         track: is told how many pictures have been looked at.
         open_image: opens a file; processes get a copy of it.
 
     Returns:
         Pairs, the most similar first.
+
+    Raises:
+        InputError: the optional library is missing.
     """
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    parts = []
-    with ProcessPoolExecutor(usable_cores()) as pool:
-        for chunk, part in zip(chunks, pool.map(partial(_look, open_image), chunks), strict=True):
-            parts.append(part)
-            track(len(chunk))
+    _library()
+    chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
+    look = partial(_look, open_image)
+    if len(pictures) <= FEW and not isinstance(pictures[0], str):
+        parts = list(map(look, chunks))
+    else:
+        parts = []
+        with ProcessPoolExecutor(usable_cores()) as pool:
+            for chunk, part in zip(chunks, pool.map(look, chunks), strict=True):
+                parts.append(part)
+                track(len(chunk))
     hashes_N, mirrored_N, thumbnails_NSS = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     readable_N = thumbnails_NSS.any((1, 2)) | (hashes_N != 0)
     pairs = []
@@ -74,13 +87,30 @@ def find_near_duplicates(
     return list(best.values())
 
 
-def _look(open_image: OpenImage, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _library() -> Any:
+    """Return the optional library imagehash.
+
+    Raises:
+        InputError: it is missing.
+    """
+    try:
+        return importlib.import_module("imagehash")
+    except ImportError:
+        raise InputError("near-duplicates: need imagehash: pip install 'ablation[check]'") from None
+
+
+def open_picture(picture: Picture, open_image: OpenImage) -> Image:
+    """Return the image of a file, or of pixels."""
+    return open_image(picture) if isinstance(picture, str) else PIL.Image.fromarray(picture)
+
+
+def _look(open_image: OpenImage, pictures: Sequence[Picture]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return hashes, hashes of the mirrored pictures (uint64 N) and thumbnails (uint8 NSS); zeros for broken files."""
-    hashes, mirrored = np.zeros((2, len(paths)), np.uint64)
-    thumbnails = np.zeros((len(paths), THUMBNAIL, THUMBNAIL), np.uint8)
-    for number, path in enumerate(paths):
+    hashes, mirrored = np.zeros((2, len(pictures)), np.uint64)
+    thumbnails = np.zeros((len(pictures), THUMBNAIL, THUMBNAIL), np.uint8)
+    for number, picture in enumerate(pictures):
         try:
-            with open_image(path) as image:
+            with open_picture(picture, open_image) as image:
                 grey = PIL.Image.fromarray(fit_image(image, SIDE, resize="squash")).convert("L")
         except Exception:  # Pillow raises many kinds for broken files
             continue
@@ -90,7 +120,7 @@ def _look(open_image: OpenImage, paths: Sequence[str]) -> tuple[np.ndarray, np.n
 
 
 def _hash(grey: Image) -> np.uint64:
-    bits: np.ndarray = imagehash.phash(grey).hash
+    bits: np.ndarray = _library().phash(grey).hash
     return np.uint64(np.packbits(bits.flatten()).view(np.uint64)[0])
 
 

@@ -1,5 +1,6 @@
 """A set of images as a person wants to see it: classes, sizes, modes, and a contact sheet."""
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ PER_CLASS = 10  # pictures of a class on the contact sheet
 MOST_CLASSES = 30
 CELL = 64  # pixels
 TITLE = 18  # pixels above the pictures of a class
+MOST_BYTES = 150_000  # of the contact sheet in the report
 MOST_KINDS = 5  # of sizes and modes that are named
 
 
@@ -46,16 +48,34 @@ def kinds_text(paths: list[str], open_image: OpenImage = PIL.Image.open) -> str:
     return f"sizes in pixels: {text(sizes)}; formats and modes: {text(modes)}"
 
 
-def write_contact_sheet(images: ImageSet, path: Path) -> None:
-    """Write a PNG file with the first training images of each class, as the network gets them before it resizes."""
+def contact_sheet(images: ImageSet, cell: int = CELL) -> Image.Image:
+    """Return some training images of each class, as the network gets them before it resizes, in square cells."""
     names = images.classes[:MOST_CLASSES]
-    sheet = Image.new("RGB", (PER_CLASS * CELL, len(names) * (CELL + TITLE)), "white")
+    sheet = Image.new("RGB", (PER_CLASS * cell, len(names) * (cell + TITLE)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for label, name in enumerate(names):
         numbers = np.flatnonzero(images.train_labels_N == label)
-        top = label * (CELL + TITLE)
+        top = label * (cell + TITLE)
         pen.text((2, top + 2), f"{one_line(name)} ({len(numbers):,})", "black", font)
         for place, number in enumerate(numbers[np.linspace(0, len(numbers) - 1, PER_CLASS).astype(int)]):
-            picture = Image.fromarray(np.asarray(images.train_images_NHWC[number])).resize((CELL - 2, CELL - 2))
-            sheet.paste(picture, (place * CELL, top + TITLE))
-    sheet.save(path, "PNG")
+            picture = Image.fromarray(np.asarray(images.train_images_NHWC[number])).resize((cell - 2, cell - 2))
+            sheet.paste(picture, (place * cell, top + TITLE))
+    return sheet
+
+
+def write_contact_sheet(images: ImageSet, path: Path) -> None:
+    """Write the contact sheet as a PNG file."""
+    contact_sheet(images).save(path, "PNG")
+
+
+def small_contact_sheet(images: ImageSet) -> bytes:
+    """Return the contact sheet as PNG in 256 colours, with cells so small that it has at most `MOST_BYTES`."""
+    rows = min(len(images.classes), MOST_CLASSES)
+    for cell in (CELL, 48, 40, 32, 24, 16):
+        if 0.6 * rows * PER_CLASS * cell * (cell + TITLE) > MOST_BYTES and cell > 16:
+            continue  # hardly a photo takes less than 0.6 bytes per pixel
+        buffer = io.BytesIO()
+        contact_sheet(images, cell).quantize(256, Image.Quantize.FASTOCTREE).save(buffer, "PNG")
+        if buffer.tell() <= MOST_BYTES:
+            break
+    return buffer.getvalue()

@@ -5,7 +5,7 @@ Legend: N images, C channels (3, RGB), H and W pixels, K classes.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -16,8 +16,10 @@ from ablation.base.errors import InputError
 from ablation.base.machine import available_memory
 from ablation.base.seeds import named_seed
 from ablation.base.text import plural
+from ablation.data.comparison import files_key
 from ablation.data.decoding import (
     DECODING_VERSION,
+    FULL_SIZE_VERSION,
     TEST_FRACTION,
     ImageListing,
     ReadImages,
@@ -29,9 +31,9 @@ from ablation.data.duplicates import Pictures, kept, refuse_identical
 from ablation.data.file_audit import audit_files, pixel_digest
 from ablation.data.groups import choose_groups, numbered
 from ablation.data.hugging_face import hugging_face_listing
-from ablation.data.image_cache import check_room
 from ablation.data.image_folder import image_folder_listing
 from ablation.data.manifest import manifest_listing
+from ablation.data.near_duplicates import FEW
 from ablation.data.torchvision_sets import SETS, torchvision_listing
 from ablation.spec.tables import Data
 
@@ -55,6 +57,8 @@ class ImageSet:
         reading: how a folder was understood, in one line; empty for sources that leave no doubt.
         train_groups_N: what the training images belong to, as numbers, int64; None without groups.
         test_groups_N: the same of the test images, as numbers from 0.
+        names: of the training images, then of the test images, where these are few enough to be compared at once.
+        listing_key: identifies the files under which `python -m ablation.data check` keeps what it finds.
     """
 
     train_images_NHWC: np.ndarray
@@ -67,6 +71,8 @@ class ImageSet:
     reading: str = ""
     train_groups_N: np.ndarray | None = None
     test_groups_N: np.ndarray | None = None
+    names: list[str] = field(default_factory=list)
+    listing_key: str = ""
 
 
 def load_images(data: Data, track: TrackProgress = untracked) -> ImageSet:
@@ -107,6 +113,9 @@ def load_split(
     listing = _with_validation(listing, split)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
     images, digests = _read_images(listing, kept_N, track, processes)
+    if len(kept_N) + len(listing.test_labels_N) <= FEW:
+        images = replace(images, names=_names(listing, kept_N))
+    images = replace(images, listing_key=listing_key(listing))
     if data.refuses_duplicates and not is_begun:
         copies = refuse_identical(_pictures(listing, kept_N, digests))
         if copies:
@@ -115,19 +124,22 @@ def load_split(
     return images, Split(np.searchsorted(kept_N, split.train_N), np.searchsorted(kept_N, split.val_N))
 
 
-def check_split(data: Data, seed: int) -> str:
-    """Refuse images that cannot be split, or do not fit into memory or on the disk; return how a folder is understood.
+def decoding_of(data: Data, seed: int, digest: str) -> int:
+    """Return the version of the decoding that gives a study's images, by their digest; the latest is tried first.
 
-    Only for images that are on this machine: others would be downloaded.
+    Raises:
+        InputError: the images have changed; or as `load_split`.
     """
-    listing = list_images(data)
-    split = _split(data, listing, seed)
-    train, test = len(split.train_N) + len(split.val_N), len(listing.test_labels_N)
-    if listing.map is None:
-        check_memory(listing.side, train, test)
-    elif not _fit_into_memory(listing.side, train, test):
-        check_room(3 * listing.side**2 * (train + test))
-    return _with_validation(listing, split).reading
+    faults = []
+    for version in range(DECODING_VERSION, FULL_SIZE_VERSION - 1, -1):
+        try:
+            images, _ = load_split(data, seed, decoding=version, is_begun=True)
+        except InputError as error:
+            faults.append(error)
+            continue
+        if images.digest == digest:
+            return version
+    raise faults[0] if faults else InputError("data: the images have changed since the study")
 
 
 def _with_validation(listing: ImageListing, split: "Split") -> ImageListing:
@@ -224,6 +236,13 @@ def _names(listing: ImageListing, train_N: np.ndarray) -> list[str]:
     return [f"training image {n}" for n in train_N] + [f"test image {n}" for n in range(len(listing.test_labels_N))]
 
 
+def listing_key(listing: ImageListing) -> str:
+    """Return what identifies the files of a listing, see `files_key`; empty for a source without files."""
+    if listing.files is None:
+        return ""
+    return files_key([*listing.files["train"], *listing.files["test"]])
+
+
 def _pictures(listing: ImageListing, train_N: np.ndarray, digests_N: list[str]) -> Pictures:
     labels_N = np.concatenate([listing.train_labels_N[train_N], listing.test_labels_N])
     return Pictures(digests_N, labels_N, np.arange(len(labels_N)) >= len(train_N), _names(listing, train_N))
@@ -298,6 +317,12 @@ def _read_images(
 def _fit_into_memory(side: int, train: int, test: int, processes: int = 1) -> bool:
     """Return whether images fit into the free memory of this machine, see `check_memory`."""
     return (COPIES * train + test) * 3 * side**2 * processes <= SHARE_OF_MEMORY * available_memory()
+
+
+def is_mapped(data: Data, size: "DataSize", side: int) -> bool:
+    """Return whether images with this side are read through a memory map: files that do not fit into memory."""
+    has_files = SETS[data.source].gives_files if data.source in SETS else data.is_own
+    return has_files and not _fit_into_memory(side, size.train, size.test)
 
 
 def check_memory(side: int, train: int, test: int, processes: int = 1) -> None:

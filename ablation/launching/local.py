@@ -38,11 +38,20 @@ def _command(launch: Launch) -> list[str]:
         return launch.command
     text = launch.options["per-gpu"]
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--per-gpu: must be a number from 1, got {text!r}")
+        raise InputError(f"--per-gpu: must be auto or a number from 1, got {text!r}")
+    return [*launch.command, "--workers", str(int(text) * usable_gpus())]
+
+
+def usable_gpus() -> int:
+    """Return the number of GPUs, or of their MIG slices, for which there are workers.
+
+    Raises:
+        InputError: there is none.
+    """
     gpus = len(mig_slices()) or gpu_count()
     if gpus == 0:
         raise InputError("--per-gpu: this machine has no CUDA device that this process may use; say --workers N")
-    return [*launch.command, "--workers", str(int(text) * gpus)]
+    return gpus
 
 
 def submit(launch: Launch) -> str:

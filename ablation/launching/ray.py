@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ablation.base.command_line import JOB_VARIABLE
 from ablation.base.errors import InputError
 from ablation.base.text import first_line, plural
 from ablation.launching.ray_actor import WorkerActor, why_not
@@ -70,7 +71,9 @@ def submit(launch: Launch) -> str:
         free = (name for number in range(1, 10**6) if (name := f"{launch.label}-{number}") not in taken)
         for name, _ in zip(free, range(launch.workers or 1), strict=False):
             options = {**needs, "name": name, "lifetime": "detached", "max_restarts": -1}
-            ray.remote(WorkerActor).options(**options).remote(launch.command, launch.working_folder, variables)
+            ray.remote(WorkerActor).options(**options).remote(
+                launch.command, launch.working_folder, {**variables, JOB_VARIABLE: name}
+            )
     wait = "" if nodes else "; they wait, because no node of the cluster has what they need"
     return f"{plural(launch.workers or 1, 'worker')} submitted to Ray as {launch.label}-N{wait}"
 

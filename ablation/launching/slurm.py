@@ -1,7 +1,8 @@
 """SLURM: workers are the tasks of a job array, submitted by `sbatch` as a script that people can read and submit."""
 
-import getpass
 import math
+import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,8 @@ def compose(launch: Launch) -> str:
         InputError: an option belongs to the launch itself, or a path contains a sign that SLURM would replace.
     """
     refuse_options(launch.options, OWN, "slurm")
-    if "%" in str(launch.folder) or " " in str(launch.folder):
-        raise InputError(f"--store: {launch.folder}: SLURM cannot write to a path that contains % or a space")
+    if (sign := re.search(r"[^\w./+=:,@-]", str(launch.folder))) is not None:  # to SLURM or to the shell it means more
+        raise InputError(f"--store: {launch.folder}: SLURM cannot write to a path that contains {sign[0]!r}")
     options = dict(launch.options)
     signal = options.pop("signal", f"B:USR2@{math.ceil(launch.grace) + SIGNAL_AHEAD}")
     directives = [f"#SBATCH --{name}{f'={shlex.quote(value)}' if value else ''}" for name, value in options.items()]
@@ -56,7 +57,7 @@ def submit(launch: Launch) -> str:
     script, text = script_path(launch), compose(launch)
     call("sbatch", "--version")  # nothing is written where SLURM is not
     before = script.read_bytes() if script.exists() else None
-    write_atomically(script, text.encode())
+    write_atomically(script, text.encode(errors="surrogateescape"))
     try:
         job = call("sbatch", "--parsable", str(script)).strip().partition(";")[0]
     except InputError:
@@ -73,14 +74,14 @@ def submit(launch: Launch) -> str:
 def cancel(label: str, options: Mapping[str, str]) -> None:
     """End the queued and the running tasks of all arrays of a study."""
     del options
-    call("scancel", f"--user={getpass.getuser()}", f"--name={label}")
+    call("scancel", f"--user={os.getuid()}", f"--name={label}")
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:
     """Return the tasks that run or wait, in the order of their numbers; a waiting one with SLURM's reason."""
     del options
     fields = "%i|%T|%N|%S|%V|%r"  # id, state, nodes, start, submission, reason
-    lines = call("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--name={label}",
+    lines = call("squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--name={label}",
                  f"--format={fields}", "--sort=i").splitlines()  # fmt: skip
     return [_worker(*line.split("|", 5)) for line in lines]
 

@@ -11,11 +11,12 @@
 #SBATCH --signal={signal}
 {directives}
 task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+export ABLATION_JOB="$task" # --status shows it beside the trial
 echo "task $task on $(hostname), start number ${{SLURM_RESTART_COUNT:-0}}, $(date --iso-8601=seconds)"
-end_waiting_tasks() {{ scancel --state=PENDING --user="$(id -un)" --name={label}; }}
+end_waiting_tasks() {{ scancel --state=PENDING --user="$(id -u)" --name={label}; }}
 
 if ! cd {working_folder} || [ ! -e {script} ]; then
-    echo "error: the node $(hostname) does not see {working_folder} and {folder}: they must be on a file system that all nodes share"
+    echo "error: the node $(hostname) does not see" {working_folder} "and {folder}: they must be on a file system that all nodes share"
     end_waiting_tasks
     exit 2
 fi

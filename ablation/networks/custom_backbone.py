@@ -129,7 +129,7 @@ def make_custom_blocks(backbone: str, seed: int) -> dict[str, nn.Module]:
 
 def _run_file(path: Path, file: str, function: str) -> Callable[[], Any]:
     """Run a file and return its function of a given name."""
-    name = f"{MODULE_NAME}{hashlib.sha256(str(path).encode()).hexdigest()[:DIGEST_LENGTH]}"
+    name = f"{MODULE_NAME}{hashlib.sha256(os.fsencode(path)).hexdigest()[:DIGEST_LENGTH]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"module: {file}: is not a Python file")

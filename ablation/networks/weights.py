@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ablation.spec.tables import TIMM_WEIGHTS, WEIGHTS_FILES
 
 Three = tuple[float, float, float]
 STATE_KEYS = ("state_dict", "model_state_dict", "model")  # the network's key in checkpoints of training scripts
+SECONDS_TO_ANSWER = 10  # of the server that has torchvision's weights
 IMAGENET_MEAN: Three = (0.485, 0.456, 0.406)  # of RGB pixels scaled to 0..1; most pretrained networks expect these
 IMAGENET_STD: Three = (0.229, 0.224, 0.225)
 
@@ -184,6 +186,38 @@ def torchvision_weights(backbone: str, weights: str) -> Any:
     return known.DEFAULT if weights == "imagenet" else known[weights]
 
 
+def _cached_file(entry: Any) -> Path:
+    """Return where torch.hub's cache has torchvision's weights, or would have them."""
+    return Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
+
+
+def _not_downloaded(entry: Any, error: Exception) -> str:
+    return (
+        f"backbone.weights: {entry.url} could not be downloaded ({first_line(error)}); place it at "
+        f"{_cached_file(entry)}, name a local file with --set backbone.weights=FILE, or try --demo"
+    )
+
+
+def check_download(backbone: str, weights: str) -> str:
+    """Return what is to be downloaded of torchvision's weights, or why it cannot be; "" if torch.hub's cache has them.
+
+    Downloads nothing: it asks their server for the size.
+
+    Raises:
+        InputError: torchvision has no weights of that name.
+    """
+    entry = torchvision_weights(backbone, weights)
+    path = _cached_file(entry)
+    if path.is_file():
+        return ""
+    try:
+        with urlopen(Request(entry.url, method="HEAD"), timeout=SECONDS_TO_ANSWER) as answer:
+            size = int(answer.headers.get("Content-Length", 0))
+    except (OSError, ValueError) as error:
+        return f"warning: {_not_downloaded(entry, error)}"
+    return f"weights to be downloaded: {entry.url} ({size / 1e6:,.0f} MB) to {path}"
+
+
 def _read_torchvision_weights(backbone: str, weights: str) -> Weights:
     """Read torchvision's weights, after downloading them if torch.hub's cache does not have them.
 
@@ -191,17 +225,14 @@ def _read_torchvision_weights(backbone: str, weights: str) -> Weights:
         InputError: torchvision has no weights of that name, or the download failed.
     """
     entry = torchvision_weights(backbone, weights)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    path = _cached_file(entry)
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             hash_prefix = path.stem.rpartition("-")[2]  # torchvision puts it into the file's name
             torch.hub.download_url_to_file(entry.url, str(path), hash_prefix, progress=True)
         except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"backbone.weights: {entry.url} could not be downloaded ({first_line(error)}); place it at {path}, "
-                "name a local file with --set backbone.weights=FILE, or try --demo"
-            ) from None
+            raise InputError(_not_downloaded(entry, error)) from None
     preprocessing = entry.transforms()
     mean, std = ((r, g, b) for r, g, b in (preprocessing.mean, preprocessing.std))
     return _weights(backbone, weights, _read_pth(path), mean, std)

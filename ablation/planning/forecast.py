@@ -9,7 +9,7 @@ from ablation.analysis.contrasts import interactions, label_pairs, level_compari
 from ablation.analysis.power import Assumed, assumed_moments, smallest_differences
 from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.base.text import format_duration
-from ablation.data.reading import DataSize
+from ablation.data.reading import DataSize, is_mapped
 from ablation.planning.probe import Conditions, Failure, Probe, Speed
 from ablation.planning.workload import ArmPlan, feature_bytes, stored_images
 from ablation.spec.study import StudySpec
@@ -18,6 +18,7 @@ from ablation.training.feature_cache import SHARE_OF_DEVICE
 
 RUN_SECONDS = 0.1  # per run, for MLflow, Optuna and checkpoints
 STUDY_SECONDS = 10  # for the start and the report
+CUDA_BYTES = 600_000_000  # of a GPU's memory: CUDA's context and libraries of a process, besides its tensors
 LIBRARY_BYTES = 300_000_000  # memory of MLflow, Optuna and the report's libraries, which are not loaded here
 
 # As in `tests/calibration.py`, at an accuracy of 0.88.
@@ -185,26 +186,44 @@ def differences_found(spec: StudySpec, test_images: int, seeds: int) -> dict[str
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one worker needs on its device: in total, and the shares of images and of features."""
+    """Bytes that one worker needs on its device: in total, and the shares of images and of features.
+
+    `mapped` are those of images that do not fit into the machine's memory: they take as much of the disk.
+    """
 
     total: int
     images: int
     features: int
+    mapped: int = 0
+
+
+def workers_that_fit(needed: int, free: int, cores: int) -> int:
+    """Return how many workers fit on a GPU, at least one, with a tenth of its free memory left and a core for each.
+
+    Args:
+        needed: bytes of the GPU's memory that a worker needs, see `memory`.
+        free: its free bytes.
+        cores: the cores of this machine for each of its GPUs.
+    """
+    return max(1, min(cores, int(0.9 * free / (needed + CUDA_BYTES))))
 
 
 def memory(study: StudyPlan) -> Memory:
     """Return the memory of a worker: the measured peak, the images, and on a GPU the features.
 
-    The CPU holds the images twice, as decoded and as used. A GPU holds features up to a share of its memory; for the
-    CPU they stay in files.
+    The CPU holds the images twice, as decoded and as used, or reads them through a memory map. A GPU holds features up
+    to a share of its memory; for the CPU they stay in files.
     """
     peak, size, device = study.probe.peak_bytes, study.size, study.conditions.device
     image = 3 * study.conditions.side**2
     used = (size.train + (size.test if study.spec.confirm.seeds else 0)) * image
+    decoded = (size.train + size.test) * image
+    mapped = decoded if is_mapped(study.spec.data, size, study.conditions.side) else 0
     if device.type == "cuda":
         stored = feature_bytes(study.spec, size, study.conditions.precision)
         most = round(torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE)
         features = min(stored, most) if stored <= study.feature_limit else 0
-        return Memory(peak + used + features, used, features)
-    decoded = (size.train + size.test) * image
+        return Memory(peak + used + features, used, features, mapped)
+    if mapped:
+        return Memory(peak + LIBRARY_BYTES, 0, 0, mapped)
     return Memory(peak + LIBRARY_BYTES + decoded + used, decoded + used, 0)

@@ -1,5 +1,7 @@
 """The tables of `--plan`."""
 
+from dataclasses import replace
+
 from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.base.text import Table, format_duration, plural
 from ablation.data.reading import DataSize
@@ -121,6 +123,10 @@ def _time_notes(study: StudyPlan) -> list[str]:
     waits = may_have("head_warmup_epochs") or may_have("unfreeze_every")
     reasons += ["epochs in which only a part learns are shorter"] if waits else []
     reasons += ["the measurement ran without torch.compile"] if spec.compile != "none" else []
+    looks = spec.confirm.looks
+    if len(looks) > 1:
+        first = study_span(study, replace(budget, seeds=looks[0])).text()
+        reasons.insert(0, f"a study whose answer is sure at the look at {looks[0]} seeds takes about {first}")
     return [f"{total}.", basis] + ([f"It may take less: {', '.join(reasons)}."] if reasons else [])
 
 
@@ -133,9 +139,12 @@ def _memory_note(study: StudyPlan) -> str:
     needed = memory(study)
     where = "the GPU's memory" if study.conditions.device.type == "cuda" else "memory"
     features = f" and {_gigabytes(needed.features)} cached features" if needed.features else ""
+    mapped = ""
+    if needed.mapped:
+        mapped = f" The images do not fit into memory: {_gigabytes(needed.mapped)} of them are decoded onto the disk."
     return (
         f"A worker needs about {_gigabytes(needed.total)} of {where}, {_gigabytes(needed.images)} of it "
-        f"images{features}; free now: {_gigabytes(study.probe.free_bytes)}."
+        f"images{features}; free now: {_gigabytes(study.probe.free_bytes)}.{mapped}"
     )
 
 

@@ -6,14 +6,13 @@ from typing import Any
 from urllib.parse import quote
 
 from ablation.analysis.answer import StudyAnalysis, margin_of
-from ablation.analysis.arm_summaries import ArmSummary, champion_run, confirmed_validation
+from ablation.analysis.arm_summaries import ArmSummary, champion_run
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.simultaneous import DRAWS, FEWEST_SEEDS
 from ablation.analysis.wording import interval_points, points
 from ablation.base.text import Table, format_params, plural
 from ablation.reporting.charts import Picture
 from ablation.reporting.content import (
-    ACCURACY_COLUMNS,
     INTERVAL,
     SIMULTANEOUS,
     Answer,
@@ -22,13 +21,17 @@ from ablation.reporting.content import (
     Code,
     Items,
     Paragraph,
+    behind_column,
     figure_block,
     interval_text,
+    metric_columns,
     optional_number,
     run_name,
     seeds_text,
     states_text,
 )
+from ablation.spec.looks import most_seeds_of_arms
+from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.parameters import Choices
 
 
@@ -41,8 +44,10 @@ def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
             f"{result.missing_trials} of {len(result.arms) * result.spec.trials_per_arm} trials have not ended."
         )
     if result.missing_confirmations:
-        planned = sum(len(arm.chosen) for arm in result.arms) * result.spec.confirm.seeds
-        texts.append(f"{result.missing_confirmations} of {planned} confirmation runs have not ended.")
+        seeds = most_seeds_of_arms(result.spec.confirm, [arm.arm.name for arm in result.arms], result.decisions)
+        planned = sum(len(arm.chosen) * seeds[arm.arm.name] for arm in result.arms)
+        at_most = "At most " if result.spec.confirm.looks else ""
+        texts.append(f"{at_most}{result.missing_confirmations} of {planned} confirmation runs have not ended.")
     if not texts:
         return [Items(result.left_out_texts)] if result.left_out_texts else []
     status = "This report is preliminary and may change. The command that resumes the study:"
@@ -52,7 +57,7 @@ def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
 def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
     """Return the answer, the plot that shows it, the champion and its use, the evidence, and the method."""
     spec, result = analysis.result.spec, analysis.result
-    figure, champion = figure_block("arms", pictures), champion_blocks(analysis)
+    figure, champion = figure_block("arms", pictures, analysis.result.spec.goal), champion_blocks(analysis)
     blocks: list[Block] = [Answer(analysis.verdict)]
     blocks += [Beside(figure, champion)] if figure and champion else [*figure, *champion]
     if analysis.evidence:
@@ -67,9 +72,10 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
             f" and divided among {spec.confirm.repeats} repeats of the tuning, each with its own split and tuning "
             "points, the same in every arm"
         )
+    seeds = f"{'up to ' if spec.confirm.looks else ''}{plural(spec.confirm.seeds, 'fresh seed')}"
     confirm = (
-        f"the best configuration of each was then retrained with {plural(spec.confirm.seeds, 'fresh seed')}, and each "
-        "of these confirmation runs evaluated the test images once, at its end"
+        f"the best configuration of each was then retrained with {seeds}, and each of these confirmation runs "
+        "evaluated the test images once, at its end"
         if spec.confirm.seeds
         else "the best configuration of each was retrained with fresh seeds while [confirm] seeds was larger"
         if result.test_evaluations
@@ -83,26 +89,31 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
             f"{result.train_images:,} training, {result.val_images:,} validation and {result.test_images:,} test "
             f"images of {len(result.classes)} classes. {plural(len(result.arms), 'arm')}, with up to "
             f"{plural(most_trials, 'trial')} of {plural(spec.epochs, 'epoch')} each, {tuned}; {confirm}."
+            f"{_chosen_by(spec.goal)}"
         )
     )
     return blocks
 
 
+def _chosen_by(goal: Objective) -> str:
+    """Return what decides, as a sentence; nothing for accuracy."""
+    return "" if goal == ACCURACY else f" Epochs, trials and arms were chosen and compared by {goal.label}."
+
+
 def champion_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return what the champion is, and the commands that use it; nothing before a confirmation run has finished."""
-    result, winner = analysis.result, analysis.winner
-    if winner is None:
+    result, champion = analysis.result, analysis.champion
+    if champion is None:
         return []
+    winner = champion.arm
     run = champion_run(winner)
     rank = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
     name = f"{winner.arm.name}, confirmation run #{run.number}" if winner.arm.compared_levels else run_name(run)
-    val_S = confirmed_validation(winner)
-    why = "the best validation accuracy of its confirmation runs"
-    if winner.arm.compared_levels:
-        why = f"its arm has the highest mean validation accuracy ({val_S.mean():.4f}, n = {plural(len(val_S), 'seed')})"
-    test = "" if run.test_accuracy is None else f" Its own test accuracy is {run.test_accuracy:.4f}."
+    goal = result.spec.goal
+    test = "" if run.test_value is None else f" Its own test {goal.label} is {run.test_value:.4f}."
+    metrics = "accuracies" if goal.name == "accuracy" else "metrics"
     return [
-        Paragraph(f"{name} {rank}: {why}. Test accuracies played no part in this choice.{test}"),
+        Paragraph(f"{name} {rank}: {champion.reason}. Test {metrics} played no part in this choice.{test}"),
         Paragraph("It classifies images in the terminal, and in Python:"),
         Code(f"python -m ablation.predict {result.spec.name} IMAGE..."),
         Code(f'ablation.load_champion("{result.spec.name}")'),
@@ -122,17 +133,17 @@ def _range(value: Any) -> str:
     return f"{value.low:g} to {value.high:g}{', logarithmic' if value.log else ''}"
 
 
-def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
-    """Return the table of arms: their levels, test and validation accuracies, and trials."""
-    spec = analysis.result.spec
+def arm_table(analysis: StudyAnalysis) -> Table:
+    """Return the table of arms: their levels, the objective on test and validation images, and trials."""
+    spec, goal = analysis.result.spec, analysis.result.spec.goal
     chances = analysis.chances_of_best
     with_tuned = not any(arm.test is not None for arm in analysis.arms)  # else the section on tuning has it
     columns = [
         *(list(spec.compared_levels()) or ["arm"]),
-        *ACCURACY_COLUMNS[:-1],
+        *metric_columns(goal)[:-1],
         f"n ({analysis.compared.estimator.unit}s)",
-        *(["best tuned val. accuracy"] if with_tuned else []),
-        *(["chance to be best"] if chances else []),
+        *([f"best tuned val. {goal.label}"] if with_tuned else []),
+        *(["chance to be best", behind_column(goal)] if chances else []),
         "trials",
     ]
     rows = []
@@ -141,55 +152,66 @@ def arm_accuracy_table(analysis: StudyAnalysis) -> Table:
         rows.append(
             [
                 *([str(level) for level in arm.result.arm.compared_levels.values()] or [arm.name]),
-                *accuracy_cells(arm),
-                *([optional_number(best.val_accuracy if best else None)] if with_tuned else []),
-                *([f"{chances[arm.name]:.3f}" if arm.name in chances else "-"] if chances else []),
+                *metric_cells(arm),
+                *([optional_number(best.val_value if best else None)] if with_tuned else []),
+                *(best_cells(analysis, arm.name) if chances else []),
                 states_text(arm.result.trials),
             ]
         )
     return Table("", columns, rows, _arm_notes(analysis, with_tuned=with_tuned))
 
 
-def accuracy_cells(arm: ArmSummary) -> list[str]:
-    """Return an arm's cells for ACCURACY_COLUMNS."""
+def best_cells(analysis: StudyAnalysis, arm: str) -> list[str]:
+    """Return an arm's chance to be the best, and its distance from the best other one."""
+    ends = analysis.from_best.get(arm)
+    if ends is None:
+        return ["-", "-"]
+    return [f"{analysis.chances_of_best[arm]:.3f}", interval_points(ends.low, ends.high, analysis.result.spec.goal)]
+
+
+def metric_cells(arm: ArmSummary) -> list[str]:
+    """Return an arm's cells for `metric_columns`."""
     if arm.test is None:
         return ["-", "-", "-", optional_number(arm.val.mean if arm.val else None), str(arm.val.seeds if arm.val else 0)]
     return [
         f"{arm.test.mean:.4f}",
         optional_number(arm.test.standard_deviation),
-        interval_text(arm.accuracy),
+        interval_text(arm.estimate),
         optional_number(arm.val.mean if arm.val else None),
         str(arm.test.seeds),
     ]
 
 
 def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool) -> list[str]:
-    result = analysis.result
+    result, label = analysis.result, analysis.result.spec.goal.label
     notes = [f"{arm.label}: {format_params(arm.entries())}." for arm in result.spec.arms if arm.name and arm.entries()]
-    unit = analysis.compared.estimator.unit
+    unit, best_word = analysis.compared.estimator.unit, result.spec.goal.best_word
+    if not result.spec.goal.higher_is_better:
+        notes.append(f"The lower the {label}, the better.")
     if unit != "seed":
         notes.append(
             f"Means and standard deviations over n {unit}s, each the mean of its confirmation runs on the same "
-            f"{result.test_images:,} test images. The interval of the test accuracy covers the variation over {unit}s, "
+            f"{result.test_images:,} test images. The interval of the test {label} covers the variation over {unit}s, "
             "with their splits and seeds, and over images."
         )
     elif not with_tuned:
         notes.append(
-            f"Means over n confirmation runs with fresh seeds: test accuracy on {result.test_images:,} images, "
-            f"validation accuracy (best epoch) on {result.val_images:,}. The interval of the test accuracy covers "
+            f"Means over n confirmation runs with fresh seeds: test {label} on {result.test_images:,} images, "
+            f"validation {label} (best epoch) on {result.val_images:,}. The interval of the test {label} covers "
             "the variation over seeds and over images."
         )
     if analysis.chances_of_best:
         notes.append(
             f"Chance to be best: the share of {DRAWS:,} simulated studies, with the variation found here, in which "
-            "the arm's mean test accuracy is the highest."
+            f"the arm's mean test {label} is the {result.spec.goal.best_word}."
         )
     if any(arm.test is not None and arm.test.seeds == 1 and arm.test.unit == "seed" for arm in analysis.arms):
         notes.append("An arm with one seed has no interval: one seed proves nothing.")
     if with_tuned:
         notes.append(
-            f"Best tuned val. accuracy: the highest of the finished trials on {result.val_images:,} images. It is "
-            "biased upwards, because it was chosen for being the highest."
+            f"Best tuned val. {label}: the {best_word} of the finished trials on {result.val_images:,} images. It is "
+            f"biased {'up' if result.spec.goal.higher_is_better else 'down'}wards, because it was chosen for being the "
+            f"{best_word}."
         )
     return notes + _failures(analysis)
 
@@ -235,9 +257,10 @@ def published_tables(analysis: StudyAnalysis) -> list[Table]:
                 rows.append(row)
     if not rows:
         return []
+    label = analysis.result.spec.goal.label
     notes = [
         "Ours: means over n runs (an arm's confirmation runs; its best trial while it has none), in the epoch with the "
-        "best validation accuracy. Published metrics were measured on other images: compare their order, not their "
+        f"best validation {label}. Published metrics were measured on other images: compare their order, not their "
         "values.",
         *dict.fromkeys(sources),
     ]
@@ -251,6 +274,7 @@ def _mean(values: Sequence[float]) -> str:
 def level_tables(analysis: StudyAnalysis) -> list[Block]:
     """Return a table of marginal means for each factor with a confirmed arm; none for [[arms]], which are no grid."""
     tables: list[Block] = []
+    label = analysis.result.spec.goal.label
     for factor in [] if analysis.result.spec.arms else analysis.factors:
         if not any(level.estimate for level in factor.levels):
             continue
@@ -270,14 +294,14 @@ def level_tables(analysis: StudyAnalysis) -> list[Block]:
             for level in factor.levels
             if level.missing
         ]
-        columns = [factor.factor, "marginal mean test accuracy", INTERVAL, "arms", _count_column(analysis)]
+        columns = [factor.factor, f"marginal mean test {label}", INTERVAL, "arms", _count_column(analysis)]
         tables.append(Table(f"Marginal means of {factor.factor}", columns, rows, notes))
     return tables
 
 
 def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
     """Return the table of the tested differences between a factor's levels."""
-    margin = margin_of(analysis.result)
+    margin, goal = margin_of(analysis.result), analysis.result.spec.goal
     is_listed = factor.factor == "arm"
     levels = "arm" if is_listed else "level"
     if factor.control is not None:
@@ -297,17 +321,17 @@ def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
         )
     if margin is not None:
         notes.append(
-            f"Equivalent: the whole interval lies within {100 * margin:g} points, the margin of the study (two "
-            "one-sided tests, each at 2.5 %); not equivalent: outside of it."
+            f"Equivalent: the whole interval lies within {goal.per_unit * margin:g} {goal.unit}, the margin of the "
+            "study (two one-sided tests, each at 2.5 %); not equivalent: outside of it."
         )
     for (first, second), parameters in factor.confounded.items():
         notes.append(f"{first} and {second} differ in several parameters at once: {', '.join(parameters)}.")
     notes += [f"Not every combination of the other factors is confirmed for {text}." for text in factor.partial]
     notes += [f"Not compared: {text}." for text in factor.not_compared]
-    title = f"Levels of {factor.factor}: differences of marginal mean test accuracy"
+    title = f"Levels of {factor.factor}: differences of marginal mean test {goal.label}"
     return Table(
-        "Differences of mean test accuracy" if is_listed else title,
-        _difference_columns(margin, _count_column(analysis)),
+        f"Differences of mean test {goal.label}" if is_listed else title,
+        _difference_columns(analysis, margin),
         [_difference_row(difference, margin) for difference in factor.family],
         notes,
     )
@@ -317,9 +341,10 @@ def _count_column(analysis: StudyAnalysis) -> str:
     return f"n ({analysis.compared.estimator.unit}s per arm)"
 
 
-def _difference_columns(margin: float | None, count: str) -> list[str]:
-    columns = ["difference of", "minus", "points", f"{SIMULTANEOUS} (points)", "p", "shown"]
-    return [*columns, *([] if margin is None else ["equivalence"]), count]
+def _difference_columns(analysis: StudyAnalysis, margin: float | None) -> list[str]:
+    unit = analysis.result.spec.goal.unit
+    columns = ["difference of", "minus", unit, f"{SIMULTANEOUS} ({unit})", "p", "shown"]
+    return [*columns, *([] if margin is None else ["equivalence"]), _count_column(analysis)]
 
 
 def _difference_row(difference: Difference, margin: float | None) -> list[str]:
@@ -330,8 +355,8 @@ def _difference_row(difference: Difference, margin: float | None) -> list[str]:
     return [
         difference.first,
         difference.second,
-        points(estimate.value),
-        interval_points(estimate.low, estimate.high),
+        points(estimate.value, difference.objective),
+        interval_points(estimate.low, estimate.high, difference.objective),
         p,
         shown,
         *([] if margin is None else [difference.equivalence(margin)]),
@@ -359,7 +384,7 @@ def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
                 "replace them. Intervals and p-values allow for all effects at levels together."
             )
             title = f"Levels of {factor.factor} at each level of {other}"
-            blocks.append(Table(title, [other, *_difference_columns(margin, _count_column(analysis))], rows, [note]))
+            blocks.append(Table(title, [other, *_difference_columns(analysis, margin)], rows, [note]))
     return blocks
 
 
@@ -367,20 +392,21 @@ def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture])
     """Return the figure and the table of how differences between levels change with another factor."""
     if not analysis.interactions and not analysis.compared.interaction_missing:
         return []
+    goal = analysis.result.spec.goal
     rows = [
         [
             f"{i.first} \u2212 {i.first_base}",
             f"{i.second} rather than {i.second_base}",
-            points(i.estimate.value),
-            interval_points(i.estimate.low, i.estimate.high),
+            points(i.estimate.value, goal),
+            interval_points(i.estimate.low, i.estimate.high, goal),
             "-" if i.estimate.p is None else _p_cell(i.estimate.p),
             "yes" if i.is_shown else "no",
             seeds_text(i.seeds),
         ]
         for i in analysis.interactions
     ]
-    columns = ["the difference", "changes with", "by (points)", f"{SIMULTANEOUS} (points)", "p", "shown"]
-    notes = ["Differences of differences of test accuracy, tested together with the differences between levels."]
+    columns = ["the difference", "changes with", f"by ({goal.unit})", f"{SIMULTANEOUS} ({goal.unit})", "p", "shown"]
+    notes = [f"Differences of differences of test {goal.label}, tested together with the differences between levels."]
     notes += [f"Left out: {text}." for text in analysis.compared.interaction_missing]
     table = Table("Interactions", [*columns, _count_column(analysis)], rows, notes)
-    return [*figure_block("interaction", pictures), table]
+    return [*figure_block("interaction", pictures, goal), table]

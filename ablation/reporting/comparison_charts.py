@@ -8,7 +8,7 @@ import altair as alt
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.statistics import Estimate
-from ablation.analysis.wording import format_seeds, points
+from ablation.analysis.wording import axis_title, format_seeds, points, unit_words
 from ablation.base.text import plural
 from ablation.reporting.charts import (
     COLOURS,
@@ -28,27 +28,27 @@ from ablation.reporting.charts import (
     rounded,
     values_text,
 )
+from ablation.spec.objective import ACCURACY
 
-ACCURACY = "test accuracy (fraction)"
 
-
-def accuracy_text(estimate: Estimate) -> str:
-    """Return an accuracy as '0.8891 (0.8447 to 0.9335)'."""
+def estimate_text(estimate: Estimate) -> str:
+    """Return a mean as '0.8891 (0.8447 to 0.9335)'."""
     interval = "" if estimate.low is None else f" ({estimate.low:.4f} to {estimate.high:.4f})"
     return f"{estimate.value:.4f}{interval}"
 
 
 def arms_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
-    """Draw the test accuracy of each arm: its seeds, their mean with its interval."""
+    """Draw the objective (test images) of each arm: its seeds, their mean with its interval."""
     rows: list[Row] = []
     texts: dict[str, str] = {}
+    goal = analysis.result.spec.goal
     for arm in analysis.arms:
-        if arm.accuracy is None or arm.test is None:
+        if arm.estimate is None or arm.test is None:
             continue
-        seeds = [rounded(float(accuracy)) for accuracy in arm.result.test_accuracies_S]
+        seeds = [rounded(float(value)) for value in arm.result.test_values_S]
         n = format_seeds((arm.test.seeds, arm.test.seeds), arm.test.unit)
-        rows.append({**styles.fields(arm.result), **estimate_fields(arm.accuracy), "n": n, "seeds": seeds})
-        texts[arm.name] = accuracy_text(arm.accuracy)
+        rows.append({**styles.fields(arm.result), **estimate_fields(arm.estimate), "n": n, "seeds": seeds})
+        texts[arm.name] = estimate_text(arm.estimate)
     if not rows:
         return None
     winner = analysis.winner.arm.name if analysis.winner is not None and len(rows) > 1 else ""
@@ -64,10 +64,10 @@ def arms_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
         _interval(base).encode(color=colour),
         seeds.encode(alt.X("seeds:Q"), y, color=colour, tooltip=[_tip("arm"), _number_tip("seeds", "one seed", ".4f")]),
         base.mark_point(filled=True, size=80, opacity=1).encode(
-            _x("value", ACCURACY), y, color=colour, shape=shape, tooltip=tips
+            _x("value", axis_title("test", goal)), y, color=colour, shape=shape, tooltip=tips
         ),
     )
-    text = f"Mean test accuracy of {plural(len(rows), 'arm')} with 95 % intervals: {values_text(texts)}."
+    text = f"Mean test {goal.label} of {plural(len(rows), 'arm')} with 95 % intervals: {values_text(texts)}."
     if winner:
         text += f" The champion's arm is {winner}."
     return render(layers.encode(y=y).properties(height=alt.Step(ROW_HEIGHT)), text)
@@ -89,14 +89,15 @@ def effect_charts(analysis: StudyAnalysis) -> dict[str, Picture]:
 
 
 def _means(analysis: StudyAnalysis, factor: FactorAnalysis) -> Picture:
-    unit = analysis.compared.estimator.unit
+    unit, goal = analysis.compared.estimator.unit, analysis.result.spec.goal
     rows: list[Row] = []
     texts: dict[str, str] = {}
     for level in factor.levels:
         if level.estimate is not None:
             n = f"{plural(level.arms, 'arm')}, {format_seeds(level.seeds, unit)} each"
             rows.append({"level": level.label, **estimate_fields(level.estimate), "n": n})
-            texts[level.label] = accuracy_text(level.estimate)
+            texts[level.label] = estimate_text(level.estimate)
+    better = "" if goal.higher_is_better else f" ({goal.unit}, lower is better)"
     labels = [row["level"] for row in rows]
     y = _row_axis("level", labels)
     levels = [level.label for level in factor.levels]
@@ -107,66 +108,76 @@ def _means(analysis: StudyAnalysis, factor: FactorAnalysis) -> Picture:
     tips = [_tip("level"), *_estimate_tips("marginal mean", ".4f"), alt.Tooltip("n:N")]
     base = of_rows(rows)
     dots = base.mark_point(filled=True, size=80, opacity=1).encode(
-        _x("value", f"{factor.factor}: marginal mean test accuracy"),
+        _x("value", f"{factor.factor}: marginal mean test {goal.label}{better}"),
         color=colour,
         shape=alt.Shape("level:N", scale=shapes, legend=None),
         tooltip=tips,
     )
     chart = alt.layer(_interval(base).encode(color=colour), dots).encode(y=y)
-    text = f"Marginal mean test accuracy of each level of {factor.factor} with 95 % intervals: {values_text(texts)}."
+    text = (
+        f"Marginal mean test {goal.label} of each level of {factor.factor} with 95 % intervals: {values_text(texts)}."
+    )
     return render(chart.properties(height=alt.Step(ROW_HEIGHT)), text)
 
 
 def _differences(factor: FactorAnalysis) -> Picture:
+    goal = factor.objective
+    unit = "percentage points" if goal.unit == "points" else unit_words(goal)
+    of_metric = "" if goal == ACCURACY else f" of {goal.label}"
     rows: list[Row] = []
     texts: dict[str, str] = {}
     for difference in factor.family:
         estimate, label = difference.estimate, f"{difference.first} \u2212 {difference.second}"
         shown = "shown" if difference.is_shown else "not shown" if difference.is_tested else "not tested"
         p = "not tested" if estimate.p is None else "< 0.001" if estimate.p < 0.001 else f"{estimate.p:.3f}"
-        rows.append({"difference": label, **estimate_fields(estimate, 100), "p": p, "shown": shown})
-        texts[label] = f"{points(estimate.value)} ({_interval_text(difference)}{shown})"
+        rows.append({"difference": label, **estimate_fields(estimate, goal.per_unit), "p": p, "shown": shown})
+        texts[label] = f"{points(estimate.value, goal)} ({_interval_text(difference)}{shown})"
     base = of_rows(rows)
     zero = of_rows([{"zero": 0}]).mark_rule(color=MUTED).encode(alt.X("zero:Q"))
-    tips = [_tip("difference"), *_estimate_tips("points", ".2f"), alt.Tooltip("p:N"), alt.Tooltip("shown:N")]
+    tips = [
+        _tip("difference"),
+        *_estimate_tips(goal.unit, ".2f" if goal.unit == "points" else ".4f"),
+        alt.Tooltip("p:N"),
+        alt.Tooltip("shown:N"),
+    ]
     filled = alt.condition("datum.shown === 'shown'", alt.value(INK), alt.value(PAPER))
     dots = base.mark_point(shape="circle", size=80, opacity=1, stroke=INK, strokeWidth=1.8).encode(
-        _x("value", f"{factor.factor}: difference (percentage points)", with_zero=True),
+        _x("value", f"{factor.factor}: difference{of_metric} ({unit})", with_zero=True),
         fill=filled,
         tooltip=tips,
     )
     y = _row_axis("difference", [row["difference"] for row in rows])
     chart = alt.layer(zero, _interval(base).encode(color=alt.value(INK), y=y), dots.encode(y=y))
     text = (
-        f"Differences between levels of {factor.factor} in percentage points, with simultaneous 95 % intervals: "
+        f"Differences{of_metric} between levels of {factor.factor} in {unit}, with simultaneous 95 % intervals: "
         f"{values_text(texts)}."
     )
     return render(chart.properties(height=alt.Step(ROW_HEIGHT)), text)
 
 
 def _interval_text(difference: Difference) -> str:
-    estimate = difference.estimate
+    estimate, goal = difference.estimate, difference.objective
     if estimate.low is None or estimate.high is None:
         return ""
-    return f"{points(estimate.low)} to {points(estimate.high)}, "
+    return f"{points(estimate.low, goal)} to {points(estimate.high, goal)}, "
 
 
 def interaction_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
-    """Draw the test accuracy at each level of the second factor, a line for each level of the first."""
-    factors = analysis.result.spec.factors.entries()
+    """Draw the objective (test images) at each level of the second factor, a line for each level of the first."""
+    factors, goal = analysis.result.spec.factors.entries(), analysis.result.spec.goal
     if len(factors) != 2 or not (analysis.interactions or analysis.compared.interaction_missing):
         return None
     rows: list[Row] = []
     texts: dict[str, str] = {}
     for arm in analysis.arms:
-        if arm.accuracy is not None:
-            rows.append({**styles.fields(arm.result), **estimate_fields(arm.accuracy)})
-            texts[arm.name] = f"{arm.accuracy.value:.4f}"
+        if arm.estimate is not None:
+            rows.append({**styles.fields(arm.result), **estimate_fields(arm.estimate)})
+            texts[arm.name] = f"{arm.estimate.value:.4f}"
     if not rows:
         return None
     base = of_arms(rows)
     x = alt.X("other:N", sort=styles.others, title=styles.titles[1], axis=alt.Axis(labelAngle=0))
-    y = alt.Y("value:Q", title=ACCURACY, scale=alt.Scale(zero=False))
+    y = alt.Y("value:Q", title=axis_title("test", goal), scale=alt.Scale(zero=False))
     offset = alt.XOffset("first:N", sort=styles.firsts, scale=alt.Scale(paddingOuter=1))
     shapes = [SHAPES[number % len(SHAPES)] for number in range(len(styles.firsts))]
     shape = alt.Shape("first:N", scale=alt.Scale(domain=styles.firsts, range=shapes), legend=styles.legend(0))
@@ -179,7 +190,7 @@ def interaction_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | N
         bars.encode(color=styles.colour()),
         base.mark_point(filled=True, size=70, opacity=1).encode(y=y, color=styles.colour(), shape=shape, tooltip=tips),
     ).encode(x=x, xOffset=offset)
-    text = f"Mean test accuracy of each combination of {styles.titles[0]} and {styles.titles[1]}: {values_text(texts)}."
+    text = f"Mean test {goal.label} of each combination of {' and '.join(styles.titles[:2])}: {values_text(texts)}."
     return render(chart.properties(height=260), text)
 
 

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 from ablation.analysis.across_studies import FEWEST_STUDIES, MeanDifference, arms_across, differences_across
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.wording import format_p, interval_points, points
+from ablation.analysis.wording import format_p, interval_points, points, unit_words
 from ablation.base.text import Table
 
 
 def across_tables(analyses: Sequence[StudyAnalysis]) -> list[Table]:
     """Return the tables of arms and of differences over all studies."""
-    studies = [analysis.result.spec.name for analysis in analyses]
+    studies, goal = [analysis.result.spec.name for analysis in analyses], analyses[0].result.spec.goal
     arms = [
         [arm.name, f"{arm.mean:.4f}", f"{len(arm.best_in)} of {len(studies)}",
-         *(f"{arm.accuracies[study]:.4f}" for study in studies)]
+         *(f"{arm.values[study]:.4f}" for study in studies)]
         for arm in arms_across(analyses)
     ]  # fmt: skip
     tables = [
         Table(
-            "Test accuracy of each arm, over studies",
+            f"Test {goal.label} of each arm, over studies",
             ["arm", "mean", "best in", *studies],
             arms,
             ["an arm that a study has not confirmed is left out"] if len(arms) < len(analyses[0].arms) else [],
@@ -31,22 +31,22 @@ def across_tables(analyses: Sequence[StudyAnalysis]) -> list[Table]:
     rows = [
         [
             f"{difference.first} - {difference.second}",
-            points(difference.mean.value),
-            interval_points(difference.mean.low, difference.mean.high),
+            points(difference.mean.value, goal),
+            interval_points(difference.mean.low, difference.mean.high, goal),
             "-" if difference.mean.p is None else format_p(difference.mean.p).removeprefix("p ").removeprefix("= "),
             f"{difference.wins} of {len(difference.of_studies)}",
-            "-" if difference.spread is None else points(difference.spread),
+            "-" if difference.spread is None else points(difference.spread, goal),
         ]
         for difference in differences_across(analyses)
     ]
     few = [f"intervals need {FEWEST_STUDIES} studies"] if len(analyses) < FEWEST_STUDIES else []
     notes = [
-        "points: the mean over studies; interval: for the mean over other data sets or networks like these, by a "
-        "random-effects model (Hartung and Knapp); p: corrected for all rows by Holm's method",
+        f"{unit_words(goal)}: the mean over studies; interval: for the mean over other data sets or networks like "
+        "these, by a random-effects model (Hartung and Knapp); p: corrected for all rows by Holm's method",
         "ahead: in how many studies the first level is better; spread: standard deviation of the true difference "
-        "between studies, in points",
+        f"between studies, in {goal.unit}",
     ]
-    columns = ["difference", "points", "95 % interval", "p", "ahead", "spread"]
+    columns = ["difference", goal.unit, "95 % interval", "p", "ahead", "spread"]
     return [*tables, Table("Differences over studies", columns, rows, few or notes, optional=["spread", "p"])]
 
 
@@ -63,18 +63,21 @@ def across_sentences(analyses: Sequence[StudyAnalysis]) -> list[str]:
 
 def _sentence(difference: MeanDifference) -> str:
     better, worse, value, wins = difference.first, difference.second, difference.mean, difference.wins
-    low, high = value.low, value.high
-    if value.value < 0:
+    low, high, goal = value.low, value.high, difference.objective
+    if goal.sign * value.value < 0:
         better, worse, wins = worse, better, len(difference.of_studies) - wins
+    if value.value < 0:
         low, high = (None if end is None else -end for end in (high, low))
     return (
-        f"{better} is better than {worse} over studies like these, by {points(abs(value.value))} points "
-        f"({interval_points(low, high)}); it is ahead in {wins} of {len(difference.of_studies)}."
+        f"{better} is better than {worse} over studies like these, by {points(abs(value.value), goal)} {goal.unit} "
+        f"({interval_points(low, high, goal)}); it is ahead in {wins} of {len(difference.of_studies)}."
     )
 
 
 def across_json(analyses: Sequence[StudyAnalysis]) -> str:
-    """Return all figures of the comparison as JSON; accuracies and differences are fractions."""
+    """Return all figures of the comparison as JSON; metrics and differences are fractions, of a loss nats."""
+    goal = analyses[0].result.spec.goal
+    values = "accuracies" if goal.name == "accuracy" else "values"
     content = {
         "studies": [
             {
@@ -85,9 +88,13 @@ def across_json(analyses: Sequence[StudyAnalysis]) -> str:
             }
             for analysis in analyses
         ],
-        "arms": [dataclasses.asdict(arm) | {"mean": arm.mean} for arm in arms_across(analyses)],
+        "arms": [
+            {"name": arm.name, values: arm.values, "best_in": arm.best_in, "mean": arm.mean}
+            for arm in arms_across(analyses)
+        ],
         "differences": [
-            dataclasses.asdict(difference) | {"wins": difference.wins, "shown": difference.is_shown}
+            dataclasses.asdict(difference)
+            | {"objective": goal.name, "wins": difference.wins, "shown": difference.is_shown}
             for difference in differences_across(analyses)
         ],
         "sentences": across_sentences(analyses),

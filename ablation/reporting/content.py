@@ -7,10 +7,10 @@ from ablation.analysis.results import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table
 from ablation.reporting.charts import MOST_DOTS, Picture
+from ablation.spec.objective import Objective
 
 INTERVAL = "95 % interval"  # over seeds and images, of one mean
 SIMULTANEOUS = "simultaneous 95 % interval"  # the same, of all differences together
-ACCURACY_COLUMNS = ["test accuracy", "standard deviation", INTERVAL, "val. accuracy", "n (seeds)"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,16 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """One large picture: the name of its file, its data address, its text alternative and its caption."""
+
+    picture: str
+    address: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
 class Folded:
     """A long table that the page shows on demand."""
 
@@ -121,7 +131,9 @@ class Beside:
     narrow: list["Block"]
 
 
-Block = Paragraph | Answer | Items | Code | Figure | Gallery | Folded | HeatMap | Linked | Details | Beside | Table
+Block = (
+    Paragraph | Answer | Items | Code | Figure | Gallery | Sheet | Folded | HeatMap | Linked | Details | Beside | Table
+)
 
 
 @dataclass(frozen=True)
@@ -134,21 +146,21 @@ class Section:
     is_folded: bool = False
 
 
-CAPTIONS = {  # kind of plot -> what it shows
-    "arms": "Test accuracy of each arm. Points: means; strokes: single seeds; lines: 95 % intervals over seeds, or "
+CAPTIONS = {  # kind of plot -> what it shows; {metric} is the objective
+    "arms": "Test {metric} of each arm. Points: means; strokes: single seeds; lines: 95 % intervals over seeds, or "
     "over repeats of the tuning, and images.",
-    "means": "The mean test accuracy of the arms that have a level, with its 95 % interval.",
-    "differences": "Differences of mean test accuracy, with simultaneous 95 % intervals; filled circles mark the "
+    "means": "The mean test {metric} of the arms that have a level, with its 95 % interval.",
+    "differences": "Differences of mean test {metric}, with simultaneous 95 % intervals; filled circles mark the "
     "differences that were shown (p < 0.05).",
-    "interaction": "Test accuracy of each combination, with its 95 % interval. Parallel lines would mean that the "
+    "interaction": "Test {metric} of each combination, with its 95 % interval. Parallel lines would mean that the "
     "factors do not interact.",
-    "curves": "Validation accuracy by epoch: the mean over the confirmation runs; for an arm without any, its best "
+    "curves": "Validation {metric} by epoch: the mean over the confirmation runs; for an arm without any, its best "
     "trial.",
-    "panels": "Accuracy, and loss (mean cross-entropy in nats), by epoch, of every confirmation run; of an arm without "
+    "panels": "{panels}, and loss (mean cross-entropy in nats), by epoch, of every confirmation run; of an arm without "
     "any, its best trial. Training values are averages over the epoch, during which the network changes.",
-    "costs": "Test accuracy against the number of trained parameters, and against the mean training time of a run; "
-    "lines: 95 % interval.",
-    "search": f"The validation accuracy of every finished trial (of more than {MOST_DOTS:,}, the best) against each "
+    "costs": "Test {metric} against the number of trained parameters, the mean training time of a run, and the time to "
+    "classify an image; lines: 95 % interval.",
+    "search": f"The validation {{metric}} of every finished trial (of more than {MOST_DOTS:,}, the best) against each "
     "searched parameter.",
     "tuning": "All finished trials in order, the best so far, and what as many trials in random order are expected to "
     "find (dashed; grey: 10th to 90th percentile). Where the lines still rise near their end, more trials might find "
@@ -156,10 +168,21 @@ CAPTIONS = {  # kind of plot -> what it shows
 }
 
 
-def figure_block(kind: str, pictures: Mapping[str, Picture]) -> list[Block]:
+def behind_column(objective: Objective) -> str:
+    """Return the heading of an arm's distance from the best other one."""
+    return f"from the best other ({objective.unit})"
+
+
+def metric_columns(objective: Objective) -> list[str]:
+    """Return the headings of an arm's objective: on the test images, with its interval, and on validation."""
+    return [f"test {objective.label}", "standard deviation", INTERVAL, f"val. {objective.label}", "n (seeds)"]
+
+
+def figure_block(kind: str, pictures: Mapping[str, Picture], objective: Objective) -> list[Block]:
     """Return the plots of a kind with their caption as a list of one; an empty list if none was drawn."""
     alts = {name: picture.alt for name, picture in pictures.items() if f"{name}_".startswith(f"{kind}_")}
-    return [Figure(alts, CAPTIONS[kind])] if alts else []
+    panels = "Accuracy" if objective.name in ("accuracy", "loss") else f"Accuracy, {objective.label}"
+    return [Figure(alts, CAPTIONS[kind].format(metric=objective.label, panels=panels))] if alts else []
 
 
 def run_name(run: RunResult) -> str:

@@ -13,11 +13,14 @@ import numpy as np
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.comparison import Difference
+from ablation.analysis.looks import level_of, look_sentences, percent
 from ablation.analysis.statistics import Estimate
 from ablation.analysis.tuning import searched_params
-from ablation.analysis.wording import interval_points, points
+from ablation.analysis.wording import interval_points, join, points, unit_words
 from ablation.base.text import Table, plural
 from ablation.reporting.content import Folded, interval_text
+from ablation.reporting.method_sections import use_of_results
+from ablation.spec.objective import ACCURACY
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that a spreadsheet would compute
 
@@ -67,13 +70,14 @@ def export(analysis: StudyAnalysis, form: str) -> str:
 
 def latex(analysis: StudyAnalysis) -> str:
     """Return a paragraph on the method, and tables of arms and differences for the package booktabs."""
-    unit = analysis.compared.estimator.unit
+    unit, goal = analysis.compared.estimator.unit, analysis.result.spec.goal
+    better = "" if goal.higher_is_better else " (lower is better)"
     arms = [
         [
             arm.name,
             f"{arm.test.mean:.4f}" if arm.test else "--",
             "--" if arm.test is None or arm.test.standard_deviation is None else f"{arm.test.standard_deviation:.4f}",
-            interval_text(arm.accuracy),
+            interval_text(arm.estimate),
             str(arm.test.seeds if arm.test else 0),
         ]
         for arm in analysis.arms
@@ -81,8 +85,8 @@ def latex(analysis: StudyAnalysis) -> str:
     tables = [
         _latex_table(
             "arms",
-            f"Test accuracy of each arm: mean, standard deviation and 95 % interval over $n$ {unit}s.",
-            {"Arm": "l", "Test accuracy": "r", "SD": "r", "95 % interval": "r", "$n$": "r"},
+            f"Test {goal.label} of each arm{better}: mean, standard deviation and 95 % interval over $n$ {unit}s.",
+            {"Arm": "l", f"Test {goal.label}": "r", "SD": "r", "95 % interval": "r", "$n$": "r"},
             arms,
         )
     ]
@@ -90,19 +94,26 @@ def latex(analysis: StudyAnalysis) -> str:
         [
             factor.factor,
             f"{difference.first} minus {difference.second}" + (f" ({difference.at})" if difference.at else ""),
-            points(difference.estimate.value),
-            interval_points(difference.estimate.low, difference.estimate.high),
+            points(difference.estimate.value, goal),
+            interval_points(difference.estimate.low, difference.estimate.high, goal),
             _p_cell(difference.estimate),
         ]
         for factor in analysis.factors
         for difference in [*factor.family, *(d for each in factor.by_level.values() for d in each)]
     ]
     if differences:
+        in_unit = "percentage points" if goal.unit == "points" else unit_words(goal)
         caption = (
-            "Differences of test accuracy in percentage points, with simultaneous 95 % intervals and corrected "
+            f"Differences of test {goal.label} in {in_unit}, with simultaneous 95 % intervals and corrected "
             f"p-values ({plural(analysis.compared.tested_together, 'test')} together)."
         )
-        columns = {"Factor": "l", "Difference": "l", "Points": "r", "Simultaneous interval": "r", "$p$": "r"}
+        columns = {
+            "Factor": "l",
+            "Difference": "l",
+            goal.unit.capitalize(): "r",
+            "Simultaneous interval": "r",
+            "$p$": "r",
+        }
         tables.append(_latex_table("differences", caption, columns, differences))
     paragraph = escape_latex(methods(analysis))
     for name, key in CITED.items():
@@ -122,6 +133,7 @@ def methods(analysis: StudyAnalysis) -> str:
     factors = ", ".join(f"{name} ({len(levels)} levels)" for name, levels in spec.compared_levels().items())
     searched = ", ".join(spec.search.entries())
     versions = sorted({run.environment.get("torch", "") for arm in result.arms for run in arm.trials} - {""})
+    runs = f"{'up to ' if spec.confirm.looks else ''}{plural(spec.confirm.seeds, 'run')} per arm"
     budget = f"{plural(spec.trials_per_arm, 'trial')} of {plural(spec.epochs, 'epoch')}"
     sentences = [
         f"We compared {plural(len(result.arms), 'arm')}{f' ({factors})' if factors else ''} of {spec.backbone.name} on "
@@ -137,9 +149,9 @@ def methods(analysis: StudyAnalysis) -> str:
             if spec.confirm.repeats > 1
             else []
         ),
-        "The configuration with the highest validation accuracy was retrained with fresh seeds "
-        f"({plural(spec.confirm.seeds, 'run')} per arm{' and repeat' if spec.confirm.repeats > 1 else ''}), and each "
-        "of these runs evaluated the test images once, at its end; no choice used the results.",
+        f"The configuration with the {spec.goal.best_word} validation {spec.goal.label} was retrained with fresh seeds "
+        f"({runs}{' and repeat' if spec.confirm.repeats > 1 else ''}), and each "
+        f"of these runs evaluated the test images once, at its end; {use_of_results(result)}.",
     ]
     if unit == "seed":
         sentences.append(
@@ -157,6 +169,14 @@ def methods(analysis: StudyAnalysis) -> str:
             f"({plural(analysis.compared.tested_together, 'test')}) were adjusted together by the single-step max-|t| "
             "method, by simulation."
         )
+    if spec.confirm.looks and result.look is not None:
+        sentences.append(
+            f"Looks were planned at {join([str(seeds) for seeds in spec.confirm.looks])} seeds, with 5 % spent over "
+            f"them (O'Brien-Fleming spending function); this is the look at {spec.confirm.looks[result.look]} seeds, "
+            f"tested at {percent(level_of(result))}."
+        )
+    elif look_sentences(result):
+        sentences.append(f"It was the {look_sentences(result)[0][0].lower()}{look_sentences(result)[0][1:]}")
     if versions:
         sentences.append(f"Networks were trained with PyTorch {' and '.join(versions)}.")
     return " ".join(sentences)
@@ -178,7 +198,10 @@ def runs_csv(analysis: StudyAnalysis) -> str:
     parameters = list(dict.fromkeys(name for run in runs for name in searched_params(result.spec, run)))
     factors = list(result.spec.compared_levels())
     repeat_column = ["repeat"] if result.spec.confirm.repeats > 1 else []
-    columns = ["study", "arm", *factors, "kind", "number", "state", "seed", "val_accuracy", "test_accuracy"]
+    metrics = dict.fromkeys(
+        ["val_accuracy", "test_accuracy", result.spec.goal.val_metric, result.spec.goal.test_metric]
+    )
+    columns = ["study", "arm", *factors, "kind", "number", "state", "seed", *metrics]
     columns += ["best_epoch", "trained_parameters", "training_seconds", "run_id", *repeat_column, *parameters]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -190,7 +213,7 @@ def runs_csv(analysis: StudyAnalysis) -> str:
             values = searched_params(result.spec, run)
             levels = [arm.arm.compared_levels.get(factor) for factor in factors]
             cells = [run.spec.study, arm.arm.name, *levels, kind, run.number, run.state, run.spec.seed]
-            cells += [run.val_accuracy, run.test_accuracy, run.best_epoch, run.trained_parameters]
+            cells += [*(getattr(run, name) for name in metrics), run.best_epoch, run.trained_parameters]
             repeat = [run.spec.repeat] if repeat_column else []
             cells += [run.training_seconds, run.run_id, *repeat, *(values.get(name) for name in parameters)]
             writer.writerow([_defused(cell) for cell in cells])
@@ -198,11 +221,12 @@ def runs_csv(analysis: StudyAnalysis) -> str:
 
 
 def figures_json(analysis: StudyAnalysis) -> str:
-    """Return all figures of the answer as JSON; accuracies and differences are fractions."""
-    result = analysis.result
+    """Return all figures of the answer as JSON; metrics and differences are fractions, of a loss nats."""
+    result, goal = analysis.result, analysis.result.spec.goal
     content = {
         "study": result.spec.name,
         "question": result.spec.question,
+        **({} if goal == ACCURACY else {"objective": goal.name}),
         "unit": analysis.compared.estimator.unit,
         "verdict": analysis.verdict,
         "evidence": analysis.evidence,
@@ -213,7 +237,7 @@ def figures_json(analysis: StudyAnalysis) -> str:
             {
                 "arm": arm.name,
                 "levels": arm.result.arm.compared_levels,
-                "accuracy": None if arm.accuracy is None else dataclasses.asdict(arm.accuracy),
+                goal.name: None if arm.estimate is None else dataclasses.asdict(arm.estimate),
                 "test": None if arm.test is None else dataclasses.asdict(arm.test),
                 "validation": None if arm.val is None else dataclasses.asdict(arm.val),
                 "chance_to_be_best": analysis.chances_of_best.get(arm.name),
@@ -300,7 +324,8 @@ def _p_cell(estimate: Estimate) -> str:
 
 
 def _difference(difference: Difference) -> dict[str, Any]:
-    return dataclasses.asdict(difference) | {"shown": difference.is_shown}
+    values = {name: value for name, value in dataclasses.asdict(difference).items() if name != "objective"}
+    return values | {"shown": difference.is_shown}
 
 
 def _defused(cell: Any) -> Any:

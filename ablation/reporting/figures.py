@@ -5,10 +5,22 @@ from collections.abc import Callable, Collection, Mapping
 from ablation.analysis.answer import StudyAnalysis
 from ablation.reporting.charts import ArmStyles, Picture
 from ablation.reporting.comparison_charts import arms_chart, effect_charts, interaction_chart
-from ablation.reporting.images import mistakes_picture, samples_picture
+from ablation.reporting.images import (
+    mistakes_picture,
+    near_duplicates_picture,
+    samples_picture,
+    sheet_picture,
+    suspects_picture,
+)
 from ablation.reporting.run_charts import cost_charts, curve_panels, overlay_chart, slice_charts, tuning_panels
+from ablation.spec.objective import ObjectiveName
 
-CURVES = {"accuracy": "accuracy (fraction)", "loss": "loss (nats)"}
+CURVES: dict[ObjectiveName, str] = {
+    "accuracy": "accuracy (fraction)",
+    "balanced_accuracy": "balanced accuracy (fraction)",
+    "macro_f1": "macro F1 (fraction)",
+    "loss": "loss (nats)",
+}
 
 
 def draw_figures(analysis: StudyAnalysis, kinds: Collection[str] | None = None) -> dict[str, Picture]:
@@ -29,7 +41,13 @@ def draw_figures(analysis: StudyAnalysis, kinds: Collection[str] | None = None) 
         },
         "costs": lambda: cost_charts(analysis, styles),
         "search": lambda: {**slice_charts(analysis, styles), "tuning": tuning_panels(analysis)},
-        "images": lambda: {"samples": samples_picture(analysis), "mistakes": mistakes_picture(analysis)},
+        "images": lambda: {
+            "contact_sheet": sheet_picture(analysis),
+            "near_duplicates": near_duplicates_picture(analysis),
+            "samples": samples_picture(analysis),
+            "mistakes": mistakes_picture(analysis),
+            "suspects": suspects_picture(analysis),
+        },
     }
     drawn = [draw() for kind, draw in drawers.items() if kinds is None or kind in kinds]
     return {name: picture for pictures in drawn for name, picture in pictures.items() if picture is not None}

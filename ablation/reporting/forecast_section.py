@@ -59,42 +59,47 @@ def forecast_blocks(result: StudyResult) -> list[Block]:
 
 
 def _agreement_table(ranked: Sequence[Ranking]) -> Table:
+    goal = ranked[0].objective
     rows = [
         [
             ranking.arms,
-            str(len(ranking.accuracies)),
+            str(len(ranking.values)),
             name,
             _tau(ranking, measure),
             ranking.best,
             ranking.agreements[measure].first,
-            points(ranking.agreements[measure].behind),
+            points(ranking.agreements[measure].behind, goal),
         ]
         for ranking in ranked
         for measure, name in MEASURES.items()
     ]
-    columns = ["arms", "n (cuts)", "forecast by", "tau", "best cut", "foretold to be best", "behind the best (points)"]
+    columns = ["arms", "n (cuts)", "forecast by", "tau", "best cut", "foretold to be best"]
+    columns.append(f"behind the best ({goal.unit})")
+    ordered_by, worse = goal.label, f"worse by {goal.label}"
+    if goal.name == "accuracy":
+        ordered_by, worse = "accuracies", "less accurate"
     notes = [
-        "Tau: Kendall's rank correlation between the forecast and the trained arms' accuracies: 1 is the same order, 0 "
-        f"is none in common, -1 is the reverse. With fewer than {FEWEST_CUTS} cuts it says too little.",
-        "Behind the best: by how much the arm that was foretold to be the best is less accurate than the best arm.",
-        _accuracies_note(ranked),
+        f"Tau: Kendall's rank correlation between the forecast and the trained arms' {ordered_by}: 1 is the same "
+        f"order, 0 is none in common, -1 is the reverse. With fewer than {FEWEST_CUTS} cuts it says too little.",
+        f"Behind the best: by how much the arm that was foretold to be the best is {worse} than the best arm.",
+        _order_note(ranked, goal.label),
     ]
     return Table("How well it foretold the order of the trained arms", columns, rows, notes)
 
 
 def _tau(ranking: Ranking, measure: str) -> str:
-    if len(ranking.accuracies) < FEWEST_CUTS:
+    if len(ranking.values) < FEWEST_CUTS:
         return "too few"
     tau = ranking.agreements[measure].tau
     return "no order" if tau is None else f"{tau:.2f}"
 
 
-def _accuracies_note(ranked: Sequence[Ranking]) -> str:
+def _order_note(ranked: Sequence[Ranking], label: str) -> str:
     tuned = [ranking.arms for ranking in ranked if not ranking.is_tested]
     if not tuned:
-        return "Trained arms are ordered by their mean test accuracy."
+        return f"Trained arms are ordered by their mean test {label}."
     if len(tuned) == len(ranked):
-        return "Trained arms are ordered by their best tuned validation accuracy, because not all are confirmed."
+        return f"Trained arms are ordered by their best tuned validation {label}, because not all are confirmed."
     return (
-        f"Trained arms are ordered by their mean test accuracy, or ({'; '.join(tuned)}) best tuned validation accuracy."
+        f"Trained arms are ordered by their mean test {label}, or ({'; '.join(tuned)}) best tuned validation {label}."
     )

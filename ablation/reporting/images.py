@@ -1,20 +1,32 @@
 """The report's images: training images as the network sees them, and the champion's most confident mistakes.
 
-Legend: R classes, I images of each, V views of an image, S pixels of an image's side.
+Legend: R classes, I images of each, V views of an image, P pairs, S pixels of an image's side; T = 2 S.
 """
 
 import base64
 import io
+from pathlib import PurePath
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.label_errors import (
+    FEWEST_RUNS,
+    SuspectedLabel,
+    confirmed_runs,
+    mistake_pictures,
+    suspected_labels,
+)
+from ablation.analysis.results import StudyResult
+from ablation.base.text import one_line, plural
+from ablation.data.overview import MOST_CLASSES
 from ablation.data.run_pictures import mistakes_png
 from ablation.reporting.charts import Picture
 
 TILE, GAP, NAMES = 64, 4, 150  # pixels in a file: of an image, between images, for the names of classes
 LONGEST_NAME = 22  # characters in a file
+MOST_SUSPECTS = 24
 
 
 def samples_picture(analysis: StudyAnalysis) -> Picture | None:
@@ -50,9 +62,68 @@ def mistakes_picture(analysis: StudyAnalysis) -> Picture | None:
     )
 
 
+def sheet_picture(analysis: StudyAnalysis) -> Picture | None:
+    """Return the contact sheet of training images, as it was drawn when the study began."""
+    images = analysis.result.images
+    if images is None:
+        return None
+    count = len(analysis.result.classes)
+    which = f"{count} classes" if count <= MOST_CLASSES else f"the first {MOST_CLASSES} of {count} classes"
+    return Picture(f"Contact sheet: training images of {which}, a row for each", png=images.sheet)
+
+
+def near_duplicates_picture(analysis: StudyAnalysis) -> Picture | None:
+    """Return the pairs of a training and a test picture that are nearly the same, side by side."""
+    images = analysis.result.images
+    if images is None or images.comparison is None or not images.comparison.pairs:
+        return None
+    comparison = images.comparison
+    texts = [(one_line(PurePath(pair.first).name), one_line(PurePath(pair.second).name)) for pair in comparison.pairs]
+    png = mistakes_png(np.stack([side_by_side(pair_2SSC) for pair_2SSC in comparison.thumbnails_P2SSC]), texts)
+    return Picture(f"{plural(len(texts), 'pair')} of a training and a test picture that are nearly the same", png=png)
+
+
+def side_by_side(images_2SSC: np.ndarray) -> np.ndarray:
+    """Return two pictures as one square one, uint8: the first on the left, the second on the right."""
+    side = images_2SSC.shape[1]
+    square_TTC = np.full((2 * side, 2 * side, 3), 255, np.uint8)
+    square_TTC[side // 2 : side // 2 + side] = np.concatenate(list(images_2SSC), axis=1)
+    return square_TTC
+
+
+def suspects_picture(analysis: StudyAnalysis) -> Picture | None:
+    """Return the test images whose label all confirmation runs contradict, as far as the store has them."""
+    shown = shown_suspects(analysis.result)
+    if not shown:
+        return None
+    texts = [(f"{s.number}: {s.label}", f"\u2192 {s.called} {s.probability:.3f}") for s, _ in shown]
+    png = mistakes_png(np.stack([image_SSC for _, image_SSC in shown]), texts)
+    first = shown[0][0]
+    return Picture(
+        f"{plural(len(shown), 'test image')} that all confirmation runs call another class; the most probable: a "
+        f"{first.label} called {first.called} with a mean probability of {first.probability:.3f}",
+        png=png,
+    )
+
+
+def shown_suspects(result: StudyResult) -> list[tuple[SuspectedLabel, np.ndarray]]:
+    """Return the first suspected labels with their images, uint8 SSC, of those that the store has an image of."""
+    if confirmed_runs(result) < FEWEST_RUNS:
+        return []
+    pictures = mistake_pictures(result)
+    return [(each, pictures[each.number]) for each in suspected_labels(result) if each.number in pictures][
+        :MOST_SUSPECTS
+    ]
+
+
 def data_address(image_SSC: np.ndarray) -> str:
     """Return the data address of an image as PNG, pixel by pixel."""
-    return f"data:image/png;base64,{base64.b64encode(_png(Image.fromarray(image_SSC))).decode()}"
+    return png_address(_png(Image.fromarray(image_SSC)))
+
+
+def png_address(png: bytes) -> str:
+    """Return the data address of a PNG file."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _png(image: Image.Image) -> bytes:

@@ -4,18 +4,20 @@ import numpy as np
 
 from ablation.analysis.answer import StudyAnalysis, correct_of
 from ablation.analysis.comparison import findable_differences
+from ablation.analysis.looks import look_sentences
 from ablation.analysis.pooling import right_of
 from ablation.analysis.power import REPEAT_SIZES, SIZES
 from ablation.analysis.results import StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.wording import points
 from ablation.base.text import Table, plural
-from ablation.reporting.content import INTERVAL, SIMULTANEOUS, Block, Items
+from ablation.reporting.content import INTERVAL, SIMULTANEOUS, Block, Items, behind_column
+from ablation.spec.objective import Objective
 
 
 def power_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return the table of what is excluded now, and of the smallest differences that more runs would find."""
-    rows = []
+    rows, goal = [], analysis.result.spec.goal
     is_repeated = analysis.is_repeated
     correct = right_of(analysis.repeats) if is_repeated else correct_of(analysis.result)
     findable = findable_differences(analysis.compared, correct)
@@ -24,14 +26,13 @@ def power_blocks(analysis: StudyAnalysis) -> list[Block]:
         if not tested:
             continue
         undecided = [difference for difference in tested if not difference.is_shown]
-        excluded = points(max(difference.bound for difference in undecided)) if undecided else "-"
-        rows.append(
-            [factor.factor, f"{len(undecided)} of {len(tested)}", excluded, *map(_possible, findable[factor.factor])]
-        )
+        excluded = points(max(difference.bound for difference in undecided), goal) if undecided else "-"
+        possible = [_possible(difference, goal) for difference in findable[factor.factor]]
+        rows.append([factor.factor, f"{len(undecided)} of {len(tested)}", excluded, *possible])
     if not rows:
         return []
-    columns = ["factor", "not shown", "excluded now: above (points)"]
-    columns += [f"{name} (points)" for name in (REPEAT_SIZES if is_repeated else SIZES)]
+    columns = ["factor", "not shown", f"excluded now: above ({goal.unit})"]
+    columns += [f"{name} ({goal.unit})" for name in (REPEAT_SIZES if is_repeated else SIZES)]
     times = (
         f"the {len(analysis.repeats)} repeats R, if tunings vary as they did here, in all arms alike"
         if is_repeated
@@ -51,7 +52,7 @@ def meaning_blocks(analysis: StudyAnalysis) -> list[Block]:
     superseded = sum(run.test_accuracy is not None for arm in result.arms for run in arm.superseded)
     used = (
         f"The test split ({result.test_images:,} images) was evaluated {_times(result.test_evaluations)} in this "
-        "study, once by each confirmation run at its end, and no choice used the results."
+        f"study, once by each confirmation run at its end, and {use_of_results(result)}."
         if result.test_evaluations
         else "The test split has not been evaluated."
     )
@@ -72,10 +73,12 @@ def meaning_blocks(analysis: StudyAnalysis) -> list[Block]:
             "because the images are the same; and a wider interval, so that in 95 of 100 studies all intervals "
             "hold at once (single-step max-|t| by simulation; Hothorn, Bretz and Westfall, 2008). It covers the "
             f"differences of all factors and the interactions, {plural(analysis.compared.tested_together, 'test')} "
-            "together. Its p-value is below 0.05 where the interval excludes zero.",
+            "together. Its p-value is below 0.05 where the interval excludes zero."
+            + (" It allows for several looks: see Looks at this study." if look_sentences(result) else ""),
+            *from_best_texts(analysis),
             "Where an interaction is shown, the effects at each level are tested, all together, in the same way.",
             f"An arm with fewer than {FEWEST_SEEDS} seeds is not tested, and takes out only the differences that it is "
-            "part of. Where the two sides differ on fewer than ten images, McNemar's exact test must agree.",
+            f"part of. {_few_images(result.spec.goal)}",
             independence(result),
             *(
                 []
@@ -86,6 +89,39 @@ def meaning_blocks(analysis: StudyAnalysis) -> list[Block]:
             "others; the intervals do not include that variation.",
         ]
     return [Items(texts)]
+
+
+def from_best_texts(analysis: StudyAnalysis) -> list[str]:
+    """Return what the arms' distances from the best other one mean; none without them."""
+    if not analysis.from_best:
+        return []
+    goal = analysis.result.spec.goal
+    behind, distance = behind_column(goal), f"its mean test {goal.label} minus the highest"
+    if not goal.higher_is_better:
+        distance = f"how much lower its mean test {goal.label} is than the lowest"
+    return [
+        f"{behind[0].upper()}{behind[1:]}, of an arm: the interval of {distance} of the "
+        "other arms'. In 95 of 100 studies all of these hold at once (constrained multiple comparisons with the best; "
+        "Hsu, 1996; by the same simulation). An arm whose interval ends at 0 is not the best, and one whose interval "
+        "begins at 0 is; the others may be."
+    ]
+
+
+def _few_images(goal: Objective) -> str:
+    """Return how differences are tested that few images decide."""
+    if goal.counts_images:
+        return "Where the two sides differ on fewer than ten images, McNemar's exact test must agree."
+    return (
+        f"The part of the variance of {goal.label} that the images cause is that of each image's influence on it; "
+        "where few images carry it, their number takes the place of all images in the degrees of freedom."
+    )
+
+
+def use_of_results(result: StudyResult) -> str:
+    """Return what the results on the test images decided: nothing, or how many seeds an arm got."""
+    if result.spec.confirm.looks:
+        return "planned looks at the results decided which arms got further seeds; no other choice used them"
+    return "no choice used the results"
 
 
 def independence(result: StudyResult) -> str:
@@ -115,14 +151,15 @@ def meaning_over_repeats(analysis: StudyAnalysis) -> list[Block]:
         "freedom less than repeats, the second a normal one; the interval combines both.",
         f"Intervals and p-values of differences allow for {tests} together, as in the report of a study without "
         "repeats. All pairs are compared where no control is declared: a leader of the tuning would be luck.",
+        *from_best_texts(analysis),
         independence(analysis.result),
     ]
     return [Items(texts)]
 
 
-def _possible(difference: float) -> str:
-    """Return a difference in points, or that it is larger than accuracies can differ."""
-    return points(difference) if difference <= 1 else "> 100"
+def _possible(difference: float, goal: Objective) -> str:
+    """Return a difference in its unit, or that it is larger than metrics can differ."""
+    return points(difference, goal) if difference <= goal.largest else "> 100"
 
 
 def _times(count: int) -> str:

@@ -94,33 +94,37 @@ class OpenStudy:
 
     @cached_property
     def arms(self) -> pd.DataFrame:
-        """A row per arm, the best first: its levels, and its test accuracy over n seeds (or repeats of the tuning).
+        """A row per arm, the best first: its levels, and its objective over n seeds (or repeats of the tuning).
 
-        The columns after the levels: `test_accuracy` (mean), `standard_deviation`, `low` and `high` (95 % interval over
-        seeds and images), `n`, `val_accuracy` (mean), `chance_to_be_best`, `trained_parameters`, `training_seconds`.
+        The columns after the levels: `test_accuracy` (mean; with another objective, such as `test_loss`),
+        `standard_deviation`, `low` and `high` (95 % interval over seeds and images), `n`, `val_accuracy` (mean) or
+        that of the objective, `chance_to_be_best`, `trained_parameters`, `training_seconds`.
         Accuracies are fractions; what is not known is missing.
         """
+        goal = self.analysis.result.spec.goal
         rows = [
             {
                 "arm": arm.name,
                 **arm.result.arm.compared_levels,
-                "test_accuracy": arm.test.mean if arm.test else None,
+                goal.test_metric: arm.test.mean if arm.test else None,
                 "standard_deviation": arm.test.standard_deviation if arm.test else None,
-                "low": arm.accuracy.low if arm.accuracy else None,
-                "high": arm.accuracy.high if arm.accuracy else None,
+                "low": arm.estimate.low if arm.estimate else None,
+                "high": arm.estimate.high if arm.estimate else None,
                 "n": arm.test.seeds if arm.test else 0,
-                "val_accuracy": arm.val.mean if arm.val else None,
+                goal.val_metric: arm.val.mean if arm.val else None,
                 "chance_to_be_best": self.analysis.chances_of_best.get(arm.name),
                 "trained_parameters": arm.trained_parameters,
                 "training_seconds": arm.training_seconds,
             }
             for arm in self.analysis.arms
         ]
-        return pd.DataFrame(rows).sort_values("test_accuracy", ascending=False, ignore_index=True)
+        return pd.DataFrame(rows).sort_values(goal.test_metric, ascending=not goal.higher_is_better, ignore_index=True)
 
     @cached_property
     def differences(self) -> pd.DataFrame:
-        """A row per compared pair of levels: `first` minus `second`, a fraction, with its simultaneous 95 % interval.
+        """A row per compared pair of levels: `first` minus `second`, with its simultaneous 95 % interval.
+
+        Differences are fractions, of losses nats.
 
         `at` is the level of another factor that the compared arms have, missing for an average over levels; `p` is
         corrected for all tests of the study, and missing where there are too few seeds for a test.
@@ -146,7 +150,8 @@ class OpenStudy:
     def curves(self) -> pd.DataFrame:
         """A row per epoch (from 1) of each confirmation run, or of the best trial of an arm that has none.
 
-        The columns: `arm`, `run_id`, `number`, `epoch`, `train_accuracy`, `train_loss`, `val_accuracy`, `val_loss`.
+        The columns: `arm`, `run_id`, `number`, `epoch`, `train_accuracy`, `train_loss`, `val_accuracy`, `val_loss`,
+        and the validation metric of the study's objective.
         """
         tables = [
             pd.DataFrame({"arm": arm.arm.name, "run_id": run.run_id, "number": run.number} | run.curves)
@@ -158,12 +163,13 @@ class OpenStudy:
         return table
 
     def _repr_html_(self) -> str:
-        shown = ["arm", "test_accuracy", "low", "high", "n"]
+        goal = self.analysis.result.spec.goal
+        shown = ["arm", goal.test_metric, "low", "high", "n"]
         table: str = self.arms[shown].to_html(index=False, float_format="{:.4f}".format, na_rep="")
         plot = draw_figures(self.analysis, ["arms"]).get("arms")  # none before the first confirmation run
         return (
             f"<p>{html.escape(self.question)}</p>\n<p><strong>{html.escape(self.answer)}</strong></p>\n"
-            f"<p>Test accuracy with its 95 % interval:</p>\n{table}\n"
+            f"<p>Test {goal.label} with its 95 % interval:</p>\n{table}\n"
             f'<div style="background: #fff">{plot.svg if plot is not None else ""}</div>'
         )
 

@@ -10,7 +10,7 @@ from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
 from ablation.base.text import plural
 from ablation.reporting.answer_sections import (
-    arm_accuracy_table,
+    arm_table,
     difference_blocks,
     interaction_blocks,
     level_tables,
@@ -19,6 +19,7 @@ from ablation.reporting.charts import Picture
 from ablation.reporting.content import Answer, Block, Items, Paragraph, Section, figure_block
 from ablation.reporting.exports import paper_block
 from ablation.reporting.figures import draw_figures, figure_files
+from ablation.reporting.looks_section import look_at
 from ablation.reporting.method_sections import meaning_over_repeats, power_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables
 from ablation.reporting.report import Report
@@ -45,7 +46,7 @@ def read_pooled(store: Store, names: Sequence[str]) -> StudyAnalysis:
 
 def read_analysis(store: Store, names: Sequence[str]) -> StudyAnalysis:
     """Read a study from a store, or pool several; see `read_pooled` for errors."""
-    return analyse_study(read_results(store, names[0])) if len(names) == 1 else read_pooled(store, names)
+    return analyse_study(look_at(store, names[0])) if len(names) == 1 else read_pooled(store, names)
 
 
 def write_pooled_report(store: Store, names: Sequence[str], output: Path | None = None) -> Report:
@@ -78,12 +79,14 @@ def write_pooled_report(store: Store, names: Sequence[str], output: Path | None 
 
 def build_pooled_report(analysis: StudyAnalysis, folder: Path | None = None) -> Report:
     """Return the report of pooled studies, which stands in a folder or nowhere."""
-    pictures = draw_figures(analysis, FIGURES)
+    pictures, goal = draw_figures(analysis, FIGURES), analysis.result.spec.goal
     sections = [
         Section("answer", "Answer", _answer_blocks(analysis, pictures)),
-        Section("arms", "Arms", [arm_accuracy_table(analysis)]),
-        Section("effects", "Effect of each factor", [*figure_block("means", pictures), *level_tables(analysis)]),
-        Section("differences", "Differences", [*figure_block("differences", pictures), *difference_blocks(analysis)]),
+        Section("arms", "Arms", [arm_table(analysis)]),
+        Section("effects", "Effect of each factor", [*figure_block("means", pictures, goal), *level_tables(analysis)]),
+        Section(
+            "differences", "Differences", [*figure_block("differences", pictures, goal), *difference_blocks(analysis)]
+        ),
         Section("interaction", "Interactions", interaction_blocks(analysis, pictures)),
         Section("power", "What more would find", power_blocks(analysis)),
         Section("repeats", "The repeats", [repeat_table(analysis)]),
@@ -115,4 +118,9 @@ def _answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> 
         f"{plural(first.spec.confirm.seeds, 'fresh seed')}. Arms are compared paired by repeat, on the same "
         f"{first.test_images:,} test images."
     )
-    return [Answer(analysis.verdict), *figure_block("arms", pictures), Items(analysis.evidence), Paragraph(method)]
+    return [
+        Answer(analysis.verdict),
+        *figure_block("arms", pictures, first.spec.goal),
+        Items(analysis.evidence),
+        Paragraph(method),
+    ]

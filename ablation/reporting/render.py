@@ -14,7 +14,7 @@ from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table, escape_markdown, visible
 from ablation.reporting.answer_sections import (
-    arm_accuracy_table,
+    arm_table,
     difference_table,
     published_tables,
 )
@@ -32,7 +32,11 @@ from ablation.reporting.content import (
     Items,
     Linked,
     Section,
+    Sheet,
+    behind_column,
+    metric_columns,
 )
+from ablation.spec.objective import Objective
 from ablation.tracking.run_names import arm_title
 
 PLOT_WIDTH = 21  # characters
@@ -58,33 +62,34 @@ def short_tables(analysis: StudyAnalysis) -> list[Table]:
 
 def short_arms_table(analysis: StudyAnalysis) -> Table:
     """Return the table of arms for the terminal, with the intervals also as a plot; the champion's arm is stressed."""
-    table = arm_accuracy_table(analysis)
+    table, goal = arm_table(analysis), analysis.result.spec.goal
     winner = analysis.winner.arm.name if analysis.winner is not None else None
     bold_row = next((number for number, arm in enumerate(analysis.arms) if arm.name == winner), None)
     table = dataclasses.replace(table, title="Arms", bold_row=bold_row)
-    estimates = [arm.accuracy for arm in analysis.arms]
+    estimates = [arm.estimate for arm in analysis.arms]
     if not any(estimates):
         return table
     axis, plots = interval_plot(estimates)
-    merged = table.columns.index("test accuracy")  # and the two columns behind it
+    test, _, _, val, _ = metric_columns(goal)
+    merged = table.columns.index(test)  # and the two columns behind it
     rows = [
         [*row[:merged], _with_margin(estimate), plot, *row[merged + 3 :]]
         for row, estimate, plot in zip(table.rows, estimates, plots, strict=True)
     ]
     return dataclasses.replace(
         table,
-        columns=[*table.columns[:merged], "test accuracy", axis, *table.columns[merged + 3 :]],
+        columns=[*table.columns[:merged], test, axis, *table.columns[merged + 3 :]],
         rows=rows,
         notes=[
             *table.notes,
             *(["± and the plot: the 95 % interval."] if any("±" in row[merged] for row in rows) else []),
         ],
-        optional=["trials", "val. accuracy", "chance to be best", axis],
+        optional=["trials", val, "chance to be best", behind_column(goal), axis],
     )
 
 
 def _with_margin(estimate: Estimate | None) -> str:
-    """Return an accuracy with the larger half of its interval, such as '0.926 ±0.016'."""
+    """Return a mean with the larger half of its interval, such as '0.926 ±0.016'."""
     if estimate is None:
         return "-"
     if estimate.low is None or estimate.high is None:
@@ -128,7 +133,7 @@ def summary_note(analysis: StudyAnalysis) -> str:
     def lines(links: Links) -> str:
         texts = []
         for arm in analysis.arms:
-            text = f"- {escape_markdown(arm_title(arm.name))}: {_arm_result(arm)}"
+            text = f"- {escape_markdown(arm_title(arm.name))}: {_arm_result(arm, result.spec.goal)}"
             if arm.result.best is not None and links != "none":
                 text += f"; {link('best trial', arm.result.best)}"
             if links == "all":
@@ -140,12 +145,12 @@ def summary_note(analysis: StudyAnalysis) -> str:
     return next((note for note in notes if len(note) <= NOTE_LIMIT), f"{title[: NOTE_LIMIT // 2]}\n\n{place}")
 
 
-def _arm_result(arm: ArmSummary) -> str:
+def _arm_result(arm: ArmSummary, goal: Objective) -> str:
     if arm.test is None:
         best = arm.result.best
-        return f"validation accuracy {best.val_accuracy:.4f} (the best trial)" if best is not None else "no result"
+        return f"validation {goal.label} {best.val_value:.4f} (the best trial)" if best is not None else "no result"
     spread = "" if arm.test.standard_deviation is None else f" ± {arm.test.standard_deviation:.4f}"
-    return f"test accuracy {arm.test.mean:.4f}{spread} (n = {arm.test.seeds})"
+    return f"test {goal.label} {arm.test.mean:.4f}{spread} (n = {arm.test.seeds})"
 
 
 def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[str, Picture]) -> str:
@@ -211,7 +216,7 @@ def _block_markdown(block: Block) -> str:
     if isinstance(block, Figure):
         images = [f"![{escape_markdown(text)}]({name}.svg)" for name, text in block.alts.items()]
         return "\n\n".join([*images, escape_markdown(block.caption)])
-    if isinstance(block, Gallery):
+    if isinstance(block, Gallery | Sheet):
         return f"![{escape_markdown(block.alt)}]({block.picture}.png)\n\n{escape_markdown(block.caption)}"
     if isinstance(block, Answer):
         return "  \n".join(f"**{escape_markdown(line)}**" for line in block.lines)

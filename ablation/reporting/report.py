@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.pooling import analyse_study
-from ablation.analysis.results import StudyResult, read_results
+from ablation.analysis.results import StudyResult
 from ablation.analysis.tuning import searched_params
 from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
@@ -15,8 +15,8 @@ from ablation.base.terminal import say, say_prose, show_table
 from ablation.base.text import Table
 from ablation.reporting.answer_sections import (
     answer_blocks,
-    arm_accuracy_table,
     arm_addresses,
+    arm_table,
     difference_blocks,
     interaction_blocks,
     level_tables,
@@ -26,10 +26,13 @@ from ablation.reporting.answer_sections import (
 from ablation.reporting.change_section import change_blocks
 from ablation.reporting.charts import Picture
 from ablation.reporting.content import Linked, Section, figure_block
+from ablation.reporting.data_section import data_blocks, duplicate_blocks, has_near_duplicates, suspect_blocks
 from ablation.reporting.exports import paper_block
 from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.forecast_section import forecast_blocks
+from ablation.reporting.looks_section import look_at, look_blocks
 from ablation.reporting.method_sections import meaning_blocks, power_blocks
+from ablation.reporting.registration_section import registration_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables, summary_note
 from ablation.reporting.run_sections import (
     class_blocks,
@@ -108,7 +111,7 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
         raise InputError(f"--output: {folder} is not a folder")
     if output is None and store.is_read_only:
         raise InputError(f"--output: name a folder for the report, because {store.root} cannot be written")
-    result = read_results(store, name)
+    result = look_at(store, name)
     report = build_report(result, ui_server(store) if is_server(store) else "")
     files = {"report.html": report.html.encode(), "report.md": report.markdown.encode(), **report.figures}
     for file, content in files.items():
@@ -168,10 +171,10 @@ def build_report(result: StudyResult, server: str = "") -> Report:
 
 
 def _importances(result: StudyResult) -> dict[str, dict[str, float]]:
-    """Return arm -> parameter -> share of the variation of its trials' validation accuracies, where they are enough."""
+    """Return arm -> parameter -> share of the variation of its trials' values, where they are enough."""
     importances = {}
     for arm in result.arms:
-        trials = [(searched_params(result.spec, t), t.val_accuracy) for t in arm.trials if t.val_accuracy is not None]
+        trials = [(searched_params(result.spec, t), t.val_value) for t in arm.trials if t.val_value is not None]
         if len(trials) >= FEWEST_FOR_IMPORTANCES:
             importances[arm.arm.name] = parameter_importances(result.spec, arm.arm, trials)
     return importances
@@ -179,25 +182,37 @@ def _importances(result: StudyResult) -> dict[str, dict[str, float]]:
 
 def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture], server: str) -> list[Section]:
     """Return the report's sections; empty ones are left out."""
-    arms = arm_accuracy_table(analysis)
+    arms, goal = arm_table(analysis), analysis.result.spec.goal
     sections = [
         Section("missing", "What is missing", missing_runs_text(analysis)),
         Section("answer", "Answer", answer_blocks(analysis, pictures)),
         Section("arms", "Arms", [Linked(arms, arm_addresses(analysis, server)) if server else arms]),
         Section("published", "Published results", [*published_tables(analysis)]),
-        Section("effects", "Effect of each factor", [*figure_block("means", pictures), *level_tables(analysis)]),
-        Section("differences", "Differences", [*figure_block("differences", pictures), *difference_blocks(analysis)]),
+        Section("effects", "Effect of each factor", [*figure_block("means", pictures, goal), *level_tables(analysis)]),
+        Section(
+            "differences", "Differences", [*figure_block("differences", pictures, goal), *difference_blocks(analysis)]
+        ),
         Section("interaction", "Interactions", interaction_blocks(analysis, pictures)),
         Section("power", "What more would find", power_blocks(analysis), is_folded=True),
-        Section("learning", "How each arm learned", learning_blocks(pictures)),
+        Section("learning", "How each arm learned", learning_blocks(pictures, goal)),
         Section("changes", "Where the networks changed", change_blocks(analysis.result), is_folded=True),
-        Section("costs", "What each arm costs", [*figure_block("costs", pictures), cost_table(analysis)]),
+        Section("costs", "What each arm costs", [*figure_block("costs", pictures, goal), cost_table(analysis)]),
         Section("tuning", "Tuning", tuning_blocks(analysis, pictures, _importances(analysis.result)), is_folded=True),
         Section("forecast", "Forecast before training", forecast_blocks(analysis.result), is_folded=True),
+        Section("set", "Images", data_blocks(analysis, pictures), is_folded=True),
+        Section(
+            "duplicates",
+            "Near-duplicates across training and test",
+            duplicate_blocks(analysis, pictures),
+            is_folded=not has_near_duplicates(analysis),
+        ),
         Section("data", "Data as the network sees it", sample_blocks(analysis, pictures), is_folded=True),
         Section("classes", "Classes", class_blocks(analysis, pictures)),
         Section("mistakes", "Most confident mistakes", mistake_blocks(analysis, pictures)),
+        Section("suspects", "Suspected label errors", suspect_blocks(analysis, pictures), is_folded=True),
         Section("runs", "Runs", run_blocks(analysis), is_folded=True),
+        Section("registration", "Registration", registration_blocks(analysis.result), is_folded=True),
+        Section("looks", "Looks at this study", look_blocks(analysis.result), is_folded=True),
         Section("meaning", "What the intervals mean", meaning_blocks(analysis), is_folded=True),
         Section("paper", "For a paper", [paper_block(analysis)], is_folded=True),
         Section("environment", "Environment", environment_blocks(analysis), is_folded=True),

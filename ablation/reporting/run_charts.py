@@ -13,6 +13,7 @@ from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.results import ArmResult, RunResult
 from ablation.analysis.tuning import searched_params
+from ablation.analysis.wording import axis_title
 from ablation.base.text import plural
 from ablation.reporting.charts import (
     COLOURS,
@@ -27,9 +28,9 @@ from ablation.reporting.charts import (
     rounded,
     values_text,
 )
+from ablation.spec.objective import OBJECTIVES, Objective, ObjectiveName
 from ablation.spec.parameters import Choices
 
-ACCURACY = "validation accuracy (fraction)"
 MOST_EPOCHS, FEWEST_EPOCHS = 100, 20  # of a curve; a longer one is thinned
 MOST_POINTS = 10_000  # of all curves together
 MOST_PANELS = 40
@@ -38,11 +39,12 @@ PANEL_HEIGHT = 110  # pixels
 
 
 def overlay_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
-    """Draw the validation accuracy of each arm against epochs: the mean over its runs."""
+    """Draw the validation metric of the objective of each arm against epochs: the mean over its runs."""
     rows: list[Row] = []
     texts: dict[str, str] = {}
+    goal = analysis.result.spec.goal
     for arm in analysis.arms:
-        curves_SE = curves(arm.result, "val_accuracy")
+        curves_SE = curves(arm.result, goal.val_metric)
         if curves_SE.size:
             mean_E = curves_SE.mean(axis=0)
             rows.append({**styles.fields(arm.result), **_points(mean_E, MOST_EPOCHS), "runs": len(curves_SE)})
@@ -55,12 +57,12 @@ def overlay_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
     chart = alt.layer(
         base.mark_line(strokeWidth=1.6).encode(strokeDash=styles.dash(), detail="arm:N"),
         dots.encode(shape=styles.shape(), tooltip=tips),
-    ).encode(x=_epochs(), y=_y(f"{ACCURACY}, mean over runs"), color=styles.colour())
-    text = f"Mean validation accuracy by epoch, from the first to the last, of each arm: {values_text(texts)}."
+    ).encode(x=_epochs(), y=_y(f"{axis_title('validation', goal)}, mean over runs"), color=styles.colour())
+    text = f"Mean validation {goal.label} by epoch, from the first to the last, of each arm: {values_text(texts)}."
     return render(chart.properties(height=280), text)
 
 
-def curve_panels(analysis: StudyAnalysis, quantity: str, label: str) -> Picture | None:
+def curve_panels(analysis: StudyAnalysis, quantity: ObjectiveName, label: str) -> Picture | None:
     """Draw training and validation against epochs, for every run: a panel for each arm."""
     arms = [arm for arm in analysis.arms if curves(arm.result, f"val_{quantity}").size]
     rows: list[Row] = []
@@ -92,7 +94,9 @@ def curve_panels(analysis: StudyAnalysis, quantity: str, label: str) -> Picture 
     dots = base.mark_point(filled=True, size=12, opacity=0.8).encode(tooltip=tips).properties(name="dots")
     unit = alt.layer(lines, dots).encode(x=_epochs(), y=_y(label), color=colour)
     unit = unit.transform_flatten(["epoch", "value"])
-    text = f"Training and validation {quantity} by epoch of every run; validation at the end, mean of each arm: "
+    kinds_text = "Training and validation" if any(row["kind"] == "training" for row in rows) else "Validation"
+    words = OBJECTIVES[quantity].label
+    text = f"{kinds_text} {words} by epoch of every run; validation at the end, mean of each arm: "
     return render(_panels(unit, rows, [arm.name for arm in arms]), f"{text}{values_text(texts)}.")
 
 
@@ -116,67 +120,76 @@ def _points(curve_E: np.ndarray, most_epochs: int) -> dict[str, list[float | Non
 
 
 def cost_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Picture]:
-    """Draw test accuracy against an arm's costs: trained parameters and seconds."""
-    arms = [a for a in analysis.arms if a.accuracy is not None and a.trained_parameters and a.training_seconds]
+    """Draw the objective (test images) against costs: trained parameters, seconds of training and of inference."""
+    arms = [a for a in analysis.arms if a.estimate is not None and a.trained_parameters and a.training_seconds]
+    goal = analysis.result.spec.goal
     if len(arms) < 2:  # nothing to compare
         return {}
     parameters = "trained parameters (count, logarithmic)", ",.0f"
     seconds = "training time of a run (s, logarithmic)", ",.3g"
-    return {
-        "costs_parameters": _cost([(arm, arm.trained_parameters or 0) for arm in arms], *parameters, styles),
-        "costs_seconds": _cost([(arm, arm.training_seconds or 0) for arm in arms], *seconds, styles),
+    inference = "time to classify an image (ms, logarithmic)", ",.3g"
+    pictures = {
+        "costs_parameters": _cost([(arm, arm.trained_parameters or 0) for arm in arms], *parameters, styles, goal),
+        "costs_seconds": _cost([(arm, arm.training_seconds or 0) for arm in arms], *seconds, styles, goal),
     }
+    timed = [(arm, 1e3 * arm.inference_seconds) for arm in arms if arm.inference_seconds]
+    if len(timed) > 1:  # runs of older versions did not measure it
+        pictures["costs_inference"] = _cost(timed, *inference, styles, goal)
+    return pictures
 
 
-def _cost(costs: Sequence[tuple[ArmSummary, float]], title: str, form: str, styles: ArmStyles) -> Picture:
+def _cost(
+    costs: Sequence[tuple[ArmSummary, float]], title: str, form: str, styles: ArmStyles, goal: Objective
+) -> Picture:
     rows: list[Row] = []
     texts: dict[str, str] = {}
     for arm, cost in costs:
-        assert arm.accuracy is not None
-        rows.append({**styles.fields(arm.result), **estimate_fields(arm.accuracy), "cost": rounded(cost)})
-        texts[arm.name] = f"{arm.accuracy.value:.4f} at {cost:{form}}"
+        assert arm.estimate is not None
+        rows.append({**styles.fields(arm.result), **estimate_fields(arm.estimate), "cost": rounded(cost)})
+        texts[arm.name] = f"{arm.estimate.value:.4f} at {cost:{form}}"
     base = of_arms(rows)
     x = alt.X("cost:Q", title=title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=5))
-    tips = [alt.Tooltip("arm:N"), _number("cost", title, form), _number("value", "mean test accuracy", ".4f")]
+    tips = [alt.Tooltip("arm:N"), _number("cost", title, form), _number("value", f"mean test {goal.label}", ".4f")]
     ends = {"y": alt.Y("low:Q"), "y2": alt.Y2("high:Q")}
     dots = base.mark_point(filled=True, size=80, opacity=1)
     chart = alt.layer(
         base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5).encode(**ends),
-        dots.encode(y=_y("test accuracy (fraction)"), shape=styles.shape(), tooltip=tips),
+        dots.encode(y=_y(axis_title("test", goal)), shape=styles.shape(), tooltip=tips),
     ).encode(x=x, color=styles.colour())
-    return render(chart.properties(height=240), f"Test accuracy against {title} of each arm: {values_text(texts)}.")
+    return render(chart.properties(height=240), f"Test {goal.label} against {title} of each arm: {values_text(texts)}.")
 
 
 def slice_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Picture]:
-    """Draw the validation accuracy of every trial against each searched parameter."""
+    """Draw the validation value of every trial against each searched parameter."""
     spec = analysis.result.spec
     trials = [
         (arm.result, run, searched_params(spec, run))
         for arm in analysis.arms
         for run in arm.result.trials
-        if run.val_accuracy is not None
+        if run.val_value is not None
     ]
     pictures = {}
     for name, searched in spec.search.entries().items():
         drawn = [(arm, run, params[name]) for arm, run, params in trials if name in params]
         if len({str(value) for _, _, value in drawn}) < 2:
             continue
-        drawn = sorted(drawn, key=lambda trial: trial[1].val_accuracy or 0.0, reverse=True)[:MOST_DOTS]
+        drawn = sorted(drawn, key=lambda trial: trial[1].goodness, reverse=True)[:MOST_DOTS]
         is_choice = isinstance(searched, Choices)
         rows = [
             {
                 **styles.fields(arm),
                 "parameter": str(value) if is_choice else rounded(float(value)),
-                "value": rounded(run.val_accuracy),
+                "value": rounded(run.val_value),
                 "trial": run.number,
             }
             for arm, run, value in drawn
         ]
-        pictures[f"search_{name}"] = _slice(rows, styles, name, searched)
+        pictures[f"search_{name}"] = _slice(rows, styles, (name, searched), spec.goal)
     return pictures
 
 
-def _slice(rows: Sequence[Row], styles: ArmStyles, name: str, searched: Any) -> Picture:
+def _slice(rows: Sequence[Row], styles: ArmStyles, search: tuple[str, Any], goal: Objective) -> Picture:
+    name, searched = search
     if isinstance(searched, Choices):
         x = alt.X(
             "parameter:N", title=name, sort=[str(choice) for choice in searched.choices], axis=alt.Axis(labelAngle=0)
@@ -186,12 +199,14 @@ def _slice(rows: Sequence[Row], styles: ArmStyles, name: str, searched: Any) -> 
         scale = alt.Scale(type="log") if searched.log else alt.Scale(zero=False)
         x = alt.X("parameter:Q", title=name, scale=scale, axis=alt.Axis(format="~g", tickCount=5))
         tip = _number("parameter", name, ".4~g")
-    tips = [alt.Tooltip("arm:N"), alt.Tooltip("trial:Q"), tip, _number("value", "validation accuracy", ".4f")]
+    tips = [alt.Tooltip("arm:N"), alt.Tooltip("trial:Q"), tip, _number("value", f"validation {goal.label}", ".4f")]
     points = of_arms(rows).mark_point(filled=True, size=50, opacity=0.9)
-    chart = points.encode(x=x, y=_y(ACCURACY), color=styles.colour(), shape=styles.shape(), tooltip=tips)
-    best = max(rows, key=lambda row: float(row["value"]))
+    chart = points.encode(
+        x=x, y=_y(axis_title("validation", goal)), color=styles.colour(), shape=styles.shape(), tooltip=tips
+    )
+    best = max(rows, key=lambda row: goal.goodness(row["value"]))
     text = (
-        f"Validation accuracy of {plural(len(rows), 'trial')} against {name}. The best is {best['value']:.4f} at "
+        f"Validation {goal.label} of {plural(len(rows), 'trial')} against {name}. The best is {best['value']:.4f} at "
         f"{name} {best['parameter']}, in {best['arm']}."
     )
     return render(chart.properties(height=220), text)
@@ -207,6 +222,7 @@ def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
         texts[arm.name] = f"{arm.best_so_far_T[-1]:.4f} after {plural(len(arm.best_so_far_T), 'trial')}"
     if not rows:
         return None
+    axis = axis_title("validation", analysis.result.spec.goal)
     labels = ["a trial", "known"] if analysis.result.spec.known else ["a trial"]
     tips = [alt.Tooltip("k:Q", title="trial"), *(_number(f, f, ".4f") for f in labels)]
     tips += [_number("best", "best so far", ".4f"), _number("expected", "expected best of as many", ".4f")]
@@ -215,20 +231,21 @@ def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
 
     dots: list[alt.Chart] = [
         base.mark_point(filled=True, size=26, opacity=1)
-        .encode(x=x, y=_y(ACCURACY, label), color=alt.ColorDatum(label), tooltip=tips)
+        .encode(x=x, y=_y(axis, label), color=alt.ColorDatum(label), tooltip=tips)
         .properties(name=f"dots_{number}")
         for number, label in enumerate(labels)
     ]
     found = base.mark_line(strokeWidth=1.5, interpolate="step-after")
     expected = base.mark_line(strokeWidth=1, strokeDash=[3, 2])
     layers = [
-        base.mark_area(opacity=0.15, color=INK).encode(x=x, y=_y(ACCURACY, "low"), y2=alt.Y2("high:Q")),
-        expected.encode(x=x, y=_y(ACCURACY, "expected"), color=alt.ColorDatum("expected best")),
-        found.encode(x=x, y=_y(ACCURACY, "best"), color=alt.ColorDatum("best so far")),
+        base.mark_area(opacity=0.15, color=INK).encode(x=x, y=_y(axis, "low"), y2=alt.Y2("high:Q")),
+        expected.encode(x=x, y=_y(axis, "expected"), color=alt.ColorDatum("expected best")),
+        found.encode(x=x, y=_y(axis, "best"), color=alt.ColorDatum("best so far")),
         *dots,
     ]
     unit = alt.LayerChart(layer=layers)
-    text = f"Validation accuracy of every trial in its order; the best of each arm: {values_text(texts)}."
+    label = analysis.result.spec.goal.label
+    text = f"Validation {label} of every trial in its order; the best of each arm: {values_text(texts)}."
     return render(_panels(unit, rows, [arm.name for arm in arms]), text)
 
 
@@ -238,7 +255,7 @@ def _tuning_rows(arm: ArmSummary) -> list[Row]:
     rows: list[Row] = []
     for index, (run, best) in enumerate(zip(ended, arm.best_so_far_T, strict=True)):
         field = "a trial" if run.spec.known is None else "known"
-        row = {"arm": arm.name, "k": index + 1, field: rounded(run.val_accuracy)}
+        row = {"arm": arm.name, "k": index + 1, field: rounded(run.val_value)}
         row["best"] = rounded(float(best)) if np.isfinite(best) else None
         if index < len(arm.best_of.expected_T):  # which counts finished trials alone
             of_T = {"expected": arm.best_of.expected_T, "low": arm.best_of.low_T, "high": arm.best_of.high_T}

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.arm_summaries import Mistake, Summary, champion_run, summarise
+from ablation.analysis.arm_summaries import ArmSummary, Mistake, Summary, champion_run, summarise
 from ablation.analysis.results import RunResult, StudyResult, best_run
 from ablation.analysis.tuning import edges, searched_params, tuned_minus_confirmed
-from ablation.analysis.wording import points
+from ablation.analysis.wording import points, unit_words
 from ablation.base.text import Table, format_params, format_value, plural
 from ablation.reporting.charts import Picture
 from ablation.reporting.content import (
@@ -29,6 +29,7 @@ from ablation.reporting.content import (
     states_text,
 )
 from ablation.reporting.images import data_address
+from ablation.spec.objective import Objective
 
 MOST_CLASSES = 12  # that fit into a table as columns
 MOST_CLASSES_OF_MATRIX = 20  # more would be illegible
@@ -36,23 +37,41 @@ MOST_CONFUSIONS = 3  # of an arm, in the table
 
 
 def cost_table(analysis: StudyAnalysis) -> Table:
-    """Return the table of trained parameters and training times."""
+    """Return the table of trained parameters, training times, and what the classification of an image costs."""
+    measures_inference = any(arm.inference_operations is not None for arm in analysis.arms)
     rows = [
         [
             arm.name,
             "-" if arm.trained_parameters is None else f"{arm.trained_parameters:,}",
             "-" if arm.training_seconds is None else f"{arm.training_seconds:,.1f}",
+            *(_inference_cells(arm) if measures_inference else []),
             str(arm.training_runs),
             optional_number(arm.test.mean if arm.test else None),
         ]
         for arm in analysis.arms
     ]
     devices = sorted({_device(run) for arm in analysis.result.arms for run in [*arm.trials, *arm.confirmations]} - {""})
-    notes = [f"Training time: mean over n runs, on {', '.join(devices) or 'an unknown device'}."]
+    once = "without the pass that computes features of frozen layers once for many runs"
+    notes = [f"Training time: mean over n runs, on {', '.join(devices) or 'an unknown device'}, {once}."]
     if len(devices) > 1:
         notes.append("Training times on different devices cannot be compared.")
-    columns = ["arm", "trained parameters", "training time of a run (s)", "n (runs)", "test accuracy"]
-    return Table("", columns, rows, notes)
+    columns = ["arm", "trained parameters", "training time of a run (s)"]
+    if measures_inference:
+        columns += ["operations per image (millions)", "time to classify an image (ms)"]
+        notes.append(
+            "Operations per image: multiplications and additions in convolutions, matrix products and attention that "
+            "classify it; the mean over confirmation runs. The time is measured at the end of each, in batches of up "
+            "to 64 images, and depends on what else the machine does."
+        )
+    return Table("", [*columns, "n (runs)", f"test {analysis.result.spec.goal.label}"], rows, notes)
+
+
+def _inference_cells(arm: ArmSummary) -> list[str]:
+    operations, seconds = arm.inference_operations, arm.inference_seconds
+    return [
+        "-" if operations is None else f"{operations / 1e6:,.1f}",
+        "-" if seconds is None else f"{1e3 * seconds:,.3g}",
+    ]
 
 
 def _device(run: RunResult) -> str:
@@ -81,7 +100,7 @@ def tuning_blocks(
     analysis: StudyAnalysis, pictures: Mapping[str, Picture], importances: Mapping[str, Mapping[str, float]]
 ) -> list[Block]:
     """Return the chosen configuration of each arm, and whether budget and ranges were wide enough."""
-    rows = []
+    rows, goal = [], analysis.result.spec.goal
     for arm in analysis.arms:
         best = arm.result.best
         rows.append(
@@ -90,50 +109,55 @@ def tuning_blocks(
                 "-"
                 if best is None
                 else format_params(searched_params(analysis.result.spec, best)) or "nothing searched",
-                "-" if best is None else f"{best.val_accuracy:.4f}",
+                "-" if best is None else f"{best.val_value:.4f}",
                 optional_number(arm.val.mean if arm.val else None),
                 str(arm.val.seeds if arm.val else 0),
-                "-" if arm.late_rise is None else points(arm.late_rise),
-                "-" if arm.best_of is None or arm.best_of.last_gain is None else points(arm.best_of.last_gain),
+                "-" if arm.late_rise is None else points(arm.late_rise, goal),
+                "-" if arm.best_of is None or arm.best_of.last_gain is None else points(arm.best_of.last_gain, goal),
                 states_text(arm.result.trials),
             ]
         )
-    rises = [arm.late_rise for arm in analysis.arms if arm.late_rise is not None]
+    rises = [(arm.late_rise, len(arm.best_so_far_T)) for arm in analysis.arms if arm.late_rise is not None]
     notes = _luck_notes(analysis)
+    change = "rise" if goal.higher_is_better else "fall"
     if rises:
+        by_luck = sum(T // 3 / T for _, T in rises)
         notes.append(
-            "Late rise: the rise of the best validation accuracy in the last third of the trials. It is above zero in "
-            f"{sum(map(bool, rises))} of {plural(len(rises), 'arm')}; with random trials, about one arm in three has "
-            "its best trial there. A large rise means that the budget was too small for the search to converge."
+            f"Late {change}: the {change} of the best validation {goal.label} in the last third of the "
+            "trials. It is above zero in "
+            f"{sum(rise > 0 for rise, _ in rises)} of {plural(len(rises), 'arm')}; trials in random order have the "
+            f"best there in {by_luck:.1f} of them. A large {change} means that the budget was too small for the search "
+            "to converge."
         )
-    columns = ["arm", "chosen configuration", "tuned val. accuracy", "confirmed val. accuracy"]
-    columns += [f"n ({analysis.compared.estimator.unit}s)", "late rise (points)"]
-    columns += ["last trial's gain (points)", "trials"]
+    columns = ["arm", "chosen configuration", f"tuned val. {goal.label}", f"confirmed val. {goal.label}"]
+    columns += [f"n ({analysis.compared.estimator.unit}s)", f"late {change} ({goal.unit})"]
+    columns += [f"last trial's gain ({goal.unit})", "trials"]
     if analysis.is_repeated:  # whose configurations have a table of their own
-        of_configurations = (1, 2, columns.index("late rise (points)"))
+        of_configurations = (1, 2, columns.index(f"late {change} ({goal.unit})"))
         columns, *rows = (
             [cell for number, cell in enumerate(row) if number not in of_configurations] for row in (columns, *rows)
         )
     warnings = edge_texts(analysis)
     blocks: list[Block] = [
         *([Items(warnings)] if warnings else []),
-        *figure_block("search", pictures),
+        *figure_block("search", pictures, goal),
         *([repeat_table(analysis)] if analysis.is_repeated else []),
         Table("", columns, rows, notes),
-        *figure_block("tuning", pictures),
+        *figure_block("tuning", pictures, goal),
     ]
-    return [*blocks, *_known_tables(analysis.result), *_importance_maps(importances)]
+    return [*blocks, *_known_tables(analysis.result), *_importance_maps(importances, goal)]
 
 
-def _importance_maps(importances: Mapping[str, Mapping[str, float]]) -> list[HeatMap]:
+def _importance_maps(importances: Mapping[str, Mapping[str, float]], goal: Objective) -> list[HeatMap]:
     """Return the share of each parameter in the variation of an arm's trials; nothing without any."""
     known = {arm: shares for arm, shares in importances.items() if shares}
     if not known:
         return []
     parameters = list(dict.fromkeys(name for shares in known.values() for name in shares))
     rows = [[arm, *(_share(shares.get(name)) for name in parameters)] for arm, shares in known.items()]
+    metrics = "accuracies" if goal.name == "accuracy" else goal.label
     note = (
-        "Share of the variation of an arm's validation accuracies that each parameter explains (functional ANOVA over "
+        f"Share of the variation of an arm's validation {metrics} that each parameter explains (functional ANOVA over "
         "a random forest). Arms with few trials are left out; with less than a few dozen, this is only a hint."
     )
     shades = [[shares.get(name, 0.0) for name in parameters] for shares in known.values()]
@@ -144,10 +168,10 @@ def _share(share: float | None) -> str:
     return "-" if share is None else f"{share:.2f}"
 
 
-def learning_blocks(pictures: Mapping[str, Picture]) -> list[Block]:
+def learning_blocks(pictures: Mapping[str, Picture], goal: Objective) -> list[Block]:
     """Return the learning curves: an overlay of all arms, and on demand those of every run."""
-    panels = figure_block("panels", pictures)
-    return [*figure_block("curves", pictures), *([Details("Every run of every arm", panels)] if panels else [])]
+    panels = figure_block("panels", pictures, goal)
+    return [*figure_block("curves", pictures, goal), *([Details("Every run of every arm", panels)] if panels else [])]
 
 
 def repeat_table(analysis: StudyAnalysis) -> Table:
@@ -159,61 +183,65 @@ def repeat_table(analysis: StudyAnalysis) -> Table:
             arm.arm.name,
             result.spec.name.removeprefix(own),
             "-" if arm.best is None else format_params(searched_params(result.spec, arm.best)) or "nothing searched",
-            optional_number(arm.best.val_accuracy if arm.best else None),
-            optional_number(float(arm.test_accuracies_S.mean()) if arm.confirmed else None),
+            optional_number(arm.best.val_value if arm.best else None),
+            optional_number(float(arm.test_values_S.mean()) if arm.confirmed else None),
             str(len(arm.confirmed)),
         ]
         for of_repeats in zip(*(result.arms for result in repeats), strict=True)
         for result, arm in zip(repeats, of_repeats, strict=True)
     ]
-    columns = ["arm", "repeat", "chosen configuration", "tuned val. accuracy", "test accuracy", "n (seeds)"]
-    return Table("Repeats of the tuning", columns, rows, ["Test accuracy: mean over n confirmation runs."])
+    label = analysis.result.spec.goal.label
+    columns = ["arm", "repeat", "chosen configuration", f"tuned val. {label}", f"test {label}", "n (seeds)"]
+    return Table("Repeats of the tuning", columns, rows, [f"Test {label}: mean over n confirmation runs."])
 
 
 def _luck_notes(analysis: StudyAnalysis) -> list[str]:
-    gain = tuned_minus_confirmed(analysis.result.arms)
+    gain, goal = tuned_minus_confirmed(analysis.result.arms), analysis.result.spec.goal
     unit = "tuning" if analysis.is_repeated else "arm"
+    moved = "raised" if goal.higher_is_better else "lowered"
     notes = [
-        "Last trial's gain: how much the last trial is expected to have raised the best of all, with the trials in "
+        f"Last trial's gain: how much the last trial is expected to have {moved} the best of all, with the trials in "
         "random order (Tang et al., 2020)."
     ]
     if gain is not None:
-        error = "" if gain.standard_error is None else f" \u00b1 {points(gain.standard_error)} (standard error)"
+        error = "" if gain.standard_error is None else f" \u00b1 {points(gain.standard_error, goal)} (standard error)"
         notes.insert(
             0,
-            f"Tuned minus confirmed: {points(gain.mean)}{error} points, the mean over {plural(gain.tunings, unit)} of "
-            "the tuned trial's validation accuracy minus the mean of its confirmation runs. It estimates how much the "
-            "best of many trials gained by luck.",
+            f"Tuned minus confirmed: {points(gain.mean, goal)}{error} {unit_words(goal)}, the mean over "
+            f"{plural(gain.tunings, unit)} of the tuned trial's validation {goal.label} minus the mean of its "
+            "confirmation runs. It estimates how much the best of many trials gained by luck.",
         )
     return notes
 
 
 def _known_tables(result: StudyResult) -> list[Table]:
     """Return the table of known configurations beside the best that the search drew; empty without any."""
-    rows = []
+    rows, goal = [], result.spec.goal
     for arm in result.arms:
         drawn = best_run([trial for trial in arm.trials if trial.spec.known is None])
-        best_drawn = drawn.val_accuracy if drawn is not None else None
+        best_drawn = drawn.val_value if drawn is not None else None
         for run in (trial for trial in arm.trials if trial.spec.known is not None):
-            is_measured = best_drawn is not None and run.val_accuracy is not None
+            is_measured = best_drawn is not None and run.val_value is not None
             rows.append(
                 [
                     arm.arm.name,
                     str(run.spec.known),
-                    optional_number(run.val_accuracy) if run.val_accuracy is not None else run.state,
+                    optional_number(run.val_value) if run.val_value is not None else run.state,
                     optional_number(best_drawn),
-                    points((best_drawn or 0.0) - (run.val_accuracy or 0.0)) if is_measured else "-",
+                    points(goal.sign * ((best_drawn or 0.0) - (run.val_value or 0.0)), goal) if is_measured else "-",
                     "yes" if run in arm.chosen else "no",
                 ]
             )
     if not rows:
         return []
     values = [f"{known.label}: {format_params(known.entries())}." for known in result.spec.known if known.name]
+    compared = ["the best trial that the search drew", "the known configuration"][:: goal.sign]
     note = (
-        "Gain: the validation accuracy of the best trial that the search drew, minus that of the known configuration. "
+        f"Gain: the validation {goal.label} of {compared[0]}, minus that of {compared[1]}. "
         "The best of many trials gains by luck, too, which a single known configuration cannot."
     )
-    columns = ["arm", "known configuration", "val. accuracy", "best drawn", "gain (points)", "best of the arm"]
+    columns = ["arm", "known configuration", f"val. {goal.label}", "best drawn", f"gain ({goal.unit})"]
+    columns.append("best of the arm")
     return [Table("Known configurations and the search", columns, rows, [note, *values])]
 
 
@@ -397,11 +425,12 @@ def _fraction(value: float) -> str:
 
 def run_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return tables of all runs: best trials and confirmation runs first, then all others."""
+    goal = analysis.result.spec.goal
     columns = [
         "run",
         "state",
-        "val. accuracy",
-        "test accuracy",
+        f"val. {goal.label}",
+        f"test {goal.label}",
         "best epoch",
         "seed",
         "MLflow run",
@@ -417,8 +446,8 @@ def run_blocks(analysis: StudyAnalysis) -> list[Block]:
                 + (f" (known: {run.spec.known})" if run.spec.known else "")
                 + (" (superseded)" if run in arm.superseded else " (best)" if run in arm.chosen else ""),
                 run.state + (f": {run.reason}" if run.reason else ""),
-                optional_number(run.val_accuracy),
-                optional_number(run.test_accuracy),
+                optional_number(run.val_value),
+                optional_number(run.test_value),
                 "-" if run.best_epoch is None else str(run.best_epoch),
                 str(run.spec.seed),
                 run.run_id,

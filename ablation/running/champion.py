@@ -1,4 +1,4 @@
-"""The champion: the run with the best validation accuracy in the arm that won, registered as a model.
+"""The champion: the run with the best validation metric in the arm that was chosen, registered as a model.
 
 Legend: N images, C channels, S their side in pixels, K classes.
 """
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ablation.analysis.arm_summaries import champion_run, confirmed_validation, winning_arm
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.arm_summaries import champion_run, confirmed_validation
+from ablation.analysis.champion import Choice, choose_champion
+from ablation.analysis.results import RunResult, StudyResult
 from ablation.base.errors import InputError
 from ablation.base.text import escape_markdown, first_line
 from ablation.data.images import Normalisation, normalise
@@ -20,6 +21,7 @@ from ablation.data.reading import ImageSet
 from ablation.networks.transfer_model import TransferModel
 from ablation.running.outputs import load_model
 from ablation.storage.store import Store
+from ablation.tracking.client import KEY_TAG
 from ablation.tracking.registry import Candidate, RegisteredVersion, register_version, save_model
 
 EXAMPLE_IMAGES = 2  # shown with the model; with a single one, export would fix the number of images at 1
@@ -73,8 +75,8 @@ def keep_examples(images: ImageSet) -> ImageSet:
 def register_champion(store: Store, result: StudyResult, images: ImageSet) -> RegisteredVersion | None:
     """Register the champion of a complete study; an incomplete study keeps the champion that it has, if any.
 
-    The arm with the highest mean validation accuracy over its confirmation runs wins, and of its runs the one with the
-    highest validation accuracy is the champion. Test accuracies appear in the description, but no choice uses them. If
+    Its arm is chosen by `analysis.champion`, and of its confirmation runs the one with the best validation metric
+    is the champion. Test metrics appear in the description, but no choice uses them. If
     the model cannot be built, for example because the pretrained weights are gone, a warning says why, and the study
     has no new champion.
 
@@ -89,9 +91,10 @@ def register_champion(store: Store, result: StudyResult, images: ImageSet) -> Re
     """
     if result.spec.confirm.seeds == 0 or result.missing_trials or result.missing_confirmations:
         return None
-    arm = winning_arm(result)
-    if arm is None:
+    choice = choose_champion(result)
+    if choice is None:
         return None
+    arm = choice.arm
     run = champion_run(arm)
     spec = result.spec
 
@@ -106,29 +109,36 @@ def register_champion(store: Store, result: StudyResult, images: ImageSet) -> Re
         save_model(folder, program, examples_NSSC, model.classes, about, model_id)
 
     try:
-        description = version_description(result, arm, run, images.test_images_NHWC.shape[1])
-        candidate = Candidate(spec.name, result.experiment_id, run.run_id, escape_markdown(spec.question), description)
+        description = version_description(result, choice, run, images.test_images_NHWC.shape[1])
+        question = escape_markdown(spec.question)
+        key = result.tags[KEY_TAG]
+        candidate = Candidate(spec.name, result.experiment_id, run.run_id, question, description, choice.reason, key)
         return register_version(store, candidate, build)
     except InputError as error:
         logger.warning("no champion is registered: %s", error)
         return None
 
 
-def version_description(result: StudyResult, arm: ArmResult, run: RunResult, side: int) -> str:
+def version_description(result: StudyResult, choice: Choice, run: RunResult, side: int) -> str:
     """Return the registry's description of a version (markdown); `side` is the images' height and width in pixels."""
+    arm = choice.arm
     val_S = confirmed_validation(arm)
     # Of all runs, also of those whose predictions are lost.
-    test_S = np.array([other.test_accuracy for other in arm.confirmations if other.test_accuracy is not None])
+    test_S = np.array([other.test_value for other in arm.confirmations if other.test_value is not None])
+    goal = result.spec.goal
+    metrics = "accuracies" if goal.name == "accuracy" else f"values of {goal.label}"
     run_link = f"[{run.run_id}](#/experiments/{result.experiment_id}/runs/{run.run_id})"
     return "\n".join(
         [
             f"Study `{result.spec.name}`, arm {escape_markdown(arm.arm.name)}, confirmation run {run_link}, "
-            "chosen by validation accuracy alone.",
+            f"chosen by validation alone: {escape_markdown(choice.reason)}. Its validation {metrics} chose it and are "
+            f"therefore a little {'high' if goal.higher_is_better else 'low'}; its test {metrics} come from images "
+            "that played no part.",
             "",
             f"| | this run | mean of the arm's {len(val_S)} runs |",
             "| --- | --- | --- |",
-            f"| validation accuracy ({result.val_images} images) | {run.val_accuracy:.4f} | {val_S.mean():.4f} |",
-            f"| test accuracy ({result.test_images} images) | {run.test_accuracy:.4f} | {test_S.mean():.4f} |",
+            f"| validation {goal.label} ({result.val_images} images) | {run.val_value:.4f} | {val_S.mean():.4f} |",
+            f"| test {goal.label} ({result.test_images} images) | {run.test_value:.4f} | {test_S.mean():.4f} |",
             "",
             f"Input: unprocessed RGB images, uint8, N x {side} x {side} x 3 (the model includes the preprocessing). "
             "Output: a row of probabilities per image, a column per class.",

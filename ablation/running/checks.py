@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
+from ablation.analysis.boundaries import planned_levels
+from ablation.analysis.looks import percent
 from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
 from ablation.base.text import plural
-from ablation.data.reading import DataSize, ImageSet, Split, check_split, load_split, measure_data, split_seed
+from ablation.data.decoding import DECODING_VERSION
+from ablation.data.reading import DataSize, ImageSet, Split, load_split, measure_data, split_seed
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import has_learning_layers
-from ablation.networks.weights import Weights, check_layers, read_weights, torchvision_weights
+from ablation.networks.weights import Weights, check_download, check_layers, read_weights
 from ablation.running.demo import needs_pretraining
 from ablation.spec.architectures import function_name, is_custom, kept_blocks
 from ablation.spec.arms import arms
+from ablation.spec.objective import ACCURACY
 from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
 from ablation.spec.tables import TIMM_WEIGHTS
@@ -23,28 +27,52 @@ FEWEST_PER_CLASS = 5  # training images; few-shot learning begins with one to fi
 
 
 def check_study(spec: StudySpec, store: Store, path: Path) -> None:
-    """Check the study's images and weights file as well, then print that the study can run; download nothing.
+    """Read the study's images and weights as well, then print that the study can run; download nothing.
 
     Raises:
         InputError: the images or the weights cannot be used.
     """
     is_to_pretrain = needs_pretraining(spec, store)
-    if spec.backbone.has_weights_file and not is_to_pretrain:
+    weights = None if is_to_pretrain else spec.backbone.weights
+    download = ""
+    if weights == TIMM_WEIGHTS:
+        download = f"not checked: weights = {TIMM_WEIGHTS!r}, which timm downloads"
+    elif weights is not None and not spec.backbone.has_weights_file:
+        download = check_download(spec.backbone.name, weights)
+    if weights is not None and not download:
         load_weights(spec)
-    elif spec.backbone.weights not in (None, TIMM_WEIGHTS) and not is_to_pretrain:
-        torchvision_weights(spec.backbone.name, spec.backbone.weights)
     size = measure_data(spec.data)
     if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
-        reading = check_split(spec.data, split_seed(spec.seed))
-        if reading:
-            say(reading)
+        images, _ = load_images_and_split(spec, 1, DECODING_VERSION)
+        if images.reading:
+            say(images.reading)
     trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.runs)
     say(
         f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} trainings on {size.train:,} images of "
         f"{size.classes} classes (validation images included)"
     )
+    if download:
+        say(download)
+    if spec.confirm.looks:
+        levels = zip(spec.confirm.looks, planned_levels(spec.confirm.looks), strict=True)
+        say(f"Looks: {', '.join(f'at {seeds} seeds tested at {percent(level)}' for seeds, level in levels)}")
+    if spec.preregister:
+        say("Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code")
     for warning in too_small(spec, size):
         say(f"warning: {warning}")
+    for hint in objective_hints(spec):
+        say(hint)
+
+
+def objective_hints(spec: StudySpec) -> list[str]:
+    """Return the line on a study that trains for all classes alike but chooses for all images alike; else none."""
+    weights = {weight for levels in spec.combinations() for weight in spec.possible("class_weights", levels)}
+    if "balanced" not in weights or spec.goal != ACCURACY:
+        return []
+    return [
+        "hint: class_weights = 'balanced' trains for all classes alike, but objective = 'accuracy' chooses by the "
+        "share of images; objective = 'balanced_accuracy' would choose as it trains"
+    ]
 
 
 def too_small(spec: StudySpec, size: DataSize) -> list[str]:

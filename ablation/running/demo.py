@@ -46,6 +46,7 @@ def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str
         (["trials_per_arm"], _trials(content)),
         (["epochs"], EPOCHS),
         (["confirm", "seeds"], SEEDS),
+        *([(["confirm", "looks"], [SEEDS])] if _has_looks(content) else []),
         (["published"], []),
     ]
     changes += _cuts(content) + _configurations(content)
@@ -61,6 +62,12 @@ def _trials(content: dict[str, Any]) -> int:
     confirm = content.get("confirm")
     repeats = confirm.get("repeats") if isinstance(confirm, dict) else None
     return TRIALS_PER_ARM * (repeats if isinstance(repeats, int) and repeats > 0 else 1)
+
+
+def _has_looks(content: dict[str, Any]) -> bool:
+    """Return whether a study file plans looks; the demo's seeds are enough for one."""
+    confirm = content.get("confirm")
+    return isinstance(confirm, dict) and bool(confirm.get("looks"))
 
 
 def _lets_norms_learn(content: dict[str, Any]) -> bool:

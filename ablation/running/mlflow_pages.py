@@ -1,10 +1,12 @@
 """What the MLflow UI shows of a study beside its trials: saved views, a run per arm, and models to rank."""
 
 import math
+from functools import partial
 
-from ablation.analysis.arm_summaries import ArmSummary
+from ablation.analysis.arm_summaries import ArmSummary, summarise
 from ablation.analysis.pooling import summarise_arms
 from ablation.analysis.results import StudyResult
+from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
 from ablation.tracking.arm_runs import ArmRun, keep_arm_runs
 from ablation.tracking.confirmed_models import ConfirmedModel, keep_confirmed_models
@@ -37,56 +39,65 @@ def conclude_pages(tracker: Tracker, summary_key: str, result: StudyResult) -> N
         StoreError: MLflow's store cannot be used.
     """
     runs = arm_runs(result)
-    keep_arm_runs(tracker, summary_key, result.spec.name, runs)
+    keep_arm_runs(tracker, summary_key, result.spec.name, runs, result.spec.goal)
     keep_confirmed_models(tracker, confirmed_models(result))
-    keep_views(tracker, study_views(result.spec, has_arm_runs=any("test_accuracy" in run.metrics for run in runs)))
+    keep_views(
+        tracker, study_views(result.spec, has_arm_runs=any(result.spec.goal.test_metric in run.metrics for run in runs))
+    )
 
 
 def arm_runs(result: StudyResult) -> list[ArmRun]:
     """Return a run for each arm in which a trial finished.
 
-    Its `rank` counts from 1, by mean validation accuracy, as the champion is chosen: no test metric is used.
+    Its `rank` counts from 1, by the mean validation metric, as the champion is chosen: no test metric is used.
     """
+    goal = result.spec.goal
     summaries = [summary for summary in summarise_arms(result) if summary.result.best is not None]
-    ranked = [summary.name for summary in sorted(summaries, key=_validation, reverse=True)]
-    return [_arm_run(summary, ranked.index(summary.name) + 1, len(ranked)) for summary in summaries]
+    ranked = [summary.name for summary in sorted(summaries, key=partial(_rank, goal=goal), reverse=True)]
+    return [_arm_run(summary, ranked.index(summary.name) + 1, len(ranked), goal) for summary in summaries]
 
 
-def _validation(summary: ArmSummary) -> tuple[bool, float]:
-    """Return what ranks an arm: confirmed arms first, then the validation accuracy."""
+def _rank(summary: ArmSummary, goal: Objective) -> tuple[bool, float]:
+    """Return what ranks an arm: confirmed arms first, then the validation metric."""
+    return summary.val is not None, goal.goodness(_validation(summary))
+
+
+def _validation(summary: ArmSummary) -> float | None:
+    """Return the validation metric of an arm: the mean of its confirmation runs, else of its best trial."""
     if summary.val is not None:
-        return True, summary.val.mean
-    best = summary.result.best
-    return False, (best.val_accuracy or 0.0) if best is not None else 0.0
+        return summary.val.mean
+    return summary.result.best.val_value if summary.result.best is not None else None
 
 
-def _arm_run(summary: ArmSummary, rank: int, arms: int) -> ArmRun:
-    test, val, accuracy = summary.test, summary.val, summary.accuracy
+def _arm_run(summary: ArmSummary, rank: int, arms: int, goal: Objective) -> ArmRun:
+    test, val, estimate = summary.test, summary.val, summary.estimate
+    accuracy = summarise(summary.result.test_accuracies_S)
     values = {
         "rank": rank,
         "seeds": summary.runs,
-        "test_accuracy": test.mean if test else None,
+        "test_accuracy": accuracy.mean if accuracy else None,
         "test_sd": test.standard_deviation if test else None,
-        "test_low": accuracy.low if accuracy else None,
-        "test_high": accuracy.high if accuracy else None,
+        "test_low": estimate.low if estimate else None,
+        "test_high": estimate.high if estimate else None,
         "test_balanced_accuracy": summary.balanced.mean if summary.balanced else None,
         "test_macro_f1": summary.macro_f1.mean if summary.macro_f1 else None,
-        "best_val_accuracy": _validation(summary)[1],
+        goal.test_metric: test.mean if test else None,
+        goal.best_metric: _validation(summary),
         "val_sd": val.standard_deviation if val else None,
         "training_seconds": summary.training_seconds,
         "trained_parameters": summary.trained_parameters,
     }
     metrics = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
     levels = {name: str(level) for name, level in summary.result.arm.levels.items()}
-    return ArmRun(summary.name, levels, metrics, _note(summary, rank, arms))
+    return ArmRun(summary.name, levels, metrics, _note(summary, rank, arms, goal.label))
 
 
-def _note(summary: ArmSummary, rank: int, arms: int) -> str:
-    place = f"Rank {rank} of {arms} by validation accuracy"
+def _note(summary: ArmSummary, rank: int, arms: int, label: str) -> str:
+    place = f"Rank {rank} of {arms} by validation {label}"
     if summary.test is None:
         return f"{place}; no confirmation run has finished."
     spread = f" ± {summary.test.standard_deviation:.4f}" if summary.test.standard_deviation is not None else ""
-    return f"{place}; test accuracy {summary.test.mean:.4f}{spread} (n = {summary.test.seeds})."
+    return f"{place}; test {label} {summary.test.mean:.4f}{spread} (n = {summary.test.seeds})."
 
 
 def confirmed_models(result: StudyResult) -> list[ConfirmedModel]:

@@ -33,7 +33,12 @@ from ablation.tracking.reading import read_run, run_file
 from ablation.tracking.trial_run import TrialRun
 from ablation.training.begin import Training, load_tensors
 from ablation.training.checkpoint import tensors_digest
-from ablation.training.evaluation import balanced_accuracy_and_macro_f1, predict
+from ablation.training.evaluation import (
+    balanced_accuracy_and_macro_f1,
+    inference_operations,
+    inference_seconds,
+    predict,
+)
 from ablation.training.representation import similarities_to_start
 
 
@@ -45,6 +50,7 @@ def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
     images = len(workbench.images_of(spec).train)
     values = {
         "best_val_accuracy": best.val_accuracy,
+        spec.goal.best_metric: best.value(spec.goal),
         "best_epoch": best.epoch,
         "trained_parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
         "training_seconds": sum(images / metrics.images_per_second for metrics in training.history),
@@ -58,15 +64,15 @@ def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
     run.log_result(values, best.timestamp, path)
 
 
-def record_test(workbench: Workbench, claim: Claim, run: TrialRun, training: Training) -> None:
-    """Evaluate the best epoch on the test split; log the metrics and the model's predictions.
+def record_test(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
+    """Evaluate the best epoch on the test split; log the metrics, the model's predictions, and what one costs.
 
     After a crash, predictions that are already in the trial's folder are used, so that the evaluation happens once.
     """
     path = claim.folder / Path(PREDICTIONS_FILE).name
     model = tensors_digest(training.best_tensors.items())
     if not _predictions_are_of(path, model):
-        _save_predictions(path, model, workbench, training)
+        _save_predictions(path, model, workbench, spec, training)
     tensors, metadata = _read_tensors(path)
     labels_N, predicted_N = tensors["labels"].long().numpy(), tensors["predicted"].long().numpy()
     balanced_accuracy, macro_f1 = balanced_accuracy_and_macro_f1(labels_N, predicted_N, len(workbench.classes))
@@ -75,6 +81,7 @@ def record_test(workbench: Workbench, claim: Claim, run: TrialRun, training: Tra
         "test_balanced_accuracy": balanced_accuracy,
         "test_macro_f1": macro_f1,
         "test_loss": float(metadata["loss"]),
+        **_inference_cost(workbench, spec, training),
     }
     run.log_test(values, training.best.timestamp, path)
     for name, picture in _test_pictures(tensors, predicted_N, labels_N, workbench.classes).items():
@@ -97,7 +104,15 @@ def _test_pictures(
     return {"mistakes.png": mistakes, "confusion.png": confusion_png(counts_KK, classes)}
 
 
-def _save_predictions(path: Path, model: str, workbench: Workbench, training: Training) -> None:
+def _inference_cost(workbench: Workbench, spec: TrialSpec, training: Training) -> dict[str, float]:
+    """Return what the classification of one image costs: operations, and seconds in the training's precision."""
+    size = spec.image_size
+    operations = inference_operations(training.model, size)
+    seconds = inference_seconds(training.model, size, spec.precision, operations)
+    return {"inference_operations": float(operations), "inference_seconds": seconds}
+
+
+def _save_predictions(path: Path, model: str, workbench: Workbench, spec: TrialSpec, training: Training) -> None:
     labels_N = workbench.test_labels_N
     all_N = np.arange(len(labels_N))
     load_tensors(training.model, training.best_tensors)
@@ -105,7 +120,10 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, training: Tr
     frozen = replace(training.frozen, precision="float32")
     with exact_float32():  # so that the champion computes the same on every device
         logits_NK = predict(training.model, workbench.features.source(images, frozen, "none")).cpu()
+        val = workbench.images_of(spec)
+        val_logits_NK = predict(training.model, workbench.features.source(val.val, frozen, "none")).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
+    val_labels_N = val.val.labels_N.cpu()
     number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32
     probabilities_NK, predicted_N = logits_NK.softmax(1).half(), logits_NK.argmax(1)
     mistakes_M = confident_mistakes(probabilities_NK.numpy(), predicted_N.numpy(), labels_N)
@@ -117,7 +135,16 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, training: Tr
         # The report cannot read the images themselves.
         "mistakes": torch.from_numpy(mistakes_M),
         "mistake_images": torch.from_numpy(as_fed(mistaken_MCHW, workbench.normalisation)),
+        # By which the cheapest arm that is good enough is chosen.
+        "val_probabilities": val_logits_NK.softmax(1).half(),
+        "val_predicted": val_logits_NK.argmax(1).to(number_type),
+        "val_labels": val_labels_N.to(number_type),
     }
+    if spec.objective == "loss":  # which float16 probabilities do not tell
+        tensors["losses"] = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N), reduction="none")
+        tensors["val_losses"] = cross_entropy(val_logits_NK.double(), val_labels_N, reduction="none")
+    if val.val_groups_N is not None:
+        tensors["val_groups"] = torch.from_numpy(val.val_groups_N)
     if workbench.test_groups_N is not None:
         tensors["groups"] = torch.from_numpy(workbench.test_groups_N)
     write_atomically(path, save(tensors, {"model": model, "loss": repr(loss)}))

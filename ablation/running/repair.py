@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from ablation.analysis.results import load_predictions
+from ablation.analysis.predictions import load_predictions
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.text import plural
 from ablation.search.lost_trials import KnownTrial, tell_again, train_again
@@ -34,6 +34,7 @@ from ablation.storage.store import Store
 from ablation.tracking.client import PREDICTIONS_FILE, PatientClient, find_experiment, reading_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import (
+    HiddenFile,
     RunRecord,
     StudyRecord,
     artifact_path,
@@ -46,11 +47,12 @@ from ablation.tracking.reading import (
     runs_of_arms,
 )
 
-Kind = Literal["lost", "damaged", "edited", "deleted", "untold", "orphan"]
+Kind = Literal["lost", "damaged", "hidden", "edited", "deleted", "untold", "orphan"]
 
 TEXTS: dict[Kind, str] = {
     "lost": "MLflow lacks the runs of {}: unless another machine has yet to deliver them, --repair trains them again",
     "damaged": "The test predictions of {} are lost or damaged: --repair trains them again",
+    "hidden": "This user may not read the test predictions of {}",
     "edited": "Tags of the runs of {} were edited or deleted, and they are left out: --repair writes the tags again",
     "deleted": "Deleted in MLflow, and left out: {}; --redo restores them",
     "untold": "Optuna's database lacks {}, which MLflow has: the study's next start tells it",
@@ -159,8 +161,9 @@ def find_differences(
     differing = {difference.key for difference in differences}
     for run in runs_of_arms(runs, names):
         has_predictions = ends.get(run.key) == "finished" and run.is_confirmation and run.key not in differing
-        if has_predictions and not run.is_deleted and _is_damaged(store, run, thoroughly=thoroughly):
-            differences.append(Difference("damaged", run.key, run_words(run), run))
+        if has_predictions and not run.is_deleted:
+            fault = _fault(store, run, thoroughly=thoroughly)
+            differences += [] if fault is None else [Difference(fault, run.key, run_words(run), run)]
     return differences
 
 
@@ -168,16 +171,19 @@ def _escaped(arm: str) -> str:
     return arm.replace("{", "{{").replace("}", "}}")
 
 
-def _is_damaged(store: Store, run: RunRecord, *, thoroughly: bool) -> bool:
+def _fault(store: Store, run: RunRecord, *, thoroughly: bool) -> Kind | None:
+    """Return what is wrong with the predictions of a confirmation run."""
     if "superseded" in run.tags or not (thoroughly or store.has_own_tracking):
-        return False
+        return None
     try:
         with run_file(store, run, PREDICTIONS_FILE) as path:
             if checksum_tag(PREDICTIONS_FILE) not in run.tags:  # of an older version
                 load_predictions(path)
-            return False
+            return None
+    except HiddenFile:
+        return "hidden"
     except InputError:
-        return True
+        return "damaged"
 
 
 def stored_differences(store: Store, study: str) -> list[str]:
@@ -250,8 +256,10 @@ def tell_ended(spec: StudySpec, studies: ArmStudies, locks: Locks, tracker: Trac
     runs = runs_of_arms(read_runs(tracker.client, tracker.experiment_id), keys)
     ends = trial_ends(studies)
     untold: dict[str, list[KnownTrial]] = {}  # by the key of the Optuna study
+    active = {run.key for run in runs if not run.is_deleted}
     for run in runs:
-        if run.is_complete and not run.is_deleted and ends.get(run.key) is None:
+        is_double = run.is_deleted and run.key in active  # else somebody has deleted the trial, which stays deleted
+        if run.is_complete and not is_double and ends.get(run.key) is None:
             untold.setdefault(run.key.rpartition("/")[0], []).append(_known_trial(tracker.client, run))
     if not untold:
         return 0
@@ -267,15 +275,15 @@ def tell_ended(spec: StudySpec, studies: ArmStudies, locks: Locks, tracker: Trac
 
 
 def _known_trial(client: PatientClient, run: RunRecord) -> KnownTrial:
-    end = ENDS[run.status]
-    history = client.get_metric_history(run.run_id, "val_accuracy")
+    end, spec = ENDS[run.status], TrialSpec.from_params(run.params)
+    history = client.get_metric_history(run.run_id, spec.goal.val_metric)
     return KnownTrial(
-        spec=TrialSpec.from_params(run.params),
+        spec=spec,
         end=end,
-        value=run.metrics["best_val_accuracy"] if end == "finished" else None,
+        value=run.metrics[spec.goal.best_metric] if end == "finished" else None,
         reason=run.tags.get("reason", ""),
         run_id=run.run_id,
-        accuracies={point.step: point.value for point in history},
+        values={point.step: point.value for point in history},
         began=None if run.began is None else datetime.fromtimestamp(run.began / 1000),
         ended=None if run.ended is None else datetime.fromtimestamp(run.ended / 1000),
     )
@@ -285,6 +293,8 @@ def logged_study(store: Store, study: str) -> StudyRecord | None:
     """Return the study of a name that MLflow has, whichever Optuna database it is of; None without a run of it."""
     try:
         record = read_study(store, study)
+    except HiddenFile:
+        raise
     except InputError:
         return None
     return record if record.runs else None

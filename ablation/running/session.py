@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ablation.base.device import check_device, select_precision
-from ablation.base.errors import StoreAway
+from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
 from ablation.base.terminal import say, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION
 from ablation.data.reading import ImageSet, Split, list_own_images
 from ablation.networks.weights import Weights
-from ablation.running.checks import load_images_and_split, load_weights
+from ablation.running.checks import load_images_and_split, load_weights, objective_hints
 from ablation.running.demo import demo_weights_path, needs_pretraining
 from ablation.running.demo_network import pretrain_demo_network
 from ablation.running.options import RunOptions, process_count, worker_devices
@@ -32,6 +32,7 @@ from ablation.search.studies import (
     has_trials,
     is_known,
     open_storage,
+    read_decisions,
     settle_precision,
     stored_content,
     superseded_keys,
@@ -39,6 +40,7 @@ from ablation.search.studies import (
 )
 from ablation.spec.architectures import is_faster_in_bfloat16
 from ablation.spec.arms import arms
+from ablation.spec.looks import most_seeds_of_arms, seeds_of_arms
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import Locks, open_locks, study_lock
 from ablation.storage.store import Store
@@ -100,6 +102,8 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
     images, split = load_images_and_split(spec, processes, decoding, is_begun=begun is not None)
     if images.reading and not is_worker:
         say(images.reading)
+    for hint in objective_hints(spec) if not is_worker else []:
+        say(hint)
     if is_to_pretrain:
         with waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             if store.has_remote_tracking:
@@ -136,6 +140,12 @@ def _check_begun(spec: StudySpec, store: Store) -> int | None:
     storage = None if store.is_empty else open_storage(store)
     if storage is None:
         return None
+    is_registered = (stored_content(storage, spec.name) or {}).get("preregister", False)
+    if spec.preregister and not is_registered and has_trials(storage, spec.name):
+        raise InputError(
+            f"preregister: study {spec.name!r} has trials already, and a registration comes before the first; register "
+            "it as a study of its own, with --name"
+        )
     later = ("backbone.weights_digest", "data.digest", "data.decoding")
     check_identity(storage, spec.name, spec.content(), ignored=later)
     content = stored_content(storage, spec.name)
@@ -217,9 +227,13 @@ def show_progress(session: Session, progress: StudyView) -> None:
     """Show how far the study is, whichever process did the work."""
     spec = session.spec
     trials_by_arm = trial_records(session.studies, session.locks)
-    budget = (spec.trials_per_arm, spec.confirm.seeds, spec.confirm.repeats)
-    total = sum(total_runs(trials, *budget) for trials in trials_by_arm.values())
-    progress.update(trials_by_arm, total)
+    decisions = read_decisions(spec, session.studies)
+    fewest, most = (of_arms(spec.confirm, trials_by_arm, decisions) for of_arms in (seeds_of_arms, most_seeds_of_arms))
+    total = sum(
+        total_runs(trials, spec.trials_per_arm, most[arm], spec.confirm.repeats)
+        for arm, trials in trials_by_arm.items()
+    )
+    progress.update(trials_by_arm, total, (fewest, most) if spec.confirm.looks else None)
 
 
 def run_files(session: Session) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import get_args
 
@@ -14,23 +14,28 @@ from ablation.base.terminal import say, show_table, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.images import normalisation_for
 from ablation.data.samples import draw_samples, samples_file
+from ablation.data.set_summary import summarise_set, summary_file
 from ablation.reporting.report import Report, show_report, write_report
 from ablation.running.champion import keep_examples, register_champion
 from ablation.running.cut_forecast import show_forecast
+from ablation.running.looks import share_decisions
 from ablation.running.mlflow_pages import begin_pages, conclude_pages
 from ablation.running.options import RunOptions, worker_devices
+from ablation.running.registration import seal
 from ablation.running.repair import Difference, difference_texts, find_differences, mend, restore_deleted
 from ablation.running.session import Session, deliver_and_reconcile, open_session, run_files, summary_key
 from ablation.running.supervisor import supervise_workers
 from ablation.running.worker import work_until_done
 from ablation.search.status import status_table, trial_records
-from ablation.search.studies import TrialRecord, arm_key
+from ablation.search.studies import TrialRecord, arm_key, read_decisions
 from ablation.spec.architectures import ARCHITECTURES, block_names, is_custom
+from ablation.spec.looks import most_seeds_of_arms
 from ablation.spec.parameters import Augmentation
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import study_lock
 from ablation.storage.store import Store
-from ablation.tracking.client import SAMPLES_FILE
+from ablation.tracking.client import DATA_FILE, SAMPLES_FILE, guarded
+from ablation.tracking.reading import CANNOT_BE_READ
 
 MENDING = ("--repair", "--redo")  # options that the command which resumes a study does not need
 
@@ -58,7 +63,7 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
         raise
     except BaseException as error:
         with suppress(StoreAway, StoreError):
-            session.tracker.end_summary(summary_key(session), "SCHEDULED")
+            session.tracker.pause_summary(summary_key(session))
             if isinstance(error, KeyboardInterrupt):
                 deliver_and_reconcile(session)
         raise
@@ -74,13 +79,15 @@ def mend_stores(session: Session) -> None:
     options, tracker = session.options, session.tracker
     if options.repair:
         deliver_and_reconcile(session)  # what waits here for MLflow is not lost
-    differences = session_differences(session, thoroughly=options.repair)
-    for text in difference_texts(differences):
-        say(text)
-    if options.redo:
-        restore_deleted(differences, tracker)
-    if options.repair:
-        mend(differences, session.store, session.studies, session.locks, tracker)
+    # Of two repairs at once, the later one sees what the earlier one has noted: nothing is trained twice.
+    with session.locks.exclusive(study_lock(session.spec.name)) if options.repair or options.redo else nullcontext():
+        differences = session_differences(session, thoroughly=options.repair)
+        for text in difference_texts(differences):
+            say(text)
+        if options.redo:
+            restore_deleted(differences, tracker)
+        if options.repair:
+            mend(differences, session.store, session.studies, session.locks, tracker)
 
 
 def session_differences(session: Session, *, thoroughly: bool) -> list[Difference]:
@@ -119,10 +126,13 @@ def begin_summary(session: Session) -> None:
     samples = draw_samples(images, split.train_N, normalisation, augmentations, spec.seed)
     files = {name: text.encode() for name, text in run_files(session).items()}
     files[SAMPLES_FILE] = samples_file(samples)
+    files[DATA_FILE] = summary_file(summarise_set(images, split))
 
     def begin() -> None:
         with session.locks.exclusive(study_lock(spec.name)):  # two processes at once must not both create the run
             session.tracker.begin_summary(summary_key(session), spec.name, about, files)
+            share_decisions(session)
+            seal(session)
             begin_pages(session.tracker, spec)
 
     wait_out(begin, session.options.start_patience)
@@ -153,7 +163,8 @@ def conclude_study(session: Session) -> None:
         show_report(report)
         missing = report.result.missing_trials + report.result.missing_confirmations
     incomplete = difference_texts([difference for difference in differences if difference.kind == "lost"])
-    incomplete += [] if report is None else [f"{text}: --repair mends that" for text in report.result.left_out]
+    for text in [] if report is None else report.result.left_out:
+        incomplete.append(text if CANNOT_BE_READ in text else f"{text}: --repair mends that")
     if missing > 0 and not incomplete:
         incomplete = [f"MLflow lacks {plural(missing, 'run')} of trials that have ended"]
     if incomplete:
@@ -174,14 +185,26 @@ def failure_text(reasons: list[str]) -> str:
     return f"every trial failed; {advice}"
 
 
+class LockLost(StoreAway):
+    """The connection that held a study's lock broke while its report or champion was written."""
+
+    def __init__(self) -> None:
+        super().__init__("Optuna's database does not answer (the connection broke that held the study's lock)")
+
+
 def _report_and_register(session: Session) -> Report | None:
     """Write the report and register the champion; return None, and say why, where there is nothing to report.
 
     Raises:
-        StoreAway: a server does not answer.
+        StoreAway: a server does not answer, or the lock was lost, so that another process may have done all this.
     """
-    spec, store = session.spec, session.store
-    with session.locks.exclusive(study_lock(spec.name)):  # of two processes at once, the later one knows more
+    spec, store, locks = session.spec, session.store, session.locks
+
+    def ensure_held() -> None:
+        if not locks.is_held(study_lock(spec.name)):
+            raise LockLost
+
+    with locks.exclusive(study_lock(spec.name)), guarded(ensure_held):  # of two processes, the later one knows more
         try:
             report = write_report(store, spec.name)
         except NothingFinished as nothing:
@@ -199,5 +222,6 @@ def _report_and_register(session: Session) -> Report | None:
 def show_arms(session: Session) -> list[TrialRecord]:
     """Print the study's arms with their trials by state; return the trials."""
     spec, trials = session.spec, trial_records(session.studies, session.locks)
-    show_table(status_table(spec.name, trials, spec.trials_per_arm, spec.confirm.seeds, spec.confirm.repeats))
+    seeds = most_seeds_of_arms(spec.confirm, trials, read_decisions(spec, session.studies))
+    show_table(status_table(spec.name, trials, spec.trials_per_arm, seeds, spec.confirm.repeats, spec.goal))
     return [trial for arm_trials in trials.values() for trial in arm_trials]

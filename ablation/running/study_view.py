@@ -15,7 +15,7 @@ from ablation.base.command_line import WORKER_VARIABLE
 from ablation.base.core_use import BusyCores
 from ablation.base.terminal import console, is_live, say
 from ablation.base.text import format_duration, visible
-from ablation.running.time_left import Runs, TimeLeft
+from ablation.running.time_left import Runs, SeedsLeft, TimeLeft
 from ablation.search.status import best_record
 from ablation.search.studies import TrialRecord
 from ablation.spec.arms import arms
@@ -36,12 +36,14 @@ class StudyView:
     def __init__(self, spec: StudySpec, cores: BusyCores | None = None):
         """Show a study; `cores` watches the processes that train, and is None where they do not train on the CPU."""
         self.spec = spec
-        self.arms = [arm.name for arm in arms(spec)]
+        levels = {arm.name: arm.levels for arm in arms(spec)}
+        self.arms = list(levels)
         self.cores = cores
         self.trials = self.ended = self.epochs = 0  # confirmation runs included
         self.ended_before: int | None = None  # number of ended trials when this view began
         self.runs: Runs = {}
-        self.left = TimeLeft(spec.trials_per_arm, spec.confirm.runs)
+        self.left = TimeLeft(levels, spec.trials_per_arm, spec.confirm.runs)
+        self.seeds_left: SeedsLeft | None = None
         self.curve: list[float] = []
         self.label = self.params = self.state = ""  # of this process's trial
         self.workers: dict[int, WorkerLine] = {}
@@ -142,11 +144,13 @@ class StudyView:
         heading = line("arm", "best", axis, [column for column, *_ in cells], 0)
         heading.stylize("dim")
         lines = [heading]
-        top = max(values.values(), default=None)
+        top = self.spec.goal.best(values.values()) if values else None
+        most = self.seeds_left[1] if self.seeds_left else {}
         for arm in self._arms_that_fit(values, room):
             runs = self.runs.get(arm, [])
             counts = [
-                f"{sum(run.has_ended and (run.confirms is not None) == confirms for run in runs)}/{total}"
+                f"{sum(run.has_ended and (run.confirms is not None) == confirms for run in runs)}/"
+                f"{most.get(arm, total) if confirms else total}"
                 for _, total, confirms in cells
             ]
             value = f"{values[arm]:.4f}" if arm in values else "-"
@@ -158,15 +162,17 @@ class StudyView:
 
     def _arms_that_fit(self, values: dict[str, float], room: int) -> list[str]:
         """Return the arms in order; only the best ones if the terminal is too low for all of them."""
-        best_first = sorted(self.arms, key=lambda arm: values.get(arm, -1.0), reverse=True)
+        goal = self.spec.goal
+        best_first = sorted(self.arms, key=lambda arm: (arm in values, goal.goodness(values.get(arm))), reverse=True)
         return [arm for arm in self.arms if arm in best_first[:room]]
 
-    def update(self, runs: dict[str, list[TrialRecord]], total: int) -> None:
+    def update(self, runs: dict[str, list[TrialRecord]], total: int, seeds: SeedsLeft | None = None) -> None:
         """Show the progress of the study's arms.
 
         Args:
             runs: arm -> its trials and confirmation runs.
-            total: the number of trials and confirmation runs that the study will have.
+            total: the number of trials and confirmation runs that the study will have, at most.
+            seeds: where looks are planned.
         """
         self.runs = runs
         self.ended = sum(run.has_ended for arm_runs in runs.values() for run in arm_runs)
@@ -174,7 +180,8 @@ class StudyView:
         self.trials = total
         if self.ended_before is None:
             self.ended_before = self.ended
-        self.left.update(runs, time.monotonic() - self.began)
+        self.seeds_left = seeds
+        self.left.update(runs, time.monotonic() - self.began, seeds)
 
     def show_waiting(self, text: str) -> None:
         """Show why nothing can be done for now."""
@@ -209,13 +216,14 @@ class StudyView:
 
     def show_epoch(self, spec: TrialSpec, metrics: Any) -> None:
         """Show the metrics of an epoch that has ended."""
-        self.curve.append(metrics.val_accuracy)
-        text = (
-            f"epoch {metrics.epoch}/{spec.epochs}  val. accuracy {metrics.val_accuracy:.4f}  "
-            f"{metrics.images_per_second:,.0f} images/s  train loss {metrics.train_loss:.4f}  "
-            f"val. loss {metrics.val_loss:.4f}"
-        )
-        self.state = text.replace("  val. accuracy", f" {sparkline(self.curve)}  val. accuracy", 1)
+        goal = spec.goal
+        self.curve.append(metrics.value(goal))
+        value = f"  val. {goal.label} {metrics.value(goal):.4f}"
+        rest = f"  {metrics.images_per_second:,.0f} images/s  train loss {metrics.train_loss:.4f}"
+        rest += "" if goal.name == "loss" else f"  val. loss {metrics.val_loss:.4f}"
+        epoch = f"epoch {metrics.epoch}/{spec.epochs}"
+        text = epoch + value + rest
+        self.state = f"{epoch} {sparkline(self.curve)}{value}{rest}"
         if not self.is_live and time.monotonic() - self.last_line >= self.seconds_between:
             self.last_line = time.monotonic()
             say(f"  {text}")
@@ -225,7 +233,7 @@ class StudyView:
         seconds = time.monotonic() - self.trial_started
         if state != "lost":
             self.ended += 1
-        result = f"val. accuracy {value:.4f}" if value is not None else reason
+        result = f"val. {spec.goal.label} {value:.4f}" if value is not None else reason
         if not self.is_live:
             left = self.left.text(time.monotonic() - self.began)
             say(f"  {state}: {result} ({seconds:.1f} s{f', {left}' if left else ''})")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,35 +12,47 @@ from ablation.search.studies import TrialRecord
 
 Runs = Mapping[str, Sequence[TrialRecord]]  # arm -> its trials and confirmation runs
 
+CONFIRMATION_FACTOR = 1.1  # a run's time over its trial's before one was seen: 1.08 on average over ten demos
+SYSTEMATIC_ERROR = 0.1  # standard error of the estimate, relative, however many runs have ended
+SHRINKAGE = 0.3  # of the effects of levels; an effect seen in three arms keeps nine tenths
+# Arm -> its confirmation runs: up to the next planned look, and up to the last.
+SeedsLeft = tuple[Mapping[str, int], Mapping[str, int]]
+
 
 class TimeLeft:
     """Estimates the time left from the runs that ended since it began, whichever worker did them."""
 
-    def __init__(self, trials_per_arm: int, seeds: int):
-        """Estimate for a study's budget: trials and confirmation runs per arm."""
+    def __init__(self, levels: Mapping[str, Mapping[str, Any]], trials_per_arm: int, seeds: int):
+        """Estimate for a study's arms with their levels, and its budget: trials and confirmation runs per arm."""
+        self.levels = levels
         self.trials_per_arm = trials_per_arm
         self.seeds = seeds
         self._before: set[tuple[str, int, bool]] | None = None  # the runs that had ended when this began
         self._range: tuple[float, float] | None = None
         self._updated = 0.0
 
-    def update(self, runs: Runs, seconds: float) -> None:
-        """Note how far the study is, and the seconds since this view of it began."""
+    def update(self, runs: Runs, seconds: float, seeds: SeedsLeft | None = None) -> None:
+        """Note how far the study is, the seconds since this view of it began, and the seeds where looks are planned."""
+        fewest, most = seeds or ({}, {})
         ended = {_key(run) for arm_runs in runs.values() for run in arm_runs if run.has_ended}
         if self._before is None:
             self._before = ended
         self._updated = seconds
-        new = [run for arm_runs in runs.values() for run in arm_runs if _key(run) in ended - self._before]
+        new_keys = ended - self._before
+        new = [run for arm_runs in runs.values() for run in arm_runs if _key(run) in new_keys]
         if not new or seconds <= 0:
             return
         running = [run for arm_runs in runs.values() for run in arm_runs if run.state == "running"]
         done = sum(min(run.seconds or 0.0, seconds) for run in [*new, *running])
         parallel = done / seconds  # seconds of runs per second: several workers, less what is lost between runs
-        left, spread, longest = self._work_left(runs)
-        left -= sum(min(run.seconds or 0.0, self._cost(runs, run.arm, run.confirms is not None)) for run in running)
+        costs = self._costs(runs)
+        left, spread, longest = self._work_left(runs, costs, most)
+        least, least_spread, _ = self._work_left(runs, costs, fewest)
+        begun = sum(min(run.seconds or 0.0, costs[run.arm, run.confirms is not None]) for run in running)
         if parallel > 0:
-            left += longest * max(0.0, parallel - 1) / 2  # at the end, some workers wait for the last runs of others
-            self._range = (max(0.0, (left - spread) / parallel), max(0.0, (left + spread) / parallel))
+            waits = longest * max(0.0, parallel - 1) / 2  # at the end, some workers wait for the last runs of others
+            low, high = least - least_spread, left + spread
+            self._range = (max(0.0, (low + waits - begun) / parallel), max(0.0, (high + waits - begun) / parallel))
 
     def seconds(self, now: float) -> tuple[float, float] | None:
         """Return the shortest and the longest likely time left, at a time in seconds; None while it is unknown."""
@@ -59,32 +72,58 @@ class TimeLeft:
             return f"about {high} left"
         return f"{low.split()[0] if same_unit else low} to {high} left"
 
-    def _work_left(self, runs: Runs) -> tuple[float, float, float]:
+    def _work_left(
+        self, runs: Runs, costs: Mapping[tuple[str, bool], float], seeds: Mapping[str, int]
+    ) -> tuple[float, float, float]:
         """Return the seconds of all runs that have not ended, a 95 % margin of them, and those of the longest."""
         left = variance = longest = 0.0
         deviation = _relative_deviation(runs)
         for arm, arm_runs in runs.items():
-            for is_confirmation, budget in ((False, self.trials_per_arm), (True, self.seeds)):
+            for is_confirmation, budget in ((False, self.trials_per_arm), (True, seeds.get(arm, self.seeds))):
                 ended = [run for run in _kind(arm_runs, is_confirmation) if run.has_ended]
                 count = max(0, budget - len(ended))
-                cost = self._cost(runs, arm, is_confirmation)
+                cost = costs[arm, is_confirmation]
                 left += count * cost
                 longest = max(longest, cost if count else 0.0)
                 variance += (count + count**2 / max(1, len(ended))) * (deviation * cost) ** 2
-        return left, 1.96 * math.sqrt(variance), longest
+        return left, 1.96 * math.sqrt(variance + (SYSTEMATIC_ERROR * left) ** 2), longest
 
-    def _cost(self, runs: Runs, arm: str, is_confirmation: bool) -> float:
-        """Return the likely seconds of a run: the mean of its kind in its arm, or what is nearest to it.
+    def _costs(self, runs: Runs) -> dict[tuple[str, bool], float]:
+        """Return (arm, is a confirmation run) -> its likely seconds: the mean of its kind in its arm, or the nearest.
 
-        A confirmation run trains the best trial's configuration again; an arm without any run costs what others do.
+        A confirmation run trains the best trial's configuration again; an arm without any run costs what its levels do
+        in others.
         """
-        same = _times(_kind(runs[arm], is_confirmation))
-        more = 0.0
-        if not same and is_confirmation:
-            same = _unconfirmed_times(runs[arm])
-            more = _more_for_confirmation(runs)
-        others = [run for arm_runs in runs.values() for run in arm_runs]
-        return max(0.0, more + float(np.mean(same or _times(others) or [0.0])))
+        more = _more_for_confirmation(runs)
+        by_levels = self._costs_by_levels(runs)
+        costs = {}
+        for arm, arm_runs in runs.items():
+            trials = _times(_kind(arm_runs, False))
+            costs[arm, False] = float(np.mean(trials)) if trials else by_levels[arm]
+            confirmed, tuned = _times(_kind(arm_runs, True)), _unconfirmed_times(arm_runs)
+            if confirmed:
+                costs[arm, True] = float(np.mean(confirmed))
+            else:
+                trial = float(np.mean(tuned)) if tuned else by_levels[arm]
+                costs[arm, True] = trial * CONFIRMATION_FACTOR if more is None else trial + more
+        return costs
+
+    def _costs_by_levels(self, runs: Runs) -> dict[str, float]:
+        """Return arm -> seconds of a trial, the product of its levels' effects, fitted to the arms with known times.
+
+        The logarithms are a ridge regression on indicators of the levels; 0 for all arms while no time is known.
+        """
+        known = {arm: math.log(max(1e-3, float(np.mean(times)))) for arm in runs if (times := _times(runs[arm]))}
+        if not known:
+            return dict.fromkeys(runs, 0.0)
+        places = {arm: {(name, repr(level)) for name, level in self.levels[arm].items()} for arm in runs}
+        columns = sorted(set().union(*places.values()))
+        indicators_AL = np.array([[column in places[arm] for column in columns] for arm in runs], dtype=float)
+        is_known_A = np.array([arm in known for arm in runs])
+        x_KL, mean = indicators_AL[is_known_A], float(np.mean(list(known.values())))
+        y_K = np.array([known[arm] - mean for arm in runs if arm in known])
+        effects_L = np.linalg.solve(x_KL.T @ x_KL + SHRINKAGE * np.eye(len(columns)), x_KL.T @ y_K)
+        return dict(zip(runs, np.exp(mean + indicators_AL @ effects_L).tolist(), strict=True))
 
 
 def _key(run: TrialRecord) -> tuple[str, int, bool]:
@@ -105,11 +144,14 @@ def _unconfirmed_times(runs: Sequence[TrialRecord]) -> list[float]:
     return _times([best] if best is not None else _kind(runs, False))
 
 
-def _more_for_confirmation(runs: Runs) -> float:
-    """Return how many seconds longer than the same trial a confirmation run takes, which tests its model, too."""
+def _more_for_confirmation(runs: Runs) -> float | None:
+    """Return how many seconds longer than the same trial a confirmation run takes, which tests its model, too.
+
+    None while it is not known.
+    """
     pairs = [(_times(_kind(arm_runs, True)), _unconfirmed_times(arm_runs)) for arm_runs in runs.values()]
     differences = [float(np.mean(confirmed) - np.mean(trials)) for confirmed, trials in pairs if confirmed and trials]
-    return max(0.0, float(np.median(differences))) if differences else 0.0
+    return max(0.0, float(np.median(differences))) if differences else None
 
 
 def _relative_deviation(runs: Runs) -> float:

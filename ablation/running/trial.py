@@ -37,6 +37,7 @@ from ablation.search.patient_storage import ClaimLost
 from ablation.search.space import suggest
 from ablation.search.studies import TrialEnd, best_trial, is_better
 from ablation.spec.metrics import EpochMetrics
+from ablation.spec.objective import Objective
 from ablation.spec.trial import TrialSpec
 from ablation.storage.locks import study_lock
 from ablation.tracking.trial_run import TrialRun
@@ -142,16 +143,16 @@ def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outco
     # Under the study's lock, else two trials of an arm that end at once could both be its best.
     with claim.locks.exclusive(study_lock(workbench.study.name)) if only_best else nullcontext():
         if only_best and outcome.value is not None:
-            _keep_best(claim, run, outcome.value)
+            _keep_best(claim, run, outcome.value, workbench.study.goal)
         run.end(RUN_STATUS[outcome.state], outcome.reason)
         end_trial(claim, outcome.state, outcome.value, outcome.reason, run.run_id)
 
 
-def _keep_best(claim: Claim, run: TrialRun, value: float) -> None:
+def _keep_best(claim: Claim, run: TrialRun, value: float, goal: Objective) -> None:
     """Delete the checkpoint of this trial or of the arm's best trial so far, whichever is worse."""
     leader = best_trial(claim.study, claim.trial.user_attrs.get("confirms"))
     if leader is not None and leader.number != claim.trial.number:
-        is_best = is_better(value, claim.trial.number, leader)
+        is_best = is_better(value, claim.trial.number, leader, goal)
         run.delete_checkpoint_of(leader.number if is_best else claim.trial.number)
 
 
@@ -195,6 +196,7 @@ def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         known=study.known_name(number),
         seed=named_seed(seed, "trial", study.place_of(number)),
         epochs=study.epochs,
+        objective=study.objective,
         precision=workbench.precision,
         compile=study.compile,
         deterministic=study.deterministic,
@@ -256,8 +258,8 @@ def _train_and_record(
         wait_out(partial(_log, claim, run, training), workbench.patience)
         record_best(workbench, claim, spec, run, training)
         if spec.confirms is not None:
-            record_test(workbench, claim, run, training)
-        return Outcome("finished", training.best.val_accuracy)
+            record_test(workbench, claim, spec, run, training)
+        return Outcome("finished", training.best.value(spec.goal))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -291,7 +293,7 @@ def _log(claim: Claim, run: TrialRun, training: Training) -> None:
     """
     ensure_held(claim)
     run.log_epochs(training.history)
-    report_epochs(claim, training.history)
+    report_epochs(claim, training.history, training.objective)
 
 
 def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
@@ -301,7 +303,7 @@ def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
             return claim.ended == "pruned" and len(training.history) >= ended_before(claim)[2]
         if not is_over(training.history, training_settings(spec)):
             ensure_held(claim)
-            report_epochs(claim, training.history)
+            report_epochs(claim, training.history, training.objective)
             return should_prune(claim)
     return False
 

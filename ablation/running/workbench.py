@@ -32,6 +32,7 @@ class SplitImages:
 
     train: Images
     val: Images
+    val_groups_N: np.ndarray | None = None  # what the validation images belong to, as numbers from 0, int64
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,26 @@ def _split_images(images: ImageSet, splits: list[Split], device: torch.device) -
         train, val = (
             to_device(pixels, labels_N, numbers_N, device) for numbers_N in (splits[0].train_N, splits[0].val_N)
         )
-        return [SplitImages(train, val)]
+        return [SplitImages(train, val, _val_groups(images, splits[0]))]
     everything = to_device(pixels, labels_N, np.arange(len(labels_N)), device)
     if everything.rows_N is None:
         rows_N = torch.arange(len(labels_N), device=everything.images_NCHW.device)
         everything = replace(everything, rows_N=rows_N)
     return [
-        SplitImages(*(everything.subset(torch.from_numpy(numbers_N)) for numbers_N in (split.train_N, split.val_N)))
+        SplitImages(
+            everything.subset(torch.from_numpy(split.train_N)),
+            everything.subset(torch.from_numpy(split.val_N)),
+            _val_groups(images, split),
+        )
         for split in splits
     ]
+
+
+def _val_groups(images: ImageSet, split: Split) -> np.ndarray | None:
+    if images.train_groups_N is None:
+        return None
+    groups_N: np.ndarray = np.unique(images.train_groups_N[split.val_N], return_inverse=True)[1]
+    return groups_N
 
 
 # Texts with which the allocators of the CPU, of MPS and of CUDA's libraries raise a plain RuntimeError.
@@ -215,5 +227,6 @@ def training_settings(spec: TrialSpec) -> TrainingSettings:
         unfreeze_every=spec.unfreeze_every or 0,
         ema=spec.ema,
         patience=spec.patience,
+        objective=spec.objective,
         compile=spec.compile,
     )

@@ -9,6 +9,7 @@ from ablation.base.errors import StoreAway
 from ablation.base.interrupts import stop_with_parent
 from ablation.base.retries import wait_out
 from ablation.base.text import format_params
+from ablation.running.looks import decide_due_look
 from ablation.running.options import RunOptions
 from ablation.running.session import Session, deliver_and_reconcile, open_session, show_progress
 from ablation.running.study_view import StudyView
@@ -69,6 +70,8 @@ def work_until_done(session: Session) -> None:
                     waits_for_mlflow = False
             claimed = wait_out(claim_next, workbench.patience, progress.show_waiting)
             if claimed is None:
+                if wait_out(lambda: decide_due_look(session), workbench.patience, progress.show_waiting):
+                    continue
                 if wait_out(lambda: all_ended(spec, session.studies), workbench.patience, progress.show_waiting):
                     return
                 progress.show_waiting("waiting for the trials of other workers")

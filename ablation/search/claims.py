@@ -25,14 +25,18 @@ from ablation.search.studies import (
     begun_trials,
     best_trial,
     best_trials,
+    changed_declarations,
     changed_fields,
     have_all_ended,
     is_confirmation_of,
+    read_decisions,
     trial_key,
     trial_lock,
 )
 from ablation.spec.arms import Arm, arms, next_arm
+from ablation.spec.looks import seeds_of_arms
 from ablation.spec.metrics import EpochMetrics
+from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import CLAIM_LOCK, Locks
 from ablation.storage.store import Store
@@ -154,7 +158,7 @@ def claim_trial(
         trial_counts = {name: len(begun_trials(study)) for name, study in studies.tuning.items()}
         new_arm = next_arm(arms(spec), trial_counts, spec.trials_per_arm)
         if new_arm is None:
-            return _claim_confirmation(spec, store, locks, studies) or _claim_lost(spec, store, locks, studies)
+            return _claim_confirmation(spec, store, locks, studies, content) or _claim_lost(spec, store, locks, studies)
         study = studies.tuning[new_arm.name]
         if changes := changed_fields(study, content):
             raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changes)}")
@@ -164,7 +168,9 @@ def claim_trial(
         return _claim(store, locks, new_arm, _new_trial(locks, study, known), resumed=False)
 
 
-def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies) -> Claim | None:
+def _claim_confirmation(
+    spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies, content: dict[str, Any]
+) -> Claim | None:
     """Claim the next confirmation run of an arm whose tuning is complete; None if none is free.
 
     A run whose configuration is no longer the best of its repeat is claimed as superseded, so that the caller can end
@@ -172,6 +178,7 @@ def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: Ar
     stopped halfway can compare its arms paired by repeat.
     """
     waiting: list[tuple[int, int, Arm, FrozenTrial]] = []  # number of runs, repeat, arm, best trial
+    seeds = seeds_of_arms(spec.confirm, studies.tuning, read_decisions(spec, studies))
     for arm in arms(spec):
         is_tuned = arm.name in studies.confirmation and have_all_ended(spec, studies.tuning[arm.name])
         best = best_trials(spec, studies.tuning[arm.name]) if is_tuned else {}
@@ -185,15 +192,17 @@ def _claim_confirmation(spec: StudySpec, store: Store, locks: Locks, studies: Ar
             if trial is not None:
                 confirms = frozen.user_attrs.get("confirms")
                 repeat = min(counts, key=lambda r: counts[r]) if confirms is None else spec.repeat_of(confirms)
-                return _claim(store, locks, arm, trial, resumed=True, best=best[repeat])
+                # A repeat may have lost all finished trials: what confirmed one is then superseded by another's best.
+                tuned = best.get(repeat, next(iter(best.values())))
+                return _claim(store, locks, arm, trial, resumed=True, best=tuned)
         waiting += [
-            (counts[repeat], repeat, arm, tuned)
-            for repeat, tuned in best.items()
-            if counts[repeat] < spec.confirm.seeds
+            (counts[repeat], repeat, arm, tuned) for repeat, tuned in best.items() if counts[repeat] < seeds[arm.name]
         ]
     if not waiting:
         return None
     _, _, new_arm, tuned = min(waiting, key=lambda each: each[:2])
+    if changes := changed_declarations(studies.tuning[new_arm.name], content):
+        raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changes)}")
     study = studies.confirmation[new_arm.name]
     study.sampler = NumberedRandomSampler(0)  # nothing is sampled
     return _claim(store, locks, new_arm, _new_trial(locks, study), resumed=False, best=tuned)
@@ -292,14 +301,14 @@ def store_spec(claim: Claim, params: dict[str, str]) -> None:
     claim.trial.set_user_attr("spec", params)
 
 
-def report_epochs(claim: Claim, history: Iterable[EpochMetrics]) -> None:
-    """Report the validation accuracy of epochs to Optuna, except those that were reported before."""
+def report_epochs(claim: Claim, history: Iterable[EpochMetrics], objective: Objective) -> None:
+    """Report the objective's validation values of epochs to Optuna, except those that were reported before."""
     if claim.ended is not None:
         return
     reported = claim.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
     for metrics in history:
         if metrics.epoch not in reported:
-            claim.trial.report(metrics.val_accuracy, metrics.epoch)
+            claim.trial.report(metrics.value(objective), metrics.epoch)
 
 
 def should_prune(claim: Claim) -> bool:

@@ -24,7 +24,8 @@ STATES = {end: state for state, end in TRIAL_ENDS.items()}
 class KnownTrial:
     """A trial, or a confirmation run, that has ended, as its MLflow run has it.
 
-    `value` is its best validation accuracy, None unless it finished; `accuracies` has those of its epochs, by number.
+    `value` is the objective's best validation value, None unless it finished; `values` are those of its epochs, by
+    number.
     `began` and `ended` are in local time, without a time zone, as Optuna stores them.
     """
 
@@ -33,7 +34,7 @@ class KnownTrial:
     value: float | None
     reason: str
     run_id: str
-    accuracies: dict[int, float] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)
     began: datetime | None = None
     ended: datetime | None = None
 
@@ -86,7 +87,7 @@ def _ended(spec: StudySpec, arm: Arm, trial: KnownTrial) -> FrozenTrial:
     return FrozenTrial(
         number=-1, trial_id=-1, state=STATES[trial.end], value=trial.value, datetime_start=trial.began or ended,
         datetime_complete=ended, params=params, distributions=distributions, user_attrs=trial.attributes,
-        system_attrs={}, intermediate_values=trial.accuracies,
+        system_attrs={}, intermediate_values=trial.values,
     )  # fmt: skip
 
 
@@ -105,9 +106,9 @@ def _end(study: optuna.Study, trial: optuna.Trial, known: KnownTrial) -> None:
     for name, value in known.attributes.items():
         if name not in frozen.user_attrs:
             trial.set_user_attr(name, value)
-    for epoch, accuracy in known.accuracies.items():
+    for epoch, value in known.values.items():
         if epoch not in frozen.intermediate_values:
-            trial.report(accuracy, epoch)
+            trial.report(value, epoch)
     study.tell(trial, known.value, None if known.value is not None else STATES[known.end])
 
 

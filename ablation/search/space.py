@@ -171,7 +171,7 @@ def make_sampler(spec: StudySpec, arm: Arm, number: int) -> BaseSampler:
 def parameter_importances(
     spec: StudySpec, arm: Arm, trials: Sequence[tuple[dict[str, Any], float]]
 ) -> dict[str, float]:
-    """Return the share of each searched parameter in the variance of an arm's validation accuracies; they sum to 1.
+    """Return the share of each searched parameter in the variance of an arm's values; they sum to 1.
 
     By functional ANOVA over a random forest (Hutter et al., 2014), Optuna's `FanovaImportanceEvaluator`.
 

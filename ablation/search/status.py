@@ -1,11 +1,12 @@
 """The progress of a study: its trials by state."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.text import Table, plural
@@ -19,6 +20,7 @@ from ablation.search.studies import (
     trial_key,
     trial_lock,
 )
+from ablation.spec.objective import ACCURACY, Objective
 from ablation.storage.locks import Locks
 
 
@@ -62,6 +64,7 @@ def _records_of(
             reason=frozen.user_attrs.get("reason", ""),
             run_id=new_runs.get(str(frozen.number)) or frozen.user_attrs.get("run_id", ""),
             seconds=_seconds(frozen),
+            higher_is_better=study.direction is not StudyDirection.MINIMIZE,
         )
         records.append(record)
         if record.has_ended:
@@ -78,9 +81,9 @@ def _seconds(frozen: FrozenTrial) -> float | None:
 
 
 def best_record(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the finished trial with the highest validation accuracy, the first of equals; no confirmation run."""
+    """Return the finished trial with the best value, the first of equals; no confirmation run."""
     finished = [trial for trial in trials if trial.value is not None and trial.confirms is None]
-    return max(finished, key=lambda trial: trial.value or 0.0, default=None)
+    return max(finished, key=lambda trial: (trial.value or 0.0) * (1 if trial.higher_is_better else -1), default=None)
 
 
 def count_states(trials: Sequence[TrialRecord]) -> str:
@@ -105,7 +108,12 @@ def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int, r
 
 
 def status_table(
-    study: str, trials: dict[str, list[TrialRecord]], trials_per_arm: int, seeds: int, repeats: int = 1
+    study: str,
+    trials: dict[str, list[TrialRecord]],
+    trials_per_arm: int,
+    seeds: Mapping[str, int],
+    repeats: int = 1,
+    goal: Objective = ACCURACY,
 ) -> Table:
     """Return the table of `--status`: the arms' trials by state, with the reasons of failures.
 
@@ -113,8 +121,9 @@ def status_table(
         study: its name.
         trials: arm -> its trials and confirmation runs.
         trials_per_arm: the budget.
-        seeds: confirmation runs of each repeat of an arm's tuning.
+        seeds: arm -> confirmation runs of each repeat of its tuning.
         repeats: the number of these.
+        goal: what chooses the best trial.
     """
     rows, notes = [], []
     for name, records in trials.items():
@@ -136,10 +145,13 @@ def status_table(
     if any(trial.state == "unknown" for records in trials.values() for trial in records):
         notes.append("unknown: running or interrupted; this user may not read the trials' locks.")
     ended = sum(trial.has_ended for records in trials.values() for trial in records)
-    total = sum(total_runs(records, trials_per_arm, seeds, repeats) for records in trials.values())
+    total = sum(total_runs(records, trials_per_arm, seeds[name], repeats) for name, records in trials.items())
     budget = max([trials_per_arm, *(sum(t.confirms is None for t in records) for records in trials.values())])
-    per_arm = plural(budget, "trial") + (f" and {plural(repeats * seeds, 'confirmation run')}" if seeds else "")
+    most, least = repeats * max(seeds.values(), default=0), repeats * min(seeds.values(), default=0)
+    up_to = "up to " if least < most else ""
+    per_arm = plural(budget, "trial") + (f" and {up_to}{plural(most, 'confirmation run')}" if most else "")
     tunings = f", in {repeats} tunings" if repeats > 1 else ""
     title = f"{study}: {ended} of {total} runs ended ({per_arm} per arm{tunings})"
-    columns = ["arm", "trials", "best val. accuracy", "its MLflow run", "confirmation runs"]
-    return Table(title, columns, rows, notes, optional=["confirmation runs", "best val. accuracy"])
+    best_value = f"best val. {goal.label}"
+    columns = ["arm", "trials", best_value, "its MLflow run", "confirmation runs"]
+    return Table(title, columns, rows, notes, optional=["confirmation runs", best_value])

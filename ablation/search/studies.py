@@ -3,25 +3,33 @@
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any, Literal
 
 import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.errors import InputError, StoreError
-from ablation.base.text import first_line
 from ablation.search.patient_storage import ask_database, patient_storage
 from ablation.spec.architectures import function_name, is_custom, is_timm
 from ablation.spec.arms import arms
+from ablation.spec.looks import Decision, decision_from, is_open, seeds_of_arms
+from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
+from ablation.storage.outages import opening_reason
 from ablation.storage.store import Store, build_database, sqlite_path
 
 MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
 NEVER_CHANGES = "confirm.repeats"  # what a trial is depends on it
+# What must be declared before the first look at the test images: once a confirmation run has begun, it is fixed.
+DECLARED = ("confirm.control", "confirm.compare", "confirm.looks")
+PLANNED = ("confirm.seeds", "trials_per_arm")  # the same, where looks are planned
+LOOKS = "looks"  # user attribute of the first arm's Optuna study: what the planned looks so far decided
 CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
 AGAIN = "again"  # user attribute of an Optuna study: the numbers of ended trials that are to be trained again
 NEW_RUNS = "new_runs"  # another: number -> id of the MLflow run, of those that were trained again
@@ -37,7 +45,7 @@ TRIAL_ENDS: dict[TrialState, TrialEnd] = {
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as Optuna's database has it. `value` is the best epoch's validation accuracy.
+    """A trial as Optuna's database has it. `value` is the objective's of the best epoch.
 
     `confirms` is None for a trial; for a confirmation run it is the number of the trial whose `params` are trained
     again. `seconds` are from its first beginning to its end, or until now.
@@ -53,6 +61,7 @@ class TrialRecord:
     reason: str
     run_id: str
     seconds: float | None = None
+    higher_is_better: bool = True
 
     @property
     def has_ended(self) -> bool:
@@ -102,8 +111,7 @@ def open_storage(store: Store, *, create: bool = False) -> BaseStorage | None:
     except ModuleNotFoundError as error:
         raise InputError(f"OPTUNA_STORAGE: needs {error.name}; install ablation[postgresql]") from None
     except (StoreError, ImportError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "reason", "") or first_line(error)
-        raise InputError(f"{where}: cannot be opened as Optuna's database ({reason})") from None
+        raise InputError(f"{where}: cannot be opened as Optuna's database ({opening_reason(error)})") from None
 
 
 def _open(store: Store, create: bool) -> BaseStorage | None:
@@ -210,10 +218,13 @@ def check_identity(
     Raises:
         InputError: names the changed fields, and a name under which the variant can run.
     """
-    for arm in study_arms(storage, study).tuning.values():
+    all_arms = study_arms(storage, study)
+    is_confirmed = any(arm.get_trials(deepcopy=False) for arm in all_arms.confirmation.values())
+    for arm in all_arms.tuning.values():
         if not is_begun and not arm.get_trials(deepcopy=False):
             continue
         changes = changed_fields(arm, content, ignored)
+        changes += changed_declarations(arm, content) if is_confirmed else []
         if changes:
             names = stored_studies(storage)
             free_name = next(name for number in count(2) if (name := f"{study}-{number}") not in names)
@@ -230,6 +241,17 @@ def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence
     Budgets, which may change, and `ignored` fields are left out.
     """
     return content_changes(arm.user_attrs.get("content", {}), content, ignored)
+
+
+def changed_declarations(arm: optuna.Study, content: dict[str, Any]) -> list[str]:
+    """Return what was declared before the first confirmation run and is another now, such as the control."""
+    old_content = arm.user_attrs.get("content", {})
+    declared = (*DECLARED, *(PLANNED if old_content.get("confirm", {}).get("looks") else ()))
+    return [
+        f"{field} (was {_shown(old)}, is {_shown(new)}: it is declared before the first confirmation run)"
+        for field, old, new in differences(old_content, content)
+        if any(f"{field}.".startswith(f"{other}.") for other in declared)
+    ]
 
 
 def content_changes(old_content: dict[str, Any], content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
@@ -294,7 +316,7 @@ def create_arms(
     studies = ArmStudies({}, {})
     existing = set(optuna.get_all_study_names(storage))
     for arm in arms(spec):
-        study = _create(storage, f"{spec.name}/{arm.name}", make_pruner(spec), keys or {})
+        study = _create(storage, f"{spec.name}/{arm.name}", make_pruner(spec), spec.goal, keys or {})
         if study.user_attrs.get("experiment") != experiment:
             study.set_user_attr("experiment", experiment)
         if study.user_attrs.get("content") != content:
@@ -302,18 +324,23 @@ def create_arms(
         studies.tuning[arm.name] = study
         name = f"{spec.name}/{arm.name}{CONFIRMATION}"
         if spec.confirm.seeds > 0 or name in existing:
-            studies.confirmation[arm.name] = _create(storage, name, optuna.pruners.NopPruner(), keys or {})
+            studies.confirmation[arm.name] = _create(storage, name, optuna.pruners.NopPruner(), spec.goal, keys or {})
     return studies
 
 
 def _create(
-    storage: BaseStorage, name: str, pruner: optuna.pruners.BasePruner, keys: Mapping[str, str]
+    storage: BaseStorage, name: str, pruner: optuna.pruners.BasePruner, goal: Objective, keys: Mapping[str, str]
 ) -> optuna.Study:
-    study = optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
+    direction = StudyDirection.MAXIMIZE if goal.higher_is_better else StudyDirection.MINIMIZE
+    create = partial(
+        optuna.create_study, storage=storage, study_name=name, direction=direction, pruner=pruner, load_if_exists=True
     )
-    if not study.metric_names:
-        study.set_metric_names(["val_accuracy"])
+    study = create()
+    if study.direction is not direction:  # without trials, see `check_identity`; a direction cannot be changed
+        optuna.delete_study(study_name=name, storage=storage)
+        study = create()
+    if study.metric_names != [goal.val_metric]:
+        study.set_metric_names([goal.val_metric])
     known = keys.get(name)
     if study.user_attrs.get("key") is None or (known is not None and arm_key(study) != known):
         study.set_user_attr("key", known or uuid.uuid4().hex)
@@ -340,7 +367,7 @@ def best_trials(spec: StudySpec, study: optuna.Study) -> dict[int, FrozenTrial]:
     best: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         repeat = spec.repeat_of(trial.number)
-        if repeat not in best or is_better(trial.value or 0.0, trial.number, best[repeat]):
+        if repeat not in best or is_better(trial.value or 0.0, trial.number, best[repeat], spec.goal):
             best[repeat] = trial
     return dict(sorted(best.items()))
 
@@ -357,9 +384,37 @@ def begun_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 def all_ended(spec: StudySpec, studies: ArmStudies) -> bool:
     """Return whether every arm has its budget and its confirmation runs, and no trial is unfinished."""
+    decisions = read_decisions(spec, studies)
+    return not is_open(spec.confirm, decisions) and _have_all_seeds(spec, studies, decisions)
+
+
+def is_look_due(spec: StudySpec, studies: ArmStudies) -> bool:
+    """Return whether all runs of a planned look have ended that has not decided yet how the study continues."""
+    decisions = read_decisions(spec, studies)
+    return is_open(spec.confirm, decisions) and _have_all_seeds(spec, studies, decisions)
+
+
+def _have_all_seeds(spec: StudySpec, studies: ArmStudies, decisions: Sequence[Decision]) -> bool:
+    seeds = seeds_of_arms(spec.confirm, studies.tuning, decisions)
     return all(
-        have_all_ended(spec, studies.tuning[arm.name]) and _is_confirmed(spec, studies, arm.name) for arm in arms(spec)
+        have_all_ended(spec, studies.tuning[arm.name]) and _is_confirmed(spec, studies, arm.name, seeds[arm.name])
+        for arm in arms(spec)
     ) and not any(again_numbers(study) for study in studies.all())
+
+
+def read_decisions(spec: StudySpec, studies: ArmStudies) -> list[Decision]:
+    """Return what the planned looks so far decided."""
+    return stored_decisions(studies.tuning[arms(spec)[0].name]) if spec.confirm.looks else []
+
+
+def stored_decisions(first_arm: optuna.Study) -> list[Decision]:
+    """Return what the planned looks so far decided, as the Optuna study of the first arm's trials has it."""
+    return [decision_from(stored) for stored in first_arm.user_attrs.get(LOOKS, [])]
+
+
+def store_decisions(spec: StudySpec, studies: ArmStudies, decisions: Sequence[Decision]) -> None:
+    """Store what the planned looks so far decided; the caller holds the study's lock."""
+    studies.tuning[arms(spec)[0].name].set_user_attr(LOOKS, [decision.stored() for decision in decisions])
 
 
 def have_all_ended(spec: StudySpec, study: optuna.Study) -> bool:
@@ -368,15 +423,15 @@ def have_all_ended(spec: StudySpec, study: optuna.Study) -> bool:
     return len(trials) >= spec.trials_per_arm and all(trial.state.is_finished() for trial in trials)
 
 
-def _is_confirmed(spec: StudySpec, studies: ArmStudies, arm: str) -> bool:
-    """Return whether the best trial of each repeat has its confirmation runs; True if no trial finished."""
+def _is_confirmed(spec: StudySpec, studies: ArmStudies, arm: str, seeds: int) -> bool:
+    """Return whether the best trial of each repeat has so many confirmation runs; True if no trial finished."""
     best = best_trials(spec, studies.tuning[arm]).values()
     if arm not in studies.confirmation or not best:
         return True
     trials = studies.confirmation[arm].get_trials(deepcopy=False)
     if not all(trial.state.is_finished() for trial in trials):
         return False
-    return all(sum(is_confirmation_of(trial, tuned) for trial in trials) >= spec.confirm.seeds for tuned in best)
+    return all(sum(is_confirmation_of(trial, tuned) for trial in trials) >= seeds for tuned in best)
 
 
 def superseded_keys(spec: StudySpec, studies: ArmStudies) -> list[str]:
@@ -391,22 +446,22 @@ def superseded_keys(spec: StudySpec, studies: ArmStudies) -> list[str]:
 
 
 def best_trial(study: optuna.Study, confirms: int | None = None) -> FrozenTrial | None:
-    """Return the finished trial of an Optuna study with the highest value, the first of equals; None if none finished.
+    """Return the finished trial of an Optuna study with the best value, the first of equals; None if none finished.
 
     In a study of confirmation runs, only those that confirm the trial with the number `confirms` count.
     """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1 if study.direction is StudyDirection.MINIMIZE else 1
     return max(
         (trial for trial in finished if trial.user_attrs.get("confirms") == confirms),
-        key=lambda trial: trial.value or 0.0,
+        key=lambda trial: sign * (trial.value or 0.0),
         default=None,
     )
 
 
-def is_better(value: float, number: int, than: FrozenTrial) -> bool:
+def is_better(value: float, number: int, than: FrozenTrial, goal: Objective = ACCURACY) -> bool:
     """Return whether a trial with this value and number would replace the best trial `than`."""
-    assert than.value is not None
-    return (value, -number) > (than.value, -than.number)
+    return (goal.goodness(value), -number) > (goal.goodness(than.value), -than.number)
 
 
 def arm_key(study: optuna.Study) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ablation.spec.objective import Objective
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -29,6 +31,11 @@ class EpochMetrics:
     val_macro_f1: float = math.nan
     relative_gradient_norm: dict[str, float] = field(default_factory=dict)
     distance_moved: dict[str, float] = field(default_factory=dict)
+
+    def value(self, objective: Objective) -> float:
+        """Return the metric by which epochs are chosen."""
+        value: float = getattr(self, objective.val_metric)
+        return value
 
 
 def flat_values(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -104,7 +104,7 @@ class Hyperparameters(Strict):
         0.0, ge=0, lt=1, description="Decay of the weights' moving average, which is evaluated; 0: the weights are."
     )
     patience: int = Field(
-        0, ge=0, description="Epochs without a better validation accuracy after which a training ends; 0: never."
+        0, ge=0, description="Epochs without a better value of the objective after which a training ends; 0: never."
     )
     batch_size: int = Field(
         64, ge=1, description="Training images per step; small batches learn more per epoch (Masters and Luschi, 2018)."

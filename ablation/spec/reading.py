@@ -38,6 +38,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise InputError(f"--set {text}: must be KEY=VALUE, such as --set data.limit=5000")
+    if re.search("[\ud800-\udfff]", text):  # no database can hold it
+        raise InputError(f"--set {text}: is not UTF-8")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

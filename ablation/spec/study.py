@@ -14,6 +14,7 @@ from ablation.spec.architectures import (
     smallest_image,
     unit_names,
 )
+from ablation.spec.objective import OBJECTIVES, Objective, ObjectiveName
 from ablation.spec.parameters import (
     ADDED,
     STRATEGIES,
@@ -61,6 +62,11 @@ class StudySpec(Strict):
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
         "none", description="Mode of torch.compile for the training step, compiled once per network shape."
     )
+    objective: ObjectiveName = Field(
+        "accuracy",
+        description="The metric by which trials, epochs, arms and the champion are chosen, and which the report "
+        "compares; loss (cross-entropy) is better the lower it is.",
+    )
     deterministic: bool = Field(False, description="Bit-identical repeats on CUDA, slower; on the CPU they always are.")
     backbone: Backbone = Backbone()
     data: Data = Data()
@@ -77,14 +83,20 @@ class StudySpec(Strict):
         description="Values of searched parameters that every arm's first trials have; the search draws what one does "
         "not set.",
     )
+    preregister: bool = Field(
+        False,
+        description="Seal the question, the arms, the tests and the digests of data, weights and code before the first "
+        "trial; the report says what differs.",
+    )
     confirm: Confirm = Confirm()
     tracking: Tracking = Tracking()
     published: list[Published] = Field([])
 
     @model_serializer(mode="wrap")
-    def _without_lists(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave newer lists out that are empty, so that what is stored of older studies stays as it was."""
-        return {name: value for name, value in write(self).items() if value or name not in ("arms", "known")}
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer keys out that have their defaults, so that what is stored of older studies stays as it was."""
+        defaults = {"arms": [], "known": [], "objective": "accuracy", "preregister": False}
+        return {name: value for name, value in write(self).items() if value != defaults.get(name, ...)}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -98,6 +110,8 @@ class StudySpec(Strict):
         _check_repeats(self)
         for number in range(len(self.known)):
             _check_known(self, number)
+        if self.confirm.champion == "cheapest" and self.objective != "accuracy":
+            raise ValueError("confirm.champion: 'cheapest' compares accuracies; it needs objective = 'accuracy'")
         if self.confirm.compare == "control":
             for factor, compared in self.compared_levels().items():
                 if len(compared) > 1 and factor not in self.confirm.control:
@@ -111,6 +125,11 @@ class StudySpec(Strict):
                     f"confirm.control: {entry} is dropped: it is not a level of a factor",
                 )
         return self
+
+    @property
+    def goal(self) -> Objective:
+        """The objective with all that follows from it."""
+        return OBJECTIVES[self.objective]
 
     def combinations(self) -> list[dict[str, Any]]:
         """Return the factor levels of every arm, the first factor slowest; without factors, one empty dict.
@@ -410,8 +429,10 @@ def _check_known(spec: StudySpec, number: int) -> None:
 
 
 def _check_repeats(spec: StudySpec) -> None:
-    """Refuse repeats without trials enough, and what would make one repeat depend on another."""
+    """Refuse looks without arms to compare, repeats without trials enough, and one repeat that depends on another."""
     repeats, trials = spec.confirm.repeats, spec.trials_per_arm
+    if spec.confirm.looks and len(spec.combinations()) < 2:
+        raise ValueError("confirm.looks: a study with one arm compares nothing, so that no look could end it early")
     if repeats > trials:
         raise ValueError(f"confirm.repeats: {repeats} tunings need as many trials, but trials_per_arm is {trials}")
     if len(spec.known) > trials // repeats:

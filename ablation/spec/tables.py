@@ -202,6 +202,9 @@ class Data(Strict):
             raise ValueError(f"groups: {self.groups!r} must have one group in parentheses, such as '(patient[0-9]+)_'")
 
 
+FEWEST_AT_A_LOOK = 3  # seeds; with fewer nothing is tested
+
+
 class Confirm(Strict):
     """How often tuning is repeated and its best configuration retrained, and which levels are compared."""
 
@@ -225,19 +228,48 @@ class Confirm(Strict):
         description="Factor -> the level that its other levels are compared with. In a study with [[arms]]: arm -> the "
         "name of the arm that the others are compared with.",
     )
+    looks: list[int] = Field(
+        [],
+        description="Seeds at which the answer is tested, rising; the last is seeds. The 5 % of false declarations are "
+        "spent over these looks (O'Brien and Fleming), arms that are surely beaten get no further seeds, and the study "
+        "ends when the answer is sure.",
+    )
     equivalence: float | None = Field(
         None,
         gt=0,
         lt=100,
-        description="Percentage points of accuracy below which a difference does not matter: levels are then reported "
-        "as equivalent, not equivalent, or undecided.",
+        description="Percentage points of the objective, or nats of a loss, below which a difference does not matter: "
+        "levels are then reported as equivalent, not equivalent, or undecided.",
+    )
+    champion: Literal["best", "cheapest"] = Field(
+        "best",
+        description="Whose model is registered: that of the arm with the best validation accuracy, or of the arm that "
+        "classifies an image with the fewest operations among those that are not worse than it by equivalence.",
     )
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave newer keys out at their defaults, so that what is stored of older studies stays as it was."""
-        defaults = {"repeats": 1, "compare": "all", "equivalence": None}
+        defaults = {"repeats": 1, "compare": "all", "looks": [], "equivalence": None, "champion": "best"}
         return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
+
+    @model_validator(mode="after")
+    def _check_champion(self) -> Self:
+        if self.champion == "cheapest" and self.equivalence is None:
+            raise ValueError("champion = 'cheapest' needs equivalence = <percentage points that it may be worse>")
+        return self
+
+    @model_validator(mode="after")
+    def _check_looks(self) -> Self:
+        if not self.looks:
+            return self
+        if self.looks != sorted(set(self.looks)) or self.looks[0] < FEWEST_AT_A_LOOK:
+            raise ValueError(f"looks must be rising numbers of seeds from {FEWEST_AT_A_LOOK}, got {self.looks}")
+        if self.looks[-1] != self.seeds:
+            raise ValueError(f"looks: the last one is all seeds, so {self.looks[-1]} must be seeds = {self.seeds}")
+        if self.repeats > 1:
+            raise ValueError("looks: a look counts seeds, but with repeats the unit is a tuning; use one of the two")
+        return self
 
     @property
     def runs(self) -> int:

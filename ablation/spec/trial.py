@@ -4,6 +4,7 @@ import json
 from typing import Any, Self
 
 from ablation.base.errors import InputError
+from ablation.spec.objective import OBJECTIVES, Objective, ObjectiveName
 from ablation.spec.parameters import (
     ADDED,
     Augmentation,
@@ -24,7 +25,8 @@ class TrialSpec(Strict):
     pretrained layer learns, `threads` on a GPU). `threads` is included because the CPU's results depend on it in the
     last bit. `known` is the name of the known configuration that the trial has, and absent from the parameters of other
     trials; so are hyper-parameters that older versions did not have (`ADDED`), where the study leaves them at their
-    defaults, and `repeat`, which counts the tunings of an arm from 0, in a study with one. A confirmation run
+    defaults, `repeat`, which counts the tunings of an arm from 0, in a study with one, and `objective` in a study that
+    chooses by accuracy. A confirmation run
     `confirms` a trial of its arm: only its seed differs, and `trial` counts the arm's confirmation runs.
     """
 
@@ -36,6 +38,7 @@ class TrialSpec(Strict):
     known: str | None = None
     seed: int
     epochs: int
+    objective: ObjectiveName = "accuracy"
     precision: str
     compile: str = "none"
     deterministic: bool
@@ -78,6 +81,11 @@ class TrialSpec(Strict):
     augmentation: Augmentation
 
     @property
+    def goal(self) -> Objective:
+        """The study's objective, which chooses the epoch."""
+        return OBJECTIVES[self.objective]
+
+    @property
     def reuse(self) -> Reuse:
         """What the trial reuses of its backbone, and what of it learns."""
         return Reuse(self.backbone, self.truncate_at, self.strategy, self.freeze_depth, self.learn or "all")
@@ -85,8 +93,8 @@ class TrialSpec(Strict):
     def to_params(self) -> dict[str, str]:
         """Return the parameters as MLflow stores them: strings unchanged, everything else as JSON."""
         values = self.model_dump(exclude=set(ADDED - self.model_fields_set))
-        for name in ("known", "repeat"):
-            if values[name] is None:
+        for name, without in (("known", None), ("repeat", None), ("objective", "accuracy")):
+            if values[name] == without:
                 del values[name]
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
 

@@ -130,5 +130,16 @@ def _parts(error: BaseException) -> Iterator[BaseException]:
             yield from _parts(part)
 
 
+def opening_reason(error: Exception) -> str:
+    """Return in words why a database could not be opened."""
+    reason = getattr(error, "reason", "") or first_line(error)
+    if "attempt to write a readonly database" in reason:  # although it was only to be read
+        return (
+            "this user may not write it, and it must be written before it can be read: it is in WAL mode, or a process "
+            "died while it wrote; a copy of the folder can be read"
+        )
+    return str(reason)
+
+
 def _text(who: str, reason: str) -> str:
     return f"{who} does not answer ({reason})"

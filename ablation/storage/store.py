@@ -16,6 +16,13 @@ NETWORK_FILE_SYSTEMS = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph-fuse",
     "glusterfs", "fuse.glusterfs", "fuse.s3fs", "fuse.gcsfuse",
 }  # fmt: skip
+# What is written in a store's folder.
+WRITTEN = ("optuna.db", "mlflow.db", "claim.lock", "locks", "checkpoints", "features", "artifacts")
+# Variables of the environment: where the databases are, and who asks.
+ADDRESSES = (
+    "OPTUNA_STORAGE", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)  # fmt: skip
 POSTGRESQL = ("postgresql://", "postgresql+psycopg://")
 
 
@@ -75,6 +82,9 @@ class Store:
             raise InputError(f"--store: {existing} is not a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise InputError(f"--store: {existing} cannot be written")
+        for place in (existing / name for name in WRITTEN if existing == self.root):
+            if place.exists() and not os.access(place, os.W_OK):
+                raise InputError(f"--store: {place} cannot be written: the users of a store need a group and umask 002")
         for url in (self.tracking_uri, self.optuna_url):
             if url.startswith(SQLITE) and (kind := file_system(sqlite_path(url).parent)) in NETWORK_FILE_SYSTEMS:
                 raise InputError(
@@ -132,7 +142,14 @@ def find_store(option: str | None) -> Store:
     own_tracking, own_optuna = _sqlite(root / "mlflow.db"), _sqlite(root / "optuna.db")
     if option is not None:
         return Store(root, own_tracking, own_optuna)
+    for variable in ADDRESSES:
+        if not _is_utf8(os.environ.get(variable, "")):
+            raise InputError(f"{variable}: is not UTF-8")
     optuna_url = os.environ.get("OPTUNA_STORAGE") or own_optuna
+    if optuna_url.startswith("grpc://"):
+        raise InputError(
+            "OPTUNA_STORAGE: Optuna's gRPC proxy has no lock that dies with its worker; name the PostgreSQL behind it"
+        )
     # Other databases lack a lock that dies with its owner, or nobody has tried theirs with this program.
     if not optuna_url.startswith((SQLITE, *POSTGRESQL)) or optuna_url == SQLITE:
         raise InputError("OPTUNA_STORAGE: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
@@ -148,12 +165,13 @@ def find_store(option: str | None) -> Store:
 
 def _check_path(root: Path) -> None:
     """Refuse a path that an address of a database could not hold: libraries would use another file."""
-    try:
-        has_signs = bool(re.search(r"[%?\0]", str(root).encode().decode()))
-    except UnicodeEncodeError:
-        has_signs = True
-    if has_signs:
+    if re.search(r"[%?\0]", str(root)) or not _is_utf8(str(root)):
         raise InputError(f"--store: {root} contains %, ? or bytes that are not UTF-8, which databases cannot open")
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether a text from outside was UTF-8: Python keeps other bytes as surrogates."""
+    return re.search("[\ud800-\udfff]", text) is None
 
 
 def _check_credentials(variable: str, url: str) -> None:

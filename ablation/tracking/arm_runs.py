@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Metric, Param
 
+from ablation.spec.objective import ACCURACY, Objective
 from ablation.tracking.client import NOTE_TAG
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.run_names import arm_title
@@ -31,16 +32,19 @@ class ArmRun:
     note: str
 
 
-def keep_arm_runs(tracker: Tracker, summary_key: str, study: str, arms: Sequence[ArmRun]) -> None:
+def keep_arm_runs(
+    tracker: Tracker, summary_key: str, study: str, arms: Sequence[ArmRun], objective: Objective = ACCURACY
+) -> None:
     """Create or update the runs of a study's arms; one process of a study at a time may do this.
 
     Their parameters hold no `study`, and their keys lie below the summary run's: no version takes them for trials.
 
     Args:
         tracker: the study's experiment.
-        summary_key: the key of its summary run, which gets the test accuracy of each arm as a metric of its own.
+        summary_key: the key of its summary run, which gets the objective of each arm (test images) as a metric.
         study: its name.
         arms: in the study's order.
+        objective: of the study.
 
     Raises:
         StoreAway: the tracking server does not answer.
@@ -59,9 +63,8 @@ def keep_arm_runs(tracker: Tracker, summary_key: str, study: str, arms: Sequence
             tracker.delete_doubles(key)
         summary_id = tracker.run_id(summary_key)
         if summary_id is not None:
-            means = {
-                _metric_name(arm.arm): arm.metrics["test_accuracy"] for arm in arms if "test_accuracy" in arm.metrics
-            }
+            test = objective.test_metric
+            means = {f"{test}/{_arm_in_metric(arm.arm)}": arm.metrics[test] for arm in arms if test in arm.metrics}
             _log_changes(tracker, summary_id, means, [])
 
 
@@ -73,6 +76,6 @@ def _log_changes(tracker: Tracker, run_id: str, metrics: Mapping[str, float], pa
     tracker.client.log_batch(run_id, metrics=new, params=params)
 
 
-def _metric_name(arm: str) -> str:
-    """Return the name of the summary run's metric for an arm; MLflow allows fewer characters than arms do."""
-    return f"test_accuracy/{re.sub(r'[^A-Za-z0-9_. -]+', ' - ', arm)}"
+def _arm_in_metric(arm: str) -> str:
+    """Return an arm's name in those of metrics; MLflow allows fewer characters there than arms do."""
+    return re.sub(r"[^A-Za-z0-9_. -]+", " - ", arm)

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -25,7 +26,7 @@ from ablation.base.interrupts import uninterrupted
 from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line, nearest
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
-from ablation.storage.outages import find_outage
+from ablation.storage.outages import find_outage, opening_reason
 from ablation.storage.store import POSTGRESQL, Store, build_database, sqlite_path
 from ablation.tracking.answers import MLFLOW
 
@@ -53,11 +54,15 @@ CHECKPOINT_FILE = "checkpoint/best.safetensors"
 PREDICTIONS_FILE = "test/predictions.safetensors"  # of a confirmation run
 STUDY_FILE = "about.json"  # of the summary run: the study's content, for the report
 SAMPLES_FILE = "samples.safetensors"  # of the summary run: training images for the report
+DATA_FILE = "data.safetensors"  # of the summary run: what the report shows of the whole set
 FORECAST_FILE = "forecast.json"  # of the summary run: what the features of each cut say before any training
 
 REPORT_FOLDER = "report"  # of the summary run
 KEY_TAG = "ablation.key"  # unique: finds a run whose id was not stored
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
+
+# Called before every call to MLflow, see `guarded`.
+_guard: ContextVar[Callable[[], object]] = ContextVar("guard", default=lambda: None)
 
 AWAY_SECONDS = 30  # for which a trial does not call a server again that did not answer
 
@@ -97,6 +102,20 @@ class PatientClient:
         return ask_mlflow(self._store, call, repeat=repeat)
 
 
+@contextmanager
+def guarded(check: Callable[[], object]) -> Iterator[None]:
+    """Call `check` before every call to MLflow in this context, also when one is repeated.
+
+    A process may be frozen between two calls, and come back when another one has its lock. `check` raises an error
+    then, so that nothing is written over what the other has written.
+    """
+    token = _guard.set(check)
+    try:
+        yield
+    finally:
+        _guard.reset(token)
+
+
 def ask_mlflow(store: Store, call: Callable[[], T], *, repeat: bool = True) -> T:
     """Return what a call to a store's MLflow returns.
 
@@ -111,6 +130,7 @@ def ask_mlflow(store: Store, call: Callable[[], T], *, repeat: bool = True) -> T
     """
 
     def attempt() -> T:
+        _guard.get()()
         try:
             with uninterrupted():
                 return call()
@@ -246,7 +266,7 @@ def opening_errors(store: Store) -> Iterator[None]:
     except InputError:
         raise
     except (StoreError, ValueError) as error:
-        reason = _schema_reason(error) or getattr(error, "reason", "") or first_line(error)
+        reason = _schema_reason(error) or opening_reason(error)
         raise InputError(f"{_where(store)}: cannot be opened as MLflow's store ({reason})") from None
 
 

@@ -198,6 +198,37 @@ class Tracker:
                 path.write_bytes(content)
                 self.client.log_artifact(run_id, str(path))
 
+    def summary_tags(self, key: str) -> dict[str, str]:
+        """Return the tags of the summary run; none before it exists.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        run_id = self.run_id(key)
+        return {} if run_id is None else dict(self.client.get_run(run_id).data.tags)
+
+    def tag_summary(self, key: str, tags: Mapping[str, str]) -> None:
+        """Set tags of the summary run.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        run_id = self.run_id(key)
+        assert run_id is not None
+        for name, value in tags.items():
+            self.client.set_tag(run_id, name, value)
+
+    def log_summary_file(self, key: str, name: str, content: bytes) -> None:
+        """Log a file of the summary run; one of the same name is replaced.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(content)
+            self.client.log_artifact(self.run_id(key), str(path))
+
     def kept_forecast(self, key: str) -> str | None:
         """Return the study's forecast as `log_forecast` logged it; None if it has not.
 
@@ -252,6 +283,16 @@ class Tracker:
         if run_id is not None:
             self.client.set_terminated(run_id, status)
             self.delete_doubles(key)
+
+    def pause_summary(self, key: str) -> None:
+        """Mark the summary run as one that will resume, unless another process has ended it.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        run_id = self.run_id(key)
+        if run_id is not None and self.client.get_run(run_id).info.status == "RUNNING":
+            self.client.update_run(run_id, status="SCHEDULED")
 
     def describe(self, text: str) -> None:
         """Set the experiment's description (markdown).

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.files import write_atomically
 from ablation.storage.store import Store
 from ablation.tracking.client import (
     KEY_TAG,
@@ -28,7 +30,15 @@ from ablation.tracking.client import (
 )
 from ablation.tracking.run_names import SEED_TAG
 
+WORKER_TAG = "worker"  # JSON: the process that trains the run, see `describe_process`
 CHECKSUM_TAG = "ablation.sha256"  # with a file's name behind it: the SHA-256 of that file of the run
+
+
+CANNOT_BE_READ = "cannot be read"
+
+
+class HiddenFile(InputError):
+    """A run's file is there, but this user may not read it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,9 @@ class RunRecord:
     def is_complete(self) -> bool:
         """Whether it has ended, and has all metrics of its end, or the reason why it has none."""
         if self.status == "FINISHED":
-            return "best_val_accuracy" in self.metrics and (not self.is_confirmation or "test_accuracy" in self.metrics)
+            objective = self.params.get("objective", "accuracy")
+            needed = [f"best_val_{objective}", *(["test_accuracy"] if self.is_confirmation else [])]
+            return all(name in self.metrics for name in needed)
         return self.status in ("KILLED", "FAILED") and "reason" in self.tags
 
 
@@ -100,6 +112,42 @@ def read_runs(client: PatientClient, experiment_id: str) -> list[RunRecord]:
         StoreError: MLflow's store cannot be used.
     """
     return [_run_record(run) for run in search_all_runs(client, experiment_id, "", ViewType.ALL)]
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that has not ended: its worker as `describe_process` has it, and times in milliseconds since 1970."""
+
+    worker: dict[str, str]
+    began: int | None
+    last_epoch: int | None
+    """When its last epoch ended; None before."""
+
+
+def read_open_runs(store: Store, study: str) -> dict[str, OpenRun]:
+    """Return the runs of a study that have not ended, by the key of their trial.
+
+    Raises:
+        InputError: there is no such study in MLflow.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    client = reading_client(store)
+    experiment = find_experiment(client, store, study)
+    found = {}
+    for run in search_all_runs(client, experiment.experiment_id, "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY):
+        epochs = client.get_metric_history(run.info.run_id, "train_loss")
+        last_epoch = max((point.timestamp for point in epochs), default=None)
+        found[run.data.tags.get(KEY_TAG, "")] = OpenRun(_worker(run), run.info.start_time, last_epoch)
+    return found
+
+
+def _worker(run: Run) -> dict[str, str]:
+    try:
+        worker = json.loads(run.data.tags.get(WORKER_TAG, "{}"))
+    except ValueError:  # somebody has edited it
+        return {}
+    return worker if isinstance(worker, dict) else {}
 
 
 def edited_tags(run: RunRecord) -> dict[str, str]:
@@ -202,6 +250,8 @@ def _summary(
         try:
             with run_file(store, run, STUDY_FILE) as path:
                 about = json.loads(path.read_text(encoding="utf-8"))
+        except HiddenFile:
+            raise
         except (InputError, ValueError):
             continue
         if isinstance(about, dict):
@@ -266,12 +316,16 @@ def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
 
     Raises:
         InputError: the run has no such artifact, or it is not the file that was logged.
+        HiddenFile: this user may not read it.
         StoreAway: the tracking server does not answer.
     """
     with tempfile.TemporaryDirectory() as folder:
         if store.has_own_tracking:
             path = artifact_path(store, run, name)
-            file = path if path.exists() else None
+            try:
+                file = path if may_read(path) else None
+            except OSError as error:
+                raise HiddenFile(f"run {run.run_id}: its {name} {CANNOT_BE_READ} ({error.strerror})") from None
         else:
             file = download(PatientClient(store), run.artifact_uri, name, Path(folder))
         if file is None:
@@ -282,6 +336,20 @@ def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
         if expected is not None and (not file.is_file() or file_checksum(file) != expected):
             raise InputError(f"run {run.run_id}: its {name} is damaged: its checksum is wrong")
         yield file
+
+
+def may_read(path: Path) -> bool:
+    """Return whether a file or folder is there.
+
+    Raises:
+        OSError: it, or a folder above it, may not be read.
+    """
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def checksum_tag(name: str) -> str:
@@ -354,7 +422,7 @@ def log_report(store: Store, run_id: str, files: Mapping[str, bytes], note: str)
             target = artifact_path(store, _run_record(client.get_run(run_id)), REPORT_FOLDER)
             target.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (target / name).write_bytes(content)
+            write_atomically(target / name, content)  # also over a file of another user, which only they may write
         if not store.has_own_tracking:
             client.log_artifacts(run_id, folder, REPORT_FOLDER)
         client.set_tag(run_id, NOTE_TAG, note)

@@ -16,26 +16,29 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-from ablation.base.errors import InputError, StoreError
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line
 from ablation.storage.store import Store, find_store
 from ablation.tracking import mlflow_settings
 from ablation.tracking.client import KEY_TAG, PatientClient, find_experiment, reading_client
-from ablation.tracking.reading import artifact_folder, download
+from ablation.tracking.reading import artifact_folder, download, may_read
 
 ALIAS = "champion"
+STUDY_TAG = "ablation.study"  # of a registered model: the key of its study; stores of older versions have none
+REASON_TAG = "ablation.chosen"  # of a version: why it became the champion
 MODEL_CODE = Path(__file__).with_name("champion_model.py")  # MLflow runs a copy of it where the model is loaded
 MODEL_NAME = "champion-candidate"  # in MLflow's list of an experiment's models; the alias says which one it is now
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version of a study's registered model, and the run whose network it is."""
+    """A version of a study's registered model, the run whose network it is, and why: '' in stores of older versions."""
 
     name: str
     version: str
     run_id: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class Candidate:
     """The study's, which becomes the description of a new registered model."""
     description: str
     """Of the version, in Markdown."""
+    reason: str
+    """Why it was chosen."""
+    study_key: str
+    """The key of the study's summary run: another Optuna database may have a study of the same name."""
 
 
 def register_version(store: Store, candidate: Candidate, build: Callable[[Path, str], None]) -> RegisteredVersion:
@@ -132,10 +139,12 @@ def register_version(store: Store, candidate: Candidate, build: Callable[[Path, 
         version = repeat_briefly(lambda: _find_version(client, candidate) or _create_version(client, candidate, model))
     elif version.description != candidate.description:  # more seeds have changed the arm's mean
         client.update_model_version(study, version.version, candidate.description)
+    if version.tags.get(REASON_TAG) != candidate.reason:
+        client.set_model_version_tag(study, str(version.version), REASON_TAG, candidate.reason)
     number = str(version.version)  # a server says '1', a database 1
     if str(client.get_registered_model(study).aliases.get(ALIAS)) != number:
         client.set_registered_model_alias(study, ALIAS, number)
-    return RegisteredVersion(study, number, candidate.run_id)
+    return RegisteredVersion(study, number, candidate.run_id, candidate.reason)
 
 
 def _find_version(client: PatientClient, candidate: Candidate) -> ModelVersion | None:
@@ -155,7 +164,7 @@ def _create_version(client: PatientClient, candidate: Candidate, model: LoggedMo
     # By the address of its files: MLflow resolves models:/<id> at an address that is global to the process.
     version: ModelVersion = client.create_model_version(
         candidate.study, model.artifact_location, candidate.run_id, description=candidate.description,
-        model_id=model.model_id,
+        tags={REASON_TAG: candidate.reason}, model_id=model.model_id,
     )  # fmt: skip
     return version
 
@@ -167,18 +176,23 @@ def _find_or_create_model(client: PatientClient, candidate: Candidate) -> None:
         InputError: a registered model of that name is not the study's.
     """
     study, key = candidate.study, client.get_experiment(candidate.experiment_id).tags[KEY_TAG]
+    tags = {KEY_TAG: key, STUDY_TAG: candidate.study_key}
     try:
-        repeat_briefly(
-            lambda: client.create_registered_model(study, tags={KEY_TAG: key}, description=candidate.question)
-        )
+        repeat_briefly(lambda: client.create_registered_model(study, tags=tags, description=candidate.question))
     except StoreError as error:
         if error.code != "RESOURCE_ALREADY_EXISTS":
             raise
-        if client.get_registered_model(study).tags.get(KEY_TAG) != key:
+        found = client.get_registered_model(study).tags
+        whose = "" if found.get(KEY_TAG) == key else "not this study's"
+        if not whose and found.get(STUDY_TAG, candidate.study_key) != candidate.study_key:
+            whose = "the champion of a study of the same name in another Optuna database"
+        if whose:
             raise InputError(
-                f"the MLflow Model Registry has a model {study!r} that is not this study's, and it is left alone; "
-                "rename or delete it, then run the same command again"
+                f"the MLflow Model Registry has a model {study!r} that is {whose}, and it is left alone; rename or "
+                "delete it, then run the same command again"
             ) from None
+        if STUDY_TAG not in found:
+            client.set_registered_model_tag(study, STUDY_TAG, candidate.study_key)
 
 
 def _log_model(client: PatientClient, candidate: Candidate, build: Callable[[Path, str], None]) -> LoggedModel:
@@ -237,6 +251,17 @@ def find_champion(store: Store, study: str) -> ModelVersion:
     return version
 
 
+def champion_texts(store: Store, study: str) -> list[str]:
+    """Return which run is a study's champion, and why, as a sentence; none where it has none, or nobody can say."""
+    try:
+        version = find_champion(store, study)
+        run = _registry_client(store).get_run(version.run_id)
+    except (InputError, StoreAway, StoreError):
+        return []
+    reason = version.tags.get(REASON_TAG, "chosen by validation")
+    return [f"The champion is {run.info.run_name} (version {version.version}): {reason}."]
+
+
 @mlflow_settings()
 def load_champion(study: str, *, store: str | None = None) -> Champion:
     """Load a study's champion; this runs code of the store, as `mlflow.pyfunc.load_model` does.
@@ -270,7 +295,8 @@ def load_champion(study: str, *, store: str | None = None) -> Champion:
         probabilities_NK: np.ndarray = model.predict(images_NSSC).to_numpy()
         return probabilities_NK
 
-    registered = RegisteredVersion(study, str(version.version), str(version.run_id))
+    reason = version.tags.get(REASON_TAG, "")
+    registered = RegisteredVersion(study, str(version.version), str(version.run_id), reason)
     return Champion(registered, about["arm"], list(about["classes"]), int(about["image_size"]), probabilities)
 
 
@@ -283,7 +309,13 @@ def _model_folder(store: Store, version: ModelVersion) -> Iterator[Path]:
     """
     if store.has_own_tracking:
         folder = artifact_folder(store, str(version.source), levels=4)
-        if not (folder / "MLmodel").is_file():
+        try:
+            is_there = may_read(folder / "MLmodel")
+        except OSError as error:
+            raise InputError(
+                f"the files of the champion of {version.name!r} cannot be read ({error.strerror})"
+            ) from None
+        if not is_there:
             raise InputError(f"the files of the champion of {version.name!r} are gone: no {folder}")
         yield folder
         return

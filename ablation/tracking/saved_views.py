@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ablation.spec.architectures import block_names
+from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store
 from ablation.tracking.client import KEY_TAG, find_experiment, reading_client
@@ -27,6 +28,7 @@ TABLES = {FAILURES_VIEW}  # views whose addresses open the table of runs, not th
 VIEW_TAG = "mlflow.sharedViewState."  # followed by the view's id
 DIGEST_KEY = "ablation"  # in a view's JSON; the MLflow UI drops it when a person saves the view
 VALUE_LIMIT = 5000  # characters of an experiment tag
+REASON_WIDTH = 360  # pixels, of the column of reasons
 LOWEST_CARD, ARM_HEIGHT, LEGEND_HEIGHT = 300, 20, 160  # pixels, of cards and the bars in them
 
 CURRENT_CONFIRMATIONS = "tags.kind = 'confirmation' and tags.superseded IS NULL"
@@ -66,11 +68,13 @@ def study_views(spec: StudySpec, *, has_arm_runs: bool) -> list[SavedView]:
     """
     factors = [name for name in spec.arm_parameters() if len(_levels(spec, name)) > 1]
     searched = list(spec.search.entries())
-    views = [_best_arm(factors) if has_arm_runs else _confirmations_by_arm(), _learning_curves()]
-    views += [_tuning(searched), *(_levels_view(factor, is_only=len(factors) == 1) for factor in factors)]
-    views += [_cost(), _failures(searched)]
+    goal = spec.goal
+    views = [_best_arm(factors, goal) if has_arm_runs else _confirmations_by_arm(goal), _learning_curves(goal)]
+    views += [_tuning(searched, goal), *(_levels_view(factor, goal, is_only=len(factors) == 1) for factor in factors)]
+    views += [_cost(goal), _failures(searched, goal)]
     blocks = block_names(spec.backbone.name)
-    metrics = [*METRICS, *(f"{metric}/{block}" for metric in BLOCK_METRICS for block in blocks)]
+    own = [] if goal.best_metric in METRICS else [goal.best_metric]
+    metrics = [*METRICS, *own, *(f"{metric}/{block}" for metric in BLOCK_METRICS for block in blocks)]
     height = max(LOWEST_CARD, ARM_HEIGHT * len(spec.combinations()) + LEGEND_HEIGHT)
     return [replace(view, state=_finished(view.state, metrics, height)) for view in views]
 
@@ -188,13 +192,13 @@ def _is_changed(value: str) -> bool:
 # ------------------------------------------------------------------------------------------------------- the views
 
 
-def _best_arm(factors: list[str]) -> SavedView:
-    charts = [_bar("test_accuracy"), _bar("best_val_accuracy")]
-    charts += [_parallel(factors, "test_accuracy")] if len(factors) > 1 else []
-    charts += [_scatter(factor, "PARAM", "test_accuracy") for factor in factors[:1]]
+def _best_arm(factors: list[str], goal: Objective) -> SavedView:
+    charts = [_bar(goal.test_metric), _bar(goal.best_metric)]
+    charts += [_parallel(factors, goal.test_metric)] if len(factors) > 1 else []
+    charts += [_scatter(factor, "PARAM", goal.test_metric) for factor in factors[:1]]
     charts += [_bar("training_seconds"), _bar("trained_parameters")]
-    columns = ["test_accuracy", "test_sd", "test_low", "test_high", "seeds"]
-    columns += ["best_val_accuracy", "training_seconds", "trained_parameters"]
+    columns = [goal.test_metric, "test_sd", "test_low", "test_high", "seeds"]
+    columns += [goal.best_metric, "training_seconds", "trained_parameters"]
     state = _state(
         "Means over seeds, best validation first",
         "tags.kind = 'arm'",
@@ -206,56 +210,83 @@ def _best_arm(factors: list[str]) -> SavedView:
     return SavedView(BEST_ARM_VIEW, "1 Which arm is best", state)
 
 
-def _confirmations_by_arm() -> SavedView:
-    shown = ["test_accuracy", "best_val_accuracy", "training_seconds", "trained_parameters"]
+def _confirmations_by_arm(goal: Objective) -> SavedView:
+    shown = [goal.test_metric, goal.best_metric, "training_seconds", "trained_parameters"]
     charts, columns = [_bar(name) for name in shown], [_metric(name) for name in shown]
-    state = _state("Means over the seeds so far", CURRENT_CONFIRMATIONS, "test_accuracy", charts, columns)
+    state = _state(
+        "Means over the seeds so far",
+        CURRENT_CONFIRMATIONS,
+        goal.test_metric,
+        charts,
+        columns,
+        ascending=not goal.higher_is_better,
+    )
     return SavedView(BEST_ARM_VIEW, "1 Which arm is best", {**state, "groupBy": _grouped(BY_ARM)})
 
 
-def _learning_curves() -> SavedView:
-    shown = ["val_accuracy", "train_accuracy", "val_loss", "train_loss"]
-    columns = [_metric(name) for name in ("test_accuracy", "best_val_accuracy", "best_epoch")]
+def _learning_curves(goal: Objective) -> SavedView:
+    shown = dict.fromkeys([goal.val_metric, "train_accuracy", "val_loss", "train_loss"])
+    columns = [_metric(name) for name in (goal.test_metric, goal.best_metric, "best_epoch")]
     charts = [_line(name) for name in shown]
-    state = _state("Mean over seeds after each epoch", CURRENT_CONFIRMATIONS, "test_accuracy", charts, columns)
+    state = _state(
+        "Mean over seeds after each epoch",
+        CURRENT_CONFIRMATIONS,
+        goal.test_metric,
+        charts,
+        columns,
+        ascending=not goal.higher_is_better,
+    )
     return SavedView(f"{ID_PREFIX}2-learning", "2 How each arm learns", {**state, "groupBy": _grouped(BY_ARM)})
 
 
-def _tuning(searched: list[str]) -> SavedView:
-    charts = [_parallel(searched, "best_val_accuracy")] if searched else []
-    charts += [_scatter(name, "PARAM", "best_val_accuracy") for name in searched]
-    columns = [_tag("arm"), _metric("best_val_accuracy"), *(_param(name) for name in searched)]
-    state = _state("Every trial of every arm", "tags.kind = 'trial'", "best_val_accuracy", charts, columns)
+def _tuning(searched: list[str], goal: Objective) -> SavedView:
+    charts = [_parallel(searched, goal.best_metric)] if searched else []
+    charts += [_scatter(name, "PARAM", goal.best_metric) for name in searched]
+    columns = [_tag("arm"), _metric(goal.best_metric), *(_param(name) for name in searched)]
+    state = _state(
+        "Every trial of every arm",
+        "tags.kind = 'trial'",
+        goal.best_metric,
+        charts,
+        columns,
+        ascending=not goal.higher_is_better,
+    )
     return SavedView(f"{ID_PREFIX}3-tuning", "3 What tuning tried", state)
 
 
-def _levels_view(factor: str, *, is_only: bool) -> SavedView:
-    shown = ["test_accuracy", "best_val_accuracy", "training_seconds"]
-    charts = [*(_bar(name) for name in shown), _line("val_accuracy")]
+def _levels_view(factor: str, goal: Objective, *, is_only: bool) -> SavedView:
+    shown = [goal.test_metric, goal.best_metric, "training_seconds"]
+    charts = [*(_bar(name) for name in shown), _line(goal.val_metric)]
     state = _state(
-        "Means over arms and seeds", CURRENT_CONFIRMATIONS, "test_accuracy", charts, [_metric(name) for name in shown]
+        "Means over arms and seeds",
+        CURRENT_CONFIRMATIONS,
+        goal.test_metric,
+        charts,
+        [_metric(name) for name in shown],
+        ascending=not goal.higher_is_better,
     )
     state["groupBy"] = _grouped({"mode": "param", "groupByData": factor})
     name = "4 Level against level" if is_only else f"4 Level against level: {factor}"
     return SavedView(f"{ID_PREFIX}4-levels-{factor}", name, state)
 
 
-def _cost() -> SavedView:
-    charts = [_scatter(name, "METRIC", "test_accuracy") for name in ("training_seconds", "trained_parameters")]
+def _cost(goal: Objective) -> SavedView:
+    charts = [_scatter(name, "METRIC", goal.test_metric) for name in ("training_seconds", "trained_parameters")]
     charts += [_bar("training_seconds"), _line("images_per_second")]
-    columns = ["test_accuracy", "training_seconds", "trained_parameters", "images_per_second"]
+    columns = [goal.test_metric, "training_seconds", "trained_parameters", "images_per_second"]
     columns = [_metric(name) for name in columns]
-    title = "Means over seeds: cost and accuracy"
+    title = f"Means over seeds: cost and {goal.label}"
     state = _state(title, CURRENT_CONFIRMATIONS, "training_seconds", charts, columns, ascending=True)
     return SavedView(f"{ID_PREFIX}5-cost", "5 Speed and cost", {**state, "groupBy": _grouped(BY_ARM)})
 
 
-def _failures(searched: list[str]) -> SavedView:
+def _failures(searched: list[str], goal: Objective) -> SavedView:
     columns = [_tag("reason"), _tag("arm"), _tag("kind"), *(_param(name) for name in searched)]
-    charts = [_line("val_accuracy"), _line("train_loss")]
+    charts = [_line(goal.val_metric), _line("train_loss")]
     statuses = [f"attributes.status != '{status}'" for status in ("FINISHED", "RUNNING", "SCHEDULED")]
     query = " and ".join([*statuses, "tags.kind != 'summary'"])  # MLflow knows no OR, and IN not for a status
     state = _state("Runs without a result, until they ended", query, "start_time", charts, columns)
+    state["columnWidths"] = {_tag("reason"): REASON_WIDTH}
     return SavedView(FAILURES_VIEW, "6 What failed or was pruned", state)
 
 

@@ -14,13 +14,14 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ablation.base.errors import StoreAway, StoreError
+from ablation.base.machine import describe_process
 from ablation.base.text import escape_markdown, first_line
 from ablation.spec.metrics import EpochMetrics, flat_values
 from ablation.spec.trial import TrialSpec
 from ablation.storage.outbox import OF_ANOTHER, Entry, Outbox
-from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus
+from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus, guarded
 from ablation.tracking.experiment import Tracker
-from ablation.tracking.reading import checksum_tag, download, file_checksum
+from ablation.tracking.reading import WORKER_TAG, checksum_tag, download, file_checksum
 from ablation.tracking.run_names import SEED_TAG, run_title
 from ablation.tracking.system_metrics import SystemMonitor
 
@@ -90,6 +91,7 @@ class TrialRun:
             "trial": str(spec.trial),
             "device": device,
             "environment": json.dumps(environment),
+            WORKER_TAG: json.dumps(describe_process()),
             SEED_TAG: str(spec.seed),
             **({} if spec.repeat is None else {"repeat": str(spec.repeat)}),
         }
@@ -189,30 +191,29 @@ class TrialRun:
         try:
             self._ensure_held()
             for entry in self._outbox.entries():
-                with self._tracker.calls():
-                    if entry.call != "start" and self._tracker.run_id(self._key) is None:
-                        logger.warning(
-                            "the MLflow run of trial %s was deleted; results kept for it are dropped", self._key
-                        )
-                        self._outbox.clear()
-                        return True
-                self._make(entry)
+                if not self._make(entry):
+                    logger.warning("the MLflow run of trial %s was deleted; results kept for it are dropped", self._key)
+                    self._outbox.clear()
+                    return True
                 self._outbox.remove(entry)
                 self._ensure_held()
         except StoreAway:
             return False
         return True
 
-    def _make(self, entry: Entry) -> None:
-        """Make a call that waits in the outbox.
+    def _make(self, entry: Entry) -> bool:
+        """Make a call that waits in the outbox; return False if its run was deleted in MLflow.
 
         Raises:
             StoreAway: the server does not answer, or another process, which owns the trial now, makes the calls.
             StoreError: MLflow refuses it.
         """
         try:
-            with self._tracker.calls():
+            with self._tracker.calls(), guarded(self._ensure_held):
+                if entry.call != "start" and self._tracker.run_id(self._key) is None:
+                    return False
                 _CALLS[entry.call](self, entry.file, **entry.arguments)
+                return True
         except FileNotFoundError:
             if entry.path.exists():
                 raise
@@ -223,7 +224,7 @@ class TrialRun:
     def _do(self, call: str, file: Path | None = None, **arguments: Any) -> None:
         if self.deliver():
             try:
-                with self._tracker.calls():
+                with self._tracker.calls(), guarded(self._ensure_held):
                     _CALLS[call](self, file, **arguments)
                 return
             except StoreAway:
@@ -342,7 +343,7 @@ class TrialRun:
         """
         if not self.deliver():  # may create the run
             return
-        with suppress(StoreAway), self._tracker.calls():
+        with suppress(StoreAway), self._tracker.calls(), guarded(self._ensure_held):
             run_id = self._required_run_id()
             self._client.log_artifact(run_id, str(path), RESUME_FOLDER)
             for name in self._resume_checkpoints(run_id)[2:]:

@@ -10,6 +10,7 @@ from ablation.data.images import Normalisation
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, calibrate, set_training_mode
 from ablation.spec.metrics import EpochMetrics
+from ablation.spec.objective import ACCURACY, OBJECTIVES, Objective
 from ablation.training.schedule import best_epoch, layers_learning
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FrozenPart, Source, frozen_part
@@ -33,11 +34,13 @@ class Training:
     """The moving averages of the tensors that learn, by name; empty without `ema`."""
     start: dict[str, torch.Tensor] = field(default_factory=dict)
     """The tensors of the blocks that learn, before the training, by name; no part of a checkpoint."""
+    objective: Objective = ACCURACY
+    """The validation metric that chooses the best epoch; no part of a checkpoint."""
 
     @property
     def best(self) -> EpochMetrics:
-        """The epoch with the highest validation accuracy; among equals, the first."""
-        return best_epoch(self.history)
+        """The epoch with the best validation value of the objective; among equals, the first."""
+        return best_epoch(self.history, self.objective)
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
         """Return `trained_tensors` of the network."""
@@ -101,7 +104,7 @@ def begin_training(
     optimizer = make_optimizer(settings.optimizer, groups, device, settings.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
     start = {name: tensor for name, tensor in trained_tensors(model).items() if name.startswith("blocks.")}
-    training = Training(model, frozen, optimizer, scaler, start=start)
+    training = Training(model, frozen, optimizer, scaler, start=start, objective=OBJECTIVES[settings.objective])
     if settings.ema > 0:
         training.averages = {n: t for n, t in training.trained_tensors().items() if t.is_floating_point()}
     return training

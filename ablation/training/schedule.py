@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ablation.networks.transfer_model import TransferModel
 from ablation.spec.metrics import EpochMetrics
+from ablation.spec.objective import OBJECTIVES, Objective
 from ablation.training.settings import TrainingSettings
 
 
@@ -44,13 +45,13 @@ def layers_learning(model: TransferModel, settings: TrainingSettings, epoch: int
     return range(max(all_layers.start, begins[-wanted] if wanted < len(begins) else 0), all_layers.stop)
 
 
-def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
-    """Return the epoch with the highest validation accuracy; among equals, the first."""
-    return max(history, key=lambda metrics: metrics.val_accuracy)
+def best_epoch(history: Sequence[EpochMetrics], objective: Objective) -> EpochMetrics:
+    """Return the epoch with the best validation value of the objective; among equals, the first."""
+    return max(history, key=lambda metrics: objective.goodness(metrics.value(objective)))
 
 
 def is_over(history: Sequence[EpochMetrics], settings: TrainingSettings) -> bool:
     """Return whether a training has all its epochs, or none of the last `patience` was better than those before."""
     if len(history) >= settings.epochs or not history or settings.patience == 0:
         return len(history) >= settings.epochs
-    return len(history) - best_epoch(history).epoch >= settings.patience
+    return len(history) - best_epoch(history, OBJECTIVES[settings.objective]).epoch >= settings.patience

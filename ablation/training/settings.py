@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ablation.spec.objective import ObjectiveName
 from ablation.spec.parameters import ClassWeights
 
 
@@ -36,6 +37,8 @@ class TrainingSettings:
     ema: float = 0.0
     """Decay of the weights' moving average, which is what is evaluated and kept; 0: the weights are."""
     patience: int = 0
-    """Epochs without a better validation accuracy after which the training ends; 0: never."""
+    """Epochs without a better value of the objective after which the training ends; 0: never."""
+    objective: ObjectiveName = "accuracy"
+    """The validation metric that chooses the best epoch."""
     compile: str = "none"
     """A mode of `torch.compile`, or 'none'."""

@@ -113,7 +113,7 @@ def test_arms_over_studies(four: list[StudyAnalysis]) -> None:
     assert [arm.best_in for arm in arms] == [["flowers", "cars", "birds"], ["pets"], []]
     of_flowers = next(arm for arm in four[0].arms if arm.name == "block3").test
     assert of_flowers is not None
-    assert arms[0].accuracies["flowers"] == of_flowers.mean
+    assert arms[0].values["flowers"] == of_flowers.mean
 
 
 def test_other_questions_are_refused(four: list[StudyAnalysis]) -> None:

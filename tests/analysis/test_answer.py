@@ -38,12 +38,12 @@ def test_without_confirmation_there_is_no_answer() -> None:
 def test_a_plain_searchs_answer_is_the_configuration_that_was_found() -> None:
     analysis = analyse(fake_result({}, {"all": 0.9}, seeds=3))
     (arm,) = analysis.arms
-    assert arm.accuracy is not None
+    assert arm.estimate is not None
     assert arm.result.best is not None
     best = arm.result.best.spec
     assert analysis.answer == (
-        f"The search found head_width {best.head_width}, lr {best.lr:.3g}: test accuracy {arm.accuracy.value:.4f} "
-        f"({arm.accuracy.low:.4f} to {arm.accuracy.high:.4f}, 3 seeds)."
+        f"The search found head_width {best.head_width}, lr {best.lr:.3g}: test accuracy {arm.estimate.value:.4f} "
+        f"({arm.estimate.low:.4f} to {arm.estimate.high:.4f}, 3 seeds)."
     )
     alone = analyse(fake_result({}, {"all": 0.9}, seeds=1, search={}))
     assert alone.answer.startswith("The only arm has test accuracy 0.8975")
@@ -63,7 +63,7 @@ def test_the_evidence_has_the_numbers_of_the_verdict() -> None:
         for d in (first, second)
     ]
     assert analysis.evidence[0] == f"truncate_at: block3 minus {cells[0]} and {cells[1]}, in points, 5 seeds."
-    assert analysis.evidence[1] == "Chance to be the best arm: block3 > 99 %."
+    assert analysis.evidence[1] == "Chance to be the best arm: block3 > 99 %. At 95 %, block3 is the best."
     assert "with these configurations" in analysis.evidence[-1]
 
 

@@ -41,8 +41,8 @@ def test_an_arm_by_hand() -> None:
     assert summary.val is not None
     assert (summary.test.mean, summary.test.seeds) == (0.625, 2)
     assert summary.test.standard_deviation == pytest.approx(0.125 * np.sqrt(2))
-    assert summary.accuracy is not None
-    assert (summary.accuracy.value, summary.accuracy.low, summary.accuracy.high) == (0.625, 0.0, 1.0)
+    assert summary.estimate is not None
+    assert (summary.estimate.value, summary.estimate.low, summary.estimate.high) == (0.625, 0.0, 1.0)
     assert summary.val.mean == pytest.approx(0.75)
     assert summary.tuned_minus_confirmed == pytest.approx(0.9 - 0.75)
     assert summary.class_accuracies_K is not None
@@ -54,7 +54,7 @@ def test_an_arm_by_hand() -> None:
 
     assert without.test is None
     assert without.tuned_minus_confirmed is None
-    assert without.accuracy is None
+    assert without.estimate is None
     assert without.confusion_KK is None
     assert len(without.failed) == 3
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ablation.analysis.predictions import load_predictions
 from ablation.analysis.repeats import (
     chances_over_repeats,
     repeat_moments,
     simultaneous_over_repeats,
     variance_components,
 )
-from ablation.analysis.results import load_predictions
 from ablation.analysis.simultaneous import chances_of_best, simultaneous
 from ablation.analysis.statistics import arm_moments, contrast, exact_test, image_covariance
 from tests.calibration import simulate

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ablation.analysis.label_errors import SuspectedLabel, suspected_labels
-from ablation.analysis.results import Predictions, StudyResult
+from ablation.analysis.predictions import Predictions
+from ablation.analysis.results import StudyResult
 from ablation.base.errors import InputError
 from tests.fake_results import fake_result
 

@@ -180,7 +180,7 @@ def test_repeats_inside_and_outside_give_the_same_numbers(repeated: StudyResult)
     ]
     inside, pooled = analyse_study(repeated), analyse_pooled(outside)
     assert [d.estimate for d in pooled.factors[0].family] == [d.estimate for d in inside.factors[0].family]
-    assert [arm.accuracy for arm in pooled.arms] == [arm.accuracy for arm in inside.arms]
+    assert [arm.estimate for arm in pooled.arms] == [arm.estimate for arm in inside.arms]
     assert pooled.verdict[0].removeprefix("Preliminary: ") == inside.verdict[0]  # two of them have too few trials
 
 

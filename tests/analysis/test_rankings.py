@@ -44,7 +44,7 @@ def test_each_level_of_another_factor_has_its_own_ranking() -> None:
     result = fake_result({"truncate_at": CUTS, "strategy": strategies}, accuracies, seed_deviation=0.0)
     (ranking,) = rankings(foretold(result, [0.3, 0.7, 0.6, 0.5]))  # random weights have no part in a forecast
     assert (ranking.arms, ranking.is_tested, ranking.best) == ("feature_extraction", True, "block3")
-    assert ranking.accuracies == pytest.approx(dict(zip(CUTS, (0.5, 0.7, 0.8, 0.6), strict=True)), abs=0.02)
+    assert ranking.values == pytest.approx(dict(zip(CUTS, (0.5, 0.7, 0.8, 0.6), strict=True)), abs=0.02)
     ridge = ranking.agreements["ridge_accuracy"]
     assert ridge.tau == pytest.approx(2 / 3)  # five of six pairs are in order
     assert ridge.first == "block2"
@@ -56,7 +56,7 @@ def test_each_level_of_another_factor_has_its_own_ranking() -> None:
 def test_three_cuts_are_too_few() -> None:
     result = fake_result({"truncate_at": CUTS[:3]}, dict.fromkeys(CUTS[:3], 0.5))
     (ranking,) = rankings(foretold(result, [0.1, 0.2, 0.3]))
-    assert (ranking.arms, len(ranking.accuracies)) == ("all arms", 3)
+    assert (ranking.arms, len(ranking.values)) == ("all arms", 3)
     assert all(agreement.tau is None for agreement in ranking.agreements.values())
 
 
@@ -64,14 +64,14 @@ def test_arms_that_are_not_confirmed_are_ranked_by_tuning() -> None:
     result = fake_result({"truncate_at": CUTS}, dict(zip(CUTS, (0.1, 0.2, 0.3, 0.4), strict=True)), seeds=0)
     (ranking,) = rankings(foretold(result, [1.0, 2.0, 3.0, 4.0]))
     assert not ranking.is_tested
-    assert ranking.accuracies["block4"] == pytest.approx(0.404)
+    assert ranking.values["block4"] == pytest.approx(0.404)
     assert ranking.agreements["ridge_accuracy"].tau == 1
 
 
 def test_an_arm_that_failed_or_has_no_forecast_is_left_out() -> None:
     result = fake_result({"truncate_at": CUTS}, dict.fromkeys(CUTS, 0.5), failed_arms=("block2",))
     (ranking,) = rankings(foretold(result, [0.1, 0.2, 0.3]))  # none of block4
-    assert list(ranking.accuracies) == ["block1", "block3"]
+    assert list(ranking.values) == ["block1", "block3"]
 
 
 def test_pools_are_cuts_of_their_own() -> None:
@@ -80,7 +80,7 @@ def test_pools_are_cuts_of_their_own() -> None:
         {f"{cut},head_pool={pool}": 0.5 for cut in CUTS[:2] for pool in (1, 2)},
     )
     (ranking,) = rankings(foretold(result, [0.1, 0.2, 0.3, 0.4], pools=(1, 2)))
-    assert list(ranking.accuracies)[:2] == ["block1, head_pool=1", "block1, head_pool=2"]
+    assert list(ranking.values)[:2] == ["block1, head_pool=1", "block1, head_pool=2"]
 
 
 def test_a_study_without_a_forecast_has_no_rankings() -> None:

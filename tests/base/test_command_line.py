@@ -1,12 +1,15 @@
 import errno
+import io
 import os
 import sys
 
 import click
 import pytest
 
+from ablation.base import terminal
 from ablation.base.command_line import check_device_name, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError, StoreError
+from ablation.base.text import Table
 from tests.studies import signal_handlers_kept
 
 
@@ -62,3 +65,42 @@ def test_debugging_shows_the_traceback(error: Exception, monkeypatch: pytest.Mon
         run_command(fails)
     assert isinstance(caught.value.__context__, ZeroDivisionError)
     assert not caught.value.__suppress_context__
+
+
+def test_a_name_that_is_not_utf8_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def fails() -> None:
+        ("a long text\n/data/caf\udce9.png 7\nmore of it").encode()
+
+    monkeypatch.setattr(sys, "argv", ["fails"])
+    with signal_handlers_kept():
+        assert run_command(fails) == 2
+    assert capsys.readouterr().err == "error: /data/caf\\xe9.png 7: is not UTF-8\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", b"caf\\xe9 0.5 +- 0.1"), ("latin-1", b"caf\xe9 0.5 \xb1 0.1")]
+)
+def test_an_output_that_is_not_utf8_gets_what_it_can_show(
+    encoding: str, shown: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines, tables and errors; none of them may end a study that has finished."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for _ in range(2)]
+    text = "café 0.5 ± 0.1"
+
+    @click.command()
+    def says() -> None:
+        terminal.say(text)
+        terminal.show_table(Table(text, ["a"], [[text]], [text]))
+        raise StoreError(text)
+
+    monkeypatch.setattr(sys, "argv", ["says"])
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with signal_handlers_kept():
+        assert run_command(says) == 1
+    output, errors = (stream.buffer.getvalue() for stream in streams)  # type: ignore[attr-defined]
+    assert output.count(shown) == 4
+    assert errors == b"error: " + shown + b"\n"

@@ -118,3 +118,22 @@ def test_a_clock_that_jumps_deletes_no_file_that_is_being_written(tmp_path: Path
 
 def test_an_unknown_home_folder_is_left_as_it_is() -> None:
     assert files.expand("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there can a user lack a name")
+def test_a_user_without_a_home_folder_has_one_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd  # noqa: PLC0415 - Windows has none
+
+    monkeypatch.setenv("HOME", "/home/me")
+    with files.some_home():
+        assert Path.home() == Path("/home/me")
+    assert os.environ["HOME"] == "/home/me"
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    with files.some_home():
+        assert Path.home() == Path("/")
+    assert "HOME" not in os.environ

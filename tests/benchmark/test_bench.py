@@ -135,6 +135,8 @@ def test_calls_are_timed_and_the_method_is_put_back() -> None:
         (["--trials", "3"], "error: --trials, --epochs and --set: only with --study"),
         (["--set", "epochs=3"], "error: --trials, --epochs and --set: only with --study"),
         (["--study", "vgg_truncation", "--limit", "500"], "error: --limit: not with --study; --set data.limit=N"),
+        (["--scale", "100", "--study"], "error: --scale: goes with --workers and --output alone"),
+        (["--workers", "2"], "error: --workers: only with --scale"),
         (["--study", "vgg_trunc"], "error: no study 'vgg_trunc'; did you mean 'vgg_truncation'?"),
         (["--study", "--weights", "none.pth"], "error: backbone.weights: none.pth: no such file"),
         (["--study", "--images", "{tmp}/none"], "error: data.root: {tmp}/none: there is no such folder"),

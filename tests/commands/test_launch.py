@@ -3,13 +3,15 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ablation import launch
 from ablation.base.command_line import run_command
-from ablation.launching import slurm
+from ablation.launching import local, slurm
 from ablation.launching.request import EngineWorker
+from ablation.planning.forecast import Memory
 from tests.studies import Command, signal_handlers_kept
 
 Launcher = Callable[..., int]
@@ -40,6 +42,35 @@ def test_print_submits_and_writes_nothing(
     assert f"-m ablation.study {study_file} --name mine --grace 90 &\n" in text
     assert f"cd {Path.cwd()}" in text
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(("free", "cores", "workers"), [(40, 64, 28), (40, 16, 16), (2, 64, 2)])
+def test_workers_per_gpu_follow_the_memory_of_a_trial(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    free: int, cores: int, workers: int,
+) -> None:  # fmt: skip
+    """Two GPUs; a worker needs 1.9 GB and CUDA's own 0.6; a tenth stays free, and each has a core; one is the least."""
+    plan = SimpleNamespace(probe=SimpleNamespace(free_bytes=free * 10**9))
+    monkeypatch.setattr(local, "gpu_count", lambda: 2)
+    monkeypatch.setattr("ablation.base.cores.usable_cores", lambda: cores)
+    monkeypatch.setattr("ablation.base.device.check_device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(launch, "measured_plan", lambda spec, device, limit: plan)
+    monkeypatch.setattr("ablation.planning.forecast.memory", lambda study: Memory(1_900_000_000, 0, 0))
+    assert launcher(study_file, "--on", "local", "--per-gpu", "auto", "--print") == 0
+    *said, command = capsys.readouterr().out.splitlines()
+    each = workers // 2
+    assert f"{each} worker{'s' * (each > 1)} on each GPU: each needs about 1.9 of {free}.0 GB" in " ".join(said)
+    assert command.endswith(f"--workers {workers}")
+
+
+@pytest.mark.parametrize("number", ["auto", "2"])
+def test_workers_per_gpu_need_a_gpu(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    number: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(local, "gpu_count", lambda: 0)
+    assert launcher(study_file, "--on", "local", "--per-gpu", number, "--print") == 2
+    assert capsys.readouterr().err.startswith("error: --per-gpu: this machine has no CUDA device")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +132,6 @@ def test_status_shows_arms_and_workers(
     capsys.readouterr()
     assert launcher(study_file, "--on", "slurm", "--status") == 0
     text = capsys.readouterr().out
-    assert "| 7_2 | pending (Resources) | - | 2026-11-27T10:59:00 |" in text
+    assert "| 7_2 | pending (Resources) | - | 2026-11-27T10:59:00 | - | - |" in text
     assert text.index("1 finished" if "1 finished" in text else "finished") < text.index("7_1")
     assert len(set(labels)) == 1

@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -335,10 +336,21 @@ def _check_refusal(found: Folder, data: Data, error: str) -> str:
     assert str(found.root) in error or any(repr(name) in error for name in names), f"names nothing: {error}"
     if any(word in " ".join(names).lower() for word in ("train", "test", "val", "dev", "images", "data")):
         doubts.add("a class with the name of a split")
+    if len({" ".join(unicodedata.normalize("NFKD", name.casefold()).split()) for name in names}) < len(names):
+        doubts.add("classes that look the same")
+    inside = [_folders_inside(found, name) for name in names]
+    if _is_any(found) and len(set.intersection(*inside)) > 1:
+        doubts.add("classes that hold the same folders")
     if data.duplicates == "drop" and found.copies:
         doubts.add("a class of nothing but copies")
     assert found.faults or doubts, f"no reason to refuse it: {error}"
     return "refused"
+
+
+def _folders_inside(found: Folder, name: str) -> set[str]:
+    """Return the names of the folders with images in a class's folder; none if an image stands beside them."""
+    inside = [str(path).split(f"/{name}/", 1)[1].split("/") for path, label in found.labels.items() if label[1] == name]
+    return {parts[0] for parts in inside} if all(len(parts) > 1 for parts in inside) else set()
 
 
 def _check_duplicates(found: Folder, data: Data) -> str:

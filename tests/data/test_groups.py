@@ -7,7 +7,7 @@ import pytest
 
 from ablation.base.errors import InputError
 from ablation.data.groups import choose_groups, groups_in, numbered
-from ablation.data.reading import check_split, list_images, load_split, split_train_val
+from ablation.data.reading import list_images, load_split, split_train_val
 from ablation.spec.reading import load_study
 from ablation.spec.tables import Data
 from tests.data.test_image_folder import picture
@@ -56,7 +56,7 @@ def test_a_patients_images_are_on_one_side_of_every_split(tmp_path: Path) -> Non
     assert sum(map(len, without)) == 80, "each picture is a group of its own"
     reading = list_images(data(tmp_path)).reading
     assert "a fifth of the groups is the test; 20 groups of images; " in reading
-    assert check_split(data(tmp_path, val_fraction=0.25), 1) == (
+    assert load_split(data(tmp_path, val_fraction=0.25), 1)[0].reading == (
         f"{reading}; {images[1]} images of {len(groups[1])} groups validate ({100 * images[1] / sum(images[:2]):.0f} %)"
     )
 

@@ -25,7 +25,7 @@ from ablation.data import image_cache, image_files, reading
 from ablation.data.decoding import DECODING_VERSION
 from ablation.data.image_cache import DecodedImages, map_decoded, read_decoded
 from ablation.data.images import to_device
-from ablation.data.reading import check_split, load_images, load_split
+from ablation.data.reading import load_images, load_split
 from ablation.spec.study import Data
 
 IMAGES = 10
@@ -246,7 +246,6 @@ def test_mapped_images_are_those_in_memory(
     device = torch.device("cpu")
     in_memory, split = load_split(data, seed=3)
     monkeypatch.setattr(reading, "available_memory", lambda: 1000)
-    check_split(data, seed=3)
     mapped, mapped_split = load_split(data, seed=3)
     assert isinstance(mapped.train_images_NHWC, np.memmap)
     assert isinstance(mapped.test_images_NHWC, np.memmap)

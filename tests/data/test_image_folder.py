@@ -11,7 +11,7 @@ from PIL import Image
 from ablation.base.errors import InputError
 from ablation.data.decoding import DECODING_VERSION
 from ablation.data.image_folder import read_folder
-from ablation.data.reading import check_split, load_images, load_split, measure_data
+from ablation.data.reading import load_images, load_split, measure_data
 from ablation.data.split_names import split_of
 from ablation.spec.reading import load_study
 from ablation.spec.tables import Data
@@ -172,7 +172,7 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
         "over: 1 empty folder (bird), 1 hidden file, 1 hidden folder, 1 image outside class folders, 3 other files "
         "(.heic, .txt, no suffix), 1 system file (Thumbs.db), 2 system folders (__MACOSX)"
     )
-    assert check_split(data(root, val_fraction=0.25), 0).startswith(f"{root}: classes in ./")
+    assert load_split(data(root, val_fraction=0.25), 0)[0].reading.startswith(f"{root}: classes in ./")
     assert "nothing passed over" in read_folder(data(tree(tmp_path / "clean", "a", "b")), DECODING_VERSION).text()
 
 
@@ -295,6 +295,16 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     content = read_folder(data(root, unreadable="skip"), DECODING_VERSION)
     assert "1 unreadable image" in content.text()
     assert sum(len(group) for split in content.files.values() for group in split.values()) == 9
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_folder_above_the_images_that_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study file names it by a relative path."""
+    above = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    tree(above / "images", "a", "b")
+    monkeypatch.chdir(above)
+    assert len(load_images(data(Path("images"))).train_labels_N) == 8
+    assert len(load_images(data(Path("images"), unreadable="skip")).train_labels_N) == 8  # looks at all files first
 
 
 # ------------------------------------------------------------------------------------------------------------ resizing

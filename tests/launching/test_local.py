@@ -37,8 +37,8 @@ def test_it_is_the_study_with_its_workers(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"partition": "x"}, "partition is unknown on local"), ({"per_gpu": "0"}, "must be a number from 1, got '0'"),
-     ({"per_gpu": "2"}, "no CUDA device")],
+    [({"partition": "x"}, "partition is unknown on local"), ({"per_gpu": "2"}, "no CUDA device"),
+     ({"per_gpu": "0"}, "must be auto or a number from 1, got '0'")],
 )  # fmt: skip
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str) -> None:
     monkeypatch.setattr(local, "gpu_count", lambda: 0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ablation.analysis.power import assumed_moments, smallest_differences
+from ablation.data import reading
 from ablation.data.reading import DataSize
 from ablation.planning import workload
 from ablation.planning.forecast import (
@@ -293,6 +294,20 @@ def test_memory_by_hand() -> None:
     assert memory(study_of(STUDY | {"data": {"source": "stl10", "image_size": 224}})).images == 2 * 2100 * 3 * 96 * 96
     assert memory(study_of(STUDY | {"data": {"source": "dtd", "image_size": 64}})).images == 2 * 2100 * 3 * 64 * 64
     assert "about 1.3 GB of memory, 0.01 GB of it images; free now: 8.0 GB" in arms_table(study_of(STUDY)).notes[-1]
+
+
+def test_images_that_do_not_fit_take_disk_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read through a memory map; sets that have none are refused when the study starts."""
+    pictures = 2100 * 3 * 64 * 64
+    monkeypatch.setattr(reading, "available_memory", lambda: 1_000_000)
+    study = study_of(STUDY | {"data": {"source": "dtd", "image_size": 64}})
+    needed = memory(study)
+    assert (needed.total, needed.images, needed.mapped) == (1_000_000_000 + LIBRARY_BYTES, 0, pictures)
+    note = arms_table(study).notes[-1]
+    assert "The images do not fit into memory: 0.03 GB of them are decoded onto the disk." in note
+    assert memory(study_of(STUDY)).mapped == 0
+    monkeypatch.setattr(reading, "available_memory", lambda: 10**12)
+    assert memory(study_of(STUDY | {"data": {"source": "dtd", "image_size": 64}})).mapped == 0
 
 
 @pytest.mark.parametrize(

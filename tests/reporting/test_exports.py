@@ -68,7 +68,7 @@ def test_json_has_the_figures(analysis: StudyAnalysis) -> None:
     (read,) = content["factors"][0]["differences"]
     assert read["estimate"]["p"] == difference.estimate.p
     assert read["shown"] is True
-    assert content["arms"][0]["accuracy"]["value"] == analysis.arms[0].accuracy.value  # type: ignore[union-attr]
+    assert content["arms"][0]["accuracy"]["value"] == analysis.arms[0].estimate.value  # type: ignore[union-attr]
 
 
 def test_the_methods_paragraph_is_of_the_study(analysis: StudyAnalysis) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ablation.analysis.answer import StudyAnalysis, analyse
+from ablation.analysis.results import RunResult
 from ablation.reporting.charts import (
     COLOURS,
     MOST_DOTS,
@@ -28,6 +29,7 @@ from ablation.reporting.charts import (
 from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.images import data_address
 from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels
+from ablation.reporting.run_sections import cost_table
 from ablation.spec.arms import arms
 from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, fake_spec
 
@@ -60,8 +62,8 @@ def texts_of(svg: str) -> str:
 def test_a_study_of_two_factors_has_every_plot(pictures: dict[str, Picture]) -> None:
     assert list(pictures) == [
         "arms", "means_truncate_at", "differences_truncate_at", "means_strategy", "differences_strategy", "interaction",
-        "curves", "panels_accuracy", "panels_loss", "costs_parameters", "costs_seconds", "search_head_width",
-        "search_lr", "tuning", "samples", "mistakes",
+        "curves", "panels_accuracy", "panels_loss", "costs_parameters", "costs_seconds", "costs_inference",
+        "search_head_width", "search_lr", "tuning", "samples", "mistakes",
     ]  # fmt: skip
 
 
@@ -70,16 +72,70 @@ def test_the_plot_of_arms_has_their_numbers(analysis: StudyAnalysis, pictures: d
     picture = pictures["arms"]
     rows = {row["arm"]: row for row in rows_of(picture)}
     for arm in analysis.arms:
-        assert arm.accuracy is not None
-        assert arm.accuracy.low is not None
+        assert arm.estimate is not None
+        assert arm.estimate.low is not None
         row = rows[arm.name]
-        assert row["value"] == pytest.approx(arm.accuracy.value, rel=1e-5)
-        assert row["low"] == pytest.approx(arm.accuracy.low, rel=1e-5)
+        assert row["value"] == pytest.approx(arm.estimate.value, rel=1e-5)
+        assert row["low"] == pytest.approx(arm.estimate.low, rel=1e-5)
         assert row["seeds"] == pytest.approx(list(arm.result.test_accuracies_S), rel=1e-5)
         assert arm.name in texts_of(picture.svg)
-        assert f"{arm.name} {arm.accuracy.value:.4f} ({arm.accuracy.low:.4f} to {arm.accuracy.high:.4f})" in picture.alt
+        assert f"{arm.name} {arm.estimate.value:.4f} ({arm.estimate.low:.4f} to {arm.estimate.high:.4f})" in picture.alt
     assert analysis.winner is not None
     assert f"{analysis.winner.arm.name} \u2605 champion" in texts_of(picture.svg)
+
+
+def test_costs_are_the_parameters_the_training_and_the_classification(
+    analysis: StudyAnalysis, pictures: dict[str, Picture]
+) -> None:
+    """Each arm's cost, with its accuracy and interval, in the data and in the text alternative."""
+    for arm in analysis.arms:
+        assert arm.estimate is not None
+        runs = arm.result.confirmations
+        costs = {
+            "costs_parameters": float(arm.result.best.trained_parameters or 0) if arm.result.best else 0.0,
+            "costs_seconds": sum(run.training_seconds or 0 for run in runs) / len(runs),
+            "costs_inference": 1e3 * sum(run.inference_seconds or 0 for run in runs) / len(runs),
+        }
+        for name, cost in costs.items():
+            (row,) = [row for row in rows_of(pictures[name]) if row["arm"] == arm.name]
+            assert row["cost"] == pytest.approx(cost, rel=1e-5)
+            assert [row[end] for end in ("low", "value", "high")] == pytest.approx(
+                [arm.estimate.low, arm.estimate.value, arm.estimate.high], rel=1e-5
+            )
+            assert f"{arm.name} {arm.estimate.value:.4f} at " in pictures[name].alt
+    assert "time to classify an image (ms, logarithmic)" in texts_of(pictures["costs_inference"].svg)
+
+
+def test_runs_of_older_versions_have_no_time_of_inference(analysis: StudyAnalysis) -> None:
+    def older(run: RunResult) -> RunResult:
+        return dataclasses.replace(run, inference_operations=None, inference_seconds=None)
+
+    arms = [
+        dataclasses.replace(arm, confirmations=[older(run) for run in arm.confirmations])
+        for arm in analysis.result.arms
+    ]
+    old = analyse(dataclasses.replace(analysis.result, arms=arms))
+    assert list(draw_figures(old, ["costs"])) == ["costs_parameters", "costs_seconds"]
+    assert "operations per image (millions)" not in cost_table(old).columns
+    cells = [float(row[3].replace(",", "")) for row in cost_table(analysis).rows]
+    assert cells == [pytest.approx(1e-6 * (arm.inference_operations or 0)) for arm in analysis.arms]
+
+
+def test_the_plot_of_tuning_has_the_expected_best_of_k_with_its_band(
+    analysis: StudyAnalysis, pictures: dict[str, Picture]
+) -> None:
+    for arm in analysis.arms:
+        rows = [row for row in rows_of(pictures["tuning"]) if row["arm"] == arm.name]
+        assert arm.best_of is not None
+        for name, values_T in vars(arm.best_of).items():
+            field = name.removesuffix("_T")
+            assert [row[field] for row in rows] == pytest.approx(list(values_T), rel=1e-5), name
+        assert [row["k"] for row in rows] == [1, 2, 3]
+        assert rows[0]["low"] < rows[0]["expected"] < rows[0]["high"]
+    assert pictures["tuning"].spec is not None
+    layers = pictures["tuning"].spec["spec"]["layer"]
+    band = next(layer for layer in layers if layer["mark"]["type"] == "area")
+    assert (band["encoding"]["y"]["field"], band["encoding"]["y2"]["field"]) == ("low", "high")
 
 
 def test_differences_say_which_are_shown(analysis: StudyAnalysis, pictures: dict[str, Picture]) -> None:

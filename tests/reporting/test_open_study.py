@@ -1,5 +1,8 @@
 """A study in a notebook: its tables, what Jupyter shows of it, and the notebook of the front page."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -89,3 +92,14 @@ def test_the_notebook_runs(champion_study: ChampionStudy, tmp_path: Path) -> Non
     assert [output.text for output in shown if output.output_type == "stream"] == []
     assert sum("text/html" in output.get("data", {}) for output in shown) == 5
     assert sum("image/svg+xml" in output.get("data", {}) for output in shown) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there can a user lack a name")
+def test_a_user_without_a_home_folder_can_open_one() -> None:
+    """As in a container that runs as a number: plots need a library that looks for the folder when it is imported."""
+    code = (
+        "import os, pwd; os.environ.pop('HOME'); pwd.getpwuid = {}.__getitem__\n"
+        "import ablation.reporting.charts, ablation.tracking; print('HOME' in os.environ)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HOME": "/"})
+    assert done.stdout == "False\n", done.stderr

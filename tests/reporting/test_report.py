@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from ablation.analysis.answer import analyse, correct_of
-from ablation.analysis.results import ArmResult, Predictions, StudyResult
+from ablation.analysis.best_arms import compared_with_best
+from ablation.analysis.pooling import analyse_study
+from ablation.analysis.predictions import Predictions
+from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.simultaneous import chances_of_best
 from ablation.analysis.statistics import Estimate, contrast
 from ablation.analysis.tuning import tuned_minus_confirmed
@@ -23,8 +26,11 @@ from ablation.base.text import escape_markdown
 from ablation.report import cli
 from ablation.reporting import report
 from ablation.reporting.charts import Picture, recoloured
+from ablation.reporting.content import Figure, Items
+from ablation.reporting.figures import draw_figures
 from ablation.reporting.render import interval_plot
 from ablation.reporting.report import Report, _importances, build_report, write_report
+from ablation.reporting.run_sections import tuning_blocks
 from ablation.spec.arms import arms
 from ablation.storage.store import find_store
 from tests.fake_results import (
@@ -99,7 +105,8 @@ def test_the_page_is_well_formed_and_in_order(study_report: Report) -> None:
     assert headings == [
         "Answer", "Arms", "Effect of each factor", "Differences", "Interactions", "What more would find",
         "How each arm learned", "What each arm costs", "Tuning", "Data as the network sees it", "Classes",
-        "Most confident mistakes", "Runs", "What the intervals mean", "For a paper", "Environment",
+        "Most confident mistakes", "Suspected label errors", "Runs", "What the intervals mean", "For a paper",
+        "Environment",
     ]  # fmt: skip
     anchors = [str(a["href"]).removeprefix("#") for a in page.all("a")]
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -172,7 +179,9 @@ def test_the_arms_table_has_the_figures_with_their_n(study_report: Report) -> No
     interval = contrast({"a": 1.0}, {"a": arm.correct_SN})
     assert row[4] == f"{interval.low:.4f} to {interval.high:.4f}"
     chance = f"{chances_of_best(correct_of(study_report.result))[arm.arm.name]:.3f}"
-    assert row[5:] == [f"{np.mean([run.val_accuracy for run in arm.confirmed]):.4f}", "3", chance, "3 finished"]
+    ends = compared_with_best(correct_of(study_report.result))[arm.arm.name]
+    val = f"{np.mean([run.val_accuracy for run in arm.confirmed]):.4f}"
+    assert row[5:] == [val, "3", chance, interval_points(ends.low, ends.high), "3 finished"]
 
 
 def test_published_figures_stand_beside_ours() -> None:
@@ -343,6 +352,11 @@ def test_one_seed_has_no_interval() -> None:
     assert study_report.verdict == ["Too few seeds to compare; each arm needs three."]
 
 
+def test_the_cost_of_frozen_features_is_said_to_be_left_out() -> None:
+    said = "without the pass that computes features of frozen layers once for many runs."
+    assert said in build_report(fake_result(CUTS, ACCURACIES)).markdown
+
+
 def test_superseded_evaluations_are_counted_and_left_out() -> None:
     result = fake_result(CUTS, ACCURACIES)
     old = [dataclasses.replace(run, run_id=f"old{run.number}") for run in result.arms[0].confirmations]
@@ -404,6 +418,52 @@ def test_a_chosen_value_near_an_end_is_a_warning() -> None:
         "a wider range may do better."
     ]
     assert escape_markdown(study_report.warnings[0]) in study_report.markdown
+
+
+@pytest.mark.parametrize(("trials", "by_luck"), [(3, "0.7"), (4, "0.5"), (8, "0.5")])
+def test_the_late_rise_counts_arms_whose_best_trial_came_late(trials: int, by_luck: str) -> None:
+    """One of two arms rises; of T trials in random order, the best is among the last T // 3 in T // 3 of T."""
+    spec = fake_spec(CUTS, trials_per_arm=trials, confirm={"seeds": 0})
+    early = [0.9, *[0.5] * (trials - 1)]
+    results = [
+        fake_arm(spec, arm, accuracies, [], [])
+        for arm, accuracies in zip(arms(spec), (early, early[::-1]), strict=True)
+    ]
+    text = build_report(fake_study(spec, results, ["a", "b"])).markdown
+    assert f"It is above zero in 1 of 2 arms; trials in random order have the best there in {by_luck} of them." in text
+
+
+@pytest.mark.parametrize("confirm", [{"seeds": 2}, {"seeds": 2, "repeats": 3}])
+def test_the_slice_plot_stands_below_the_warnings(confirm: dict[str, int]) -> None:
+    """Of every chosen value, the best of each repeat, at either end; the plot has a dot for each of these trials."""
+    search = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "head_width": {"choices": [64, 128, 256, 512, 1024]}}
+    result = fake_result(CUTS, ACCURACIES, confirm=confirm, search=search)
+    ends = []
+    for arm, (lr, width) in zip(result.arms, ((1.1e-4, 1024), (0.09, 256)), strict=True):
+        chosen = [run.run_id for run in arm.chosen]
+        ends.append(
+            dataclasses.replace(
+                arm,
+                trials=[
+                    dataclasses.replace(run, spec=run.spec.model_copy(update={"lr": lr, "head_width": width}))
+                    if run.run_id in chosen
+                    else run
+                    for run in arm.trials
+                ],
+            )
+        )
+    analysis = analyse_study(dataclasses.replace(result, arms=ends))
+    warnings, plots, *_ = tuning_blocks(analysis, draw_figures(analysis, ["search"]), {})
+    repeats = confirm.get("repeats", 1)
+    unit = f"{repeats} of {2 * repeats} tunings" if repeats > 1 else "1 of 2 arms"
+    assert isinstance(warnings, Items)
+    wide, lowest, highest = warnings.texts
+    assert f"head_width was chosen at or near its highest searched value, 1024, in {unit} (block3 1024" in wide
+    assert f"lr was chosen at or near its lowest searched value, 0.0001, in {unit} (block3 0.00011" in lowest
+    assert f"lr was chosen at or near its highest searched value, 0.1, in {unit} (block5 0.09" in highest
+    assert isinstance(plots, Figure)
+    assert list(plots.alts) == ["search_head_width", "search_lr"]
+    assert all(text.startswith("Validation accuracy of 6 trials against ") for text in plots.alts.values())
 
 
 def test_equivalence_is_said_of_every_difference() -> None:

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from ablation.analysis.champion import Choice
 from ablation.base.errors import InputError, StoreAway
 from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, register_champion, version_description
-from ablation.tracking.registry import find_champion, load_champion
+from ablation.study import read_status
+from ablation.tracking.client import KEY_TAG
+from ablation.tracking.registry import STUDY_TAG, champion_texts, find_champion, load_champion
 from tests.champions import ChampionStudy, model_folder, winning_run, with_val_accuracy
 from tests.servers import free_port
 
@@ -39,9 +42,47 @@ def test_its_description_does_not_need_the_predictions(champion_study: ChampionS
     )
     lost = replace(arm, confirmations=[replace(run, predictions=None) for run in arm.confirmations])
     run = lost.confirmations[0]
-    assert version_description(champion_study.result, lost, run, 32) == version_description(
-        champion_study.result, arm, run, 32
+    assert version_description(champion_study.result, Choice(lost, "it is"), run, 32) == version_description(
+        champion_study.result, Choice(arm, "it is"), run, 32
     )
+
+
+def test_the_cheapest_arm_is_registered_and_says_why(champion_study: ChampionStudy) -> None:
+    """With a wide margin every arm is good enough. A third seed is made up, because two are too few for a test."""
+    result = champion_study.result
+    arms = [
+        replace(arm, confirmations=[*arm.confirmations, replace(arm.confirmations[0], number=2)]) for arm in result.arms
+    ]
+    confirm = result.spec.confirm.model_copy(update={"champion": "cheapest", "equivalence": 99.0})
+    changed = replace(result, arms=arms, spec=result.spec.model_copy(update={"confirm": confirm}))
+    costs = {arm.arm.name: arm.confirmations[0].inference_operations or 0 for arm in arms}
+    trained = {arm.arm.name: arm.best.trained_parameters or 0 for arm in arms if arm.best}
+    registered = register_champion(champion_study.store, changed, champion_study.images)
+    assert registered is not None
+    cheapest = min(costs, key=lambda name: (costs[name], trained[name]))
+    run = next(r for arm in arms for r in arm.confirmations if r.run_id == registered.run_id)
+    assert run.spec.arm == cheapest
+    version = champion_study.champion()
+    assert version.run_id == registered.run_id
+    assert registered.reason in version.description.replace("\\", "")
+    (text,) = champion_texts(champion_study.store, "small")
+    assert text.endswith(f"(version {version.version}): {registered.reason}.")
+    assert text in read_status("small", champion_study.store)[0].notes
+    assert load_champion("small", store=str(champion_study.store.root)).registered == registered
+
+
+def test_the_validation_predictions_are_those_of_the_best_epoch(champion_study: ChampionStudy) -> None:
+    """The accuracy by which the best arm is chosen and the one by which the cheapest is are the same."""
+    for arm in champion_study.result.arms:
+        for run in arm.confirmations:
+            assert run.predictions is not None
+            validation = run.predictions.validation
+            assert validation is not None
+            assert len(validation.labels_N) == champion_study.result.val_images
+            assert validation.correct_N.mean() == pytest.approx(run.val_accuracy, abs=1e-6)
+            assert run.inference_operations is not None
+            assert run.inference_operations > 2 * run.spec.head_width * 10
+            assert (run.inference_seconds or 0) > 0
 
 
 def test_registering_again_changes_nothing(champion_study: ChampionStudy) -> None:
@@ -119,6 +160,31 @@ def test_a_model_of_somebody_else_is_left_alone(
     assert (theirs.tags, theirs.aliases, champion_study.versions()) == ({"team": "another"}, {}, {})
     with pytest.raises(InputError, match="has no champion"):
         find_champion(champion_study.store, "small")
+
+
+def test_a_study_of_another_database_does_not_take_the_alias(
+    champion_study: ChampionStudy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two Optuna databases share one MLflow store, each with a study of the same name."""
+    before = champion_study.champion()
+    other = replace(champion_study.result, tags={**champion_study.result.tags, KEY_TAG: "0123/summary"})
+    run = before.run_id
+    (loser,) = [
+        r for arm in other.arms for r in arm.confirmations if r.run_id != run and r.spec.arm == other.arms[0].arm.name
+    ][:1]
+    assert (
+        register_champion(champion_study.store, with_val_accuracy(other, loser.run_id, 0.999), champion_study.images)
+        is None
+    )
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "ablation.running.champion"]
+    assert "has a model 'small' that is the champion of a study of the same name in another Optuna database" in message
+    assert champion_study.champion().run_id == run
+    assert list(champion_study.versions()) == [run]
+    # Of a version that did not say whose it is: it is said now.
+    champion_study.client.delete_registered_model_tag("small", STUDY_TAG)
+    assert register_champion(champion_study.store, champion_study.result, champion_study.images) is not None
+    own = champion_study.result.tags[KEY_TAG]
+    assert champion_study.client.get_registered_model("small").tags[STUDY_TAG] == own
 
 
 def test_what_cannot_be_exported_costs_the_champion_alone(

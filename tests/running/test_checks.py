@@ -1,7 +1,8 @@
 """What --check says of a study that is too small."""
 
 from ablation.data.reading import DataSize
-from ablation.running.checks import too_small
+from ablation.running.checks import objective_hints, too_small
+from tests.fake_results import fake_spec
 from tests.running.test_study_view import study
 
 
@@ -18,3 +19,13 @@ def test_a_large_study_and_one_without_a_comparison_are_not() -> None:
     large = DataSize(classes=10, train=50_000, test=10_000)
     assert too_small(study(["block1", "block2"], seeds=3), large) == []
     assert too_small(study(["block1"], seeds=0), large) == []
+
+
+def test_balanced_class_weights_with_accuracy_get_a_hint() -> None:
+    """It trains for all classes alike, and would be chosen by the frequent ones."""
+    weighted = {"fixed": {"class_weights": "balanced"}}
+    (hint,) = objective_hints(fake_spec({}, **weighted))
+    assert "objective = 'balanced_accuracy'" in hint
+    assert objective_hints(fake_spec({}, **weighted, objective="macro_f1")) == []
+    assert objective_hints(fake_spec({})) == []
+    (hint,) = objective_hints(fake_spec({"class_weights": ["none", "balanced"]}))

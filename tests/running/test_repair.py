@@ -24,6 +24,7 @@ from ablation.search.studies import open_storage, study_arms, trial_ends
 from ablation.storage.store import find_store
 from ablation.tracking.client import KEY_TAG, find_experiment, reading_client
 from ablation.tracking.reading import RunRecord
+from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.outcomes import outcome
 from tests.studies import CONFIRM, ONE_ARM, Command, client, patched_train, runs, signal_handlers_kept
 
@@ -288,6 +289,24 @@ def test_a_run_that_was_deleted_on_purpose_stays_out(
     assert stored(whole) == before
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_run_that_was_deleted_on_purpose_stays_out_where_optuna_is_lost(
+    whole: Path, resume: Callable[..., int], trained: list[int], place: int
+) -> None:
+    """Its end is told to the new database as that of the others; a double that was deleted is told once."""
+    before = stored(whole)
+    deleted = [runs(whole, "small")[1], runs(whole, "small", "confirmation")[0]][place]
+    client(whole).delete_run(deleted.info.run_id)
+    (whole / "optuna.db").unlink()
+    assert resume("--repair") == 0
+    assert trained == []
+    (arm,) = read_results(find_store(str(whole)), "small").arms
+    assert [run.run_id for run in arm.deleted] == [deleted.info.run_id]
+    assert resume("--redo") == 0
+    assert trained == []
+    assert stored(whole) == before
+
+
 @pytest.mark.parametrize("way", ["renamed", "deleted", "gone"])
 def test_the_experiment(whole: Path, resume: Callable[..., int], trained: list[int], capsys: Any, way: str) -> None:
     before = stored(whole)
@@ -397,6 +416,38 @@ def test_damaged_predictions_are_named(whole: Path, damage: str) -> None:
     assert result.missing_confirmations == 0
     (fault,) = result.left_out
     assert fault.startswith(f"confirmation run #0 of fine_tune_all: run {run.info.run_id}")
+
+
+@needs_root
+def test_what_one_may_not_read_is_named_and_not_called_damaged(whole: Path) -> None:
+    """Of another user's store; the rest of the study is read."""
+    run, other = runs(whole, "small", "confirmation")
+    with folder_for_all() as folder:
+        store = find_store(str(shutil.copytree(whole, folder / "s")))
+        predictions_of(store.root, run).chmod(0o600)
+
+        def look() -> tuple[list[str], list[str], list[str]]:
+            result = read_results(store, "small")
+            confirmed = [run.run_id for run in result.arms[0].confirmed]
+            return confirmed, result.left_out, repair.stored_differences(store, "small")
+
+        look()  # so that everything is imported
+        confirmed, left_out, differences = as_nobody(look)
+        assert confirmed == [other.info.run_id]
+        assert left_out == [
+            f"confirmation run #0 of fine_tune_all: run {run.info.run_id}: its test/predictions.safetensors cannot be "
+            "read (Permission denied)"
+        ]
+        assert differences == ["This user may not read the test predictions of confirmation run #0 of fine_tune_all"]
+        (summary,) = runs(whole, "small", "summary")
+        (store.artifacts("small") / summary.info.run_id / "artifacts").chmod(0o700)
+
+        def refuse() -> str:
+            with pytest.raises(InputError) as refused:
+                read_results(store, "small")
+            return str(refused.value)
+
+        assert as_nobody(refuse).endswith("its about.json cannot be read (Permission denied)")
 
 
 @pytest.mark.parametrize("damage", ["a folder", "all of artifacts"])

@@ -1,5 +1,6 @@
 """What a study locks while it ends, what it holds in memory while its workers run, and what a repair waits for."""
 
+import contextvars
 import gc
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from ablation import study as study_command
 from ablation.base.errors import StoreAway
+from ablation.base.retries import wait_out
 from ablation.data.reading import ImageSet, Split
 from ablation.running import checks, trial
 from ablation.running import study as running_study
@@ -25,6 +27,7 @@ from ablation.search.studies import create_arms, open_storage
 from ablation.spec.reading import load_study
 from ablation.storage.locks import open_locks, study_lock
 from ablation.storage.store import Store, find_store
+from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
 from tests.servers import PostgreSQL
 from tests.studies import ONE_ARM, Command
@@ -150,7 +153,87 @@ def test_the_supervisor_of_workers_drops_its_images(
     assert len(supervised) == 1
 
 
-def test_a_repair_waits_until_results_of_this_machine_are_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+def repairing(folder: Path) -> Any:
+    """Return what `mend_stores` needs of a session of its own."""
+    locks = open_locks(f"sqlite:///{folder}/optuna.db")
+    spec = SimpleNamespace(name="small")
+    options = RunOptions(repair=True)
+    return SimpleNamespace(options=options, spec=spec, tracker=None, store=None, studies=None, locks=locks)
+
+
+def test_of_two_repairs_at_once_the_later_one_sees_what_the_earlier_one_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would train again what the earlier one has trained meanwhile."""
+    lost, noted = ["a trial"], []
+    has_begun = threading.Event()
+
+    def find(session: Any, thoroughly: bool) -> list[Any]:
+        has_begun.set()
+        found = [SimpleNamespace(kind="lost", words=each) for each in lost if each not in noted]
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(running_study, "deliver_and_reconcile", lambda session: None)
+    monkeypatch.setattr(running_study, "session_differences", find)
+    monkeypatch.setattr(running_study, "mend", lambda found, *_: noted.extend(each.words for each in found))
+    first = threading.Thread(target=running_study.mend_stores, args=(repairing(tmp_path),))
+    first.start()
+    has_begun.wait()
+    running_study.mend_stores(repairing(tmp_path))
+    first.join()
+    assert noted == ["a trial"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loses the study's lock after its report; another one concludes the study; then it makes its next call."""
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "small", "?")
+    file_locks = open_locks(store.optuna_url)
+    is_lost = False
+
+    def write(text: str) -> None:
+        client.set_experiment_tag(tracker.experiment_id, "champion", text)
+
+    def report(*_: object) -> Any:
+        nonlocal is_lost
+        is_lost = len(reports) == 0
+        reports.append(len(reports))
+        if is_lost:
+            contextvars.Context().run(write, "the other's")  # a process of its own has no guard of this one
+        return SimpleNamespace(result=reports[-1], answer="")
+
+    reports: list[int] = []
+    seen: list[str] = []
+    concluded: list[object] = []
+    monkeypatch.setattr(file_locks, "is_held", lambda name: name == study_lock("small") and not is_lost)
+    monkeypatch.setattr(running_study, "write_report", report)
+    monkeypatch.setattr(running_study, "register_champion", lambda store, result, images: write(f"of report {result}"))
+    monkeypatch.setattr(running_study, "conclude_pages", lambda *arguments: concluded.append(arguments[2]))
+    monkeypatch.setattr(running_study, "summary_key", lambda session: "x/summary")
+    session: Any = SimpleNamespace(
+        spec=SimpleNamespace(name="small", question=""), store=store, locks=file_locks, tracker=tracker, images=None
+    )
+
+    def attempt() -> Any:
+        try:
+            return running_study._report_and_register(session)
+        finally:
+            seen.append(client.get_experiment(tracker.experiment_id).tags["champion"])
+
+    wait_out(attempt, 60)
+    assert seen == ["the other's", "of report 1"]
+    assert (reports, concluded) == ([0, 1], [1])
+
+
+def test_a_repair_waits_until_results_of_this_machine_are_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else MLflow would seem to have lost what waits in the outbox, and it would be trained again."""
     server_is_away = True
 
@@ -164,7 +247,7 @@ def test_a_repair_waits_until_results_of_this_machine_are_delivered(monkeypatch:
         running_study, "session_differences", lambda session, thoroughly: compared.append(session) or []
     )
     monkeypatch.setattr(running_study, "mend", lambda *_: None)
-    session: Any = SimpleNamespace(options=RunOptions(repair=True), tracker=None, store=None, studies=None, locks=None)
+    session = repairing(tmp_path)
     with pytest.raises(StoreAway):
         running_study.mend_stores(session)
     assert compared == []

@@ -12,6 +12,8 @@ from ablation.base.terminal import is_live
 from ablation.running import study_view
 from ablation.running.study_view import CleanerAfterResize, StudyView, dotted, sparkline
 from ablation.search.studies import TrialRecord
+from ablation.spec.metrics import EpochMetrics
+from ablation.spec.objective import ACCURACY
 from ablation.spec.study import StudySpec
 
 
@@ -35,12 +37,12 @@ def study(blocks: list[str], trials: int = 2, seeds: int = 1) -> StudySpec:
 BLOCKS = [f"block{number}" for number in range(1, 6)]
 
 
-def metrics(epoch: int, accuracy: float) -> SimpleNamespace:
-    return SimpleNamespace(epoch=epoch, train_loss=1.0, val_loss=2.0, val_accuracy=accuracy, images_per_second=1234.5)
+def metrics(epoch: int, accuracy: float) -> EpochMetrics:
+    return EpochMetrics(epoch, 1.0, 0.5, 2.0, accuracy, 0.01, 1234.5, timestamp=0)
 
 
 def spec(arm: str = "block1", confirms: int | None = None) -> Any:
-    return SimpleNamespace(arm=arm, trial=0, epochs=3, confirms=confirms)
+    return SimpleNamespace(arm=arm, trial=0, epochs=3, confirms=confirms, goal=ACCURACY)
 
 
 State = Literal["finished", "pruned", "failed", "running", "interrupted", "unknown"]
@@ -163,6 +165,12 @@ def test_where_lines_cannot_be_drawn_over_they_are_plain(
     output = capsys.readouterr().out
     assert "[1/3] block1 #0: lr 0.01\n" in output.replace("\x1b[0m", "")
     assert "\x1b[" not in output.replace("\x1b[0m", "")
+
+
+def test_in_a_notebook_and_in_a_pipe_lines_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for console in (Console(force_terminal=True, force_jupyter=True), Console(file=io.StringIO())):
+        set_console(monkeypatch, console)
+        assert not is_live()
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

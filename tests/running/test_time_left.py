@@ -1,5 +1,6 @@
 """The time left, on the log of a study whose runs take known times."""
 
+import numpy as np
 import pytest
 
 from ablation.running.time_left import TimeLeft
@@ -7,6 +8,21 @@ from ablation.search.studies import TrialRecord
 
 SECONDS = {"slow": 30.0, "quick": 3.0}
 TRIALS, SEEDS = 4, 3
+LEVELS = {"slow": {"strategy": "fine_tune_all"}, "quick": {"strategy": "feature_extraction"}}
+
+# arm -> tenths of a second of its two trials, then of its three confirmation runs: those of a demo on idle cores.
+DEMO = {
+    "block1,feature_extraction": ([2, 1], [2, 2, 2]),
+    "block1,fine_tune_all": ([5, 5], [5, 6, 5]),
+    "block2,feature_extraction": ([2, 2], [2, 2, 2]),
+    "block2,fine_tune_all": ([7, 7], [7, 8, 7]),
+    "block3,feature_extraction": ([2, 2], [2, 2, 2]),
+    "block3,fine_tune_all": ([8, 8], [9, 9, 9]),
+    "block4,feature_extraction": ([2, 2], [2, 2, 2]),
+    "block4,fine_tune_all": ([12, 10], [11, 11, 11]),
+    "block5,feature_extraction": ([2, 2], [2, 2, 2]),
+    "block5,fine_tune_all": ([12, 11], [12, 13, 11]),
+}
 
 
 def log(parallel: int = 1) -> list[tuple[str, int, bool, float, float]]:
@@ -25,7 +41,7 @@ def log(parallel: int = 1) -> list[tuple[str, int, bool, float, float]]:
 
 def at(now: float, runs: list[tuple[str, int, bool, float, float]]) -> dict[str, list[TrialRecord]]:
     """Return the records of the runs that have begun."""
-    records: dict[str, list[TrialRecord]] = {arm: [] for arm in SECONDS}
+    records: dict[str, list[TrialRecord]] = {arm: [] for arm, *_ in runs}
     for arm, number, confirms, begin, end in runs:
         if begin <= now:
             state = "finished" if end <= now else "running"
@@ -41,7 +57,7 @@ def test_it_is_right_within_a_fifth_after_the_first_tenth(parallel: int) -> None
     """A mean over all runs would be wrong by more: it forgets which arms are slow."""
     runs = log(parallel)
     total = max(end for *_, end in runs)
-    left = TimeLeft(TRIALS, SEEDS)
+    left = TimeLeft(LEVELS, TRIALS, SEEDS)
     moments = sorted({0.0, *(end for *_, end in runs)})
     checked = 0
     for now in moments:
@@ -55,9 +71,33 @@ def test_it_is_right_within_a_fifth_after_the_first_tenth(parallel: int) -> None
     assert checked >= 8
 
 
+def test_arms_that_did_not_run_yet_cost_what_their_levels_do() -> None:
+    """After a tenth of the time no arm of the deepest cuts has run; the mean of all arms would be a third less."""
+    runs, now = [], 0.0
+    for is_confirmation, budget in ((False, 2), (True, 3)):
+        for number in range(budget):
+            for arm, durations in DEMO.items():
+                seconds = durations[is_confirmation][number] / 10
+                runs.append((arm, number, is_confirmation, now, now + seconds))
+                now += seconds
+    left = TimeLeft({arm: dict(zip(("cut", "strategy"), arm.split(","), strict=True)) for arm in DEMO}, 2, 3)
+    errors = []
+    left.update(at(0.0, runs), 0.0)
+    for *_, end in runs[:-1]:
+        left.update(at(end, runs), end)
+        ends = left.seconds(end)
+        assert ends is not None
+        if end > now / 10:
+            assert ends[0] <= now - end <= ends[1]
+            errors.append(abs(sum(ends) / 2 / (now - end) - 1))
+    assert len(errors) > 40
+    assert max(errors) < 0.2
+    assert float(np.median(errors)) < 0.05
+
+
 def test_runs_of_an_earlier_command_give_no_rate_but_costs() -> None:
     runs = log()
-    left = TimeLeft(TRIALS, SEEDS)
+    left = TimeLeft(LEVELS, TRIALS, SEEDS)
     half = runs[7][4]
     left.update(at(half, runs), 0.0)
     assert left.text(0.0) == ""
@@ -68,8 +108,29 @@ def test_runs_of_an_earlier_command_give_no_rate_but_costs() -> None:
     assert sum(ends) / 2 == pytest.approx(runs[-1][4] - now, rel=0.2)
 
 
+def test_planned_looks_may_end_a_study_early() -> None:
+    """Of two arms one has been stopped at its seed; the other gets one or three more, of 60 s each."""
+
+    def runs(arm: str, seeds: int) -> list[TrialRecord]:
+        trial = TrialRecord(arm, 0, None, "finished", 0.5, {}, 0, "", "", 60.0)
+        return [trial, *(TrialRecord(arm, n, 0, "finished", 0.5, {}, 0, "", "", 60.0) for n in range(seeds))]
+
+    left = TimeLeft(LEVELS, 1, 4)
+    before = {"slow": runs("slow", 0), "quick": runs("quick", 1)}
+    now = {"slow": runs("slow", 1), "quick": runs("quick", 1)}
+    seeds = ({"slow": 2, "quick": 1}, {"slow": 4, "quick": 1})
+    left.update(before, 0.0, seeds)
+    left.update(now, 60.0, seeds)
+    ends = left.seconds(60.0)
+    assert ends is not None
+    assert ends[0] < 60.0
+    assert 3 * 60.0 < ends[1] < 6 * 60.0
+    left.update(now, 60.0, ({"slow": 1, "quick": 1}, {"slow": 1, "quick": 1}))
+    assert left.seconds(60.0) == (0.0, 0.0)
+
+
 def test_the_text_counts_down_and_ends() -> None:
-    left = TimeLeft(1, 0)
+    left = TimeLeft(LEVELS, 1, 0)
     times = [TrialRecord("slow", 0, None, "finished", 0.5, {}, 0, "", "", 60.0)]
     left.update({"slow": [], "quick": []}, 0.0)
     left.update({"slow": times, "quick": []}, 60.0)

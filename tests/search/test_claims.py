@@ -1,5 +1,6 @@
 """Budgets, claims and confirmation runs."""
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ablation.search.space import suggest
 from ablation.search.status import best_record, trial_records
 from ablation.search.studies import again_numbers, all_ended, best_trial, create_arms, is_better, superseded_keys
 from ablation.storage.locks import open_locks
-from ablation.storage.store import Store, find_store
+from ablation.storage.store import Store, find_store, sqlite_path
 from tests.search.steps import CONTENT, TWO_ARMS, begin, claim_all, claim_next, confirmations, end, records, study
 
 
@@ -181,6 +182,28 @@ def test_each_repeat_has_its_best_trial_confirmed(store: Store) -> None:
     assert claim_next(more, store, studies) is None
     key = studies.confirmation["block1"].user_attrs["key"]
     assert superseded_keys(more, studies) == [f"{key}/0", f"{key}/2"]
+
+
+def test_an_interrupted_run_of_a_repeat_that_lost_its_trials_is_superseded(store: Store) -> None:
+    """Somebody restored an old copy of the database, in which the second repeat's trial has not finished."""
+    spec = study(
+        "vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "confirm.repeats=2", "confirm.seeds=1"
+    )
+    studies = begin(spec, store)
+    for value in (0.5, 0.6):
+        end(claim_next(spec, store, studies), "finished", value)
+    end(claim_next(spec, store, studies), "finished", 0.5)
+    interrupted = claim_next(spec, store, studies)
+    store_spec(interrupted, {"any": "parameters"})
+    interrupted.release()
+    database = sqlite3.connect(sqlite_path(store.optuna_url))
+    with database:
+        database.execute("UPDATE trials SET state = 'FAIL' WHERE number = 1 AND study_id = 1")
+    database.close()
+    claim = claim_next(spec, store, begin(spec, store))
+    assert (claim.key, claim.resumed, claim.superseded, claim.best.number) == (interrupted.key, True, True, 0)
+    end(claim, "pruned", None)
+    assert claim_next(spec, store, begin(spec, store)) is None
 
 
 def test_an_arm_without_a_finished_trial_is_not_confirmed(store: Store) -> None:

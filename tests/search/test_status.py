@@ -31,13 +31,15 @@ def test_status_table() -> None:
         record("a", 0, "failed", reason="no memory", confirms=1),
         record("a", 1, "finished", 0.9, confirms=1),  # better than what it confirms, yet not the best trial
     ]
-    table = status_table("small", {**TRIALS, "a": confirmed}, 3, 2)
+    table = status_table("small", {**TRIALS, "a": confirmed}, 3, {"a": 2, "b": 2})
     assert table.title == "small: 6 of 10 runs ended (3 trials and 2 confirmation runs per arm)"
     assert table.rows == [
         ["a", "3 finished", "0.7500", "run-a-1", "1 finished, 1 failed"],
         ["b", "1 failed, 1 running", "-", "-", "none"],
     ]
     assert table.notes == ["a confirmation #0 failed: no memory", "b #0 failed: it diverged"]
+    stopped = status_table("small", {**TRIALS, "a": confirmed}, 3, {"a": 2, "b": 5})  # by a planned look
+    assert stopped.title == "small: 6 of 13 runs ended (3 trials and up to 5 confirmation runs per arm)"
 
 
 def test_total_runs() -> None:

@@ -126,6 +126,8 @@ def test_batch_norm_that_learns_needs_more_than_one_image(study_file: Path) -> N
         ("confirm.compare=control", "confirm.control: compare = 'control' needs the control of truncate_at"),
         ("confirm.compare=best", "confirm.compare: unknown value 'best'; known: all, leader, control"),
         ("confirm.equivalence=0", "confirm.equivalence: input should be greater than 0, got 0"),
+        ("confirm.champion=cheapest", "confirm: champion = 'cheapest' needs equivalence = <percentage points"),
+        ("confirm.champion=first", "confirm.champion: unknown value 'first'; known: best, cheapest"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(study_file: Path, setting: str, expected: str) -> None:
@@ -264,8 +266,12 @@ def test_newer_keys_of_confirm_at_their_defaults_do_not_change_what_a_study_is(s
     content = load(study_file).content()
     assert load(study_file, "confirm.compare=all", "confirm.repeats=1").content() == content
     assert content["confirm"].keys() == {"seeds", "control"}
-    changed = load(study_file, "confirm.compare=leader", "confirm.equivalence=1.0").content()["confirm"]
-    assert (changed["compare"], changed["equivalence"]) == ("leader", 1.0)
+    assert load(study_file, "confirm.champion=best").content() == content
+    settings = ("confirm.compare=leader", "confirm.equivalence=1.0", "confirm.champion=cheapest")
+    changed = load(study_file, *settings).content()["confirm"]
+    assert (changed["compare"], changed["equivalence"], changed["champion"]) == ("leader", 1.0, "cheapest")
+    with pytest.raises(InputError, match="'cheapest' compares accuracies; it needs objective = 'accuracy'"):
+        load(study_file, *settings, "objective=loss")
 
 
 def test_malformed_and_missing_files(tmp_path: Path) -> None:
@@ -321,6 +327,11 @@ def test_overrides_are_toml_or_text(text: str, expected: object) -> None:
 def test_malformed_overrides(text: str) -> None:
     with pytest.raises(InputError, match="must be KEY=VALUE"):
         parse_override(text)
+
+
+def test_an_override_that_is_not_utf8() -> None:
+    with pytest.raises(InputError, match="is not UTF-8"):
+        parse_override("data.root=/caf\udce9")
 
 
 def test_override_through_a_value(study_file: Path) -> None:

@@ -1,5 +1,7 @@
 """Stores: where their databases are, and how these are created."""
 
+import multiprocessing
+import os
 import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,9 @@ import pytest
 from ablation.base import files, retries
 from ablation.base.errors import InputError, StoreAway
 from ablation.search.studies import open_storage
-from ablation.storage.store import build_database, find_store
+from ablation.storage.store import ADDRESSES, WRITTEN, build_database, find_store
+from ablation.tracking.client import open_client
+from tests.other_user import as_nobody, folder_for_all, needs_root
 
 
 def create_table(url: str) -> None:
@@ -51,6 +55,12 @@ def test_a_crash_while_a_database_is_made_leaves_none(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["some.db"]
 
 
+def test_optunas_grpc_proxy_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", "grpc://localhost:13000")
+    with pytest.raises(InputError, match="proxy has no lock that dies with its worker; name the PostgreSQL behind it"):
+        find_store(None)
+
+
 def test_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     default = find_store(None)
@@ -72,6 +82,14 @@ def test_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the environment is Unicode there")
+@pytest.mark.parametrize("variable", ADDRESSES)
+def test_an_address_that_is_not_utf8_is_refused_and_not_shown(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "postgresql://u:se\udcffcret@nowhere/x")
+    with pytest.raises(InputError, match=f"^{variable}: is not UTF-8$"):
+        find_store(None)
+
+
 def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -91,3 +109,58 @@ def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000")
     find_store(None).check_writable()  # resume checkpoints may lie on such a file system
     assert list(tmp_path.iterdir()) == [tmp_path / "local"]
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["optuna.db", "mlflow.db"])
+@pytest.mark.parametrize("state", ["in WAL mode", "left in the middle of a transaction"])
+def test_a_database_that_must_be_written_to_be_read(name: str, state: str) -> None:
+    """By somebody who may not write: one line that says so; SQLite's says that something was to be written."""
+    with folder_for_all() as folder:
+        store = find_store(str(folder))
+        assert open_storage(store, create=True) is not None
+        assert open_client(store, create=True) is not None
+
+        def leave() -> None:
+            database = sqlite3.connect(folder / name, isolation_level=None)
+            if state == "in WAL mode":
+                database.execute("PRAGMA journal_mode=wal")
+                return
+            database.execute("PRAGMA cache_size=1")
+            database.execute("BEGIN")
+            database.execute("CREATE TABLE more(content)")
+            database.executemany("INSERT INTO more VALUES(?)", [("x" * 3000,)] * 100)
+            os._exit(0)  # as if it were killed
+
+        child = multiprocessing.get_context("fork").Process(target=leave)
+        child.start()
+        child.join()
+        for path in folder.iterdir():
+            path.chmod(0o644)
+
+        def refuse() -> str:
+            with pytest.raises(InputError) as refused:
+                (open_storage if name == "optuna.db" else open_client)(store)
+            return str(refused.value)
+
+        assert "this user may not write it, and it must be written before it can be read" in as_nobody(refuse)
+
+
+@needs_root
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_store_of_another_user_is_refused_before_anything_is_written(name: str) -> None:
+    """Its folder may be written, but not what its owner made in it, with a umask of 022."""
+    with folder_for_all() as folder:
+        folder.chmod(0o777)
+        store = find_store(str(folder))
+        (folder / name).touch(0o644) if "." in name else (folder / name).mkdir(0o755)
+
+        def refuse() -> str:
+            with pytest.raises(InputError) as refused:
+                store.check_writable()
+            return str(refused.value)
+
+        said = f"--store: {folder / name} cannot be written: the users of a store need a group and umask 002"
+        assert as_nobody(refuse) == said
+        (folder / name).chmod(0o777)
+        assert as_nobody(store.check_writable) is None

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablation.analysis.results import load_predictions, read_results
+from ablation.analysis.champion import choose_champion
+from ablation.analysis.predictions import load_predictions
+from ablation.analysis.results import read_results
 from ablation.base.errors import InputError, StoreError
 from ablation.data.reading import load_images
 from ablation.running.champion import register_champion
@@ -210,5 +212,8 @@ def test_a_tracking_server_keeps_it_too(
     answer_NK = load_champion("small").probabilities(study.images.test_images_NHWC)
     assert run.predictions is not None
     assert np.abs(answer_NK - run.predictions.probabilities_NK.astype(np.float32)).max() < FLOAT16_ROUNDING
-    assert register_champion(store, study.result, study.images) == RegisteredVersion("small", "1", run.run_id)
+    choice = choose_champion(study.result)
+    assert choice is not None
+    registered = RegisteredVersion("small", "1", run.run_id, choice.reason)
+    assert register_champion(store, study.result, study.images) == registered
     assert (study.versions(), len(study.models())) == ({run.run_id: "1"}, 1)

@@ -39,6 +39,7 @@ NAMES = [
     "1 Which arm is best", "2 How each arm learns", "3 What tuning tried", "4 Level against level: strategy",
     "4 Level against level: truncate_at", "5 Speed and cost", "6 What failed or was pruned",
 ]  # fmt: skip
+WITHOUT_RESULT = {"FAILED": "the training loss became nan in epoch 1", "KILLED": "pruned after epoch 1 of 4"}
 
 
 def new_tracker(store: Store) -> Tracker:
@@ -123,6 +124,22 @@ def test_no_chart_is_left_to_the_ui() -> None:
         assert {chart["deleted"] for chart in charts if chart["isGenerated"]} == {True}
 
 
+def test_views_show_the_objective() -> None:
+    """Sorted by it, the best first; nothing but the training's accuracy is of accuracy."""
+    names = {view.name: view.state for view in study_views(fake_spec(FACTORS, objective="loss"), has_arm_runs=False)}
+    for name in (NAMES[0], NAMES[1]):
+        assert names[name]["orderByKey"] == "metrics.`test_loss`"
+        assert names[name]["orderByAsc"]
+        assert "metrics.`best_val_loss`" in names[name]["selectedColumns"]
+    for state in names.values():
+        shown = {chart.get("metricKey") for chart in state["compareRunCharts"] if not chart["deleted"]}
+        assert not shown & {"val_accuracy", "test_accuracy", "best_val_accuracy"}
+        assert {"best_val_loss", "best_val_accuracy"} <= {chart.get("metricKey") for chart in state["compareRunCharts"]}
+    balanced = study_views(fake_spec(FACTORS, objective="balanced_accuracy"), has_arm_runs=True)
+    assert not balanced[1].state["orderByAsc"]
+    assert balanced[1].state["compareRunCharts"][0]["metricKey"] == "val_balanced_accuracy"
+
+
 @pytest.mark.parametrize("backbone", sorted(ARCHITECTURES, key=lambda name: -len(block_names(name)))[:2])
 def test_views_fit_into_a_tag(backbone: str, tracker: Tracker) -> None:
     """The networks with the most blocks, every hyper-parameter searched that can be."""
@@ -153,6 +170,10 @@ def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tracker = new_tracker(store)
     begin_pages(tracker, result.spec)
     conclude_pages(tracker, "summary", dataclasses.replace(result, arms=arms))
+    for status, reason in WITHOUT_RESULT.items():
+        tags = {"kind": "trial", "arm": "block1,fine_tune_all", "reason": reason}
+        run = tracker.client.create_run(tracker.experiment_id, tags=tags)
+        tracker.client.set_terminated(run.info.run_id, status)
     return store.root
 
 
@@ -192,6 +213,13 @@ def test_every_view_opens_with_its_charts(finished_store: Path) -> None:
             open_view(page, address)
             assert re.search(titles[name], page.inner_text("body")), name
             assert page.get_by_role("button", name=name).is_visible()
+        page.goto("about:blank")
+        page.goto(addresses[6])  # a table
+        for reason in WITHOUT_RESULT.values():
+            cell = page.get_by_text(reason, exact=True)
+            cell.wait_for()
+            assert cell.evaluate("cell => cell.scrollWidth <= cell.clientWidth"), "it is not cut"
+        assert page.get_by_text("2 matching runs").is_visible()
         page.goto("about:blank")
         page.goto(f"{addresses[0].partition('/#/')[0]}/#/experiments/1/models?workflowType=machine_learning")
         page.get_by_text("block3 - feature extraction - seed 1").first.wait_for()

@@ -1,6 +1,7 @@
 """System metrics, which are logged when they are asked for. What else `tracking` does, whole studies test."""
 
 import contextlib
+import contextvars
 import logging
 import sqlite3
 import subprocess
@@ -21,7 +22,9 @@ from ablation.running import trial
 from ablation.search.claims import Claim
 from ablation.search.patient_storage import ClaimLost
 from ablation.storage.store import find_store
+from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
+from ablation.tracking.reading import checksum_tag, file_checksum
 from ablation.tracking.system_metrics import SystemMonitor
 from ablation.tracking.trial_run import TrialRun
 from tests.servers import PostgreSQL, Server
@@ -250,6 +253,59 @@ def test_points_that_are_handed_over_twice_are_logged_once(tmp_path: Path) -> No
     for name, sign in (("system/x", 1), ("system/y", -1)):
         logged = [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, name)]
         assert logged == [(number, 1000 + number, sign * number) for number in range(25)]
+
+
+class Taken(Exception):
+    """Another worker has the trial now."""
+
+
+@pytest.mark.parametrize("calls", range(1, 8))
+def test_a_worker_that_was_frozen_between_two_calls_writes_no_more(calls: int, tmp_path: Path) -> None:
+    """Neither a file nor a status: it looks whose the trial is before each call to MLflow."""
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "small", "?")
+    run_id, _ = tracker.find_or_create("a/0", "run", {})
+    predictions = tmp_path / "predictions.safetensors"
+    predictions.write_bytes(b"its own")
+    looked = 0
+
+    def successor_ends() -> None:
+        """Take the trial over and end it, after so many looks."""
+        nonlocal looked
+        looked += 1
+        if looked == calls + 1:
+            contextvars.Context().run(end, TrialRun(tracker, "a/0", tmp_path / "other", ""), b"the other's")
+        if looked > calls:
+            raise Taken
+
+    def end(run: TrialRun, content: bytes) -> None:
+        predictions.write_bytes(content)
+        run.log_test({"test_accuracy": 0.5}, 1, predictions)
+        run.end("FINISHED")
+
+    frozen = TrialRun(tracker, "a/0", tmp_path / "frozen", "", successor_ends)
+    with pytest.raises(Taken):
+        end(frozen, b"its own")
+    left = client.get_run(run_id)
+    assert left.info.status == "FINISHED"
+    (file,) = (tmp_path / "artifacts").rglob("predictions.safetensors")
+    assert file.read_bytes() == b"the other's"
+    assert left.data.tags[checksum_tag("test/predictions.safetensors")] == file_checksum(file)
+    assert len(client.get_metric_history(run_id, "test_accuracy")) == 1
+
+
+def test_a_summary_that_another_process_has_ended_is_not_paused(tmp_path: Path) -> None:
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "small", "?")
+    run_id, _ = tracker.find_or_create("a/summary", "summary", {})
+    for before, after in (("RUNNING", "SCHEDULED"), ("FINISHED", "FINISHED")):
+        client.update_run(run_id, status=before)
+        tracker.pause_summary("a/summary")
+        assert client.get_run(run_id).info.status == after
 
 
 def test_a_machine_that_cannot_be_measured_trains_all_the_same(

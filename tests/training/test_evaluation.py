@@ -2,9 +2,11 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
+from torch import nn
 
-from ablation.training.evaluation import balanced_accuracy_and_macro_f1
+from ablation.training.evaluation import balanced_accuracy_and_macro_f1, inference_operations, inference_seconds
 
 
 def test_by_hand() -> None:
@@ -23,3 +25,24 @@ def test_as_scikit_learn(seed: int) -> None:
         warnings.simplefilter("ignore")  # of the class that is only predicted
         expected = balanced_accuracy_score(labels, predicted), f1_score(labels, predicted, average="macro")
     assert balanced_accuracy_and_macro_f1(labels, predicted, 6) == pytest.approx(expected)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(0.5),
+        nn.Linear(8 * 2 * 2, 10),
+    )  # fmt: skip
+
+
+def test_operations_are_two_for_each_multiplication() -> None:
+    """3 x 3 kernels over 8 x 8 pixels from 3 to 8 channels, then a matrix of 32 x 10."""
+    assert inference_operations(network(), 8) == 2 * (3 * 3 * 3 * 8 * 8 * 8 + 32 * 10)
+
+
+def test_timing_an_inference_changes_neither_the_network_nor_what_is_random() -> None:
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    assert 0 < inference_seconds(model, 8, "bfloat16", inference_operations(model, 8)) < 1
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

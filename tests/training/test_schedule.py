@@ -8,8 +8,9 @@ import pytest
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, TransferModel, build_model
 from ablation.spec.metrics import EpochMetrics
+from ablation.spec.objective import OBJECTIVES, ObjectiveName
 from ablation.spec.parameters import StrategyName
-from ablation.training.schedule import average_decay, is_over, layers_learning
+from ablation.training.schedule import average_decay, best_epoch, is_over, layers_learning
 from ablation.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(10, 16, 0, "float32")
@@ -88,3 +89,22 @@ def test_the_average_follows_quickly_at_first() -> None:
     assert average_decay(0.99, 90) == 0.91
     assert average_decay(0.99, 10_000) == 0.99
     assert average_decay(0.5, 90) == 0.5
+
+
+@pytest.mark.parametrize(("name", "best", "epochs"), [
+    ("accuracy", 1, 3), ("balanced_accuracy", 3, 5), ("macro_f1", 2, 4), ("loss", 4, 6)
+])  # fmt: skip
+def test_the_objective_chooses_the_epoch_and_patience_waits_for_it(name: ObjectiveName, best: int, epochs: int) -> None:
+    """The first of equals is the best; two epochs without a better one end the training."""
+    values = [  # accuracy, balanced accuracy, macro F1, loss
+        (0.9, 0.1, 0.1, 3.0), (0.8, 0.2, 0.7, 2.0), (0.9, 0.5, 0.6, 1.5), (0.1, 0.5, 0.7, 1.0), (0.2, 0.1, 0.1, 1.2),
+        (0.2, 0.2, 0.1, 1.0),
+    ]  # fmt: skip
+    history = [
+        EpochMetrics(n, 1.0, 0.5, loss, accuracy, 0.1, 1.0, n, balanced, f1)
+        for n, (accuracy, balanced, f1, loss) in enumerate(values, start=1)
+    ]
+    assert best_epoch(history, OBJECTIVES[name]).epoch == best
+    settings = replace(SETTINGS, objective=name, patience=2)
+    ends = [n for n in range(1, len(history) + 1) if is_over(history[:n], settings)]
+    assert ends[0] == epochs

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tests.studies import arm_study, sampled_rates
 from tests.victims import Victims, finish_with_a_kill
 
+TIMES = ("images_per_second", "training_seconds", "inference_seconds")
 ONE_ARM = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
 
 
@@ -71,7 +72,7 @@ def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
             "status": status,
             "params": rows("key, value", "params"),
             "steps": [(key, step) for key, step, _ in metrics],
-            "metrics": [row for row in metrics if row[0] not in ("images_per_second", "training_seconds")],
+            "metrics": [row for row in metrics if row[0] not in TIMES],
             "tags": tags,
             "inputs": inputs,
             "files": files,

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 import ablation
-from ablation.analysis.results import load_predictions, read_results
+from ablation.analysis.predictions import load_predictions
+from ablation.analysis.results import read_results
 from ablation.base.errors import InputError
 from ablation.base.text import escape_markdown
 from ablation.data.images import Normalisation, to_device
@@ -232,8 +233,13 @@ def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path
         surest = sorted(wrong, key=lambda n: (-run.predictions.probabilities_NK[n].max(), n))[:12]
         assert list(run.predictions.mistakes.numbers_M) == surest
         np.testing.assert_array_equal(run.predictions.mistakes.images_MSSC, images.test_images_NHWC[surest])
+    assert result.images is not None
+    parts = (images.train_labels_N[split.train_N], images.train_labels_N[split.val_N], images.test_labels_N)
+    assert result.images.counts_DK.tolist() == [np.bincount(labels_N).tolist() for labels_N in parts]
+    assert result.images.comparison is not None
+    assert (result.images.comparison.pictures, result.images.comparison.across) == (200 + 360, 0)
     report = build_report(result)
-    assert {"samples.png", "mistakes.png"} <= report.figures.keys()
+    assert {"contact_sheet.png", "samples.png", "mistakes.png"} <= report.figures.keys()
 
     for path in store.rglob("predictions.safetensors"):
         tensors = {n: array for n, array in safetensors_numpy.load_file(path).items() if "mistake" not in n}
@@ -242,8 +248,10 @@ def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path
         database.execute("DELETE FROM tags WHERE key LIKE ?", (f"{CHECKSUM_TAG}%",))
     (samples,) = store.rglob("samples.safetensors")
     samples.unlink()
+    (summary,) = store.rglob("data.safetensors")
+    summary.unlink()
     old = build_report(read_results(find_store(str(store)), "small"))
-    assert not {"samples.png", "mistakes.png"} & old.figures.keys()
+    assert not {"contact_sheet.png", "samples.png", "mistakes.png"} & old.figures.keys()
     assert old.answer == report.answer
 
 
@@ -343,6 +351,13 @@ def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, comm
     assert sum(run.info.run_id in output for run in runs(store, "small")) == 4  # one per arm
     assert command(toml, "--trials", "3", "--store", store) == 2
     assert "is a copy, and MLflow keeps the address of its artifacts" in capsys.readouterr().err
+
+
+def test_the_store_lists_its_studies(finished: Path, command: Command, capsys: Any) -> None:
+    assert command("--list", "--store", finished / "store") == 0
+    assert "| small | 4 | 8 finished | 8 finished | Which cut of a small network? |" in capsys.readouterr().out
+    assert command("--list", "--store", finished / "none") == 2
+    assert "is no store, or an empty one" in capsys.readouterr().err
 
 
 def test_running_again_adds_nothing_and_a_changed_study_is_refused(

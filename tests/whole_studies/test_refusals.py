@@ -3,8 +3,12 @@
 import json
 import re
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.error import URLError
+from urllib.request import Request
 
 import pytest
 from PIL import Image
@@ -47,14 +51,21 @@ def test_a_new_study_is_written_and_checked(
         for name in ("a", "b"):
             Path("pictures", split, name).mkdir(parents=True)
             for number in range(10):
-                Image.new("RGB", (40, 30)).save(Path("pictures", split, name, f"{number}.png"))
+                colour = (number, 100 * (name == "a"), 100 * (split == "test"))
+                Image.new("RGB", (40, 30), colour).save(Path("pictures", split, name, f"{number}.png"))
     with monkeypatch.context() as patch:
         patch.setattr(reading, "available_memory", lambda: 10_000)
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10_000))
         assert command("--check", "mine") == 2
     assert "which do not fit into memory, do not fit on the disk of" in capsys.readouterr().err
     assert command("--check", "mine") == 0
-    assert "6 arms, 78 trainings on 20 images of 2 classes" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 arms, 78 trainings on 20 images of 2 classes" in said
+    assert "warning: 2 validation images, each worth 50.0 points of accuracy" in said
+    broken = Path("pictures/train/b/3.png")
+    broken.write_bytes(broken.read_bytes()[:40])
+    assert command("--check", "mine") == 2
+    assert re.search(r"cannot be read as an image: \S*train/b/3.png \(", capsys.readouterr().err)
     assert sorted(path.name for path in Path().iterdir()) == ["pictures", "studies"]  # nothing else was written
 
 
@@ -69,6 +80,31 @@ def test_a_new_study_that_cannot_be(command: Command, name: str, said: str, caps
     assert command("--new", name) == 2
     assert capsys.readouterr().err.startswith(said)
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_check_says_which_weights_are_to_be_downloaded(
+    command: Command, study_file: Path, is_offline: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """And downloads nothing: it asks their server for the size alone."""
+
+    def answer(request: Request, timeout: float) -> AbstractContextManager[Any]:
+        assert request.get_method() == "HEAD"
+        if is_offline:
+            raise URLError("Name or service not known")
+        return nullcontext(SimpleNamespace(headers={"Content-Length": "553433881"}))
+
+    monkeypatch.setattr("ablation.networks.weights.urlopen", answer)
+    monkeypatch.setenv("TORCH_HOME", "cache")
+    assert command("--check", study_file, "--set", "backbone={name='vgg16', weights='imagenet'}") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is fine: " in said
+    if is_offline:
+        assert "warning: backbone.weights: https://download.pytorch.org/models/vgg16-397923af.pth could not be " in said
+        assert "(<urlopen error Name or service not known>); place it at cache/hub/checkpoints/vgg16-397923af" in said
+    else:
+        assert "vgg16-397923af.pth (553 MB) to cache/hub/checkpoints/vgg16-397923af.pth" in said
+    assert not Path("cache").exists()
 
 
 def test_check_reads_the_weights(command: Command, study_file: Path, narrow_weights: Path, capsys: Any) -> None:

@@ -137,7 +137,7 @@
 
   // A plot of the curves of one arm's runs, of a chosen quantity.
   function curveExplorer() {
-    const panels = ["accuracy", "loss"].filter((name) => data.specs[`panels_${name}`]);
+    const panels = ["balanced_accuracy", "macro_f1", "accuracy", "loss"].filter((name) => data.specs[`panels_${name}`]);
     const section = document.getElementById("learning");
     if (!section || !panels.length || typeof vegaEmbed === "undefined") return;
     const specs = Object.fromEntries(panels.map((name) => [name, data.specs[`panels_${name}`]]));

@@ -1,0 +1,139 @@
+"""The champion's arm, chosen by validation alone: the best one, or the cheapest that is not worse by a margin.
+
+No choice uses a test metric, so that the champion's test accuracy comes from images that did not choose it.
+
+Legend: A arms, R repeats, S seeds, N validation images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ablation.analysis.arm_summaries import confirmed_validation, inference_operations, winning_arm
+from ablation.analysis.best_arms import FromBest, best_over_repeats, compared_with_best
+from ablation.analysis.repeats import RepeatMoments
+from ablation.analysis.results import ArmResult, StudyResult, goal_of
+from ablation.analysis.simultaneous import FEWEST_SEEDS
+from ablation.analysis.wording import points
+from ablation.base.text import plural
+from ablation.spec.objective import ACCURACY, Objective
+
+MANY = 10**9  # stands for the images in the moments of repeats, whose variance contains that of their own images
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The champion's arm, and why: a clause that follows its name and a colon."""
+
+    arm: ArmResult
+    reason: str
+
+
+def choose_champion(result: StudyResult) -> Choice | None:
+    """Return the arm of the champion by the study's rule (`confirm.champion`); None before a confirmation run finishes.
+
+    With `cheapest`: of the arms that are shown not to be worse than the best by `confirm.equivalence`, the one that
+    classifies an image with the fewest operations; of equals, the one that trains fewer parameters, then the better
+    one. Where none is shown, it is the best.
+    """
+    best = winning_arm(result)
+    if best is None:
+        return None
+    confirm = result.spec.confirm
+    if confirm.champion == "best" or confirm.equivalence is None or len(result.arms) == 1:
+        return Choice(best, _best_reason(best))
+    goal = result.spec.goal
+    unit = "point" if confirm.equivalence == 1 and goal.unit == "points" else goal.unit
+    less = f"less than {confirm.equivalence:g} {unit} worse"
+    ends, obstacle = distances_from_best(result)
+    not_worse = {arm: low for arm, end in ends.items() if (low := end.low) > -confirm.equivalence / goal.per_unit}
+    costs = {arm.arm.name: inference_operations(arm) for arm in result.arms}
+    candidates = [arm for arm in result.arms if arm is best or arm.arm.name in not_worse]
+    candidates = [arm for arm in candidates if costs[arm.arm.name] is not None]
+    if obstacle or costs[best.arm.name] is None:
+        why = obstacle or "its runs do not say what classifying an image costs"
+        return Choice(best, f"{_best_reason(best)}; no cheaper arm could be chosen, because {why}")
+    chosen = min(candidates, key=lambda arm: _cost(arm, costs[arm.arm.name]))
+    if chosen is best:
+        return Choice(best, f"{_best_reason(best)}, and no cheaper arm is shown to be {less}")
+    share = (costs[chosen.arm.name] or 0.0) / (costs[best.arm.name] or 1.0)
+    bound = points(-not_worse[chosen.arm.name], goal)
+    return Choice(
+        chosen,
+        f"its arm is the cheapest that is shown to be {less} than the best, {best.arm.name}: on validation it is at "
+        f"most {bound} {goal.unit} behind (95 %), and classifying an image takes {100 * share:.0f} % of the operations",
+    )
+
+
+def _cost(arm: ArmResult, operations: float | None) -> tuple[float, float, float]:
+    trained = arm.best.trained_parameters if arm.best is not None else None
+    goal = goal_of(arm.confirmations)
+    return operations or 0.0, float(trained or 0), -goal.goodness(float(confirmed_validation(arm).mean()))
+
+
+def _best_reason(arm: ArmResult) -> str:
+    val_S, goal = confirmed_validation(arm), goal_of(arm.confirmations)
+    if not arm.arm.compared_levels:
+        return f"the best validation {goal.label} of its confirmation runs"
+    n = plural(len(val_S), "seed")
+    return f"its arm has the {goal.best_word} mean validation {goal.label} ({val_S.mean():.4f}, n = {n})"
+
+
+def distances_from_best(result: StudyResult) -> tuple[dict[str, FromBest], str]:
+    """Return how far each arm is from the best other one on the validation images, or why that cannot be said.
+
+    Over seeds and images by the predictions for the validation images, which arms share; over repeats by the mean
+    accuracies of each, whose validation images are others.
+    """
+    arms = [arm for arm in result.arms if confirmed_validation(arm).size]
+    if len(arms) < 2:
+        return {}, "only one arm is confirmed"
+    if result.spec.confirm.repeats > 1:
+        return _over_repeats(arms)
+    predictions = {arm.arm.name: [run.predictions for run in arm.confirmed if run.predictions] for arm in arms}
+    validation = {arm: [p.validation for p in each if p.validation is not None] for arm, each in predictions.items()}
+    if any(len(validation[arm]) < len(predictions[arm]) for arm in predictions):
+        return {}, "confirmation runs of an older version have no validation predictions"
+    goal = result.spec.goal
+    scores = {arm: np.array([p.scores_N(goal) for p in each]) for arm, each in validation.items() if each}
+    groups_N = next((p.groups_N for each in validation.values() for p in each), None)
+    ends = compared_with_best(scores, groups_N=groups_N, objective=goal)
+    return ends, "" if ends else f"two arms with {FEWEST_SEEDS} seeds are needed"
+
+
+def _over_repeats(arms: Sequence[ArmResult]) -> tuple[dict[str, FromBest], str]:
+    by_repeat: dict[int, dict[str, float]] = {}
+    for arm in arms:
+        for repeat in {run.spec.repeat or 0 for run in arm.confirmations}:
+            of_repeat = [run.val_value for run in arm.confirmations if (run.spec.repeat or 0) == repeat]
+            values = [value for value in of_repeat if value is not None]
+            if values:
+                by_repeat.setdefault(repeat, {})[arm.arm.name] = float(np.mean(values))
+    complete = [values for values in by_repeat.values() if len(values) == len(arms)]
+    if len(complete) < FEWEST_SEEDS:
+        return {}, f"{FEWEST_SEEDS} repeats in which all arms are confirmed are needed"
+    return best_over_repeats(moments_of_repeats(complete, goal_of(arms[0].confirmations))), ""
+
+
+def moments_of_repeats(repeats: Sequence[Mapping[str, float]], objective: Objective = ACCURACY) -> RepeatMoments:
+    """Return the moments of arms over repeats that each have images of their own.
+
+    Args:
+        repeats: arm -> its value of the objective, the same arms in each.
+        objective: the metric.
+    """
+    arms = tuple(repeats[0])
+    values_AR = np.array([[values[arm] for values in repeats] for arm in arms])
+    covariance_AA: np.ndarray = np.cov(values_AR)
+    return RepeatMoments(
+        arms,
+        values_AR.mean(axis=1),
+        None,
+        MANY,
+        MANY,
+        len(repeats),
+        covariance_AA,
+        np.zeros_like(covariance_AA),
+        objective=objective,
+    )

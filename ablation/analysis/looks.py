@@ -1,0 +1,191 @@
+"""Looks at a study's answer: at which level each is tested, and what a planned look decides."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ablation.analysis.boundaries import planned_levels, unplanned_level
+from ablation.analysis.comparison import Difference, compare, over_seeds, tuning_leader
+from ablation.analysis.contrasts import label_pairs, level_comparisons, pivots, places
+from ablation.analysis.results import StudyResult
+from ablation.analysis.simultaneous import FEWEST_SEEDS
+from ablation.analysis.statistics import ALPHA
+from ablation.spec.looks import Decision, current_look
+from ablation.tracking.looks import LOOK_TAG
+
+ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+@dataclass(frozen=True)
+class PastLook:
+    """A report that was made of a study: when, and of what.
+
+    Attributes:
+        name: of the tag that records it, the same for the same data and tests.
+        time: when the first report of these data was made, in UTC.
+        seeds: confirmation runs of each arm, in the study's order.
+        trials: ended trials of each arm.
+        control: factor -> control, as in the study file.
+        compare: what was compared, as in the study file.
+    """
+
+    name: str
+    time: datetime
+    seeds: tuple[int, ...]
+    trials: tuple[int, ...]
+    control: Mapping[str, Any]
+    compare: str
+
+    def stored(self) -> str:
+        """Return it as a tag holds it."""
+        return json.dumps({"time": self.time.isoformat(), **_subject(self)})
+
+
+def _subject(look: PastLook) -> dict[str, Any]:
+    return {
+        "seeds": list(look.seeds),
+        "trials": list(look.trials),
+        "control": dict(look.control),
+        "compare": look.compare,
+    }
+
+
+def past_looks(tags: Mapping[str, str]) -> list[PastLook]:
+    """Return the recorded looks at a study, the first one first, from the tags of its summary run."""
+    looks = []
+    for name, value in tags.items():
+        if name.startswith(f"{LOOK_TAG}."):
+            try:
+                stored = json.loads(value)
+                time = datetime.fromisoformat(stored["time"])
+                counts = (tuple(stored["seeds"]), tuple(stored["trials"]))
+                looks.append(PastLook(name, time, *counts, stored["control"], stored["compare"]))
+            except (ValueError, KeyError, TypeError):  # edited by hand: it still counts
+                looks.append(PastLook(name, datetime.min.replace(tzinfo=UTC), (), (), {}, ""))
+    return sorted(looks, key=lambda look: (look.time, look.name))
+
+
+def this_look(result: StudyResult) -> PastLook | None:
+    """Return the look that a report of these results is, at the present time; None if it tests nothing.
+
+    Its time is after that of all recorded looks, whatever the clocks of their machines.
+    """
+    usable = [arm.arm.name for arm in result.arms if _tested_units(result, arm.arm.name) >= FEWEST_SEEDS]
+    all_places = places(result.spec)
+    leaders = {factor: tuning_leader(result, factor) for factor in result.spec.compared_levels()}
+    pairs = label_pairs(result.spec, pivots(result.spec, leaders))
+    if not level_comparisons({name: all_places[name] for name in usable}, pairs):
+        return None
+    confirm = result.spec.confirm
+    latest = max((look.time for look in past_looks(result.tags)), default=datetime.min.replace(tzinfo=UTC))
+    look = PastLook(
+        name="",
+        time=max(datetime.now(UTC), latest + timedelta(milliseconds=1)),
+        seeds=tuple(len(arm.confirmed) for arm in result.arms),
+        trials=tuple(sum(trial.state != "unfinished" for trial in arm.trials) for arm in result.arms),
+        control=confirm.control,
+        compare=confirm.compare,
+    )
+    digest = hashlib.sha256(json.dumps(_subject(look), sort_keys=True).encode()).hexdigest()[:16]
+    return PastLook(f"{LOOK_TAG}.{digest}", look.time, look.seeds, look.trials, look.control, look.compare)
+
+
+def _tested_units(result: StudyResult, name: str) -> int:
+    """Return the number of an arm's seeds, or of the repeats of its tuning that are confirmed."""
+    arm = next(arm for arm in result.arms if arm.arm.name == name)
+    if result.spec.confirm.repeats == 1:
+        return len(arm.confirmed)
+    return len({run.spec.repeat for run in arm.confirmed})
+
+
+def look_number(result: StudyResult) -> int:
+    """Return which look, from 1, a report of these results is: that of its first report, else one after the last."""
+    look, recorded = this_look(result), [past.name for past in past_looks(result.tags)]
+    if look is None or look.name not in recorded:
+        return len(recorded) + 1
+    return recorded.index(look.name) + 1
+
+
+def level_of(result: StudyResult) -> float:
+    """Return the chance of any false declaration in a report of these results: 5 %, or what is left of it."""
+    looks = result.spec.confirm.looks
+    if looks:
+        return planned_levels(looks)[result.look] if result.look is not None else ALPHA  # before the first: no test
+    return unplanned_level(look_number(result))
+
+
+def look_sentences(result: StudyResult) -> list[str]:
+    """Return which look at the study this is and at which level it is tested; none for the only one."""
+    confirm, level = result.spec.confirm, percent(level_of(result))
+    if confirm.looks:
+        if result.look is None:
+            return []
+        seeds = confirm.looks[result.look]
+        text = f"Planned look {result.look + 1} of {len(confirm.looks)}, at {seeds} seeds: tested at {level}"
+        ended = result.decisions and result.decisions[-1].is_sure and seeds < confirm.seeds
+        return [f"{text}; the study ended here, because the answer is sure." if ended else f"{text}."]
+    number = look_number(result)
+    if number == 1 or this_look(result) is None:
+        return []
+    name = ORDINALS[number - 2] if number - 2 < len(ORDINALS) else f"{number}th"
+    return [f"{name[0].upper()}{name[1:]} look at this study: tested at {level}."]
+
+
+def percent(level: float) -> str:
+    """Return a level such as '5 %', '1.25 %' or '0.0015 %'."""
+    return f"{100 * level:.3g} %"
+
+
+def decide(result: StudyResult) -> Decision:
+    """Return what the planned look decides whose runs have all ended.
+
+    An arm is stopped if all its comparisons are decided, each shown or equivalent, or if it is shown to be worse than
+    the arm with the best mean. In a study of several factors, every arm serves the comparisons of all of them, so
+    that none is stopped before the answer is sure. It is sure where nothing undecided is left between arms of which at
+    least one would get further seeds.
+
+    Args:
+        result: the study as of this look, see `StudyResult.look`.
+    """
+    assert result.look is not None
+    spec, seeds = result.spec, current_look(result.spec.confirm, result.decisions)
+    correct = {arm.arm.name: arm.scores_SN for arm in result.arms if arm.confirmed}
+    compared = compare(result, correct, over_seeds(result.test_groups_N, level_of(result), spec.goal))
+    margin = None if spec.confirm.equivalence is None else spec.confirm.equivalence / spec.goal.per_unit
+    if len(compared.factors) > 1:
+        at_levels = [[d for each in factor.by_level.values() for d in each] for factor in compared.factors]
+        differences = [
+            difference
+            for factor, at in zip(compared.factors, at_levels, strict=True)
+            for difference in at or factor.family
+        ]
+        return Decision(seeds, (), all(is_decided(difference, margin) for difference in differences))
+    (factor,) = compared.factors
+    arm_of = {place[factor.factor]: arm for arm, place in places(spec).items()}
+    pairs = [(difference, arm_of[difference.first], arm_of[difference.second]) for difference in factor.family]
+    leader = max(correct, key=lambda arm: spec.goal.goodness(float(correct[arm].mean())), default="")
+    stopped_before = {arm for decision in result.decisions for arm in decision.stopped}
+    stopped = []
+    for arm in arm_of.values():
+        mine = [(difference, {first, second}) for difference, first, second in pairs if arm in (first, second)]
+        is_beaten = arm != leader and any(
+            difference.is_shown and between == {arm, leader} for difference, between in mine
+        )
+        is_done = bool(mine) and all(is_decided(difference, margin) for difference, _ in mine)
+        if arm not in stopped_before and (is_beaten or is_done):
+            stopped.append(arm)
+    gets_more = set(arm_of.values()) - stopped_before - set(stopped)
+    open_pairs = [
+        difference
+        for difference, first, second in pairs
+        if not is_decided(difference, margin) and {first, second} & gets_more
+    ]
+    return Decision(seeds, tuple(stopped), not open_pairs)
+
+
+def is_decided(difference: Difference, margin: float | None) -> bool:
+    """Return whether further seeds are not needed: the difference is shown, or equivalent within the margin."""
+    return difference.is_shown or (margin is not None and difference.equivalence(margin) == "equivalent")

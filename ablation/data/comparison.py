@@ -1,0 +1,131 @@
+"""What a comparison of all pictures of a set found: kept beside the cache, shown in the report.
+
+Legend: P pairs, S pixels of a thumbnail's side.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ablation.base.errors import InputError, StoreError
+from ablation.base.files import write_atomically
+from ablation.data.decoding import File, OpenImage, fit_image
+from ablation.data.image_cache import cache_folder
+from ablation.data.near_duplicates import NearDuplicate, Picture, open_picture
+
+MOST_PAIRS = 12  # that are kept with their thumbnails
+SIDE = 48  # pixels of a thumbnail
+
+
+class Pair(NamedTuple):
+    """The names of two pictures, their mean difference in grey levels (of 255), and whether one is mirrored."""
+
+    first: str
+    second: str
+    difference: float
+    is_mirrored: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Near-duplicates across training and test.
+
+    Attributes:
+        pictures: how many were compared with each other.
+        across: how many pairs of a training and a test picture are nearly the same.
+        pairs: the most similar of these, up to `MOST_PAIRS`.
+        thumbnails_P2SSC: uint8, of `pairs`.
+    """
+
+    pictures: int
+    across: int
+    pairs: list[Pair]
+    thumbnails_P2SSC: np.ndarray
+
+
+def compared(
+    found: Sequence[NearDuplicate],
+    pictures: Sequence[Picture],
+    names: Sequence[str],
+    train: int,
+    open_image: OpenImage = PIL.Image.open,
+) -> Comparison:
+    """Return what is kept of a comparison.
+
+    Args:
+        found: the pairs, the most similar first.
+        pictures: what was compared, training pictures first.
+        names: of the pictures.
+        train: the number of training pictures.
+        open_image: opens a file.
+    """
+    across = [pair for pair in found if (pair.first < train) != (pair.second < train)]
+    shown = across[:MOST_PAIRS]
+    pairs = [Pair(names[each.first], names[each.second], each.difference, each.is_mirrored) for each in shown]
+    thumbnails_P2SSC = np.empty((len(shown), 2, SIDE, SIDE, 3), np.uint8)
+    for place, each in enumerate(shown):
+        for side, number in enumerate((each.first, each.second)):
+            with open_picture(pictures[number], open_image) as image:
+                thumbnails_P2SSC[place, side] = fit_image(image, SIDE)
+    return Comparison(len(pictures), len(across), pairs, thumbnails_P2SSC)
+
+
+def files_key(files: Iterable[File]) -> str:
+    """Return what identifies image files for `keep`: it changes with their names, sizes and times."""
+    key = hashlib.sha256()
+    for name, status in files:
+        key.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return key.hexdigest()
+
+
+def keep(comparison: Comparison, key: str) -> None:
+    """Keep a comparison beside the cache of decoded images, where that can be written."""
+    if (place := _place(key)) is not None:
+        with suppress(OSError, StoreError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, comparison_file(comparison))
+
+
+def kept(key: str) -> Comparison | None:
+    """Return the comparison that was kept under a key; None without one."""
+    place = _place(key) if key else None
+    try:
+        return None if place is None else load_comparison(place.read_bytes())
+    except (OSError, InputError):
+        return None
+
+
+def _place(key: str) -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / f"near-{key[:32]}.safetensors"
+
+
+def comparison_file(comparison: Comparison) -> bytes:
+    """Return a comparison as the content of a safetensors file."""
+    about = {"pictures": comparison.pictures, "across": comparison.across, "pairs": comparison.pairs}
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    return save({"about": text, "thumbnails": comparison.thumbnails_P2SSC})
+
+
+def load_comparison(content: bytes) -> Comparison:
+    """Read what `comparison_file` wrote.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        tensors = load(content)
+        about = json.loads(tensors["about"].tobytes())
+        pairs = [Pair(*pair) for pair in about["pairs"]]
+        return Comparison(about["pictures"], about["across"], pairs, tensors["thumbnails"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"a comparison of pictures is damaged ({error})") from None

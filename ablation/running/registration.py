@@ -1,0 +1,40 @@
+"""Registration: a study's question, arms, tests and digests, sealed in MLflow before its first trial."""
+
+from ablation import __version__
+from ablation.analysis.registration import registration_content
+from ablation.base.source import source_digest
+from ablation.base.terminal import say
+from ablation.running.session import Session, summary_key
+from ablation.search.studies import begun_trials
+from ablation.tracking.registration import (
+    CODE_TAG,
+    REGISTRATION_FILE,
+    REGISTRATION_TAG,
+    content_digest,
+    registration_bytes,
+    registration_tag,
+)
+
+
+def seal(session: Session) -> None:
+    """Register a study that asks for it and has no trial yet, and record which code works on it.
+
+    The caller holds the study's lock. The tag with the digest is set last: a registration whose process died before is
+    made again. One that exists is never written again, and one that is lost is not replaced once there are trials.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+    """
+    if not session.spec.preregister:
+        return
+    key, source = summary_key(session), source_digest()
+    has_begun = any(begun_trials(study) for study in session.studies.tuning.values())
+    if REGISTRATION_TAG not in session.tracker.summary_tags(key) and not has_begun:
+        weights_digest = session.weights.digest if session.weights else None
+        code = {"version": __version__, "digest": source}
+        file = registration_bytes(registration_content(session.spec, session.images.digest, weights_digest, code))
+        digest = content_digest(file)
+        session.tracker.log_summary_file(key, REGISTRATION_FILE, file)
+        session.tracker.tag_summary(key, registration_tag(digest))
+        say(f"Registered before the first trial: sha256 {digest}")
+    session.tracker.tag_summary(key, {f"{CODE_TAG}.{source}": f"ablation {__version__}"})

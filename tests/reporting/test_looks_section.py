@@ -1,0 +1,78 @@
+"""Looks as a store has them: what a report reads, what it records, what it says."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from ablation.analysis.looks import level_of, past_looks, this_look
+from ablation.analysis.pooling import analyse_study
+from ablation.reporting.looks_section import look_at, look_blocks
+from ablation.storage.store import Store, find_store
+from ablation.tracking.looks import log_look
+from tests.fake_results import fake_result, store_study
+
+CUTS = {"truncate_at": ["block3", "block5"]}
+ACCURACIES = {"block3": 0.80, "block5": 0.90}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return find_store(str(tmp_path / "store"))
+
+
+def test_between_two_planned_looks_the_report_shows_the_last_complete_one(store: Store) -> None:
+    planned = fake_result(CUTS, ACCURACIES, seeds=4, confirm={"seeds": 8, "looks": [3, 5, 8]})
+    store_study(store, planned)
+    result = look_at(store, "fake")
+    assert result.look == 0
+    assert [len(arm.confirmed) for arm in result.arms] == [3, 3]
+    assert [[run.number for run in arm.held_back] for arm in result.arms] == [[3], [3]]
+    assert result.missing_confirmations == 2 * (8 - 4)
+    assert result.test_evaluations == 8
+    assert level_of(result) < 0.001
+    analysis = analyse_study(result)
+    assert analysis.verdict[0].startswith("Preliminary: ")
+    assert "Planned look 1 of 3, at 3 seeds: tested at" in " ".join(analysis.evidence)
+    text = str(look_blocks(result))
+    assert "The next look is at 3 seeds" in text  # nobody has decided yet
+    assert "Held back: 2 confirmation runs beyond the last complete look" in text
+
+
+def test_before_the_first_planned_look_nothing_is_shown(store: Store) -> None:
+    store_study(store, fake_result(CUTS, ACCURACIES, seeds=4, confirm={"seeds": 8, "looks": [5, 8]}))
+    result = look_at(store, "fake")
+    assert (result.look, past_looks(result.tags)) == (None, [])
+    assert [arm.confirmed for arm in result.arms] == [[], []]
+    verdict = analyse_study(result).verdict[0]
+    assert "no answer is possible: the first planned look, at 5 seeds, is not complete" in verdict
+
+
+def test_looks_without_a_plan_are_recorded_once_each(store: Store) -> None:
+    store_study(store, fake_result(CUTS, ACCURACIES, seeds=3))
+    first = look_at(store, "fake")
+    (look,) = past_looks(first.tags)
+    assert (look.seeds, look.trials, look.compare) == ((3, 3), (3, 3), "all")
+    assert (level_of(first), look_blocks(first)) == (0.05, [])
+    assert past_looks(look_at(store, "fake").tags) == [look]
+
+    # Another process looked at other data at the same time, and each keeps the other's record.
+    other = dataclasses.replace(first, arms=[dataclasses.replace(arm, trials=arm.trials[:2]) for arm in first.arms])
+    second = this_look(other)
+    assert second is not None
+    tags = log_look(store, first.summary_run_id, second.name, second.stored())
+    assert tags == log_look(store, first.summary_run_id, second.name, "another time")  # the first record stays
+    assert [each.name for each in past_looks(tags)] == [look.name, second.name]
+    assert level_of(dataclasses.replace(other, tags=tags)) == 0.0125
+    again = look_at(store, "fake")
+    assert level_of(again) == 0.05
+    assert "first report" in str(look_blocks(again))
+
+    client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    assert len(client.search_runs([first.experiment_id], "tags.kind = 'summary'")) == 1
+
+
+def test_what_tests_nothing_is_not_recorded(store: Store) -> None:
+    store_study(store, fake_result(CUTS, ACCURACIES, seeds=2))
+    assert past_looks(look_at(store, "fake").tags) == []

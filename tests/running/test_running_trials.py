@@ -1,0 +1,57 @@
+"""Which worker trains which trial, as --status and a launch's --status show it."""
+
+import os
+import platform
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablation.launch import show_workers
+from ablation.launching.request import EngineWorker
+from ablation.running import trial
+from ablation.running.running_trials import RunningTrial, running_table
+from ablation.storage.store import find_store
+from ablation.study import read_status
+from tests.studies import ONE_ARM, Command, patched_train
+
+
+@pytest.fixture
+def seen(command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[RunningTrial]]:
+    """What --status says before each epoch of a trial and of its confirmation run."""
+    found: list[list[RunningTrial]] = []
+    monkeypatch.setenv("ABLATION_JOB", "17_2")
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)  # epochs are logged with a checkpoint
+    patched_train(monkeypatch, lambda *_: found.append(read_status("small", find_store("s"))[1]))
+    arguments = [*ONE_ARM, "--trials", 1, "--epochs", 2, "--set", "confirm.seeds=1"]
+    assert command(study_file, "--store", "s", *arguments) == 0
+    assert read_status("small", find_store("s"))[1] == [], "nothing runs any more"
+    return found
+
+
+def test_a_running_trial_has_its_worker_and_its_last_epoch(seen: list[list[RunningTrial]]) -> None:
+    assert [len(trials) for trials in seen] == [1] * 4
+    first, second, confirmation, _ = (trials[0] for trials in seen)
+    assert (first.host, first.process, first.job) == (platform.node(), str(os.getpid()), "17_2")
+    assert (first.trial, confirmation.trial) == ("fine_tune_all #0", "fine_tune_all confirmation #0")
+    assert first.last_sign == "-"
+    assert second.since == first.since <= second.last_sign <= datetime.now().isoformat(timespec="seconds")
+    assert time.time() - datetime.fromisoformat(first.since).timestamp() < 600
+    (row, *_) = running_table([second]).rows
+    assert row == [second.trial, second.host, second.process, "17_2", second.since, second.last_sign]
+
+
+def test_an_engines_workers_are_shown_with_their_trials(capsys: Any) -> None:
+    """A task by its job, a process of this machine by its number; one that waits has none."""
+    running = [
+        RunningTrial("a #0", "n1", "40", "17_1", "10:00", "10:05"),
+        RunningTrial("b #0", "n2", "41", "-", "10:01", "10:06"),
+    ]
+    workers = [EngineWorker(name, "running", "n1", "09:59") for name in ("17_1", "41", "17_3")]
+    show_workers(workers, "slurm", "label", running)
+    text = capsys.readouterr().out
+    assert "| 17_1 | running | n1 | 09:59 | a #0 | 10:05 |" in text
+    assert "| 41 | running | n1 | 09:59 | b #0 | 10:06 |" in text
+    assert "| 17_3 | running | n1 | 09:59 | - | - |" in text
