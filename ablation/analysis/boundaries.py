@@ -23,7 +23,7 @@ def planned_levels(looks: Sequence[int], alpha: float = ALPHA) -> list[float]:
         alpha: of all looks together.
     """
     shares = np.array(looks) / looks[-1]
-    spent = 2 * (2 - 2 * ndtr(-ndtri(alpha / 4) / np.sqrt(shares)))  # by both sides
+    spent = 4 * ndtr(ndtri(alpha / 4) / np.sqrt(shares))  # by both sides
     boundaries: list[float] = []  # of the sum process, whose variance at a look is its share
     points_P, density_P = np.zeros(1), np.ones(1)  # where the process may be without having been shown; their weights
     before_share, before_spent = 0.0, 0.0

@@ -47,6 +47,8 @@ def choose_champion(result: StudyResult) -> Choice | None:
     unit = "point" if confirm.equivalence == 1 and goal.unit == "points" else goal.unit
     less = f"less than {confirm.equivalence:g} {unit} worse"
     ends, obstacle = distances_from_best(result)
+    if not obstacle and best.arm.name not in ends:
+        obstacle = f"the best arm has no {FEWEST_SEEDS} runs with validation predictions"
     not_worse = {arm: low for arm, end in ends.items() if (low := end.low) > -confirm.equivalence / goal.per_unit}
     costs = {arm.arm.name: inference_operations(arm) for arm in result.arms}
     candidates = [arm for arm in result.arms if arm is best or arm.arm.name in not_worse]

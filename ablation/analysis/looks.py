@@ -61,8 +61,9 @@ def past_looks(tags: Mapping[str, str]) -> list[PastLook]:
             try:
                 stored = json.loads(value)
                 time = datetime.fromisoformat(stored["time"])
-                counts = (tuple(stored["seeds"]), tuple(stored["trials"]))
-                looks.append(PastLook(name, time, *counts, stored["control"], stored["compare"]))
+                time = time if time.tzinfo else time.replace(tzinfo=UTC)
+                seeds, trials = (tuple(map(int, stored[name])) for name in ("seeds", "trials"))
+                looks.append(PastLook(name, time, seeds, trials, dict(stored["control"]), str(stored["compare"])))
             except (ValueError, KeyError, TypeError):  # edited by hand: it still counts
                 looks.append(PastLook(name, datetime.min.replace(tzinfo=UTC), (), (), {}, ""))
     return sorted(looks, key=lambda look: (look.time, look.name))

@@ -281,8 +281,8 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
     if not any(result.best for result in results):
         raise NothingFinished(f"study {study!r} has no finished trial yet")
     faults = list(record.faults)
-    results = _with_details(store, record, results, faults) if with_details else results
     results, look = _at_look(spec, decisions_in(spec.confirm, record.summary.tags), results)
+    results = _with_details(store, record, results, faults) if with_details else results
     return StudyResult(
         spec=spec,
         experiment_id=record.experiment_id,

@@ -53,8 +53,8 @@ def _planned_table(result: StudyResult) -> Table:
     notes = [
         *texts,
         "The levels spend 5 % over all looks (O'Brien and Fleming's boundaries by the spending function of Lan and "
-        "DeMets, 1983). All intervals of all looks hold at once in 95 of 100 studies; p-values are multiplied so that "
-        "0.05 remains the limit.",
+        "DeMets, 1983). The simultaneous intervals of differences hold at all looks together in 95 of 100 studies; "
+        "those of arms and levels are 95 % each. P-values are multiplied so that 0.05 remains the limit.",
     ]
     if held_back:
         notes.append(

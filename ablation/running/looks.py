@@ -2,7 +2,7 @@
 
 from ablation.analysis.looks import decide
 from ablation.analysis.results import NothingFinished, read_results
-from ablation.base.errors import StoreError
+from ablation.base.errors import StoreAway
 from ablation.base.terminal import say
 from ablation.running.session import Session, deliver_and_reconcile, summary_key
 from ablation.search.studies import is_look_due, read_decisions, store_decisions
@@ -18,8 +18,7 @@ def decide_due_look(session: Session) -> bool:
     lock stores it, in MLflow and then in Optuna's database, and the others read it.
 
     Raises:
-        StoreAway: a server does not answer.
-        StoreError: MLflow lacks runs of the look.
+        StoreAway: a server does not answer, or MLflow lacks runs of the look.
     """
     if not is_look_due(session.spec, session.studies):
         return False
@@ -54,8 +53,9 @@ def _decision(session: Session, seeds: int) -> Decision:
     except NothingFinished:  # every trial failed: further seeds would confirm nothing
         return Decision(seeds, (), is_sure=True)
     if result.look is None or session.spec.confirm.looks[result.look] != seeds:
-        raise StoreError(
-            f"MLflow lacks runs of the look at {seeds} seeds, so that nothing can be decided: use --repair"
+        raise StoreAway(
+            f"MLflow lacks runs of the look at {seeds} seeds: another machine has yet to deliver them, or they are "
+            "lost (--repair trains them again)"
         )
     return decide(result)
 

@@ -28,7 +28,7 @@ MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
 NEVER_CHANGES = "confirm.repeats"  # what a trial is depends on it
 # What must be declared before the first look at the test images: once a confirmation run has begun, it is fixed.
 DECLARED = ("confirm.control", "confirm.compare", "confirm.looks")
-PLANNED = ("confirm.seeds", "trials_per_arm")  # the same, where looks are planned
+PLANNED = ("confirm.seeds", "trials_per_arm", "confirm.equivalence")  # the same, where looks are planned
 LOOKS = "looks"  # user attribute of the first arm's Optuna study: what the planned looks so far decided
 CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
 AGAIN = "again"  # user attribute of an Optuna study: the numbers of ended trials that are to be trained again

@@ -267,6 +267,8 @@ class Confirm(Strict):
             raise ValueError(f"looks must be rising numbers of seeds from {FEWEST_AT_A_LOOK}, got {self.looks}")
         if self.looks[-1] != self.seeds:
             raise ValueError(f"looks: the last one is all seeds, so {self.looks[-1]} must be seeds = {self.seeds}")
+        if 10 * self.looks[0] < self.looks[-1]:  # its level would be below 1e-9
+            raise ValueError(f"looks: the first one needs a tenth of all {self.seeds} seeds, got {self.looks[0]}")
         if self.repeats > 1:
             raise ValueError("looks: a look counts seeds, but with repeats the unit is a tuning; use one of the two")
         return self

@@ -18,9 +18,14 @@ def decision_tags(decisions: list[Decision]) -> dict[str, str]:
 
 
 def decisions_in(confirm: Confirm, tags: Mapping[str, str]) -> list[Decision]:
-    """Return what the planned looks so far decided, from the tags of the summary run."""
-    names = [f"{DECISION_TAG}.{seeds}" for seeds in confirm.looks]
-    return [decision_from(json.loads(tags[name])) for name in names if name in tags]
+    """Return what the planned looks so far decided, from the tags of the summary run, up to one that is damaged."""
+    decisions: list[Decision] = []
+    for seeds in confirm.looks:
+        try:
+            decisions.append(decision_from(json.loads(tags[f"{DECISION_TAG}.{seeds}"])))
+        except (ValueError, KeyError, TypeError):
+            break
+    return decisions
 
 
 def log_look(store: Store, run_id: str, name: str, value: str) -> dict[str, str]:

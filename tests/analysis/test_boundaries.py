@@ -22,6 +22,13 @@ def test_boundaries_are_the_published_ones(looks: list[int], boundaries: list[fl
     assert found == pytest.approx(boundaries, abs=6e-4)
 
 
+def test_early_looks_have_tiny_levels() -> None:
+    """Not 0, by which nothing can be divided."""
+    first, *_, last = planned_levels([3, 10, 30])
+    assert 0 < first < 1e-9
+    assert 0.045 < last < 0.05
+
+
 def test_unequal_looks_together_err_as_often_as_alpha() -> None:
     """A random walk that is looked at after 3, 5, 8 and 12 steps."""
     looks = [3, 5, 8, 12]

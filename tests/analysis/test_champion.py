@@ -78,6 +78,17 @@ def test_a_small_margin_leaves_the_best() -> None:
     assert "to be less than 1 point worse than the best, block5" in chosen(study(accuracies, margin=1.0))[1]
 
 
+def test_where_the_best_cannot_be_compared_it_is_chosen() -> None:
+    """Two of its three runs have lost their predictions: the others alone do not say how far behind they are."""
+    result = study({"block1": 0.60, "block3": 0.605, "block5": 0.90})
+    best = result.arms[2]
+    lost = [replace(run, predictions=None) for run in best.confirmations[1:]]
+    arms = [*result.arms[:2], replace(best, confirmations=[best.confirmations[0], *lost])]
+    name, reason = chosen(replace(result, arms=arms))
+    assert name == "block5"
+    assert reason.endswith("because the best arm has no 3 runs with validation predictions")
+
+
 def test_of_equal_costs_the_one_that_trains_less_and_then_the_better_one_is_chosen() -> None:
     same = dict.fromkeys(OPERATIONS, 2e6)
     result = study({"block1": 0.894, "block3": 0.895, "block5": 0.90}, operations=same)

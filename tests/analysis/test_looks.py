@@ -9,7 +9,8 @@ from ablation.analysis.boundaries import planned_levels
 from ablation.analysis.looks import decide, level_of, look_number, look_sentences, past_looks, this_look
 from ablation.analysis.results import StudyResult
 from ablation.spec.looks import Decision
-from ablation.tracking.looks import LOOK_TAG, decision_tags
+from ablation.spec.tables import Confirm
+from ablation.tracking.looks import DECISION_TAG, LOOK_TAG, decision_tags, decisions_in
 from tests.fake_results import TWO_BY_TWO, fake_result
 
 LOOKS = [3, 5, 8, 12]
@@ -159,6 +160,19 @@ def test_a_look_comes_after_those_before_whatever_the_clocks_say() -> None:
 
 
 def test_a_record_that_somebody_edited_still_counts() -> None:
-    tags = {f"{LOOK_TAG}.x": "nonsense", f"{LOOK_TAG}.y": "{}"}
-    assert len(past_looks(tags)) == 2
-    assert level_of(dataclasses.replace(unplanned(), tags=tags)) == 0.00625
+    whole = {"time": "2026-11-27T10:00:00", "seeds": [3, 3], "trials": [1, 1], "control": {}, "compare": "all"}
+    edited = [whole, whole | {"control": None}, whole | {"seeds": ["x", 3]}, {}, []]
+    tags = {f"{LOOK_TAG}.{number}": json.dumps(stored) for number, stored in enumerate(edited)}
+    tags[f"{LOOK_TAG}.x"] = "nonsense"
+    assert len(past_looks(tags)) == 6
+    assert level_of(dataclasses.replace(unplanned(), tags=tags)) == 0.05 / 2**7
+
+
+@pytest.mark.parametrize("damage", ["x", "[]", '{"seeds": 5}', '{"seeds": "x", "stopped": [], "sure": true}'])
+def test_decisions_are_believed_up_to_one_that_is_damaged(damage: str) -> None:
+    confirm = Confirm(seeds=8, looks=[3, 5, 8])
+    decisions = [Decision(3, ("block1",), is_sure=False), Decision(5, (), is_sure=False)]
+    tags = decision_tags(decisions)
+    assert decisions_in(confirm, tags) == decisions
+    assert decisions_in(confirm, {**tags, f"{DECISION_TAG}.5": damage}) == decisions[:1]
+    assert decisions_in(confirm, {**tags, f"{DECISION_TAG}.3": damage}) == []

@@ -45,6 +45,7 @@ def test_before_the_first_planned_look_nothing_is_shown(store: Store) -> None:
     result = look_at(store, "fake")
     assert (result.look, past_looks(result.tags)) == (None, [])
     assert [arm.confirmed for arm in result.arms] == [[], []]
+    assert all(run.curves for arm in result.arms for run in arm.drawn_runs)  # those of the best trials
     verdict = analyse_study(result).verdict[0]
     assert "no answer is possible: the first planned look, at 5 seeds, is not complete" in verdict
 

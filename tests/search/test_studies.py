@@ -9,11 +9,19 @@ import pytest
 
 from ablation.base.errors import InputError, StoreError
 from ablation.search.status import trial_records
-from ablation.search.studies import check_identity, create_arms, differences, open_storage, study_arms, trial_ends
+from ablation.search.studies import (
+    changed_declarations,
+    check_identity,
+    create_arms,
+    differences,
+    open_storage,
+    study_arms,
+    trial_ends,
+)
 from ablation.spec.reading import load_study
 from ablation.storage.locks import open_locks
 from ablation.storage.store import Store
-from tests.search.steps import CONTENT, STUDIES, TWO_ARMS, claim_all, study
+from tests.search.steps import CONTENT, STUDIES, TWO_ARMS, begin, claim_all, study
 
 PAGE = 4096  # bytes of a page of SQLite
 
@@ -22,6 +30,16 @@ def test_differences() -> None:
     old = {"a": 1, "b": {"c": [1, 2], "d": None}}
     assert differences(old, json.loads(json.dumps(old))) == []
     assert differences(old, {"a": 1, "b": {"c": [2, 1]}, "e": 3}) == [("b.c", [1, 2], [2, 1]), ("e", None, 3)]
+
+
+def test_what_planned_looks_decide_by_is_declared(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS)
+    arm = next(iter(begin(spec, store).tuning.values()))
+    confirm = {"looks": [3, 6], "seeds": 6, "equivalence": 0.5, "champion": "best"}
+    arm.set_user_attr("content", {"confirm": confirm})
+    other = {"confirm": {**confirm, "equivalence": 20.0, "champion": "cheapest"}}
+    (text,) = changed_declarations(arm, other)
+    assert text.startswith("confirm.equivalence (was 0.5, is 20.0: it is declared before the first")
 
 
 def test_only_budgets_may_change(store: Store) -> None:

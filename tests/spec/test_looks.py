@@ -54,6 +54,7 @@ def test_a_sure_answer_ends_the_study() -> None:
         ({"seeds": 5, "looks": [2, 5]}, "rising numbers of seeds from 3"),
         ({"seeds": 5, "looks": [4, 3, 5]}, "rising numbers of seeds from 3"),
         ({"seeds": 5, "looks": [3, 3, 5]}, "rising numbers of seeds from 3"),
+        ({"seeds": 31, "looks": [3, 31]}, "the first one needs a tenth of all 31 seeds"),
         ({"seeds": 5, "looks": [3, 5], "repeats": 3}, "with repeats the unit is a tuning"),
     ],
 )

@@ -27,11 +27,26 @@ def test_as_scikit_learn(seed: int) -> None:
     assert balanced_accuracy_and_macro_f1(labels, predicted, 6) == pytest.approx(expected)
 
 
+class Transposed(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.transpose(1, 2)
+
+
 def network() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(0.5),
         nn.Linear(8 * 2 * 2, 10),
     )  # fmt: skip
+
+
+def test_operations_of_attention_count() -> None:
+    """Also where PyTorch computes it in a single operation: projections of 4 tokens, scores, weighted sums."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 2, stride=2), nn.Flatten(2), Transposed(), layer, nn.Flatten(), nn.Linear(32, 5)
+    )
+    attention = 4 * 8 * 24 + 4 * 8 * 8 + 2 * (4 * 4 * 8)
+    assert inference_operations(model, 4) == 2 * (4 * 12 * 8 + attention + 2 * 4 * 8 * 16 + 32 * 5)
 
 
 def test_operations_are_two_for_each_multiplication() -> None:
