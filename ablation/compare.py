@@ -31,17 +31,17 @@ def cli(names: tuple[str, ...], store_option: str | None, form: str, patience: f
 
     from ablation.analysis.across_studies import check_same_question
     from ablation.analysis.pooling import analyse_study
-    from ablation.analysis.results import read_results
     from ablation.base.retries import START_PATIENCE, wait_out
     from ablation.base.terminal import say, say_prose, show_table
     from ablation.reporting.comparison_of_studies import across_json, across_sentences, across_tables
+    from ablation.reporting.looks_section import look_at
     from ablation.search import configure_optuna
     from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()
     seconds = START_PATIENCE if patience is None else patience
-    analyses = wait_out(lambda: [analyse_study(read_results(store, name)) for name in names], seconds)
+    analyses = wait_out(lambda: [analyse_study(look_at(store, name)) for name in names], seconds)
     check_same_question(analyses)
     if form == "json":
         click.echo(across_json(analyses), nl=False)

@@ -138,7 +138,7 @@ def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:
     """
     from ablation.base.cores import usable_cores
     from ablation.base.device import check_device
-    from ablation.base.terminal import say, waiting
+    from ablation.base.terminal import waiting
     from ablation.launching.local import usable_gpus
     from ablation.planning.forecast import memory, workers_that_fit
 
@@ -149,7 +149,8 @@ def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:
         study = measured_plan(spec, given["device"], round(given["feature_cache"] * 1e9))
     needed, free = memory(study).total, study.probe.free_bytes
     count = workers_that_fit(needed, free, usable_cores() // gpus)
-    say(f"{plural(count, 'worker')} on each GPU: each needs about {needed / 1e9:.1f} of {free / 1e9:.1f} GB")
+    text = f"{plural(count, 'worker')} on each GPU: each needs about {needed / 1e9:.1f} of {free / 1e9:.1f} GB"
+    click.echo(text, err=True)  # standard output is the command, with --print
     return count
 
 

@@ -21,8 +21,8 @@ ANY = "*"  # stands for a value that depends on the machine, the clock or chance
 ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 # Tags, parameters and fields whose values are left out: they depend on the machine, its libraries or the training.
 VARYING = {
-    "ablation", "device", "epoch", "loss", "mlflow", "model", "mlflow.user", "numpy", "optuna",
-    "owner", "platform", "python", "threads", "torch", "torchvision", "val_accuracy", "version",
+    "ablation", "device", "epoch", "host", "loss", "mlflow", "model", "mlflow.user", "numpy", "optuna",
+    "owner", "platform", "process", "python", "threads", "torch", "torchvision", "val_accuracy", "version",
 }  # fmt: skip
 ONLY_IN_A_CLONE = {"commit", "mlflow.source.git.commit"}
 

@@ -14,7 +14,15 @@ from ablation.analysis.arm_summaries import (
 )
 from ablation.analysis.best_arms import FromBest, compared_with_best
 from ablation.analysis.champion import Choice, choose_champion
-from ablation.analysis.comparison import Comparisons, Difference, FactorAnalysis, Interaction, compare, over_seeds
+from ablation.analysis.comparison import (
+    Comparisons,
+    Correct,
+    Difference,
+    FactorAnalysis,
+    Interaction,
+    compare,
+    over_seeds,
+)
 from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.outliers import Outlier, outlying_runs, without_runs
 from ablation.analysis.registration import registration_sentences
@@ -100,7 +108,7 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     verdict = verdict_of(result, summaries, compared)
     evidence = [
         *evidence_of(result, summaries, compared, margin_of(result)),
-        *chance_sentences(chances, from_best, goal),
+        *chance_sentences(chances, from_best, _among(from_best, correct), goal),
         *([CONDITION] if compared.contrasts else []),
         *_apart(result, outliers, verdict),
         *look_sentences(result),
@@ -308,26 +316,41 @@ def _caution(factors: list[FactorAnalysis]) -> list[str]:
 
 
 def chance_sentences(
-    chances: dict[str, float], from_best: dict[str, FromBest], goal: Objective = ACCURACY
+    chances: dict[str, float], from_best: dict[str, FromBest], among: str = "", goal: Objective = ACCURACY
 ) -> list[str]:
-    """Return the sentences on the arms that are likely to be the best, and on those that may be; none without any."""
+    """Return the sentences on the arms that are likely to be the best, and on those that may be; none without any.
+
+    Args:
+        chances: arm -> chance to be the best.
+        from_best: arm -> its distance from the best other one, of the same arms.
+        among: which of the confirmed arms these are, such as 'the arms with 3 seeds or more'; '' for all of them.
+        goal: the objective.
+    """
     if not chances:
         return []
     ranked = sorted(chances, key=lambda arm: -chances[arm])
-    likely = [f"{arm} {_percent(chances[arm])}" for arm in ranked if chances[arm] >= 0.05][:3]
-    return [f"Chance to be the best arm: {join(likely)}. {_rivals(from_best, goal)}"]
+    likely = join([f"{arm} {_percent(chances[arm])}" for arm in ranked if chances[arm] >= 0.05][:3])
+    rivals = _rivals(from_best, goal)
+    if among:
+        return [f"Of {among}, chance to be the best: {likely}. Of these, at 95 %, {rivals}"]
+    return [f"Chance to be the best arm: {likely}. At 95 %, {rivals}"]
+
+
+def _among(from_best: dict[str, FromBest], correct: Correct) -> str:
+    """Return which confirmed arms are compared with the best; '' for all of them."""
+    return f"the arms with {FEWEST_SEEDS} seeds or more" if len(from_best) < len(correct) else ""
 
 
 def _rivals(from_best: dict[str, FromBest], goal: Objective) -> str:
-    """Return which arms may be the best, and how far they may be behind, as a sentence."""
+    """Return which arms may be the best, and how far they may be behind, as the end of a sentence."""
     rivals = [arm for arm, ends in from_best.items() if ends.may_be_best]
     if len(rivals) == 1:
-        return f"At 95 %, {rivals[0]} is the best."
+        return f"{rivals[0]} is the best."
     behind = f"{points(max(-from_best[arm].low for arm in rivals), goal)} {goal.unit}"
     which = f"the best is {' or '.join(rivals)}"
     if len(rivals) > 3:
         which = f"{len(rivals)} of {len(from_best)} arms may be the best"
-    return f"At 95 %, {which}; each is at most {behind} behind the best."
+    return f"{which}; each is at most {behind} behind the best."
 
 
 def _percent(share: float) -> str:

@@ -21,6 +21,9 @@ from ablation.analysis.simultaneous import DRAWS, FEWEST_BEYOND, from_normal_sca
 from ablation.analysis.statistics import ALPHA, Means, Moments, arm_moments, contrast_errors, estimate
 from ablation.spec.objective import ACCURACY, Objective
 
+MANY_ARMS = 20  # above which fewer studies are simulated, because the pairs grow with the square of the arms
+DRAWS_OF_MANY = 9_999
+
 # The standard error, degrees of freedom and margin in standard errors of contrasts, for a deviate on the normal scale.
 Errors = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -52,7 +55,7 @@ def compared_with_best(
 
     Args:
         correct: as in `statistics.arm_moments`.
-        draws: simulated studies; (draws + 1) / 20 must be whole.
+        draws: simulated studies, of many arms at most `DRAWS_OF_MANY`; (draws + 1) / 20 must be whole.
         groups_N: as in `statistics.arm_moments`.
         level: chance that any of the intervals misses.
         objective: the metric.
@@ -66,7 +69,8 @@ def compared_with_best(
         variance_1C, degrees_1C = contrast_errors(weights_CA, moments, moments.variance_A[None])
         return np.sqrt(variance_1C[0]), degrees_1C[0], from_normal_scale(deviate, degrees_1C[0])
 
-    return _from_best(moments, signed_statistics(_pairs(moments), moments, draws), errors, level)
+    statistics = signed_statistics(_pairs(moments), moments, _affordable(draws, moments))
+    return _from_best(moments, statistics, errors, level)
 
 
 def compared_with_best_over_repeats(
@@ -80,7 +84,7 @@ def compared_with_best_over_repeats(
 
     Args:
         right: as in `repeats.repeat_moments`.
-        draws: simulated studies; (draws + 1) / 20 must be whole.
+        draws: simulated studies, of many arms at most `DRAWS_OF_MANY`; (draws + 1) / 20 must be whole.
         groups_N: as in `statistics.arm_moments`.
         level: chance that any of the intervals misses.
         objective: the metric.
@@ -99,7 +103,8 @@ def best_over_repeats(moments: RepeatMoments, draws: int = DRAWS, level: float =
         widths_C = np.sqrt(from_normal_scale(deviate, degrees_C) ** 2 * of_repeats_C + deviate**2 * of_images_C)
         return errors_C, degrees_C, widths_C / errors_C
 
-    return _from_best(moments, signed_over_repeats(_pairs(moments), moments, draws), errors, level)
+    statistics = signed_over_repeats(_pairs(moments), moments, _affordable(draws, moments))
+    return _from_best(moments, statistics, errors, level)
 
 
 def _from_best(moments: Means, simulated: Iterator[np.ndarray], errors: Errors, level: float) -> dict[str, FromBest]:
@@ -146,6 +151,11 @@ def one_sided_deviates(simulated: Iterator[np.ndarray], arms: int, level: float 
         else:
             deviates.append(max(float(np.partition(largest_B, -rank)[-rank]), float(-ndtri(level))))
     return deviates
+
+
+def _affordable(draws: int, moments: Means) -> int:
+    """Return how many studies are simulated, for the pairs of these arms."""
+    return min(draws, DRAWS_OF_MANY) if len(moments.arms) > MANY_ARMS else draws
 
 
 def _pairs(moments: Moments | RepeatMoments) -> np.ndarray:

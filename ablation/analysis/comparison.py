@@ -44,6 +44,7 @@ class Estimator:
         simultaneous: returns several, tested together.
         groups_N: what each test image belongs to, as numbers from 0; None for images that are independent.
         objective: what is estimated.
+        level: chance of any false declaration, as in `simultaneous`.
     """
 
     unit: str
@@ -51,13 +52,14 @@ class Estimator:
     simultaneous: Callable[[Sequence[Mapping[str, float]], Correct], list[Estimate]]
     groups_N: np.ndarray | None = None
     objective: Objective = ACCURACY
+    level: float = ALPHA
 
 
 def over_seeds(groups_N: np.ndarray | None = None, level: float = ALPHA, objective: Objective = ACCURACY) -> Estimator:
     """Return the estimator over the seeds of one tuning; `level` is as in `simultaneous`."""
     several = partial(simultaneous, groups_N=groups_N, level=level, objective=objective)
     one = partial(contrast, groups_N=groups_N, objective=objective)
-    return Estimator("seed", one, several, groups_N, objective)
+    return Estimator("seed", one, several, groups_N, objective, level)
 
 
 def over_repeats(
@@ -66,7 +68,7 @@ def over_repeats(
     """Return the estimator over the repeats of a study's tuning; `level` is as in `simultaneous`."""
     several = partial(simultaneous_over_repeats, groups_N=groups_N, level=level, objective=objective)
     one = partial(contrast_over_repeats, groups_N=groups_N, objective=objective)
-    return Estimator("tuning", one, several, groups_N, objective)
+    return Estimator("tuning", one, several, groups_N, objective, level)
 
 
 OVER_SEEDS = over_seeds()
@@ -293,7 +295,7 @@ def _typical(comparisons: list[Comparison], estimates: list[Estimate]) -> dict[s
 
 
 def findable_differences(compared: Comparisons, correct: Correct) -> dict[str, list[float]]:
-    """Return factor -> the smallest true difference that studies of each size would find, as fractions.
+    """Return factor -> the smallest true difference that studies of each size would find at the same level, fractions.
 
     The sizes are `power.SIZES`, or `power.REPEAT_SIZES` where the repeat is the unit. Of a factor's differences, the
     one of median precision stands for all.
@@ -302,18 +304,18 @@ def findable_differences(compared: Comparisons, correct: Correct) -> dict[str, l
         return {}
     used = {arm for weights in compared.contrasts for arm in weights}
     used_arms = {arm: y_SN for arm, y_SN in correct.items() if arm in used}
-    wanted = list(compared.typical.values())
+    wanted, level = list(compared.typical.values()), compared.estimator.level
     if compared.estimator.unit == "tuning":
         repeats = repeat_moments(used_arms, compared.estimator.groups_N, compared.estimator.objective)
         weights_CA = repeats.weights(compared.contrasts)
         sizes = [
-            smallest_over_repeats(weights_CA, replace(repeats, repeats=size * repeats.repeats), wanted)
+            smallest_over_repeats(weights_CA, replace(repeats, repeats=size * repeats.repeats), wanted, level)
             for size in REPEAT_SIZES.values()
         ]
     else:
         moments = arm_moments(used_arms, compared.estimator.groups_N, compared.estimator.objective)
         weights_CA = moments.weights(compared.contrasts)
-        sizes = [smallest_differences(weights_CA, moments.resized(*size), wanted) for size in SIZES.values()]
+        sizes = [smallest_differences(weights_CA, moments.resized(*size), wanted, level) for size in SIZES.values()]
     return {factor: [size[n] for size in sizes] for n, factor in enumerate(compared.typical)}
 
 

@@ -114,14 +114,16 @@ def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult]) -> Stu
     chances = chances_over_repeats(right, groups_N=groups_N, objective=goal)
     from_best = compared_with_best_over_repeats(right, groups_N=groups_N, level=level, objective=goal)
     champion = choose_champion(result)
+    is_partial = len(from_best) < sum(bool(arm.confirmed) for arm in result.arms)
+    among = "the arms that every repeat has confirmed" if is_partial else ""
     evidence = [
         *evidence_of(result, summaries, compared, margin_of(result)),
-        *chance_sentences(chances, from_best, goal),
+        *chance_sentences(chances, from_best, among, goal),
         *([over_tunings(repeats)] if right else []),
         *_components(repeats, compared, right),
         *_left_out(repeats, right),
         *look_sentences(result),
-        *(registration_sentences(result) if result.registration else []),
+        *registration_sentences(result),
     ]
     return StudyAnalysis(
         result=result,
@@ -225,6 +227,7 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
             "name": "+".join(result.spec.name for result in studies),
             "trials_per_arm": len(studies) * first.spec.trials_per_arm,
             "confirm": confirm.model_copy(update={"repeats": len(repeats), "compare": compare_how, "looks": []}),
+            "preregister": False,  # each of them may be, but not all as one
         }
     )
 
@@ -249,7 +252,10 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
                 deleted=deleted,
             )
         )
-    return replace(first, spec=spec, arms=arms, forecast=[], tags={}, look=None, registration=None)
+    missing = sum(result.missing_confirmations for result in studies)
+    return replace(
+        first, spec=spec, arms=arms, forecast=[], tags={}, look=None, registration=None, missing_of_studies=missing
+    )
 
 
 def _summaries(result: StudyResult, repeats: Sequence[StudyResult]) -> list[ArmSummary]:

@@ -12,7 +12,7 @@ from scipy.special import ndtr
 
 from ablation.analysis.repeats import RepeatMoments, largest_over_repeats, variance_parts
 from ablation.analysis.simultaneous import SEED, critical, from_normal_scale, largest_statistics, simulated
-from ablation.analysis.statistics import Moments, contrast_errors
+from ablation.analysis.statistics import ALPHA, Moments, contrast_errors
 
 POWER = 0.8  # chance to find a difference
 STUDIES = 150  # simulated, each with its own variances and critical value
@@ -62,7 +62,9 @@ def assumed_moments(arms: Sequence[str], assumed: Assumed, *, seeds: int, images
     )
 
 
-def smallest_differences(weights_CA: np.ndarray, moments: Moments, wanted: Sequence[int]) -> list[float]:
+def smallest_differences(
+    weights_CA: np.ndarray, moments: Moments, wanted: Sequence[int], level: float = ALPHA
+) -> list[float]:
     """Return the smallest true values of contrasts that would be shown with a chance of `POWER`, fractions.
 
     All contrasts are tested together, see `simultaneous`. The power is the mean over simulated studies, whose variances
@@ -73,29 +75,33 @@ def smallest_differences(weights_CA: np.ndarray, moments: Moments, wanted: Seque
         weights_CA: the contrasts.
         moments: the true values; the means play no part.
         wanted: the numbers of the contrasts of interest.
+        level: as in `simultaneous`.
     """
     _, variance_BA = next(simulated(moments, STUDIES))
     variance_BC, degrees_BC = contrast_errors(weights_CA, moments, variance_BA)
-    thresholds = [
-        critical(np.concatenate(list(largest_statistics(weights_CA, replace(moments, variance_A=variance_A), DRAWS))))
-        for variance_A in variance_BA
-    ]
+    thresholds = []
+    for variance_A in variance_BA:
+        largest_B = np.concatenate(list(largest_statistics(weights_CA, replace(moments, variance_A=variance_A), DRAWS)))
+        thresholds.append(critical(largest_B, level, len(weights_CA)))
     needed_BC = from_normal_scale(np.array(thresholds)[:, None], degrees_BC) * np.sqrt(variance_BC)
     true_1C, _ = contrast_errors(weights_CA, moments, moments.variance_A[None])
     return [_smallest(needed_BC[:, c], float(np.sqrt(true_1C[0, c]))) for c in wanted]
 
 
-def smallest_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, wanted: Sequence[int]) -> list[float]:
+def smallest_over_repeats(
+    weights_CA: np.ndarray, moments: RepeatMoments, wanted: Sequence[int], level: float = ALPHA
+) -> list[float]:
     """Return the same of contrasts over repeats of a study, see `simultaneous_over_repeats`.
 
     Args:
         weights_CA: the contrasts.
         moments: the true values; what a repeat does to an arm has the same variance for all.
         wanted: the numbers of the contrasts of interest.
+        level: as in `simultaneous`.
     """
     R = moments.repeats
     largest_B = np.concatenate(list(largest_over_repeats(weights_CA, moments, REPEAT_DRAWS)))
-    threshold = critical(largest_B if len(weights_CA) > 1 else largest_B[:0])
+    threshold = critical(largest_B if len(weights_CA) > 1 else largest_B[:0], level, len(weights_CA))
     t = float(from_normal_scale(threshold, np.array(R - 1.0)))
     drawn_B = np.random.default_rng(SEED).chisquare(R - 1, REPEAT_DRAWS) / (R - 1)
     of_repeats_C = moments.shared_variance * (weights_CA**2).sum(axis=1) / R

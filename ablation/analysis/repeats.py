@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ablation.analysis.simultaneous import (
-    CHUNK,
     DRAWS,
     SEED,
+    chunks,
     critical,
     from_normal_scale,
     simultaneous_estimates,
@@ -219,7 +219,7 @@ def chances_over_repeats(
     degrees = moments.repeats - 1
     root_AA, image_root_AA = (_root(matrix) for matrix in (moments.repeats_AA / moments.repeats, moments.images_AA))
     random, counts_A = np.random.default_rng(SEED), np.zeros(len(usable), int)
-    for B in _chunks(draws):
+    for B in chunks(draws):
         scale_B1 = np.sqrt(degrees / random.chisquare(degrees, (B, 1)))  # gives the repeats' part the t distribution
         error_BA = random.standard_normal((B, len(usable))) @ root_AA.T * scale_B1
         error_BA += random.standard_normal((B, len(usable))) @ image_root_AA.T
@@ -273,7 +273,7 @@ def signed_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: i
     image_CA = weights_CA @ _root(moments.images_AA)
     lengths_C = np.linalg.norm(image_CA, axis=1, keepdims=True)
     image_CA = np.divide(image_CA, lengths_C, out=unit_CA.copy(), where=lengths_C > 0)
-    for B in _chunks(draws):
+    for B in chunks(draws, len(weights_CA)):
         repeats_BRC = random.standard_normal((B, R, A)) @ weights_CA.T * np.sqrt(moments.shared_variance)
         images_BC = random.standard_normal((B, A)) @ image_CA.T * np.sqrt(images_C)
         errors_BC = repeats_BRC.mean(axis=1) + images_BC
@@ -291,7 +291,3 @@ def _root(matrix_AA: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(matrix_AA)
     root_AA: np.ndarray = vectors * np.sqrt(values.clip(min=0.0))
     return root_AA
-
-
-def _chunks(draws: int) -> Iterator[int]:
-    yield from (min(CHUNK, draws - start) for start in range(0, draws, CHUNK))

@@ -202,6 +202,8 @@ class StudyResult:
     look: int | None = None
     """Number of the planned look, from 0, whose runs all figures are of; None without planned looks, or before the
     first of them is complete."""
+    missing_of_studies: int | None = None
+    """Of pooled studies, how many confirmation runs they lack, each by what its own looks decided; None of others."""
 
     @property
     def decisions(self) -> list[Decision]:
@@ -223,6 +225,8 @@ class StudyResult:
     @property
     def missing_confirmations(self) -> int:
         """How many confirmation runs have yet to end; an arm in which no trial finished cannot have any."""
+        if self.missing_of_studies is not None:
+            return self.missing_of_studies
         seeds = most_seeds_of_arms(self.spec.confirm, [arm.arm.name for arm in self.arms], self.decisions)
         missing = 0
         for arm in self.arms:

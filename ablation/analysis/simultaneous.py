@@ -24,7 +24,8 @@ from ablation.spec.objective import ACCURACY, Objective
 
 FEWEST_SEEDS = 3  # of an arm whose differences are tested; two say too little of their own variance
 DRAWS = 99_999  # simulated studies: p = 0.05 is certain to 0.0007, p = 0.01 to 0.0003
-CHUNK = 9_091  # studies simulated at a time: an eleventh of DRAWS
+CHUNK = 9_091  # studies simulated at a time, at most: an eleventh of DRAWS
+MOST_STATISTICS = 440 * CHUNK  # of these studies together; with more than 440 contrasts, fewer studies at a time
 FEWEST_BEYOND = 9  # simulated studies beyond a critical value; where fewer are, Bonferroni's bound takes its place
 SEED = 20_080_601  # of the simulation, so that the same runs give the same report
 
@@ -175,19 +176,30 @@ def chances_of_best(
     return dict(zip(moments.arms, (counts_A / draws).tolist(), strict=True))
 
 
-def simulated(moments: Moments, draws: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield errors of the arms' means and estimates of their variances over seeds, both B x A, a chunk at a time."""
+def simulated(moments: Moments, draws: int, contrasts: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield errors of the arms' means and estimates of their variances over seeds, both B x A, a chunk at a time.
+
+    Args:
+        moments: of the arms.
+        draws: simulated studies.
+        contrasts: how many statistics of each study are computed.
+    """
     random = np.random.default_rng(SEED)
     values, vectors = np.linalg.eigh(moments.images_AA)
     root_AA = vectors * np.sqrt(values.clip(min=0.0))
     A = len(moments.arms)
-    for start in range(0, draws, CHUNK):
-        B = min(CHUNK, draws - start)
+    for B in chunks(draws, contrasts):
         of_seeds_BA = random.standard_normal((B, A)) * np.sqrt(moments.variance_A / moments.seeds_A)
         of_images_BA = random.standard_normal((B, A)) @ root_AA.T
         degrees_A = moments.seeds_A - 1
         variance_BA = np.maximum(moments.variance_A * random.chisquare(degrees_A, (B, A)) / degrees_A, moments.least_A)
         yield of_seeds_BA + of_images_BA, variance_BA
+
+
+def chunks(draws: int, contrasts: int = 1) -> Iterator[int]:
+    """Yield how many of so many simulated studies are computed at a time, for a bounded number of statistics."""
+    most = min(CHUNK, max(1, MOST_STATISTICS // contrasts))
+    yield from (min(most, draws - start) for start in range(0, draws, most))
 
 
 def largest_statistics(weights_CA: np.ndarray, moments: Moments, draws: int) -> Iterator[np.ndarray]:
@@ -203,7 +215,7 @@ def signed_statistics(weights_CA: np.ndarray, moments: Moments, draws: int) -> I
     simulated_C = (weights_CA**2) @ (moments.variance_A / moments.seeds_A)
     simulated_C += np.einsum("ca,ab,cb->c", weights_CA, positive_AA, weights_CA)
     scale_C = variance_1C[0] / simulated_C  # so that each contrast's simulated variance is the one that it is given
-    for error_BA, variance_BA in simulated(moments, draws):
+    for error_BA, variance_BA in simulated(moments, draws, len(weights_CA)):
         variance_BC, degrees_BC = contrast_errors(weights_CA, moments, variance_BA)
         errors_BC = error_BA @ weights_CA.T
         yield np.copysign(normal_scale(errors_BC**2 * scale_C / variance_BC, degrees_BC), errors_BC)

@@ -32,4 +32,6 @@ def _difference(name: str, other: str) -> str:
     composed = [unicodedata.normalize("NFC", each) for each in (name, other)]
     if composed[0] == composed[1]:
         return "how Unicode writes their accents"
-    return "spaces" if composed[0].split() == composed[1].split() else "case"
+    if composed[0].split() == composed[1].split():
+        return "spaces"
+    return "case" if composed[0].lower() == composed[1].lower() else "the spelling of letters"

@@ -130,16 +130,17 @@ def decoding_of(data: Data, seed: int, digest: str) -> int:
     Raises:
         InputError: the images have changed; or as `load_split`.
     """
-    faults = []
+    faults, is_readable = [], False
     for version in range(DECODING_VERSION, FULL_SIZE_VERSION - 1, -1):
         try:
             images, _ = load_split(data, seed, decoding=version, is_begun=True)
         except InputError as error:
             faults.append(error)
             continue
+        is_readable = True
         if images.digest == digest:
             return version
-    raise faults[0] if faults else InputError("data: the images have changed since the study")
+    raise InputError("data: the images have changed since the study") if is_readable else faults[0]
 
 
 def _with_validation(listing: ImageListing, split: "Split") -> ImageListing:

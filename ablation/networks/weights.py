@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -213,7 +214,7 @@ def check_download(backbone: str, weights: str) -> str:
     try:
         with urlopen(Request(entry.url, method="HEAD"), timeout=SECONDS_TO_ANSWER) as answer:
             size = int(answer.headers.get("Content-Length", 0))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         return f"warning: {_not_downloaded(entry, error)}"
     return f"weights to be downloaded: {entry.url} ({size / 1e6:,.0f} MB) to {path}"
 

@@ -211,7 +211,7 @@ def measure_training(kind: Kind, conditions: Conditions) -> Speed:
         return Speed(begin, train_seconds, seconds, seconds)
     tested = _source(replace(training.frozen, precision="float32"), kind, images, conditions)
     with exact_float32():
-        test_seconds = _least_seconds(lambda: predict(training.model, tested).cpu()) / images
+        test_seconds = _least_seconds(lambda: predict(training.model, tested, "float32").cpu()) / images
     return Speed(begin, train_seconds, seconds, test_seconds)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.looks import PastLook, past_looks, percent, this_look
 from ablation.analysis.results import StudyResult, read_results
+from ablation.base.errors import StoreError
 from ablation.base.text import Table, plural
 from ablation.reporting.content import Block, Items
 from ablation.spec.looks import decision_texts
@@ -16,7 +17,7 @@ def look_at(store: Store, name: str) -> StudyResult:
     """Read a study for a report, and record that its answer was looked at, in its summary run.
 
     The look is recorded before anybody sees it. One that tests nothing, or of data that were looked at before, is none.
-    A store that this user cannot write keeps no record.
+    A store that this user cannot write keeps no record, nor does a server that refuses it.
 
     Raises:
         as `read_results`.
@@ -25,7 +26,10 @@ def look_at(store: Store, name: str) -> StudyResult:
     look = this_look(result)
     if look is None or store.is_read_only or look.name in result.tags:
         return result
-    return replace(result, tags=log_look(store, result.summary_run_id, look.name, look.stored()))
+    try:
+        return replace(result, tags=log_look(store, result.summary_run_id, look.name, look.stored()))
+    except StoreError:
+        return result
 
 
 def look_blocks(result: StudyResult) -> list[Block]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from ablation.analysis.answer import StudyAnalysis, correct_of
 from ablation.analysis.comparison import findable_differences
-from ablation.analysis.looks import look_sentences
+from ablation.analysis.looks import look_sentences, percent
 from ablation.analysis.pooling import right_of
 from ablation.analysis.power import REPEAT_SIZES, SIZES
 from ablation.analysis.results import StudyResult
@@ -41,7 +41,7 @@ def power_blocks(analysis: StudyAnalysis) -> list[Block]:
     notes = [
         "Excluded now: every difference that is not shown is smaller than this. The other columns: the smallest true "
         f"difference that would be shown with a probability of 80 %, with this many times {times}; for a factor's "
-        "difference of median precision.",
+        f"difference of median precision, tested at {percent(analysis.compared.estimator.level)}.",
     ]
     return [Table("", columns, rows, notes)]
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.pooling import analyse_pooled, analyse_study
-from ablation.analysis.results import read_results
 from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
 from ablation.base.text import plural
@@ -31,7 +30,7 @@ LONGEST_NAME = 200  # characters of a folder's name, which file systems allow
 
 
 def read_pooled(store: Store, names: Sequence[str]) -> StudyAnalysis:
-    """Read studies from a store, and pool them.
+    """Read studies from a store, record that each was looked at, and pool them.
 
     Raises:
         InputError: a study cannot be read, is named twice, or they differ in anything but their seed.
@@ -41,7 +40,7 @@ def read_pooled(store: Store, names: Sequence[str]) -> StudyAnalysis:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise InputError(f"{twice[0]} is named twice")
-    return analyse_pooled([read_results(store, name) for name in names])
+    return analyse_pooled([look_at(store, name) for name in names])
 
 
 def read_analysis(store: Store, names: Sequence[str]) -> StudyAnalysis:
@@ -104,6 +103,7 @@ def build_pooled_report(analysis: StudyAnalysis, folder: Path | None = None) -> 
         figures=figure_files(pictures),
         short=short_tables(analysis),
         note="",
+        champion=analysis.champion,
         folder=folder,
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.champion import Choice
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import StudyResult
 from ablation.analysis.tuning import searched_params
@@ -68,6 +69,7 @@ class Report:
         figures: file name -> content, plots as .svg, images as .png.
         short: the tables for the terminal.
         note: markdown for the summary run's description, with links to the runs; empty without such a run.
+        champion: the champion's arm, and why; None before a confirmation run finishes.
         folder: the folder with the report's files; None if they were not written.
         is_logged: whether the summary run in MLflow has it, too.
         ui: the command that shows the study in the MLflow UI, or its address on a server.
@@ -82,6 +84,7 @@ class Report:
     figures: dict[str, bytes]
     short: list[Table]
     note: str
+    champion: Choice | None
     folder: Path | None = None
     is_logged: bool = False
     ui: str = ""
@@ -167,6 +170,7 @@ def build_report(result: StudyResult, server: str = "") -> Report:
         figures=figure_files(pictures),
         short=short_tables(analysis),
         note=summary_note(analysis),
+        champion=analysis.champion,
     )
 
 

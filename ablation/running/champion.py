@@ -72,7 +72,9 @@ def keep_examples(images: ImageSet) -> ImageSet:
     )
 
 
-def register_champion(store: Store, result: StudyResult, images: ImageSet) -> RegisteredVersion | None:
+def register_champion(
+    store: Store, result: StudyResult, images: ImageSet, choice: Choice | None = None
+) -> RegisteredVersion | None:
     """Register the champion of a complete study; an incomplete study keeps the champion that it has, if any.
 
     Its arm is chosen by `analysis.champion`, and of its confirmation runs the one with the best validation metric
@@ -84,6 +86,7 @@ def register_champion(store: Store, result: StudyResult, images: ImageSet) -> Re
         store: where the study is.
         result: the study's results.
         images: the study's images; the first two test images become the model's input example.
+        choice: what its report has chosen, where there is one.
 
     Raises:
         StoreAway: the tracking server does not answer.
@@ -91,7 +94,7 @@ def register_champion(store: Store, result: StudyResult, images: ImageSet) -> Re
     """
     if result.spec.confirm.seeds == 0 or result.missing_trials or result.missing_confirmations:
         return None
-    choice = choose_champion(result)
+    choice = choice or choose_champion(result)
     if choice is None:
         return None
     arm = choice.arm

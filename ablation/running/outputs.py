@@ -119,9 +119,10 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, spec: TrialS
     images = to_device(workbench.test_images_NHWC, labels_N, all_N, workbench.device)
     frozen = replace(training.frozen, precision="float32")
     with exact_float32():  # so that the champion computes the same on every device
-        logits_NK = predict(training.model, workbench.features.source(images, frozen, "none")).cpu()
-        val = workbench.images_of(spec)
-        val_logits_NK = predict(training.model, workbench.features.source(val.val, frozen, "none")).cpu()
+        logits_NK = predict(training.model, workbench.features.source(images, frozen, "none"), "float32").cpu()
+    val = workbench.images_of(spec)
+    val_source = workbench.features.source(val.val, training.frozen, "none")  # as in training, which has cached it
+    val_logits_NK = predict(training.model, val_source, spec.precision).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
     val_labels_N = val.val.labels_N.cpu()
     number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32

@@ -211,7 +211,7 @@ def _report_and_register(session: Session) -> Report | None:
             session.tracker.end_summary(summary_key(session), "FAILED")
             say(f"There is nothing to report: {nothing}.")
             return None
-        register_champion(store, report.result, session.images)
+        register_champion(store, report.result, session.images, report.champion)
         conclude_pages(session.tracker, summary_key(session), report.result)
         # The UI shows the first two lines.
         session.tracker.describe(f"**{escape_markdown(spec.question)}** {escape_markdown(report.answer)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ablation.base.errors import InputError
 from ablation.storage.store import Store
-from ablation.tracking.reading import RunRecord, run_file
+from ablation.tracking.reading import HiddenFile, RunRecord, run_file
 
 REGISTRATION_FILE = "registration.json"
 REGISTRATION_TAG = "ablation.registration"  # the digest of that file, and when it was written; set last
@@ -52,6 +52,7 @@ def read_registration(store: Store, summary: RunRecord) -> Registration | None:
     """Return the registration of a study; None if it has none.
 
     Raises:
+        HiddenFile: this user may not read it.
         StoreAway: the tracking server does not answer.
     """
     try:
@@ -64,6 +65,8 @@ def read_registration(store: Store, summary: RunRecord) -> Registration | None:
         with run_file(store, summary, REGISTRATION_FILE) as path:
             file = path.read_bytes()
         content = json.loads(file) if content_digest(file) == digest else None
+    except HiddenFile:
+        raise
     except InputError:
         pass
     prefix = f"{CODE_TAG}."

@@ -252,6 +252,8 @@ class TrialRun:
             params = {**params, "seed": run.data.params["seed"]}  # in runs of older versions the seed of training
         elif run is not None and SEED_TAG in tags:
             self._client.set_tag(run_id, SEED_TAG, tags[SEED_TAG])
+        if run is not None and WORKER_TAG in tags:  # not in calls that older versions kept
+            self._client.set_tag(run_id, WORKER_TAG, tags[WORKER_TAG])
         self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
         for tag in ("reason", NOTE_TAG):  # of an end that did not reach Optuna
             if run is not None and tag in run.data.tags:

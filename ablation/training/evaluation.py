@@ -68,9 +68,9 @@ def evaluate(model: nn.Module, source: Source, precision: str) -> Evaluation:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, source: Source) -> torch.Tensor:
-    """Return the logits NK of all images, computed in float32 whatever the training's precision."""
-    return torch.cat(list(_logits(model, source, "float32")))
+def predict(model: nn.Module, source: Source, precision: str) -> torch.Tensor:
+    """Return the float32 logits NK of all images, computed in this precision."""
+    return torch.cat(list(_logits(model, source, precision)))
 
 
 def _logits(model: nn.Module, source: Source, precision: str) -> Iterator[torch.Tensor]:

@@ -12,7 +12,9 @@ from scipy import optimize, stats
 from ablation.analysis import across_studies
 from ablation.analysis.across_studies import arms_across, check_same_question, differences_across
 from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.looks import past_looks
 from ablation.analysis.pooling import analyse_study
+from ablation.analysis.results import read_results
 from ablation.analysis.statistics import Estimate
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
@@ -147,3 +149,5 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     figures = json.loads(run("--format", "json"))
     assert figures["arms"][0]["name"] == "block3"
     assert figures["differences"][0]["wins"] == 3
+    for name in OF_DATA:  # each one's verdict was shown, of the same data twice
+        assert len(past_looks(read_results(store, name).tags)) == 1

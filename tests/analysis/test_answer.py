@@ -67,6 +67,18 @@ def test_the_evidence_has_the_numbers_of_the_verdict() -> None:
     assert "with these configurations" in analysis.evidence[-1]
 
 
+def test_who_is_best_is_said_of_the_arms_that_could_be_tested() -> None:
+    """block3 has two seeds, and is far ahead of the others, which have three."""
+    result = fake_result({"truncate_at": CUTS}, {"block3": 0.9, "block4": 0.75, "block5": 0.6}, images=2000)
+    ahead, *others = result.arms
+    few = dataclasses.replace(ahead, confirmations=ahead.confirmations[:2])
+    evidence = analyse(dataclasses.replace(result, arms=[few, *others])).evidence
+    assert (
+        "Of the arms with 3 seeds or more, chance to be the best: block4 > 99 %. Of these, at 95 %, block4 is the best."
+    ) in evidence
+    assert not any("At 95 %, block4 is the best" in sentence for sentence in evidence)
+
+
 def test_what_is_not_shown_is_a_bound() -> None:
     result = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.9})
     analysis = analyse(result)

@@ -3,20 +3,22 @@
 Legend: A arms, S seeds, N test images.
 """
 
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from ablation.analysis import best_arms
 from ablation.analysis.best_arms import (
     best_over_repeats,
     compared_with_best,
     compared_with_best_over_repeats,
     one_sided_deviates,
 )
-from ablation.analysis.repeats import repeat_moments
-from ablation.analysis.simultaneous import signed_statistics
+from ablation.analysis.repeats import repeat_moments, signed_over_repeats
+from ablation.analysis.simultaneous import chunks, signed_statistics
 from ablation.analysis.statistics import Moments
 from ablation.spec.objective import OBJECTIVES
 
@@ -169,6 +171,31 @@ def test_of_losses_the_lowest_is_the_best() -> None:
     assert (found["low"].low, found["high"].high) == (0, 0)
     assert 0.1 < found["low"].high < 0.12
     assert -0.12 < found["high"].low < -0.1
+
+
+@pytest.mark.parametrize(("arms", "simulated"), [(20, 99_999), (21, 9_999)])
+def test_of_many_arms_fewer_studies_are_simulated(arms: int, simulated: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def few(pairs: np.ndarray, moments: Moments, draws: int) -> Iterator[np.ndarray]:
+        asked.append((len(pairs), draws))
+        return signed_statistics(pairs, moments, 99)
+
+    monkeypatch.setattr(best_arms, "signed_statistics", few)
+    compared_with_best(runs([0.9] * arms, seeds=3, images=50))
+    assert asked == [(arms * (arms - 1) // 2, simulated)]
+
+
+def test_a_bounded_number_of_statistics_is_computed_at_a_time() -> None:
+    """Of 440 contrasts as many as of one, because figures depend on it: those of stored studies must not change."""
+    assert list(chunks(DRAWS)) == list(chunks(DRAWS, 440)) == [9_091] * 10 + [9_089]
+    assert set(chunks(DRAWS, 1_128)) == {3_546, DRAWS % 3_546}
+    assert sum(chunks(DRAWS, 1_128)) == DRAWS
+    weights_CA = np.tile([1.0, -1.0], (1_128, 1))
+    moments = plain_moments([0.9, 0.8], seeds=5)
+    right = repeat_moments({arm: np.random.default_rng(n).random((3, 20)) for n, arm in enumerate("ab")})
+    for statistics in (signed_statistics(weights_CA, moments, DRAWS), signed_over_repeats(weights_CA, right, DRAWS)):
+        assert next(statistics).shape == (3_546, 1_128)
 
 
 def test_a_stricter_level_has_wider_intervals() -> None:

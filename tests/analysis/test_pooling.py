@@ -15,7 +15,9 @@ from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.report import cli
 from ablation.reporting import pooled_report, report
+from ablation.spec.looks import Decision
 from ablation.storage.store import find_store
+from ablation.tracking.looks import decision_tags
 from tests.fake_results import fake_result, store_study
 
 CUTS = {"truncate_at": ["block3", "block4", "block5"]}
@@ -123,9 +125,7 @@ def test_the_command_pools_what_the_store_has(
     store = find_store(str(tmp_path / "store"))
     results = [repeat(seed, images=200, seeds=2) for seed in range(3)]
     store_study(store, results[0])
-    monkeypatch.setattr(
-        pooled_report, "read_results", lambda store, name: next(r for r in results if r.spec.name == name)
-    )
+    monkeypatch.setattr(pooled_report, "look_at", lambda store, name: next(r for r in results if r.spec.name == name))
     names = [result.spec.name for result in results]
     monkeypatch.setattr(sys, "argv", ["report", *names, "--store", str(tmp_path / "store")])
     assert run_command(cli) == 0
@@ -135,6 +135,27 @@ def test_the_command_pools_what_the_store_has(
     monkeypatch.setattr(sys, "argv", ["report", names[0], names[0], "--store", str(tmp_path / "store")])
     assert run_command(cli) == 2
     assert "cuts-0 is named twice" in capsys.readouterr().err
+
+
+def test_what_planned_looks_stopped_is_not_missing() -> None:
+    looks = {"seeds": 8, "looks": [3, 5, 8]}
+    ended, stopped = Decision(3, (), is_sure=True), Decision(3, ("block5",), is_sure=False)
+    studies = [
+        replace(repeat(seed, images=200, confirm=looks), look=0, tags=decision_tags([decision]))
+        for seed, decision in enumerate((ended, ended, stopped))
+    ]
+    missing = analyse_pooled(studies)
+    assert missing.result.missing_confirmations == 2 * (8 - 3)  # of the third: two arms continue
+    assert missing.verdict[0].startswith("Preliminary: ")
+    studies[2] = replace(studies[2], tags=studies[0].tags)
+    analysis = analyse_pooled(studies)
+    assert analysis.result.missing_confirmations == 0
+    assert not analysis.verdict[0].startswith("Preliminary: ")
+
+
+def test_no_registration_of_pooled_studies_is_called_lost() -> None:
+    analysis = analyse_pooled([repeat(seed, images=200, preregister=True) for seed in range(3)])
+    assert not any("registration" in sentence for sentence in analysis.evidence)
 
 
 # ------------------------------------------------------------------------------------------- repeats inside of a study
@@ -205,6 +226,21 @@ def test_what_a_repeat_lacks_is_missing(repeated: StudyResult) -> None:
     untuned = replace(arm, trials=[run for run in arm.trials if run.number % 3 != 1], confirmations=[])
     assert replace(repeated, arms=[untuned]).missing_confirmations == 4
     assert replace(repeated, arms=[untuned]).missing_trials == 2
+
+
+def test_a_lost_registration_is_said_of_repeats_too(repeated: StudyResult) -> None:
+    registered = replace(repeated, spec=repeated.spec.model_copy(update={"preregister": True}))
+    lost = "This study was to be registered, but its registration is lost."
+    assert lost in analyse_study(registered).evidence
+
+
+def test_who_is_best_is_said_of_the_arms_that_every_repeat_has_confirmed(three: list[StudyResult]) -> None:
+    lacking = replace(three[1], arms=[replace(three[1].arms[0], confirmations=[]), *three[1].arms[1:]])
+    evidence = analyse_pooled([three[0], lacking, three[2]]).evidence
+    assert any(
+        sentence.startswith("Of the arms that every repeat has confirmed, chance to be the best: block4 ")
+        for sentence in evidence
+    )
 
 
 def test_a_repeat_that_is_not_confirmed_yet_is_left_out(repeated: StudyResult) -> None:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
 from ablation.analysis.power import SIZES, Assumed, assumed_moments, smallest_differences, smallest_over_repeats
-from ablation.analysis.repeats import repeat_moments, simultaneous_over_repeats
+from ablation.analysis.repeats import repeat_moments, simultaneous_over_repeats, variance_parts
 from ablation.analysis.simultaneous import simultaneous
 from ablation.analysis.statistics import contrast
 from tests.calibration import AgainCell, pairs, simulate, simulate_repeats
@@ -45,6 +46,22 @@ def test_more_seeds_find_less() -> None:
     found = [smallest_differences(moments.weights(family), moments.resized(*size), [0])[0] for size in SIZES.values()]
     assert found[0] > found[1] > found[2] > 0
     assert found[3] < found[1]
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.00001])
+def test_a_difference_is_found_at_the_level_of_its_test(level: float) -> None:
+    """With so many seeds or repeats, the variances are known, so that both quantiles are those of the normal one."""
+    needed = float(-ndtri(level / 2) + ndtri(0.8))
+    family = pairs(tuple("ab"))
+    moments = assumed_moments("ab", ASSUMED, seeds=100_000, images=3000)
+    error = (2 * moments.variance_A[0] / 100_000 + 2 * moments.images_AA[0, 0]) ** 0.5
+    (found,) = smallest_differences(moments.weights(family), moments, [0], level)
+    assert found == pytest.approx(needed * error, rel=0.02)
+    repeats = repeat_moments(simulate_repeats(np.random.default_rng(8), AgainCell(2, 400, 2.0)))
+    weights_CA = repeats.weights(pairs(repeats.arms))
+    error = (2 * repeats.shared_variance / 400 + variance_parts(weights_CA, repeats)[1][0]) ** 0.5
+    (found,) = smallest_over_repeats(weights_CA, repeats, [0], level)
+    assert found == pytest.approx(needed * error, rel=0.02)
 
 
 @pytest.mark.parametrize(("arms", "luck"), [(2, 2.0), (3, 0.5)])

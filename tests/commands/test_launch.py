@@ -57,9 +57,10 @@ def test_workers_per_gpu_follow_the_memory_of_a_trial(
     monkeypatch.setattr(launch, "measured_plan", lambda spec, device, limit: plan)
     monkeypatch.setattr("ablation.planning.forecast.memory", lambda study: Memory(1_900_000_000, 0, 0))
     assert launcher(study_file, "--on", "local", "--per-gpu", "auto", "--print") == 0
-    *said, command = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
     each = workers // 2
-    assert f"{each} worker{'s' * (each > 1)} on each GPU: each needs about 1.9 of {free}.0 GB" in " ".join(said)
+    assert f"{each} worker{'s' * (each > 1)} on each GPU: each needs about 1.9 of {free}.0 GB\n" in captured.err
+    command = captured.out.splitlines()[-1]
     assert command.endswith(f"--workers {workers}")
 
 

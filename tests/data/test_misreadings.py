@@ -63,6 +63,7 @@ def test_classes_whose_images_are_by_camera_are_classes(tmp_path: Path) -> None:
 
 LOOK_ALIKES = [
     ("Cat", "cat", "case"),
+    ("straße", "strasse", "the spelling of letters"),
     (COMPOSED, DECOMPOSED, "how Unicode writes their accents"),
     ("cat", "cat ", "spaces"),
     ("black cat", "black  cat", "spaces"),

@@ -8,6 +8,8 @@ from mlflow import MlflowClient
 
 from ablation.analysis.looks import level_of, past_looks, this_look
 from ablation.analysis.pooling import analyse_study
+from ablation.base.errors import StoreAway, StoreError
+from ablation.reporting import looks_section
 from ablation.reporting.looks_section import look_at, look_blocks
 from ablation.storage.store import Store, find_store
 from ablation.tracking.looks import log_look
@@ -72,6 +74,21 @@ def test_looks_without_a_plan_are_recorded_once_each(store: Store) -> None:
 
     client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
     assert len(client.search_runs([first.experiment_id], "tags.kind = 'summary'")) == 1
+
+
+def test_a_server_that_refuses_the_record_still_lets_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(looks_section, "log_look", refuse)
+    store_study(store, fake_result(CUTS, ACCURACIES, seeds=3))
+    error: Exception = StoreError("Permission denied", code="PERMISSION_DENIED")
+    result = look_at(store, "fake")
+    assert past_looks(result.tags) == []
+    assert level_of(result) == 0.05
+    error = StoreAway("it does not answer")
+    with pytest.raises(StoreAway):
+        look_at(store, "fake")
 
 
 def test_what_tests_nothing_is_not_recorded(store: Store) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from ablation.analysis.champion import Choice
+from ablation.analysis.champion import Choice, choose_champion
 from ablation.base.errors import InputError, StoreAway
+from ablation.running import champion
 from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, register_champion, version_description
 from ablation.study import read_status
 from ablation.tracking.client import KEY_TAG
@@ -83,6 +84,16 @@ def test_the_validation_predictions_are_those_of_the_best_epoch(champion_study: 
             assert run.inference_operations is not None
             assert run.inference_operations > 2 * run.spec.head_width * 10
             assert (run.inference_seconds or 0) > 0
+
+
+def test_what_a_report_has_chosen_is_not_chosen_again(
+    champion_study: ChampionStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = choose_champion(champion_study.result)
+    monkeypatch.setattr(champion, "choose_champion", None)
+    again = register_champion(champion_study.store, champion_study.result, champion_study.images, choice)
+    assert again is not None
+    assert again.run_id == winning_run(champion_study.result)
 
 
 def test_registering_again_changes_nothing(champion_study: ChampionStudy) -> None:

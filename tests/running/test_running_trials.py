@@ -43,6 +43,25 @@ def test_a_running_trial_has_its_worker_and_its_last_epoch(seen: list[list[Runni
     assert row == [second.trial, second.host, second.process, "17_2", second.since, second.last_sign]
 
 
+def test_a_resumed_trial_has_its_new_worker(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(number: int, epoch: int) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    found: list[RunningTrial] = []
+    arguments = (study_file, "--store", "s", *ONE_ARM, "--trials", 1, "--epochs", 2)
+    monkeypatch.setenv("ABLATION_JOB", "17_2")
+    with monkeypatch.context() as patch:
+        patched_train(patch, fault)
+        assert command(*arguments) == 130
+    monkeypatch.setenv("ABLATION_JOB", "18_1")
+    patched_train(monkeypatch, lambda *_: found.extend(read_status("small", find_store("s"))[1]))
+    assert command(*arguments) == 0
+    assert {running.job for running in found} == {"18_1"}
+
+
 def test_an_engines_workers_are_shown_with_their_trials(capsys: Any) -> None:
     """A task by its job, a process of this machine by its number; one that waits has none."""
     running = [

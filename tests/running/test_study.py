@@ -206,14 +206,14 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
         reports.append(len(reports))
         if is_lost:
             contextvars.Context().run(write, "the other's")  # a process of its own has no guard of this one
-        return SimpleNamespace(result=reports[-1], answer="")
+        return SimpleNamespace(result=reports[-1], answer="", champion=f"champion {reports[-1]}")
 
     reports: list[int] = []
     seen: list[str] = []
     concluded: list[object] = []
     monkeypatch.setattr(file_locks, "is_held", lambda name: name == study_lock("small") and not is_lost)
     monkeypatch.setattr(running_study, "write_report", report)
-    monkeypatch.setattr(running_study, "register_champion", lambda store, result, images: write(f"of report {result}"))
+    monkeypatch.setattr(running_study, "register_champion", lambda *given: write(f"{given[3]} of {given[1]}"))
     monkeypatch.setattr(running_study, "conclude_pages", lambda *arguments: concluded.append(arguments[2]))
     monkeypatch.setattr(running_study, "summary_key", lambda session: "x/summary")
     session: Any = SimpleNamespace(
@@ -227,7 +227,7 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
             seen.append(client.get_experiment(tracker.experiment_id).tags["champion"])
 
     wait_out(attempt, 60)
-    assert seen == ["the other's", "of report 1"]
+    assert seen == ["the other's", "champion 1 of 1"]
     assert (reports, concluded) == ([0, 1], [1])
 
 

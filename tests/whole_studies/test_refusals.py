@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from http.client import BadStatusLine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,16 +83,16 @@ def test_a_new_study_that_cannot_be(command: Command, name: str, said: str, caps
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("is_offline", [True, False])
+@pytest.mark.parametrize("fault", [URLError("Name or service not known"), BadStatusLine("a portal's page"), None])
 def test_check_says_which_weights_are_to_be_downloaded(
-    command: Command, study_file: Path, is_offline: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    command: Command, study_file: Path, fault: Exception | None, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """And downloads nothing: it asks their server for the size alone."""
 
     def answer(request: Request, timeout: float) -> AbstractContextManager[Any]:
         assert request.get_method() == "HEAD"
-        if is_offline:
-            raise URLError("Name or service not known")
+        if fault is not None:
+            raise fault
         return nullcontext(SimpleNamespace(headers={"Content-Length": "553433881"}))
 
     monkeypatch.setattr("ablation.networks.weights.urlopen", answer)
@@ -99,9 +100,9 @@ def test_check_says_which_weights_are_to_be_downloaded(
     assert command("--check", study_file, "--set", "backbone={name='vgg16', weights='imagenet'}") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "is fine: " in said
-    if is_offline:
+    if fault is not None:
         assert "warning: backbone.weights: https://download.pytorch.org/models/vgg16-397923af.pth could not be " in said
-        assert "(<urlopen error Name or service not known>); place it at cache/hub/checkpoints/vgg16-397923af" in said
+        assert f"({fault}); place it at cache/hub/checkpoints/vgg16-397923af" in said
     else:
         assert "vgg16-397923af.pth (553 MB) to cache/hub/checkpoints/vgg16-397923af.pth" in said
     assert not Path("cache").exists()
