@@ -164,15 +164,18 @@ def show_status_or_none(study: str, store: Store, patience: float | None) -> "li
 
 
 def show_workers(workers: list[EngineWorker], engine_name: str, label: str, running: "list[RunningTrial]") -> None:
-    """Print the workers that an engine has, running or waiting, each with the trial that it trains."""
+    """Print the workers that an engine has, running or waiting, each with the trials that its processes train."""
     from ablation.base.terminal import show_table
 
-    # A worker without a job of an engine is known by its host's name (a pod), or by its process.
-    trials = {name: trial for trial in running for name in (trial.job, trial.host, trial.process) if name != "-"}
     rows = []
     for worker in workers:
-        trial = trials.get(worker.id)
-        now = ["-", "-"] if trial is None else [trial.trial, trial.last_sign]
+        # A worker without a job of an engine is known by its host's name (a pod), or by its process on its host.
+        own = [
+            trial
+            for trial in running
+            if worker.id in (trial.job, trial.host) or (worker.id, worker.host) == (trial.process, trial.host)
+        ]
+        now = [", ".join(trial.trial for trial in own) or "-", ", ".join(trial.last_sign for trial in own) or "-"]
         rows.append([worker.id, worker.state, worker.host, worker.since, *now])
     notes = [] if rows else ["no worker runs or waits"]
     columns = [f"{engine_name} id", "state", "host", "since", "trial", "last epoch"]

@@ -98,17 +98,17 @@ def read_image(path: Path, size: int) -> "np.ndarray":
     """Return an image file's RGB pixels as training sees them, uint8 size x size x 3.
 
     Raises:
-        InputError: it cannot be read as an image.
+        InputError: it cannot be read as an image; says why.
     """
     from PIL import Image
 
-    from ablation.data.decoding import fit_image
+    from ablation.data.decoding import fault, fit_image
 
     try:
         with Image.open(path) as image:
             return fit_image(image, size)
-    except Exception:  # Pillow raises many kinds for broken files
-        raise InputError(f"{path}: cannot be read as an image") from None
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise InputError(f"{path}: cannot be read as an image ({fault(error)})") from None
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def check(data: Data, out: Path | None) -> None:
         images = load_images(data, track_progress)
         names = [f"{split} image {n}" for split, count in (("training", train), ("test", len(labels) - train))
                  for n in range(count)]  # fmt: skip
-        pictures, key = [*images.train_images_NHWC, *images.test_images_NHWC], images.digest
+        pictures, key = [*images.train_images_NHWC, *images.test_images_NHWC], images.listing_key
     with waiting(f"Comparing {plural(len(names), 'picture')}"):
         pairs = find_near_duplicates(pictures, lambda count: None, listing.open_image)
     keep(compared(pairs, pictures, names, train, listing.open_image), key)

@@ -79,11 +79,13 @@ def compared(
     return Comparison(len(pictures), len(across), pairs, thumbnails_P2SSC)
 
 
-def files_key(files: Iterable[File]) -> str:
-    """Return what identifies image files for `keep`: it changes with their names, sizes and times."""
+def files_key(*splits: Iterable[File]) -> str:
+    """Return what identifies the image files of splits for `keep`: it changes with their names, sizes and times."""
     key = hashlib.sha256()
-    for name, status in files:
-        key.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    for files in splits:
+        for name, status in files:
+            key.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        key.update(b"\n")  # a file that moves from the end of one split to the beginning of the next changes the key
     return key.hexdigest()
 
 

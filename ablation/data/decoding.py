@@ -5,7 +5,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,15 +129,16 @@ def _refuse_stack(image: Image) -> None:
     Raises:
         ValueError: says how many there are.
     """
-    if not isinstance(image, TiffImageFile) or image.n_frames == 1:
+    if not isinstance(image, TiffImageFile):
         return
-    size, count = image.size, 0
-    for number in range(image.n_frames):
-        image.seek(number)
-        count += image.size == size
+    size, pictures = image.size, 0
+    with suppress(Exception):  # after the last, or where the next cannot be read: Pillow raises many kinds
+        for number in count():
+            image.seek(number)
+            pictures += image.size == size
     image.seek(0)
-    if count > 1:
-        raise ValueError(f"a stack of {count} pictures: save each as a file")
+    if pictures > 1:
+        raise ValueError(f"a stack of {pictures} pictures: save each as a file")
 
 
 def _fit_reduced(image: Image, full_size: tuple[int, int], size: int, resize: Resize) -> np.ndarray:

@@ -15,7 +15,7 @@ import PIL.Image
 from ablation.base.errors import InputError
 from ablation.base.text import nearest, one_line, plural
 from ablation.data.class_names import refuse_look_alikes
-from ablation.data.decoding import STRICT_VERSION, File, ImageListing, OpenImage
+from ablation.data.decoding import DECODING_VERSION, STRICT_VERSION, File, ImageListing, OpenImage
 from ablation.data.folder_walk import Passed, passed_text
 from ablation.data.groups import groups_in
 from ablation.data.held_out import Rows, held_out_rows
@@ -159,10 +159,13 @@ def _rows(images: TableImages, data: Data) -> Rows:
     return Rows(columns.table, columns.places, columns.labels(data), splits, groups)
 
 
-def cell_text(value: Any) -> str:
-    """Return a value of a typed table as a CSV file would have it: whole numbers without a point, '' for none."""
+def cell_text(value: Any, version: int = DECODING_VERSION) -> str:
+    """Return a value of a typed table as a CSV file would have it: whole numbers without a point, '' for none.
+
+    Before `STRICT_VERSION`, bytes were written as Python writes them: b'cat'.
+    """
     if value is None or value != value:  # not a number
         return ""
-    if isinstance(value, bytes):  # words, from programs that do not say so
+    if isinstance(value, bytes) and version >= STRICT_VERSION:  # words, from programs that do not say so
         return value.decode(errors="replace").strip()
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line, one_line, plural
-from ablation.data.decoding import File, ImageListing
+from ablation.data.decoding import STRICT_VERSION, File, ImageListing
 from ablation.data.folder_walk import Passed
 from ablation.data.image_tables import Columns, TableImages, cell_text, rows_of_classes, table_listing
 from ablation.spec.files import check_manifest
@@ -30,7 +30,7 @@ def manifest_listing(data: Data, version: int) -> ImageListing:
     check_manifest(data)
     manifest = expand(str(data.manifest)).resolve()
     root = expand(data.root).resolve() if data.root is not None else manifest.parent
-    columns = read_columns(manifest)
+    columns = read_columns(manifest, version)
     passed: Passed = Counter()
     columns = columns.chosen(rows_of_classes(columns, data, passed))
     columns, files = _found_files(columns, data, root, passed)
@@ -84,15 +84,15 @@ def _meant(path: str) -> str:
     return f"; did you mean {one_line(files[0])!r}?" if files else ""
 
 
-def read_columns(path: Path) -> Columns:
-    """Read a CSV file (commas, UTF-8) or a Parquet file.
+def read_columns(path: Path, version: int) -> Columns:
+    """Read a CSV file (commas, UTF-8) or a Parquet file, as a version of the decoding does.
 
     Raises:
         InputError: it is no such file, a column is there twice, a line has too many fields, or there is no row.
     """
     table = f"data.manifest: {one_line(path.name)}"
     try:
-        columns = _csv_columns(path, table) if path.suffix.lower() == ".csv" else _parquet_columns(path, table)
+        columns = _csv_columns(path, table) if path.suffix.lower() == ".csv" else _parquet_columns(path, table, version)
     except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else first_line(error)
         raise InputError(f"{table}: cannot be read ({reason})") from None
@@ -120,12 +120,16 @@ def _csv_columns(path: Path, table: str) -> Columns:
     return Columns(table, places, {name: [row[n] for row in rows] for n, name in enumerate(names)})
 
 
-def _parquet_columns(path: Path, table: str) -> Columns:
+def _parquet_columns(path: Path, table: str, version: int) -> Columns:
     content = pyarrow.parquet.read_table(path)
     _check_names(content.column_names, table)
     kinds = {name: content.schema.field(name).type for name in content.column_names}
     nested = {name: str(kind) for name, kind in kinds.items() if pyarrow.types.is_nested(kind)}
-    values = {name: list(map(cell_text, content[name].to_pylist())) for name in kinds if name not in nested}
+    if version < STRICT_VERSION:  # they were words as Python writes them: ['cat']
+        nested = {}
+    values = {
+        name: [cell_text(value, version) for value in content[name].to_pylist()] for name in kinds if name not in nested
+    }
     return Columns(table, [f"row {number}" for number in range(1, content.num_rows + 1)], values, nested)
 
 

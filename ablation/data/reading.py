@@ -58,7 +58,7 @@ class ImageSet:
         train_groups_N: what the training images belong to, as numbers, int64; None without groups.
         test_groups_N: the same of the test images, as numbers from 0.
         names: of the training images, then of the test images, where these are few enough to be compared at once.
-        listing_key: identifies the files under which `python -m ablation.data check` keeps what it finds.
+        listing_key: see the function `listing_key`.
     """
 
     train_images_NHWC: np.ndarray
@@ -115,7 +115,6 @@ def load_split(
     images, digests = _read_images(listing, kept_N, track, processes)
     if len(kept_N) + len(listing.test_labels_N) <= FEW:
         images = replace(images, names=_names(listing, kept_N))
-    images = replace(images, listing_key=listing_key(listing))
     if data.refuses_duplicates and not is_begun:
         copies = refuse_identical(_pictures(listing, kept_N, digests))
         if copies:
@@ -237,11 +236,21 @@ def _names(listing: ImageListing, train_N: np.ndarray) -> list[str]:
     return [f"training image {n}" for n in train_N] + [f"test image {n}" for n in range(len(listing.test_labels_N))]
 
 
-def listing_key(listing: ImageListing) -> str:
-    """Return what identifies the files of a listing, see `files_key`; empty for a source without files."""
-    if listing.files is None:
-        return ""
-    return files_key([*listing.files["train"], *listing.files["test"]])
+def listing_key(listing: ImageListing, test_images_NHWC: np.ndarray | None = None) -> str:
+    """Return what identifies all images of a listing, whatever `data.limit`: what a comparison of them is kept under.
+
+    Args:
+        listing: of all images.
+        test_images_NHWC: the test images, uint8, of a source without files, which is known by them and all labels.
+    """
+    if listing.files is not None:
+        return files_key(listing.files["train"], listing.files["test"])
+    assert test_images_NHWC is not None
+    key = hashlib.sha256("\0".join(listing.classes).encode())
+    for array in (listing.train_labels_N, listing.test_labels_N, test_images_NHWC):
+        key.update(f"{array.shape}".encode())
+        key.update(np.ascontiguousarray(array).data)
+    return key.hexdigest()
 
 
 def _pictures(listing: ImageListing, train_N: np.ndarray, digests_N: list[str]) -> Pictures:
@@ -309,6 +318,7 @@ def _read_images(
                 digests_N += map(pixel_digest, part)
     about = (listing.classes, digest.hexdigest(), listing.decoding, listing.reading)
     images = ImageSet(train_images, train_labels, test_images, test_labels, *about)
+    images = replace(images, listing_key=listing_key(listing, test_images))
     if listing.groups is not None:
         train_groups_N, test_groups_N = (numbered(listing.groups[split]) for split in ("train", "test"))
         images = replace(images, train_groups_N=train_groups_N[train_N], test_groups_N=test_groups_N)

@@ -3,6 +3,7 @@
 Legend: D splits (training, validation, test), K classes.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,14 +39,20 @@ def summarise_set(images: ImageSet, split: Split) -> SetSummary:
     """Return the summary of a study's images.
 
     Up to `FEW` pictures are compared here unless that has been done before. Of more, only what
-    `python -m ablation.data check` kept is shown, because comparing them takes time.
+    `python -m ablation.data check` kept is shown, because comparing them takes time. That is of all images, whatever
+    `data.limit`.
     """
     labels = [images.train_labels_N[split.train_N], images.train_labels_N[split.val_N], images.test_labels_N]
     counts_DK = np.stack([np.bincount(labels_N, minlength=len(images.classes)) for labels_N in labels])
-    comparison, why_not = kept(images.digest) or kept(images.listing_key), ""
+    comparison, why_not = kept(_own_key(images)) or kept(images.listing_key), ""
     if comparison is None:
         comparison, why_not = _compare(images)
     return SetSummary(counts_DK, small_contact_sheet(images), comparison, why_not)
+
+
+def _own_key(images: ImageSet) -> str:
+    """Return what identifies a study's own images: by their pixels, and by their names, which the comparison shows."""
+    return hashlib.sha256(f"{images.listing_key} {images.digest}".encode()).hexdigest()
 
 
 def _compare(images: ImageSet) -> tuple[Comparison | None, str]:
@@ -58,7 +65,7 @@ def _compare(images: ImageSet) -> tuple[Comparison | None, str]:
     except InputError as error:  # without the optional library
         return None, str(error).removeprefix("near-duplicates: ")
     comparison = compared(found, pictures, images.names, len(images.train_labels_N))
-    keep(comparison, images.digest)
+    keep(comparison, _own_key(images))
     return comparison, ""
 
 

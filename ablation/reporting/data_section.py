@@ -53,9 +53,11 @@ def duplicate_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -
         return [Paragraph(_not_compared(analysis, images))]
     comparison = images.comparison
     found = plural(comparison.across, "pair") if comparison.across else "no pair"
+    is_whole = comparison.pictures != images.counts_DK.sum()  # the study has a part
     text = (
-        f"All {comparison.pictures:,} pictures were compared with each other, as they are and mirrored: {found} of a "
-        f"training and a test picture {'are' if comparison.across > 1 else 'is'} nearly the same."
+        f"All {comparison.pictures:,} pictures {'of the whole set ' if is_whole else ''}were compared with each other, "
+        f"as they are and mirrored: {found} of a training and a test picture "
+        f"{'are' if comparison.across > 1 else 'is'} nearly the same."
     )
     if not comparison.across or "near_duplicates" not in pictures:
         return [Paragraph(text)]

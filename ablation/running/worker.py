@@ -16,7 +16,8 @@ from ablation.running.study_view import StudyView
 from ablation.running.trial import find_or_create_spec, run_trial
 from ablation.running.workbench import set_up_workbench
 from ablation.search.claims import Claim, claim_trial
-from ablation.search.studies import all_ended
+from ablation.search.patient_storage import RecordMissing
+from ablation.search.studies import all_ended, check_not_replaced
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
@@ -61,6 +62,9 @@ def work_until_done(session: Session) -> None:
                 return None if claim is None else (claim, find_or_create_spec(workbench, claim))
             except StoreAway:
                 session.locks.release_all()  # a trial's lock may have been acquired already
+                raise
+            except RecordMissing:
+                check_not_replaced(session.store, spec.name, session.content)
                 raise
 
         while True:

@@ -25,6 +25,10 @@ class ClaimLost(Exception):
     """Another process owns the trial, or has ended it, so the work of this process is discarded."""
 
 
+class RecordMissing(StoreError):
+    """The database does not have a study or a trial, any more."""
+
+
 def ask_database(call: Callable[[], T], *, repeat: bool = True) -> T:
     """Return what a call to Optuna's database returns.
 
@@ -34,7 +38,7 @@ def ask_database(call: Callable[[], T], *, repeat: bool = True) -> T:
 
     Raises:
         StoreAway: the database is away for longer.
-        StoreError: it cannot be used.
+        StoreError: it cannot be used; `RecordMissing` where it lacks what the call is about.
         ClaimLost: the call would change a trial that has ended.
     """
 
@@ -54,7 +58,8 @@ def ask_database(call: Callable[[], T], *, repeat: bool = True) -> T:
             if isinstance(error, InputError):
                 raise
             reason = f"it holds what cannot be read: {first_line(error)}"
-            raise StoreError(f"{DATABASE} cannot be used ({reason})", reason) from None
+            kind = RecordMissing if isinstance(error, KeyError) else StoreError
+            raise kind(f"{DATABASE} cannot be used ({reason})", reason) from None
 
     return repeat_briefly(attempt) if repeat else attempt()
 

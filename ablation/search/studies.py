@@ -235,6 +235,18 @@ def check_identity(
             )
 
 
+def check_not_replaced(store: Store, study: str, content: dict[str, Any]) -> None:
+    """Refuse to work on Optuna studies that another process has replaced before they had a trial, see `_create`.
+
+    Raises:
+        InputError: the study of this name has other content; names the changed fields.
+    """
+    storage = open_storage(store)
+    stored = None if storage is None else stored_content(storage, study)
+    if stored is not None and (changes := content_changes(stored, content)):
+        raise InputError(f"another study called {study!r} was begun at the same time: {'; '.join(changes)}")
+
+
 def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
     """Return the fields in which an arm's stored content differs from `content`, such as 'epochs (was 10, is 11)'.
 

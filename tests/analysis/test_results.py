@@ -95,7 +95,8 @@ def test_a_table_of_results_needs_no_curves_and_no_files_but_one(
     assert list(tests) == list(study.arms[0].test_accuracies_S)
     assert table.is_best.sum() == 3
     read_results(store, "fake")
-    assert len(files) == 1 + 1 + 2 + 1 + 1  # about.json, two files of predictions, the samples, the forecast
+    # about.json, two files of predictions, the samples, the set's summary, the forecast
+    assert len(files) == 1 + 1 + 2 + 1 + 1 + 1
 
 
 def test_the_docstring_names_every_column(store: Store) -> None:

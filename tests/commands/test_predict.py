@@ -124,8 +124,9 @@ def test_files_of_every_kind_are_read_as_training_images_are(
     [
         (["small", "{image}", "{tmp}/none.png"], "{tmp}/none.png: no such file"),
         (["small", "{tmp}"], "{tmp}: is a folder"),
-        (["small", "{image}", "{tmp}/text.png"], "{tmp}/text.png: cannot be read as an image"),
-        (["small", "{image}", "{tmp}/cut.png"], "{tmp}/cut.png: cannot be read as an image"),
+        (["small", "{image}", "{tmp}/text.png"], "{tmp}/text.png: cannot be read as an image (not an image)"),
+        (["small", "{image}", "{tmp}/cut.png"], "{tmp}/cut.png: cannot be read as an image ("),
+        (["small", "{tmp}/stack.tif"], "{tmp}/stack.tif: cannot be read as an image (a stack of 2 pictures: save"),
         (["smal", "{image}"], "{store}/mlflow.db: has no study 'smal'; did you mean 'small'?"),
         (["../small", "{image}"], "the study's name '../small' must be"),
         (["small"], "Missing argument 'IMAGE...'"),
@@ -139,6 +140,8 @@ def test_refusals_are_one_line(
     image = tmp_path / "digit.png"
     Image.fromarray(champion_study.images.test_images_NHWC[0]).save(image)
     (tmp_path / "text.png").write_text("not an image")
+    pages = [Image.new("RGB", (8, 8)) for _ in range(2)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:100])
     arguments = [argument.format(image=image, tmp=tmp_path) for argument in arguments]
     if "--store" not in arguments:

@@ -113,6 +113,7 @@ def colours(path: Path, *sizes: tuple[int, int]) -> None:
     pages[0].save(path, save_all=True, append_images=pages[1:])
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Tag data larger than file")  # of broken directories
 def test_a_stack_of_pictures_is_refused_and_smaller_copies_are_not(tmp_path: Path) -> None:
     tree(tmp_path, "a", "b")
     colours(tmp_path / "a" / "stack.tif", (8, 8), (8, 8), (4, 4))
@@ -120,6 +121,14 @@ def test_a_stack_of_pictures_is_refused_and_smaller_copies_are_not(tmp_path: Pat
     assert "left out: 1 unreadable image" in load_images(folder(tmp_path, unreadable="skip")).reading
     with Image.open(tmp_path / "a" / "stack.tif") as older:
         assert fit_image(older, 8, FOLDER_VERSION)[0, 0].tolist() == [255, 0, 0]
+    content = bytearray((tmp_path / "a" / "stack.tif").read_bytes())
+    first_directory = int.from_bytes(content[4:8], "little")
+    next_pointer = first_directory + 2 + 12 * int.from_bytes(content[first_directory : first_directory + 2], "little")
+    for broken in (len(content) + 1000, 3):  # after the end of the file; where there is no directory
+        content[next_pointer : next_pointer + 4] = broken.to_bytes(4, "little")
+        (tmp_path / "a" / "stack.tif").write_bytes(content)
+        with Image.open(tmp_path / "a" / "stack.tif") as image:
+            assert fit_image(image, 8)[0, 0].tolist() == [255, 0, 0]
     colours(tmp_path / "a" / "stack.tif", (8, 8), (4, 4), (2, 2))
     assert [255, 0, 0] in first(load_images(folder(tmp_path)), 0)[:, 0, 0].tolist()
 
@@ -214,6 +223,9 @@ def test_columns_of_parquet(photos: Path) -> None:
     assert load_images(data("bytes")).classes == ["cat", "dog"]
     assert load_images(data("true")).classes == ["False", "True"]
     refused(data("list"), r"column 'list' .data.label_column. must hold words or numbers, not list<element: string>")
+    # What studies that began before have as their classes, which belong to what identifies them.
+    assert list_images(data("bytes"), FOLDER_VERSION).classes == ["b'cat'", "b'dog'"]
+    assert list_images(data("list"), FOLDER_VERSION).classes == ["['cat']", "['dog']"]
 
 
 def test_a_list_of_labels_in_a_set_of_hugging_face(tmp_path: Path) -> None:

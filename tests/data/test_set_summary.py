@@ -92,11 +92,25 @@ def test_without_the_library_the_report_says_so(photos: Path, monkeypatch: pytes
 
 
 def test_sets_without_files_are_compared_by_their_pixels(study_file: Path) -> None:
+    """What is kept of all of them is found by a study of some of them."""
     assert "0 pairs of pictures nearly the same" in run("check", str(study_file))
-    images, _ = load_split(Data(source="digits"), seed=0)
-    comparison = kept(images.digest)
+    images, split = load_split(Data(source="digits", limit=200), seed=0)
+    comparison = summarise_set(images, split).comparison
     assert comparison is not None
     assert comparison.pictures == 1797
+    assert kept(load_split(Data(source="digits", classes=["1", "2"]), seed=0)[0].listing_key) is None
+
+
+def test_a_copy_of_a_set_has_its_own_names(photos: Path) -> None:
+    """Its pixels are the same."""
+    summarise_set(*load_split(data(photos), seed=0))
+    copy = photos.rename(photos.with_name("copy"))
+    for path in list(copy.rglob("*.*g")):
+        path.rename(path.with_name(f"new-{path.name}"))
+    comparison = summarise_set(*load_split(data(copy), seed=0)).comparison
+    assert comparison is not None
+    (pair,) = comparison.pairs
+    assert pair[:2] == (str(copy / "train" / "b" / "new-copy.jpg"), str(copy / "test" / "b" / "new-15.png"))
 
 
 @pytest.mark.parametrize("classes", [2, 30, 100])

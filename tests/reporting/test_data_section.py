@@ -26,12 +26,12 @@ def with_images(comparison: Comparison | None, why_not: str = "") -> StudyResult
     )
 
 
-def comparison(across: int) -> Comparison:
+def comparison(across: int, pictures: int = 1394) -> Comparison:
     pairs = [Pair(f"/home/me/set/train/a/{n}.jpg", f"/home/me/set/test/b/<{n}>.jpg", n / 4, n == 1)
              for n in range(min(across, 12))]  # fmt: skip
     thumbnails = np.zeros((len(pairs), 2, 48, 48, 3), np.uint8)
     thumbnails[:, 1] = 200
-    return Comparison(60_200, across, pairs, thumbnails)
+    return Comparison(pictures, across, pairs, thumbnails)
 
 
 def section(report: Report, title: str) -> str:
@@ -49,7 +49,9 @@ def test_classes_are_counted_and_the_sheet_is_in_the_page() -> None:
     assert report.figures["contact_sheet.png"] == PNG.getvalue()
     assert 'alt="Contact sheet: training images of 4 classes, a row for each"' in report.html
     duplicates = section(report, "Near-duplicates across training and test")
-    assert "All 60,200 pictures were compared with each other, as they are and mirrored: no pair of a" in duplicates
+    assert "All 1,394 pictures were compared with each other, as they are and mirrored: no pair of a" in duplicates
+    whole = section(build_report(with_images(comparison(0, 60_200))), "Near-duplicates across training and test")
+    assert "All 60,200 pictures of the whole set were compared with each other" in whole
 
 
 def test_near_duplicates_are_shown_beside_each_other_and_not_folded() -> None:

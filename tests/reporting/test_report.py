@@ -555,7 +555,7 @@ def test_a_store_without_images_has_a_report_without_them() -> None:
 def put_in_store(monkeypatch: pytest.MonkeyPatch, result: StudyResult) -> dict[str, Any]:
     """Let a study be found without a store; return what is logged."""
     logged: dict[str, Any] = {}
-    monkeypatch.setattr(report, "read_results", lambda store, name: result)
+    monkeypatch.setattr(report, "look_at", lambda store, name: result)
     monkeypatch.setattr(
         report, "log_report", lambda store, run_id, files, note: logged.update(run=run_id, files=files, note=note)
     )

@@ -63,14 +63,20 @@ def test_a_resumed_trial_has_its_new_worker(
 
 
 def test_an_engines_workers_are_shown_with_their_trials(capsys: Any) -> None:
-    """A task by its job, a process of this machine by its number; one that waits has none."""
+    """A job by its id, with all its processes; a pod by its name; a process by its number on its host."""
     running = [
         RunningTrial("a #0", "n1", "40", "17_1", "10:00", "10:05"),
-        RunningTrial("b #0", "n2", "41", "-", "10:01", "10:06"),
+        RunningTrial("a #1", "n1", "43", "17_1", "10:00", "10:07"),
+        RunningTrial("b #0", "n1", "41", "-", "10:01", "10:06"),
+        RunningTrial("b #1", "n2", "41", "-", "10:01", "10:08"),
+        RunningTrial("b #2", "n2", "42", "-", "10:01", "10:09"),
+        RunningTrial("c #0", "pod-x", "1", "-", "10:02", "10:10"),
     ]
-    workers = [EngineWorker(name, "running", "n1", "09:59") for name in ("17_1", "41", "17_3")]
+    workers = [EngineWorker(name, "running", "n1", "09:59") for name in ("17_1", "41", "42", "17_3", "pod-x")]
     show_workers(workers, "slurm", "label", running)
     text = capsys.readouterr().out
-    assert "| 17_1 | running | n1 | 09:59 | a #0 | 10:05 |" in text
+    assert "| 17_1 | running | n1 | 09:59 | a #0, a #1 | 10:05, 10:07 |" in text
     assert "| 41 | running | n1 | 09:59 | b #0 | 10:06 |" in text
+    assert "| 42 | running | n1 | 09:59 | - | - |" in text, "that process is another host's"
     assert "| 17_3 | running | n1 | 09:59 | - | - |" in text
+    assert "| pod-x | running | n1 | 09:59 | c #0 | 10:10 |" in text

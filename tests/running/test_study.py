@@ -254,3 +254,21 @@ def test_a_repair_waits_until_results_of_this_machine_are_delivered(
     server_is_away = False
     running_study.mend_stores(session)
     assert compared == [session]
+
+
+def test_who_begins_a_name_that_is_replaced_is_refused(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before our first trial, another process makes the name its own, with values of which the lowest is the best."""
+    real = running_study.work_until_done
+
+    def after_another(session: Session) -> None:
+        spec = session.spec.model_copy(update={"objective": "loss"})
+        content = session.content | {"objective": "loss"}
+        create_arms(open_storage(session.store), spec, content, session.tracker.key)
+        real(session)
+
+    monkeypatch.setattr(running_study, "work_until_done", after_another)
+    assert command(study_file, "--store", "s", *ONE_ARM, "--trials", 1, "--set", "confirm.seeds=1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: another study called 'small' was begun at the same time: objective (was 'loss'")
