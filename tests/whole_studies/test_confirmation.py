@@ -31,8 +31,8 @@ def evaluations(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None] = lam
     seen: list[int] = []
     real = _save_predictions
 
-    def counting(path: Path, model: str, workbench: Workbench, training: Any) -> None:
-        real(path, model, workbench, training)
+    def counting(path: Path, model: str, workbench: Workbench, *arguments: Any) -> None:
+        real(path, model, workbench, *arguments)
         seen.append(len(workbench.test_labels_N))
         fault()
 

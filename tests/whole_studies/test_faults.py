@@ -57,7 +57,8 @@ def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
         tags = [
             (k, readable(v))
             for k, v in rows("key, value", "tags")
-            if k not in ("ablation.key", "mlflow.runName", "mlflow.user") and not k.startswith("ablation.sha256")
+            if k not in ("ablation.key", "mlflow.runName", "mlflow.user", "worker")
+            and not k.startswith("ablation.sha256")
         ]
         (inputs,) = database.execute("SELECT count(*) FROM inputs WHERE destination_id = ?", (run,)).fetchone()
         folder = store / "artifacts" / "small" / run / "artifacts"
@@ -100,7 +101,7 @@ def tensors(path: Path) -> Any:
     """Return the content of a safetensors file, whose metadata come in any order."""
     with safe_open(path, framework="numpy") as file:
         names = sorted(file.keys())
-        return sorted(file.metadata().items()), [(name, file.get_tensor(name).tobytes()) for name in names]
+        return sorted((file.metadata() or {}).items()), [(name, file.get_tensor(name).tobytes()) for name in names]
 
 
 # Three trials: the first finishes, the second is pruned, the third diverges; and one that finishes, and is confirmed.
