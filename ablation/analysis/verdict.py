@@ -160,7 +160,7 @@ def _sentence(view: Standing, factor: FactorAnalysis, margin: float | None, form
         if names:
             parts.append(_group(view, (names, verb), amounts, form, others))
             if names is view.undecided and view.bound is not None and form == 0:
-                parts[-1] += f" (or up to {view.amount(view.bound)} apart)"
+                parts[-1] += f" (within {view.amount(view.bound)})"
     start, *rest = parts
     return f"{start}{': ' if factor.pivot else '; '}{'; '.join(rest)}" if rest else start
 

@@ -341,7 +341,7 @@ def sentences(study: StudyResult, tables: Tables) -> Iterable[str]:
                 yield f"{pts(-float(value) / 100)} ({_negative(high)} to {_negative(low)}, {p_text})"
                 yield f"changes by {value} points ({ends}, {p_text})"
                 yield f"by {value.removeprefix('-')} points"
-                yield f"(or up to {pts(max(abs(float(low)), abs(float(high))) / 100)} points apart)"
+                yield f"(within {pts(max(abs(float(low)), abs(float(high))) / 100)} points)"
                 assert first != second
     winner = max(arms.values(), key=lambda arm: np.mean([run.val_accuracy or 0 for run in arm.confirmations]))
     champion = max(winner.confirmations, key=lambda run: run.val_accuracy or 0)

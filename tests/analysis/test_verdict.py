@@ -33,7 +33,7 @@ A_FIRST = [difference("a", "b", 0.002), difference("a", "c", 0.05), difference("
     ("family", "pivot", "margin", "expected"),
     [
         (A_FIRST, None, None,
-         "a is ahead; b might be as good (or up to 1.2 points apart); c is clearly worse, by 5.0 points."),
+         "a is ahead; b might be as good (within 1.2 points); c is clearly worse, by 5.0 points."),
         (A_FIRST, None, 0.02, "a is ahead; b is as good; c is clearly worse, by 5.0 points."),
         ([difference("a", "b", 0.02), difference("a", "c", 0.05), difference("b", "c", 0.03)], None, None,
          "a is best; b and c are clearly worse, by 2.0 to 5.0 points."),
