@@ -284,7 +284,11 @@ def _check_manifest(found: Folder, data: Data, read: dict[str, tuple[str, str]])
     with (found.root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *sorted(rows, key=lambda row: (row[1], row[0]))])
     keys = {"source": "manifest", "root": None, "manifest": str(found.root / "labels.csv")}
-    assert _read(list_images(data.model_copy(update=keys)), found) == read
+    as_table = data.model_copy(update=keys)
+    if any(name.lower() == "nan" for _, name in found.labels.values()):
+        assert "stands for none" in refusal(lambda: list_images(as_table))
+        return
+    assert _read(list_images(as_table), found) == read
 
 
 def refusal(read: Callable[[], object]) -> str:
