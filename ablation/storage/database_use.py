@@ -17,7 +17,7 @@ def database_bytes(url: str) -> int | None:
         return sqlite_path(url).stat().st_size
     if not url.startswith("postgresql"):
         return None
-    with sqlalchemy.create_engine(url).connect() as connection:
+    with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
         return int(connection.exec_driver_sql("select pg_database_size(current_database())").scalar_one())
 
 
