@@ -29,20 +29,15 @@ def cli(names: tuple[str, ...], store_option: str | None, form: str, patience: f
         raise InputError("which studies? name at least two, each once")
     store = find_store(store_option)
 
-    from ablation.analysis.across_studies import check_same_question
-    from ablation.analysis.pooling import analyse_study
-    from ablation.base.retries import START_PATIENCE, wait_out
+    from ablation.base.retries import wait_out
     from ablation.base.terminal import say, say_prose, show_table
-    from ablation.reporting.comparison_of_studies import across_json, across_sentences, across_tables
-    from ablation.reporting.looks_section import look_at
+    from ablation.reporting.comparison_of_studies import across_json, across_sentences, across_tables, read_studies
     from ablation.search import configure_optuna
     from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()
-    seconds = START_PATIENCE if patience is None else patience
-    analyses = wait_out(lambda: [analyse_study(look_at(store, name)) for name in names], seconds)
-    check_same_question(analyses)
+    analyses = wait_out(lambda: read_studies(store, names), patience)
     if form == "json":
         click.echo(across_json(analyses), nl=False)
         return

@@ -43,7 +43,7 @@ def cli(
     with refusing_unreachable_paths():
         _ = store.is_empty
 
-    from ablation.base.retries import START_PATIENCE, wait_out
+    from ablation.base.retries import wait_out
     from ablation.base.terminal import say_prose
     from ablation.reporting.exports import export
     from ablation.reporting.pooled_report import read_analysis, write_pooled_report
@@ -54,16 +54,15 @@ def cli(
 
     configure_mlflow()
     configure_optuna()
-    seconds = START_PATIENCE if patience is None else patience
     if form is not None:
-        click.echo(export(wait_out(lambda: read_analysis(store, names), seconds), form), nl=False)
+        click.echo(export(wait_out(lambda: read_analysis(store, names), patience), form), nl=False)
         return
     folder = None if output is None else expand(output)
 
     def write() -> Report:
         return write_report(store, names[0], folder) if len(names) == 1 else write_pooled_report(store, names, folder)
 
-    show_report(wait_out(write, seconds))
+    show_report(wait_out(write, patience))
     for name in names:
         for text in stored_differences(store, name):
             say_prose(text)

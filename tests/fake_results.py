@@ -232,10 +232,9 @@ def fake_result(
     return fake_study(spec, results, [f"class {k}" for k in range(classes)])
 
 
-def store_study(store: Store, result: StudyResult) -> StudyRecord:
-    """Put a study into an empty store, as its trials would, and return its record there."""
+def begin_fake_summary(store: Store, result: StudyResult) -> Tracker:
+    """Begin the summary run of a study, and return its tracker."""
     spec = result.spec
-    store.prepare()
     client = open_client(store, create=True)
     assert client is not None
     tracker = Tracker(client, store, spec.name, spec.question)
@@ -247,13 +246,20 @@ def store_study(store: Store, result: StudyResult) -> StudyRecord:
     }
     assert result.samples is not None
     tracker.begin_summary("summary", spec.name, about, {SAMPLES_FILE: samples_file(result.samples)})
+    return tracker
+
+
+def store_study(store: Store, result: StudyResult) -> StudyRecord:
+    """Put a study into a store, as its trials would, and return its record there."""
+    store.prepare()
+    tracker = begin_fake_summary(store, result)
     folder = store.root / "work"
     folder.mkdir(exist_ok=True)
     for arm in result.arms:
         for kind, runs in (("trials", arm.trials), ("confirmations", arm.confirmations)):
             for run in runs:
                 _store_run(TrialRun(tracker, f"{arm.arm.name}/{kind}/{run.number}", folder, ""), run, folder)
-    return read_study(store, spec.name)
+    return read_study(store, result.spec.name)
 
 
 RUN_STATUS: dict[str, RunStatus] = {"finished": "FINISHED", "failed": "FAILED"}

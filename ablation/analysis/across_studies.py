@@ -15,6 +15,7 @@ from statsmodels.stats.meta_analysis import combine_effects
 from statsmodels.stats.multitest import multipletests
 
 from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.results import StudyResult
 from ablation.analysis.statistics import ALPHA, Estimate
 from ablation.base.errors import InputError
 from ablation.spec.objective import ACCURACY, Objective
@@ -50,6 +51,11 @@ class MeanDifference:
         return sum(self.objective.sign * value > 0 for value in self.of_studies.values())
 
     @property
+    def losses(self) -> int:
+        """In how many of the studies `second` is ahead."""
+        return sum(self.objective.sign * value < 0 for value in self.of_studies.values())
+
+    @property
     def is_shown(self) -> bool:
         """Whether the corrected p-value is below 0.05."""
         return self.mean.p is not None and self.mean.p < ALPHA
@@ -69,14 +75,14 @@ class ArmAcross:
         return float(np.mean(list(self.values.values())))
 
 
-def check_same_question(analyses: Sequence[StudyAnalysis]) -> None:
+def check_same_question(results: Sequence[StudyResult]) -> None:
     """Refuse studies that do not compare the same levels.
 
     Raises:
         InputError: names two studies, and the factor in which they differ.
     """
-    first = analyses[0].result.spec
-    for other in (analysis.result.spec for analysis in analyses[1:]):
+    first = results[0].spec
+    for other in (result.spec for result in results[1:]):
         if first.objective != other.objective:
             raise InputError(
                 f"{first.name} and {other.name} cannot be compared: their objectives are {first.objective} and "

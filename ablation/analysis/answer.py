@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ablation.analysis.arm_summaries import (
     ArmSummary,
     Mistake,
@@ -21,6 +19,7 @@ from ablation.analysis.comparison import (
     FactorAnalysis,
     Interaction,
     compare,
+    least_beaten,
     over_seeds,
 )
 from ablation.analysis.looks import level_of, look_sentences
@@ -29,8 +28,17 @@ from ablation.analysis.registration import registration_sentences
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS, chances_of_best
 from ablation.analysis.tuning import searched_params
-from ablation.analysis.verdict import best_of, factor_lines
-from ablation.analysis.wording import format_p, format_seeds, interval_points, join, points, unit_words, value_words
+from ablation.analysis.verdict import factor_lines
+from ablation.analysis.wording import (
+    chance_words,
+    format_p,
+    format_seeds,
+    interval_points,
+    join,
+    points,
+    unit_words,
+    value_words,
+)
 from ablation.base.text import format_params, plural
 from ablation.spec.objective import ACCURACY, Objective
 
@@ -96,7 +104,7 @@ class StudyAnalysis:
 
 def analyse(result: StudyResult) -> StudyAnalysis:
     """Return the analysis of a study as it stands, over seeds; `pooling.analyse_study` is that of any study."""
-    correct = correct_of(result)
+    correct = result.scores
     groups_N = result.test_groups_N
     goal = result.spec.goal
     compared = compare(result, correct, over_seeds(groups_N, level_of(result), goal))
@@ -107,7 +115,7 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     outliers = outlying_runs(result)
     verdict = verdict_of(result, summaries, compared)
     evidence = [
-        *evidence_of(result, summaries, compared, margin_of(result)),
+        *evidence_of(result, summaries, compared),
         *chance_sentences(chances, from_best, _among(from_best, correct), goal),
         *([CONDITION] if compared.contrasts else []),
         *_apart(result, outliers, verdict),
@@ -134,17 +142,6 @@ def mistakes_of(champion: Choice | None, result: StudyResult) -> list[Mistake]:
     return [] if champion is None else confident_mistakes(champion_run(champion.arm), result.classes)
 
 
-def correct_of(result: StudyResult) -> dict[str, np.ndarray]:
-    """Return confirmed arm -> whether each run is right about each test image, S x N; see `ArmResult.scores_SN`."""
-    return {arm.arm.name: arm.scores_SN for arm in result.arms if arm.confirmed}
-
-
-def margin_of(result: StudyResult) -> float | None:
-    """Return the study's equivalence margin as a fraction, of a loss in nats; None without one."""
-    equivalence = result.spec.confirm.equivalence
-    return None if equivalence is None else equivalence / result.spec.goal.per_unit
-
-
 def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
     """Return the answer in plain words, a line per factor."""
     confirmed = [arm for arm in arms if arm.estimate is not None]
@@ -168,7 +165,7 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
     if len(confirmed) == 1:
         return [f"{start}Only {confirmed[0].name} is confirmed, so there is nothing to compare."]
     factors = [factor for factor in compared.factors if len(factor.levels) > 1]
-    lines = factor_lines(factors, margin_of(result))
+    lines = factor_lines(factors, result.spec.margin)
     return [start + lines[0], *lines[1:]]
 
 
@@ -211,9 +208,9 @@ def _missing(result: StudyResult) -> list[str]:
     return [f"Still missing: {' and '.join(texts)}."] if texts else []
 
 
-def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons, margin: float | None) -> list[str]:
+def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
     """Return what is missing, the measured differences with intervals and p-values, and what limits them."""
-    confirmed = [arm for arm in arms if arm.estimate is not None]
+    confirmed, margin = [arm for arm in arms if arm.estimate is not None], result.spec.margin
     sentences = _missing(result) + result.left_out_texts
     if len(confirmed) == 1 and len(arms) > 1:
         only = confirmed[0]
@@ -223,7 +220,8 @@ def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Compariso
     elif confirmed:
         for factor in compared.factors:
             if factor.family:
-                sentences.append(_of_factor(factor, margin))
+                others = [other.factor for other in compared.factors if other is not factor]
+                sentences.append(_of_factor(factor, others, margin))
                 for other, each in factor.by_level.items():
                     if len(each) <= MOST_AT_LEVELS:
                         sentences.append(_at_levels(factor, other, each, margin))
@@ -237,31 +235,29 @@ def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Compariso
         if lost:
             numbers = join([f"#{run.number}" for run in lost])
             reasons = "; ".join(sorted({run.reason or "no reason is known" for run in lost}))
-            sentences.append(
-                f"{arm.name}: {plural(len(lost), 'confirmation run')} failed ({numbers}: {reasons}); its figures are "
-                "those of the others."
-            )
+            rest = "its figures are those of the others" if arm.estimate is not None else "it is not confirmed"
+            runs = plural(len(lost), "confirmation run")
+            sentences.append(f"{arm.name}: {runs} failed ({numbers}: {reasons}); {rest}.")
     return sentences
 
 
-def _of_factor(factor: FactorAnalysis, margin: float | None) -> str:
+def _of_factor(factor: FactorAnalysis, others: Sequence[str], margin: float | None) -> str:
     pivot = factor.pivot or factor.ahead or factor.levels[0].label
     with_pivot = [d for d in factor.family if pivot in (d.first, d.second)]
     if not with_pivot:
         return f"{factor.factor}: no level shares a combination of the other factors with {pivot}."
-    text = f"{factor.factor}: {_from(pivot, with_pivot, margin)}."
+    averaged = f", averaged over {join(others)}" if others else ""
+    text = f"{factor.factor}{averaged}: {_from(pivot, with_pivot, margin)}"
     if factor.by_level:
-        text = f"{text[:-1]}, averages over {join(list(factor.by_level))} that hide an interaction."
-    if factor.leader not in (None, pivot) and factor.pivot is None:
-        text += f" On validation, {factor.leader} leads."
-    return text
+        text += f"; these averages hide an interaction with {join(list(factor.by_level))}"
+    return f"{text}."
 
 
 def _at_levels(factor: FactorAnalysis, other: str, differences: Sequence[Difference], margin: float | None) -> str:
     clauses = []
     for at in dict.fromkeys(str(d.at) for d in differences):
         here = [d for d in differences if d.at == at]
-        pivot = factor.pivot or best_of(here)
+        pivot = factor.pivot or least_beaten(here)
         with_pivot = [d for d in here if pivot in (d.first, d.second)]
         if with_pivot:
             clauses.append(f"with {at}, {_from(pivot, with_pivot, margin)}")
@@ -285,7 +281,10 @@ def _from(pivot: str, differences: Sequence[Difference], margin: float | None) -
         cells.append(cell)
     seeds = (min(d.seeds[0] for d in differences), max(d.seeds[1] for d in differences))
     unit, few = differences[0].unit, ""
-    if any(not difference.is_tested for difference in differences):
+    untested = [difference for difference in differences if not difference.is_tested]
+    if not all(difference.lacks_seeds for difference in untested):
+        few = "; a single test image, or a single group of them, proves nothing"
+    elif untested:
         few = f"; arms with fewer than {FEWEST_SEEDS} {unit}s are not tested, because so few prove nothing"
     return f"{pivot} minus {join(cells)}, in {unit_words(goal)}, {format_seeds(seeds, unit)}{few}"
 
@@ -329,7 +328,8 @@ def chance_sentences(
     if not chances:
         return []
     ranked = sorted(chances, key=lambda arm: -chances[arm])
-    likely = join([f"{arm} {_percent(chances[arm])}" for arm in ranked if chances[arm] >= 0.05][:3])
+    cells = [f"{arm} {chance_words(chances[arm])}" for arm in ranked if chances[arm] >= 0.05][:3]
+    likely = join(cells) if cells else "below 5 % each"
     rivals = _rivals(from_best, goal)
     if among:
         return [f"Of {among}, chance to be the best: {likely}. Of these, at 95 %, {rivals}"]
@@ -353,10 +353,6 @@ def _rivals(from_best: dict[str, FromBest], goal: Objective) -> str:
     return f"{which}; each is at most {behind} behind the best."
 
 
-def _percent(share: float) -> str:
-    return "> 99 %" if share > 0.99 else f"{100 * share:.0f} %"
-
-
 def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> list[str]:
     """Return the outlying runs by name, and the verdict without them."""
     if not outliers:
@@ -365,7 +361,7 @@ def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> 
     summaries = [summarise_arm(arm, len(rest.classes)) for arm in rest.arms]
     goal = result.spec.goal
     estimator = over_seeds(result.test_groups_N, level_of(result), goal)
-    again = " ".join(verdict_of(result, summaries, compare(rest, correct_of(rest), estimator)))
+    again = " ".join(verdict_of(result, summaries, compare(rest, rest.scores, estimator)))
     names = join(
         [
             f"{o.arm} confirmation run #{o.run.number} (test {goal.label} {o.run.test_value:.4f}, its arm's median "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ablation.analysis.results import ArmResult, RunResult, StudyResult, goal_of
+from ablation.analysis.results import ArmResult, RunResult, StudyResult, best_run, goal_of
 from ablation.analysis.statistics import Estimate, contrast
 from ablation.analysis.tuning import BestOf, best_of
 from ablation.training.evaluation import balanced_accuracy_and_macro_f1
@@ -39,8 +39,10 @@ def champion_run(arm: ArmResult) -> RunResult:
     Raises:
         ValueError: no confirmation run of the arm has finished.
     """
-    finished = [run for run in arm.confirmations if run.val_value is not None]
-    return max(finished, key=lambda run: run.goodness)
+    run = best_run(arm.confirmations)
+    if run is None:
+        raise ValueError(f"no confirmation run of {arm.arm.name} has finished")
+    return run
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,6 @@ class ArmSummary:
         macro_f1: macro F1 of the test images over its confirmation runs, the mean of the classes' F1 scores.
         class_accuracies_K: mean test accuracy of each class over seeds, NaN for a class without test images.
         confusion_KK: mean over seeds of the fraction of each true class (row) that is predicted as each class (column).
-        tuned_minus_confirmed: the tuned trial's validation value minus the mean of its confirmation runs.
         best_so_far_T: the best validation value of the trials so far, in their order; NaN before the first finished.
         best_of: what fewer trials would have found.
         late_rise: the improvement of that in the last third of the trials; None where fewer than three have ended.
@@ -89,7 +90,6 @@ class ArmSummary:
     macro_f1: Summary | None
     class_accuracies_K: np.ndarray | None
     confusion_KK: np.ndarray | None
-    tuned_minus_confirmed: float | None
     best_so_far_T: np.ndarray
     best_of: BestOf | None
     late_rise: float | None
@@ -173,7 +173,6 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
         macro_f1=summarise(scores_S2[:, 1]),
         class_accuracies_K=None if confusion_KK is None else np.diagonal(confusion_KK).copy(),
         confusion_KK=confusion_KK,
-        tuned_minus_confirmed=None if val is None or arm.best is None else (arm.best.val_value or 0.0) - val.mean,
         best_so_far_T=best_so_far_T,
         best_of=best_of(arm.trials),
         late_rise=late_rise(best_so_far_T),

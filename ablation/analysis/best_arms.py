@@ -60,7 +60,7 @@ def compared_with_best(
         level: chance that any of the intervals misses.
         objective: the metric.
     """
-    usable = usable_arms(correct)
+    usable = usable_arms(correct, groups_N)
     if len(usable) < 2:
         return {}
     moments = arm_moments(usable, groups_N, objective)
@@ -89,7 +89,7 @@ def compared_with_best_over_repeats(
         level: chance that any of the intervals misses.
         objective: the metric.
     """
-    usable = usable_arms(right)
+    usable = usable_arms(right, groups_N)
     return best_over_repeats(repeat_moments(usable, groups_N, objective), draws, level) if len(usable) > 1 else {}
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from ablation.analysis.statistics import ALPHA
 
 NODES = 200  # of the quadrature over what has not been shown so far; more change no level's fourth digit
-STEPS = 60  # of the bisection that finds a boundary
 
 
 def planned_levels(looks: Sequence[int], alpha: float = ALPHA) -> list[float]:
@@ -42,12 +42,12 @@ def planned_levels(looks: Sequence[int], alpha: float = ALPHA) -> list[float]:
 
 def _boundary(points_P: np.ndarray, density_P: np.ndarray, deviation: float, chance: float) -> float:
     """Return the boundary that a normal step from these points crosses on either side with this chance."""
-    low, high = 0.0, 20.0
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        crossing_P = ndtr((points_P - middle) / deviation) + ndtr((-points_P - middle) / deviation)
-        low, high = (middle, high) if crossing_P @ density_P > chance else (low, middle)
-    return (low + high) / 2
+
+    def excess(boundary: float) -> float:
+        crossing_P = ndtr((points_P - boundary) / deviation) + ndtr((-points_P - boundary) / deviation)
+        return float(crossing_P @ density_P) - chance
+
+    return float(brentq(excess, 0.0, 20.0, xtol=1e-15))
 
 
 def unplanned_level(number: int, alpha: float = ALPHA) -> float:

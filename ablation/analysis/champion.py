@@ -15,7 +15,7 @@ from ablation.analysis.best_arms import FromBest, best_over_repeats, compared_wi
 from ablation.analysis.repeats import RepeatMoments
 from ablation.analysis.results import ArmResult, StudyResult, goal_of
 from ablation.analysis.simultaneous import FEWEST_SEEDS
-from ablation.analysis.wording import points
+from ablation.analysis.wording import margin_words, points
 from ablation.base.text import plural
 from ablation.spec.objective import ACCURACY, Objective
 
@@ -40,16 +40,14 @@ def choose_champion(result: StudyResult) -> Choice | None:
     best = winning_arm(result)
     if best is None:
         return None
-    confirm = result.spec.confirm
-    if confirm.champion == "best" or confirm.equivalence is None or len(result.arms) == 1:
+    goal, margin = result.spec.goal, result.spec.margin
+    if result.spec.confirm.champion == "best" or margin is None or len(result.arms) == 1:
         return Choice(best, _best_reason(best))
-    goal = result.spec.goal
-    unit = "point" if confirm.equivalence == 1 and goal.unit == "points" else goal.unit
-    less = f"less than {confirm.equivalence:g} {unit} worse"
+    less = f"less than {margin_words(margin, goal)} worse"
     ends, obstacle = distances_from_best(result)
     if not obstacle and best.arm.name not in ends:
         obstacle = f"the best arm has no {FEWEST_SEEDS} runs with validation predictions"
-    not_worse = {arm: low for arm, end in ends.items() if (low := end.low) > -confirm.equivalence / goal.per_unit}
+    not_worse = {arm: low for arm, end in ends.items() if (low := end.low) > -margin}
     costs = {arm.arm.name: inference_operations(arm) for arm in result.arms}
     candidates = [arm for arm in result.arms if arm is best or arm.arm.name in not_worse]
     candidates = [arm for arm in candidates if costs[arm.arm.name] is not None]
@@ -101,7 +99,11 @@ def distances_from_best(result: StudyResult) -> tuple[dict[str, FromBest], str]:
     scores = {arm: np.array([p.scores_N(goal) for p in each]) for arm, each in validation.items() if each}
     groups_N = next((p.groups_N for each in validation.values() for p in each), None)
     ends = compared_with_best(scores, groups_N=groups_N, objective=goal)
-    return ends, "" if ends else f"two arms with {FEWEST_SEEDS} seeds are needed"
+    if ends:
+        return ends, ""
+    is_single = sum(len(y_SN) >= FEWEST_SEEDS for y_SN in scores.values()) > 1
+    few = f"two arms with {FEWEST_SEEDS} seeds are needed"
+    return {}, "validation has a single image or group" if is_single else few
 
 
 def _over_repeats(arms: Sequence[ArmResult]) -> tuple[dict[str, FromBest], str]:

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 
-from ablation.analysis.arm_summaries import confirmed_validation
 from ablation.analysis.contrasts import (
     Comparison,
     CrossComparison,
@@ -118,6 +117,11 @@ class Difference:
         return self.estimate.p is not None
 
     @property
+    def lacks_seeds(self) -> bool:
+        """Whether an arm has too few seeds for a test; what has enough is untested on a single image or group alone."""
+        return self.seeds[0] < FEWEST_SEEDS
+
+    @property
     def is_shown(self) -> bool:
         """Whether the simultaneous interval excludes zero."""
         return self.estimate.p is not None and self.estimate.p < ALPHA
@@ -126,6 +130,11 @@ class Difference:
     def favours_first(self) -> bool:
         """Whether the first is better."""
         return self.gain > 0
+
+    @property
+    def loser(self) -> str:
+        """The label of the level that is not better."""
+        return self.second if self.favours_first else self.first
 
     @property
     def gain(self) -> float:
@@ -165,9 +174,9 @@ class FactorAnalysis:
         family: the differences; pairs that cannot be compared are left out.
         not_compared: the reason for each of these pairs.
         partial: the differences over fewer combinations than the study has, and their combinations.
-        leader: the label of the level with the best mean validation value of its confirmation runs, over the
-            combinations of the other factors that all confirmed levels have where there are any; None without levels.
-        ahead: that of the level with the best mean on the test images.
+        ahead: the label of the level with the best mean on the test images, over the combinations of the other factors
+            that all levels have, or over all where there are none; where another is shown to be better, because they
+            were compared over other combinations, the one of `least_beaten`.
         confounded: the pairs of [[arms]] in the family that differ in several parameters, and these parameters.
         by_level: other factor -> the differences at each of its levels, where an interaction with it is shown.
         objective: what is compared.
@@ -180,7 +189,6 @@ class FactorAnalysis:
     family: list[Difference]
     not_compared: list[str]
     partial: list[str]
-    leader: str | None
     ahead: str | None
     confounded: dict[tuple[str, str], list[str]]
     by_level: dict[str, list[Difference]] = field(default_factory=dict)
@@ -246,10 +254,10 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
         correct: its confirmed arms.
         estimator: of the differences.
     """
-    spec = result.spec
+    spec, unit = result.spec, estimator.unit
     all_places = places(spec)
     confirmed = {arm: all_places[arm] for arm in correct}
-    usable = usable_arms(correct)
+    usable = usable_arms(correct, estimator.groups_N)
     tested = {arm: all_places[arm] for arm in usable}
     pivot_of = pivots(spec, {factor: tuning_leader(result, factor) for factor in spec.compared_levels()})
     pairs = label_pairs(spec, pivot_of)
@@ -264,6 +272,8 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
     found = [
         _interaction(c, estimate, correct) for c, estimate in zip(crossed, estimates[len(comparisons) :], strict=True)
     ]
+    is_single = not usable and any(len(y_SN) >= FEWEST_SEEDS for y_SN in correct.values())
+    lacking = "nothing is tested on a single image or group" if is_single else f"an arm lacks {FEWEST_SEEDS} {unit}s"
     by_level = _at_levels(tested, pairs, [i.factors for i in found if i.is_shown], (usable, estimator))
     return Comparisons(
         factors=[
@@ -273,9 +283,7 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
             for factor in pairs
         ],
         interactions=found,
-        interaction_missing=[
-            f"{first} with {second}: an arm lacks {FEWEST_SEEDS} {estimator.unit}s" for first, second in missing
-        ],
+        interaction_missing=[f"{first} with {second}: {lacking}" for first, second in missing],
         contrasts=contrasts,
         typical=_typical(comparisons, estimates),
         estimator=estimator,
@@ -368,6 +376,7 @@ def _interaction(crossed: CrossComparison, estimate: Estimate, correct: Correct)
 def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared: _Compared) -> FactorAnalysis:
     levels = result.spec.compared_levels()[factor]
     combination_count = len(result.arms) // len(levels)
+    sign = compared.estimator.objective.sign
     family, not_compared, partial = [], [], []
     for first, second in compared.pairs:
         difference = compared.tested.get((factor, first, second))
@@ -386,7 +395,9 @@ def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared
             partial.append(f"{first} and {second}: over {len(common)} of {combination_count} combinations ({where})")
         family.append(difference)
     control = factor in result.spec.confirm.control
-    arms, sign = {arm.arm.name: arm for arm in result.arms}, compared.estimator.objective.sign
+    ahead = _leading(compared.places, factor, {name: sign * float(y_SN.mean()) for name, y_SN in correct.items()})
+    if any(difference.is_shown and difference.loser == ahead for difference in family):
+        ahead = least_beaten(family)  # levels that no combination has in common: the best mean is of easier ones
     return FactorAnalysis(
         factor=factor,
         control=compared.pivots[factor] if control else None,
@@ -397,14 +408,19 @@ def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared
         family=family,
         not_compared=not_compared,
         partial=partial,
-        leader=_leading(
-            compared.places, factor, {name: sign * float(confirmed_validation(arms[name]).mean()) for name in correct}
-        ),
-        ahead=_leading(compared.places, factor, {name: sign * float(y_SN.mean()) for name, y_SN in correct.items()}),
+        ahead=ahead,
         confounded=_confounded(result, family) if result.spec.arms else {},
         by_level={other: each for (name, other), each in compared.by_level.items() if name == factor},
         objective=compared.estimator.objective,
     )
+
+
+def least_beaten(differences: Sequence[Difference]) -> str:
+    """Return the label that no difference puts below another, or the first that fewest do."""
+    losses = dict.fromkeys((label for d in differences for label in (d.first, d.second)), 0)
+    for difference in differences:
+        losses[difference.loser] += 1
+    return min(losses, key=lambda label: losses[label])
 
 
 def tuning_leader(result: StudyResult, factor: str) -> str | None:
@@ -422,16 +438,28 @@ def _leading(place_of: Mapping[str, Place], factor: str, values: Mapping[str, fl
 
     The mean is over the combinations of the other factors that all labels have, or over all where there are none.
     """
-    by_label: dict[str, dict[tuple[str, ...], float]] = {}
-    for arm, place in place_of.items():
-        others = tuple(label for name, label in place.items() if name != factor)
-        by_label.setdefault(place[factor], {})[others] = values[arm]
-    shared = [others for others in next(iter(by_label.values()), {}) if all(others in b for b in by_label.values())]
+    by_label, shared = _by_label(place_of, factor), _shared(place_of, factor)
 
     def mean(label: str) -> float:
-        return float(np.mean([v for others, v in by_label[label].items() if others in shared or not shared]))
+        arms = by_label[label].items()
+        return float(np.mean([values[arm] for others, arm in arms if others in shared or not shared]))
 
     return max(by_label, key=mean, default=None)
+
+
+def _by_label(place_of: Mapping[str, Place], factor: str) -> dict[str, dict[tuple[str, ...], str]]:
+    """Return label of a factor -> combination of the other factors -> arm."""
+    by_label: dict[str, dict[tuple[str, ...], str]] = {}
+    for arm, place in place_of.items():
+        others = tuple(label for name, label in place.items() if name != factor)
+        by_label.setdefault(place[factor], {})[others] = arm
+    return by_label
+
+
+def _shared(place_of: Mapping[str, Place], factor: str) -> list[tuple[str, ...]]:
+    """Return the combinations of the other factors that all labels of a factor have."""
+    first, *rest = list(_by_label(place_of, factor).values()) or [{}]
+    return [others for others in first if all(others in arms for arms in rest)]
 
 
 def _confounded(result: StudyResult, family: list[Difference]) -> dict[tuple[str, str], list[str]]:

@@ -76,7 +76,9 @@ def pivots(spec: StudySpec, leaders: Mapping[str, str | None]) -> dict[str, str]
         spec: the study.
         leaders: factor -> the level that leads in tuning, which `confirm.compare = "leader"` asks for.
     """
-    named = {factor: level_label(factor, level) for factor, level in spec.confirm.control.items()}
+    levels = spec.compared_levels()
+    # The level as the factor has it: a control of 0 is the level 0.0.
+    named = {f: level_label(f, levels[f][levels[f].index(level)]) for f, level in spec.confirm.control.items()}
     if spec.confirm.compare == "leader":
         named = {factor: leader for factor, leader in leaders.items() if leader is not None} | named
     return named

@@ -10,13 +10,14 @@ from typing import Any
 from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.comparison import Difference, compare, over_seeds, tuning_leader
 from ablation.analysis.contrasts import label_pairs, level_comparisons, pivots, places
-from ablation.analysis.results import StudyResult
+from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.statistics import ALPHA
+from ablation.analysis.wording import ordinal, percent
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.spec.looks import Decision, current_look
-from ablation.tracking.looks import LOOK_TAG
-
-ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+from ablation.storage.store import Store
+from ablation.tracking.looks import LOOK_TAG, TAG_LIMIT
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class PastLook:
     Attributes:
         name: of the tag that records it, the same for the same data and tests.
         time: when the first report of these data was made, in UTC.
-        seeds: confirmation runs of each arm, in the study's order.
-        trials: ended trials of each arm.
+        seeds: confirmation runs of each arm, in the study's order; of very many arms, the fewest and the most.
+        trials: ended trials of each arm; likewise.
         control: factor -> control, as in the study file.
         compare: what was compared, as in the study file.
     """
@@ -41,7 +42,11 @@ class PastLook:
 
     def stored(self) -> str:
         """Return it as a tag holds it."""
-        return json.dumps({"time": self.time.isoformat(), **_subject(self)})
+        stored = {"time": self.time.isoformat(), **_subject(self)}
+        if len(text := json.dumps(stored)) <= TAG_LIMIT:
+            return text
+        ranges = {name: [min(stored[name]), max(stored[name])] for name in ("seeds", "trials")}
+        return json.dumps({**stored, **ranges})
 
 
 def _subject(look: PastLook) -> dict[str, Any]:
@@ -74,6 +79,8 @@ def this_look(result: StudyResult) -> PastLook | None:
 
     Its time is after that of all recorded looks, whatever the clocks of their machines.
     """
+    if result.independent_images < 2:
+        return None
     usable = [arm.arm.name for arm in result.arms if _tested_units(result, arm.arm.name) >= FEWEST_SEEDS]
     all_places = places(result.spec)
     leaders = {factor: tuning_leader(result, factor) for factor in result.spec.compared_levels()}
@@ -102,6 +109,14 @@ def _tested_units(result: StudyResult, name: str) -> int:
     return len({run.spec.repeat for run in arm.confirmed})
 
 
+def count_looks(store: Store, study: str) -> int:
+    """Return how many looks at a study a store has recorded; 0 where it cannot be read, or is not there yet."""
+    try:
+        return len(past_looks(read_results(store, study, with_details=False).tags))
+    except (InputError, StoreAway, StoreError):
+        return 0
+
+
 def look_number(result: StudyResult) -> int:
     """Return which look, from 1, a report of these results is: that of its first report, else one after the last."""
     look, recorded = this_look(result), [past.name for past in past_looks(result.tags)]
@@ -114,7 +129,7 @@ def level_of(result: StudyResult) -> float:
     """Return the chance of any false declaration in a report of these results: 5 %, or what is left of it."""
     looks = result.spec.confirm.looks
     if looks:
-        return planned_levels(looks)[result.look] if result.look is not None else ALPHA  # before the first: no test
+        return planned_levels(looks)[result.look] if result.look is not None else ALPHA  # no test yet, or pooled
     return unplanned_level(look_number(result))
 
 
@@ -131,13 +146,8 @@ def look_sentences(result: StudyResult) -> list[str]:
     number = look_number(result)
     if number == 1 or this_look(result) is None:
         return []
-    name = ORDINALS[number - 2] if number - 2 < len(ORDINALS) else f"{number}th"
+    name = ordinal(number)
     return [f"{name[0].upper()}{name[1:]} look at this study: tested at {level}."]
-
-
-def percent(level: float) -> str:
-    """Return a level such as '5 %', '1.25 %' or '0.0015 %'."""
-    return f"{100 * level:.3g} %"
 
 
 def decide(result: StudyResult) -> Decision:
@@ -146,25 +156,24 @@ def decide(result: StudyResult) -> Decision:
     An arm is stopped if all its comparisons are decided, each shown or equivalent, or if it is shown to be worse than
     the arm with the best mean. In a study of several factors, every arm serves the comparisons of all of them, so
     that none is stopped before the answer is sure. It is sure where nothing undecided is left between arms of which at
-    least one would get further seeds.
+    least one would get further seeds; nothing is sure where nothing could be compared, as after failed runs.
 
     Args:
         result: the study as of this look, see `StudyResult.look`.
     """
     assert result.look is not None
     spec, seeds = result.spec, current_look(result.spec.confirm, result.decisions)
-    correct = {arm.arm.name: arm.scores_SN for arm in result.arms if arm.confirmed}
+    correct = result.scores
     compared = compare(result, correct, over_seeds(result.test_groups_N, level_of(result), spec.goal))
-    margin = None if spec.confirm.equivalence is None else spec.confirm.equivalence / spec.goal.per_unit
-    if len(compared.factors) > 1:
-        at_levels = [[d for each in factor.by_level.values() for d in each] for factor in compared.factors]
+    margin = spec.margin
+    factors = [factor for factor in compared.factors if len(factor.levels) > 1]
+    if len(factors) != 1:
+        at_levels = [[d for each in factor.by_level.values() for d in each] for factor in factors]
         differences = [
-            difference
-            for factor, at in zip(compared.factors, at_levels, strict=True)
-            for difference in at or factor.family
+            difference for factor, at in zip(factors, at_levels, strict=True) for difference in at or factor.family
         ]
-        return Decision(seeds, (), all(is_decided(difference, margin) for difference in differences))
-    (factor,) = compared.factors
+        return Decision(seeds, (), bool(differences) and all(is_decided(d, margin) for d in differences))
+    (factor,) = factors
     arm_of = {place[factor.factor]: arm for arm, place in places(spec).items()}
     pairs = [(difference, arm_of[difference.first], arm_of[difference.second]) for difference in factor.family]
     leader = max(correct, key=lambda arm: spec.goal.goodness(float(correct[arm].mean())), default="")
@@ -184,7 +193,7 @@ def decide(result: StudyResult) -> Decision:
         for difference, first, second in pairs
         if not is_decided(difference, margin) and {first, second} & gets_more
     ]
-    return Decision(seeds, tuple(stopped), not open_pairs)
+    return Decision(seeds, tuple(stopped), bool(pairs) and not open_pairs)
 
 
 def is_decided(difference: Difference, margin: float | None) -> bool:

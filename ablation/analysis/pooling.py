@@ -15,7 +15,6 @@ from ablation.analysis.answer import (
     analyse,
     chance_sentences,
     evidence_of,
-    margin_of,
     mistakes_of,
     verdict_of,
 )
@@ -38,23 +37,39 @@ from ablation.base.text import plural
 
 
 def analyse_study(result: StudyResult) -> StudyAnalysis:
-    """Return the analysis of a study as it stands: over its seeds, or over the repeats of its tuning.
-
-    A repeat in which an arm has yet to be confirmed is left out, unless that holds for all.
-    """
+    """Return the analysis of a study as it stands: over its seeds, or over the repeats of its tuning."""
     if result.spec.confirm.repeats == 1:
         return analyse(result)
-    repeats = repeats_of(result)
-    begun = [repeat for repeat in repeats if any(arm.confirmed for arm in repeat.arms)]
-    complete = [repeat for repeat in begun if all(arm.confirmed for arm in repeat.arms if arm.chosen)]
-    return _analyse_repeats(result, complete or begun or repeats)
+    compared, left_out = _compared_repeats(result)
+    return _analyse_repeats(result, compared, left_out)
 
 
 def summarise_arms(result: StudyResult) -> list[ArmSummary]:
     """Return the summary of each arm: over its seeds, or over the repeats of its tuning."""
     if result.spec.confirm.repeats == 1:
         return [summarise_arm(arm, len(result.classes)) for arm in result.arms]
-    return _summaries(result, repeats_of(result))
+    return _summaries(result, _compared_repeats(result)[0])
+
+
+def _compared_repeats(result: StudyResult) -> tuple[list[StudyResult], list[str]]:
+    """Return the repeats that the figures are of, and which others have begun, as a sentence.
+
+    A repeat in which an arm has yet to be confirmed is left out, unless that holds for all.
+    """
+    repeats = repeats_of(result)
+    begun = [number for number, repeat in enumerate(repeats) if any(arm.confirmed for arm in repeat.arms)]
+    lacking = {
+        number: [arm.arm.name for arm in repeats[number].arms if arm.chosen and not arm.confirmed] for number in begun
+    }
+    complete = [number for number in begun if not lacking[number]]
+    if not complete:
+        return [repeats[number] for number in begun] or repeats, []
+    texts = [
+        f"repeat {number + 1}, in which {join(names)} {'is' if len(names) == 1 else 'are'} not confirmed"
+        for number, names in lacking.items()
+        if names
+    ]
+    return [repeats[number] for number in complete], [f"Left out: {'; '.join(texts)}."] if texts else []
 
 
 def analyse_pooled(studies: Sequence[StudyResult]) -> StudyAnalysis:
@@ -65,7 +80,7 @@ def analyse_pooled(studies: Sequence[StudyResult]) -> StudyAnalysis:
     """
     check_repeats(studies)
     repeats = [repeat for study in studies for repeat in repeats_of(study)]
-    return _analyse_repeats(_merged(studies, repeats), repeats)
+    return _analyse_repeats(_merged(studies, repeats), repeats, [])
 
 
 def repeats_of(result: StudyResult) -> list[StudyResult]:
@@ -104,8 +119,8 @@ def _with_runs(arm: ArmResult, is_wanted: Callable[[RunResult], bool]) -> ArmRes
     return replace(part, best=next(iter(part.chosen), None))
 
 
-def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult]) -> StudyAnalysis:
-    """Return the analysis of a study, or of pooled ones as one, over the repeats of its tuning."""
+def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult], left_out: list[str]) -> StudyAnalysis:
+    """Return the analysis of a study, or of pooled ones as one, over the repeats of its tuning, but for those named."""
     right = right_of(repeats)
     groups_N, goal = repeats[0].test_groups_N, result.spec.goal
     level = level_of(result)
@@ -117,10 +132,11 @@ def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult]) -> Stu
     is_partial = len(from_best) < sum(bool(arm.confirmed) for arm in result.arms)
     among = "the arms that every repeat has confirmed" if is_partial else ""
     evidence = [
-        *evidence_of(result, summaries, compared, margin_of(result)),
+        *evidence_of(result, summaries, compared),
         *chance_sentences(chances, from_best, among, goal),
         *([over_tunings(repeats)] if right else []),
         *_components(repeats, compared, right),
+        *left_out,
         *_left_out(repeats, right),
         *look_sentences(result),
         *registration_sentences(result),
@@ -143,10 +159,10 @@ def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult]) -> Stu
 def over_tunings(repeats: Sequence[StudyResult]) -> str:
     """Return what the answer holds over, as a sentence."""
     trials = sorted({repeat.spec.trials_per_arm for repeat in repeats})
-    best_of = "a single trial" if trials == [1] else f"the best of {' or '.join(map(str, trials))} trials"
+    compared = "a single trial" if trials == [1] else f"the best of {' or '.join(map(str, trials))} trials"
     return (
         f"All of this holds over {plural(len(repeats), 'tuning')}, each with a split, tuning points and seeds of its "
-        f"own; what is compared is {best_of}."
+        f"own; what is compared is {compared}."
     )
 
 
@@ -226,7 +242,7 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
         update={
             "name": "+".join(result.spec.name for result in studies),
             "trials_per_arm": len(studies) * first.spec.trials_per_arm,
-            "confirm": confirm.model_copy(update={"repeats": len(repeats), "compare": compare_how, "looks": []}),
+            "confirm": confirm.model_copy(update={"repeats": len(repeats), "compare": compare_how}),
             "preregister": False,  # each of them may be, but not all as one
         }
     )
@@ -236,10 +252,11 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
 
     arms = []
     for of_repeats in zip(*(result.arms for result in repeats), strict=True):
-        trials, confirmations, superseded, deleted = (
+        trials, confirmations, superseded, deleted, held_back = (
             [run for number, runs in enumerate(of_kind) for run in renumbered(runs, number)]
             for of_kind in zip(
-                *((arm.trials, arm.confirmations, arm.superseded, arm.deleted) for arm in of_repeats), strict=True
+                *((arm.trials, arm.confirmations, arm.superseded, arm.deleted, arm.held_back) for arm in of_repeats),
+                strict=True,
             )
         )
         arms.append(
@@ -250,6 +267,7 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
                 confirmations=confirmations,
                 superseded=superseded,
                 deleted=deleted,
+                held_back=held_back,
             )
         )
     missing = sum(result.missing_confirmations for result in studies)
@@ -307,6 +325,9 @@ def _seed_variance(repeats: Sequence[StudyResult], name: str) -> float:
 
 
 def _left_out(repeats: Sequence[StudyResult], right: Correct) -> list[str]:
+    """Return the arms that some repeats have not confirmed, as a sentence; none where no arm is confirmed anywhere."""
+    if not any(arm.confirmed for result in repeats for arm in result.arms):
+        return []
     missing = []
     for of_repeats in zip(*(result.arms for result in repeats), strict=True):
         name = of_repeats[0].arm.name

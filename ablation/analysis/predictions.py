@@ -39,12 +39,6 @@ class Predictions:
         """Return what each image contributes to a metric, see `image_scores`."""
         return image_scores(objective, self.labels_N, self.predicted_N, self.losses_N)
 
-    @property
-    def correct_N(self) -> np.ndarray:
-        """Whether each prediction is right, bool."""
-        is_right_N: np.ndarray = self.predicted_N == self.labels_N
-        return is_right_N
-
 
 def _validation_predictions(file: Any, names: Sequence[str]) -> Predictions | None:
     if "val_predicted" not in names:

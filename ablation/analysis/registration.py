@@ -7,7 +7,7 @@ from ablation.analysis.looks import past_looks
 from ablation.analysis.results import StudyResult
 from ablation.analysis.statistics import ALPHA
 from ablation.base.text import plural
-from ablation.search.studies import differences
+from ablation.search.identity import differences
 from ablation.spec.arms import arms
 from ablation.spec.study import StudySpec
 

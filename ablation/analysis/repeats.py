@@ -18,6 +18,7 @@ from ablation.analysis.simultaneous import (
     DRAWS,
     SEED,
     chunks,
+    covariance_root,
     critical,
     from_normal_scale,
     simultaneous_estimates,
@@ -31,6 +32,7 @@ from ablation.analysis.statistics import (
     group_sums,
     image_covariance,
     image_step,
+    variances,
 )
 from ablation.spec.objective import ACCURACY, Objective
 
@@ -126,7 +128,7 @@ def contrast_over_repeats(
     used = {arm: right[arm] for arm, weight in weights.items() if weight}
     moments = repeat_moments(used, groups_N, objective)
     weights_CA = moments.weights([weights])
-    if len(usable_arms(used)) < len(used):
+    if len(usable_arms(used, groups_N)) < len(used):
         return Estimate(float(weights_CA[0] @ moments.means_A))
     return _estimates(weights_CA, moments, np.array([]), level)[0]
 
@@ -178,10 +180,8 @@ def variance_parts(weights_CA: np.ndarray, moments: RepeatMoments) -> tuple[np.n
     which s² contains already; it is at least that of a single image in N, see `statistics.contrast_errors`.
     Where few images carry it, it is enlarged as Student's t interval is wider than the normal one (`carrying_units`).
     """
-    of_repeats_C = np.maximum(_quadratic(weights_CA, moments.repeats_AA), 0.0) / moments.repeats
-    largest_C = np.maximum(weights_CA.clip(min=0).sum(axis=1), -weights_CA.clip(max=0).sum(axis=1))
-    least_C = (moments.step * largest_C / moments.units) ** 2
-    images_C = np.maximum(_quadratic(weights_CA, moments.images_AA), least_C)
+    of_repeats_C = np.maximum(variances(weights_CA, moments.repeats_AA), 0.0) / moments.repeats
+    images_C = np.maximum(variances(weights_CA, moments.images_AA), moments.least_variance(weights_CA))
     if not moments.objective.counts_images:
         z = critical(np.array([]))
         images_C *= (from_normal_scale(z, carrying_units(weights_CA, moments) - 1.0) / z) ** 2
@@ -212,12 +212,12 @@ def chances_over_repeats(
     objective: Objective = ACCURACY,
 ) -> dict[str, float]:
     """Return, for each arm, the share of simulated studies in which its mean is the best."""
-    usable = usable_arms(right)
+    usable = usable_arms(right, groups_N)
     if len(usable) < 2:
         return {}
     moments = repeat_moments(usable, groups_N, objective)
     degrees = moments.repeats - 1
-    root_AA, image_root_AA = (_root(matrix) for matrix in (moments.repeats_AA / moments.repeats, moments.images_AA))
+    root_AA, image_root_AA = map(covariance_root, (moments.repeats_AA / moments.repeats, moments.images_AA))
     random, counts_A = np.random.default_rng(SEED), np.zeros(len(usable), int)
     for B in chunks(draws):
         scale_B1 = np.sqrt(degrees / random.chisquare(degrees, (B, 1)))  # gives the repeats' part the t distribution
@@ -270,7 +270,7 @@ def signed_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: i
     R, A, random = moments.repeats, len(moments.arms), np.random.default_rng(SEED)
     _, images_C = variance_parts(weights_CA, moments)
     unit_CA = weights_CA / np.linalg.norm(weights_CA, axis=1, keepdims=True)
-    image_CA = weights_CA @ _root(moments.images_AA)
+    image_CA = weights_CA @ covariance_root(moments.images_AA)
     lengths_C = np.linalg.norm(image_CA, axis=1, keepdims=True)
     image_CA = np.divide(image_CA, lengths_C, out=unit_CA.copy(), where=lengths_C > 0)
     for B in chunks(draws, len(weights_CA)):
@@ -279,15 +279,3 @@ def signed_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: i
         errors_BC = repeats_BRC.mean(axis=1) + images_BC
         of_repeats_BC = repeats_BRC.var(axis=1, ddof=1) / R
         yield np.copysign(combined_statistic(errors_BC**2, of_repeats_BC, images_C, R - 1), errors_BC)
-
-
-def _quadratic(weights_CA: np.ndarray, matrix_AA: np.ndarray) -> np.ndarray:
-    values_C: np.ndarray = np.einsum("ca,ab,cb->c", weights_CA, matrix_AA, weights_CA)
-    return values_C
-
-
-def _root(matrix_AA: np.ndarray) -> np.ndarray:
-    """Return the root of the nearest covariance matrix."""
-    values, vectors = np.linalg.eigh(matrix_AA)
-    root_AA: np.ndarray = vectors * np.sqrt(values.clip(min=0.0))
-    return root_AA

@@ -4,9 +4,10 @@ Legend: S confirmation runs (seeds), N test images, K classes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ablation.analysis.predictions import Predictions, load_predictions
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.data.samples import Samples, load_samples
 from ablation.data.set_summary import SetSummary, load_summary
-from ablation.search.studies import arm_key, open_storage, study_arms
+from ablation.search.studies import arm_key, brief_storage, study_arms
 from ablation.spec.architectures import add_custom_architecture
 from ablation.spec.arms import Arm, arms, published_for
 from ablation.spec.looks import Decision, current_look, most_seeds_of_arms, seeds_of_arms
@@ -24,9 +25,20 @@ from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
 from ablation.tracking.client import DATA_FILE, FORECAST_FILE, PREDICTIONS_FILE, SAMPLES_FILE
-from ablation.tracking.looks import decisions_in
-from ablation.tracking.reading import RunRecord, StudyRecord, read_curves, read_study, run_file, run_words
+from ablation.tracking.looks import decisions_in, looks_of
+from ablation.tracking.reading import (
+    HiddenFile,
+    LeftOut,
+    RunRecord,
+    StudyRecord,
+    read_curves,
+    read_study,
+    run_file,
+    run_words,
+)
 from ablation.tracking.registration import Registration, read_registration
+
+T = TypeVar("T")
 
 CHANGES = ("distance_moved", "mean_relative_gradient_norm", "similarity_to_start")  # metrics of each block
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # beside that of the objective
@@ -156,12 +168,6 @@ class ArmResult:
         return np.array([run.test_value for run in self.confirmed], np.float64)
 
     @property
-    def correct_SN(self) -> np.ndarray:
-        """Whether each confirmed run is right about each test image, bool."""
-        predictions = [run.predictions for run in self.confirmed if run.predictions is not None]
-        return np.array([p.predicted_N == p.labels_N for p in predictions], bool)
-
-    @property
     def scores_SN(self) -> np.ndarray:
         """What each test image contributes to the objective of each confirmed run, see `image_scores`."""
         return np.array([run.predictions.scores_N(run.spec.goal) for run in self.confirmed if run.predictions])
@@ -196,12 +202,12 @@ class StudyResult:
     images: SetSummary | None = None
     forecast: list[CutForecast] = field(default_factory=list)
     data_reading: str = ""  # how an image folder was understood
-    left_out: list[str] = field(default_factory=list)  # runs that the store has, but not as they were: which, and why
+    left_out: list[LeftOut] = field(default_factory=list)  # runs that the store has, but not as they were
     tags: Mapping[str, str] = field(default_factory=dict)  # of the summary run
     registration: Registration | None = None
     look: int | None = None
-    """Number of the planned look, from 0, whose runs all figures are of; None without planned looks, or before the
-    first of them is complete."""
+    """Number of the planned look, from 0, whose runs all figures are of; None without planned looks, before the first
+    of them is complete, and of pooled studies."""
     missing_of_studies: int | None = None
     """Of pooled studies, how many confirmation runs they lack, each by what its own looks decided; None of others."""
 
@@ -214,6 +220,16 @@ class StudyResult:
     def test_groups_N(self) -> np.ndarray | None:
         """What each test image belongs to, as numbers from 0, int64; None where images are independent."""
         return next((arm.test_groups_N for arm in self.arms if arm.confirmed), None)
+
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        """Confirmed arm -> what each test image contributes to the objective of its runs: `ArmResult.scores_SN`."""
+        return {arm.arm.name: arm.scores_SN for arm in self.arms if arm.confirmed}
+
+    @property
+    def independent_images(self) -> int:
+        """How many test images, or groups of them, are independent."""
+        return self.test_images if self.test_groups_N is None else int(self.test_groups_N.max()) + 1
 
     @property
     def missing_trials(self) -> int:
@@ -245,7 +261,7 @@ class StudyResult:
             for arm in self.arms
             for run in arm.deleted
         ]
-        texts = [f"Left out: {text}." for text in self.left_out]
+        texts = [f"Left out: {each.text}." for each in self.left_out]
         return texts + ([f"Left out, because deleted in MLflow: {', '.join(deleted)}."] if deleted else [])
 
     @property
@@ -284,9 +300,9 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
     results = [_arm_result(spec, arm, record) for arm in arms(spec)]
     if not any(result.best for result in results):
         raise NothingFinished(f"study {study!r} has no finished trial yet")
-    faults = list(record.faults)
+    left_out = list(record.left_out)
     results, look = _at_look(spec, decisions_in(spec.confirm, record.summary.tags), results)
-    results = _with_details(store, record, results, faults) if with_details else results
+    results = _with_details(store, record, results, left_out) if with_details else results
     return StudyResult(
         spec=spec,
         experiment_id=record.experiment_id,
@@ -300,13 +316,13 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         val_images=about["val_images"],
         test_images=about["test_images"],
         arms=results,
-        left_out=faults,
-        tags=record.summary.tags,
+        left_out=left_out,
+        tags={**looks_of(record.earlier_summaries), **record.summary.tags},
         look=look,
         registration=read_registration(store, record.summary) if with_details else None,
-        samples=_samples(store, record.summary) if with_details else None,
-        images=_images(store, record.summary) if with_details else None,
-        forecast=_forecast(store, record.summary) if with_details else [],
+        samples=_optional(store, record.summary, SAMPLES_FILE, load_samples) if with_details else None,
+        images=_optional(store, record.summary, DATA_FILE, load_summary) if with_details else None,
+        forecast=(_optional(store, record.summary, FORECAST_FILE, _forecast) if with_details else None) or [],
     )
 
 
@@ -350,9 +366,10 @@ def _arm_result(spec: StudySpec, arm: Arm, record: StudyRecord) -> ArmResult:
     known = [*trials, *(run for run in deleted if run.spec.confirms is None)]
     result = ArmResult(arm, trials, best_run(known), [], [], published_for(spec, arm), deleted)
     chosen = {run.number for run in result.chosen}
-    # A trial whose run is lost was its arm's best unless its confirmation runs say otherwise.
+    # A trial whose run, or the end of it, is lost was its arm's best unless its confirmation runs say otherwise.
     marked = {run.run_id for run in records if "superseded" in run.tags}
-    lost = {run.spec.confirms for run in confirmations if run.run_id not in marked} - {run.number for run in known}
+    confirmed = {run.spec.confirms for run in confirmations if run.run_id not in marked}
+    lost = confirmed - {run.number for run in known if run.state != "unfinished"}
     current = [run for run in confirmations if run.spec.confirms in chosen | lost]
     superseded = [run for run in confirmations if run not in current]
     return replace(result, confirmations=current, superseded=superseded)
@@ -411,16 +428,18 @@ def own_arm_keys(store: Store, study: str) -> list[str]:
     Results need MLflow alone, but an MLflow store may hold a study of the same name from another database.
     """
     try:
-        storage = None if store.is_empty else open_storage(store)
-        return [] if storage is None else [arm_key(arm) for arm in study_arms(storage, study).all()]
+        with brief_storage(store) as storage:
+            return [] if storage is None else [arm_key(arm) for arm in study_arms(storage, study).all()]
     except (InputError, StoreAway, StoreError):
         return []
 
 
-def _with_details(store: Store, record: StudyRecord, results: list[ArmResult], faults: list[str]) -> list[ArmResult]:
+def _with_details(
+    store: Store, record: StudyRecord, results: list[ArmResult], left_out: list[LeftOut]
+) -> list[ArmResult]:
     """Return arms with the learning curves that the report draws, and the predictions of their confirmation runs.
 
-    Runs whose predictions cannot be read are added to `faults`.
+    Runs whose predictions cannot be read are added to `left_out`.
     """
     records = {run.run_id: run for run in [*record.runs, *record.deleted]}
     drawn = [run for result in results for run in result.drawn_runs]
@@ -431,20 +450,22 @@ def _with_details(store: Store, record: StudyRecord, results: list[ArmResult], f
         return replace(
             run,
             curves={name: np.array(values) for name, values in curves.get(run.run_id, {}).items()},
-            predictions=None if run.test_accuracy is None else _predictions(store, records[run.run_id], faults),
+            predictions=None if run.test_accuracy is None else _predictions(store, records[run.run_id], left_out),
         )
 
     def detailed_arm(result: ArmResult) -> ArmResult:
         trials = [detailed(run) for run in result.trials]
         confirmations = [detailed(run) for run in result.confirmations]
-        best = next((run for run in trials if result.best and run.run_id == result.best.run_id), result.best)
+        best = next((run for run in trials if result.best and run.run_id == result.best.run_id), None)
+        if best is None and result.best is not None:  # deleted in MLflow
+            best = detailed(result.best)
         return replace(result, trials=trials, best=best, confirmations=confirmations)
 
     return [detailed_arm(result) for result in results]
 
 
-def _predictions(store: Store, run: RunRecord, faults: list[str]) -> Predictions | None:
-    """Return a run's predictions; None where they are lost or damaged, which is added to `faults`."""
+def _predictions(store: Store, run: RunRecord, left_out: list[LeftOut]) -> Predictions | None:
+    """Return a run's predictions; None where they are lost or damaged, which is added to `left_out`."""
     try:
         with run_file(store, run, PREDICTIONS_FILE) as path:
             predictions = load_predictions(path)
@@ -452,29 +473,18 @@ def _predictions(store: Store, run: RunRecord, faults: list[str]) -> Predictions
             raise InputError(f"{PREDICTIONS_FILE} is damaged (it has no losses)")
         return predictions
     except InputError as error:
-        faults.append(f"{run_words(run)}: {error}")
+        left_out.append(LeftOut(f"{run_words(run)}: {error}", not isinstance(error, HiddenFile)))
         return None
 
 
-def _samples(store: Store, summary: RunRecord) -> Samples | None:
+def _optional(store: Store, summary: RunRecord, file: str, load: Callable[[Path], T]) -> T | None:
+    """Return what a file of the summary run holds; None where it is lost or damaged."""
     try:
-        with run_file(store, summary, SAMPLES_FILE) as path:
-            return load_samples(path)
-    except InputError:
-        return None
-
-
-def _images(store: Store, summary: RunRecord) -> SetSummary | None:
-    try:
-        with run_file(store, summary, DATA_FILE) as path:
-            return load_summary(path)
-    except InputError:
-        return None
-
-
-def _forecast(store: Store, summary: RunRecord) -> list[CutForecast]:
-    try:
-        with run_file(store, summary, FORECAST_FILE) as path:
-            return forecast_from_json(path.read_text(encoding="utf-8"))
+        with run_file(store, summary, file) as path:
+            return load(path)
     except (InputError, ValueError):
-        return []
+        return None
+
+
+def _forecast(path: Path) -> list[CutForecast]:
+    return forecast_from_json(path.read_text(encoding="utf-8"))

@@ -30,8 +30,10 @@ FEWEST_BEYOND = 9  # simulated studies beyond a critical value; where fewer are,
 SEED = 20_080_601  # of the simulation, so that the same runs give the same report
 
 
-def usable_arms(correct: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arms that have seeds and images enough to be tested."""
+def usable_arms(correct: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return the arms that have seeds and images, or groups of them, enough to be tested; arguments: `arm_moments`."""
+    if groups_N is not None and groups_N.max() == 0:  # a single group
+        return {}
     return {arm: y_SN for arm, y_SN in correct.items() if len(y_SN) >= FEWEST_SEEDS and y_SN.shape[1] > 1}
 
 
@@ -163,7 +165,7 @@ def chances_of_best(
 
     Each study draws the arms' means from their estimates, with the same errors as in `simultaneous`.
     """
-    usable = usable_arms(correct)
+    usable = usable_arms(correct, groups_N)
     if len(usable) < 2:
         return {}
     moments = arm_moments(usable, groups_N, objective)
@@ -185,8 +187,7 @@ def simulated(moments: Moments, draws: int, contrasts: int = 1) -> Iterator[tupl
         contrasts: how many statistics of each study are computed.
     """
     random = np.random.default_rng(SEED)
-    values, vectors = np.linalg.eigh(moments.images_AA)
-    root_AA = vectors * np.sqrt(values.clip(min=0.0))
+    root_AA = covariance_root(moments.images_AA)
     A = len(moments.arms)
     for B in chunks(draws, contrasts):
         of_seeds_BA = random.standard_normal((B, A)) * np.sqrt(moments.variance_A / moments.seeds_A)
@@ -194,6 +195,13 @@ def simulated(moments: Moments, draws: int, contrasts: int = 1) -> Iterator[tupl
         degrees_A = moments.seeds_A - 1
         variance_BA = np.maximum(moments.variance_A * random.chisquare(degrees_A, (B, A)) / degrees_A, moments.least_A)
         yield of_seeds_BA + of_images_BA, variance_BA
+
+
+def covariance_root(matrix_AA: np.ndarray) -> np.ndarray:
+    """Return the root of the nearest covariance matrix."""
+    values, vectors = np.linalg.eigh(matrix_AA)
+    root_AA: np.ndarray = vectors * np.sqrt(values.clip(min=0.0))
+    return root_AA
 
 
 def chunks(draws: int, contrasts: int = 1) -> Iterator[int]:
@@ -211,17 +219,10 @@ def largest_statistics(weights_CA: np.ndarray, moments: Moments, draws: int) -> 
 def signed_statistics(weights_CA: np.ndarray, moments: Moments, draws: int) -> Iterator[np.ndarray]:
     """Yield the statistic of each contrast in simulated studies without differences, B x C, on the normal scale."""
     variance_1C, _ = contrast_errors(weights_CA, moments, moments.variance_A[None])
-    positive_AA = _nearest_covariance(moments.images_AA)
     simulated_C = (weights_CA**2) @ (moments.variance_A / moments.seeds_A)
-    simulated_C += np.einsum("ca,ab,cb->c", weights_CA, positive_AA, weights_CA)
+    simulated_C += ((weights_CA @ covariance_root(moments.images_AA)) ** 2).sum(axis=1)
     scale_C = variance_1C[0] / simulated_C  # so that each contrast's simulated variance is the one that it is given
     for error_BA, variance_BA in simulated(moments, draws, len(weights_CA)):
         variance_BC, degrees_BC = contrast_errors(weights_CA, moments, variance_BA)
         errors_BC = error_BA @ weights_CA.T
         yield np.copysign(normal_scale(errors_BC**2 * scale_C / variance_BC, degrees_BC), errors_BC)
-
-
-def _nearest_covariance(matrix_AA: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(matrix_AA)
-    nearest_AA: np.ndarray = (vectors * values.clip(min=0.0)) @ vectors.T
-    return nearest_AA

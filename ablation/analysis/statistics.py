@@ -81,6 +81,12 @@ class Means:
         """Return contrasts (arm -> weight) as a matrix, C x A."""
         return np.array([[contrast.get(arm, 0.0) for arm in self.arms] for contrast in contrasts])
 
+    def least_variance(self, weights_CA: np.ndarray) -> np.ndarray:
+        """Return the smallest plausible variance of each contrast: that of a single unit on which the arms differ."""
+        largest_C = np.maximum(weights_CA.clip(min=0).sum(axis=1), -weights_CA.clip(max=0).sum(axis=1))
+        least_C: np.ndarray = (self.step * largest_C / self.units) ** 2
+        return least_C
+
 
 @dataclass(frozen=True)
 class Moments(Means):
@@ -124,6 +130,12 @@ class Moments(Means):
             images=round(self.images * images),
             units=round(self.units * images),
         )
+
+
+def variances(weights_CA: np.ndarray, covariance_AA: np.ndarray) -> np.ndarray:
+    """Return the variance of each contrast from a covariance of the arms, C; negative where that is no covariance."""
+    variance_C: np.ndarray = np.einsum("ca,ab,cb->c", weights_CA, covariance_AA, weights_CA)
+    return variance_C
 
 
 def image_covariance(values_XN: np.ndarray, groups_N: np.ndarray | None = None) -> np.ndarray:
@@ -250,12 +262,11 @@ def contrast_errors(weights_CA: np.ndarray, moments: Moments, variance_BA: np.nd
     """
     N, units_C = moments.units, carrying_units(weights_CA, moments)
     by_seed_BA = variance_BA / moments.seeds_A
-    images_C = np.maximum(np.einsum("ca,ab,cb->c", weights_CA, moments.images_AA, weights_CA), 0.0)
+    images_C = np.maximum(variances(weights_CA, moments.images_AA), 0.0)
     variance_BC = by_seed_BA @ (weights_CA**2).T + images_C
     degrees_BA = np.where(variance_BA <= moments.least_A, N - 1, moments.seeds_A - 1)
     spread_BC = (by_seed_BA**2 / degrees_BA) @ (weights_CA**4).T + images_C**2 / (units_C - 1)
-    largest_C = np.maximum(weights_CA.clip(min=0).sum(axis=1), -weights_CA.clip(max=0).sum(axis=1))
-    least_C = (moments.step * largest_C / N) ** 2
+    least_C = moments.least_variance(weights_CA)
     degrees_BC = np.where(variance_BC < least_C, units_C - 1, variance_BC**2 / spread_BC)
     return np.maximum(variance_BC, least_C), degrees_BC
 

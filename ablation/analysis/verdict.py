@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ablation.analysis.comparison import Difference, FactorAnalysis
-from ablation.analysis.wording import join, points
+from ablation.analysis.comparison import Difference, FactorAnalysis, least_beaten
+from ablation.analysis.wording import join, margin_words, points
 from ablation.spec.objective import ACCURACY, Objective
 
 MOST_WORDS = 40
@@ -19,7 +19,7 @@ class Standing:
         level: its label.
         better: shown to be better than it, with by how much.
         equal: equivalent within the margin.
-        undecided: tested, and neither.
+        undecided: tested, and neither, with by how much they are behind it.
         worse: shown to be worse, with by how much.
         untested: without seeds enough for a test.
         bound: the largest difference from any undecided level that is possible; None without.
@@ -29,7 +29,7 @@ class Standing:
     level: str
     better: dict[str, float]
     equal: list[str]
-    undecided: list[str]
+    undecided: dict[str, float]
     worse: dict[str, float]
     untested: list[str]
     bound: float | None
@@ -41,17 +41,28 @@ class Standing:
 
     def by(self, amounts: dict[str, float], form: int) -> str:
         """Return by how much levels are better or worse, such as ', by 1.2 to 9.9 points'; nothing in short forms."""
-        if form >= 2:
-            return ""
+        return "" if form >= 2 else f", by {self.range(amounts)} {self.objective.unit}"
+
+    def range(self, amounts: dict[str, float]) -> str:
+        """Return the smallest and the largest amount, such as '1.2 to 9.9'."""
         low, high = (points(end, self.objective) for end in (min(amounts.values()), max(amounts.values())))
-        return f", by {low if low == high else f'{low} to {high}'} {self.objective.unit}"
+        return low if low == high else f"{low} to {high}"
+
+    def possibly(self) -> str:
+        """Return how far undecided levels are behind, and may be at most, such as ' (5.4 behind, at most 13.7)'."""
+        assert self.bound is not None
+        if min(self.undecided.values()) < 0:
+            return f" (within {self.amount(self.bound)})"
+        unit = "" if self.worse else f" {self.objective.unit}"  # else it follows
+        return f" ({self.range(self.undecided)}{unit} behind, at most {points(self.bound, self.objective)})"
 
 
 def standing(level: str, differences: Sequence[Difference], margin: float | None) -> Standing:
     """Return how the other levels compare with one; the equivalence margin is a fraction."""
     better: dict[str, float] = {}
     worse: dict[str, float] = {}
-    equal, undecided, untested, bounds = [], [], [], []
+    undecided: dict[str, float] = {}
+    equal, untested, bounds = [], [], []
     for difference in differences:
         if level not in (difference.first, difference.second):
             continue
@@ -62,7 +73,7 @@ def standing(level: str, differences: Sequence[Difference], margin: float | None
         elif margin is not None and difference.equivalence(margin) == "equivalent":
             equal.append(other)
         elif not difference.is_shown:
-            undecided.append(other)
+            undecided[other] = gain
             bounds.append(difference.bound)
         elif gain > 0:
             worse[other] = gain
@@ -70,15 +81,6 @@ def standing(level: str, differences: Sequence[Difference], margin: float | None
             better[other] = -gain
     objective = differences[0].objective if differences else ACCURACY
     return Standing(level, better, equal, undecided, worse, untested, max(bounds, default=None), objective)
-
-
-def best_of(differences: Sequence[Difference]) -> str:
-    """Return the label that no difference puts below another, or the first that fewest do."""
-    labels = dict.fromkeys(label for d in differences for label in (d.first, d.second))
-    losses = dict.fromkeys(labels, 0)
-    for difference in differences:
-        losses[difference.second if difference.favours_first else difference.first] += 1
-    return min(losses, key=lambda label: losses[label])
 
 
 def factor_lines(factors: Sequence[FactorAnalysis], margin: float | None) -> list[str]:
@@ -127,6 +129,8 @@ def _line(factor: FactorAnalysis, margin: float | None, form: int) -> str:
     if not any(pivot in (difference.first, difference.second) for difference in factor.family):
         return f"nothing can be compared with {pivot} yet"
     if not any(difference.is_tested for difference in factor.family):
+        if not all(difference.lacks_seeds for difference in factor.family):
+            return "nothing can be compared on a single test image or group"
         return f"too few {factor.family[0].unit}s to compare; each arm needs three"
     return _sentence(standing(pivot, factor.family, margin), factor, margin, form)
 
@@ -153,14 +157,14 @@ def _sentence(view: Standing, factor: FactorAnalysis, margin: float | None, form
     for names, verb, amounts in (
         (list(view.better), "clearly better", view.better),
         (view.equal, "as good", None),
-        (view.undecided, "might be as good", None),
+        (list(view.undecided), "might be as good", None),
         (list(view.worse), "clearly worse", view.worse),
         (view.untested, "too few seeds", None),
     ):
         if names:
             parts.append(_group(view, (names, verb), amounts, form, others))
-            if names is view.undecided and view.bound is not None and form == 0:
-                parts[-1] += f" (within {view.amount(view.bound)})"
+            if verb == "might be as good" and form == 0:
+                parts[-1] += view.possibly()
     start, *rest = parts
     return f"{start}{': ' if factor.pivot else '; '}{'; '.join(rest)}" if rest else start
 
@@ -173,11 +177,11 @@ def _pair(view: Standing, level: str, margin: float | None, form: int) -> str:
             than = "" if is_short else f" than {join(list(amounts))}{view.by(amounts, form)}"
             return f"{level} is clearly {verb}{than}"
     if view.equal:
-        within = "" if is_short else f", within {view.objective.per_unit * (margin or 0.0):g} {view.objective.unit}"
+        within = "" if is_short else f", within {margin_words(margin or 0.0, view.objective)}"
         return f"{'both' if is_short else f'{level} and {view.equal[0]}'} are equally good{within}"
     if is_short or view.bound is None:
         return "no clear winner"
-    both = f"{level} and {view.undecided[0]}"
+    both = join([level, *view.undecided])
     return f"{both} might be equally good: any difference is below {view.amount(view.bound)}"
 
 
@@ -207,7 +211,7 @@ def _line_by_level(
     views = {}
     for at in dict.fromkeys(str(d.at) for d in differences):
         here = [d for d in differences if d.at == at]
-        views[at] = standing(factor.pivot or best_of(here), here, margin)
+        views[at] = standing(factor.pivot or least_beaten(here), here, margin)
     winners = {view.level for view in views.values() if not (view.better or _rivals(view))}
     if len(winners) == 1 and not any(view.better or _rivals(view) for view in views.values()):
         winner = winners.pop()
@@ -234,6 +238,8 @@ def _clause(view: Standing, factor: FactorAnalysis, form: int) -> str:
         return f"{join(list(view.better))} beats {view.level}{view.by(view.better, form + 1)}"
     if not rivals:
         return f"{view.level} is best{view.by(view.worse, form)}"
+    if view.equal and len(view.equal) == len(rivals) and not view.worse:
+        return f"{join([view.level, *view.equal])} are equally good"
     if len(rivals) + 1 == len(factor.levels):
         return "nothing is clear"
     tail = f" ({join(rivals)} might be as good)" if form == 0 else " is ahead"

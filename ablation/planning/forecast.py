@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.contrasts import interactions, label_pairs, level_comparisons, level_label, pivots, places
 from ablation.analysis.power import Assumed, assumed_moments, smallest_differences
 from ablation.analysis.simultaneous import FEWEST_SEEDS
+from ablation.analysis.statistics import ALPHA
 from ablation.base.text import format_duration
 from ablation.data.reading import DataSize, is_mapped
 from ablation.planning.probe import Conditions, Failure, Probe, Speed
@@ -159,13 +161,20 @@ def chance_of_best_tenth(trials: int) -> float:
     return 1 - 0.9**trials
 
 
-def differences_found(spec: StudySpec, test_images: int, seeds: int) -> dict[str, float]:
+def level_of_plan(spec: StudySpec, looks_before: int) -> float:
+    """Return the level of the tests that a plan is for: of the last planned look, else of the next one."""
+    looks = spec.confirm.looks
+    return planned_levels(looks)[-1] if looks else unplanned_level(looks_before + 1)
+
+
+def differences_found(spec: StudySpec, test_images: int, seeds: int, level: float = ALPHA) -> dict[str, float]:
     """Return factor -> the smallest difference between two of its levels that four of five studies would find.
 
     With repeats none is promised: it depends on how much tunings differ, which is not known beforehand.
 
     The differences (fractions of accuracy) are those that the report tests: between the means of the levels' arms,
-    corrected for all differences and interactions together. Below three seeds none is tested.
+    corrected for all differences and interactions together; `level` is as in `simultaneous`. Below three seeds none is
+    tested.
     """
     if seeds < FEWEST_SEEDS or test_images < 2 or spec.confirm.repeats > 1:
         return {}
@@ -179,7 +188,7 @@ def differences_found(spec: StudySpec, test_images: int, seeds: int) -> dict[str
     moments = assumed_moments(list(all_places), ASSUMED, seeds=seeds, images=test_images)
     first_of = {c.factor: number for number, c in reversed(list(enumerate(comparisons)))}  # all others are alike
     weights_CA = moments.weights([c.weights for c in comparisons] + [c.weights for c in crossed])
-    smallest = smallest_differences(weights_CA, moments, list(first_of.values()))
+    smallest = smallest_differences(weights_CA, moments, list(first_of.values()), level)
     differences = dict(zip(first_of, smallest, strict=True))
     return {factor: differences[factor] for factor in pairs if factor in differences}
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ablation.analysis.simultaneous import FEWEST_SEEDS
+from ablation.analysis.wording import chance_words, ordinal, percent, shown_question
 from ablation.base.text import Table, format_duration, plural
 from ablation.data.reading import DataSize
 from ablation.planning.forecast import (
@@ -17,6 +18,7 @@ from ablation.planning.forecast import (
     differences_found,
     duration_text,
     feature_seconds,
+    level_of_plan,
     memory,
     planned_budget,
     study_span,
@@ -69,7 +71,7 @@ def arms_table(study: StudyPlan, on_cpu: Span | None = None) -> Table:
         _memory_note(study),
     ]
     columns = ["arm", "trained parameters", "all parameters", "disk", "run time"]
-    return Table(study.spec.question, columns, rows, notes)
+    return Table(shown_question(study.spec.question), columns, rows, notes)
 
 
 def _repeats_text(spec: StudySpec) -> str:
@@ -148,12 +150,18 @@ def _memory_note(study: StudyPlan) -> str:
     )
 
 
-def budget_table(study: StudyPlan) -> Table:
-    """Return the table of the planned budget and smaller ones: their time, and how much less they find."""
+def budget_table(study: StudyPlan, looks_before: int = 0) -> Table:
+    """Return the table of the planned budget and smaller ones: their time, and how much less they find.
+
+    Args:
+        study: the study on the device that it would run on.
+        looks_before: how many looks at this study its store has recorded.
+    """
+    level = level_of_plan(study.spec, looks_before)
     is_searched = bool(study.spec.search.entries())
     rows = []
     for budget in budgets(planned_budget(study.spec)):
-        differences = differences_found(study.spec, study.size.test, budget.seeds)
+        differences = differences_found(study.spec, study.size.test, budget.seeds, level)
         differences_text = ", ".join(f"{factor} {100 * size:.1f}" for factor, size in differences.items())
         rows.append(
             [
@@ -161,7 +169,7 @@ def budget_table(study: StudyPlan) -> Table:
                 str(budget.trials),
                 str(budget.confirmations),
                 study_span(study, budget).text(),
-                _percent(chance_of_best_tenth(budget.trials // budget.repeats)) if is_searched else "-",
+                chance_words(chance_of_best_tenth(budget.trials // budget.repeats)) if is_searched else "-",
                 differences_text or "-",
             ]
         )
@@ -171,15 +179,16 @@ def budget_table(study: StudyPlan) -> Table:
         "its search. It holds for random trials, and approximately for quasi-random ones."
         if is_searched
         else "Nothing is searched: an arm's trials differ in their seeds alone.",
-        _difference_note(study.spec, study.size),
+        _difference_note(study.spec, study.size, looks_before),
         "Fewer epochs would also save time, but favour arms that learn fast, such as feature extraction. How much the "
         "result would change cannot be known beforehand.",
     ]
-    columns = ["budget", "trials", "seeds", "time", "best tenth", "smallest difference (points)"]
+    metric = "" if study.spec.objective == "accuracy" else " in accuracy"
+    columns = ["budget", "trials", "seeds", "time", "best tenth", f"smallest difference{metric} (points)"]
     return Table("What a smaller budget would give up", columns, rows, notes)
 
 
-def _difference_note(spec: StudySpec, size: DataSize) -> str:
+def _difference_note(spec: StudySpec, size: DataSize, looks_before: int) -> str:
     if spec.confirm.seeds == 0:
         return "The study has no [confirm] seeds: nothing is confirmed on the test images, and no difference is tested."
     if spec.confirm.repeats > 1:
@@ -193,17 +202,20 @@ def _difference_note(spec: StudySpec, size: DataSize) -> str:
     if len(spec.combinations()) == 1:
         return "There is one arm: no difference is tested."
     of = "arms" if spec.arms else "levels of a factor"
+    level = percent(level_of_plan(spec, looks_before))
+    tested = ""
+    if spec.confirm.looks:
+        tested = f", at the last planned look, which is tested at {level}"
+    elif looks_before:
+        tested = f", at the {ordinal(looks_before + 1)} look at this study, which is tested at {level}"
+    unknown = "" if spec.objective == "accuracy" else f" How much {spec.goal.label} varies is not known beforehand."
     return (
         f"Smallest difference: the smallest difference in accuracy between two {of} that the report would show in 4 of "
-        f"5 such studies, corrected for all that is compared. Assumed: {size.test:,} test images, a standard "
+        f"5 such studies, corrected for all that is compared{tested}. Assumed: {size.test:,} test images, a standard "
         f"deviation over seeds of {100 * ASSUMED.seed_sd} points, an accuracy of 0.88, and runs that disagree on "
         f"{100 * ASSUMED.same_arm:.0f} % of the images within one arm and on {100 * ASSUMED.other_arm:.0f} % between "
-        "two arms."
+        f"two arms.{unknown}"
     )
-
-
-def _percent(share: float) -> str:
-    return "> 99 %" if share > 0.99 else f"{100 * share:.0f} %"
 
 
 def _megabytes(size: int) -> str:

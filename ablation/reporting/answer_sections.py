@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ablation.analysis.answer import StudyAnalysis, margin_of
+from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary, champion_run
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.simultaneous import DRAWS, FEWEST_SEEDS
-from ablation.analysis.wording import interval_points, points
+from ablation.analysis.wording import interval_points, margin_words, p_cell, points
 from ablation.base.text import Table, format_params, plural
 from ablation.reporting.charts import Picture
 from ablation.reporting.content import (
@@ -301,7 +301,7 @@ def level_tables(analysis: StudyAnalysis) -> list[Block]:
 
 def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
     """Return the table of the tested differences between a factor's levels."""
-    margin, goal = margin_of(analysis.result), analysis.result.spec.goal
+    margin, goal = analysis.result.spec.margin, analysis.result.spec.goal
     is_listed = factor.factor == "arm"
     levels = "arm" if is_listed else "level"
     if factor.control is not None:
@@ -314,14 +314,17 @@ def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
     if any(difference.is_tested for difference in factor.family):
         count = plural(analysis.compared.tested_together, "test")
         notes.append(f"Compared: {pairs}. Intervals and p-values allow for {count} in this report together.")
-    if any(not difference.is_tested for difference in factor.family):
+    untested = [difference for difference in factor.family if not difference.is_tested]
+    if not all(difference.lacks_seeds for difference in untested):
+        notes.append("A single test image, or a single group of them, proves nothing: no interval is invented.")
+    elif untested:
         notes.append(
             f"An arm with fewer than {FEWEST_SEEDS} {analysis.compared.estimator.unit}s proves nothing: no interval is "
             "invented, and its differences are not tested."
         )
     if margin is not None:
         notes.append(
-            f"Equivalent: the whole interval lies within {goal.per_unit * margin:g} {goal.unit}, the margin of the "
+            f"Equivalent: the whole interval lies within {margin_words(margin, goal)}, the margin of the "
             "study (two one-sided tests, each at 2.5 %); not equivalent: outside of it."
         )
     for (first, second), parameters in factor.confounded.items():
@@ -349,23 +352,17 @@ def _difference_columns(analysis: StudyAnalysis, margin: float | None) -> list[s
 
 def _difference_row(difference: Difference, margin: float | None) -> list[str]:
     estimate = difference.estimate
-    p, shown = "-", "-"
-    if estimate.p is not None:
-        p, shown = _p_cell(estimate.p), "yes" if difference.is_shown else "no"
+    shown = "yes" if difference.is_shown else "no" if difference.is_tested else "-"
     return [
         difference.first,
         difference.second,
         points(estimate.value, difference.objective),
         interval_points(estimate.low, estimate.high, difference.objective),
-        p,
+        p_cell(estimate.p),
         shown,
         *([] if margin is None else [difference.equivalence(margin)]),
         seeds_text(difference.seeds),
     ]
-
-
-def _p_cell(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
@@ -373,7 +370,7 @@ def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
     if sum(arm.test is not None for arm in analysis.arms) < 2:
         return []
     blocks: list[Block] = []
-    margin = margin_of(analysis.result)
+    margin = analysis.result.spec.margin
     for factor in analysis.factors:
         if factor.family or factor.not_compared:
             blocks.append(difference_table(analysis, factor))
@@ -399,7 +396,7 @@ def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture])
             f"{i.second} rather than {i.second_base}",
             points(i.estimate.value, goal),
             interval_points(i.estimate.low, i.estimate.high, goal),
-            "-" if i.estimate.p is None else _p_cell(i.estimate.p),
+            p_cell(i.estimate.p),
             "yes" if i.is_shown else "no",
             seeds_text(i.seeds),
         ]

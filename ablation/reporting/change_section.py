@@ -1,6 +1,7 @@
 """Where the networks changed: a heat map of blocks against arms for each measure."""
 
 from collections.abc import Mapping
+from math import isfinite
 from statistics import fmean
 
 from ablation.analysis.results import ArmResult, StudyResult
@@ -59,6 +60,11 @@ def _heat_map(measure: str, rows: Mapping[str, Mapping[str, float]], blocks: lis
     cells = [
         [arm, *(f"{values[block]:.3g}" if block in values else "-" for block in blocks)] for arm, values in rows.items()
     ]
-    largest = max(value for values in rows.values() for value in values.values()) or 1.0
-    shades = [[values.get(block, 0.0) / largest for block in blocks] for values in rows.values()]
+    # A gradient can overflow in a finite epoch, and older versions stored NaN for the features of a dead network.
+    finite = [value for values in rows.values() for value in values.values() if isfinite(value)]
+    largest = max(finite, default=0.0) or 1.0
+    shades = [
+        [min(value / largest, 1.0) if value >= 0 else 0.0 for value in (values.get(block, 0.0) for block in blocks)]
+        for values in rows.values()
+    ]
     return HeatMap(Table(title, ["arm", *blocks], cells, [meaning]), shades)

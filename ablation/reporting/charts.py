@@ -223,7 +223,7 @@ class ArmStyles:
 
     def legend(self, place: int) -> alt.Legend | None:
         """Return the legend of colours (0) or of markers (1); None where there is a single one."""
-        if len(self.firsts) < 2:
+        if len((self.firsts, self.others)[place]) < 2:
             return None
         # `hidden_labels` is set by the page.
         label = "indexof(hidden_labels, datum.label) < 0 ? datum.label : datum.label + ' (hidden)'"

@@ -8,7 +8,7 @@ import altair as alt
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.statistics import Estimate
-from ablation.analysis.wording import axis_title, format_seeds, points, unit_words
+from ablation.analysis.wording import axis_title, format_seeds, p_cell, points, unit_words
 from ablation.base.text import plural
 from ablation.reporting.charts import (
     COLOURS,
@@ -129,7 +129,7 @@ def _differences(factor: FactorAnalysis) -> Picture:
     for difference in factor.family:
         estimate, label = difference.estimate, f"{difference.first} \u2212 {difference.second}"
         shown = "shown" if difference.is_shown else "not shown" if difference.is_tested else "not tested"
-        p = "not tested" if estimate.p is None else "< 0.001" if estimate.p < 0.001 else f"{estimate.p:.3f}"
+        p = p_cell(estimate.p, none="not tested")
         rows.append({"difference": label, **estimate_fields(estimate, goal.per_unit), "p": p, "shown": shown})
         texts[label] = f"{points(estimate.value, goal)} ({_interval_text(difference)}{shown})"
     base = of_rows(rows)

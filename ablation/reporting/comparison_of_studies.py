@@ -4,10 +4,33 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from ablation.analysis.across_studies import FEWEST_STUDIES, MeanDifference, arms_across, differences_across
+from ablation.analysis.across_studies import (
+    FEWEST_STUDIES,
+    MeanDifference,
+    arms_across,
+    check_same_question,
+    differences_across,
+)
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.wording import format_p, interval_points, points, unit_words
+from ablation.analysis.pooling import analyse_study
+from ablation.analysis.results import read_results
+from ablation.analysis.wording import interval_points, p_cell, points, unit_words
 from ablation.base.text import Table
+from ablation.reporting.looks_section import record_look
+from ablation.storage.store import Store
+
+
+def read_studies(store: Store, names: Sequence[str]) -> list[StudyAnalysis]:
+    """Read studies of one question from a store, and record that each was looked at.
+
+    Raises:
+        InputError: a study cannot be read, or they do not compare the same levels.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    results = [read_results(store, name) for name in names]
+    check_same_question(results)
+    return [analyse_study(record_look(store, result)) for result in results]
 
 
 def across_tables(analyses: Sequence[StudyAnalysis]) -> list[Table]:
@@ -33,7 +56,7 @@ def across_tables(analyses: Sequence[StudyAnalysis]) -> list[Table]:
             f"{difference.first} - {difference.second}",
             points(difference.mean.value, goal),
             interval_points(difference.mean.low, difference.mean.high, goal),
-            "-" if difference.mean.p is None else format_p(difference.mean.p).removeprefix("p ").removeprefix("= "),
+            p_cell(difference.mean.p),
             f"{difference.wins} of {len(difference.of_studies)}",
             "-" if difference.spread is None else points(difference.spread, goal),
         ]
@@ -65,7 +88,7 @@ def _sentence(difference: MeanDifference) -> str:
     better, worse, value, wins = difference.first, difference.second, difference.mean, difference.wins
     low, high, goal = value.low, value.high, difference.objective
     if goal.sign * value.value < 0:
-        better, worse, wins = worse, better, len(difference.of_studies) - wins
+        better, worse, wins = worse, better, difference.losses
     if value.value < 0:
         low, high = (None if end is None else -end for end in (high, low))
     return (

@@ -147,8 +147,8 @@ class Section:
 
 
 CAPTIONS = {  # kind of plot -> what it shows; {metric} is the objective
-    "arms": "Test {metric} of each arm. Points: means; strokes: single seeds; lines: 95 % intervals over seeds, or "
-    "over repeats of the tuning, and images.",
+    "arms": "Test {metric} of each arm. Points: means; strokes: single seeds, some of which may "
+    "coincide; lines: 95 % intervals of the means.",
     "means": "The mean test {metric} of the arms that have a level, with its 95 % interval.",
     "differences": "Differences of mean test {metric}, with simultaneous 95 % intervals; filled circles mark the "
     "differences that were shown (p < 0.05).",

@@ -53,9 +53,9 @@ def duplicate_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -
         return [Paragraph(_not_compared(analysis, images))]
     comparison = images.comparison
     found = plural(comparison.across, "pair") if comparison.across else "no pair"
-    is_whole = comparison.pictures != images.counts_DK.sum()  # the study has a part
+    has_part = comparison.pictures != images.counts_DK.sum()
     text = (
-        f"All {comparison.pictures:,} pictures {'of the whole set ' if is_whole else ''}were compared with each other, "
+        f"All {comparison.pictures:,} pictures {'of the whole set ' if has_part else ''}were compared with each other, "
         f"as they are and mirrored: {found} of a training and a test picture "
         f"{'are' if comparison.across > 1 else 'is'} nearly the same."
     )

@@ -13,10 +13,9 @@ import numpy as np
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.comparison import Difference
-from ablation.analysis.looks import level_of, look_sentences, percent
-from ablation.analysis.statistics import Estimate
+from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.tuning import searched_params
-from ablation.analysis.wording import interval_points, join, points, unit_words
+from ablation.analysis.wording import interval_points, join, p_cell, percent, points, shown_question, unit_words
 from ablation.base.text import Table, plural
 from ablation.reporting.content import Folded, interval_text
 from ablation.reporting.method_sections import use_of_results
@@ -96,7 +95,7 @@ def latex(analysis: StudyAnalysis) -> str:
             f"{difference.first} minus {difference.second}" + (f" ({difference.at})" if difference.at else ""),
             points(difference.estimate.value, goal),
             interval_points(difference.estimate.low, difference.estimate.high, goal),
-            _p_cell(difference.estimate),
+            p_cell(difference.estimate.p, none="--"),
         ]
         for factor in analysis.factors
         for difference in [*factor.family, *(d for each in factor.by_level.values() for d in each)]
@@ -149,20 +148,16 @@ def methods(analysis: StudyAnalysis) -> str:
             if spec.confirm.repeats > 1
             else []
         ),
-        f"The configuration with the {spec.goal.best_word} validation {spec.goal.label} was retrained with fresh seeds "
-        f"({runs}{' and repeat' if spec.confirm.repeats > 1 else ''}), and each "
-        f"of these runs evaluated the test images once, at its end; {use_of_results(result)}.",
     ]
-    if unit == "seed":
-        sentences.append(
-            "Standard errors contain the variation over seeds and over test images, with Satterthwaite's degrees of "
-            "freedom, given the configurations that tuning chose."
-        )
+    if not result.test_evaluations:
+        sentences.append("Nothing was retrained, and the test images were not used.")
     else:
         sentences.append(
-            "Arms were compared paired by repeat; standard errors contain the variation over repeats and over test "
-            "images."
+            f"The configuration with the {spec.goal.best_word} validation {spec.goal.label} was retrained with fresh "
+            f"seeds ({runs}{' and repeat' if spec.confirm.repeats > 1 else ''}), and each of these runs evaluated the "
+            f"test images once, at its end; {use_of_results(result)}."
         )
+        sentences.append(_errors(unit))
     if analysis.compared.contrasts:
         sentences.append(
             "Intervals and p-values of differences and interactions "
@@ -182,6 +177,18 @@ def methods(analysis: StudyAnalysis) -> str:
     return " ".join(sentences)
 
 
+def _errors(unit: str) -> str:
+    """Return what standard errors contain, as a sentence of the paragraph on the method."""
+    if unit == "seed":
+        return (
+            "Standard errors contain the variation over seeds and over test images, with Satterthwaite's degrees of "
+            "freedom, given the configurations that tuning chose."
+        )
+    return (
+        "Arms were compared paired by repeat; standard errors contain the variation over repeats and over test images."
+    )
+
+
 def paper_block(analysis: StudyAnalysis) -> Folded:
     """Return the folded paragraph on the method, and the command that prints tables."""
     name = analysis.result.spec.name.replace("+", " ")
@@ -196,7 +203,7 @@ def runs_csv(analysis: StudyAnalysis) -> str:
     result = analysis.result
     runs = [run for arm in result.arms for run in arm.trials]
     parameters = list(dict.fromkeys(name for run in runs for name in searched_params(result.spec, run)))
-    factors = list(result.spec.compared_levels())
+    factors = [] if result.spec.arms else list(result.spec.compared_levels())  # else the names of the arms again
     repeat_column = ["repeat"] if result.spec.confirm.repeats > 1 else []
     metrics = dict.fromkeys(
         ["val_accuracy", "test_accuracy", result.spec.goal.val_metric, result.spec.goal.test_metric]
@@ -225,7 +232,7 @@ def figures_json(analysis: StudyAnalysis) -> str:
     result, goal = analysis.result, analysis.result.spec.goal
     content = {
         "study": result.spec.name,
-        "question": result.spec.question,
+        "question": shown_question(result.spec.question),
         **({} if goal == ACCURACY else {"objective": goal.name}),
         "unit": analysis.compared.estimator.unit,
         "verdict": analysis.verdict,
@@ -272,7 +279,7 @@ def bibtex(analysis: StudyAnalysis) -> str:
     keys = ["godbole2023", "akiba2019"]
     if analysis.compared.contrasts:
         keys.append("hothorn2008")
-    if analysis.compared.estimator.unit == "seed":
+    if analysis.compared.estimator.unit == "seed" and analysis.result.test_evaluations:
         keys.append("satterthwaite1946")
     return "\n\n".join(SOURCES[key] for key in keys) + "\n"
 
@@ -315,12 +322,6 @@ def _latex_table(label: str, caption: str, columns: Mapping[str, str], rows: Seq
             r"\end{table}",
         ]
     )
-
-
-def _p_cell(estimate: Estimate) -> str:
-    if estimate.p is None:
-        return "--"
-    return "< 0.001" if estimate.p < 0.001 else f"{estimate.p:.3f}"
 
 
 def _difference(difference: Difference) -> dict[str, Any]:

@@ -3,33 +3,48 @@
 from dataclasses import replace
 
 from ablation.analysis.boundaries import planned_levels, unplanned_level
-from ablation.analysis.looks import PastLook, past_looks, percent, this_look
+from ablation.analysis.looks import PastLook, past_looks, this_look
 from ablation.analysis.results import StudyResult, read_results
+from ablation.analysis.wording import percent
 from ablation.base.errors import StoreError
 from ablation.base.text import Table, plural
-from ablation.reporting.content import Block, Items
+from ablation.reporting.content import Block, Items, seeds_text
 from ablation.spec.looks import decision_texts
 from ablation.storage.store import Store
 from ablation.tracking.looks import log_look
 
+REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")  # MLflow's codes
+
 
 def look_at(store: Store, name: str) -> StudyResult:
-    """Read a study for a report, and record that its answer was looked at, in its summary run.
-
-    The look is recorded before anybody sees it. One that tests nothing, or of data that were looked at before, is none.
-    A store that this user cannot write keeps no record, nor does a server that refuses it.
+    """Read a study for a report, and record that its answer was looked at; see `record_look`.
 
     Raises:
         as `read_results`.
     """
-    result = read_results(store, name)
+    return record_look(store, read_results(store, name))
+
+
+def record_look(store: Store, result: StudyResult) -> StudyResult:
+    """Record in a study's summary run that somebody looks at its answer; return the results with this record.
+
+    It is called when nothing can refuse the report any more, and before anybody sees it. A look that tests nothing, or
+    at data that were looked at before, is none. A store that this user may not write keeps no record.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used, or the summary run was deleted a moment ago: nothing is shown then.
+    """
     look = this_look(result)
     if look is None or store.is_read_only or look.name in result.tags:
         return result
     try:
-        return replace(result, tags=log_look(store, result.summary_run_id, look.name, look.stored()))
-    except StoreError:
-        return result
+        recorded = log_look(store, result.summary_run_id, look.name, look.stored())
+    except StoreError as error:
+        if error.code in REFUSALS:
+            return result
+        raise
+    return replace(result, tags={**result.tags, **recorded})
 
 
 def look_blocks(result: StudyResult) -> list[Block]:
@@ -85,6 +100,4 @@ def _past_table(result: StudyResult, past: list[PastLook]) -> Table:
 
 
 def _range(counts: tuple[int, ...]) -> str:
-    if not counts:
-        return "-"
-    return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return seeds_text((min(counts), max(counts))) if counts else "-"

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from ablation.analysis.answer import StudyAnalysis, correct_of
+from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.comparison import findable_differences
-from ablation.analysis.looks import look_sentences, percent
+from ablation.analysis.looks import look_sentences
 from ablation.analysis.pooling import right_of
 from ablation.analysis.power import REPEAT_SIZES, SIZES
 from ablation.analysis.results import StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS
-from ablation.analysis.wording import points
+from ablation.analysis.wording import percent, points
 from ablation.base.text import Table, plural
 from ablation.reporting.content import INTERVAL, SIMULTANEOUS, Block, Items, behind_column
 from ablation.spec.objective import Objective
@@ -19,7 +19,7 @@ def power_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return the table of what is excluded now, and of the smallest differences that more runs would find."""
     rows, goal = [], analysis.result.spec.goal
     is_repeated = analysis.is_repeated
-    correct = right_of(analysis.repeats) if is_repeated else correct_of(analysis.result)
+    correct = right_of(analysis.repeats) if is_repeated else analysis.result.scores
     findable = findable_differences(analysis.compared, correct)
     for factor in analysis.factors:
         tested = [difference for difference in factor.family if difference.is_tested]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.dataframe import runs_table
+from ablation.analysis.wording import shown_question
 from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
 from ablation.reporting.charts import Picture
@@ -60,7 +61,7 @@ class OpenStudy:
     @property
     def question(self) -> str:
         """What the study asks."""
-        return self.analysis.result.spec.question
+        return shown_question(self.analysis.result.spec.question)
 
     @property
     def answer(self) -> str:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.pooling import analyse_pooled, analyse_study
+from ablation.analysis.pooling import analyse_pooled, analyse_study, check_repeats
+from ablation.analysis.results import StudyResult, read_results
+from ablation.analysis.wording import format_seeds
 from ablation.base.errors import InputError
-from ablation.base.files import write_atomically
+from ablation.base.files import ensure_writable, write_atomically
 from ablation.base.text import plural
 from ablation.reporting.answer_sections import (
     arm_table,
@@ -18,7 +20,7 @@ from ablation.reporting.charts import Picture
 from ablation.reporting.content import Answer, Block, Items, Paragraph, Section, figure_block
 from ablation.reporting.exports import paper_block
 from ablation.reporting.figures import draw_figures, figure_files
-from ablation.reporting.looks_section import look_at
+from ablation.reporting.looks_section import look_at, record_look
 from ablation.reporting.method_sections import meaning_over_repeats, power_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables
 from ablation.reporting.report import Report
@@ -29,8 +31,8 @@ FIGURES = ("arms", "effects", "interaction")
 LONGEST_NAME = 200  # characters of a folder's name, which file systems allow
 
 
-def read_pooled(store: Store, names: Sequence[str]) -> StudyAnalysis:
-    """Read studies from a store, record that each was looked at, and pool them.
+def read_repeats(store: Store, names: Sequence[str]) -> list[StudyResult]:
+    """Read studies that differ in their seed alone.
 
     Raises:
         InputError: a study cannot be read, is named twice, or they differ in anything but their seed.
@@ -40,12 +42,16 @@ def read_pooled(store: Store, names: Sequence[str]) -> StudyAnalysis:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise InputError(f"{twice[0]} is named twice")
-    return analyse_pooled([look_at(store, name) for name in names])
+    results = [read_results(store, name) for name in names]
+    check_repeats(results)
+    return results
 
 
 def read_analysis(store: Store, names: Sequence[str]) -> StudyAnalysis:
-    """Read a study from a store, or pool several; see `read_pooled` for errors."""
-    return analyse_study(look_at(store, names[0])) if len(names) == 1 else read_pooled(store, names)
+    """Read a study, or pool several, and record that each was looked at; see `read_repeats` for errors."""
+    if len(names) == 1:
+        return analyse_study(look_at(store, names[0]))
+    return analyse_pooled([record_look(store, result) for result in read_repeats(store, names)])
 
 
 def write_pooled_report(store: Store, names: Sequence[str], output: Path | None = None) -> Report:
@@ -57,7 +63,7 @@ def write_pooled_report(store: Store, names: Sequence[str], output: Path | None 
         output: a folder, created if needed; `reports/NAME-1+NAME-2` in the store by default.
 
     Raises:
-        InputError: as `read_pooled`; `output` is a file; or it is needed: the store cannot be written, or the names
+        InputError: as `read_repeats`; `output` is a file; or it is needed: the store cannot be written, or the names
             are too long for a folder.
         StoreAway: the tracking server does not answer.
         StoreError: the folder or MLflow's store cannot be written.
@@ -69,7 +75,9 @@ def write_pooled_report(store: Store, names: Sequence[str], output: Path | None 
     if output is None and (store.is_read_only or len(name) > LONGEST_NAME):
         reason = f"{store.root} cannot be written" if store.is_read_only else "the names make too long a name of one"
         raise InputError(f"--output: name a folder for the report, because {reason}")
-    report = build_pooled_report(read_pooled(store, names), folder)
+    results = read_repeats(store, names)
+    ensure_writable(folder)
+    report = build_pooled_report(analyse_pooled([record_look(store, result) for result in results]), folder)
     files = {"report.html": report.html.encode(), "report.md": report.markdown.encode(), **report.figures}
     for file, content in files.items():
         write_atomically(folder / file, content)
@@ -109,13 +117,18 @@ def build_pooled_report(analysis: StudyAnalysis, folder: Path | None = None) -> 
 
 
 def _answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
-    first = analysis.repeats[0]
-    seeds = ", ".join(f"{result.spec.name}: seed {result.spec.seed}" for result in analysis.repeats)
+    first, repeats = analysis.repeats[0], len(analysis.repeats)
+    names = analysis.result.spec.name.split("+")
+    seeds = dict.fromkeys(result.spec.seed for result in analysis.repeats)
+    of_studies = ", ".join(f"{name}: seed {seed}" for name, seed in zip(names, seeds, strict=True))
+    where = "of one study" if repeats == len(names) else f"in {len(names)} studies"
+    trials = [result.spec.trials_per_arm for result in analysis.repeats]
+    up_to = "up to " if first.spec.confirm.looks else ""
     method = (
-        f"Method: {plural(len(analysis.repeats), 'repeat')} of one study, which differ in their seed alone ({seeds}). "
-        f"In each, every arm was tuned with {plural(first.spec.trials_per_arm, 'trial')} of "
+        f"Method: {plural(repeats, 'repeat')} {where}, which differ in their seed alone ({of_studies}). "
+        f"In each, every arm was tuned with {format_seeds((min(trials), max(trials)), 'trial')} of "
         f"{plural(first.spec.epochs, 'epoch')}, and its best configuration was retrained with "
-        f"{plural(first.spec.confirm.seeds, 'fresh seed')}. Arms are compared paired by repeat, on the same "
+        f"{up_to}{plural(first.spec.confirm.seeds, 'fresh seed')}. Arms are compared paired by repeat, on the same "
         f"{first.test_images:,} test images."
     )
     return [

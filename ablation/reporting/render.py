@@ -12,6 +12,7 @@ from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.analysis.statistics import Estimate
+from ablation.analysis.wording import shown_question
 from ablation.base.text import Table, escape_markdown, visible
 from ablation.reporting.answer_sections import (
     arm_table,
@@ -123,7 +124,7 @@ def interval_plot(estimates: Sequence[Estimate | None]) -> tuple[str, list[str]]
 def summary_note(analysis: StudyAnalysis) -> str:
     """Return the summary run's description: question, answer, and a line per arm with as many links as fit."""
     result = analysis.result
-    title = f"**{escape_markdown(result.spec.question)}** {escape_markdown(analysis.answer)}"
+    title = f"**{escape_markdown(shown_question(result.spec.question))}** {escape_markdown(analysis.answer)}"
     place = "The whole report is in the artifacts: report/report.html."
 
     def link(text: str, run: RunResult) -> str:
@@ -175,6 +176,7 @@ def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[
     }
     return environment.get_template("report.html.j2").render(
         result=result,
+        question=shown_question(result.spec.question),
         sections=sections,
         pictures=pictures,
         recoloured=lambda text: Markup(recoloured(text)),
@@ -190,7 +192,7 @@ def _levels(arm: ArmResult) -> dict[str, str]:
 
 def render_markdown(result: StudyResult, sections: list[Section]) -> str:
     """Return the report as markdown, which shows the files of plots and images beside it."""
-    parts = [f"# {escape_markdown(result.spec.question)}"]
+    parts = [f"# {escape_markdown(shown_question(result.spec.question))}"]
     for section in sections:
         parts.append(f"## {section.title}")
         parts += [_block_markdown(block) for block in section.blocks]

@@ -8,10 +8,11 @@ from pathlib import Path
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.champion import Choice
 from ablation.analysis.pooling import analyse_study
-from ablation.analysis.results import StudyResult
+from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.tuning import searched_params
+from ablation.analysis.wording import shown_question
 from ablation.base.errors import InputError
-from ablation.base.files import write_atomically
+from ablation.base.files import ensure_writable, write_atomically
 from ablation.base.terminal import say, say_prose, show_table
 from ablation.base.text import Table
 from ablation.reporting.answer_sections import (
@@ -31,7 +32,7 @@ from ablation.reporting.data_section import data_blocks, duplicate_blocks, has_n
 from ablation.reporting.exports import paper_block
 from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.forecast_section import forecast_blocks
-from ablation.reporting.looks_section import look_at, look_blocks
+from ablation.reporting.looks_section import look_blocks, record_look
 from ablation.reporting.method_sections import meaning_blocks, power_blocks
 from ablation.reporting.registration_section import registration_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables, summary_note
@@ -114,7 +115,9 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
         raise InputError(f"--output: {folder} is not a folder")
     if output is None and store.is_read_only:
         raise InputError(f"--output: name a folder for the report, because {store.root} cannot be written")
-    result = look_at(store, name)
+    result = read_results(store, name)
+    ensure_writable(folder)
+    result = record_look(store, result)
     report = build_report(result, ui_server(store) if is_server(store) else "")
     files = {"report.html": report.html.encode(), "report.md": report.markdown.encode(), **report.figures}
     for file, content in files.items():
@@ -130,7 +133,7 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
 def show_report(report: Report) -> None:
     """Print the question, the short tables, evidence and warnings; then the answer, the report's path, the UI."""
     say("")
-    say_prose(report.result.spec.question)
+    say_prose(shown_question(report.result.spec.question))
     for table in report.short:
         say("")
         show_table(table)

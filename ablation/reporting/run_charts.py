@@ -226,7 +226,7 @@ def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
     labels = ["a trial", "known"] if analysis.result.spec.known else ["a trial"]
     tips = [alt.Tooltip("k:Q", title="trial"), *(_number(f, f, ".4f") for f in labels)]
     tips += [_number("best", "best so far", ".4f"), _number("expected", "expected best of as many", ".4f")]
-    x = alt.X("k:Q", title="trial", axis=alt.Axis(tickMinStep=1, tickCount=4, format="d"))
+    x = alt.X("k:Q", title="trial", axis=_count_axis(4))
     base = alt.Chart()
 
     dots: list[alt.Chart] = [
@@ -275,8 +275,13 @@ def _panels(unit: alt.LayerChart, rows: Sequence[Row], arms: Sequence[str]) -> a
 def _epochs() -> alt.X:
     return alt.X(
         "epoch:Q", title="epoch", scale=alt.Scale(zero=False, nice=False),
-        axis=alt.Axis(tickMinStep=1, tickCount=5, format="d"),
+        axis=_count_axis(5),
     )  # fmt: skip
+
+
+def _count_axis(ticks: int) -> alt.Axis:
+    """Return an axis of whole numbers; Vega also has ticks between them where they are few, which stay unlabelled."""
+    return alt.Axis(tickMinStep=1, tickCount=ticks, format="d", labelExpr="datum.value % 1 ? '' : datum.label")
 
 
 def _y(title: str, field: str = "value") -> alt.Y:

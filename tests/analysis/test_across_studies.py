@@ -10,7 +10,7 @@ import pytest
 from scipy import optimize, stats
 
 from ablation.analysis import across_studies
-from ablation.analysis.across_studies import arms_across, check_same_question, differences_across
+from ablation.analysis.across_studies import MeanDifference, arms_across, check_same_question, differences_across
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.looks import past_looks
 from ablation.analysis.pooling import analyse_study
@@ -19,6 +19,8 @@ from ablation.analysis.statistics import Estimate
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.compare import cli
+from ablation.reporting import comparison_of_studies
+from ablation.reporting.comparison_of_studies import read_studies
 from ablation.storage.store import find_store
 from tests.fake_results import fake_result, store_study
 from tests.studies import signal_handlers_kept
@@ -122,7 +124,18 @@ def test_other_questions_are_refused(four: list[StudyAnalysis]) -> None:
     accuracies = {"block3": 0.9, "block4": 0.8}
     other = analyse_study(fake_result({"truncate_at": ["block3", "block4"]}, accuracies, name="other"))
     with pytest.raises(InputError, match="flowers and other cannot be compared: only one .* truncate_at = block5"):
-        check_same_question([four[0], other])
+        check_same_question([four[0].result, other.result])
+
+
+def test_what_is_refused_is_no_look(tmp_path: Path) -> None:
+    store = find_store(str(tmp_path / "s"))
+    store_study(store, study("flowers", images=200))
+    other = fake_result({"truncate_at": ["block3", "block4"]}, {"block3": 0.9, "block4": 0.8}, name="other")
+    store_study(store, other)
+    for names in (["flowers", "other"], ["flowers", "nobody"]):
+        with pytest.raises(InputError):
+            read_studies(store, names)
+    assert past_looks(read_results(store, "flowers").tags) == []
 
 
 @pytest.mark.parametrize("arguments", [["flowers"], ["flowers", "flowers"]])
@@ -151,3 +164,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert figures["differences"][0]["wins"] == 3
     for name in OF_DATA:  # each one's verdict was shown, of the same data twice
         assert len(past_looks(read_results(store, name).tags)) == 1
+
+
+def test_a_tie_is_no_win_of_either_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_studies = {"flowers": -0.04, "pets": 0.0, "cars": -0.02}
+    difference = MeanDifference("x", "a", "b", of_studies, Estimate(-0.02, 0.005, 2.0, -0.03, -0.01, 0.01), 0.0)
+    monkeypatch.setattr(comparison_of_studies, "differences_across", lambda analyses: [difference])
+    (sentence,) = comparison_of_studies.across_sentences([])
+    assert sentence.startswith("b is better than a over studies like these, by 2.0 points")
+    assert sentence.endswith("; it is ahead in 2 of 3.")

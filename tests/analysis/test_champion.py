@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from ablation.analysis.champion import choose_champion, distances_from_best, moments_of_repeats
-from ablation.analysis.predictions import Predictions
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.spec.objective import ACCURACY
 from tests.fake_results import draw_predictions, fake_predictions, fake_result
 
 CUTS = {"truncate_at": ["block1", "block3", "block5"]}
@@ -26,7 +26,7 @@ def with_validation(
         labels_N = np.arange(images) % 4
         validation = draw_predictions(accuracy, labels_N, 4, seed=number)
         validation = replace(validation, groups_N=groups_N)
-        is_right = float(validation.correct_N.mean())
+        is_right = float(validation.scores_N(ACCURACY).mean())
         predictions = replace(run.predictions, validation=validation)
         runs.append(replace(run, val_accuracy=is_right, predictions=predictions, inference_operations=operations))
     return replace(arm, confirmations=runs)
@@ -204,6 +204,14 @@ def test_moments_of_repeats_are_sample_moments() -> None:
     assert moments.repeats_AA[0, 0] == pytest.approx(np.var([0.8, 0.82, 0.81], ddof=1))
 
 
-def test_predictions_know_what_is_right() -> None:
-    predictions = Predictions(np.zeros((3, 2), np.float16), np.array([0, 1, 1]), np.array([0, 1, 0]))
-    assert predictions.correct_N.tolist() == [True, True, False]
+def test_validation_images_of_a_single_group_choose_no_cheaper_arm() -> None:
+    result = study({"block1": 0.50, "block3": 0.80, "block5": 0.90})
+    groups_N = np.zeros(VAL_IMAGES, np.int64)
+    accuracies = (0.50, 0.80, 0.90)
+    one_group = [
+        with_validation(arm, accuracy, OPERATIONS[arm.arm.name], groups_N=groups_N)
+        for arm, accuracy in zip(result.arms, accuracies, strict=True)
+    ]
+    name, reason = chosen(replace(result, arms=one_group))
+    assert name == "block5"
+    assert reason.endswith("; no cheaper arm could be chosen, because validation has a single image or group")

@@ -3,12 +3,16 @@
 Legend: A arms, S seeds, R repeats, N test images, G groups of them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ablation.analysis.answer import analyse
+from ablation.analysis.looks import this_look
+from ablation.analysis.pooling import analyse_study
 from ablation.analysis.predictions import load_predictions
 from ablation.analysis.repeats import (
     chances_over_repeats,
@@ -16,9 +20,12 @@ from ablation.analysis.repeats import (
     simultaneous_over_repeats,
     variance_components,
 )
+from ablation.analysis.results import StudyResult
 from ablation.analysis.simultaneous import chances_of_best, simultaneous
 from ablation.analysis.statistics import arm_moments, contrast, exact_test, image_covariance
+from ablation.reporting.answer_sections import difference_blocks
 from tests.calibration import simulate
+from tests.fake_results import TWO_BY_TWO, fake_result
 
 DIFFERENCE = {"a": 1.0, "b": -1.0}
 PAIRS = [DIFFERENCE, {"a": 1.0, "c": -1.0}, {"b": 1.0, "c": -1.0}]
@@ -151,3 +158,45 @@ def test_groups_are_stored_with_the_predictions(tmp_path: Path) -> None:
     groups_N = load_predictions(tmp_path / "with.safetensors").groups_N
     assert groups_N is not None
     assert groups_N.tolist() == [0, 1, 0]
+
+
+def test_a_single_group_tests_nothing_and_the_answer_says_so() -> None:
+    """Five patients leave one of them for the test split: no number of seeds says how patients differ."""
+    accuracies = {"block3,feature_extraction": 0.6, "block3,fine_tune_all": 0.7}
+    accuracies |= {"block5,feature_extraction": 0.8, "block5,fine_tune_all": 0.9}
+    result = fake_result(TWO_BY_TWO, accuracies, seeds=3, images=200)
+    analysis = analyse(of_one_group(result))
+    assert analysis.verdict == [
+        f"{factor}: nothing can be compared on a single test image or group." for factor in TWO_BY_TWO
+    ]
+    assert (analysis.chances_of_best, analysis.from_best, analysis.compared.contrasts) == ({}, {}, [])
+    assert analysis.evidence[0].endswith("3 seeds; a single test image, or a single group of them, proves nothing.")
+    assert analysis.compared.interaction_missing == [
+        "block3 and block5 with feature_extraction and fine_tune_all: nothing is tested on a single image or group"
+    ]
+    assert not any("fewer than" in str(block) for block in difference_blocks(analysis))
+    assert this_look(analysis.result) is None, "what tests nothing is no look"
+    assert analyse(fake_result(TWO_BY_TWO, accuracies, seeds=3, images=1)).verdict == analysis.verdict
+    repeated = fake_result(
+        {"truncate_at": ["block3", "block5"]}, {"block3": 0.6, "block5": 0.9}, seeds=1, images=200,
+        trials_per_arm=3, confirm={"seeds": 1, "repeats": 3},
+    )  # fmt: skip
+    over_repeats = analyse_study(of_one_group(repeated))
+    assert over_repeats.verdict == ["Nothing can be compared on a single test image or group."]
+    assert all(arm.estimate is not None and arm.estimate.low is None for arm in over_repeats.arms)
+
+
+def of_one_group(result: StudyResult) -> StudyResult:
+    """Return the study with test images that all belong together."""
+    arms = [
+        replace(
+            arm,
+            confirmations=[
+                replace(run, predictions=replace(run.predictions, groups_N=np.zeros(result.test_images, np.int64)))
+                for run in arm.confirmations
+                if run.predictions is not None
+            ],
+        )
+        for arm in result.arms
+    ]
+    return replace(result, arms=arms)

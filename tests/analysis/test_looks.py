@@ -6,12 +6,13 @@ import pytest
 
 from ablation.analysis.answer import analyse
 from ablation.analysis.boundaries import planned_levels
-from ablation.analysis.looks import decide, level_of, look_number, look_sentences, past_looks, this_look
+from ablation.analysis.looks import PastLook, decide, level_of, look_number, look_sentences, past_looks, this_look
 from ablation.analysis.results import StudyResult
+from ablation.analysis.wording import ordinal
 from ablation.spec.looks import Decision
 from ablation.spec.tables import Confirm
 from ablation.tracking.looks import DECISION_TAG, LOOK_TAG, decision_tags, decisions_in
-from tests.fake_results import TWO_BY_TWO, fake_result
+from tests.fake_results import FOUR, TWO_BY_TWO, fake_result
 
 LOOKS = [3, 5, 8, 12]
 CUTS = {"truncate_at": ["block1", "block2", "block3"]}
@@ -168,6 +169,25 @@ def test_a_record_that_somebody_edited_still_counts() -> None:
     assert level_of(dataclasses.replace(unplanned(), tags=tags)) == 0.05 / 2**7
 
 
+def test_decisions_and_looks_of_very_many_arms_fit_into_tags() -> None:
+    """MLflow cuts a longer tag without a word, and the study would decide the same look for ever."""
+    confirm = Confirm(seeds=8, looks=[3, 5, 8])
+    names = tuple(f"block{n % 5 + 1},fine_tune_all,{n}" for n in range(1500))
+    decisions = [Decision(3, names, is_sure=False), Decision(5, (), is_sure=False)]
+    tags = decision_tags(decisions)
+    assert len(tags) > 2
+    assert all(len(value) <= 5000 for value in tags.values())
+    assert decisions_in(confirm, tags) == decisions
+    *first, last = [name for name in tags if name.startswith(f"{DECISION_TAG}.3")]
+    assert last == f"{DECISION_TAG}.3"
+    # A process that died between two of them has decided nothing.
+    assert decisions_in(confirm, {name: tags[name] for name in first}) == []
+    look = PastLook(f"{LOOK_TAG}.x", datetime(2026, 11, 27, tzinfo=UTC), (3,) * 1499 + (5,), (8,) * 1500, {}, "all")
+    assert len(look.stored()) <= 5000
+    (read,) = past_looks({look.name: look.stored()})
+    assert (read.seeds, read.trials, read.time) == ((3, 5), (8, 8), look.time)
+
+
 @pytest.mark.parametrize("damage", ["x", "[]", '{"seeds": 5}', '{"seeds": "x", "stopped": [], "sure": true}'])
 def test_decisions_are_believed_up_to_one_that_is_damaged(damage: str) -> None:
     confirm = Confirm(seeds=8, looks=[3, 5, 8])
@@ -176,3 +196,44 @@ def test_decisions_are_believed_up_to_one_that_is_damaged(damage: str) -> None:
     assert decisions_in(confirm, tags) == decisions
     assert decisions_in(confirm, {**tags, f"{DECISION_TAG}.5": damage}) == decisions[:1]
     assert decisions_in(confirm, {**tags, f"{DECISION_TAG}.3": damage}) == []
+
+
+def without_confirmations(result: StudyResult, *names: str) -> StudyResult:
+    """Return a study in which all confirmation runs of these arms failed."""
+    failed = {"state": "failed", "predictions": None, "val_accuracy": None, "test_accuracy": None}
+    return dataclasses.replace(
+        result,
+        arms=[
+            dataclasses.replace(arm, confirmations=[dataclasses.replace(run, **failed) for run in arm.confirmations])  # type: ignore[arg-type]
+            if arm.arm.name in names
+            else arm
+            for arm in result.arms
+        ],
+    )
+
+
+def test_an_answer_without_any_comparison_is_not_sure() -> None:
+    confirm = {"seeds": 6, "looks": [3, 6]}
+    two = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.8, "block5": 0.9}, confirm=confirm)
+    assert decide(dataclasses.replace(without_confirmations(two, "block5"), look=0)) == Decision(3, (), is_sure=False)
+    four = fake_result(TWO_BY_TWO, FOUR, confirm=confirm)
+    only_first = without_confirmations(four, *list(FOUR)[1:])
+    assert decide(dataclasses.replace(only_first, look=0)) == Decision(3, (), is_sure=False)
+
+
+def test_a_factor_with_a_single_level_leaves_decisions_as_they_are() -> None:
+    confirm = {"seeds": 12, "looks": LOOKS}
+    accuracies = {"block1": 0.70, "block2": 0.90, "block3": 0.90}
+    named = {f"{cut},fine_tune_all": accuracy for cut, accuracy in accuracies.items()}
+    factors = {**CUTS, "strategy": ["fine_tune_all"]}
+    result = fake_result(factors, named, seeds=5, images=2000, confirm=confirm)
+    result = dataclasses.replace(result, look=1, tags=decision_tags([BEFORE]))
+    assert decide(result) == Decision(5, ("block1,fine_tune_all",), is_sure=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(2, "second"), (10, "tenth"), (11, "11th"), (13, "13th"), (21, "21st"), (22, "22nd"),
+                         (103, "103rd"), (111, "111th")]
+)  # fmt: skip
+def test_ordinals(number: int, name: str) -> None:
+    assert ordinal(number) == name

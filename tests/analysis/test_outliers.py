@@ -1,5 +1,7 @@
 """Runs that stand apart. Legend: S seeds, N images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,3 +51,32 @@ def test_without_the_runs_the_others_stay() -> None:
 
 def test_two_seeds_cannot_say_which_one_is_apart() -> None:
     assert outlying_runs(study({"block3": [0.9, 0.2], "block5": [0.8, 0.81]})) == []
+
+
+def test_runs_of_an_arm_that_agree_are_measured_by_those_of_all_arms() -> None:
+    # Distances from 0.9: 0.01, 0.01, 0.02, 0.02; from 0.8: 0.0005 three times, and 0.1. The median of all is 0.01.
+    result = study({"block3": [0.88, 0.89, 0.9, 0.91, 0.92], "block5": [0.7995, 0.8, 0.8005, 0.8005, 0.7]})
+    (outlier,) = outlying_runs(result)
+    assert (outlier.arm, outlier.run.number) == ("block5", 4)
+    assert outlier.deviations == pytest.approx(0.1 / 0.01)
+
+
+def test_runs_without_any_mistake_are_measured_by_one_image() -> None:
+    assert outlying_runs(study({"block3": [1.0, 1.0, 1.0]})) == []
+    (outlier,) = outlying_runs(study({"block3": [1.0, 1.0, 0.9994, 1.0]}))
+    assert outlier.run.number == 2
+    assert outlier.deviations == pytest.approx(6)  # six images of 10,000
+
+
+def test_losses_are_measured_by_the_standard_error_of_their_mean() -> None:
+    spec = fake_spec({"truncate_at": ["block3", "block4"]}, objective="loss", confirm={"seeds": 4})
+    labels_N = np.arange(100) % 4
+    losses_N = 0.5 + 0.4 * (-1.0) ** np.arange(100)  # standard deviation 0.4, of the mean 0.04
+    means = [0.5, 0.5, 0.75, 0.5]
+    drawn = [replace(fake_predictions(labels_N, labels_N, 4), losses_N=losses_N + mean - 0.5) for mean in means]
+    first, second = arms(spec)
+    results = [fake_arm(spec, first, [0.5], means, drawn), fake_arm(spec, second, [None], [], [])]
+    result = fake_study(spec, results, list("abcd"))
+    (outlier,) = outlying_runs(result)
+    assert outlier.run.number == 2
+    assert outlier.deviations == pytest.approx(0.25 / 0.04)

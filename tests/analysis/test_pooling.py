@@ -8,13 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablation.analysis.pooling import analyse_pooled, analyse_study, check_repeats, repeats_of, right_of
+from ablation.analysis.pooling import (
+    analyse_pooled,
+    analyse_study,
+    check_repeats,
+    repeats_of,
+    right_of,
+    summarise_arms,
+)
 from ablation.analysis.repeats import contrast_over_repeats
 from ablation.analysis.results import StudyResult
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.report import cli
 from ablation.reporting import pooled_report, report
+from ablation.reporting.exports import methods
 from ablation.spec.looks import Decision
 from ablation.storage.store import find_store
 from ablation.tracking.looks import decision_tags
@@ -39,7 +47,7 @@ def three() -> list[StudyResult]:
 def test_arms_are_means_over_repeats(three: list[StudyResult]) -> None:
     analysis = analyse_pooled(three)
     arm = analysis.arms[0]
-    of_repeats = [float(result.arms[0].correct_SN.mean()) for result in three]
+    of_repeats = [float(result.arms[0].scores_SN.mean()) for result in three]
     assert arm.test is not None
     assert arm.test.mean == pytest.approx(np.mean(of_repeats))
     assert arm.test.standard_deviation == pytest.approx(np.std(of_repeats, ddof=1))
@@ -125,7 +133,10 @@ def test_the_command_pools_what_the_store_has(
     store = find_store(str(tmp_path / "store"))
     results = [repeat(seed, images=200, seeds=2) for seed in range(3)]
     store_study(store, results[0])
-    monkeypatch.setattr(pooled_report, "look_at", lambda store, name: next(r for r in results if r.spec.name == name))
+    monkeypatch.setattr(
+        pooled_report, "read_results", lambda store, name: next(r for r in results if r.spec.name == name)
+    )
+    monkeypatch.setattr(pooled_report, "record_look", lambda store, result: result)
     names = [result.spec.name for result in results]
     monkeypatch.setattr(sys, "argv", ["report", *names, "--store", str(tmp_path / "store")])
     assert run_command(cli) == 0
@@ -250,7 +261,8 @@ def test_a_repeat_that_is_not_confirmed_yet_is_left_out(repeated: StudyResult) -
     assert [arm.test.seeds for arm in analysis.arms if arm.test is not None] == [2, 2, 2]
     assert analysis.verdict == ["Preliminary: Too few tunings to compare; each arm needs three."]
     assert analysis.evidence[0] == "Still missing: 2 confirmation runs."
-    assert not any("Left out" in sentence for sentence in analysis.evidence)
+    left_out = [sentence for sentence in analysis.evidence if "Left out" in sentence]
+    assert left_out == ["Left out: repeat 3, in which block3 is not confirmed."]
     one_repeat = [
         replace(arm, **{kind: [r for r in getattr(arm, kind) if r.spec.repeat == 0] for kind in KINDS})
         for arm in repeated.arms
@@ -274,3 +286,59 @@ def test_the_report_of_a_study_with_repeats_says_what_its_unit_is(
     assert "if the whole study were done again very often" in text
     assert "conditional on the configurations" not in text
     assert "of 9 tunings" in text or "Warning: " not in text
+
+
+def test_a_repeat_in_which_an_arm_is_not_confirmed_is_left_out_of_every_figure() -> None:
+    """In MLflow's pages of the arms as well as in the report, which says so."""
+    two = {"truncate_at": ["block3", "block5"]}
+    confirm = {"seeds": 1, "repeats": 4}
+    whole = fake_result(two, ACCURACIES, images=200, seeds=1, trials_per_arm=4, confirm=confirm)
+    failed = {"state": "failed", "reason": "out of memory", "predictions": None}
+    arm = whole.arms[1]
+    lost = [
+        replace(run, **failed, val_accuracy=None, test_accuracy=None) if run.spec.repeat == 3 else run  # type: ignore[arg-type]
+        for run in arm.confirmations
+    ]
+    result = replace(whole, arms=[whole.arms[0], replace(arm, confirmations=lost)])
+    analysis = analyse_study(result)
+    assert [arm.test.seeds for arm in analysis.arms if arm.test is not None] == [3, 3]
+    assert [arm.test for arm in summarise_arms(result)] == [arm.test for arm in analysis.arms]
+    assert "Left out: repeat 4, in which block5 is not confirmed." in analysis.evidence
+
+
+def held_back(result: StudyResult, seeds: int) -> StudyResult:
+    """Return a study whose first planned look is not complete."""
+    arms = [replace(arm, confirmations=[], held_back=arm.confirmations[:seeds]) for arm in result.arms]
+    return replace(result, arms=arms)
+
+
+def test_pooled_studies_with_planned_looks_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooled_report, "draw_figures", lambda analysis, kinds: {})
+    looks = {"seeds": 6, "looks": [3, 6]}
+    ended = decision_tags([Decision(3, (), is_sure=True)])
+    three = [replace(repeat(seed, images=200, confirm=looks), look=0, tags=ended) for seed in range(3)]
+    analysis = analyse_pooled(three)
+    assert "retrained with up to 6 fresh seeds" in pooled_report.build_pooled_report(analysis).markdown
+    assert "(up to 6 runs per arm and repeat)" in methods(analysis)
+    assert "planned looks at the results decided which arms got further seeds" in methods(analysis)
+    assert analysis.compared.estimator.level == 0.05
+    assert not any("look" in sentence for sentence in analysis.evidence)
+    early = analyse_pooled([held_back(result, 2) for result in three])
+    assert early.verdict[0].endswith("the first planned look, at 3 seeds, is not complete.")
+    assert early.result.test_evaluations == 3 * 3 * 2
+
+
+def test_the_method_of_pooled_studies_with_repeats_names_studies(
+    repeated: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooled_report, "draw_figures", lambda analysis, kinds: {})
+    other = replace(repeated, spec=repeated.spec.model_copy(update={"name": "other", "seed": 9}))
+    text = pooled_report.build_pooled_report(analyse_pooled([repeated, other])).markdown
+    assert "Method: 6 repeats in 2 studies, which differ in their seed alone (fake: seed 0, other: seed 9)." in text
+
+
+def test_repeats_without_any_confirmation_run_leave_no_arm_out() -> None:
+    confirm = {"seeds": 0, "repeats": 3}
+    analysis = analyse_study(fake_result(CUTS, ACCURACIES, seeds=0, trials_per_arm=3, confirm=confirm))
+    assert analysis.verdict[0].endswith("no answer is possible: [confirm] seeds is 0.")
+    assert analysis.evidence == []

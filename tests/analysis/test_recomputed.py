@@ -180,7 +180,10 @@ def test_differences_and_interactions(study: StudyResult, markdown: str) -> None
 def test_the_sentences_repeat_the_tables(study: StudyResult, markdown: str) -> None:
     cells = row(markdown, "strategy", "0 of 1")
     assert cells[2] == "-"
-    evidence = re.search(r"- strategy: fine_tune_all minus feature_extraction (\S+) \((\S+) to (\S+), p", markdown)
+    evidence = re.search(
+        r"- strategy, averaged over truncate_at: fine_tune_all minus feature_extraction (\S+) \((\S+) to (\S+), p",
+        markdown,
+    )
     assert evidence is not None
     value, low, high = map(float, evidence.groups())
     printed = row(markdown, "feature_extraction", "fine_tune_all")

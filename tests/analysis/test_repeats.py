@@ -15,6 +15,7 @@ from ablation.analysis.repeats import (
     variance_parts,
 )
 from ablation.analysis.simultaneous import from_normal_scale
+from ablation.spec.objective import OBJECTIVES
 
 DIFFERENCE = {"a": 1.0, "b": -1.0}
 
@@ -159,3 +160,28 @@ def test_repeats_that_agree_by_chance_do_not_make_the_threshold_smaller() -> Non
 
         thresholds.append(optimize.brentq(excess, 1.0, 6.0))
     assert thresholds[0] == pytest.approx(thresholds[1], rel=1e-6)
+
+
+def test_few_images_that_carry_a_difference_widen_its_interval_over_repeats() -> None:
+    """Four images of a rare class in 200, where images count unequally: Student's t has about three degrees of freedom.
+
+    The t is that of m - 1 degrees, with m = (sum of d²)² / (sum of d⁴) of the images' influences d.
+    """
+    D_N = np.where(np.arange(200) < 4, 1.0, 0.0)
+    right = {"a": np.tile(D_N, (3, 1)), "b": np.zeros((3, 200))}
+    d_N = D_N - D_N.mean()
+    plain, carrying = d_N.var(ddof=1) / 200, (d_N**2).sum() ** 2 / (d_N**4).sum()
+    assert carrying == pytest.approx(4, abs=0.2)
+    wider = (scipy_stats.t(carrying - 1).isf(0.025) / scipy_stats.norm.isf(0.025)) ** 2
+    assert wider > 2
+    images = {}
+    for name in ("balanced_accuracy", "accuracy"):
+        moments = repeat_moments(right, objective=OBJECTIVES[name])
+        images[name] = float(variance_parts(moments.weights([DIFFERENCE]), moments)[1][0])
+    assert images["accuracy"] == pytest.approx(plain)
+    assert images["balanced_accuracy"] == pytest.approx(plain * wider, rel=0.08)  # of t², see `from_normal_scale`
+    estimate = contrast_over_repeats(DIFFERENCE, right, objective=OBJECTIVES["balanced_accuracy"])
+    assert estimate.low is not None
+    assert estimate.value - estimate.low == pytest.approx(
+        scipy_stats.norm.isf(0.025) * np.sqrt(images["balanced_accuracy"])
+    )

@@ -19,7 +19,7 @@ def factor(name: str, family: list[Difference], pivot: str | None = None, **chan
     labels = dict.fromkeys(label for d in family for label in (d.first, d.second))
     levels = [LevelMean(label, None, 1, (3, 3), []) for label in labels]
     ahead = max(labels, key=lambda label: _score(label, family), default=None)
-    return FactorAnalysis(name, None, pivot, levels, family, [], [], None, ahead, {}, **changes)  # type: ignore[arg-type]
+    return FactorAnalysis(name, None, pivot, levels, family, [], [], ahead, {}, **changes)  # type: ignore[arg-type]
 
 
 def _score(label: str, family: list[Difference]) -> float:
@@ -33,7 +33,7 @@ A_FIRST = [difference("a", "b", 0.002), difference("a", "c", 0.05), difference("
     ("family", "pivot", "margin", "expected"),
     [
         (A_FIRST, None, None,
-         "a is ahead; b might be as good (within 1.2 points); c is clearly worse, by 5.0 points."),
+         "a is ahead; b might be as good (0.20 behind, at most 1.2); c is clearly worse, by 5.0 points."),
         (A_FIRST, None, 0.02, "a is ahead; b is as good; c is clearly worse, by 5.0 points."),
         ([difference("a", "b", 0.02), difference("a", "c", 0.05), difference("b", "c", 0.03)], None, None,
          "a is best; b and c are clearly worse, by 2.0 to 5.0 points."),
@@ -84,3 +84,17 @@ def test_another_winner_at_another_level() -> None:
     at = [difference("a", "b", value, at=level) for value, level in ((0.05, "low"), (-0.03, "high"), (0.001, "mid"))]
     (line,) = factor_lines([factor("x", [difference("a", "b", 0.007)], by_level={"y": at})], None)
     assert line == "With low a is best, by 5.0 points; with high b is best, by 3.0 points; with mid nothing is clear."
+
+
+def test_levels_that_are_equivalent_at_a_level_are_called_equally_good() -> None:
+    at = [difference("a", "b", 0.002, at="y1"), difference("a", "b", 0.05, at="y2")]
+    average = [difference("a", "b", 0.026)]
+    (line,) = factor_lines([factor("x", average, by_level={"y": at})], 0.03)
+    assert line == "With y1 a and b are equally good; with y2 a is best, by 5.0 points."
+    (line,) = factor_lines([factor("x", average, by_level={"y": at})], None)
+    assert line == "With y1 nothing is clear; with y2 a is best, by 5.0 points."
+
+
+def test_a_margin_of_one_point_is_in_the_singular() -> None:
+    (line,) = factor_lines([factor("x", [difference("a", "b", 0.001, margin=0.002)])], 0.01)
+    assert line == "a and b are equally good, within 1 point."

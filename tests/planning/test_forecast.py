@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ablation.analysis.boundaries import planned_levels
 from ablation.analysis.power import assumed_moments, smallest_differences
 from ablation.data import reading
 from ablation.data.reading import DataSize
@@ -19,6 +20,7 @@ from ablation.planning.forecast import (
     budgets,
     differences_found,
     feature_seconds,
+    level_of_plan,
     memory,
     planned_budget,
     study_span,
@@ -359,6 +361,29 @@ def test_what_a_smaller_budget_gives_up() -> None:
     unsearched = budget_table(study_of(STUDY | {"search": {}}))
     assert [row[4] for row in unsearched.rows] == ["-"] * 4
     assert any("Nothing is searched" in note for note in unsearched.notes)
+
+
+def test_a_plan_has_the_level_at_which_its_report_tests() -> None:
+    """Of the last planned look, or of the next one; a lower level finds only larger differences."""
+    plain = budget_table(study_of(STUDY))
+    planned = budget_table(study_of(STUDY | {"confirm": {"seeds": 5, "looks": [3, 5]}}))
+    level = planned_levels([3, 5])[-1]
+    assert f"at the last planned look, which is tested at {100 * level:.3g} %" in " ".join(planned.notes)
+    third = budget_table(study_of(STUDY), looks_before=2)
+    assert "at the third look at this study, which is tested at 0.625 %" in " ".join(third.notes)
+    assert "tested at" not in " ".join(plain.notes)
+    spec = StudySpec(**STUDY)
+    found = differences_found(spec, 100, 5, 0.05 / 2**3)
+    assert third.rows[0][5] == ", ".join(f"{factor} {100 * size:.1f}" for factor, size in found.items())
+    assert all(found[factor] > size for factor, size in differences_found(spec, 100, 5).items())
+    assert level_of_plan(StudySpec(**STUDY | {"confirm": {"seeds": 5, "looks": [3, 5]}}), 4) == level
+
+
+def test_a_plan_says_that_its_difference_is_one_of_accuracy() -> None:
+    table = budget_table(study_of(STUDY | {"objective": "macro_f1"}))
+    assert table.columns[5] == "smallest difference in accuracy (points)"
+    assert "How much macro F1 varies is not known beforehand." in " ".join(table.notes)
+    assert budget_table(study_of(STUDY)).columns[5] == "smallest difference (points)"
 
 
 def test_differences_are_those_that_the_report_tests() -> None:

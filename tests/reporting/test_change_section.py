@@ -1,5 +1,6 @@
 """The report's heat maps of where the networks changed."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,18 @@ def test_a_heat_map_has_a_row_for_each_arm_and_no_value_where_the_cut_is_before_
     assert moved.shades == [[0.0, 0.0], [0.0, 1.0]]  # of the largest value
     assert similarity.table.rows == [["block1", "1", "-"], ["block2", "1", "0.5"]]
     assert similarity.shades == [[1.0, 0.0], [1.0, 0.5]]
+
+
+def test_values_that_are_no_numbers_shade_nothing() -> None:
+    """An older version stored NaN for the features of a dead network; in float16 a gradient may overflow."""
+    result = changed_result()
+    first, second = result.arms
+    values = {"distance_moved": math.inf, "mean_relative_gradient_norm": math.nan, "similarity_to_start": math.nan}
+    changes = {name: {"block2": value} for name, value in values.items()}
+    runs = [replace(run, changes=changes) for run in second.confirmations]
+    _, *maps = change_blocks(replace(result, arms=[first, replace(second, confirmations=runs)]))
+    assert [heat.shades[1] for heat in maps if isinstance(heat, HeatMap)] == [[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
+    assert [heat.table.rows[1][2] for heat in maps if isinstance(heat, HeatMap)] == ["inf", "nan", "nan"]
 
 
 def test_the_page_shades_the_cells() -> None:

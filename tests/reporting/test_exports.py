@@ -92,3 +92,23 @@ def test_the_command_prints_and_writes_nothing(
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--output", str(tmp_path / "here")])
     assert run_command(cli) == 2
     assert "--format prints to standard output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_the_methods_paragraph_tells_of_no_runs_that_there_are_not(is_begun: bool) -> None:
+    result = fake_result(CUTS, ACCURACIES, seeds=0, confirm={"seeds": 3 if is_begun else 0})
+    analysis = analyse(result)
+    text = methods(analysis)
+    assert "Nothing was retrained, and the test images were not used." in text
+    assert "with fresh seeds" not in text
+    assert "Standard errors" not in text
+    assert "satterthwaite" not in export(analysis, "bibtex")
+
+
+def test_csv_of_listed_arms_names_no_column_twice() -> None:
+    listed = [{"name": "small", "optimizer": "sgd"}, {"name": "big", "optimizer": "adamw"}]
+    text = export(analyse(fake_result({}, {"small": 0.8, "big": 0.9}, arms=listed)), "csv")
+    heading, first, *_ = csv.reader(io.StringIO(text))
+    assert len(set(heading)) == len(heading) == len(first)
+    assert first[heading.index("arm")] == "small"
+    assert "arm" in heading

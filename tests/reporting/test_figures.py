@@ -253,3 +253,13 @@ def test_images_are_in_the_page_pixel_by_pixel() -> None:
     image_SSC = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     data = base64.b64decode(data_address(image_SSC).removeprefix("data:image/png;base64,"))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), image_SSC)
+
+
+def test_a_second_factor_has_a_legend_where_the_first_has_a_single_level() -> None:
+    accuracies = {"block3,feature_extraction": 0.8, "block3,fine_tune_all": 0.9}
+    factors = {"truncate_at": ["block3"], "strategy": ["feature_extraction", "fine_tune_all"]}
+    styles = ArmStyles(analyse(fake_result(factors, accuracies)))
+    assert styles.legend(0) is None
+    legend = styles.legend(1)
+    assert legend is not None
+    assert legend.title == "strategy"

@@ -8,12 +8,16 @@ from mlflow import MlflowClient
 
 from ablation.analysis.looks import level_of, past_looks, this_look
 from ablation.analysis.pooling import analyse_study
-from ablation.base.errors import StoreAway, StoreError
+from ablation.analysis.results import read_results
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.reporting import looks_section
-from ablation.reporting.looks_section import look_at, look_blocks
+from ablation.reporting.looks_section import look_at, look_blocks, record_look
+from ablation.reporting.pooled_report import read_analysis, write_pooled_report
+from ablation.reporting.report import write_report
 from ablation.storage.store import Store, find_store
+from ablation.tracking.client import open_client
 from ablation.tracking.looks import log_look
-from tests.fake_results import fake_result, store_study
+from tests.fake_results import begin_fake_summary, fake_result, store_study
 
 CUTS = {"truncate_at": ["block3", "block5"]}
 ACCURACIES = {"block3": 0.80, "block5": 0.90}
@@ -89,6 +93,49 @@ def test_a_server_that_refuses_the_record_still_lets_read(store: Store, monkeypa
     error = StoreAway("it does not answer")
     with pytest.raises(StoreAway):
         look_at(store, "fake")
+
+
+def looks_of(store: Store, name: str) -> list[str]:
+    return [look.name for look in past_looks(read_results(store, name).tags)]
+
+
+def test_what_is_not_shown_is_not_recorded(store: Store, tmp_path: Path) -> None:
+    for name, epochs in (("a", 4), ("b", 5)):
+        store_study(store, fake_result(CUTS, ACCURACIES, seeds=3, name=name, seed=epochs, epochs=epochs))
+    for pooled in (lambda: read_analysis(store, ["a", "b"]), lambda: write_pooled_report(store, ["a", "b"])):
+        with pytest.raises(InputError, match="they differ in epochs"):
+            pooled()
+    (tmp_path / "file").touch()
+    for write in (write_report, lambda store, name, output: write_pooled_report(store, [name], output)):
+        with pytest.raises(StoreError, match="cannot be written"):
+            write(store, "a", tmp_path / "file" / "below")
+    assert looks_of(store, "a") == looks_of(store, "b") == []
+    read_analysis(store, ["a"])
+    assert (len(looks_of(store, "a")), looks_of(store, "b")) == (1, [])
+
+
+def test_looks_outlive_the_summary_run_that_has_them(store: Store) -> None:
+    """Somebody deletes it in MLflow: the report is refused until the study has another one, which knows them."""
+    result = fake_result(CUTS, ACCURACIES, seeds=3)
+    store_study(store, result)
+    first = look_at(store, "fake")
+    client = open_client(store)
+    assert client is not None
+    client.delete_run(first.summary_run_id)
+    with pytest.raises(InputError, match="has no summary run: run the study once more"):
+        look_at(store, "fake")
+    fewer = [dataclasses.replace(arm, trials=arm.trials[:2]) for arm in first.arms]
+    with pytest.raises(StoreError, match="deleted"):  # between its reading and the record
+        record_look(store, dataclasses.replace(first, arms=fewer))
+    begin_fake_summary(store, result)
+    again = look_at(store, "fake")
+    assert again.summary_run_id != first.summary_run_id
+    assert [look.name for look in past_looks(again.tags)] == [look.name for look in past_looks(first.tags)]
+    other = dataclasses.replace(again, arms=fewer)
+    assert level_of(other) == 0.0125
+    recorded = record_look(store, other)
+    assert len(past_looks(recorded.tags)) == 2
+    assert [level_of(recorded), level_of(again)] == [0.0125, 0.05]
 
 
 def test_what_tests_nothing_is_not_recorded(store: Store) -> None:

@@ -13,8 +13,10 @@ from nbclient import NotebookClient
 from pandas.testing import assert_frame_equal
 
 import ablation
+from ablation.analysis.results import read_results
 from ablation.reporting.open_study import OpenStudy, Page
 from ablation.storage.store import find_store
+from ablation.tracking.client import open_client
 from tests.champions import ChampionStudy
 from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, store_study
 from tests.studies import REPOSITORY
@@ -103,3 +105,16 @@ def test_a_user_without_a_home_folder_can_open_one() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HOME": "/"})
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_deleted_best_trial_still_has_its_learning_curves(tmp_path: Path) -> None:
+    store = find_store(str(tmp_path))
+    two = {"truncate_at": ["block3", "block4"]}
+    store_study(store, fake_result(two, {"block3": 0.8, "block4": 0.85}, name="tuned", seeds=0))
+    best = read_results(store, "tuned").arms[0].best
+    client = open_client(store, create=False)
+    assert best is not None
+    assert client is not None
+    client.delete_run(best.run_id)
+    curves = ablation.open_study("tuned", store=str(tmp_path)).curves
+    assert list(curves[curves.arm == "block3"].run_id) == [best.run_id] * 4

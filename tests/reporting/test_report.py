@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablation.analysis.answer import analyse, correct_of
+from ablation.analysis.answer import analyse
 from ablation.analysis.best_arms import compared_with_best
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.predictions import Predictions
@@ -176,10 +176,10 @@ def test_the_arms_table_has_the_figures_with_their_n(study_report: Report) -> No
     row = cells(study_report.markdown, "| block3 | feature_extraction |")
     assert row[2] == f"{arm.test_accuracies_S.mean():.4f}"
     assert row[3] == f"{arm.test_accuracies_S.std(ddof=1):.4f}"
-    interval = contrast({"a": 1.0}, {"a": arm.correct_SN})
+    interval = contrast({"a": 1.0}, {"a": arm.scores_SN})
     assert row[4] == f"{interval.low:.4f} to {interval.high:.4f}"
-    chance = f"{chances_of_best(correct_of(study_report.result))[arm.arm.name]:.3f}"
-    ends = compared_with_best(correct_of(study_report.result))[arm.arm.name]
+    chance = f"{chances_of_best(study_report.result.scores)[arm.arm.name]:.3f}"
+    ends = compared_with_best(study_report.result.scores)[arm.arm.name]
     val = f"{np.mean([run.val_accuracy for run in arm.confirmed]):.4f}"
     assert row[5:] == [val, "3", chance, interval_points(ends.low, ends.high), "3 finished"]
 
@@ -555,7 +555,8 @@ def test_a_store_without_images_has_a_report_without_them() -> None:
 def put_in_store(monkeypatch: pytest.MonkeyPatch, result: StudyResult) -> dict[str, Any]:
     """Let a study be found without a store; return what is logged."""
     logged: dict[str, Any] = {}
-    monkeypatch.setattr(report, "look_at", lambda store, name: result)
+    monkeypatch.setattr(report, "read_results", lambda store, name: result)
+    monkeypatch.setattr(report, "record_look", lambda store, result: result)
     monkeypatch.setattr(
         report, "log_report", lambda store, run_id, files, note: logged.update(run=run_id, files=files, note=note)
     )
