@@ -11,7 +11,7 @@ from ablation.base.device import select_device
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation, to_device
 from ablation.data.reading import load_split, measure_data, split_seed
-from ablation.networks.blocks import expected_tensors
+from ablation.networks.blocks import build_blocks, initialise_blocks, torchvision_tensors
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import Weights, check_layers, read_weights
 from ablation.spec.tables import Data
@@ -85,11 +85,9 @@ def load_subject(
     """
     if weights is None:
         weights = str(folder / "random.safetensors")
-        shapes = {key: shape for key, (_, shape) in expected_tensors("vgg16", "block5").items()}
-        random = generator("bench")
-        he = {key: (2 / (9 * shape[1])) ** 0.5 if len(shape) == 4 else 0.0 for key, shape in shapes.items()}
-        tensors = {key: torch.randn(shape, generator=random) * he[key] for key, shape in shapes.items()}
-        save_file(tensors, weights, {"architecture": "vgg16"})
+        blocks = build_blocks("vgg16", "block5", 32)
+        initialise_blocks(blocks, "vgg16", None, generator("bench"))
+        save_file(torchvision_tensors(blocks, "vgg16"), weights, {"architecture": "vgg16"})
     data = Data(source="imagefolder", root=images) if images else Data(source="digits")
     data = data.model_copy(update={"limit": min(limit, measure_data(data).train)})
     arrays, split = load_split(data, split_seed(0))

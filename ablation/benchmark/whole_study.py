@@ -15,7 +15,7 @@ import torch
 
 from ablation.base.device import check_device
 from ablation.base.machine import describe_environment
-from ablation.running import session, study, trial, worker
+from ablation.running import outputs, session, study, trial, worker
 from ablation.running.options import RunOptions
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store
@@ -37,6 +37,7 @@ PARTS: list[tuple[Any, str, str]] = [
     (trial, "record_test", "evaluation"),
     (trial, "save_resume_checkpoint", "checkpoints"),
     (trial, "record_best", "checkpoints"),
+    (outputs, "similarities_to_start", "evaluation"),
     (study, "show_forecast", "forecast of the cuts"),
     (study, "begin_summary", "MLflow"),
     (TrialRun, "start", "MLflow"),

@@ -79,7 +79,7 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
 def show(data: Data, sheet: Path) -> None:
     """Print the classes, sizes and modes of a set, and write its contact sheet."""
     from ablation.base.terminal import say, show_table, track_progress
-    from ablation.data.overview import class_table, kinds_text, write_contact_sheet
+    from ablation.data.overview import class_table, contact_sheet, kinds_text
     from ablation.data.reading import list_images, load_images
 
     listing = list_images(data)
@@ -90,7 +90,7 @@ def show(data: Data, sheet: Path) -> None:
         say(images.reading)
     show_table(class_table(images))
     try:
-        write_contact_sheet(images, sheet)
+        contact_sheet(images).save(sheet, "PNG")
     except (OSError, ValueError) as error:
         raise InputError(f"--out: {sheet} cannot be written ({error})") from None
     say(f"{sheet} shows pictures of each class.")

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ import numpy as np
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
 
-from ablation.base.disk_cache import KEPT_FREE, files_to_evict, is_in_use, mark_in_use
+from ablation.base.disk_cache import files_to_evict, is_in_use, mark_in_use
 from ablation.base.errors import InputError
 from ablation.base.files import replacing
 from ablation.data.decoding import FULL_SIZE_VERSION, in_memory
@@ -133,19 +132,6 @@ def map_decoded(images: DecodedImages) -> dict[str, np.memmap]:
     except (OSError, NotImplementedError) as error:  # the last: a file system without locks
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"ABLATION_CACHE: {folder} cannot take {_decoded_size(images.size)} ({reason})") from None
-
-
-def check_room(size: int) -> None:
-    """Refuse decoded images of `size` bytes, which do not fit into memory, if the disk of the cache has no room either.
-
-    Raises:
-        InputError: says how much room the images need.
-    """
-    folder = _needed_folder(size)
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    files = [file for file in folder.glob("imagefolder-*") if not is_in_use(file)]
-    if shutil.disk_usage(place).free + sum(file.stat().st_size for file in files) < size + KEPT_FREE:
-        raise InputError(_no_room(size, folder))
 
 
 def cache_files() -> list[tuple[Path, int, bool]]:

@@ -143,8 +143,13 @@ def normalise(images_NCHW: torch.Tensor, normalisation: Normalisation) -> torch.
     channel_constant = _channel_constant if torch.compiler.is_exporting() else _kept_channel_constant
     mean_C11 = channel_constant(normalisation.mean, images_NCHW.device)
     std_C11 = channel_constant(normalisation.std, images_NCHW.device)
+    return (scaled(images_NCHW, normalisation.image_size) - mean_C11) / std_C11
+
+
+def scaled(images_NCHW: torch.Tensor, image_size: int | None) -> torch.Tensor:
+    """Turn uint8 images into float32 from 0 to 1, channels last in memory, resized if a size is given."""
     images_NCHW = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
-    side, wanted = images_NCHW.shape[-1], normalisation.image_size
-    if wanted is not None and wanted != side:
-        images_NCHW = interpolate(images_NCHW, size=wanted, mode="bilinear", antialias=wanted < side)
-    return (images_NCHW / 255 - mean_C11) / std_C11
+    side = images_NCHW.shape[-1]
+    if image_size is not None and image_size != side:
+        images_NCHW = interpolate(images_NCHW, size=image_size, mode="bilinear", antialias=image_size < side)
+    return images_NCHW / 255

@@ -2,7 +2,6 @@
 
 import io
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -61,11 +60,6 @@ def contact_sheet(images: ImageSet, cell: int = CELL) -> Image.Image:
             picture = Image.fromarray(np.asarray(images.train_images_NHWC[number])).resize((cell - 2, cell - 2))
             sheet.paste(picture, (place * cell, top + TITLE))
     return sheet
-
-
-def write_contact_sheet(images: ImageSet, path: Path) -> None:
-    """Write the contact sheet as a PNG file."""
-    contact_sheet(images).save(path, "PNG")
 
 
 def small_contact_sheet(images: ImageSet) -> bytes:

@@ -273,7 +273,7 @@ def _list_classes(data: Data, decoding: int) -> ImageListing:
     if data.is_own:
         listing = list_own_images(data, decoding)
     else:
-        listing = _digits_listing(data, decoding) if data.source == "digits" else torchvision_listing(data, decoding)
+        listing = _digits_listing(data) if data.source == "digits" else torchvision_listing(data, decoding)
     if data.classes is None:
         return listing
     unknown = [name for name in data.classes if name not in listing.classes]
@@ -375,10 +375,12 @@ class DataSize:
 
 
 def measure_data(data: Data) -> DataSize:
-    """Return the size of a study's data, without decoding or downloading an image.
+    """Return the size of a study's data, without downloading an image.
+
+    Images are decoded only where those that are unreadable, or copies, are left out.
 
     Raises:
-        InputError: as `list_imagefolder`, or a class is unknown.
+        InputError: as `list_images`, or a class is unknown.
     """
     if data.source in SETS:
         known = SETS[data.source]
@@ -390,7 +392,7 @@ def measure_data(data: Data) -> DataSize:
     return DataSize(classes, min(train, data.limit or train), test)
 
 
-def _digits_listing(data: Data, decoding: int) -> ImageListing:
+def _digits_listing(data: Data) -> ImageListing:
     digits = load_digits()
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=0)

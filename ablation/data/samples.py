@@ -19,7 +19,7 @@ from ablation.base.errors import InputError
 from ablation.base.seeds import generator
 from ablation.data.augmentation import augment, draw
 from ablation.data.decoding import fit_image
-from ablation.data.images import Normalisation, normalise
+from ablation.data.images import Normalisation, scaled
 from ablation.data.reading import ImageSet
 from ablation.spec.parameters import Augmentation
 
@@ -97,15 +97,13 @@ def draw_samples(
 def as_fed(images_NCHW: torch.Tensor, normalisation: Normalisation) -> np.ndarray:
     """Return uint8 images as the network sees them: resized, as uint8 NSSC with a side of at most `LARGEST_SIDE`.
 
-    The images are normalised by the code that training uses, and the standardisation is undone.
+    The images are scaled by the code that training uses, and not standardised.
     """
     size = normalisation.image_size or images_NCHW.shape[-1]
     side = min(size, LARGEST_SIDE)
-    mean_C11 = torch.tensor(normalisation.mean)[:, None, None]
-    std_C11 = torch.tensor(normalisation.std)[:, None, None]
     fed_NSSC = np.empty((len(images_NCHW), side, side, 3), np.uint8)
     for number in range(len(images_NCHW)):  # one at a time: large images need much memory in float32
-        scaled_CSS = normalise(images_NCHW[number : number + 1], normalisation)[0] * std_C11 + mean_C11
+        scaled_CSS = scaled(images_NCHW[number : number + 1], normalisation.image_size)[0]
         pixels_SSC = (255 * scaled_CSS).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         fed_NSSC[number] = fit_image(Image.fromarray(pixels_SSC), side)
     return fed_NSSC

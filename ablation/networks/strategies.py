@@ -14,6 +14,8 @@ from ablation.spec.reuse import Reuse
 # Ends of the names of parameters with several dimensions that are not decayed: ConvNeXt's layer scale; the tokens and
 # positions of vision transformers, as torchvision and timm name them (neither decays them).
 UNDECAYED = ("layer_scale", "class_token", "pos_embedding", "cls_token", "dist_token", "reg_token", "pos_embed")
+# Parts of the names of relative positions, and of a scale per attention head, which timm does not decay either.
+RELATIVE = ("relative_position_bias_table", "cpb_mlp", "rel_pos", "attention_biases", "logit_scale")
 
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -56,7 +58,7 @@ def apply_strategy(model: TransferModel, learning: Learning) -> list[dict[str, A
 
     Each group has `params`, `name` ('head', 'backbone', or the block's where blocks have rates of their own), `peak_lr`
     and `weight_decay`; biases, scales of channels (in batch and layer norms, and ConvNeXt's layer scale), and the class
-    token and positions of vision transformers are not decayed.
+    token and positions, absolute and relative, of vision transformers are not decayed.
     """
     model.learning_layers = learning.learning_layers(model)
     model.keeps_statistics = learning.learn == "biases"  # BitFit changes nothing but biases
@@ -69,8 +71,8 @@ def apply_strategy(model: TransferModel, learning: Learning) -> list[dict[str, A
     groups = []
     for name, peak_lr, modules in _parts(model, learning):
         named = [(path, p) for module in modules for path, p in module.named_parameters() if p.requires_grad]
-        decayed = [p for path, p in named if p.ndim > 1 and not path.endswith(UNDECAYED)]
-        undecayed = [p for path, p in named if p.ndim <= 1 or path.endswith(UNDECAYED)]
+        decayed = [p for path, p in named if _is_decayed(path, p)]
+        undecayed = [p for path, p in named if not _is_decayed(path, p)]
         for decay, members in ((learning.weight_decay, decayed), (0.0, undecayed)):
             if members:
                 groups.append({"params": members, "name": name, "peak_lr": peak_lr, "weight_decay": decay})
@@ -90,9 +92,15 @@ def _learning_parameters(model: TransferModel, learn: str) -> Iterator[nn.Parame
     layers = model.layers
     for module in (module for number in model.learning_layers for module in layers[number].modules()):
         for name, parameter in module.named_parameters(recurse=False):
-            is_chosen = {"norms": isinstance(module, NORMS), "biases": name.endswith("bias")}
+            # By its name a norm of timm's, such as RmsNorm or GlobalResponseNorm, which share no base class.
+            is_norm = isinstance(module, NORMS) or ("Norm" in type(module).__name__ and parameter.ndim == 1)
+            is_chosen = {"norms": is_norm, "biases": name.endswith("bias")}
             if is_chosen.get(learn, True):
                 yield parameter
+
+
+def _is_decayed(path: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not path.endswith(UNDECAYED) and not any(part in path for part in RELATIVE)
 
 
 def _frozen_tensors(model: TransferModel) -> Iterator[str]:

@@ -6,6 +6,7 @@ Legend: N images, C channels, H and W pixels, D features, K classes.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -96,6 +97,12 @@ class TransferModel(nn.Module):
     def layers(self) -> list[nn.Module]:
         """The layers of all blocks, in order."""
         return [layer for block in self.blocks for layer in block.children()]
+
+    @property
+    def block_ends(self) -> dict[str, int]:
+        """The number of layers up to the end of each block, by its name."""
+        names, blocks = zip(*self.blocks.named_children(), strict=True)
+        return dict(zip(names, accumulate(len(list(block.children())) for block in blocks), strict=True))
 
     def layers_up_to(self, units: int) -> int:
         """Return the number of layers of so many leading units of the backbone, with the pool behind the last one."""

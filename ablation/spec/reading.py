@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ablation.base.errors import InputError
 from ablation.base.text import nearest
 from ablation.spec.architectures import is_timm
+from ablation.spec.no_effect import check_effects
 from ablation.spec.parameters import Choices, Configuration, Hyperparameters, Range, Search, numeric_type, without_none
 from ablation.spec.study import StudySpec, Superfluous
 from ablation.spec.tables import TIMM_WEIGHTS, Data, Published
@@ -103,12 +104,13 @@ def load_study(
     notices: list[str] = []
     while True:
         try:
-            spec = StudySpec(name=study_name, **changed)
+            spec = _checked(study_name, changed)
             break
-        except ValidationError as error:
+        except ValueError as error:
             entry = _superfluous(error)
             if entry is None or not _may_drop(entry.keys, content, changed, overrides):
-                raise InputError(f"{where}: {validation_message(error)}") from None
+                message = validation_message(error) if isinstance(error, ValidationError) else str(error)
+                raise InputError(f"{where}: {message}") from None
         changed = _without(changed, entry.keys)
         notices.append(entry.drop_notice)
     if report is not None:
@@ -130,8 +132,21 @@ def _with_overrides(content: dict[str, Any], overrides: list[tuple[list[str], An
     return changed
 
 
-def _superfluous(error: ValidationError) -> Superfluous | None:
+def _checked(name: str, content: dict[str, Any]) -> StudySpec:
+    """Return the study with this content of a file.
+
+    Raises:
+        ValueError: something is wrong, or has no effect; if pydantic has found it, a ValidationError.
+    """
+    spec = StudySpec(name=name, **content)
+    check_effects(spec)
+    return spec
+
+
+def _superfluous(error: ValueError) -> Superfluous | None:
     """Return the check's exception if an error is about an entry that the study could do without."""
+    if not isinstance(error, ValidationError):
+        return error if isinstance(error, Superfluous) else None
     causes = [problem.get("ctx", {}).get("error") for problem in error.errors()]
     return next((cause for cause in causes if isinstance(cause, Superfluous)), None)
 
@@ -144,8 +159,8 @@ def _may_drop(
         return False
     try:
         # With the backbone as changed, so that a custom backbone's file is not run again.
-        StudySpec(name="file", **{**content, "backbone": changed.get("backbone", {})})
-    except ValidationError as error:
+        _checked("file", {**content, "backbone": changed.get("backbone", {})})
+    except ValueError as error:
         return _superfluous(error) is None  # other faults, such as a missing key, the overrides may have mended
     return True
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ablation.spec.architectures import block_names, kept_units, unit_names
+from ablation.spec.architectures import ARCHITECTURES, block_names, kept_units, unit_names
 from ablation.spec.parameters import STRATEGIES, StrategyName
 
 PARTS = ("all", "norms", "biases")  # values of `learn` besides the names of blocks
@@ -64,6 +64,13 @@ class Reuse:
         ends = [units_up_to(self.backbone, number) for number in range(len(block_names(self.backbone)) + 1)]
         blocks = [range(first, end) for first, end in pairwise(ends)]
         return sum(any(unit in self.learning for unit in block) for block in blocks)
+
+    @property
+    def training(self) -> tuple[bool, int, bool, range, str]:
+        """What a training depends on, by whatever names: from where it starts, what it keeps, what of it learns."""
+        with_pool = self.truncate_at in block_names(self.backbone)[: ARCHITECTURES[self.backbone].pools]
+        part = self.learn if self.learning and self.learn in ("norms", "biases") else "all"
+        return STRATEGIES[self.strategy].starts_pretrained, self.kept, with_pool, self.learning, part
 
     def applies(self, parameter: str) -> bool:
         """Return whether a hyper-parameter has any effect on such a trial."""

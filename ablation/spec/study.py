@@ -131,6 +131,11 @@ class StudySpec(Strict):
         """The objective with all that follows from it."""
         return OBJECTIVES[self.objective]
 
+    @property
+    def margin(self) -> float | None:
+        """The equivalence margin as a fraction, of a loss in nats; None without one."""
+        return None if self.confirm.equivalence is None else self.confirm.equivalence / self.goal.per_unit
+
     def combinations(self) -> list[dict[str, Any]]:
         """Return the factor levels of every arm, the first factor slowest; without factors, one empty dict.
 
@@ -298,8 +303,8 @@ def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
 
     _check_reuse(spec, levels, at)
     for factor in levels:
-        if not _applies_in(spec, factor, levels):
-            raise ValueError(f"{_table_of(spec, factor, levels)}.{factor}: has no effect in the arm with {where}")
+        if not applies_in(spec, factor, levels):
+            raise ValueError(f"{table_of(spec, factor, levels)}.{factor}: has no effect in the arm with {where}")
 
 
 def _check_reuse(spec: StudySpec, levels: dict[str, Any], at: str) -> None:
@@ -318,32 +323,31 @@ def _check_reuse(spec: StudySpec, levels: dict[str, Any], at: str) -> None:
         numbers = [depth for depth in depths if isinstance(depth, int)]
         for depth, limit in ((min(numbers), least), (max(numbers), most)) if numbers else ():
             if depth > limit:
-                table = _table_of(spec, "freeze_depth", levels)
+                table = table_of(spec, "freeze_depth", levels)
                 raise ValueError(f"{table}.freeze_depth: {depth} blocks cannot be frozen where {limit} are kept{at}")
     for parameter, reason in filter(None, (reuse.fault() for reuse in spec.reuses(levels))):
-        raise ValueError(f"{_table_of(spec, parameter, levels)}.{parameter}: {reason}{at}")
+        raise ValueError(f"{table_of(spec, parameter, levels)}.{parameter}: {reason}{at}")
 
 
-def _table_of(spec: StudySpec, parameter: str, levels: dict[str, Any]) -> str:
+def table_of(spec: StudySpec, parameter: str, levels: dict[str, Any]) -> str:
     """Return the table from which trials of an arm have a parameter."""
     if parameter in levels:
         return f"arms.{spec.combinations().index(levels)}" if spec.arms else "factors"
     return "search" if spec.search.get(parameter) is not None else "fixed"
 
 
-def _applies_in(spec: StudySpec, parameter: str, levels: dict[str, Any]) -> bool:
+def applies_in(spec: StudySpec, parameter: str, levels: dict[str, Any]) -> bool:
     """Return whether a parameter has an effect on some trial of the arm with these levels."""
     return any(reuse.applies(parameter) for reuse in spec.reuses(levels))
 
 
 def _check_arms(spec: StudySpec) -> None:
-    """Refuse [[arms]] beside [factors] or [search] of the same parameter, and arms that are called or train alike."""
+    """Refuse [[arms]] beside [factors] or [search] of the same parameter, and arms of one name."""
     if not spec.arms:
         return
     if spec.factors.entries():
         raise ValueError("arms: a study has either [factors] or [[arms]]")
     labels: list[str] = []
-    trained: list[dict[str, Any]] = []
     for number, arm in enumerate(spec.arms):
         levels = arm.entries()
         for parameter in levels:
@@ -353,12 +357,7 @@ def _check_arms(spec: StudySpec) -> None:
             raise ValueError(f"arms.{number}: an arm that sets nothing needs a name")
         if arm.label in labels or arm.label == "confirmation":  # which would be read as the end of another study's name
             raise ValueError(f"arms.{number}: needs another name than {arm.label!r}")
-        parameters = [name for name in spec.arm_parameters() if _applies_in(spec, name, levels)]
-        settings = {name: spec.possible(name, levels) for name in parameters}
-        if settings in trained:
-            raise ValueError(f"arms.{number}: trains the same as {labels[trained.index(settings)]!r}")
         labels.append(arm.label)
-        trained.append(settings)
     for parameter in spec.fixed.entries():
         if all(parameter in levels for levels in spec.combinations()):
             entry, reason = f"fixed.{parameter}", "has no effect, because every arm sets it"
@@ -375,7 +374,7 @@ def _check_effects(spec: StudySpec) -> None:
             has_effect = any(Reuse(spec.backbone.name, last, strategy).applies(parameter) for strategy in strategies)
             if has_effect and parameter in ADDED:  # older studies may have other parameters where all is frozen
                 reason = ONE_BLOCK if parameter == "lr_decay" else "has no effect where all layers are frozen"
-                has_effect = any(_applies_in(spec, parameter, levels) for levels in spec.combinations())
+                has_effect = any(applies_in(spec, parameter, levels) for levels in spec.combinations())
             if not has_effect:
                 raise Superfluous(f"{entry}: {reason}", (table, parameter), f"{entry} is dropped: it {reason}")
     _check_norms(spec)
@@ -408,7 +407,7 @@ def _check_known(spec: StudySpec, number: int) -> None:
         search = spec.search.get(parameter)
         if search is not None and search.contains(value):
             continue
-        if not any(_applies_in(spec, parameter, levels) for levels in spec.combinations()):
+        if not any(applies_in(spec, parameter, levels) for levels in spec.combinations()):
             entry, reason = f"known.{number}.{parameter}", "has no effect in any arm"
             raise Superfluous(f"{entry}: {reason}", ("known", number, parameter), f"{entry} is dropped: it {reason}")
         reason = f"{parameter} = {value!r} is outside of its range" if search else f"{parameter!r} is not searched"
@@ -420,7 +419,7 @@ def _check_known(spec: StudySpec, number: int) -> None:
     for levels in spec.combinations() if isinstance(values.get("freeze_depth"), int) else []:
         trained = levels | values
         least = min(kept_blocks(spec.backbone.name, cut) for cut in spec.possible("truncate_at", trained))
-        if values["freeze_depth"] > least and _applies_in(spec, "freeze_depth", trained):
+        if values["freeze_depth"] > least and applies_in(spec, "freeze_depth", trained):
             at = ", ".join(f"{name} = {level}" for name, level in levels.items())
             raise ValueError(
                 f"known.{number}.freeze_depth: {values['freeze_depth']} blocks cannot be frozen where {least} are kept"

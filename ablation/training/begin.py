@@ -11,6 +11,7 @@ from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, calibrate, set_training_mode
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.objective import ACCURACY, OBJECTIVES, Objective
+from ablation.training.checkpoint import CorruptCheckpoint
 from ablation.training.schedule import best_epoch, layers_learning
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FrozenPart, Source, frozen_part
@@ -36,20 +37,20 @@ class Training:
     """The tensors of the blocks that learn, before the training, by name; no part of a checkpoint."""
     objective: Objective = ACCURACY
     """The validation metric that chooses the best epoch; no part of a checkpoint."""
+    may_capture: bool = True
+    """Whether steps may be captured in a CUDA graph, whose memory nothing else can use; no part of a checkpoint."""
+    has_graph: bool = False
+    """Whether a step has been captured in one."""
 
     @property
     def best(self) -> EpochMetrics:
         """The epoch with the best validation value of the objective; among equals, the first."""
         return best_epoch(self.history, self.objective)
 
-    def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """Return `trained_tensors` of the network."""
-        return trained_tensors(self.model)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the content of a checkpoint: tensors and plain values only, which are read without running code."""
         return {
-            "trained": self.trained_tensors(),
+            "trained": trained_tensors(self.model),
             "best": self.best_tensors,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -59,10 +60,17 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from what `state_dict` returned."""
+        """Resume from what `state_dict` returned.
+
+        Raises:
+            CorruptCheckpoint: other parameters learned, or were decayed; nothing has changed.
+        """
+        groups, saved_groups = self.optimizer.param_groups, state["optimizer"]["param_groups"]
+        if [len(group["params"]) for group in groups] != [len(saved["params"]) for saved in saved_groups]:
+            raise CorruptCheckpoint("the last checkpoint is of an earlier version, which let other parameters learn")
         load_tensors(self.model, state["trained"])
         self.best_tensors = state["best"]
-        for group, saved in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
+        for group, saved in zip(groups, saved_groups, strict=True):
             saved |= {key: group[key] for key in KINDS_OF_KERNEL if key in group}
         self.optimizer.load_state_dict(state["optimizer"])
         _fill_momenta(self.optimizer)
@@ -106,7 +114,7 @@ def begin_training(
     start = {name: tensor for name, tensor in trained_tensors(model).items() if name.startswith("blocks.")}
     training = Training(model, frozen, optimizer, scaler, start=start, objective=OBJECTIVES[settings.objective])
     if settings.ema > 0:
-        training.averages = {n: t for n, t in training.trained_tensors().items() if t.is_floating_point()}
+        training.averages = {n: t for n, t in trained_tensors(model).items() if t.is_floating_point()}
     return training
 
 

@@ -14,7 +14,7 @@ from ablation.base.files import write_atomically
 
 
 class CorruptCheckpoint(Exception):
-    """The file's content differs from what was written."""
+    """The file's content differs from what was written, or does not fit the training."""
 
 
 def save_resume_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:

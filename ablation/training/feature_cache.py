@@ -144,16 +144,26 @@ class FeatureCache:
         """The network that the study's trials have in common."""
         return self.make_pretrained()
 
-    def source(self, images: Images, frozen: FrozenPart, augmentation: Augmentation) -> Source:
+    def source(
+        self, images: Images, frozen: FrozenPart, augmentation: Augmentation, beside: Source | None = None
+    ) -> Source:
         """Return what a training reads: cached features if possible, else the images.
 
         Features of random crops cannot be cached, nor features that exceed the limit or the room on the disk.
+
+        Args:
+            images: to read.
+            frozen: the part of the network whose outputs are cached.
+            augmentation: what is done to the images in a training.
+            beside: what the same training reads, too, and keeps where it is.
         """
         image_source = ImageSource(images, frozen, augmentation)
         if not frozen.layers or augmentation not in CACHEABLE:
             return image_source
-        plain = self._features(images, frozen, mirror=False)
-        mirrored = self._features(images, frozen, mirror=True) if augmentation == "flip" else None
+        held = [beside.features, beside.mirrored] if isinstance(beside, FeatureSource) else []
+        sets = 2 if augmentation == "flip" else 1
+        plain = self._features(images, frozen, sets, held)
+        mirrored = self._features(images, frozen, 1, [*held, plain], mirror=True) if sets == 2 else None
         if plain is None or (augmentation == "flip" and mirrored is None):
             return image_source
         if mirrored is not None and mirrored.device != plain.device:  # the device has room for one of them only
@@ -172,8 +182,19 @@ class FeatureCache:
         self._may_use_device = False
         return bool(on_device)
 
-    def _features(self, images: Images, frozen: FrozenPart, *, mirror: bool) -> torch.Tensor | None:
-        """Return the features of the images or of their mirror images, computed if necessary; None without room."""
+    def _features(
+        self,
+        images: Images,
+        frozen: FrozenPart,
+        sets: int,
+        held: Sequence[torch.Tensor | None],
+        *,
+        mirror: bool = False,
+    ) -> torch.Tensor | None:
+        """Return the features of the images or of their mirror images, computed if necessary; None without room.
+
+        `sets` and `held` are those of `_place`.
+        """
         if self.limit == 0:
             return None
         origin = _origin(images, frozen, mirror)
@@ -196,26 +217,40 @@ class FeatureCache:
             if features is None:
                 self._refused.add(name)
                 return None
-            self._opened[name] = self._place(features, images.labels_N.device)
+            self._opened[name] = self._place(features, images.labels_N.device, sets, held)
         self._opened.move_to_end(name)
         with suppress(OSError):  # the file may be another user's
             os.utime(self._paths(name)[0])  # records the use
         return self._opened[name]
 
-    def _place(self, features: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def _place(
+        self, features: torch.Tensor, device: torch.device, sets: int, held: Sequence[torch.Tensor | None]
+    ) -> torch.Tensor:
         """Return features where they are read fastest: on a GPU if they fit into a quarter of its memory.
 
         For the CPU they stay in the file, which the system keeps in memory, once for all processes.
+
+        Args:
+            features: as read from their file.
+            device: of the training.
+            sets: of how many sets of features of this size they are the first; a GPU gets all or none.
+            held: features that the training reads, too: they take their part of the room, and keep it.
         """
         if device.type != "cuda":
             return features.to(device)
         budget = torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE
-        if features.nbytes > budget or not self._may_use_device:
+        budget -= sum(tensor.nbytes for tensor in held if tensor is not None and tensor.device.type == "cuda")
+        needed = sets * features.nbytes
+        if needed > budget or not self._may_use_device:
             return features
-        resident = {name: opened.nbytes for name, opened in self._opened.items() if opened.device.type == "cuda"}
-        for name in list(resident):
-            if sum(resident.values()) + features.nbytes > budget:
-                del self._opened[name], resident[name]
+        others = {
+            name: opened.nbytes
+            for name, opened in self._opened.items()
+            if opened.device.type == "cuda" and all(opened is not tensor for tensor in held)
+        }
+        for name in list(others):
+            if sum(others.values()) + needed > budget:
+                del self._opened[name], others[name]
         try:
             return features.to(device)
         except torch.OutOfMemoryError:

@@ -13,7 +13,7 @@ import torch
 from ablation.base.seeds import generator, seed_globally
 from ablation.networks.transfer_model import set_training_mode
 from ablation.spec.metrics import EpochMetrics
-from ablation.training.begin import Training, load_tensors
+from ablation.training.begin import Training, load_tensors, trained_tensors
 from ablation.training.evaluation import evaluate
 from ablation.training.representation import distances_moved, relative_gradient_norms
 from ablation.training.schedule import average_decay, is_over, layers_learning, lr_factor
@@ -93,7 +93,7 @@ def train(
         training.history.append(metrics)
         if training.best is metrics:
             with averaged(training):
-                training.best_tensors = training.trained_tensors()
+                training.best_tensors = trained_tensors(model)
         yield metrics
 
 

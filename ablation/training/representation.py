@@ -54,26 +54,23 @@ def similarities_to_start(training: Training, source: Source, precision: str) ->
 
 def _changed_blocks(model: TransferModel) -> dict[str, Point]:
     """Return the end of each block whose features a training changes, by name."""
-    points, layers = {}, 0
-    for name, block in model.blocks.named_children():
-        layers += len(list(block.children()))
-        if layers > model.learning_layers.start:
-            points[name] = Point(layers, ChannelMeans())
-    return points
+    ends = model.block_ends.items()
+    return {name: Point(end, ChannelMeans()) for name, end in ends if end > model.learning_layers.start}
 
 
 def linear_cka(first_ND: torch.Tensor, second_NE: torch.Tensor) -> torch.Tensor:
     """Return the similarity of two networks' features of the same images, from 0 to 1; float64.
 
-    Linear centred kernel alignment (Kornblith et al., 2019), which neither a rotation nor a common factor changes. NaN
-    if either network's features are the same for all images.
+    Linear centred kernel alignment (Kornblith et al., 2019), which neither a rotation nor a common factor changes. 0 if
+    either network's features are the same for all images: those of a dead network have nothing in common with others.
 
     Args:
         first_ND: features of N images, of one network.
         second_NE: those of another, or of the same network at another time.
     """
     first_NN, second_NN = (_centred_gram(exact(features.flatten(1))) for features in (first_ND, second_NE))
-    return (first_NN * second_NN).sum() / ((first_NN**2).sum() * (second_NN**2).sum()).sqrt()
+    norm = ((first_NN**2).sum() * (second_NN**2).sum()).sqrt()
+    return torch.where(norm > 0, (first_NN * second_NN).sum() / norm, 0.0)
 
 
 def _centred_gram(features_ND: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ablation.networks.transfer_model import TransferModel
 from ablation.spec.metrics import EpochMetrics
@@ -35,13 +36,8 @@ def layers_learning(model: TransferModel, settings: TrainingSettings, epoch: int
     if settings.unfreeze_every == 0:
         return all_layers
     wanted = math.ceil((epoch - first) / settings.unfreeze_every)
-    start = 0
-    begins = []  # of the blocks that learn
-    for block in model.blocks:
-        end = start + len(list(block.children()))
-        if start < all_layers.stop and end > all_layers.start:
-            begins.append(start)
-        start = end
+    blocks = pairwise([0, *model.block_ends.values()])
+    begins = [start for start, end in blocks if start < all_layers.stop and end > all_layers.start]  # that learn
     return range(max(all_layers.start, begins[-wanted] if wanted < len(begins) else 0), all_layers.stop)
 
 

@@ -62,12 +62,15 @@ class TrainingStep:
         self._steps_made = torch.zeros((), dtype=torch.int64, device=self._rates_device)
         self._epoch: EpochOrder | None = None
         self._rates_S = self._decays_S = torch.empty(0)
-        self._may_capture = may_capture(self.device, source.device, settings, is_custom=training.model.is_custom)
+        self._training = training
+        self._may_capture = training.may_capture and may_capture(
+            self.device, source.device, settings, is_custom=training.model.is_custom
+        )
         # A fused kernel divides gradients by a number while it reads them, which saves a CPU a sixth of a head's step.
         is_fused = all(group["fused"] for group in self.optimizer.param_groups)
         self._divides_in_update = is_fused and self.device.type == "cpu" and not self.scaler.is_enabled()
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._graph_batch = self._eager_steps = 0
+        self._full_batch = self._graph_batch = self._eager_steps = 0
         self._learning: range | None = None
         tensors = training.model.state_dict(keep_vars=True)
         self._averages = [(tensors[name].detach(), average) for name, average in training.averages.items()]
@@ -108,8 +111,10 @@ class TrainingStep:
             steps_left: how many steps the training will still make: a graph is captured only if that saves time.
         """
         batch = places.stop - places.start
+        if places.start == 0:
+            self._full_batch = batch  # an epoch's last batch may be of another size, and is not worth a graph
         can_capture = self._may_capture and self._eager_steps >= EAGER_STEPS and steps_left >= FEWEST_REPLAYS
-        if self._graph is None and can_capture:
+        if self._graph is None and can_capture and batch == self._full_batch:
             self._capture(batch)
         if self._graph is not None and batch == self._graph_batch:
             self._graph.replay()
@@ -130,6 +135,7 @@ class TrainingStep:
             logger.warning("trains without CUDA graphs, which is slower: %s", first_line(error))
             return
         self._graph, self._graph_batch = graph, batch
+        self._training.has_graph = True
 
     def _step(self, places_B: slice | torch.Tensor) -> None:
         """Read a batch, compute its loss and gradients, and update the network."""

@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ablation
+from ablation import backbones, report
 from ablation.backbones import cuts_table
+from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.base.seeds import generator
 from ablation.data.images import Normalisation
@@ -35,7 +37,7 @@ from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.reading import load_study
 from ablation.training.begin import trained_tensors
 from ablation.training.sources import frozen_part
-from tests.studies import Command
+from tests.studies import Command, signal_handlers_kept
 
 NETS = """
 import random
@@ -135,21 +137,16 @@ def folder(tmp_path: Path, own_weights: Path, monkeypatch: pytest.MonkeyPatch) -
 load = functools.partial(load_study, load_custom=load_custom_backbone)
 
 
-def study(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-B", "-m", "ablation.study", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def write(path: str, body: str) -> str:
     Path(path).write_text(f"import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n\n{body}")
     return path
 
 
+@pytest.mark.usefixtures("exported_champions")
 def test_a_study_of_it(folder: Path, command: Command, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs, and resumes wherever the module is, until its code changes; its results need no code."""
     monkeypatch.chdir(folder)  # `command` has one of its own
-    done = study("own.toml", "--store", "s")
-    assert done.returncode == 0, done.stderr
+    assert command("own.toml", "--store", "s") == 0
     table = ablation.load_results("own", store="s")
     assert list(table.state) == ["finished"] * 8
     (folder / "elsewhere").mkdir()
@@ -178,8 +175,11 @@ def test_a_study_of_it(folder: Path, command: Command, capsys: Any, monkeypatch:
 
     shutil.rmtree("elsewhere")
     assert len(ablation.load_results("own", store="s")) == len(table)
-    report = [sys.executable, "-m", "ablation.report", "own", "--store", "s"]
-    assert subprocess.run(report, capture_output=True).returncode == 0
+    for name in [name for name in ARCHITECTURES if name.startswith("mine@")]:
+        del ARCHITECTURES[name]  # as in a process that has never loaded the code
+    monkeypatch.setattr(sys, "argv", ["report", "own", "--store", "s"])
+    with signal_handlers_kept():
+        assert run_command(report.cli) == 0
 
 
 def test_its_name_covers_all_of_its_code(folder: Path) -> None:
@@ -467,7 +467,7 @@ def test_a_frozen_input_is_not_overwritten(folder: Path) -> None:
     assert not build_blocks(name, "block1").block1.unit1_1[0].inplace
 
 
-def test_its_cuts(folder: Path) -> None:
+def test_its_cuts(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     name = load_custom_backbone(
         write("net.py", "def mine(): return [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3, stride=2)]"), "mine"
     )
@@ -475,11 +475,13 @@ def test_its_cuts(folder: Path) -> None:
         ["unit1_1", "0", "4 x 7 x 7"], ["block1", "", "4 x 7 x 7"],
         ["unit2_1", "1", "5 x 3 x 3"], ["block2", "", "5 x 3 x 3"],
     ]  # fmt: skip
-    command = [sys.executable, "-m", "ablation.backbones", "mine", "--module", "net.py", "--image-size", "9"]
-    shown = subprocess.run(command, capture_output=True, text=True)
-    assert shown.returncode == 0
-    assert "5 x 3 x 3" in shown.stdout
-    assert subprocess.run([*command[:-1], "3"], capture_output=True, text=True).stderr == (
+    command = ["backbones", "mine", "--module", "net.py", "--image-size"]
+    monkeypatch.setattr(sys, "argv", [*command, "9"])
+    assert run_command(backbones.cli) == 0
+    assert "5 x 3 x 3" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command, "3"])
+    assert run_command(backbones.cli) == 2
+    assert capsys.readouterr().err == (
         "error: function: mine(): block2 (1) fails on maps 3x4x1x1 (Calculated padded input size per "
         "channel: (1 x 1). Kernel size: (3 x 3). Kernel size can't be greater than actual input size)\n"
     )
@@ -592,15 +594,17 @@ def test_blocks_that_do_not_work_are_refused(folder: Path, body: str, said: str)
     assert said in str(refused.value)
 
 
-def test_bad_blocks_are_refused_before_anything_is_written(folder: Path) -> None:
+def test_bad_blocks_are_refused_before_anything_is_written(
+    folder: Path, command: Command, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)  # `command` has one of its own
     write("net.py", "def mine(): return [nn.Flatten()]")
     before = sorted(folder.rglob("*"))
-    refused = study(
-        "own.toml", "--store", "s", "--set", "backbone.module=net.py", "--set", "factors.truncate_at=['block1']"
-    )
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: backbone.function: mine(): block1 (0) must make square maps")
-    assert refused.stderr.count("\n") == 1
+    changes = ("--set", "backbone.module=net.py", "--set", "factors.truncate_at=['block1']")
+    assert command("own.toml", "--store", "s", *changes) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: backbone.function: mine(): block1 (0) must make square maps")
+    assert error.count("\n") == 1
     assert sorted(folder.rglob("*")) == before
 
 

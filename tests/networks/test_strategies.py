@@ -109,6 +109,17 @@ def test_rates_of_the_blocks(learning: dict[str, Any], rates: dict[str, float]) 
             assert all(names[id(p)].startswith(f"blocks.{group['name']}.") for p in group["params"])
 
 
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_rates_of_the_blocks_of_every_family(backbone: str) -> None:
+    with torch.device("meta"):
+        net = build_model(backbone, "block3", Head(8), 5, 64)
+    groups = apply_strategy(net, Learning("fine_tune_all", 0.5, lr_decay=0.1))
+    rates = {id(parameter): group["peak_lr"] for group in groups for parameter in group["params"]}
+    for name, block in net.blocks.named_children():
+        rate = {"block1": 0.005, "block2": 0.05, "block3": 0.5}[name]
+        assert all(rates[id(parameter)] == pytest.approx(rate) for parameter in block.parameters())
+
+
 @pytest.mark.parametrize(
     ("backbone", "cut", "depth", "first"),
     [

@@ -17,7 +17,9 @@ from ablation.base.seeds import generator
 from ablation.networks.blocks import build_blocks, expected_tensors, initialise_blocks, kept_parts
 from ablation.networks.custom_backbone import make_custom_blocks
 from ablation.networks.custom_checks import check_custom_blocks
+from ablation.networks.strategies import Learning, _is_decayed, apply_strategy
 from ablation.networks.timm_backbones import load_timm_backbone
+from ablation.networks.transfer_model import Head, build_model
 from ablation.networks.weights import check_layers, read_weights
 from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.reading import load_study
@@ -67,6 +69,34 @@ def test_every_cut_computes_what_timm_does(name: str) -> None:
             activations = block(activations)
             maps = output.permute(0, 3, 1, 2) if name.startswith("swin") else output  # timm's are NHWC
             assert torch.equal(activations, maps)
+
+
+@pytest.mark.parametrize("name", [
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "maxvit_rmlp_pico_rw_256", "maxvit_pico_rw_256",
+    "tiny_vit_5m_224", "vit_small_patch14_reg4_dinov2", "test_vit4",
+])  # fmt: skip
+def test_what_timm_does_not_decay_is_not_decayed(name: str) -> None:
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    parameters = dict(network.named_parameters())
+    undecayed = {path for path in network.no_weight_decay() & parameters.keys() if parameters[path].ndim > 1}
+    assert undecayed
+    assert not [path for path in undecayed if _is_decayed(path, parameters[path])]
+    weights = [path for path in parameters if path.endswith(("qkv.weight", "fc1.weight")) and "rel_pos" not in path]
+    assert weights
+    assert all(_is_decayed(path, parameters[path]) for path in weights)
+
+
+@pytest.mark.parametrize(("name", "kinds"), [
+    ("test_vit4", {"RmsNorm"}), ("convnextv2_atto", {"LayerNorm2d", "GlobalResponseNorm"}),
+])  # fmt: skip
+def test_timms_own_norms_are_norms(name: str, kinds: set[str]) -> None:
+    backbone = load_timm_backbone(f"timm:{name}", 32)
+    model = build_model(backbone, "block1", Head(1), 2, 32)
+    apply_strategy(model, Learning("fine_tune_all", 0.1, learn="norms"))
+    norms = {id(p) for m in model.blocks.modules() if type(m).__name__ in kinds for p in m.parameters(recurse=False)}
+    assert norms == {id(parameter) for parameter in model.blocks.parameters() if parameter.requires_grad}
+    assert kinds <= {type(module).__name__ for module in model.blocks.modules()}
 
 
 def test_its_tensors_have_timms_names() -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,22 @@ def test_listed_arms_are_part_of_the_identity(tmp_path: Path) -> None:
         ("arms=[{name='from_scratch'},{strategy='from_scratch'}]", "arms.1: needs another name than 'from_scratch'"),
         ("arms=[{name='a'},{name='b'}]", "arms.1: trains the same as 'a'"),
         ("arms=[{name='a'},{name='b',augmentation='none'}]", "arms.1: trains the same as 'a'"),  # the default
+        (
+            "arms=[{strategy='fine_tune_top',freeze_depth=2},{strategy='fine_tune_top',freeze_depth='conv2_2'}]",
+            "arms.1: trains the same as 'fine_tune_top,freeze_depth=2'",
+        ),
+        (
+            "arms=[{strategy='fine_tune_top',freeze_depth=2,learn='block3'},{strategy='fine_tune_top',freeze_depth=2}]",
+            "arms.1: trains the same as '",
+        ),
+        (
+            "arms=[{strategy='fine_tune_top',freeze_depth=0},{strategy='fine_tune_all'}]",
+            "arms.1: trains the same as 'fine_tune_top,freeze_depth=0'",
+        ),
+        (
+            "arms=[{strategy='fine_tune_top',freeze_depth=3},{strategy='feature_extraction'}]",
+            "arms.1: trains the same as 'fine_tune_top,freeze_depth=3'",
+        ),
         ("arms=[{lr=0.1}]", "arms.0.lr: also in [search]; a parameter can be in one of them only"),
         ("arms=[{truncate_at='block9'}]", "arms.0.truncate_at: unknown block or unit 'block9'; did you mean"),
         ("arms=[{strategy='freeze'}]", "arms.0.strategy: unknown value 'freeze'"),
@@ -129,6 +146,24 @@ def test_arms_that_are_wrong_are_named(tmp_path: Path, setting: str, expected: s
         listed(tmp_path, "search={lr={low=0.001,high=0.1}}", "arms=[{name='plain'}]", setting)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_arms_that_train_otherwise_are_accepted(tmp_path: Path) -> None:
+    """The pool behind a block is cut off at its last unit; biases alone learn; pretrained layers start elsewhere."""
+    sets = "{truncate_at='block2'},{truncate_at='conv2_2'},{learn='biases'},{strategy='from_scratch'},{name='plain'}"
+    top = "{strategy='fine_tune_top',freeze_depth=1},{strategy='fine_tune_top',freeze_depth='conv2_1'}"
+    rates = "search={lr={low=0.001,high=0.1}}"
+    listed(tmp_path, rates, "fixed.strategy=fine_tune_all", f"arms=[{sets}]")
+    listed(tmp_path, rates, f"arms=[{top}]")
+
+
+def test_stored_arms_that_train_the_same_can_be_read(tmp_path: Path) -> None:
+    """As a study that was stored before they were refused."""
+    rates = "search={lr={low=0.001,high=0.1}}"
+    stored = listed(tmp_path, "arms=[{strategy='from_scratch'},{name='b'}]", rates)
+    content = stored.model_dump(mode="json") | {"arms": [{"name": "a"}, {"name": "b"}], "epochs": 3}
+    content["fixed"]["patience"] = 5
+    assert [arm.name for arm in arms(StudySpec.model_validate_json(json.dumps(content)))] == ["a", "b"]
 
 
 def test_a_fixed_value_that_every_arm_replaces_is_refused(tmp_path: Path) -> None:

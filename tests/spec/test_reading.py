@@ -1,7 +1,5 @@
 """Study files that overrides change: what loses its effect is dropped, with a line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import pytest
 from ablation.base.errors import InputError
 from ablation.spec.reading import load_study, parse_override
 from ablation.spec.study import StudySpec
+from tests.studies import Command
 
 STUDIES = Path(__file__).parents[2] / "studies"
 FEATURES_ALONE = 'factors.strategy=["feature_extraction"]'
@@ -35,11 +34,11 @@ def test_a_search_without_effect_is_dropped() -> None:
     assert load(STUDIES / "vgg_truncation.toml")[1] == []
 
 
-def test_the_command_says_what_it_drops(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ablation.study", "vgg_truncation", "--store", str(tmp_path / "s"), "--check"]
-    shown = subprocess.run([*command, "--set", FEATURES_ALONE], capture_output=True, text=True, check=True)
-    assert "search.backbone_lr_scale is dropped: it has no effect under feature_extraction\n" in shown.stdout
-    assert "5 arms" in shown.stdout
+def test_the_command_says_what_it_drops(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("vgg_truncation", "--store", "s", "--check", "--set", FEATURES_ALONE) == 0
+    shown = capsys.readouterr().out
+    assert "search.backbone_lr_scale is dropped: it has no effect under feature_extraction\n" in shown
+    assert "5 arms" in shown
 
 
 @pytest.mark.parametrize("table", ["search", "fixed"])

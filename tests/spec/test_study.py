@@ -196,6 +196,15 @@ def test_effects_are_judged_over_all_cases(study_file: Path) -> None:
         (["fixed.unfreeze_every=3"], "unfreeze_every: 3 must be less than epochs = 3, or no block learns"),
         (["factors.unfreeze_every=[0, 1]"], "factors.unfreeze_every: has no effect in the arm with"),
         (["fixed.ema=1"], "fixed.ema: input should be less than 1"),
+        (["factors.strategy=['fine_tune_top']", "factors.freeze_depth=[0,1,'conv1_2']", "search={lr={choices=[0.1]}}"],
+         "factors.freeze_depth: 'conv1_2' trains the same as 1"),
+        (["fixed.patience=2"], "fixed.patience: 2 has no effect within epochs = 3"),
+        (["factors.patience=[0, 2]"], "factors.patience: 2 has no effect within epochs = 3"),
+        (["search.patience={low=1,high=4}"], "search.patience: 4 has no effect within epochs = 3"),
+        (["fixed.unfreeze_every=1", "fixed.head_warmup_epochs=1", "fixed.learn=block1"],
+         "fixed.unfreeze_every: has no effect after a warm-up where fewer than two blocks learn"),
+        (["factors.unfreeze_every=[0, 1]", "factors.strategy=['fine_tune_all']", "fixed.head_warmup_epochs=1"],
+         "factors.unfreeze_every: has no effect after a warm-up where fewer than two blocks learn"),
         (["fixed.patience=-1"], "fixed.patience: input should be greater than or equal to 0"),
         (["fixed.augmentation=hard"], "fixed.augmentation: unknown value 'hard'"),
         (["fixed.lr_decay=0"], "fixed.lr_decay: input should be greater than 0"),
@@ -212,6 +221,21 @@ def test_what_can_learn_and_how_is_checked(study_file: Path, settings: list[str]
         load(study_file, *settings)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_ends_or_unfreezes_in_some_arm_has_an_effect(study_file: Path) -> None:
+    more = ("fixed.unfreeze_every=1", "search={lr={choices=[0.1]}}", "factors.strategy=['fine_tune_all']")
+    load(study_file, *more, "fixed.patience=1", "fixed.head_warmup_epochs=1")  # two blocks learn where block2 is kept
+    load(study_file, *more, "fixed.learn=block1")  # without a warm-up, the head is alone for an epoch
+
+
+def test_fewer_epochs_drop_a_patience_that_they_leave_without_effect(study_file: Path) -> None:
+    study_file.write_text(study_file.read_text().replace("[fixed]\n", "[fixed]\npatience = 1\n"))
+    notices: list[str] = []
+    spec = load_study(study_file, overrides=[(["epochs"], 2)], report=notices.append)
+    assert spec.default("patience") == 0
+    assert notices == ["fixed.patience is dropped: it has no effect within epochs = 2"]
+    assert load(study_file).default("patience") == 1
 
 
 TOP = ('factors={strategy=["fine_tune_top"]}', "fixed.truncate_at=conv3_2", "search={lr={choices=[0.1]}}")

@@ -5,8 +5,9 @@ import logging
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ from ablation.training.sources import (
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 MEGABYTE = 1_000_000
+CPU = torch.device("cpu")
 
 
 def some_images(n: int, seed: int) -> Images:
@@ -187,6 +189,54 @@ def test_bfloat16_is_stored_as_it_is(tmp_path: Path) -> None:
         assert rows.dtype == torch.bfloat16
         assert torch.equal(rows, frozen(TRAIN.images_NCHW))
     assert files(tmp_path)[0].stat().st_size == pytest.approx(97 * 16 * 8 * 8 * 2, abs=200)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Stands for a tensor on a device."""
+
+    nbytes: int
+    device: torch.device = CPU
+
+    def to(self, device: torch.device) -> "Placed":
+        return Placed(self.nbytes, device)
+
+    def cpu(self) -> "Placed":
+        return self.to(CPU)
+
+
+class CacheOfGpu(FeatureCache):
+    """The cache as on a GPU; `reads` counts the files that were read."""
+
+    reads = 0
+
+    def _place(self, features: Any, device: torch.device, *held: Any) -> Any:
+        self.reads += 1
+        return super()._place(Placed(features.nbytes), torch.device("cuda"), *held)
+
+
+@pytest.mark.parametrize(
+    ("missing", "on_gpu"),
+    [("nothing", [True, True, True]), ("val", [True, True, False]), ("train", [False, False, True])],
+)
+def test_features_of_one_training_do_not_drive_each_other_out(
+    missing: str, on_gpu: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of plain, mirrored and validation features a GPU gets what fits into its quarter, once for all trials."""
+    frozen = part(3)
+    of_train, of_val = (frozen(images.images_NCHW).nbytes for images in (TRAIN, VAL))
+    room = {"nothing": 2 * of_train + of_val, "val": 2 * of_train + of_val - 4, "train": 2 * of_train - 4}[missing]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * room))
+    store = CacheOfGpu(tmp_path, 10**9, lambda: Pretrained([], []), lambda text: None)
+    for _ in range(3):
+        train_source = store.source(TRAIN, frozen, "flip")
+        val_source = store.source(VAL, frozen, "none", beside=train_source)
+        assert isinstance(train_source, FeatureSource)
+        assert isinstance(val_source, FeatureSource)
+        read = [train_source.features, train_source.mirrored, val_source.features]
+        assert [features.nbytes for features in read if features is not None] == [of_train, of_train, of_val]
+        assert [features is not None and features.device.type == "cuda" for features in read] == on_gpu
+    assert store.reads == 3
 
 
 # ---------------------------------------------------------------------------------------------- computed once

@@ -14,7 +14,14 @@ from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, build_model, calibrate, initialise
 from ablation.spec.parameters import Augmentation
 from ablation.training import loop
-from ablation.training.begin import Training, begin_training, calibration_sample, load_tensors, make_optimizer
+from ablation.training.begin import (
+    Training,
+    begin_training,
+    calibration_sample,
+    load_tensors,
+    make_optimizer,
+    trained_tensors,
+)
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.evaluation import Evaluation, evaluate
 from ablation.training.loop import Diverged, train
@@ -116,7 +123,8 @@ def test_continued_training_equals_an_uninterrupted_one(optimizer: str, warmup: 
         list(train(continued, *sources(continued.frozen), settings))
         assert figures([asdict(metrics) for metrics in continued.history]) == expected
         assert all(torch.equal(t, whole.best_tensors[name]) for name, t in continued.best_tensors.items())
-        assert all(torch.equal(t, whole.trained_tensors()[name]) for name, t in continued.trained_tensors().items())
+        expected_tensors = trained_tensors(whole.model)
+        assert all(torch.equal(t, expected_tensors[name]) for name, t in trained_tensors(continued.model).items())
 
 
 def test_head_warmup_leaves_the_backbone_alone() -> None:
@@ -128,7 +136,7 @@ def test_head_warmup_leaves_the_backbone_alone() -> None:
     next(epochs)
     assert torch.equal(state.model.blocks.block1.conv1_1.weight, before)
     assert not torch.equal(state.model.head[0].weight, head_before)
-    assert "blocks.block1.conv1_1.weight" in state.trained_tensors()
+    assert "blocks.block1.conv1_1.weight" in trained_tensors(state.model)
     next(epochs)
     assert not torch.equal(state.model.blocks.block1.conv1_1.weight, before)
 
@@ -287,10 +295,11 @@ def begun(
     augmentation: Augmentation = "none",
     strategy: str = "fine_tune_all",
     freeze_depth: int | None = None,
+    backbone: str = "vgg16_narrow",
 ) -> Training:
     """Return a training as a trial begins it."""
-    model = build_model("vgg16_narrow", "block2", Head(8, 2), 3, 32)
-    initialise(model, "vgg16_narrow", None, 0)
+    model = build_model(backbone, "block2", Head(8, 2), 3, 32)
+    initialise(model, backbone, None, 0)
     learning = Learning(strategy, 0.02, freeze_depth, backbone_lr_scale=0.5)
     return begin_training(model, learning, settings, NORMALISATION, lambda frozen: sources(frozen, augmentation)[0])
 
@@ -321,13 +330,14 @@ def test_each_way_resumes_to_the_bit(way: str, augmentation: Augmentation, tmp_p
         assert torch.equal(tensor, resumed.best_tensors[name]), name
 
 
-def test_blocks_that_wait_are_unchanged_to_the_bit() -> None:
+@pytest.mark.parametrize("backbone", ["vgg16_narrow", "resnet18"])
+def test_blocks_that_wait_are_unchanged_to_the_bit(backbone: str) -> None:
     settings = TrainingSettings(**(SETTINGS | {"epochs": 4, "unfreeze_every": 1}))
-    state = begun(settings)
+    state = begun(settings, backbone=backbone)
     changed = []
-    before = state.trained_tensors()
+    before = trained_tensors(state.model)
     for _ in train(state, *sources(state.frozen, "none"), settings):
-        now = state.trained_tensors()
+        now = trained_tensors(state.model)
         names = [name for name in now if not torch.equal(now[name], before[name])]
         changed.append({name.split(".")[1] if name.startswith("blocks") else "head" for name in names})
         before = now
@@ -349,12 +359,12 @@ def test_the_average_of_the_weights_is_what_is_evaluated() -> None:
     """Averaged by hand after every step; the training itself is that of the weights."""
     settings = TrainingSettings(**(SETTINGS | {"epochs": 2, "batch_size": 48, "ema": 0.15}))
     plain = begun(replace(settings, ema=0.0))
-    average = {name: tensor.double() for name, tensor in plain.trained_tensors().items() if tensor.is_floating_point()}
+    average = {n: tensor.double() for n, tensor in trained_tensors(plain.model).items() if tensor.is_floating_point()}
     decays = iter([0.1, 0.15, 0.15, 0.15])  # (1 + step) / (10 + step), at most 0.15
 
     def record(*_: Any) -> None:
         decay = next(decays)
-        for name, tensor in plain.trained_tensors().items():
+        for name, tensor in trained_tensors(plain.model).items():
             average[name] = decay * average[name] + (1 - decay) * tensor.double()
 
     plain.optimizer.register_step_post_hook(record)
@@ -366,17 +376,18 @@ def test_the_average_of_the_weights_is_what_is_evaluated() -> None:
     assert [metrics.train_loss for metrics in with_average] == losses
     for name, tensor in state.averages.items():
         torch.testing.assert_close(tensor.double(), average[name], rtol=1e-5, atol=1e-7)
-    for name, tensor in plain.trained_tensors().items():
-        assert torch.equal(tensor, state.trained_tensors()[name]), name
+    for name, tensor in trained_tensors(plain.model).items():
+        assert torch.equal(tensor, trained_tensors(state.model)[name]), name
     load_tensors(plain.model, state.averages)
     assert evaluate(plain.model, sources(plain.frozen)[1], "float32").loss == with_average[-1].val_loss
     assert any(torch.equal(state.best_tensors[name], tensor) for name, tensor in state.averages.items())
 
 
-def test_pretrained_weights_are_pulled_back_to_their_start() -> None:
+@pytest.mark.parametrize("backbone", ["vgg16_narrow", "resnet18"])
+def test_pretrained_weights_are_pulled_back_to_their_start(backbone: str) -> None:
     """One step of plain gradient descent; the head decays towards zero, the blocks towards their start."""
     settings = TrainingSettings(**(SETTINGS | {"epochs": 1, "batch_size": 96, "schedule": "constant", "l2_sp": 0.3}))
-    state = begun(settings)
+    state = begun(settings, backbone=backbone)
     gradients = {}
     for name, parameter in state.model.named_parameters():
         with torch.no_grad():

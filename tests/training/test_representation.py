@@ -44,12 +44,12 @@ def test_cka_by_hand() -> None:
     assert float(linear_cka(x_ND, y_NE)) == pytest.approx(16 / (8 * math.sqrt(4 + 36)))
 
 
-def test_cka_of_a_rotation_is_one_and_of_constants_is_unknown() -> None:
+def test_cka_of_a_rotation_is_one_and_of_constants_is_zero() -> None:
     x_ND = random(30, 6, "x")
     rotation_DD, _ = torch.linalg.qr(random(6, 6, "rotation"))
     assert float(linear_cka(x_ND, 0.01 * x_ND @ rotation_DD)) == pytest.approx(1)
     assert float(linear_cka(x_ND.view(30, 2, 3, 1), x_ND)) == pytest.approx(1)  # activations NCHW
-    assert math.isnan(float(linear_cka(x_ND, torch.ones(30, 2))))
+    assert float(linear_cka(x_ND, torch.ones(30, 2))) == float(linear_cka(torch.zeros(30, 2), x_ND)) == 0
 
 
 def two_blocks() -> nn.Sequential:

@@ -16,11 +16,13 @@ from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise, set_training_mode
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
-from ablation.training.begin import Training, _fill_momenta, begin_training, make_optimizer
+from ablation.training.begin import Training, _fill_momenta, begin_training, make_optimizer, trained_tensors
+from ablation.training.checkpoint import CorruptCheckpoint
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import train
 from ablation.training.schedule import lr_factor
 from ablation.training.settings import TrainingSettings
+from ablation.training.sources import batch_places
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 CPU = torch.device("cpu")
@@ -117,6 +119,54 @@ def test_it_computes_what_a_textbook_does(
     assert len(set(expected)) == 3
 
 
+class EmulatedGraph:
+    """A CUDA graph on the CPU: a replay computes into the memory of the capture, and changes no attribute `grad`."""
+
+    def __init__(self, owner: step.TrainingStep, batch: int):
+        self.owner, self.batch, self.replays = owner, batch, 0
+        self.gradients = [(p, torch.zeros_like(p)) for p in owner.model.parameters() if p.grad is not None]
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+
+    def replay(self) -> None:
+        self.replays += 1
+        seen = [(parameter, parameter.grad) for parameter, _ in self.gradients]
+        self.owner._step(self.owner._images_read + torch.arange(self.batch))
+        for parameter, gradient in self.gradients:
+            assert parameter.grad is not None
+            gradient.copy_(parameter.grad)
+        for parameter, gradient in seen:
+            parameter.grad = gradient
+
+
+@pytest.mark.parametrize("batch_size", [24, 40, 49, 97])
+def test_whole_batches_are_captured_and_gradients_are_those_of_the_last_step(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of 97 images, in one to four steps per epoch: the first step that may be captured is often an epoch's last."""
+    graphs: list[EmulatedGraph] = []
+
+    def capture(owner: Any, batch: int) -> None:
+        owner._graph, owner._graph_batch = EmulatedGraph(owner, batch), batch
+        graphs.append(owner._graph)
+
+    monkeypatch.setattr(step, "FEWEST_REPLAYS", 1)
+    monkeypatch.setattr(step.TrainingStep, "_capture", capture)
+    settings = TrainingSettings(6, batch_size, 5, "float32", head_warmup_epochs=1)
+    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    found = []
+    for is_captured in (False, True):
+        monkeypatch.setattr(step, "may_capture", lambda *_, is_captured=is_captured, **__: is_captured)
+        training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+        sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
+        epochs = list(train(training, *sources, settings))
+        found.append([(epoch.train_loss, epoch.relative_gradient_norm) for epoch in epochs])
+    assert found[0] == found[1]
+    assert {graph.batch for graph in graphs} == {batch_size}
+    whole = sum(places.stop - places.start == batch_size for places in batch_places(97, batch_size))
+    assert sum(graph.replays for graph in graphs) >= 5 * whole - 3  # after the warm-up: all but three eager steps
+
+
 def test_no_graph_is_captured_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("captured on the CPU")
@@ -142,6 +192,21 @@ def test_a_checkpoint_keeps_the_kernels_of_its_device(tmp_path: Path) -> None:
     sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
     assert len(list(train(training, *sources, settings))) == 2
     assert all(not group["fused"] and not group["capturable"] for group in training.optimizer.param_groups)
+
+
+def test_a_checkpoint_in_which_other_parameters_learned_is_refused(tmp_path: Path) -> None:
+    """As one of a version that decayed others: the trial starts anew, and nothing has changed."""
+    settings = TrainingSettings(2, 16, 5, "float32")
+    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    state = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none").state_dict()
+    decayed, undecayed = state["optimizer"]["param_groups"][:2]
+    undecayed["params"].append(decayed["params"].pop())
+    training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+    state["trained"] = {name: tensor + 1 for name, tensor in state["trained"].items()}
+    before = trained_tensors(training.model)
+    with pytest.raises(CorruptCheckpoint, match="let other parameters learn"):
+        training.load_state_dict(state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained_tensors(training.model).items())
 
 
 def test_momentum_starts_at_zero_where_kernels_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:

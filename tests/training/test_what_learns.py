@@ -1,7 +1,7 @@
 """What learns, at which rate: to the bit what is frozen, and by a step's formula what is not; cached, and resumed."""
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from ablation.base.seeds import generator, seed_globally
 from ablation.data.images import Images, Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise, set_training_mode
-from ablation.training.begin import Training, TrainingSettings, begin_training
+from ablation.training.begin import Training, TrainingSettings, begin_training, trained_tensors
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import train
 from ablation.training.sources import FeatureSource, ImageSource, Source
+from tests.training.test_loop import WAYS
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 CPU = torch.device("cpu")
@@ -148,7 +149,8 @@ def test_a_step_changes_what_learns_by_its_rate(case: str, tmp_path: Path) -> No
         learns = rate_of(name.replace(name.rpartition(".")[2], "weight")) is not None
         assert torch.equal(model.state_dict()[name], before[name]) != learns, name
     unchanged = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
-    assert not (training.trained_tensors().keys() & unchanged) - {"feature_mean_D", "feature_std_D"} - _dead(gradient)
+    trained = trained_tensors(model)
+    assert not (trained.keys() & unchanged) - {"feature_mean_D", "feature_std_D"} - _dead(gradient)
 
 
 def _dead(gradient: dict[str, torch.Tensor]) -> set[str]:
@@ -206,6 +208,25 @@ def test_resumed_and_with_cached_features_it_is_the_same_to_the_bit(
         for name, tensor in whole.model.state_dict().items():
             assert torch.equal(other.model.state_dict()[name], tensor), name
         assert other.best_tensors.keys() == whole.best_tensors.keys()
+
+
+@pytest.mark.parametrize("backbone", ["vgg16_narrow_bn", "resnet18"])
+@pytest.mark.parametrize("way", WAYS)
+def test_with_cached_features_each_way_is_the_same_to_the_bit(way: str, backbone: str, tmp_path: Path) -> None:
+    settings = replace(SEVERAL, epochs=4, **WAYS[way])
+    learning = Learning(**(TOP | {"freeze_depth": 1, "lr": 0.02, "lr_decay": 0.5}))
+    trainings = []
+    for cache in (no_cache(tmp_path), cache_in(tmp_path)):
+        training = begin(learning, cache, Head(8), settings, backbone)
+        train_source, val_source = sources(training, cache)
+        assert isinstance(train_source, FeatureSource) == bool(trainings)
+        list(train(training, train_source, val_source, settings))
+        trainings.append(training)
+    computed, cached = trainings
+    assert figures(cached) == figures(computed)
+    assert len(figures(cached)) >= 2
+    for name, tensor in computed.best_tensors.items():
+        assert torch.equal(cached.best_tensors[name], tensor), name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,69 @@
+"""Refuses in a study file what has no effect. A stored study may have it, from before it was refused."""
+
+from typing import Any
+
+from ablation.spec.study import StudySpec, Superfluous, applies_in, table_of
+
+
+def check_effects(spec: StudySpec) -> None:
+    """Refuse arms that train the same, and values with which nothing changes.
+
+    Raises:
+        Superfluous: of a value that the study could do without.
+        ValueError: of an arm, or of a factor's level.
+    """
+    _check_same_arms(spec)
+    _check_patience(spec)
+    _check_unfreezing(spec)
+
+
+def _check_same_arms(spec: StudySpec) -> None:
+    """Refuse [[arms]], or levels of a factor, that train the same under other names."""
+    trained = [_training(spec, arm.entries()) for arm in spec.arms]
+    for number, training in enumerate(trained):
+        if (first := trained.index(training)) < number:
+            raise ValueError(f"arms.{number}: trains the same as {spec.arms[first].label!r}")
+    for factor, levels in spec.factors.entries().items():
+        arms = [[_training(spec, arm) for arm in spec.combinations() if arm[factor] == level] for level in levels]
+        for number, of_level in enumerate(arms):
+            if (first := arms.index(of_level)) < number:
+                raise ValueError(f"factors.{factor}: {levels[number]!r} trains the same as {levels[first]!r}")
+
+
+def _training(spec: StudySpec, levels: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a training in the arm with these levels depends on, by whatever names they call it."""
+    reused = ("strategy", "truncate_at", "freeze_depth", "learn")
+    others = [name for name in spec.arm_parameters() if name not in reused and applies_in(spec, name, levels)]
+    return [reuse.training for reuse in spec.reuses(levels)], [(name, spec.possible(name, levels)) for name in others]
+
+
+def _check_patience(spec: StudySpec) -> None:
+    """Refuse a patience that no training can lose before its last epoch."""
+    for levels in spec.combinations():
+        patience = max(spec.possible("patience", levels))
+        if patience >= max(spec.epochs - 1, 1):
+            _refuse(spec, "patience", levels, f"has no effect within epochs = {spec.epochs}", f"{patience} ")
+
+
+def _check_unfreezing(spec: StudySpec) -> None:
+    """Refuse `unfreeze_every` where a warm-up comes before the only block that learns, in an arm's level or in all."""
+    unfreezing = [levels for levels in spec.combinations() if max(spec.possible("unfreeze_every", levels)) > 0]
+    in_vain = [
+        levels
+        for levels in unfreezing
+        if min(spec.possible("head_warmup_epochs", levels)) > 0
+        and all(reuse.learning_blocks < 2 for reuse in spec.reuses(levels))
+    ]
+    for levels in in_vain:
+        if "unfreeze_every" in levels or in_vain == unfreezing:
+            reason = "has no effect after a warm-up where fewer than two blocks learn"
+            _refuse(spec, "unfreeze_every", levels, reason)
+
+
+def _refuse(spec: StudySpec, parameter: str, levels: dict[str, Any], reason: str, value: str = "") -> None:
+    """Raise an error that names the table from which an arm has a parameter."""
+    table = table_of(spec, parameter, levels)
+    entry = f"{table}.{parameter}"
+    if table in ("fixed", "search"):
+        raise Superfluous(f"{entry}: {value}{reason}", (table, parameter), f"{entry} is dropped: it {reason}")
+    raise ValueError(f"{entry}: {value}{reason}")
