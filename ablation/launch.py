@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,15 +11,23 @@ import click
 
 from ablation import __version__
 from ablation.base.command_line import check_one_of, refusing_unreachable_paths, run_command
-from ablation.base.errors import InputError
+from ablation.base.errors import InputError, NoSuchStudy
 from ablation.base.text import Table, plural
 from ablation.launching.request import Engine, EngineWorker, Launch, launch_label, read_options
 from ablation.spec.files import find_study_file
-from ablation.spec.reading import check_name, load_study
+from ablation.spec.reading import load_study
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store
 from ablation.study import cli as study_command
-from ablation.study import load_checked, load_custom, load_timm, measured_plan, show_status, study_overrides
+from ablation.study import (
+    load_checked,
+    load_custom,
+    load_timm,
+    measured_plan,
+    name_in_stores,
+    show_status,
+    study_overrides,
+)
 
 if TYPE_CHECKING:
     from ablation.running.running_trials import RunningTrial
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
 # Options of `python -m ablation.study` that are no worker's.
 NOT_FOR_WORKERS = {
     "list_only": "--list", "as_new": "--new", "check_only": "--check", "plan_only": "--plan",
-    "status_only": "--status", "workers": "--workers", "repair": "--repair", "redo": "--redo",
+    "status_only": "--status", "repair": "--repair", "redo": "--redo",
 }  # fmt: skip
 
 
@@ -83,24 +92,31 @@ def cli(
     for parameter, option in NOT_FOR_WORKERS.items():
         if given[parameter]:
             raise InputError(f"{option}: is no option of a worker; python -m ablation.study {option} is a command")
-    with refusing_unreachable_paths():
-        path = find_study_file(study)
-    name = check_name(given["name"] or (f"{path.stem}-demo" if given["as_demo"] else path.stem))
+    if given["workers"] is not None:
+        raise InputError("--workers: belongs before --")
+    name = name_in_stores(study, given["name"], as_demo=given["as_demo"])
     store = find_store(given["store_option"])
     label = launch_label(name, store)
     try:
         engine = cast(Engine, importlib.import_module(f"ablation.launching.{engine_name}"))
     except ModuleNotFoundError as error:
-        raise InputError(f"--on {engine_name}: needs {error.name}; install ablation[{engine_name}]") from None
+        if error.name != "ray":
+            raise
+        raise InputError("--on ray: needs ray; install ablation[ray]") from None
     if status_only:
         running = show_status_or_none(name, store, given["patience"])
         return show_workers(engine.workers(label, options), engine_name, label, running)
     if cancel_only:
-        engine.cancel(label, options)
-        return print(f"The workers of {name} are ended; what they have done is kept.")
-    spec = check_study(engine_name, path, name, store, given)
-    if engine_name == "local" and options.get("per-gpu") == "auto":
-        options["per-gpu"] = str(fitting_workers(spec, given))
+        found = engine.workers(label, options)
+        engine.cancel(label, options)  # what waits for an engine's queue may have no worker yet
+        told = f"{plural(len(found), 'worker')} of {name} told to save and end; what they have done is kept."
+        return print(told if found else f"No worker of {name} runs or waits on {engine_name}.")
+    with refusing_unreachable_paths():
+        path = find_study_file(study)
+    with redirect_stdout(sys.stderr):  # standard output is what would be submitted, with --print
+        spec = check_study(engine_name, path, name, store, given)
+        if engine_name == "local" and options.get("per-gpu") == "auto":
+            options["per-gpu"] = str(fitting_workers(spec, given))
     launch = Launch(
         study=name,
         label=label,
@@ -138,7 +154,7 @@ def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:
     """
     from ablation.base.cores import usable_cores
     from ablation.base.device import check_device
-    from ablation.base.terminal import waiting
+    from ablation.base.terminal import say, waiting
     from ablation.launching.local import usable_gpus
     from ablation.planning.forecast import memory, workers_that_fit
 
@@ -149,8 +165,7 @@ def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:
         study = measured_plan(spec, given["device"], round(given["feature_cache"] * 1e9))
     needed, free = memory(study).total, study.probe.free_bytes
     count = workers_that_fit(needed, free, usable_cores() // gpus)
-    text = f"{plural(count, 'worker')} on each GPU: each needs about {needed / 1e9:.1f} of {free / 1e9:.1f} GB"
-    click.echo(text, err=True)  # standard output is the command, with --print
+    say(f"{plural(count, 'worker')} on each GPU: each needs about {needed / 1e9:.1f} of {free / 1e9:.1f} GB")
     return count
 
 
@@ -158,7 +173,7 @@ def show_status_or_none(study: str, store: Store, patience: float | None) -> "li
     """Print the arms of a study as --status does, or a line if it has not begun; return the trials that train now."""
     try:
         return show_status(study, store, patience)
-    except InputError as nothing:
+    except NoSuchStudy as nothing:
         print(f"No trial has begun ({nothing}).\n")
         return []
 

@@ -77,12 +77,23 @@ def no_training(
     return Outcome("finished", accuracy)
 
 
-def work(store: Store, content: dict[str, Any]) -> None:
-    """Run trials of the simulated study with this content until none is left; for a process of its own."""
+def work(store: Store, content: dict[str, Any]) -> list[float]:
+    """Run trials of the simulated study with this content until none is left.
+
+    Returns:
+        Each trial's seconds of the processor, from its training to that of the next one.
+    """
     configure_mlflow()
     configure_optuna()
-    with replaced(trials, "_train_and_record", no_training), contextlib.redirect_stdout(io.StringIO()):
+    used: list[float] = []
+
+    def train(*arguments: Any) -> Outcome:
+        used.append(time.process_time())
+        return no_training(*arguments)
+
+    with replaced(trials, "_train_and_record", train), contextlib.redirect_stdout(io.StringIO()):
         work_until_done(_open(store, StudySpec(**content), is_worker=True))
+    return [after - before for before, after in pairwise(used)]
 
 
 def _open(store: Store, spec: StudySpec, *, is_worker: bool) -> Session:
@@ -100,9 +111,10 @@ def scale(store: Store, count: int, workers: int) -> dict[str, Any]:
     spec = simulated_spec(count)
     with contextlib.redirect_stdout(io.StringIO()):
         begin_summary(_open(store, spec, is_worker=False))
+    used: list[float] = []
     with connections(store) as most:
         if workers == 1:
-            work(store, spec.model_dump(mode="json"))
+            used = work(store, spec.model_dump(mode="json"))
         else:
             run_processes(store, spec, workers)
     storage = open_storage(store)
@@ -117,6 +129,7 @@ def scale(store: Store, count: int, workers: int) -> dict[str, Any]:
         "claims_per_second": len(cycles) / (starts[-1] - starts[0]),
         "first_tenth_seconds": statistics.median(cycles[:tenth]),
         "last_tenth_seconds": statistics.median(cycles[-tenth:]),
+        "processor_seconds": statistics.median(used[-tenth:]) if used else None,
         "status_seconds": _seconds(lambda: _status(store, studies, spec.name)),
         "results_seconds": _seconds(lambda: read_results(store, spec.name)),
         "optuna_bytes": database_bytes(store.optuna_url),
@@ -126,8 +139,9 @@ def scale(store: Store, count: int, workers: int) -> dict[str, Any]:
 
 
 def run_processes(store: Store, spec: StudySpec, workers: int) -> None:
-    """Let several processes work on the simulated study, each with its own imports."""
-    context = multiprocessing.get_context("spawn")
+    """Let several processes work on the simulated study; they share the memory of what they import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     processes = [context.Process(target=work, args=(store, spec.model_dump(mode="json"))) for _ in range(workers)]
     for process in processes:
         process.start()

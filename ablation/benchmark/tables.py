@@ -34,6 +34,7 @@ def scale_table(measured: dict[str, Any]) -> Table:
         "trials claimed per second, all processes": f"{measured['claims_per_second']:.2f}",
         "from one trial to the next, the first tenth (s)": f"{measured['first_tenth_seconds']:.3f}",
         "the same, the last tenth (s)": f"{measured['last_tenth_seconds']:.3f}",
+        **({"the processor's time for a trial (s)": f"{used:.3f}"} if (used := measured["processor_seconds"]) else {}),
         "--status (s)": f"{measured['status_seconds']:.2f}",
         "reading all results (s)": f"{measured['results_seconds']:.2f}",
     }

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from ablation.base.errors import InputError
-from ablation.base.text import nearest, plural
+from ablation.base.text import plural
 from ablation.launching.programs import call
-from ablation.launching.request import EngineWorker, Launch
+from ablation.launching.request import EngineWorker, Launch, refuse_unknown
 
 # In a wheel, the template is beside this file.
 PLACES = (Path(__file__).with_name("job.yaml"), Path(__file__).parents[2] / "docker/kubernetes/base/job.yaml")
@@ -73,9 +73,8 @@ def object_name(label: str) -> str:
 
 
 def _check(options: Mapping[str, str]) -> None:
+    refuse_unknown(options, OPTIONS, "kubernetes")
     for name, value in options.items():
-        if name not in OPTIONS:
-            raise InputError(f"--engine-option: {name} is unknown on kubernetes{nearest(name, OPTIONS)}")
         if not value:
             raise InputError(f"--engine-option: {name} needs a value on kubernetes")
 
@@ -87,14 +86,27 @@ def _kubectl(options: Mapping[str, str], *arguments: str, text: str = "") -> str
 
 
 def submit(launch: Launch) -> str:
-    """Apply the objects, once the server has agreed to all of them and the Secret and the claims were found."""
-    text = compose(launch)
+    """Apply the objects, once the server has agreed to all of them and the Secret and the claims were found.
+
+    Raises:
+        InputError: an object is missing or refused, or the Job would start no worker.
+    """
+    text, name = compose(launch), object_name(launch.label)
     _kubectl(launch.options, "get", *NEEDED, "--output=name")
-    _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
+    if has_ended(_kubectl(launch.options, "get", "job", name, "--ignore-not-found", "--output=json")):
+        raise InputError(f"kubernetes: the Job {name} has ended: --cancel deletes it; then launch again")
+    said = _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
+    if re.search(r"^job\S* unchanged", said, re.MULTILINE):
+        raise InputError(f"kubernetes: the Job {name} has these workers already; --status shows them")
     _kubectl(launch.options, "apply", "--filename=-", text=text)
-    name = object_name(launch.label)
     count = plural(launch.workers or 1, "worker")
     return f"{count} submitted to Kubernetes as Job {name}; output: kubectl logs job/{name}"
+
+
+def has_ended(job: str) -> bool:
+    """Return whether a Job, as JSON, has ended, and will start nothing; False for an empty text, which is none."""
+    conditions = json.loads(job)["status"].get("conditions", []) if job else []
+    return any(each["type"] in ("Complete", "Failed") and each["status"] == "True" for each in conditions)
 
 
 def cancel(label: str, options: Mapping[str, str]) -> None:

@@ -13,10 +13,10 @@ import psutil
 
 from ablation.base.device import gpu_count, mig_slices
 from ablation.base.errors import InputError
-from ablation.launching.request import EngineWorker, Launch
+from ablation.launching.request import EngineWorker, Launch, refuse_unknown
 
 LABEL_VARIABLE = "ABLATION_LAUNCH"  # in the environment of a launch's processes; no file could outlive them
-OPTIONS = {"per-gpu"}
+OPTIONS = ("per-gpu",)
 
 
 def compose(launch: Launch) -> str:
@@ -29,9 +29,7 @@ def compose(launch: Launch) -> str:
 
 
 def _command(launch: Launch) -> list[str]:
-    for name in launch.options:
-        if name not in OPTIONS:
-            raise InputError(f"--engine-option: {name} is unknown on local; it has per-gpu alone")
+    refuse_unknown(launch.options, OPTIONS, "local")
     if launch.workers is not None:
         return [*launch.command, "--workers", str(launch.workers)]
     if "per-gpu" not in launch.options:
@@ -75,18 +73,13 @@ def cancel(label: str, options: Mapping[str, str]) -> None:
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:
     """Return the processes of a launch that train: those that supervise others are left out."""
     del options
-    processes = list(_processes(label))
-    parents = {process.ppid() for process in processes}
-    return [
-        EngineWorker(
-            id=str(process.pid),
-            state=process.status(),
-            host=platform.node(),
-            since=datetime.fromtimestamp(process.create_time()).isoformat(timespec="seconds"),
-        )
-        for process in processes
-        if process.pid not in parents
-    ]
+    parents, found = set(), []
+    for process in _processes(label):
+        with suppress(psutil.Error), process.oneshot():  # it may end at any moment
+            since = datetime.fromtimestamp(process.create_time()).isoformat(timespec="seconds")
+            found.append(EngineWorker(str(process.pid), process.status(), platform.node(), since))
+            parents.add(str(process.ppid()))
+    return [worker for worker in found if worker.id not in parents]
 
 
 def _processes(label: str) -> Iterator[psutil.Process]:

@@ -16,11 +16,12 @@ from ablation.base.command_line import JOB_VARIABLE
 from ablation.base.errors import InputError
 from ablation.base.text import first_line, plural
 from ablation.launching.ray_actor import WorkerActor, why_not
-from ablation.launching.request import EngineWorker, Launch
+from ablation.launching.request import EngineWorker, Launch, refuse_unknown
 
 OPTIONS = ("address", "num-cpus", "num-gpus", "memory", "accelerator-type")
 NAMESPACE = "ablation"
 PASSED_ON = ("ABLATION_", "MLFLOW_", "OPTUNA_", "PG")  # what the variables of the submitting process begin with
+JOB_COPY = "working_dir_files"  # the folder in which Ray keeps what `ray job submit --working-dir` has copied
 ANSWER_SECONDS = 5  # an actor that does not answer waits for its node
 
 
@@ -40,10 +41,9 @@ def compose(launch: Launch) -> str:
 
 def _needs(options: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of Ray's actors, by the names that Ray has for them."""
+    refuse_unknown(options, OPTIONS, "ray")
     needs: dict[str, Any] = {}
     for name, text in options.items():
-        if name not in OPTIONS:
-            raise InputError(f"--engine-option: {name} is unknown on ray; it has {', '.join(OPTIONS)}")
         if name in ("address", "accelerator-type"):
             continue
         try:
@@ -60,6 +60,10 @@ def submit(launch: Launch) -> str:
         InputError: there is no cluster, or a node cannot run the study; names the node and what it lacks.
     """
     needs = _needs(launch.options)
+    if JOB_COPY in launch.folder.parts:
+        raise InputError(
+            f"--store: {launch.folder.parent} is in the copy of a folder that Ray deletes after a job; name one outside"
+        )
     with _cluster(launch.options):
         if "num_gpus" not in needs:
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -164,6 +168,8 @@ def _cluster(options: Mapping[str, str]) -> Iterator[None]:
             "ray: no cluster was found here; start one (ray start --head), or name one: "
             "--engine-option address=HOST:6379"
         ) from None
+    except RuntimeError as error:  # such as another version of Ray or Python, on several lines
+        raise InputError(f"ray: {' '.join(str(error).split())}") from None
     except (ValueError, ray.exceptions.RayError) as error:
         raise InputError(f"ray: {first_line(error)}") from None
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ablation.base.errors import InputError
+from ablation.base.text import nearest
 from ablation.storage.store import Store
 
 OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
@@ -70,9 +71,13 @@ class Engine(Protocol):
 
 
 def launch_label(study: str, store: Store) -> str:
-    """Return the name by which an engine knows the workers of a study in a store: other stores have other ones."""
-    address = f"{store.root} {store.optuna_url}"
-    return f"ablation-{study}-{zlib.crc32(address.encode()):08x}"
+    """Return the name by which an engine knows the workers of a study in a store: each study of each store has its own.
+
+    Its checksum tells studies apart whose names an engine shortens or writes in small letters. It leaves out the user
+    and the password of the database, which may change and are nobody else's business.
+    """
+    database = re.sub(r"(?<=://)[^/@]+@|(?<=[?&])(user|password)=[^&]*", "", store.optuna_url)
+    return f"ablation-{study}-{zlib.crc32(f'{study} {store.root} {database}'.encode()):08x}"
 
 
 def read_options(settings: Iterable[str], file: Path | None) -> dict[str, str]:
@@ -114,6 +119,17 @@ def _option_text(name: str, value: Any) -> str | None:
     if not isinstance(value, str | int | float):
         raise InputError(f"--engine-file: launch.{name} must be text, a number, true or false")
     return str(value)
+
+
+def refuse_unknown(options: Iterable[str], known: Iterable[str], engine: str) -> None:
+    """Refuse options that an engine does not have.
+
+    Raises:
+        InputError: names the first one, and the nearest that there is.
+    """
+    for name in options:
+        if name not in known:
+            raise InputError(f"--engine-option: {name} is unknown on {engine}{nearest(name, known)}")
 
 
 def refuse_options(options: Mapping[str, str], own: Iterable[str], engine: str) -> None:

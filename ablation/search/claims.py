@@ -2,7 +2,7 @@
 
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.errors import InputError, StoreAway
+from ablation.search.identity import changed_declarations, changed_fields
 from ablation.search.patient_storage import ClaimLost
 from ablation.search.space import NumberedRandomSampler, known_params, make_sampler
 from ablation.search.studies import (
@@ -25,8 +26,6 @@ from ablation.search.studies import (
     begun_trials,
     best_trial,
     best_trials,
-    changed_declarations,
-    changed_fields,
     have_all_ended,
     is_confirmation_of,
     read_decisions,
@@ -148,14 +147,15 @@ def claim_trial(
         StoreAway: the database does not answer. This process may hold a lock already, so the caller must release all.
     """
     with locks.exclusive():
+        trial_counts = {}
         for arm in arms(spec):
             study = studies.tuning[arm.name]
-            for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if (trial := interrupted_trial(locks, study, frozen)) is not None:
-                    study.sampler = make_sampler(spec, arm, frozen.number)
-                    return _claim(store, locks, arm, trial, resumed=True)
+            begun = begun_trials(study)
+            trial_counts[arm.name] = len(begun)
+            if (trial := first_interrupted(locks, study, begun)) is not None:
+                study.sampler = make_sampler(spec, arm, trial.number)
+                return _claim(store, locks, arm, trial, resumed=True)
 
-        trial_counts = {name: len(begun_trials(study)) for name, study in studies.tuning.items()}
         new_arm = next_arm(arms(spec), trial_counts, spec.trials_per_arm)
         if new_arm is None:
             return _claim_confirmation(spec, store, locks, studies, content) or _claim_lost(spec, store, locks, studies)
@@ -187,14 +187,12 @@ def _claim_confirmation(
         study = studies.confirmation[arm.name]
         trials = study.get_trials(deepcopy=False)
         counts = {repeat: sum(is_confirmation_of(frozen, tuned) for frozen in trials) for repeat, tuned in best.items()}
-        for frozen in trials:
-            trial = interrupted_trial(locks, study, frozen) if frozen.state is TrialState.RUNNING else None
-            if trial is not None:
-                confirms = frozen.user_attrs.get("confirms")
-                repeat = min(counts, key=lambda r: counts[r]) if confirms is None else spec.repeat_of(confirms)
-                # A repeat may have lost all finished trials: what confirmed one is then superseded by another's best.
-                tuned = best.get(repeat, next(iter(best.values())))
-                return _claim(store, locks, arm, trial, resumed=True, best=tuned)
+        if (trial := first_interrupted(locks, study, trials)) is not None:
+            confirms = trials[trial.number].user_attrs.get("confirms")
+            repeat = min(counts, key=lambda r: counts[r]) if confirms is None else spec.repeat_of(confirms)
+            # A repeat may have lost all finished trials: what confirmed one is then superseded by another's best.
+            tuned = best.get(repeat, next(iter(best.values())))
+            return _claim(store, locks, arm, trial, resumed=True, best=tuned)
         waiting += [
             (counts[repeat], repeat, arm, tuned) for repeat, tuned in best.items() if counts[repeat] < seeds[arm.name]
         ]
@@ -224,6 +222,15 @@ def _claim_lost(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies
                 owner, ended = frozen.user_attrs.get("owner", ""), TRIAL_ENDS[frozen.state]
                 return Claim(arm, study, trial, key, folder, locks, True, owner, best, False, ended)
     return None
+
+
+def first_interrupted(locks: Locks, study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
+    """Acquire the lock of the first of an Optuna study's trials whose process has died; return the trial."""
+    running = [frozen for frozen in trials if frozen.state is TrialState.RUNNING]
+    key = arm_key(study) if running else ""
+    taken = locks.are_taken([trial_lock(f"{key}/{frozen.number}") for frozen in running])
+    free = (frozen for frozen, is_taken in zip(running, taken, strict=True) if not is_taken)
+    return next((trial for frozen in free if (trial := interrupted_trial(locks, study, frozen)) is not None), None)
 
 
 def interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial | None:
@@ -280,7 +287,7 @@ def ensure_held(claim: Claim) -> None:
     if not claim.locks.try_acquire(trial_lock(claim.key)):
         raise ClaimLost("another worker has taken it over")
     try:
-        frozen = claim.study.get_trials(deepcopy=False)[claim.trial.number]
+        frozen = _stored_trial(claim)
     except StoreAway:
         claim.release()  # the owner is unknown, so the next call must check again
         raise
@@ -288,6 +295,11 @@ def ensure_held(claim: Claim) -> None:
     if frozen.user_attrs.get("owner", "") != claim.owner or is_done:
         claim.release()
         raise ClaimLost("another worker took it over while the database was away")
+
+
+def _stored_trial(claim: Claim) -> FrozenTrial:
+    """Return the trial as Optuna's database has it; one trial takes as long in a large study as in a small one."""
+    return claim.trial.storage.get_trial(claim.trial._trial_id)
 
 
 def stored_spec(claim: Claim) -> dict[str, str] | None:
@@ -305,7 +317,7 @@ def report_epochs(claim: Claim, history: Iterable[EpochMetrics], objective: Obje
     """Report the objective's validation values of epochs to Optuna, except those that were reported before."""
     if claim.ended is not None:
         return
-    reported = claim.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
+    reported = _stored_trial(claim).intermediate_values
     for metrics in history:
         if metrics.epoch not in reported:
             claim.trial.report(metrics.value(objective), metrics.epoch)
@@ -318,7 +330,7 @@ def should_prune(claim: Claim) -> bool:
 
 def ended_before(claim: Claim) -> tuple[float | None, str, int]:
     """Return the value, the reason and the number of epochs of a trial that is trained again."""
-    frozen = claim.study.get_trials(deepcopy=False)[claim.trial.number]
+    frozen = _stored_trial(claim)
     value = frozen.value if claim.ended == "finished" else None
     return value, frozen.user_attrs.get("reason", ""), len(frozen.intermediate_values)
 
@@ -327,7 +339,7 @@ def has_ended(claim: Claim) -> bool:
     """Return whether the trial has ended in Optuna's database; one that is trained again, whether that has ended."""
     if claim.ended is not None:
         return claim.trial.number not in again_numbers(claim.study)
-    return claim.study.get_trials(deepcopy=False)[claim.trial.number].state.is_finished()
+    return _stored_trial(claim).state.is_finished()
 
 
 def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, run_id: str | None) -> None:

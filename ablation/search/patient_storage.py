@@ -65,13 +65,20 @@ def ask_database(call: Callable[[], T], *, repeat: bool = True) -> T:
 
 
 def patient_storage(database: optuna.storages.RDBStorage) -> BaseStorage:
-    """Return an Optuna storage that asks a database and raises as `ask_database` does."""
+    """Return an Optuna storage that asks a database and raises as `ask_database` does.
+
+    Its `remove_session` closes its connections, which would stay until the garbage is collected.
+    """
     cached = get_storage(database)  # with Optuna's cache of ended trials
 
     def asking(name: str) -> Callable[..., Any]:
         method = getattr(cached, name)
         return lambda _, *args, **kwargs: ask_database(lambda: method(*args, **kwargs), repeat=name not in ONCE)
 
-    methods = {name: asking(name) for name in BaseStorage.__abstractmethods__}
+    def close(_: BaseStorage) -> None:
+        database.remove_session()
+        database.engine.dispose()
+
+    methods = {name: asking(name) for name in BaseStorage.__abstractmethods__} | {"remove_session": close}
     storage: BaseStorage = type("PatientStorage", (BaseStorage,), methods)()
     return storage

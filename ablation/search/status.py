@@ -1,5 +1,6 @@
 """The progress of a study: its trials by state."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,8 +17,8 @@ from ablation.search.studies import (
     TRIAL_ENDS,
     ArmStudies,
     TrialRecord,
+    arm_key,
     begun_trials,
-    trial_key,
     trial_lock,
 )
 from ablation.spec.objective import ACCURACY, Objective
@@ -29,47 +30,50 @@ def trial_records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialReco
     records: dict[str, list[TrialRecord]] = {}
     for arm, study in studies.tuning.items():
         tuned = begun_trials(study)
-        records[arm] = _records_of(studies, arm, study, [(frozen, frozen) for frozen in tuned], locks)
+        records[arm] = _records_of(studies, arm, study, tuned, locks)
         if arm in studies.confirmation:
             confirmation = studies.confirmation[arm]
-            runs = [(run, tuned[run.user_attrs.get("confirms", 0)]) for run in confirmation.get_trials(deepcopy=False)]
-            records[arm] += _records_of(studies, arm, confirmation, runs, locks)
+            runs = confirmation.get_trials(deepcopy=False)
+            records[arm] += _records_of(studies, arm, confirmation, runs, locks, tuned)
     return records
 
 
 def _records_of(
-    studies: ArmStudies, arm: str, study: optuna.Study, trials: list[tuple[FrozenTrial, FrozenTrial]], locks: Locks
-) -> list[TrialRecord]:
-    """Return the records of an Optuna study's trials, each given with the trial whose parameters it has."""
-    keys = [(study.study_name, frozen.number) for frozen, _ in trials]
-    attributes = {} if studies.ended.keys() >= set(keys) else study.user_attrs  # read once: each time asks the database
+    studies: ArmStudies, arm: str, study: optuna.Study, trials: list[FrozenTrial], locks: Locks,
+    tuned: list[FrozenTrial] | None = None,
+) -> list[TrialRecord]:  # fmt: skip
+    """Return the records of an Optuna study's trials; of confirmation runs, with those of which they are."""
+    ended = studies.ended.setdefault(study.study_name, [])
+    new = trials[len(ended) :]
+    attributes = study.user_attrs if new else {}  # read once: each time asks the database
     again, new_runs = attributes.get(AGAIN, []), attributes.get(NEW_RUNS, {})
+    ends = [None if frozen.number in again else TRIAL_ENDS.get(frozen.state) for frozen in new]
+    key = arm_key(study) if None in ends else ""
+    numbers = [frozen.number for frozen, end in zip(new, ends, strict=True) if end is None]
+    taken = iter(locks.are_taken([trial_lock(f"{key}/{number}") for number in numbers]))
     records = []
-    for key, (frozen, tuned) in zip(keys, trials, strict=True):
-        if key in studies.ended:
-            records.append(studies.ended[key])
-            continue
-        state: Any = None if frozen.number in again else TRIAL_ENDS.get(frozen.state)
-        if state is None:
-            is_owned = locks.is_taken(trial_lock(trial_key(study, frozen.number)))
-            state = {True: "running", False: "interrupted", None: "unknown"}[is_owned]
-        record = TrialRecord(
-            arm=arm,
-            number=frozen.number,
-            confirms=None if tuned is frozen else tuned.number,
-            state=state,
-            value=frozen.value if frozen.state is TrialState.COMPLETE else None,
-            params=dict(tuned.params),
-            epochs=len(frozen.intermediate_values),
-            reason=frozen.user_attrs.get("reason", ""),
-            run_id=new_runs.get(str(frozen.number)) or frozen.user_attrs.get("run_id", ""),
-            seconds=_seconds(frozen),
-            higher_is_better=study.direction is not StudyDirection.MINIMIZE,
+    for frozen, end in zip(new, ends, strict=True):
+        state: Any = end or {True: "running", False: "interrupted", None: "unknown"}[next(taken)]
+        with_params = frozen if tuned is None else tuned[frozen.user_attrs.get("confirms", 0)]
+        records.append(
+            TrialRecord(
+                arm=arm,
+                number=frozen.number,
+                confirms=None if tuned is None else with_params.number,
+                state=state,
+                value=frozen.value if frozen.state is TrialState.COMPLETE else None,
+                params=dict(with_params.params),
+                epochs=len(frozen.intermediate_values),
+                reason=frozen.user_attrs.get("reason", ""),
+                run_id=new_runs.get(str(frozen.number)) or frozen.user_attrs.get("run_id", ""),
+                seconds=_seconds(frozen),
+                higher_is_better=study.direction is not StudyDirection.MINIMIZE,
+            )
         )
-        records.append(record)
-        if record.has_ended:
-            studies.ended[key] = record
-    return records
+    all_records = [*ended, *records]
+    places = itertools.count(len(ended))  # a number is missing where a trial waits that was restored from a backup
+    ended += itertools.takewhile(lambda record: record.has_ended and record.number == next(places), records)
+    return all_records
 
 
 def _seconds(frozen: FrozenTrial) -> float | None:

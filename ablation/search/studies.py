@@ -1,10 +1,10 @@
-"""A study's arms as Optuna studies: opened, created, checked for identity."""
+"""A study's arms as Optuna studies: opened, created, read."""
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import Any, Literal
 
 import optuna
@@ -15,20 +15,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.errors import InputError, StoreError
 from ablation.search.patient_storage import ask_database, patient_storage
-from ablation.spec.architectures import function_name, is_custom, is_timm
 from ablation.spec.arms import arms
 from ablation.spec.looks import Decision, decision_from, is_open, seeds_of_arms
-from ablation.spec.objective import ACCURACY, Objective
+from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.storage.outages import opening_reason
 from ablation.storage.store import Store, build_database, sqlite_path
 
-MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
-NEVER_CHANGES = "confirm.repeats"  # what a trial is depends on it
-# What must be declared before the first look at the test images: once a confirmation run has begun, it is fixed.
-DECLARED = ("confirm.control", "confirm.compare", "confirm.looks")
-PLANNED = ("confirm.seeds", "trials_per_arm", "confirm.equivalence")  # the same, where looks are planned
 LOOKS = "looks"  # user attribute of the first arm's Optuna study: what the planned looks so far decided
 CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
 AGAIN = "again"  # user attribute of an Optuna study: the numbers of ended trials that are to be trained again
@@ -79,8 +73,8 @@ class ArmStudies:
 
     tuning: dict[str, optuna.Study]
     confirmation: dict[str, optuna.Study]
-    ended: dict[tuple[str, int], TrialRecord] = field(default_factory=dict)
-    """Cache of ended trials by (Optuna study, number), so that refreshing a long study stays cheap."""
+    ended: dict[str, list[TrialRecord]] = field(default_factory=dict)
+    """Cache by Optuna study: its trials up to the first that has not ended, so that a long study stays cheap."""
 
     def all(self) -> list[optuna.Study]:
         """Return every Optuna study."""
@@ -114,6 +108,17 @@ def open_storage(store: Store, *, create: bool = False) -> BaseStorage | None:
         raise InputError(f"{where}: cannot be opened as Optuna's database ({opening_reason(error)})") from None
 
 
+@contextmanager
+def brief_storage(store: Store) -> Iterator[BaseStorage | None]:
+    """Open Optuna's database as `open_storage` does for this context alone; of a server, each connection is scarce."""
+    storage = None if store.is_empty else open_storage(store)
+    try:
+        yield storage
+    finally:
+        if storage is not None:
+            storage.remove_session()
+
+
 def _open(store: Store, create: bool) -> BaseStorage | None:
     connect_args: dict[str, Any] = {"timeout": 60}  # seconds to wait for another writer
     if store.has_remote_optuna:
@@ -121,9 +126,18 @@ def _open(store: Store, create: bool) -> BaseStorage | None:
     with opening(store.optuna_url, create=create):
         if not create and not _has_tables(store, connect_args):
             return None
-        build_database(store.optuna_url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
-        engine_kwargs = {"connect_args": connect_args, "pool_pre_ping": store.has_remote_optuna}
-        return patient_storage(optuna.storages.RDBStorage(store.optuna_url, engine_kwargs=engine_kwargs))
+        build_database(store.optuna_url, lambda url: optuna.storages.RDBStorage(_template(url)).engine.dispose())
+        engine_kwargs: dict[str, Any] = {"connect_args": connect_args}
+        if store.has_remote_optuna:  # of which many workers share the connections
+            engine_kwargs |= {"pool_pre_ping": True, "pool_size": 1}
+        database = optuna.storages.RDBStorage(_template(store.optuna_url), engine_kwargs=engine_kwargs)
+        database.engine.dispose()  # it has opened two, of which it needs one from now on
+        return patient_storage(database)
+
+
+def _template(url: str) -> str:
+    """Return an address as Optuna takes it: a template, in which braces that are meant are doubled."""
+    return url.replace("{", "{{").replace("}", "}}")
 
 
 def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
@@ -198,111 +212,11 @@ def stored_studies(storage: BaseStorage) -> list[str]:
     return sorted({name.split("/")[0] for name in optuna.get_all_study_names(storage)})
 
 
-def check_identity(
-    storage: BaseStorage,
-    study: str,
-    content: dict[str, Any],
-    ignored: Sequence[str] = (),
-    *,
-    is_begun: bool = False,
-) -> None:
-    """Refuse to resume a study whose file, data, weights or code differ from those of its trials.
-
-    Args:
-        storage: where the trials are.
-        study: the study's name.
-        content: the study's content now.
-        ignored: fields of the content that are not known yet.
-        is_begun: whether another process has begun the study, so that the check applies even if there is no trial yet.
-
-    Raises:
-        InputError: names the changed fields, and a name under which the variant can run.
-    """
-    all_arms = study_arms(storage, study)
-    is_confirmed = any(arm.get_trials(deepcopy=False) for arm in all_arms.confirmation.values())
-    for arm in all_arms.tuning.values():
-        if not is_begun and not arm.get_trials(deepcopy=False):
-            continue
-        changes = changed_fields(arm, content, ignored)
-        changes += changed_declarations(arm, content) if is_confirmed else []
-        if changes:
-            names = stored_studies(storage)
-            free_name = next(name for number in count(2) if (name := f"{study}-{number}") not in names)
-            how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free_name}"
-            raise InputError(
-                f"study {study!r} has trials that were made with other settings: {'; '.join(changes)}; "
-                f"run this variant {how}"
-            )
-
-
-def check_not_replaced(store: Store, study: str, content: dict[str, Any]) -> None:
-    """Refuse to work on Optuna studies that another process has replaced before they had a trial, see `_create`.
-
-    Raises:
-        InputError: the study of this name has other content; names the changed fields.
-    """
-    storage = open_storage(store)
-    stored = None if storage is None else stored_content(storage, study)
-    if stored is not None and (changes := content_changes(stored, content)):
-        raise InputError(f"another study called {study!r} was begun at the same time: {'; '.join(changes)}")
-
-
-def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
-    """Return the fields in which an arm's stored content differs from `content`, such as 'epochs (was 10, is 11)'.
-
-    Budgets, which may change, and `ignored` fields are left out.
-    """
-    return content_changes(arm.user_attrs.get("content", {}), content, ignored)
-
-
-def changed_declarations(arm: optuna.Study, content: dict[str, Any]) -> list[str]:
-    """Return what was declared before the first confirmation run and is another now, such as the control."""
-    old_content = arm.user_attrs.get("content", {})
-    declared = (*DECLARED, *(PLANNED if old_content.get("confirm", {}).get("looks") else ()))
-    return [
-        f"{field} (was {_shown(old)}, is {_shown(new)}: it is declared before the first confirmation run)"
-        for field, old, new in differences(old_content, content)
-        if any(f"{field}.".startswith(f"{other}.") for other in declared)
-    ]
-
-
-def content_changes(old_content: dict[str, Any], content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
-    """Return the fields in which two contents differ, see `changed_fields`."""
-    return [
-        f"{field} (was {_shown(old)}, is {_shown(new)}{_why(field, old, new)})"
-        for field, old, new in differences(old_content, content)
-        if field == NEVER_CHANGES or not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
-    ]
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else repr(value)
-
-
-def _why(field: str, old: Any, new: Any) -> str:
-    """Return in words what a changed digest means; '' for other fields."""
-    are_custom = field == "backbone.name" and all(isinstance(name, str) and is_custom(name) for name in (old, new))
-    if are_custom and function_name(old) == function_name(new):
-        what = "timm's version, or the image size," if is_timm(new) else "its code, or what that imports,"
-        return f": {what} has changed"
-    return {"data.digest": ": the images have changed"}.get(field, "")
-
-
 def experiment_key(storage: BaseStorage, study: str) -> str | None:
     """Return the key of the MLflow experiment of a study's trials; None if no trial has begun."""
     tuning = study_arms(storage, study).tuning.values()
     keys = [arm.user_attrs.get("experiment") for arm in tuning if arm.get_trials(deepcopy=False)]
     return next((key for key in keys if key is not None), None)
-
-
-def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (field, old, new) for every place in which two nested contents differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        nested = []
-        for key in sorted(old.keys() | new.keys()):
-            nested += differences(old.get(key), new.get(key), f"{field}.{key}" if field else key)
-        return nested
-    return [] if old == new else [(field, old, new)]
 
 
 def create_arms(
@@ -471,7 +385,7 @@ def best_trial(study: optuna.Study, confirms: int | None = None) -> FrozenTrial 
     )
 
 
-def is_better(value: float, number: int, than: FrozenTrial, goal: Objective = ACCURACY) -> bool:
+def is_better(value: float, number: int, than: FrozenTrial, goal: Objective) -> bool:
     """Return whether a trial with this value and number would replace the best trial `than`."""
     return (goal.goodness(value), -number) > (goal.goodness(than.value), -than.number)
 

@@ -1,9 +1,10 @@
 """Locks that die with their process: files on one machine, PostgreSQL's advisory locks between machines.
 
 Three kinds of lock exist. The claim lock of a store is held for the moment in which databases are created and trials
-claimed. A lock per study is held while its summary, report or champion is written, which takes seconds to minutes. A
-lock per trial is held by the process that works on it. A process that dies, however it dies, loses its locks, which is
-how others notice.
+claimed. A lock per study is held for seconds to minutes, for whatever one process at a time may do to it: begin it, and
+write its summary, looks, repairs, report and champion; also end a trial, where only the best checkpoint of an arm is
+kept. Another one is held while the forecast is computed. A lock per trial is held by the process that works on it. A
+process that dies, however it dies, loses its locks, which is how others notice.
 
 A process that holds a study's lock may acquire the claim lock, never the other way round: two processes would wait for
 each other.
@@ -14,7 +15,7 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,8 +69,8 @@ class Locks(Protocol):
     def is_held(self, name: str) -> bool:
         """Return whether this process still holds the lock; it is lost with its connection."""
 
-    def is_taken(self, name: str) -> bool | None:
-        """Return whether any process holds the lock; None if this user may not find out."""
+    def are_taken(self, names: Sequence[str]) -> list[bool | None]:
+        """Return of each lock whether any process holds it; None if this user may not find out."""
 
 
 class FileLocks(Locks):
@@ -118,7 +119,10 @@ class FileLocks(Locks):
     def is_held(self, name: str) -> bool:
         return name in self._held or (name in self._exclusive and self._exclusive[name].is_locked)
 
-    def is_taken(self, name: str) -> bool | None:
+    def are_taken(self, names: Sequence[str]) -> list[bool | None]:
+        return [self._is_taken(name) for name in names]
+
+    def _is_taken(self, name: str) -> bool | None:
         file, claim_file = self.folder / name / "lock", self.folder / f"{CLAIM_LOCK}.lock"
         if name in self._held:
             return True
@@ -126,7 +130,8 @@ class FileLocks(Locks):
             return False
         claim_path = claim_file if _exists(claim_file) else self.folder
         if not (os.access(file, os.W_OK) and os.access(claim_path, os.W_OK)):
-            return _is_locked_read_only(file, claim_file)
+            # A claim holds the claim lock itself, and would wait for itself.
+            return None if self.is_held(CLAIM_LOCK) else _is_locked_read_only(file, claim_file)
         with self.exclusive():  # else a claim could mistake this test for another owner, or the folder could go
             lock = self._acquire(file_lock(file)) if file.exists() else None
             if lock is None:
@@ -249,15 +254,15 @@ class PostgresLocks(Locks):
                 self._ask_once("SELECT 1")
         return name in self._held
 
-    def is_taken(self, name: str) -> bool:
-        return bool(
-            self._ask(
-                "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database "
-                "WHERE locktype = 'advisory' AND objsubid = 1 AND datname = current_database() "
-                "AND (classid::bigint << 32) | objid::bigint = :key",
-                name,
-            )
+    def are_taken(self, names: Sequence[str]) -> list[bool | None]:
+        if not names:
+            return []
+        taken = self._ask(
+            "SELECT array_agg((classid::bigint << 32) | objid::bigint) "
+            "FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database "
+            "WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND datname = current_database()"
         )
+        return [_advisory_key(name) in (taken or []) for name in names]
 
 
 def _advisory_key(name: str) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.base.errors import InputError
-from ablation.base.files import expand, file_system, replacing
+from ablation.base.files import check_temporary_folder, expand, file_system, replacing
 
 DEFAULT_STORE = "mlruns"
 SQLITE = "sqlite:///"
@@ -23,6 +23,8 @@ ADDRESSES = (
     "OPTUNA_STORAGE", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
 )  # fmt: skip
+DATABASES = ("OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")
+LONGEST_PATH = 430  # bytes; SQLite's own limit is 512, and the journal of a database that is being made has a long name
 POSTGRESQL = ("postgresql://", "postgresql+psycopg://")
 
 
@@ -74,10 +76,16 @@ class Store:
     def check_writable(self) -> None:
         """Refuse a folder that cannot be written or created, without touching it, and SQLite on a network file system.
 
+        What goes into a store is a temporary file first, so a machine that has no folder for these is refused, too.
+
         Raises:
             InputError: names the folder or the file.
         """
-        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        check_temporary_folder()
+        try:
+            existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        except OSError as error:  # a name is too long, or links form a circle
+            raise InputError(f"--store: {self.root} cannot be used ({error.strerror})") from None
         if not existing.is_dir():
             raise InputError(f"--store: {existing} is not a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
@@ -135,11 +143,14 @@ def find_store(option: str | None) -> Store:
         InputError: the store is a file, OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL, or an address is
             ambiguous.
     """
-    root = expand(option or DEFAULT_STORE).resolve()
+    root = Path(os.path.realpath(expand(option or DEFAULT_STORE)))  # Path.resolve raises where links form a circle
     if os.path.exists(root) and not os.path.isdir(root):  # noqa: PTH110, PTH112 - where one may not look, no error
         raise InputError(f"--store: {root} is not a folder")
     _check_path(root)
     own_tracking, own_optuna = _sqlite(root / "mlflow.db"), _sqlite(root / "optuna.db")
+    is_database_here = option is not None or not all(os.environ.get(variable) for variable in DATABASES)
+    if is_database_here and (length := len(os.fsencode(root))) > LONGEST_PATH:
+        raise InputError(f"--store: {root} has {length} bytes, and SQLite opens no file below more than {LONGEST_PATH}")
     if option is not None:
         return Store(root, own_tracking, own_optuna)
     for variable in ADDRESSES:
@@ -156,11 +167,21 @@ def find_store(option: str | None) -> Store:
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or own_tracking
     _check_credentials("OPTUNA_STORAGE", optuna_url)
     _check_credentials("MLFLOW_TRACKING_URI", tracking_uri)
-    if tracking_uri.split("?")[0] == optuna_url.split("?")[0]:
+    if _database(tracking_uri) == _database(optuna_url):
         raise InputError(
             "OPTUNA_STORAGE and MLFLOW_TRACKING_URI: need two databases, because some tables have the same name"
         )
     return Store(root, tracking_uri, optuna_url)
+
+
+def _database(url: str) -> str:
+    """Return which database an address names, whoever asks and by whatever driver; the same for a file's other names.
+
+    A host's other names are not known.
+    """
+    scheme, _, place = url.split("?")[0].partition("://")
+    kind = scheme.split("+")[0]
+    return f"{kind} {os.path.realpath(place[1:]) if kind == 'sqlite' else place.rpartition('@')[2]}"
 
 
 def _check_path(root: Path) -> None:

@@ -16,6 +16,7 @@ def test_a_simulated_study_is_measured(tmp_path: Path, workers: int) -> None:
     store = find_store(str(tmp_path / "s"))
     measured = scale(store, 10, workers)
     assert (measured["trials"], measured["workers"], measured["connections"]) == (10, workers, None)
+    assert (measured["processor_seconds"] is None) == (workers > 1)
     for name in ("claims_per_second", "first_tenth_seconds", "last_tenth_seconds", "status_seconds", "results_seconds"):
         assert measured[name] > 0, name
     assert measured["optuna_bytes"] == (store.root / "optuna.db").stat().st_size
@@ -28,5 +29,6 @@ def test_a_simulated_study_is_measured(tmp_path: Path, workers: int) -> None:
     ]
     assert {run.status for run in runs} == {"FINISHED"}
     rows = dict(scale_table(measured).rows)
+    assert ("the processor's time for a trial (s)" in rows) == (workers == 1)
     assert rows["--status (s)"] == f"{measured['status_seconds']:.2f}"
     assert "most connections to PostgreSQL" not in rows

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,28 @@ def test_everything_is_checked_before_anything_is_applied(monkeypatch: pytest.Mo
     monkeypatch.setattr(kubernetes, "call", kubectl)
     assert "6 workers submitted to Kubernetes as Job ablation-vgg-truncation-0a1b2c3d" in kubernetes.submit(launch)
     assert kubectl.calls[-1] == "kubectl --namespace=team apply --filename=-"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "applied", "message"),
+    [([], "job.batch/x unchanged (server dry run)", "has these workers already; --status shows them"),
+     ([{"type": "Failed", "status": "True"}], "job.batch/x configured", "has ended: --cancel deletes it"),
+     ([{"type": "Complete", "status": "True"}], "job.batch/x configured", "has ended: --cancel deletes it"),
+     ([{"type": "Suspended", "status": "True"}], "configmap/x unchanged\njob.batch/x configured", None)],
+)  # fmt: skip
+def test_a_job_that_would_start_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, conditions: list[dict[str, str]], applied: str, message: str | None
+) -> None:
+    calls = []
+
+    def kubectl(*command: str, text: str = "") -> str:
+        calls.append(command)
+        return json.dumps({"status": {"conditions": conditions}}) if "job" in command else applied
+
+    monkeypatch.setattr(kubernetes, "call", kubectl)
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        kubernetes.submit(launch_of(image="x"))
+    assert (calls[-1] == ("kubectl", "apply", "--filename=-")) is (message is None)
 
 
 def test_pods_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ablation.base.device import slice_variable
@@ -55,6 +56,14 @@ def test_each_worker_gets_a_mig_slice_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert [slice_variable(worker)["CUDA_VISIBLE_DEVICES"] for worker in (1, 2, 3)] == ["MIG-a", "MIG-b", "MIG-a"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234,GPU-5678")
     assert slice_variable(1) == {}  # CUDA numbers whole GPUs itself
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, lives = subprocess.Popen(["true"]), psutil.Process()
+    gone = psutil.Process(ended.pid)
+    ended.wait()
+    monkeypatch.setattr(local, "_processes", lambda label: iter([gone, lives]))
+    assert [worker.id for worker in local.workers("ablation-cuts-0", {})] == [str(lives.pid)]
 
 
 def test_its_processes_are_found_and_paused() -> None:

@@ -4,7 +4,8 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,29 @@ def test_a_node_that_cannot_run_the_study_is_named(cluster: Cluster, tmp_path: P
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"partition": "gpu"}, "partition is unknown on ray; it has address, num-cpus"),
+    [({"num-cpu": "1"}, "num-cpu is unknown on ray; did you mean 'num-cpus'?"),
      ({"num-cpus": "many"}, "num-cpus must be a number, got 'many'"),
      ({"address": "127.0.0.1:1"}, "^ray: 127.0.0.1:1 cannot be reached \\(Connection refused\\)")],
 )  # fmt: skip
 def test_what_is_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
     launch = WorkerLaunch("cuts", "label", tmp_path / "cuts.toml", (), 1, 10, options, tmp_path, tmp_path)
     with pytest.raises(InputError, match=message):
+        engine.submit(launch)
+
+
+def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\n    Python: 3.9\n")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(InputError, match="^ray: Version mismatch: The cluster was started with: Ray: 1.0 Python: 3.9$"):
+        engine.workers("ablation-cuts-0", {"address": "auto"})
+
+
+def test_a_store_in_the_copy_that_ray_makes_for_a_job_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_0/mlruns"
+    launch = WorkerLaunch("cuts", "label", tmp_path / "cuts.toml", (), 1, 10, {}, folder / "launch", tmp_path)
+    with pytest.raises(InputError, match=f"^--store: {folder} is in the copy of a folder that Ray deletes"):
         engine.submit(launch)
 
 
@@ -128,6 +145,7 @@ def test_a_killed_actor_takes_its_worker_with_it_and_another_resumes(cluster: Cl
 def test_a_study_that_loses_a_node_equals_an_undisturbed_one(
     cluster: Cluster, command: Command, small_study: Path, tmp_path: Path
 ) -> None:
+    """The nodes with room for a worker are lost, and the study waits for another one."""
     store = tmp_path / "on_ray"
     lost = cluster.add_node(**NODE | {"num_cpus": 8})
     options = {"address": cluster.address}
@@ -139,4 +157,39 @@ def test_a_study_that_loses_a_node_equals_an_undisturbed_one(
     other = cluster.add_node(**NODE | {"num_cpus": 8})
     wait_for(lambda: engine.workers(label, options) == [], 180)
     cluster.remove_node(other)
+    check_equals_undisturbed(command, small_study, store)
+
+
+def kill_actors(workers: list[psutil.Process]) -> None:
+    for worker in workers:
+        os.kill(worker.ppid(), signal.SIGKILL)
+
+
+def kill_workers(workers: list[psutil.Process]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def stop_workers(workers: list[psutil.Process]) -> None:
+    for worker in workers:
+        worker.suspend()
+    time.sleep(5)
+    for worker in workers:
+        worker.resume()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disturb", [kill_actors, kill_workers, stop_workers])
+def test_a_disturbed_study_equals_an_undisturbed_one(
+    cluster: Cluster, command: Command, small_study: Path, tmp_path: Path,
+    disturb: Callable[[list[psutil.Process]], None],
+) -> None:  # fmt: skip
+    store, options = tmp_path / "on_ray", {"address": cluster.address}
+    label = launch_study(small_study, store, "ray", "--engine-option", f"address={cluster.address}")
+    wait_for(lambda: has_checkpoint(store), 90)
+    workers = [process for process in psutil.process_iter() if str(store) in process.cmdline()]
+    assert len(workers) == 2
+    disturb(workers)
+    wait_for(lambda: engine.workers(label, options) == [], 180)
+    assert all(worker.is_running() is False for worker in workers)
     check_equals_undisturbed(command, small_study, store)

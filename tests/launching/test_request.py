@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from ablation.base.errors import InputError
+from ablation.launching.kubernetes import object_name
 from ablation.launching.programs import call
 from ablation.launching.request import launch_label, read_options
-from ablation.storage.store import find_store
+from ablation.storage.store import Store, find_store
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -47,6 +48,24 @@ def test_each_store_has_labels_of_its_own(tmp_path: Path) -> None:
     assert here.startswith("ablation-cuts-")
     assert here != there
     assert here == launch_label("cuts", find_store(str(tmp_path / "here")))
+
+
+def test_studies_whose_names_kubernetes_shortens_or_changes_have_labels_of_their_own(tmp_path: Path) -> None:
+    store, long = find_store(str(tmp_path)), "a_very_long_name_of_a_study_of_cuts_number_"
+    names = ("my_cuts", "my-cuts", "My.cuts", f"{long}1", f"{long}2")
+    assert len({object_name(launch_label(name, store)) for name in names}) == len(names)
+
+
+def test_a_label_does_not_depend_on_user_and_password(tmp_path: Path) -> None:
+    addresses = (
+        "postgresql://host/database?sslmode=require", "postgresql://me:secret@host/database?sslmode=require",
+        "postgresql://host/database?sslmode=require&user=me&password=other",
+        "postgresql://host/another?sslmode=require",
+    )  # fmt: skip
+    plain, with_user, with_query, other = (launch_label("cuts", Store(tmp_path, "", address)) for address in addresses)
+    assert plain == with_user
+    assert plain != other
+    assert with_query == launch_label("cuts", Store(tmp_path, "", addresses[2].replace("other", "new")))
 
 
 def test_a_programs_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,23 @@
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
+from ablation.base.command_line import JOB_VARIABLE
 from ablation.base.errors import InputError
 from ablation.launching import slurm
 from ablation.launching.request import Launch
 from tests.launching.launches import check_equals_undisturbed, has_checkpoint, launch_of, launch_study
 from tests.launching.slurm_cluster import SlurmCluster, wait_for
 from tests.studies import Command
+
+Disturbance = Callable[[SlurmCluster, str], None]  # of the workers of a launch, by its label
 
 # -------------------------------------------------------------------------------------------- without any SLURM
 
@@ -232,9 +238,41 @@ def test_a_worker_is_requeued_more_than_ten_times(on_cluster: SlurmCluster, tmp_
     assert "start number 12" in outputs(launch)
 
 
+def preempt(cluster: SlurmCluster, label: str) -> None:
+    """Send workers back to the queue, as a preemption does when its grace time is over."""
+    for worker in slurm.workers(label, {}):
+        cluster.run("scontrol", "requeue", worker.id)
+
+
+def suspend(cluster: SlurmCluster, label: str) -> None:
+    tasks = [worker.id for worker in slurm.workers(label, {})]
+    for command in ("suspend", "resume"):
+        for task in tasks:
+            cluster.run("scontrol", command, task)
+        time.sleep(3)
+
+
+def kill(cluster: SlurmCluster, label: str) -> None:
+    """Kill the processes of one worker; its task has failed then, and the other worker does the rest."""
+    del cluster
+    killed = slurm.workers(label, {})[0].id
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(JOB_VARIABLE) == killed and "ablation.study" in process.cmdline():
+                process.kill()
+
+
+def lose_node(cluster: SlurmCluster, label: str) -> None:
+    host = slurm.workers(label, {})[0].host
+    cluster.lose_node(host)
+    wait_for(lambda: cluster.node_state(host).startswith("down"), 90, cluster.logs)
+    cluster.start_node(host)
+
+
 @pytest.mark.slow
-def test_a_requeued_study_equals_an_undisturbed_one(
-    on_cluster: SlurmCluster, command: Command, small_study: Path, tmp_path: Path
+@pytest.mark.parametrize("disturb", [preempt, suspend, kill, lose_node])
+def test_a_disturbed_study_equals_an_undisturbed_one(
+    on_cluster: SlurmCluster, command: Command, small_study: Path, tmp_path: Path, disturb: Disturbance
 ) -> None:
     store = tmp_path / "on_slurm"
     label = launch_study(small_study, store, "slurm")
@@ -243,9 +281,8 @@ def test_a_requeued_study_equals_an_undisturbed_one(
         return "\n".join(path.read_text() for path in (store / "launch").glob("*.log"))
 
     wait_for(lambda: has_checkpoint(store), 90, output)
-    for worker in slurm.workers(label, {}):  # what a preemption does when its grace time is over
-        on_cluster.run("scontrol", "requeue", worker.id)
-    wait_for(lambda: "start number 1" in output(), 60, output)
+    disturb(on_cluster, label)
     wait_for(lambda: slurm.workers(label, {}) == [], 180, output)
-    assert "(resumed)" in output()
+    assert ("start number 1" in output() and "(resumed)" in output()) or disturb is not preempt
+    assert "ended with status 137" in output() or disturb is not kill
     check_equals_undisturbed(command, small_study, store)

@@ -1,19 +1,28 @@
 """Budgets, claims and confirmation runs."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optuna
 import pytest
 
 from ablation.base.errors import InputError, StoreAway
-from ablation.search.claims import clean_up_ended_trials, end_trial, has_ended, release_and_delete, store_spec
+from ablation.search.claims import (
+    clean_up_ended_trials,
+    end_trial,
+    has_ended,
+    release_and_delete,
+    report_epochs,
+    store_spec,
+)
 from ablation.search.lost_trials import train_again
 from ablation.search.space import suggest
 from ablation.search.status import best_record, trial_records
 from ablation.search.studies import again_numbers, all_ended, best_trial, create_arms, is_better, superseded_keys
-from ablation.storage.locks import open_locks
+from ablation.spec.metrics import EpochMetrics
+from ablation.spec.objective import ACCURACY
+from ablation.storage.locks import FileLocks, open_locks
 from ablation.storage.store import Store, find_store, sqlite_path
 from tests.search.steps import CONTENT, TWO_ARMS, begin, claim_all, claim_next, confirmations, end, records, study
 
@@ -285,8 +294,8 @@ def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
         end(claims[number], "finished", 0.5)
         leader = best_trial(studies.tuning["block1"])
         assert leader.number == {1: 1, 0: 0, 2: 0}[number]
-    assert not is_better(0.5, 5, leader)
-    assert is_better(0.6, 5, leader)
+    assert not is_better(0.5, 5, leader, ACCURACY)
+    assert is_better(0.6, 5, leader, ACCURACY)
     first = records(studies, store)
     assert best_record(first).number == 0
 
@@ -389,3 +398,75 @@ def test_a_waiting_trial_beyond_a_smaller_budget_holds_nobody_up(store: Store) -
     studies.tuning["block1"].enqueue_trial({"lr": 0.05})
     assert claim_next(spec, store, studies) is None
     assert all_ended(spec, studies)
+
+
+class CountingLocks(FileLocks):
+    """Locks of files that count the questions about the locks of trials."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(sqlite_path(store.optuna_url).parent)
+        self.questions = 0
+
+    def are_taken(self, names: Sequence[str]) -> list[bool | None]:
+        self.questions += bool(names)
+        return super().are_taken(names)
+
+    def try_acquire(self, name: str) -> bool:
+        self.questions += 1
+        return super().try_acquire(name)
+
+
+def test_a_claim_asks_as_little_beside_many_workers_as_beside_one(store: Store) -> None:
+    """Each question is one to a server, while all other workers wait for the claim lock."""
+    factors = 'factors={truncate_at=["block1"]}'
+    spec = study("vgg_truncation", factors, "search={lr={low=1e-4,high=1e-1}}", "trials_per_arm=6")
+    studies, questions, claims = begin(spec, store), [], []
+    for _ in range(6):
+        locks = CountingLocks(store)  # another process's, which lives on
+        claims.append(claim_next(spec, store, studies, locks))
+        questions.append(locks.questions)
+    assert [claim.trial.number for claim in claims] == list(range(6))
+    assert questions == [1, 2, 2, 2, 2, 2]  # whether the running ones live, and the lock of the new one
+    locks = CountingLocks(store)
+    assert [record.state for record in trial_records(studies, locks)["block1"]] == ["running"] * 6
+    assert locks.questions == 1
+    claims[3].release()
+    assert claim_next(spec, store, studies).trial.number == 3
+
+
+def test_the_steps_of_a_trial_do_not_read_the_whole_study(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}",
+                 "trials_per_arm=1")  # fmt: skip
+    studies = begin(spec, store)
+    claim = claim_next(spec, store, studies)
+    suggest(claim.trial, spec, claim.arm)
+    epochs = [EpochMetrics(epoch, 1.0, 0.5, 2.0, 0.1 * epoch, 0.01, 1.0, timestamp=0) for epoch in (1, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "get_trials", lambda *_, **__: pytest.fail("read the whole study"))
+        report_epochs(claim, epochs[:1], spec.goal)
+        report_epochs(claim, epochs, spec.goal)
+        assert not has_ended(claim)
+        end_trial(claim, "finished", 0.2, "", None)
+        assert has_ended(claim)
+    (trial,) = studies.tuning["block1"].trials
+    assert (trial.value, trial.intermediate_values) == (0.2, {1: 0.1, 2: 0.2})
+
+
+def test_records_of_ended_trials_are_kept_up_to_the_first_that_has_not_ended(store: Store) -> None:
+    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}",
+                 "trials_per_arm=3")  # fmt: skip
+    studies, locks = begin(spec, store), open_locks(store.optuna_url)
+    claims = [claim_next(spec, store, studies) for _ in range(3)]
+    for claim in claims:
+        suggest(claim.trial, spec, claim.arm)
+
+    def states() -> list[tuple[str, float | None]]:
+        return [(record.state, record.value) for record in trial_records(studies, locks)["block1"]]
+
+    end(claims[1], "finished", 0.25)
+    assert states() == [("running", None), ("finished", 0.25), ("running", None)]
+    claims[2].release()
+    end(claims[0], "finished", 0.5)
+    assert states() == [("finished", 0.5), ("finished", 0.25), ("interrupted", None)]
+    assert [record.number for record in studies.ended[f"{spec.name}/block1"]] == [0, 1]
+    assert states()[:2] == [("finished", 0.5), ("finished", 0.25)]

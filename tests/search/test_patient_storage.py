@@ -13,10 +13,12 @@ from optuna.trial import TrialState
 from ablation.base.errors import StoreAway
 from ablation.base.retries import wait_out
 from ablation.search import studies
+from ablation.search.identity import check_identity
 from ablation.search.patient_storage import ask_database
-from ablation.search.studies import check_identity, create_arms, open_storage, settle_precision
+from ablation.search.studies import brief_storage, create_arms, open_storage, settle_precision, stored_studies
 from ablation.storage.locks import open_locks
 from ablation.storage.store import Store, find_store
+from tests.launching.slurm_cluster import wait_for
 from tests.search.steps import CONTENT, TWO_ARMS, claim_next, end, study
 from tests.servers import PostgreSQL, TcpProxy
 
@@ -147,3 +149,28 @@ def test_an_ended_trial_is_never_changed(store: Store) -> None:
 
 def test_optuna_has_the_methods_that_are_passed_on() -> None:
     assert {"create_new_trial", "set_trial_state_values"} <= optuna.storages.BaseStorage.__abstractmethods__
+
+
+def test_a_process_keeps_one_connection_to_a_server(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    url = postgresql.new_database()
+    store = Store(tmp_path / "store", f"sqlite:///{tmp_path}/mlflow.db", url)
+
+    def connections() -> int:
+        name = url.rpartition("/")[2]
+        ((count,),) = postgresql.query(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'")
+        return int(count)
+
+    storage = open_storage(store, create=True)
+    studies = create_arms(storage, SPEC, CONTENT, "an experiment")
+    for _ in range(2):
+        trial = studies.tuning["block1"].ask()
+        trial.set_user_attr("run_id", "a run")
+        studies.tuning["block1"].tell(trial, 0.5)
+    wait_for(lambda: connections() == 1, 10)  # a server takes a moment to see that one is closed
+    with brief_storage(store) as other:
+        assert other is not None
+        assert stored_studies(other) == [SPEC.name]
+        assert connections() == 2
+    wait_for(lambda: connections() == 1, 10)
+    storage.remove_session()
+    wait_for(lambda: connections() == 0, 10)

@@ -1,6 +1,13 @@
 """The table of `--status`."""
 
-from ablation.search.status import TrialRecord, best_record, count_states, status_table, total_runs
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+
+from ablation.search.status import TrialRecord, best_record, count_states, status_table, total_runs, trial_records
+from ablation.search.studies import ArmStudies
+from ablation.storage.locks import open_locks
 
 
 def record(
@@ -62,3 +69,19 @@ def test_total_runs_of_repeats() -> None:
     assert total_runs([*tuned, *confirmed], 3, 2, 2) == 3 + (2 + 3) + 1  # three seeds once, and one superseded
     lost = [record("a", 0, "finished", 0.5), record("a", 1, "failed")]
     assert total_runs(lost, 2, 2, 2) == 2 + 2  # the second repeat has nothing to confirm
+
+
+def test_a_trial_that_waited_is_counted_once_it_has_begun(tmp_path: Path) -> None:
+    """One that was restored from a backup waits before one that has ended."""
+    study = optuna.create_study()
+    study.set_user_attr("key", "0123")
+    study.enqueue_trial({})
+    study.add_trial(optuna.trial.create_trial(value=0.5))
+    studies, locks = ArmStudies({"a": study}, {}), open_locks(f"sqlite:///{tmp_path}/optuna.db")
+
+    def numbers() -> list[int]:
+        return [record.number for record in trial_records(studies, locks)["a"]]
+
+    assert numbers() == [1]
+    study.tell(study.ask(), state=TrialState.FAIL)
+    assert numbers() == numbers() == [0, 1]

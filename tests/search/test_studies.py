@@ -8,12 +8,10 @@ import optuna
 import pytest
 
 from ablation.base.errors import InputError, StoreError
+from ablation.search.identity import changed_declarations, check_identity, differences
 from ablation.search.status import trial_records
 from ablation.search.studies import (
-    changed_declarations,
-    check_identity,
     create_arms,
-    differences,
     open_storage,
     study_arms,
     trial_ends,

@@ -26,20 +26,32 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_one_holder_at_a_time(address: str) -> None:
     mine, theirs = open_locks(address), open_locks(address)
-    assert not mine.is_taken(TRIAL)
+    assert not mine.are_taken([TRIAL])[0]
     assert mine.try_acquire(TRIAL)
     assert mine.is_held(TRIAL)
     assert not theirs.is_held(TRIAL)
-    assert mine.is_taken(TRIAL)
-    assert theirs.is_taken(TRIAL)
+    assert mine.are_taken([TRIAL])[0]
+    assert theirs.are_taken([TRIAL])[0]
     assert not theirs.try_acquire(TRIAL)
     assert theirs.try_acquire(TRIAL + "5")
     mine.release(TRIAL)
     assert not mine.is_held(TRIAL)
-    assert not theirs.is_taken(TRIAL)
+    assert not theirs.are_taken([TRIAL])[0]
     assert theirs.try_acquire(TRIAL)
     mine.release(TRIAL)  # not ours: nothing happens
     assert theirs.is_held(TRIAL)
+
+
+def test_several_locks_are_looked_at_together(address: str) -> None:
+    mine, theirs = open_locks(address), open_locks(address)
+    names = [f"checkpoints/0123/{number}" for number in range(4)]
+    assert mine.are_taken([]) == []
+    assert mine.are_taken(names) == [False] * 4
+    assert mine.try_acquire(names[0])
+    assert theirs.try_acquire(names[2])
+    with theirs.exclusive():
+        pass
+    assert mine.are_taken(names) == [True, False, True, False]
 
 
 def test_exclusive_waits_and_may_be_nested(address: str) -> None:
@@ -74,7 +86,7 @@ def test_a_study_s_lock_is_its_own(address: str) -> None:
         assert not mine.is_held(CLAIM_LOCK)
         with theirs.exclusive(), theirs.exclusive(study_lock("other")):
             assert theirs.is_held(CLAIM_LOCK)
-            assert not theirs.is_taken(TRIAL)
+            assert not theirs.are_taken([TRIAL])[0]
         with mine.exclusive():
             assert mine.is_held(CLAIM_LOCK)
         waiting = threading.Thread(target=lambda: theirs.exclusive(study_lock("claim")).__enter__(), daemon=True)
@@ -97,8 +109,15 @@ def test_a_user_who_may_only_read() -> None:
         locks.release(names[1])
         (folder / names[2] / "lock").chmod(0o600)
         theirs = open_locks(f"sqlite:///{folder}/optuna.db")
-        assert as_nobody(lambda: [theirs.is_taken(name) for name in names]) == [True, False, None, False]
+        assert as_nobody(lambda: theirs.are_taken(names)) == [True, False, None, False]
         assert locks.try_acquire(names[1])
+
+        def claim() -> list[bool | None]:
+            with theirs.exclusive():
+                return theirs.are_taken(names)
+
+        (folder / "claim.lock").chmod(0o666)
+        assert as_nobody(claim) == [None, None, None, False]  # and does not wait for itself
 
 
 def test_locks_die_with_their_process(address: str) -> None:
@@ -110,7 +129,7 @@ def test_locks_die_with_their_process(address: str) -> None:
     assert other.stdout is not None
     assert other.stdout.readline() == "got it\n"
     mine = open_locks(address)
-    assert mine.is_taken(TRIAL)
+    assert mine.are_taken([TRIAL])[0]
     assert not mine.try_acquire(TRIAL)
     other.kill()
     other.wait()
@@ -193,5 +212,5 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         pass
     with pytest.raises(StoreError, match="cannot be written"):
         locks.try_acquire(TRIAL)
-    assert not locks.is_taken(TRIAL)
+    assert not locks.are_taken([TRIAL])[0]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

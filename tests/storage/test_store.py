@@ -12,7 +12,7 @@ import pytest
 from ablation.base import files, retries
 from ablation.base.errors import InputError, StoreAway
 from ablation.search.studies import open_storage
-from ablation.storage.store import ADDRESSES, WRITTEN, build_database, find_store
+from ablation.storage.store import ADDRESSES, LONGEST_PATH, WRITTEN, build_database, find_store
 from ablation.tracking.client import open_client
 from tests.other_user import as_nobody, folder_for_all, needs_root
 
@@ -82,12 +82,72 @@ def test_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "secret" not in str(caught.value)
 
 
+def test_one_database_for_both_is_refused_however_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    host = "postgresql://me:secret@host/one"
+    for optuna_url, tracking_uri in (
+        ("", "sqlite:///mlruns/optuna.db"), ("", f"sqlite:///{tmp_path}/link/mlruns/../mlruns/optuna.db?timeout=9"),
+        ("sqlite:///link/mlruns/mlflow.db", ""), (host, f"{host}?sslmode=require"),
+        (host, "postgresql+psycopg://other@host/one"),
+    ):  # fmt: skip
+        monkeypatch.setenv("OPTUNA_STORAGE", optuna_url)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        with pytest.raises(InputError, match="need two databases"):
+            find_store(None)
+    for optuna_url, tracking_uri in ((host, f"{host}_more"), (host, "http://host/one"), ("", "sqlite:///optuna.db")):
+        monkeypatch.setenv("OPTUNA_STORAGE", optuna_url)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        assert find_store(None).tracking_uri == tracking_uri
+
+
 @pytest.mark.skipif(os.name == "nt", reason="the environment is Unicode there")
 @pytest.mark.parametrize("variable", ADDRESSES)
 def test_an_address_that_is_not_utf8_is_refused_and_not_shown(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "postgresql://u:se\udcffcret@nowhere/x")
     with pytest.raises(InputError, match=f"^{variable}: is not UTF-8$"):
         find_store(None)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="other limits")
+def test_long_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as SQLite can make and open its databases there; a longer one is refused before anything is written."""
+    longest = tmp_path / ("n" * 255)
+    longest /= "m" * (LONGEST_PATH - len(str(longest)) - 1)
+    store = find_store(str(longest))
+    store.check_writable()
+    store.prepare()
+    for url in (store.optuna_url, store.tracking_uri):
+        build_database(url, create_table)
+    assert sorted(path.name for path in longest.iterdir()) == ["mlflow.db", "optuna.db"]
+    with pytest.raises(InputError, match=f"has {LONGEST_PATH + 1} bytes, and SQLite opens no file below more"):
+        find_store(f"{longest}m")
+    with pytest.raises(InputError, match="--store: .* cannot be used .File name too long"):
+        find_store(str(tmp_path / ("n" * 256))).check_writable()
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(InputError, match="--store: .*a cannot be (used|written)"):
+        find_store(str(tmp_path / "a")).prepare()
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://u@h/x")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setattr(os, "getcwd", lambda: f"{longest}m")
+    assert find_store(None).root.name == "mlruns"  # without a database in it
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names that Windows refuses")
+def test_paths_with_signs_that_addresses_and_templates_know(tmp_path: Path) -> None:
+    """Both databases are in the folder that was named; Optuna takes an address for a template with braces."""
+    store = find_store(str(tmp_path / "a # b & c; $HOME 'd' \"e\" `f` \\g é (h) [i] {j} }k{ ~ + = @ : * !"))
+    store.prepare()
+    assert open_storage(store, create=True) is not None
+    assert open_client(store, create=True) is not None
+    assert {path.name for path in store.root.iterdir()} >= {"optuna.db", "mlflow.db"}
+    assert list(tmp_path.iterdir()) == [store.root]
+    for sign in "%?":
+        with pytest.raises(InputError, match="which databases cannot open"):
+            find_store(str(tmp_path / f"x{sign}y"))
 
 
 def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(

@@ -1,0 +1,119 @@
+"""A study's identity: its content, compared with that of the trials that its name has already."""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+
+from ablation.base.errors import InputError
+from ablation.search.studies import brief_storage, stored_content, stored_studies, study_arms
+from ablation.spec.architectures import function_name, is_custom, is_timm
+from ablation.storage.store import Store
+
+MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
+NEVER_CHANGES = "confirm.repeats"  # what a trial is depends on it
+# What must be declared before the first look at the test images: once a confirmation run has begun, it is fixed.
+DECLARED = ("confirm.control", "confirm.compare", "confirm.looks")
+PLANNED = ("confirm.seeds", "trials_per_arm", "confirm.equivalence")  # the same, where looks are planned
+
+
+def check_identity(
+    storage: BaseStorage,
+    study: str,
+    content: dict[str, Any],
+    ignored: Sequence[str] = (),
+    *,
+    is_begun: bool = False,
+) -> None:
+    """Refuse to resume a study whose file, data, weights or code differ from those of its trials.
+
+    Args:
+        storage: where the trials are.
+        study: the study's name.
+        content: the study's content now.
+        ignored: fields of the content that are not known yet.
+        is_begun: whether another process has begun the study, so that the check applies even if there is no trial yet.
+
+    Raises:
+        InputError: names the changed fields, and a name under which the variant can run.
+    """
+    all_arms = study_arms(storage, study)
+    is_confirmed = any(arm.get_trials(deepcopy=False) for arm in all_arms.confirmation.values())
+    for arm in all_arms.tuning.values():
+        if not is_begun and not arm.get_trials(deepcopy=False):
+            continue
+        changes = changed_fields(arm, content, ignored)
+        changes += changed_declarations(arm, content) if is_confirmed else []
+        if changes:
+            names = stored_studies(storage)
+            free_name = next(name for number in count(2) if (name := f"{study}-{number}") not in names)
+            how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free_name}"
+            raise InputError(
+                f"study {study!r} has trials that were made with other settings: {'; '.join(changes)}; "
+                f"run this variant {how}"
+            )
+
+
+def check_not_replaced(store: Store, study: str, content: dict[str, Any]) -> None:
+    """Refuse to work on Optuna studies that another process has replaced before they had a trial, see `_create`.
+
+    Raises:
+        InputError: the study of this name has other content; names the changed fields.
+    """
+    with brief_storage(store) as storage:
+        stored = None if storage is None else stored_content(storage, study)
+    if stored is not None and (changes := content_changes(stored, content)):
+        raise InputError(f"another study called {study!r} was begun at the same time: {'; '.join(changes)}")
+
+
+def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    """Return the fields in which an arm's stored content differs from `content`, such as 'epochs (was 10, is 11)'.
+
+    Budgets, which may change, and `ignored` fields are left out.
+    """
+    return content_changes(arm.user_attrs.get("content", {}), content, ignored)
+
+
+def changed_declarations(arm: optuna.Study, content: dict[str, Any]) -> list[str]:
+    """Return what was declared before the first confirmation run and is another now, such as the control."""
+    old_content = arm.user_attrs.get("content", {})
+    declared = (*DECLARED, *(PLANNED if old_content.get("confirm", {}).get("looks") else ()))
+    return [
+        f"{field} (was {_shown(old)}, is {_shown(new)}: it is declared before the first confirmation run)"
+        for field, old, new in differences(old_content, content)
+        if any(f"{field}.".startswith(f"{other}.") for other in declared)
+    ]
+
+
+def content_changes(old_content: dict[str, Any], content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    """Return the fields in which two contents differ, see `changed_fields`."""
+    return [
+        f"{field} (was {_shown(old)}, is {_shown(new)}{_why(field, old, new)})"
+        for field, old, new in differences(old_content, content)
+        if field == NEVER_CHANGES or not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def _why(field: str, old: Any, new: Any) -> str:
+    """Return in words what a changed digest means; '' for other fields."""
+    are_custom = field == "backbone.name" and all(isinstance(name, str) and is_custom(name) for name in (old, new))
+    if are_custom and function_name(old) == function_name(new):
+        what = "timm's version, or the image size," if is_timm(new) else "its code, or what that imports,"
+        return f": {what} has changed"
+    return {"data.digest": ": the images have changed"}.get(field, "")
+
+
+def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any]]:
+    """Return (field, old, new) for every place in which two nested contents differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        nested = []
+        for key in sorted(old.keys() | new.keys()):
+            nested += differences(old.get(key), new.get(key), f"{field}.{key}" if field else key)
+        return nested
+    return [] if old == new else [(field, old, new)]
