@@ -66,14 +66,13 @@ def cli(
         if store.has_own_tracking and not sqlite_path(store.tracking_uri).is_file():
             raise InputError(f"{store.root}: is no store, or an empty one")
 
-    from ablation.base.retries import START_PATIENCE, wait_out
+    from ablation.base.retries import wait_out
     from ablation.base.terminal import show_table, waiting
     from ablation.tracking.registry import load_champion
 
     is_text = output_format == "text"
     with waiting("Loading the champion (torch and MLflow take a few seconds to load)") if is_text else nullcontext():
-        seconds = START_PATIENCE if patience is None else patience
-        champion = wait_out(lambda: load_champion(name, store=store_option), seconds)
+        champion = wait_out(lambda: load_champion(name, store=store_option), patience)
     predictions = predict_files(champion, paths, top)
     if is_text:
         show_table(prediction_table(champion, predictions, top))

@@ -4,7 +4,6 @@ torch, MLflow and Optuna take seconds to import, so they are imported inside the
 a refused study file answer at once.
 """
 
-import math
 import os
 import shlex
 import sys
@@ -19,12 +18,13 @@ from ablation import __version__
 from ablation.base.command_line import (
     WORKER_VARIABLE,
     check_device_name,
+    check_finite,
     check_one_of,
     patience_option,
     refusing_unreachable_paths,
     run_command,
 )
-from ablation.base.errors import InputError
+from ablation.base.errors import InputError, NoSuchStudy
 from ablation.base.interrupts import GRACE_SECONDS, set_grace
 from ablation.base.text import Table, nearest
 from ablation.running.demo import demo_overrides, needs_pretraining
@@ -52,7 +52,13 @@ if TYPE_CHECKING:
 @click.option("--store", "store_option", metavar="DIR", help="Folder for results.  [default: mlruns]")
 @click.option("--trials", type=int, metavar="N", help="Total number of trials per arm.")
 @click.option("--epochs", type=int, metavar="N", help="Number of epochs per trial.")
-@click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
+@click.option(
+    "--device",
+    default="auto",
+    callback=lambda _, __, name: check_device_name(name),
+    metavar="DEVICE",
+    help="auto, cpu, cuda, cuda:N or mps.  [default: auto]",
+)
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -62,6 +68,7 @@ if TYPE_CHECKING:
 @click.option(
     "--feature-cache",
     type=click.FloatRange(0),
+    callback=check_finite,
     default=10,
     metavar="GB",
     help="Disk space for cached features in the store; 0 computes features anew in every epoch.  [default: 10]",
@@ -76,6 +83,7 @@ if TYPE_CHECKING:
 @click.option(
     "--grace",
     type=click.FloatRange(0, min_open=True),
+    callback=check_finite,
     default=GRACE_SECONDS,
     metavar="SECONDS",
     help="Time to save and to end after Ctrl-C, SIGTERM and the like.  [default: 30]",
@@ -120,21 +128,16 @@ def cli(
         raise InputError("which study? --list lists them")
     if as_new:
         return new_study(study)
+    if status_only:
+        show_status(name_in_stores(study, name, as_demo=as_demo), find_store(store_option), patience)
+        return None
     with refusing_unreachable_paths():
         path = find_study_file(study)
-    if as_demo and name is not None:
-        raise InputError("--name: a demo is always called NAME-demo")
-    study_name = check_name(name or (f"{path.stem}-demo" if as_demo else path.stem))
+    study_name = name_in_stores(study, name, as_demo=as_demo)
     store = find_store(store_option)
-    if status_only:
-        show_status(study_name, store, patience)
-        return None
     overrides = study_overrides(path, store if as_demo else None, trials, epochs, settings)
     as_worker = WORKER_VARIABLE in os.environ
     report = None if as_worker else show_line  # the first process has shown the lines
-    check_device_name(device)
-    if not math.isfinite(feature_cache):
-        raise InputError(f"--feature-cache: must be a number of GB, got {feature_cache}")
     feature_limit = round(feature_cache * 1e9)
     spec = load_checked(path, study_name, overrides, store, report)
 
@@ -154,7 +157,7 @@ def cli(
     if check_only:
         return check_study(spec, store, path)
     if plan_only:
-        return show_plan(spec, device, feature_limit)
+        return show_plan(spec, store, device, feature_limit)
     text = path.read_text(encoding="utf-8")
     options = RunOptions(device, workers, feature_limit, system_metrics, patience, text, repair, redo)
     if as_worker:
@@ -165,6 +168,23 @@ def cli(
         command = shlex.join(["python", "-m", "ablation.study", *sys.argv[1:]])
         print(f"\nStopped; everything that had finished is kept. To resume:\n    {command}", file=sys.stderr)
         raise
+
+
+def name_in_stores(study: str, name: str | None, *, as_demo: bool) -> str:
+    """Return the name of a study in stores, which may have it although its file is gone.
+
+    Args:
+        study: the name of its file, or the path.
+        name: another name, of --name.
+        as_demo: whether it is the demo of the file.
+
+    Raises:
+        InputError: it is no name, or a demo has another one.
+    """
+    if as_demo and name is not None:
+        raise InputError("--name: a demo is always called NAME-demo")
+    own = Path(study).stem if study.endswith(".toml") else study
+    return check_name(name or (f"{own}-demo" if as_demo else own))
 
 
 def study_overrides(
@@ -239,12 +259,12 @@ def list_studies() -> None:
 
 def list_stored(store: Store, patience: float | None) -> None:
     """Print the studies of a store: how many of their runs ended."""
-    from ablation.base.retries import START_PATIENCE, wait_out
+    from ablation.base.retries import wait_out
     from ablation.base.terminal import show_table
     from ablation.search import configure_optuna
 
     configure_optuna()
-    show_table(wait_out(lambda: read_stored(store), START_PATIENCE if patience is None else patience))
+    show_table(wait_out(lambda: read_stored(store), patience))
 
 
 def read_stored(store: Store) -> Table:
@@ -273,7 +293,7 @@ def read_stored(store: Store) -> Table:
     )
 
 
-def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
+def show_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: int) -> None:
     """Measure the study's device briefly; print the time and space that the study and smaller budgets need."""
     from ablation.base.terminal import show_table, waiting
     from ablation.planning.device_choice import faster_on_cpu
@@ -282,8 +302,10 @@ def show_plan(spec: StudySpec, device_name: str, feature_limit: int) -> None:
     with waiting("Measuring how fast this machine is"):
         study = measured_plan(spec, device_name, feature_limit)
         on_cpu = None if study.conditions.device.type == "cpu" else faster_on_cpu(study)
+    from ablation.analysis.looks import count_looks  # imports MLflow, whose memory the measurement leaves out
+
     show_table(arms_table(study, on_cpu))
-    show_table(budget_table(study))
+    show_table(budget_table(study, count_looks(store, spec.name)))
 
 
 def measured_plan(spec: StudySpec, device_name: str, feature_limit: int) -> "StudyPlan":
@@ -307,7 +329,7 @@ def measured_plan(spec: StudySpec, device_name: str, feature_limit: int) -> "Stu
 
 def show_status(study: str, store: Store, patience: float | None) -> "list[RunningTrial]":
     """Print the arms of a study with their trials by state, and the trials that train now, which are returned."""
-    from ablation.base.retries import START_PATIENCE, wait_out
+    from ablation.base.retries import wait_out
     from ablation.base.terminal import show_table
     from ablation.running.running_trials import running_table
     from ablation.search import configure_optuna
@@ -315,8 +337,7 @@ def show_status(study: str, store: Store, patience: float | None) -> "list[Runni
 
     configure_mlflow()
     configure_optuna()
-    seconds = START_PATIENCE if patience is None else patience
-    arms, running = wait_out(lambda: read_status(study, store), seconds)
+    arms, running = wait_out(lambda: read_status(study, store), patience)
     show_table(arms)
     if running:
         show_table(running_table(running))
@@ -341,7 +362,7 @@ def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
     studies = study_arms(storage, study) if storage else ArmStudies({}, {})
     if not studies.tuning:
         names = stored_studies(storage) if storage else []
-        raise InputError(f"{store.root}: has no study {study!r}{nearest(study, names) if names else ''}")
+        raise NoSuchStudy(f"{store.root}: has no study {study!r}{nearest(study, names) if names else ''}")
     contents = [arm.user_attrs.get("content", {}) for arm in studies.tuning.values()]
     budget = max(content.get("trials_per_arm", 0) for content in contents)
     confirm = Confirm.model_validate(contents[0].get("confirm", {}))

@@ -1,5 +1,6 @@
 """Shared by all commands: errors become one line and an exit status."""
 
+import errno
 import gc
 import io
 import math
@@ -14,7 +15,7 @@ import click
 
 from ablation.base.cores import prepare_threads
 from ablation.base.errors import InputError, NothingLearned, StoreAway, StoreError
-from ablation.base.files import HOME_OF_THE_HOMELESS, is_home_known
+from ablation.base.files import HOME_OF_THE_HOMELESS, NO_TEMPORARY_FOLDER, has_temporary_folder, is_home_known
 from ablation.base.interrupts import forget_interrupts, handle_interrupts, pause_status
 from ablation.base.text import SHOWN, first_line, one_line
 
@@ -73,12 +74,21 @@ def refusing_unreachable_paths() -> Iterator[None]:
 def patience_option(help_text: str) -> Callable[[Command], Command]:
     """Return the option --patience MINUTES; its parameter `patience` is in seconds, None where it is not given."""
 
-    def seconds(_: click.Context, __: click.Parameter, minutes: float | None) -> float | None:
-        if minutes is not None and not math.isfinite(minutes):
-            raise InputError(f"--patience: must be a number of minutes, got {minutes}")
-        return None if minutes is None else 60 * minutes
+    def seconds(context: click.Context, option: click.Parameter, minutes: float | None) -> float | None:
+        return None if minutes is None else 60 * check_finite(context, option, minutes)
 
     return click.option("--patience", type=click.FloatRange(0), metavar="MINUTES", callback=seconds, help=help_text)
+
+
+def check_finite(_: click.Context, option: click.Parameter, number: float) -> float:
+    """Return an option's number unless it is infinite or nan, which click's ranges let pass; a click callback.
+
+    Raises:
+        InputError: names the option.
+    """
+    if not math.isfinite(number):
+        raise InputError(f"{option.opts[0]}: must be a number of {option.metavar}, got {number}")
+    return number
 
 
 def check_one_of(*flags: tuple[str, bool]) -> None:
@@ -99,8 +109,10 @@ def _report_error(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):  # whatever read the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would complain at its exit
         return FAULT
-    if isinstance(error, OSError):
-        return _fail(_os_text(error), FAULT)
+    if isinstance(error, FileNotFoundError) and not has_temporary_folder():  # some libraries need it to be imported
+        return _fail(NO_TEMPORARY_FOLDER, REFUSED)
+    if isinstance(error, OSError):  # names too long for a file system were given by the user
+        return _fail(_os_text(error), REFUSED if error.errno == errno.ENAMETOOLONG else FAULT)
     if isinstance(error, UnicodeEncodeError):
         return _fail(f"{_around(error)}: is not UTF-8" if error.encoding == "utf-8" else first_line(error), REFUSED)
     return _fail(str(error), REFUSED if isinstance(error, InputError) else FAULT)

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """The user's input is wrong. The text is the one line that the user sees."""
 
 
+class NoSuchStudy(InputError):
+    """A store has no study of a name, or is empty."""
+
+
 class StoreError(Exception):
     """A store cannot be used any more: the disk is full, a file cannot be written, or a reply is invalid.
 

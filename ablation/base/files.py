@@ -1,8 +1,11 @@
 """Paths and files."""
 
+import errno
 import glob
 import os
 import platform
+import shutil
+import tempfile
 import time
 import uuid
 import zlib
@@ -12,9 +15,11 @@ from pathlib import Path
 
 import psutil
 
-from ablation.base.errors import StoreError
+from ablation.base.errors import InputError, StoreError
 
 HOME_OF_THE_HOMELESS = "/"  # for libraries that cannot do without; Docker chooses the same
+NO_TEMPORARY_FOLDER = "no folder for temporary files can be written: set TMPDIR to one"
+FULL = 1_000_000  # bytes left at most on a disk that is called full
 LEFTOVER_SECONDS = 3600  # since a temporary file was last written: its process has died
 
 
@@ -46,6 +51,44 @@ def some_home() -> Iterator[None]:
     finally:
         if is_missing:
             del os.environ["HOME"]
+
+
+def has_temporary_folder() -> bool:
+    """Return whether there is a folder for temporary files, such as /tmp, which can be written."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def check_temporary_folder() -> None:
+    """Refuse to run where no temporary file can be written.
+
+    Raises:
+        InputError: says what to do.
+    """
+    if not has_temporary_folder():
+        raise InputError(NO_TEMPORARY_FOLDER)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder for the time of this context.
+
+    Raises:
+        StoreError: no folder for temporary files can be written, or it is full.
+    """
+    if not has_temporary_folder():
+        raise StoreError(NO_TEMPORARY_FOLDER)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or shutil.disk_usage(folder).free > FULL:
+                raise
+            place = tempfile.gettempdir()
+            raise StoreError(f"{place} is full ({error.strerror}): set TMPDIR to another folder") from None
 
 
 @contextmanager
@@ -84,6 +127,20 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.write_bytes(content)
     except OSError as error:
         raise StoreError(f"{path.parent} cannot be written ({error.strerror})") from None
+
+
+def ensure_writable(folder: Path) -> None:
+    """Create a folder where it is missing, and refuse one in which nothing can be written.
+
+    Raises:
+        StoreError: it cannot be created, or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written ({error.strerror})") from None
 
 
 def _writer() -> str:

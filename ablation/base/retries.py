@@ -43,30 +43,31 @@ def repeat_briefly(call: Callable[[], T]) -> T:
     return Retrying(retry=IS_AWAY, wait=pause, stop=stop_before_delay(BRIEF_SECONDS), reraise=True)(call)
 
 
-def wait_out(operation: Callable[[], T], patience: float, say: Callable[[str], None] = logger.warning) -> T:
+def wait_out(operation: Callable[[], T], patience: float | None, say: Callable[[str], None] = logger.warning) -> T:
     """Return what an operation returns; it is begun again, after growing random pauses, while a server is away.
 
     A pause is at least as long as the server asks for (Retry-After), but never longer than the patience that is left.
 
     Args:
         operation: may be repeated from its start.
-        patience: seconds after which the last failure is raised.
+        patience: seconds after which the last failure is raised; None is `START_PATIENCE`.
         say: called once, with what is waited for and why.
 
     Raises:
         StoreAway: the server was away for longer.
     """
+    limit = START_PATIENCE if patience is None else patience
     random_pause = wait_random_exponential(multiplier=1, max=LONGEST_PAUSE)
 
     def pause(state: RetryCallState) -> float:
-        left = patience - (state.seconds_since_start or 0.0)
+        left = limit - (state.seconds_since_start or 0.0)
         return max(0.0, min(left, max(random_pause(state), _failure(state).retry_after)))
 
     def announce(state: RetryCallState) -> None:
         if state.attempt_number == 1:
-            say(f"{_failure(state)}; waiting for up to {format_duration(patience)}")
+            say(f"{_failure(state)}; waiting for up to {format_duration(limit)}")
 
-    stop = stop_after_delay(patience)
+    stop = stop_after_delay(limit)
     return Retrying(retry=IS_AWAY, wait=pause, stop=stop, before_sleep=announce, reraise=True)(operation)
 
 

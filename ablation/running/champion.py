@@ -14,6 +14,7 @@ from torch import nn
 from ablation.analysis.arm_summaries import champion_run, confirmed_validation
 from ablation.analysis.champion import Choice, choose_champion
 from ablation.analysis.results import RunResult, StudyResult
+from ablation.analysis.wording import shown_question
 from ablation.base.errors import InputError
 from ablation.base.text import escape_markdown, first_line
 from ablation.data.images import Normalisation, normalise
@@ -113,7 +114,7 @@ def register_champion(
 
     try:
         description = version_description(result, choice, run, images.test_images_NHWC.shape[1])
-        question = escape_markdown(spec.question)
+        question = escape_markdown(shown_question(spec.question))
         key = result.tags[KEY_TAG]
         candidate = Candidate(spec.name, result.experiment_id, run.run_id, question, description, choice.reason, key)
         return register_version(store, candidate, build)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ablation.analysis.boundaries import planned_levels
-from ablation.analysis.looks import percent
 from ablation.analysis.simultaneous import FEWEST_SEEDS
+from ablation.analysis.wording import percent
 from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
 from ablation.base.text import plural

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ablation.analysis.wording import DEMO_NOTE
 from ablation.spec.architectures import unit_names
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store
@@ -42,7 +43,7 @@ def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str
     changes: list[tuple[list[str], Any]] = [
         (["backbone"], {"name": backbone, "weights": str(demo_weights_path(store, backbone))}),
         (["data"], {"source": "digits", "classes": TRANSFER_CLASSES, "limit": IMAGES, "val_fraction": 0.25}),
-        (["question"], f"{content.get('question')} (demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9)"),
+        (["question"], f"{content.get('question')} {DEMO_NOTE}"),
         (["trials_per_arm"], _trials(content)),
         (["epochs"], EPOCHS),
         (["confirm", "seeds"], SEEDS),

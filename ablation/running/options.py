@@ -49,11 +49,3 @@ def worker_devices(options: RunOptions) -> list[str]:
     gpus = gpu_count() if device_name in ("auto", "cuda") else 0
     workers = options.workers or (max(gpus, len(mig_slices())) if gpus and device_name == "auto" else 1)
     return [f"cuda:{number % gpus}" if gpus > 1 else device_name for number in range(workers)]
-
-
-def process_count(options: RunOptions) -> int:
-    """Return how many processes hold the images at once: the workers.
-
-    A process that supervises several workers drops its own copy before it starts them, see `run_study`.
-    """
-    return len(worker_devices(options))

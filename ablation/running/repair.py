@@ -15,14 +15,14 @@ from typing import Any, Literal
 from ablation.analysis.predictions import load_predictions
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.text import plural
+from ablation.search.identity import content_changes
 from ablation.search.lost_trials import KnownTrial, tell_again, train_again
 from ablation.search.studies import (
     CONFIRMATION,
     ArmStudies,
     TrialEnd,
     arm_key,
-    content_changes,
-    open_storage,
+    brief_storage,
     study_arms,
     trial_ends,
 )
@@ -74,13 +74,13 @@ class Difference:
 
 
 def compare(
-    ends: Mapping[str, TrialEnd | None], arm_names: Mapping[str, str], runs: Iterable[RunRecord]
+    ends: Mapping[str, TrialEnd | None], arm_names: Mapping[str, tuple[str, str]], runs: Iterable[RunRecord]
 ) -> list[Difference]:
     """Return where Optuna's database and MLflow differ.
 
     Args:
         ends: how each of Optuna's trials ended, by its key; None for those that have not.
-        arm_names: the key of an Optuna study -> how people call one of its trials, such as "trial #{} of block1".
+        arm_names: the key of an Optuna study -> what people call its trials, and its arm: ("trial", "block1").
         runs: those of MLflow, also deleted ones. Runs of other arms belong to another database.
     """
     by_key: dict[str, list[RunRecord]] = {key: [] for key in ends}
@@ -93,7 +93,8 @@ def compare(
         kind = _kind(key in ends, ends.get(key), best)
         if kind is not None:
             arm, _, number = key.rpartition("/")
-            differences.append(Difference(kind, key, arm_names[arm].format(number), best))
+            noun, name = arm_names[arm]
+            differences.append(Difference(kind, key, f"{noun} #{number} of {name}", best))
     order = list(arm_names)
 
     def place(difference: Difference) -> tuple[int, int]:
@@ -152,10 +153,8 @@ def find_differences(
     ends_before = trial_ends(studies)
     runs = read_runs(client, experiment_id)
     ends = {key: ends_before.get(key) for key in trial_ends(studies)}
-    names = {arm_key(study): f"trial #{{}} of {_escaped(arm)}" for arm, study in studies.tuning.items()}
-    names |= {
-        arm_key(study): f"confirmation run #{{}} of {_escaped(arm)}" for arm, study in studies.confirmation.items()
-    }
+    names = {arm_key(study): ("trial", arm) for arm, study in studies.tuning.items()}
+    names |= {arm_key(study): ("confirmation run", arm) for arm, study in studies.confirmation.items()}
     waiting = {key for key in ends if store.trial_folder(key).is_dir()}  # for MLflow, or they are being delivered
     differences = [d for d in compare(ends, names, runs) if not (d.kind == "lost" and d.key in waiting)]
     differing = {difference.key for difference in differences}
@@ -165,10 +164,6 @@ def find_differences(
             fault = _fault(store, run, thoroughly=thoroughly)
             differences += [] if fault is None else [Difference(fault, run.key, run_words(run), run)]
     return differences
-
-
-def _escaped(arm: str) -> str:
-    return arm.replace("{", "{{").replace("}", "}}")
 
 
 def _fault(store: Store, run: RunRecord, *, thoroughly: bool) -> Kind | None:
@@ -194,13 +189,13 @@ def stored_differences(store: Store, study: str) -> list[str]:
         study: its name.
     """
     try:
-        storage = None if store.is_empty else open_storage(store)
-        studies = ArmStudies({}, {}) if storage is None else study_arms(storage, study)
-        if not studies.tuning:
-            return []
-        client = reading_client(store)
-        experiment = find_experiment(client, store, study)
-        return difference_texts(find_differences(client, experiment.experiment_id, store, studies, thoroughly=False))
+        with brief_storage(store) as storage:
+            studies = ArmStudies({}, {}) if storage is None else study_arms(storage, study)
+            if not studies.tuning:
+                return []
+            client = reading_client(store)
+            experiment_id = find_experiment(client, store, study).experiment_id
+            return difference_texts(find_differences(client, experiment_id, store, studies, thoroughly=False))
     except (InputError, StoreAway, StoreError) as error:
         return [f"The trials were not compared with MLflow's runs: {error}"]
 

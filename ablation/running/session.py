@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablation.analysis.wording import shown_question
 from ablation.base.device import check_device, select_precision
 from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
@@ -17,16 +18,17 @@ from ablation.networks.weights import Weights
 from ablation.running.checks import load_images_and_split, load_weights, objective_hints
 from ablation.running.demo import demo_weights_path, needs_pretraining
 from ablation.running.demo_network import pretrain_demo_network
-from ablation.running.options import RunOptions, process_count, worker_devices
+from ablation.running.options import RunOptions, worker_devices
 from ablation.running.repair import adopted_keys, logged_study, tell_ended
 from ablation.running.study_view import StudyView
 from ablation.search.claims import clean_up_ended_trials
+from ablation.search.identity import check_identity
 from ablation.search.status import total_runs, trial_records
 from ablation.search.studies import (
     ArmStudies,
     TrialEnd,
     arm_key,
-    check_identity,
+    brief_storage,
     create_arms,
     experiment_key,
     has_trials,
@@ -98,7 +100,7 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
     if spec.data.is_own:
         list_own_images(spec.data, decoding)
     weights = None if is_to_pretrain else load_weights(spec)
-    processes = 1 if is_worker else process_count(options)
+    processes = 1 if is_worker else len(worker_devices(options))  # a supervisor of workers drops its own images
     images, split = load_images_and_split(spec, processes, decoding, is_begun=begun is not None)
     if images.reading and not is_worker:
         say(images.reading)
@@ -126,7 +128,8 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
         precision = wait_out(settle, patience)
         session = Session(spec, store, options, locks, studies, content, tracker, images, split, weights, precision)
         with suppress(StoreAway):  # tried again when the study ends
-            deliver_and_reconcile(session)
+            # The process that started a worker has just compared all runs.
+            (deliver if is_worker else deliver_and_reconcile)(session)
     return session
 
 
@@ -137,21 +140,21 @@ def _check_begun(spec: StudySpec, store: Store) -> int | None:
         InputError: another study of the same name is in the store, or Optuna's database cannot be opened.
         StoreAway: it is away.
     """
-    storage = None if store.is_empty else open_storage(store)
-    if storage is None:
-        return None
-    is_registered = (stored_content(storage, spec.name) or {}).get("preregister", False)
-    if spec.preregister and not is_registered and has_trials(storage, spec.name):
-        raise InputError(
-            f"preregister: study {spec.name!r} has trials already, and a registration comes before the first; register "
-            "it as a study of its own, with --name"
-        )
-    later = ("backbone.weights_digest", "data.digest", "data.decoding")
-    check_identity(storage, spec.name, spec.content(), ignored=later)
-    content = stored_content(storage, spec.name)
-    if content is None:
-        return None
-    return int(content["data"].get("decoding", FULL_SIZE_VERSION))  # a study keeps its pixels
+    with brief_storage(store) as storage:
+        if storage is None:
+            return None
+        is_registered = (stored_content(storage, spec.name) or {}).get("preregister", False)
+        if spec.preregister and not is_registered and has_trials(storage, spec.name):
+            raise InputError(
+                f"preregister: study {spec.name!r} has trials already, and a registration comes before the first; "
+                "register it as a study of its own, with --name"
+            )
+        later = ("backbone.weights_digest", "data.digest", "data.decoding")
+        check_identity(storage, spec.name, spec.content(), ignored=later)
+        content = stored_content(storage, spec.name)
+        if content is None:
+            return None
+        return int(content["data"].get("decoding", FULL_SIZE_VERSION))  # a study keeps its pixels
 
 
 def _preferred_precision(spec: StudySpec, options: RunOptions) -> str:
@@ -186,7 +189,7 @@ def open_stores(
     locks = open_locks(store.optuna_url)
     with locks.exclusive(study_lock(spec.name)):
         check_identity(storage, spec.name, content)  # another process may have begun a moment ago
-        tracker = Tracker(client, store, spec.name, escape_markdown(spec.question), experiment_id)
+        tracker = Tracker(client, store, spec.name, escape_markdown(shown_question(spec.question)), experiment_id)
         with locks.exclusive():  # nobody may claim a trial between this check and the change of content
             check_identity(storage, spec.name, content)
             studies = create_arms(storage, spec, content, tracker.key, keys)
@@ -196,8 +199,8 @@ def open_stores(
     return locks, studies, tracker
 
 
-def deliver_and_reconcile(session: Session) -> None:
-    """Deliver to MLflow what it has not received yet; leave one run for each trial that has ended, and close it.
+def deliver(session: Session) -> None:
+    """Deliver to MLflow what it has not received yet of trials that have ended.
 
     Raises:
         StoreAway: a server does not answer; says how many trials' results wait for it, and where.
@@ -211,14 +214,25 @@ def deliver_and_reconcile(session: Session) -> None:
             run.delete_checkpoint()  # it may have been delivered after the better one
         return run.complete()
 
-    def statuses() -> dict[str, RunStatus | None]:
-        ends = trial_ends(session.studies)
-        return {key: RUN_STATUS[end] if end else None for key, end in ends.items()}
-
     waiting_trials = clean_up_ended_trials(session.store, session.locks, session.studies, complete)
     if waiting_trials:
         kept = f"the results of {plural(waiting_trials, 'trial')} are kept in {session.store.work_root} until it does"
         raise StoreAway(f"{session.tracker.away or 'MLflow does not answer'}; {kept}")
+
+
+def deliver_and_reconcile(session: Session) -> None:
+    """Deliver to MLflow what it has not received yet; leave one run for each trial that has ended, and close it.
+
+    Raises:
+        StoreAway: as `deliver`.
+        StoreError: as `deliver`.
+    """
+
+    def statuses() -> dict[str, RunStatus | None]:
+        ends = trial_ends(session.studies)
+        return {key: RUN_STATUS[end] if end else None for key, end in ends.items()}
+
+    deliver(session)
     session.tracker.reconcile(statuses)
     session.tracker.mark_superseded(superseded_keys(session.spec, session.studies))
 

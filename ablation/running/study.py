@@ -8,6 +8,7 @@ from typing import get_args
 
 from ablation import __version__
 from ablation.analysis.results import NothingFinished
+from ablation.analysis.wording import shown_question
 from ablation.base.errors import NothingLearned, StoreAway, StoreError
 from ablation.base.retries import wait_out
 from ablation.base.terminal import say, show_table, waiting
@@ -35,7 +36,6 @@ from ablation.spec.study import StudySpec
 from ablation.storage.locks import study_lock
 from ablation.storage.store import Store
 from ablation.tracking.client import DATA_FILE, SAMPLES_FILE, guarded
-from ablation.tracking.reading import CANNOT_BE_READ
 
 MENDING = ("--repair", "--redo")  # options that the command which resumes a study does not need
 
@@ -50,8 +50,8 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
     session = open_session(spec, store, options)
     wait_out(lambda: mend_stores(session), options.start_patience)
     devices = worker_devices(options)
-    begin_summary(session)
     try:
+        begin_summary(session)
         show_forecast(session, devices[0])
         if len(devices) == 1:
             work_until_done(session)
@@ -163,8 +163,8 @@ def conclude_study(session: Session) -> None:
         show_report(report)
         missing = report.result.missing_trials + report.result.missing_confirmations
     incomplete = difference_texts([difference for difference in differences if difference.kind == "lost"])
-    for text in [] if report is None else report.result.left_out:
-        incomplete.append(text if CANNOT_BE_READ in text else f"{text}: --repair mends that")
+    for left_out in [] if report is None else report.result.left_out:
+        incomplete.append(f"{left_out.text}: --repair mends that" if left_out.is_mendable else left_out.text)
     if missing > 0 and not incomplete:
         incomplete = [f"MLflow lacks {plural(missing, 'run')} of trials that have ended"]
     if incomplete:
@@ -214,7 +214,8 @@ def _report_and_register(session: Session) -> Report | None:
         register_champion(store, report.result, session.images, report.champion)
         conclude_pages(session.tracker, summary_key(session), report.result)
         # The UI shows the first two lines.
-        session.tracker.describe(f"**{escape_markdown(spec.question)}** {escape_markdown(report.answer)}")
+        question = escape_markdown(shown_question(spec.question))
+        session.tracker.describe(f"**{question}** {escape_markdown(report.answer)}")
         session.tracker.end_summary(summary_key(session), "FINISHED")
     return report
 

@@ -27,6 +27,7 @@ WORKER_SECONDS = 1  # the same in a worker, whose supervisor shows the latest
 BARS = "▁▂▃▄▅▆▇█"
 MOST_DOTS = 60  # characters of the axis of values
 FEWEST_DOTS = 8
+SHARE_OF_ESTIMATES = 0.05  # of the time, at most, for estimating the time left
 PHASES = ("tuning", "confirmation", "report")
 
 
@@ -43,6 +44,7 @@ class StudyView:
         self.ended_before: int | None = None  # number of ended trials when this view began
         self.runs: Runs = {}
         self.left = TimeLeft(levels, spec.trials_per_arm, spec.confirm.runs)
+        self.next_estimate = -math.inf  # time.monotonic() before which the time left is not estimated again
         self.seeds_left: SeedsLeft | None = None
         self.curve: list[float] = []
         self.label = self.params = self.state = ""  # of this process's trial
@@ -181,7 +183,10 @@ class StudyView:
         if self.ended_before is None:
             self.ended_before = self.ended
         self.seeds_left = seeds
-        self.left.update(runs, time.monotonic() - self.began, seeds)
+        if (now := time.monotonic()) >= self.next_estimate:
+            self.left.update(runs, now - self.began, seeds)
+            took = time.monotonic() - now  # which grows with the number of runs
+            self.next_estimate = now + took / SHARE_OF_ESTIMATES
 
     def show_waiting(self, text: str) -> None:
         """Show why nothing can be done for now."""

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ Runs = Mapping[str, Sequence[TrialRecord]]  # arm -> its trials and confirmation
 CONFIRMATION_FACTOR = 1.1  # a run's time over its trial's before one was seen: 1.08 on average over ten demos
 SYSTEMATIC_ERROR = 0.1  # standard error of the estimate, relative, however many runs have ended
 SHRINKAGE = 0.3  # of the effects of levels; an effect seen in three arms keeps nine tenths
+LONGEST = 10  # times its arm's median per epoch that a run is believed to have taken
 # Arm -> its confirmation runs: up to the next planned look, and up to the last.
 SeedsLeft = tuple[Mapping[str, int], Mapping[str, int]]
 
@@ -28,6 +31,10 @@ class TimeLeft:
         self.trials_per_arm = trials_per_arm
         self.seeds = seeds
         self._before: set[tuple[str, int, bool]] | None = None  # the runs that had ended when this began
+        # By run, in seconds of `update`: when it had not begun yet, and when it was seen to have ended.
+        self._unseen: dict[tuple[str, int, bool], float] = {}
+        self._ends: dict[tuple[str, int, bool], float] = {}
+        self._resumed: set[tuple[str, int, bool]] = set()  # the runs that were interrupted when this began
         self._range: tuple[float, float] | None = None
         self._updated = 0.0
 
@@ -35,6 +42,7 @@ class TimeLeft:
         """Note how far the study is, the seconds since this view of it began, and the seeds where looks are planned."""
         fewest, most = seeds or ({}, {})
         ended = {_key(run) for arm_runs in runs.values() for run in arm_runs if run.has_ended}
+        runs = self._believed(runs, seconds)
         if self._before is None:
             self._before = ended
         self._updated = seconds
@@ -71,6 +79,37 @@ class TimeLeft:
         if low == high:
             return f"about {high} left"
         return f"{low.split()[0] if same_unit else low} to {high} left"
+
+    def _believed(self, runs: Runs, seconds: float) -> Runs:
+        """Return runs with the seconds that they can have taken; None where that is not known.
+
+        Theirs are from the clock of the day, which may be set meanwhile, and hold the time for which a run waited to be
+        resumed. What begins while this view is there is limited by this process's own clock.
+        """
+        believed = {}
+        for arm, arm_runs in runs.items():
+            for run in arm_runs:
+                self._unseen.setdefault(_key(run), -math.inf if self._before is None else self._updated)
+                if run.has_ended:
+                    self._ends.setdefault(_key(run), seconds)
+                elif self._before is None and run.state == "interrupted":
+                    self._resumed.add(_key(run))
+            usual = median_low([run.seconds / max(1, run.epochs) for run in arm_runs if run.seconds] or [math.inf])
+            known = [(run, self._believed_seconds(run, seconds, usual)) for run in arm_runs]
+            believed[arm] = [run if time == run.seconds else replace(run, seconds=time) for run, time in known]
+        return believed
+
+    def _believed_seconds(self, run: TrialRecord, now: float, usual: float) -> float | None:
+        """Return the seconds that a run can have taken; `usual` are those of an epoch in its arm."""
+        key = _key(run)
+        most = self._ends.get(key, now) - self._unseen[key]
+        if run.seconds is None:
+            return None
+        if math.isfinite(most):
+            is_back = run.has_ended and run.seconds == 0  # the clock was set back meanwhile
+            return most if is_back else min(run.seconds, most)
+        is_plausible = key not in self._resumed and run.seconds <= LONGEST * usual * max(1, run.epochs)
+        return run.seconds if is_plausible else None
 
     def _work_left(
         self, runs: Runs, costs: Mapping[tuple[str, bool], float], seeds: Mapping[str, int]

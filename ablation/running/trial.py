@@ -7,12 +7,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
 
 from ablation.base.errors import StoreAway, StoreError
+from ablation.base.files import temporary_folder
 from ablation.base.interrupts import pause_requested, paused_at_checks
 from ablation.base.retries import wait_out
 from ablation.base.seeds import named_seed, repeat_seed
@@ -223,11 +223,15 @@ def _train_and_record(
     spec: TrialSpec,
     run: TrialRun,
     on_epoch: Callable[[TrialSpec, EpochMetrics], None],
+    *,
+    may_capture: bool = True,
 ) -> Outcome:
     training: Training | None = None
+    epochs: Iterator[EpochMetrics] | None = None
     prunes = claim.ended == "pruned" or (workbench.study.search.pruner != "none" and spec.confirms is None)
     try:
         training = make_training(spec, workbench)
+        training.may_capture = may_capture
         _restore(training, claim, run, workbench)
         saved_at = time.monotonic()
         with suppress(StoreAway):
@@ -265,13 +269,16 @@ def _train_and_record(
             raise
         reason = f"out of memory on {workbench.device}: {first_line(error)}"
     # Outside the handler, where the traceback no longer keeps the frames with their tensors.
-    training = None
+    had_graph = training is not None and training.has_graph
+    training = epochs = None  # a generator that is not at its end keeps its network
     had_features = workbench.features.release_device()
     release_compiled()
     free_memory(workbench.device)
     wait_out(lambda: ensure_held(claim), workbench.patience)
-    if had_features:  # without cached features on the device the trial may fit; it is resumed
-        return _train_and_record(workbench, claim, spec, run, on_epoch)
+    if had_graph and not had_features:
+        logger.warning("%s #%s: %s; resumed without CUDA graphs, which is slower", spec.arm, spec.trial, reason)
+    if had_features or had_graph:  # without cached features on the device the trial may fit, then without a graph
+        return _train_and_record(workbench, claim, spec, run, on_epoch, may_capture=may_capture and had_features)
     return Outcome("failed", None, reason)
 
 
@@ -313,19 +320,16 @@ def _pruned(spec: TrialSpec, training: Training) -> Outcome:
 
 
 def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Iterator[EpochMetrics]:
-    images = workbench.images_of(spec)
-    return train(
-        training,
-        workbench.features.source(images.train, training.frozen, spec.augmentation),
-        workbench.features.source(images.val, training.frozen, "none"),
-        training_settings(spec),
-    )
+    images, features = workbench.images_of(spec), workbench.features
+    train_source = features.source(images.train, training.frozen, spec.augmentation)
+    val_source = features.source(images.val, training.frozen, "none", beside=train_source)
+    return train(training, train_source, val_source, training_settings(spec))
 
 
 def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workbench) -> None:
     """Load the last resume checkpoint that can be read, of this machine or of another."""
-    with TemporaryDirectory() as folder:
-        for path in _available_checkpoints(claim, run, workbench, Path(folder)):
+    with temporary_folder() as folder:
+        for path in _available_checkpoints(claim, run, workbench, folder):
             try:
                 training.load_state_dict(load_resume_checkpoint(path, workbench.device))
             except CorruptCheckpoint as error:

@@ -16,8 +16,9 @@ from ablation.running.study_view import StudyView
 from ablation.running.trial import find_or_create_spec, run_trial
 from ablation.running.workbench import set_up_workbench
 from ablation.search.claims import Claim, claim_trial
+from ablation.search.identity import check_not_replaced
 from ablation.search.patient_storage import RecordMissing
-from ablation.search.studies import all_ended, check_not_replaced
+from ablation.search.studies import all_ended
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store

@@ -59,7 +59,7 @@ def keep_arm_runs(
                 tracker.client.set_tag(run_id, NOTE_TAG, arm.note)
             params = [Param(name, value) for name, value in {"arm": arm.arm, **arm.levels}.items()]
             _log_changes(tracker, run_id, arm.metrics, params)
-            tracker.client.set_terminated(run_id, "FINISHED")
+            tracker.end_run(run_id, "FINISHED")
             tracker.delete_doubles(key)
         summary_id = tracker.run_id(summary_key)
         if summary_id is not None:

@@ -66,6 +66,9 @@ _guard: ContextVar[Callable[[], object]] = ContextVar("guard", default=lambda: N
 
 AWAY_SECONDS = 30  # for which a trial does not call a server again that did not answer
 
+# Calls that MLFLOW_ENABLE_ASYNC_LOGGING would hand to a thread, whose errors nobody hears of.
+LOGGING_CALLS = ("log_batch", "log_metric", "log_param", "set_tag")
+
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -87,6 +90,8 @@ class PatientClient:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            if name in LOGGING_CALLS:
+                kwargs["synchronous"] = True
             try:
                 return self.ask(lambda: method(*args, **kwargs), repeat=not name.startswith("create_"))
             except StoreError as error:
@@ -148,9 +153,14 @@ def search_all_runs(
     client: PatientClient, experiment_id: str, query: str, view: int = ViewType.ACTIVE_ONLY
 ) -> Iterator[Run]:
     """Yield all runs of an experiment that match a query, page by page; `view` says whether deleted ones, too."""
+    return all_pages(client.search_runs, [experiment_id], query, view)
+
+
+def all_pages(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Yield all that a search of MLflow's client finds with these arguments, page by page."""
     token = None
     while True:
-        page = client.search_runs([experiment_id], query, view, page_token=token)
+        page = search(*args, **kwargs, page_token=token)
         yield from page
         token = page.token
         if not token:
@@ -223,7 +233,7 @@ def experiment_of(client: PatientClient, study: str, key: str | None = None) -> 
     named: Experiment | None = client.get_experiment_by_name(study)
     if named is not None and (key is None or named.tags.get(KEY_TAG) == key):
         return named
-    experiments = [other for other in client.search_experiments(view_type=ViewType.ALL) if KEY_TAG in other.tags]
+    experiments = [other for other in all_pages(client.search_experiments, ViewType.ALL) if KEY_TAG in other.tags]
     if key is not None:
         return next((other for other in experiments if other.tags[KEY_TAG] == key), None)
     ids = [other.experiment_id for other in experiments]
@@ -262,7 +272,8 @@ def opening_errors(store: Store) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(f"MLFLOW_TRACKING_URI: needs {error.name}; install ablation[postgresql]") from None
+        way = "install ablation[postgresql]" if str(error.name).startswith("psycopg") else "it is not installed"
+        raise InputError(f"MLFLOW_TRACKING_URI: needs {error.name}; {way}") from None
     except InputError:
         raise
     except (StoreError, ValueError) as error:
@@ -346,7 +357,7 @@ def find_experiment(client: PatientClient, store: Store, study: str) -> Experime
     """
     experiment = experiment_of(client, study)
     if experiment is None or KEY_TAG not in experiment.tags:
-        names = [other.name for other in client.search_experiments() if KEY_TAG in other.tags]
+        names = [other.name for other in all_pages(client.search_experiments) if KEY_TAG in other.tags]
         raise InputError(f"{_where(store)}: has no study {study!r}{nearest(study, names) if names else ''}")
     if experiment.lifecycle_stage == "deleted":
         raise InputError(f"{_where(store)}: the experiment of study {study!r} was deleted; --redo restores it")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
-from ablation.tracking.client import CHECKPOINT_FILE
+from ablation.tracking.client import CHECKPOINT_FILE, all_pages
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.run_names import run_title
 
@@ -49,16 +49,8 @@ def keep_confirmed_models(tracker: Tracker, models: Sequence[ConfirmedModel]) ->
 
 
 def _confirmed_models(tracker: Tracker) -> list[LoggedModel]:
-    models: list[LoggedModel] = []
-    token = None
-    while True:
-        page = tracker.client.search_logged_models(
-            [tracker.experiment_id], f"model_type = '{MODEL_TYPE}'", page_token=token
-        )
-        models += page
-        token = page.token
-        if not token:
-            return models
+    search = tracker.client.search_logged_models
+    return list(all_pages(search, [tracker.experiment_id], f"model_type = '{MODEL_TYPE}'"))
 
 
 def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel | None) -> None:

@@ -2,17 +2,16 @@
 
 import json
 import logging
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Run
 
 from ablation.base.errors import StoreAway, StoreError
+from ablation.base.files import temporary_folder
 from ablation.base.retries import repeat_briefly
 from ablation.storage.store import Store
 from ablation.tracking.client import (
@@ -115,6 +114,15 @@ class Tracker:
             self._run_ids[key] = max(runs, key=_completeness).info.run_id
         return self._run_ids[key]
 
+    def was_deleted(self, key: str) -> bool:
+        """Return whether a person has deleted the run with a key, which this process found or created before.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        self._run_ids.pop(key, None)
+        return self.run_id(key) is None
+
     def _runs(self, key: str) -> list[Run]:
         runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
         return runs
@@ -140,6 +148,15 @@ class Tracker:
             return self._run_ids[key], True
 
         return repeat_briefly(attempt)
+
+    def end_run(self, run_id: str, status: RunStatus) -> None:
+        """Close a run. Its end is not before its begin, though the clock may have been set back: MLflow shows both.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        begin = self.client.get_run(run_id).info.start_time
+        self.client.set_terminated(run_id, status, max(begin, time.time_ns() // 1_000_000))
 
     def reconcile(self, statuses: Callable[[], Mapping[str, RunStatus | None]]) -> None:
         """Leave one run of every trial that has ended, and close those that are open.
@@ -168,7 +185,7 @@ class Tracker:
             for double in doubles:
                 self.client.delete_run(double.info.run_id)
             if run.info.status not in ("FINISHED", status):
-                self.client.set_terminated(run.info.run_id, status)
+                self.end_run(run.info.run_id, status)
 
     def mark_superseded(self, keys: Iterable[str]) -> None:
         """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more.
@@ -191,12 +208,9 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            run_id, _ = self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
-            for name, content in {**files, STUDY_FILE: json.dumps(about, indent=2).encode()}.items():
-                path = Path(folder) / name
-                path.write_bytes(content)
-                self.client.log_artifact(run_id, str(path))
+        self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
+        for name, content in {**files, STUDY_FILE: json.dumps(about, indent=2).encode()}.items():
+            self.log_summary_file(key, name, content)
 
     def summary_tags(self, key: str) -> dict[str, str]:
         """Return the tags of the summary run; none before it exists.
@@ -224,8 +238,8 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
+        with temporary_folder() as folder:
+            path = folder / name
             path.write_bytes(content)
             self.client.log_artifact(self.run_id(key), str(path))
 
@@ -239,8 +253,8 @@ class Tracker:
         if run_id is None:
             return None
         address = self.client.get_run(run_id).info.artifact_uri
-        with tempfile.TemporaryDirectory() as folder:
-            file = download(self.client, address, FORECAST_FILE, Path(folder))
+        with temporary_folder() as folder:
+            file = download(self.client, address, FORECAST_FILE, folder)
             return None if file is None else file.read_text(encoding="utf-8")
 
     def log_forecast(self, key: str, table: str, metrics: Mapping[str, Sequence[float]]) -> None:
@@ -255,23 +269,20 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            run_id = self.run_id(key)
-            assert run_id is not None
-            known = self.client.get_run(run_id).data.metrics
-            now = time.time_ns() // 1_000_000
-            points = [
-                Metric(name, value, now, step)
-                for name, values in metrics.items()
-                if name not in known
-                for step, value in enumerate(values, start=1)
-            ]
-            self.client.log_batch(run_id, metrics=points)
-            tables = json.dumps([{"path": FORECAST_FILE, "type": "table"}])  # not log_table, which appends to a table
-            self.client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
-            path = Path(folder) / FORECAST_FILE
-            path.write_text(table, encoding="utf-8")
-            self.client.log_artifact(run_id, str(path))
+        run_id = self.run_id(key)
+        assert run_id is not None
+        known = self.client.get_run(run_id).data.metrics
+        now = time.time_ns() // 1_000_000
+        points = [
+            Metric(name, value, now, step)
+            for name, values in metrics.items()
+            if name not in known
+            for step, value in enumerate(values, start=1)
+        ]
+        self.client.log_batch(run_id, metrics=points)
+        tables = json.dumps([{"path": FORECAST_FILE, "type": "table"}])  # not log_table, which appends to a table
+        self.client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
+        self.log_summary_file(key, FORECAST_FILE, table.encode())
 
     def end_summary(self, key: str, status: RunStatus) -> None:
         """Close the summary run.
@@ -281,7 +292,7 @@ class Tracker:
         """
         run_id = self.run_id(key)
         if run_id is not None:
-            self.client.set_terminated(run_id, status)
+            self.end_run(run_id, status)
             self.delete_doubles(key)
 
     def pause_summary(self, key: str) -> None:

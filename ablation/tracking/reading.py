@@ -3,7 +3,6 @@
 import hashlib
 import json
 import stat
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ablation.base.errors import InputError, StoreAway, StoreError
-from ablation.base.files import write_atomically
+from ablation.base.files import temporary_folder, write_atomically
 from ablation.storage.store import Store
 from ablation.tracking.client import (
     KEY_TAG,
@@ -32,9 +31,6 @@ from ablation.tracking.run_names import SEED_TAG
 
 WORKER_TAG = "worker"  # JSON: the process that trains the run, see `describe_process`
 CHECKSUM_TAG = "ablation.sha256"  # with a file's name behind it: the SHA-256 of that file of the run
-
-
-CANNOT_BE_READ = "cannot be read"
 
 
 class HiddenFile(InputError):
@@ -80,10 +76,19 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Runs of a study that no figure uses: which, and why; `is_mendable` where `--repair` mends that."""
+
+    text: str
+    is_mendable: bool
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """A study's experiment: its summary run, that run's description of it (see `Tracker.begin_summary`), other runs.
 
-    `deleted` are runs that somebody has deleted in MLflow. `faults` has the runs that are left out, with the reason.
+    `deleted` are runs that somebody has deleted in MLflow; `earlier_summaries` are other summary runs of the study,
+    also deleted ones.
     """
 
     experiment_id: str
@@ -91,7 +96,8 @@ class StudyRecord:
     about: dict[str, Any]
     runs: list[RunRecord]
     deleted: list[RunRecord] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    earlier_summaries: list[RunRecord] = field(default_factory=list)
 
 
 def _run_record(run: Run) -> RunRecord:
@@ -137,7 +143,7 @@ def read_open_runs(store: Store, study: str) -> dict[str, OpenRun]:
     found = {}
     for run in search_all_runs(client, experiment.experiment_id, "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY):
         epochs = client.get_metric_history(run.info.run_id, "train_loss")
-        last_epoch = max((point.timestamp for point in epochs), default=None)
+        last_epoch = max(epochs, key=lambda point: point.step).timestamp if epochs else None  # clocks may be set back
         found[run.data.tags.get(KEY_TAG, "")] = OpenRun(_worker(run), run.info.start_time, last_epoch)
     return found
 
@@ -208,15 +214,17 @@ def read_study(store: Store, study: str, arm_keys: Collection[str] = ()) -> Stud
     _check_keys(study, active)
     active_keys = {run.key for run in active}
     deleted = {run.key: run for run in records if run.key not in active_keys}  # else it was a double
-    faults = [
-        f"{run_words(run)} (MLflow run {run.run_id}): its tag {name!r} was edited or deleted"
+    left_out = [
+        LeftOut(f"{run_words(run)} (MLflow run {run.run_id}): its tag {name!r} was edited or deleted", is_mendable=True)
         for run in active for name in edited_tags(run)
     ]  # fmt: skip
     studies = {run.key for run in runs if run.tags.get("kind") == "summary" and run.key and not run.is_deleted}
     if not arm_keys and len(studies) > 1:
-        faults.append(f"{len(studies)} studies are called {study!r} here; this is the one that was begun last")
+        namesakes = f"{len(studies)} studies are called {study!r} here; this is the one that was begun last"
+        left_out.append(LeftOut(namesakes, is_mendable=False))
     readable = [run for run in active if not edited_tags(run)]
-    return StudyRecord(experiment.experiment_id, summary, about, readable, list(deleted.values()), faults)
+    earlier = [run for run in runs if run.key == summary.key and run.run_id != summary.run_id]
+    return StudyRecord(experiment.experiment_id, summary, about, readable, list(deleted.values()), left_out, earlier)
 
 
 def runs_of_arms(runs: Iterable[RunRecord], arm_keys: Collection[str]) -> list[RunRecord]:
@@ -319,15 +327,15 @@ def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
         HiddenFile: this user may not read it.
         StoreAway: the tracking server does not answer.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if store.has_own_tracking:
             path = artifact_path(store, run, name)
             try:
                 file = path if may_read(path) else None
             except OSError as error:
-                raise HiddenFile(f"run {run.run_id}: its {name} {CANNOT_BE_READ} ({error.strerror})") from None
+                raise HiddenFile(f"run {run.run_id}: its {name} cannot be read ({error.strerror})") from None
         else:
-            file = download(PatientClient(store), run.artifact_uri, name, Path(folder))
+            file = download(PatientClient(store), run.artifact_uri, name, folder)
         if file is None:
             raise InputError(
                 f"run {run.run_id} has no {name}: it did not end, its checkpoint was not kept, or somebody deleted it"
@@ -416,13 +424,12 @@ def log_report(store: Store, run_id: str, files: Mapping[str, bytes], note: str)
         StoreError: MLflow's store cannot be used.
     """
     client = reading_client(store)
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder)
+    with temporary_folder() as target:
         if store.has_own_tracking:  # it may have been moved, so that MLflow has another address
             target = artifact_path(store, _run_record(client.get_run(run_id)), REPORT_FOLDER)
             target.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_atomically(target / name, content)  # also over a file of another user, which only they may write
         if not store.has_own_tracking:
-            client.log_artifacts(run_id, folder, REPORT_FOLDER)
+            client.log_artifacts(run_id, str(target), REPORT_FOLDER)
         client.set_tag(run_id, NOTE_TAG, note)

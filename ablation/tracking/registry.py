@@ -1,7 +1,6 @@
 """The MLflow Model Registry: a registered model per study; its alias `champion` names the version of the winner."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
 from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.files import temporary_folder
 from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line
 from ablation.storage.store import Store, find_store
@@ -210,8 +210,8 @@ def _log_model(client: PatientClient, candidate: Candidate, build: Callable[[Pat
 
     model = repeat_briefly(find_or_create)
     if model.status != LoggedModelStatus.READY:
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "model"
+        with temporary_folder() as folder:
+            target = folder / "model"
             build(target, model.model_id)
             client.log_model_artifacts(model.model_id, str(target))
         outputs = client.get_run(run_id).outputs
@@ -243,7 +243,10 @@ def find_champion(store: Store, study: str) -> ModelVersion:
     experiment = find_experiment(client, store, study)
     registered = [model for model in client.search_registered_models(f"name = '{study}'") if model.name == study]
     if not registered or registered[0].tags.get(KEY_TAG) != experiment.tags[KEY_TAG]:
-        raise InputError(f"study {study!r} has no champion: it gets one when all its confirmation runs have ended")
+        raise InputError(
+            f"study {study!r} has no champion: it gets one when all its confirmation runs have ended (of which there "
+            "are none where confirm.seeds is 0)"
+        )
     number = registered[0].aliases.get(ALIAS)
     if number is None:
         raise InputError(f"the registered model {study!r} has no version with the alias {ALIAS!r}")
@@ -320,9 +323,9 @@ def _model_folder(store: Store, version: ModelVersion) -> Iterator[Path]:
         yield folder
         return
     client = _registry_client(store)
-    with tempfile.TemporaryDirectory() as target:
+    with temporary_folder() as target:
         source = client.get_model_version_download_uri(version.name, version.version)
-        model = download(client, source, "", Path(target))
+        model = download(client, source, "", target)
         if model is None:
             raise InputError(f"the files of the champion of {version.name!r} are gone: none at {source}")
         yield model

@@ -18,7 +18,7 @@ from ablation.spec.architectures import block_names
 from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store
-from ablation.tracking.client import KEY_TAG, find_experiment, reading_client
+from ablation.tracking.client import KEY_TAG, all_pages, find_experiment, reading_client
 from ablation.tracking.experiment import Tracker
 
 ID_PREFIX = "ablation-"  # of the ids of views
@@ -28,6 +28,7 @@ TABLES = {FAILURES_VIEW}  # views whose addresses open the table of runs, not th
 VIEW_TAG = "mlflow.sharedViewState."  # followed by the view's id
 DIGEST_KEY = "ablation"  # in a view's JSON; the MLflow UI drops it when a person saves the view
 VALUE_LIMIT = 5000  # characters of an experiment tag
+MOST_BLOCKS = 64  # whose charts are hidden: more names would not fit into a tag, and the UI draws their charts
 REASON_WIDTH = 360  # pixels, of the column of reasons
 LOWEST_CARD, ARM_HEIGHT, LEGEND_HEIGHT = 300, 20, 160  # pixels, of cards and the bars in them
 
@@ -72,7 +73,7 @@ def study_views(spec: StudySpec, *, has_arm_runs: bool) -> list[SavedView]:
     views = [_best_arm(factors, goal) if has_arm_runs else _confirmations_by_arm(goal), _learning_curves(goal)]
     views += [_tuning(searched, goal), *(_levels_view(factor, goal, is_only=len(factors) == 1) for factor in factors)]
     views += [_cost(goal), _failures(searched, goal)]
-    blocks = block_names(spec.backbone.name)
+    blocks = block_names(spec.backbone.name)[:MOST_BLOCKS]
     own = [] if goal.best_metric in METRICS else [goal.best_metric]
     metrics = [*METRICS, *own, *(f"{metric}/{block}" for metric in BLOCK_METRICS for block in blocks)]
     height = max(LOWEST_CARD, ARM_HEIGHT * len(spec.combinations()) + LEGEND_HEIGHT)
@@ -106,7 +107,7 @@ def stored_views(store: Store, study: str | None, server: str) -> tuple[str | No
     """
     client = reading_client(store)
     if study is None:
-        experiments = [experiment for experiment in client.search_experiments() if KEY_TAG in experiment.tags]
+        experiments = [other for other in all_pages(client.search_experiments) if KEY_TAG in other.tags]
         if len(experiments) != 1:
             return None, []
         study = experiments[0].name
@@ -122,6 +123,8 @@ def stored_views(store: Store, study: str | None, server: str) -> tuple[str | No
 def keep_views(tracker: Tracker, views: Sequence[SavedView]) -> None:
     """Write views to the experiment, except over those that a person has changed; one that was deleted comes back.
 
+    A view that is too long for a tag, because of long names of factors or blocks, is left out.
+
     Raises:
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
@@ -134,8 +137,8 @@ def keep_views(tracker: Tracker, views: Sequence[SavedView]) -> None:
             if before is not None and (_is_changed(before) or _digest_of(before) == _digest(view.name, view.state)):
                 continue
             value = _value(view, now - place)  # the UI's menu has the newest first
-            assert len(value) <= VALUE_LIMIT
-            tracker.client.set_experiment_tag(tracker.experiment_id, VIEW_TAG + view.id, value)
+            if len(value) <= VALUE_LIMIT:
+                tracker.client.set_experiment_tag(tracker.experiment_id, VIEW_TAG + view.id, value)
 
 
 def _value(view: SavedView, timestamp: int) -> str:

@@ -36,7 +36,7 @@ def check_system_metrics() -> None:
 
 
 class SystemMonitor(SystemMetricsMonitor):
-    """MLflow's monitor of processor, memory, disk, network and GPUs, which keeps its points until `take` returns them.
+    """MLflow's monitor of processor, memory, disk, network and GPUs; it keeps its points until `pop_points` is called.
 
     MLflow's own monitor asks the store for the run after every sample, from its thread. It ends for good where it gets
     no answer, and drops the samples since its last write: all of a short trial's. This one's thread never writes.

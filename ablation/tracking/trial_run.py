@@ -31,14 +31,14 @@ RESUME_FOLDER = "resume"
 
 EPOCHS_PER_BATCH = 10  # MLflow accepts 1,000 metrics in a batch, which is stored whole or not at all
 POINTS_PER_BATCH = 10  # of system metrics, which are 8 and 5 for every GPU
-NO_POINT = -1, 0  # step and timestamp (ms) before the first point of system metrics
 
 
 class TrialRun:
     """A trial's run in MLflow, created or found by the trial's key.
 
     A call that a server does not answer waits in the outbox; when the server answers again, the outbox is delivered
-    first. Every call can be repeated: a process may die between a call and the note that it was made.
+    first. Every call can be repeated: a process may die between a call and the note that it was made. Calls for a run
+    that a person has deleted are dropped: the trial ends as it would have. One that is resumed has a new run.
 
     Args:
         tracker: the study's experiment.
@@ -60,7 +60,8 @@ class TrialRun:
         self._last_passed_epoch = 0  # the last epoch that was logged or kept
         self._last_logged: int | None = None  # the last epoch of the run in MLflow; None until it is read
         self._monitor: SystemMonitor | None = None
-        self._last_point: tuple[int, int] | None = None  # the same of system metrics: step and timestamp (ms)
+        self._points: list[int] | None = None  # the same of system metrics: the timestamps (ms) of all points, by step
+        self._is_deleted = False  # whether a person has deleted the run in MLflow
 
     @property
     def run_id(self) -> str | None:
@@ -183,37 +184,28 @@ class TrialRun:
     def deliver(self) -> bool:
         """Deliver the calls in the outbox, in order; return whether the outbox is empty.
 
-        Calls for a run that was deleted in MLflow are dropped.
-
         Raises:
             StoreError: MLflow refuses a call.
         """
         try:
             self._ensure_held()
             for entry in self._outbox.entries():
-                if not self._make(entry):
-                    logger.warning("the MLflow run of trial %s was deleted; results kept for it are dropped", self._key)
-                    self._outbox.clear()
-                    return True
+                self._deliver(entry)
                 self._outbox.remove(entry)
                 self._ensure_held()
         except StoreAway:
             return False
         return True
 
-    def _make(self, entry: Entry) -> bool:
-        """Make a call that waits in the outbox; return False if its run was deleted in MLflow.
+    def _deliver(self, entry: Entry) -> None:
+        """Make a call that waits in the outbox.
 
         Raises:
             StoreAway: the server does not answer, or another process, which owns the trial now, makes the calls.
             StoreError: MLflow refuses it.
         """
         try:
-            with self._tracker.calls(), guarded(self._ensure_held):
-                if entry.call != "start" and self._tracker.run_id(self._key) is None:
-                    return False
-                _CALLS[entry.call](self, entry.file, **entry.arguments)
-                return True
+            self._make(entry.call, entry.file, entry.arguments)
         except FileNotFoundError:
             if entry.path.exists():
                 raise
@@ -223,13 +215,30 @@ class TrialRun:
 
     def _do(self, call: str, file: Path | None = None, **arguments: Any) -> None:
         if self.deliver():
-            try:
-                with self._tracker.calls(), guarded(self._ensure_held):
-                    _CALLS[call](self, file, **arguments)
+            with suppress(StoreAway):
+                self._make(call, file, arguments)
                 return
-            except StoreAway:
-                pass
         self._outbox.add(call, arguments, file)
+
+    def _make(self, call: str, file: Path | None, arguments: Mapping[str, Any]) -> None:
+        """Make a call, unless it is for a run that was deleted in MLflow.
+
+        Raises:
+            StoreAway: the server does not answer.
+            StoreError: MLflow refuses it.
+        """
+        with self._tracker.calls(), guarded(self._ensure_held):
+            # A trial may be paused before its run exists.
+            if call in ("start", "pause") or self._tracker.run_id(self._key) is not None:
+                try:
+                    _CALLS[call](self, file, **arguments)
+                    return
+                except StoreError:
+                    if call == "start" or not self._tracker.was_deleted(self._key):
+                        raise
+        if not self._is_deleted:
+            self._is_deleted = True
+            logger.warning("the MLflow run of trial %s was deleted; its results are dropped", self._key)
 
     # ------------------------------------------------------------- the calls, made now or when they are delivered
 
@@ -246,7 +255,7 @@ class TrialRun:
         name = run_title(tags["arm"], int(tags["trial"]), is_confirmation=is_confirmation, repeat=repeat)
         run_id, is_new = self._tracker.find_or_create(self._key, name, tags)
         self._last_logged = 0 if is_new else self._last_logged_epoch(run_id)
-        self._last_point = NO_POINT if is_new else None
+        self._points = [] if is_new else None
         run = None if is_new else self._client.get_run(run_id)
         if run is not None and "seed" in run.data.params:
             params = {**params, "seed": run.data.params["seed"]}  # in runs of older versions the seed of training
@@ -286,14 +295,13 @@ class TrialRun:
             self._last_logged = metrics[-1].step
 
     def _log_system_metrics(self, _: None, points: list[dict[str, Any]]) -> None:
-        """Log the points that are later than those of the run, under the next steps."""
+        """Log the points that the run does not have yet, under the next steps, whatever time their clock showed."""
         run_id = self._required_run_id()
-        if self._last_point is None:
+        if self._points is None:
             history = self._client.get_metric_history(run_id, next(iter(points[0]["values"])))
-            self._last_point = max(((metric.step, metric.timestamp) for metric in history), default=NO_POINT)
-        last_step, last_timestamp = self._last_point
-        later = [point for point in points if point["timestamp"] > last_timestamp]
-        numbered = list(enumerate(later, start=last_step + 1))
+            self._points = [metric.timestamp for metric in history]
+        new = [point for point in points if point["timestamp"] not in self._points]
+        numbered = list(enumerate(new, start=len(self._points)))
         for start in range(0, len(numbered), POINTS_PER_BATCH):
             metrics = [
                 Metric(name, value, point["timestamp"], step)
@@ -301,7 +309,7 @@ class TrialRun:
                 for name, value in point["values"].items()
             ]
             self._client.log_batch(run_id, metrics=metrics)
-            self._last_point = metrics[-1].step, metrics[-1].timestamp
+            self._points += [point["timestamp"] for _, point in numbered[start : start + POINTS_PER_BATCH]]
 
     def _set_tag(self, _: None, tag: str, value: str) -> None:
         self._client.set_tag(self._required_run_id(), tag, value)
@@ -328,7 +336,7 @@ class TrialRun:
         run_id = self._required_run_id()
         if reason:
             self._client.log_batch(run_id, tags=[RunTag("reason", reason), RunTag(NOTE_TAG, escape_markdown(reason))])
-        self._client.set_terminated(run_id, status)
+        self._tracker.end_run(run_id, status)
         self._tracker.delete_doubles(self._key)
 
     def _pause(self, _: None) -> None:
@@ -346,7 +354,9 @@ class TrialRun:
         if not self.deliver():  # may create the run
             return
         with suppress(StoreAway), self._tracker.calls(), guarded(self._ensure_held):
-            run_id = self._required_run_id()
+            run_id = self._tracker.run_id(self._key)
+            if run_id is None:  # it was deleted in MLflow
+                return
             self._client.log_artifact(run_id, str(path), RESUME_FOLDER)
             for name in self._resume_checkpoints(run_id)[2:]:
                 self._delete_artifact(run_id, name)

@@ -2,6 +2,7 @@ import errno
 import io
 import os
 import sys
+import tempfile
 
 import click
 import pytest
@@ -20,6 +21,7 @@ from tests.studies import signal_handlers_kept
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/usr/lib/x"), 1,
          "error: /usr/lib/x: Permission denied\n"),
         (PermissionError("not allowed"), 1, "error: not allowed\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "nnn"), 2, "error: nnn: File name too long\n"),
         (StoreError("the disk is full"), 1, "error: the disk is full\n"),
         (KeyboardInterrupt(), 130, "\n"),  # which click prints, after the ^C of the terminal
     ],
@@ -41,6 +43,24 @@ def test_errors_become_a_line_and_a_status(
 def test_unknown_devices_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="must be auto, cpu, cuda, cuda:N or mps"):
         check_device_name(name)
+
+
+@pytest.mark.parametrize(("is_there", "status"), [(True, 1), (False, 2)])
+def test_a_library_that_finds_no_folder_for_temporary_files(
+    is_there: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some ask for it when they are imported, before anything can be checked."""
+
+    def find() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    if not is_there:
+        monkeypatch.setattr(tempfile, "gettempdir", find)
+    monkeypatch.setattr(sys, "argv", ["fails"])
+    with signal_handlers_kept():
+        assert run_command(click.Command("fails", callback=find)) == status
+    said = "error: no folder for temporary files can be written: set TMPDIR to one\n"
+    assert (capsys.readouterr().err == said) is not is_there
 
 
 def test_a_path_that_the_user_named_is_refused() -> None:

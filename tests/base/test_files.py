@@ -2,15 +2,19 @@
 
 import errno
 import os
+import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ablation.base import files
-from ablation.base.errors import StoreError
+from ablation.base.errors import InputError, StoreError
 from ablation.base.files import LEFTOVER_SECONDS, replacing, write_atomically
+from ablation.storage.store import find_store
 
 
 def names(folder: Path) -> list[str]:
@@ -114,6 +118,33 @@ def test_a_clock_that_jumps_deletes_no_file_that_is_being_written(tmp_path: Path
         assert seen.exists() == is_alive
         temporary.write_bytes(b"whole")
     assert path.read_bytes() == b"whole"
+
+
+def test_without_a_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only container, say. TMPDIR may name a folder that does not exist: Python takes /tmp then."""
+
+    def find() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    files.check_temporary_folder()
+    monkeypatch.setattr(tempfile, "gettempdir", find)
+    with pytest.raises(InputError, match="^no folder for temporary files can be written: set TMPDIR to one$"):
+        find_store(str(tmp_path / "store")).check_writable()
+    with pytest.raises(StoreError, match="set TMPDIR to one$"), files.temporary_folder():
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for free in (0, 10**9):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        expected = (StoreError, f"^{tmp_path} is full .No space left on device.: set TMPDIR to another folder$")
+        another = (OSError, "No space left")  # of another disk: who wrote there names it
+        error, text = expected if free == 0 else another
+        with pytest.raises(error, match=text), files.temporary_folder():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert names(tmp_path) == []
 
 
 def test_an_unknown_home_folder_is_left_as_it_is() -> None:

@@ -58,6 +58,12 @@ def test_it_is_said_once_what_is_waited_for(pauses: list[float]) -> None:
     assert said == ["busy; waiting for up to 15 min"]
 
 
+def test_whoever_states_no_patience_has_that_of_a_start(pauses: list[float]) -> None:
+    said: list[str] = []
+    assert wait_out(failing(1), patience=None, say=said.append) == 2
+    assert said == ["busy; waiting for up to 2 min"]
+
+
 def test_patience_has_an_end(pauses: list[float]) -> None:
     with pytest.raises(StoreAway):
         wait_out(failing(1000), patience=120, say=lambda text: None)

@@ -12,6 +12,7 @@ from ablation.analysis.champion import Choice, choose_champion
 from ablation.base.errors import InputError, StoreAway
 from ablation.running import champion
 from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, register_champion, version_description
+from ablation.spec.objective import ACCURACY
 from ablation.study import read_status
 from ablation.tracking.client import KEY_TAG
 from ablation.tracking.registry import STUDY_TAG, champion_texts, find_champion, load_champion
@@ -80,7 +81,7 @@ def test_the_validation_predictions_are_those_of_the_best_epoch(champion_study: 
             validation = run.predictions.validation
             assert validation is not None
             assert len(validation.labels_N) == champion_study.result.val_images
-            assert validation.correct_N.mean() == pytest.approx(run.val_accuracy, abs=1e-6)
+            assert validation.scores_N(ACCURACY).mean() == pytest.approx(run.val_accuracy, abs=1e-6)
             assert run.inference_operations is not None
             assert run.inference_operations > 2 * run.spec.head_width * 10
             assert (run.inference_seconds or 0) > 0

@@ -2,9 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from ablation.analysis.wording import shown_question
 from ablation.running.demo import demo_cut, demo_overrides, demo_part
 from ablation.spec.reading import load_study, read_study_file
 from ablation.storage.store import find_store
+from tests.studies import REPOSITORY
 
 STUDY = """
 question = "Which cut?"
@@ -30,6 +32,20 @@ control = { truncate_at = "unit3_5" }
 )  # fmt: skip
 def test_cuts_of_other_networks_become_the_nearest(cut: object, expected: object) -> None:
     assert demo_cut(cut) == expected
+
+
+def test_a_demo_asks_of_its_own_images(tmp_path: Path) -> None:
+    """Its stored question stays as it was, so that demos of older versions are resumed."""
+    path = REPOSITORY / "studies" / "vgg_truncation.toml"
+    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
+    spec = load_study(path, name="demo", overrides=changes)
+    note = "(demo: a narrow VGG-16 from the digits 0-4 to the digits 5-9)"
+    assert spec.question == f"Which VGG-16 truncation point transfers best to CIFAR-10? {note}"
+    assert shown_question(spec.question) == (
+        "Which VGG-16 truncation point transfers best to handwritten digits? (demo: a narrow VGG-16, pretrained on the "
+        "digits 0 to 4, for images of the digits 5 to 9)"
+    )
+    assert shown_question("Is it for CIFAR-10?") == "Is it for CIFAR-10?"
 
 
 def test_a_study_of_another_network_has_a_demo(tmp_path: Path) -> None:

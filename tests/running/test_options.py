@@ -1,14 +1,13 @@
 import pytest
 
 from ablation.running import options
-from ablation.running.options import RunOptions, process_count
+from ablation.running.options import RunOptions, worker_devices
 
 
-def test_every_worker_holds_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their supervisor has dropped its own by then."""
-    assert process_count(RunOptions(device_name="cpu")) == 1
-    assert process_count(RunOptions(device_name="cpu", workers=3)) == 3
+def test_each_worker_has_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_devices(RunOptions(device_name="cpu")) == ["cpu"]
+    assert worker_devices(RunOptions(device_name="cpu", workers=3)) == ["cpu"] * 3
     monkeypatch.setattr(options, "gpu_count", lambda: 4)
     monkeypatch.setattr(options, "check_device", lambda name: None)
-    assert process_count(RunOptions()) == 4
-    assert process_count(RunOptions(device_name="cuda:1")) == 1
+    assert worker_devices(RunOptions()) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert worker_devices(RunOptions(device_name="cuda:1")) == ["cuda:1"]

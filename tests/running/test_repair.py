@@ -17,16 +17,16 @@ import ablation
 from ablation import report
 from ablation.analysis.results import read_results
 from ablation.base.command_line import run_command
-from ablation.base.errors import InputError
+from ablation.base.errors import InputError, StoreError
 from ablation.running import repair, session, trial
 from ablation.running.repair import compare, difference_texts, find_differences, stored_differences
 from ablation.search.studies import open_storage, study_arms, trial_ends
 from ablation.storage.store import find_store
 from ablation.tracking.client import KEY_TAG, find_experiment, reading_client
-from ablation.tracking.reading import RunRecord
+from ablation.tracking.reading import LeftOut, RunRecord
 from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.outcomes import outcome
-from tests.studies import CONFIRM, ONE_ARM, Command, client, patched_train, runs, signal_handlers_kept
+from tests.studies import CONFIRM, ONE_ARM, Command, client, copy_store, patched_train, runs, signal_handlers_kept
 
 # Two trials, and two confirmation runs of the second.
 ARGUMENTS = [*ONE_ARM, *CONFIRM, "--epochs", "2"]
@@ -45,15 +45,7 @@ def whole(command: Command, study_file: Path, pristine: Path, monkeypatch: pytes
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())
     if not pristine.exists():
         assert command(study_file, "--store", pristine, *ARGUMENTS) == 0
-    store = Path("s").absolute()
-    shutil.copytree(pristine, store)
-    with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as database, database:
-        for table, column in (
-            ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-            ("model_versions", "source"), ("model_versions", "storage_location"),
-        ):  # fmt: skip
-            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(pristine), str(store)))
-    return store
+    return copy_store(pristine, Path("s").absolute())
 
 
 @pytest.fixture
@@ -289,6 +281,32 @@ def test_a_run_that_was_deleted_on_purpose_stays_out(
     assert stored(whole) == before
 
 
+def test_a_run_that_is_deleted_while_it_trains_stays_out(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any, whole: Path
+) -> None:
+    """The study ends all the same; --redo restores the run, and --repair trains again what it lacks."""
+    trained = []
+
+    def delete(number: int, epoch: int) -> None:
+        trained.append(epoch)
+        if trained == [1, 2, 1]:
+            client(Path("t")).delete_run(runs(Path("t"), "small")[1].info.run_id)
+
+    patched_train(monkeypatch, delete)
+    arguments = (study_file, "--store", "t", *ARGUMENTS)
+    assert command(*arguments) == 0
+    said = one_line(capsys.readouterr().out)
+    assert "Left out, because deleted in MLflow: trial #1 of fine_tune_all." in said
+    assert "Preliminary" not in said
+    assert "was deleted; its results are dropped" in caplog.text
+    trained.clear()
+    assert command(*arguments, "--redo") == 1
+    assert "MLflow lacks the runs of trial #1 of fine_tune_all" in capsys.readouterr().err
+    assert command(*arguments, "--repair") == 0
+    assert trained == [1, 2]
+    assert stored(Path("t").absolute()) == stored(whole)
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_run_that_was_deleted_on_purpose_stays_out_where_optuna_is_lost(
     whole: Path, resume: Callable[..., int], trained: list[int], place: int
@@ -414,8 +432,9 @@ def test_damaged_predictions_are_named(whole: Path, damage: str) -> None:
     result = read_results(find_store(str(whole)), "small")
     assert [run.run_id for run in result.arms[0].confirmed] == [other.info.run_id]
     assert result.missing_confirmations == 0
-    (fault,) = result.left_out
-    assert fault.startswith(f"confirmation run #0 of fine_tune_all: run {run.info.run_id}")
+    (left_out,) = result.left_out
+    assert left_out.text.startswith(f"confirmation run #0 of fine_tune_all: run {run.info.run_id}")
+    assert left_out.is_mendable
 
 
 @needs_root
@@ -426,18 +445,20 @@ def test_what_one_may_not_read_is_named_and_not_called_damaged(whole: Path) -> N
         store = find_store(str(shutil.copytree(whole, folder / "s")))
         predictions_of(store.root, run).chmod(0o600)
 
-        def look() -> tuple[list[str], list[str], list[str]]:
+        def look() -> tuple[list[str], list[tuple[str, bool]], list[str]]:
             result = read_results(store, "small")
             confirmed = [run.run_id for run in result.arms[0].confirmed]
-            return confirmed, result.left_out, repair.stored_differences(store, "small")
+            left_out = [(each.text, each.is_mendable) for each in result.left_out]
+            return confirmed, left_out, repair.stored_differences(store, "small")
 
         look()  # so that everything is imported
         confirmed, left_out, differences = as_nobody(look)
         assert confirmed == [other.info.run_id]
-        assert left_out == [
+        text = (
             f"confirmation run #0 of fine_tune_all: run {run.info.run_id}: its test/predictions.safetensors cannot be "
             "read (Permission denied)"
-        ]
+        )
+        assert left_out == [[text, False]]
         assert differences == ["This user may not read the test predictions of confirmation run #0 of fine_tune_all"]
         (summary,) = runs(whole, "small", "summary")
         (store.artifacts("small") / summary.info.run_id / "artifacts").chmod(0o700)
@@ -486,17 +507,45 @@ def test_predictions_without_a_checksum(whole: Path, resume: Callable[..., int])
     path.write_bytes(path.read_bytes().replace(b'"predicted"', b'"predictes"'))
     result = read_results(find_store(str(whole)), "small")
     assert len(result.arms[0].confirmed) == 1
-    assert "is damaged" in result.left_out[0]
+    assert "is damaged" in result.left_out[0].text
     assert resume("--repair") == 0
     (arm,) = read_results(find_store(str(whole)), "small").arms
     assert len(arm.confirmed) == 2
 
 
+@pytest.mark.parametrize("kind", ["trial", "confirmation", "summary"])
+def test_a_run_that_is_there_twice_is_no_row_and_is_deleted(
+    whole: Path, resume: Callable[..., int], trained: list[int], kind: str
+) -> None:
+    """A server carried out a creation after its client had given up."""
+    before = stored(whole)
+    run = runs(whole, "small", kind)[0]
+    tracking = client(whole)
+    double = tracking.create_run(run.info.experiment_id, tags=run.data.tags).info.run_id
+    for name, value in run.data.params.items():
+        tracking.log_param(double, name, value)
+    store = find_store(str(whole))
+    if kind == "summary":  # the double has no files yet, and is not read
+        assert read_results(store, "small").missing_trials == 0
+    else:
+        with pytest.raises(StoreError, match=r"#0 of fine_tune_all has 2 MLflow runs; run the study once more"):
+            read_results(store, "small")
+    assert resume() == 0
+    assert trained == []
+    assert tracking.get_run(double).info.lifecycle_stage == "deleted"
+    assert stored(whole) == before
+    assert read_results(store, "small").missing_trials == 0
+
+
 def test_a_checkpoint_has_a_checksum(whole: Path, command: Command) -> None:
     run = runs(whole, "small")[0].info.run_id
     ablation.load_model(run, store=str(whole))
-    flip(whole / "artifacts" / "small" / run / "artifacts" / "checkpoint" / "best.safetensors")
+    checkpoint = whole / "artifacts" / "small" / run / "artifacts" / "checkpoint" / "best.safetensors"
+    flip(checkpoint)
     with pytest.raises(InputError, match=r"checkpoint/best.safetensors is damaged: its checksum is wrong"):
+        ablation.load_model(run, store=str(whole))
+    DAMAGES["a folder"](checkpoint)
+    with pytest.raises(InputError, match=r"best.safetensors"):
         ablation.load_model(run, store=str(whole))
 
 
@@ -511,7 +560,7 @@ def test_tags_that_a_person_edited_are_named(whole: Path, tag: str, value: str |
         client(whole).set_tag(run.info.run_id, tag, value)
     result = read_results(find_store(str(whole)), "small")
     fault = f"trial #0 of fine_tune_all (MLflow run {run.info.run_id}): its tag {tag!r} was edited or deleted"
-    assert result.left_out == [fault]
+    assert result.left_out == [LeftOut(fault, is_mendable=True)]
     assert [trial.number for trial in result.arms[0].trials] == [1]
 
 
@@ -555,7 +604,8 @@ def test_a_report_is_that_of_the_stores_own_study(
     assert {run.run_id for arm in result.arms for run in (*arm.trials, *arm.confirmations)} == own
     (whole / "optuna.db").rename(whole / "elsewhere.db")  # a copy without Optuna's database says whose report it is
     result = read_results(find_store(str(whole)), "small")
-    assert result.left_out == ["2 studies are called 'small' here; this is the one that was begun last"]
+    namesakes = "2 studies are called 'small' here; this is the one that was begun last"
+    assert result.left_out == [LeftOut(namesakes, is_mendable=False)]
 
 
 @pytest.mark.parametrize("key", [None, "0123/summary"])
@@ -628,7 +678,7 @@ def test_the_comparison() -> None:
         record(8, "RUNNING"), record(9, is_deleted=True), dataclasses.replace(record(10), tags={KEY_TAG: "b/0"}),
         dataclasses.replace(record(11), tags={KEY_TAG: "a/x"}),
     ]  # fmt: skip
-    found = compare(ends, {"a": "trial #{} of x"}, records)
+    found = compare(ends, {"a": ("trial", "x")}, records)
     assert [(difference.key, difference.kind) for difference in found] == [
         ("a/2", "lost"), ("a/3", "lost"), ("a/4", "deleted"), ("a/5", "edited"), ("a/7", "untold"), ("a/8", "orphan")
     ]  # fmt: skip

@@ -30,7 +30,7 @@ from ablation.storage.store import Store, find_store
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
 from tests.servers import PostgreSQL
-from tests.studies import ONE_ARM, Command
+from tests.studies import ONE_ARM, Command, runs
 
 LIMIT = 20  # seconds for what takes less than one
 CONTENT = {"made": "by a test", "trials_per_arm": 2}
@@ -62,6 +62,18 @@ def seconds_beside(function: Callable[[], None]) -> float:
     thread.join(LIMIT)
     assert errors == []
     return LIMIT if thread.is_alive() else time.monotonic() - start
+
+
+def test_a_study_that_is_stopped_while_it_begins_is_marked_as_one_that_will_resume(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running_study, "begin_pages", stop)
+    assert command(study_file, *ONE_ARM) == 130
+    (summary,) = runs(Path("mlruns"), "small", "summary")
+    assert summary.info.status == "SCHEDULED"
 
 
 @pytest.mark.parametrize("database", ["files", "postgresql"])

@@ -256,3 +256,20 @@ def test_busy_cores_are_shown_while_a_trial_trains_and_nothing_moves() -> None:
 def test_sparkline() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
     assert sparkline([0.3]) == "▄"
+
+
+def test_the_time_left_is_estimated_for_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimate takes longer the more runs a study has: 2 s here, so that the next one comes 40 s later."""
+    now, calls = [0.0], []
+    monkeypatch.setattr(study_view.time, "monotonic", lambda: now[0])
+    view = StudyView(study(["block1"]))
+
+    def estimate(*_: object) -> None:
+        calls.append(now[0])
+        now[0] += 2
+
+    monkeypatch.setattr(view.left, "update", estimate)
+    for now[0] in (10.0, 13.0, 49.0, 51.0, 60.0):
+        view.update({"block1": [run("block1", 0, 0.5)]}, 3)
+    assert calls == [10.0, 51.0]
+    assert view.ended == 1

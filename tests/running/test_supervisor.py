@@ -14,7 +14,7 @@ from ablation.base.errors import InputError, StoreError
 from ablation.base.interrupts import handle_interrupts, pause_status
 from ablation.running import supervisor
 from ablation.running.supervisor import DEATHS_IN_A_ROW, Progress, run_workers
-from tests.studies import ONE_ARM, runs, signal_handlers_kept
+from tests.studies import client, runs, signal_handlers_kept
 
 Said = list[tuple[int, str]]
 
@@ -131,10 +131,15 @@ def test_closing_its_input_stops_a_worker() -> None:
 
 
 def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C after a trial pauses both; run again, one of them is killed, and the study ends complete."""
+    """Ctrl-C after a trial pauses both; run again, one of them is killed, and the study ends complete.
+
+    Both share one SQLite file, to which they also log system metrics, and the forecast is printed once.
+    """
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    command = [sys.executable, "-m", "ablation.study", str(study_file), "--store", "s", *ONE_ARM]
-    command += ["--trials", "6", "--epochs", "60", "--workers", "2"]
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
+    command = [sys.executable, "-m", "ablation.study", str(study_file), "--store", "s", "--system-metrics"]
+    command += ["--set", 'factors={truncate_at=["block1", "conv2_1"]}', "--set", "fixed.strategy=fine_tune_all"]
+    command += ["--trials", "3", "--epochs", "20", "--workers", "2"]
 
     def run(act: int) -> tuple[int, list[str]]:
         """Send a signal after a trial: SIGINT to the command, SIGKILL to its first worker."""
@@ -157,6 +162,8 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path, monke
     assert status == 130, lines
     assert "Stopped; everything that had finished is kept. To resume:" in lines
     assert not any("ABLATION_WORKER" in line or "--grace" in line for line in lines)
+    assert sum("Before any training" in line for line in lines) == 1  # the forecast
+    said = lines
     found = runs(tmp_path / "s", "small")
     assert {run.info.status for run in found} <= {"FINISHED", "SCHEDULED"}
     assert [run.info.status for run in found] != ["FINISHED"] * 6
@@ -167,8 +174,18 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path, monke
     status, lines = run(signal.SIGKILL)
     assert status == 0, lines
     assert "worker 1 | was killed by SIGKILL, which may mean that memory ran out; starts again in 1 second" in lines
-    assert any(line.startswith("| fine_tune_all | ") and "6 finished" in line for line in lines)
+    assert not any("locked" in line for line in said + lines)
+    for arm in ("block1", "conv2_1"):
+        assert any(line.startswith(f"| {arm} | ") and "3 finished" in line for line in lines)
     found = runs(tmp_path / "s", "small")
     assert [run.info.status for run in found] == ["FINISHED"] * 6
-    assert len({run.data.tags["trial"] for run in found}) == 6
+    assert len({(run.data.tags["arm"], run.data.tags["trial"]) for run in found}) == 6
+    api = client(tmp_path / "s")
+    for run in found:
+        points = api.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+        assert points
+        assert [point.step for point in points] == list(range(len(points)))
+    (summary,) = runs(tmp_path / "s", "small", "summary")
+    forecast = api.get_metric_history(summary.info.run_id, "forecast_ridge_accuracy")
+    assert [point.step for point in forecast] == [1, 2]
     assert {run.data.params["threads"] for run in found} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}

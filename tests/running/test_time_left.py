@@ -1,5 +1,7 @@
 """The time left, on the log of a study whose runs take known times."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,46 @@ def test_runs_of_an_earlier_command_give_no_rate_but_costs() -> None:
     ends = left.seconds(now - half)
     assert ends is not None
     assert sum(ends) / 2 == pytest.approx(runs[-1][4] - now, rel=0.2)
+
+
+@pytest.mark.parametrize("jump", [3600.0, 1.8e9, -3600.0])
+def test_a_clock_that_jumps_changes_little(jump: float) -> None:
+    """By an hour, or from 1970: in the middle of the third run, and for good."""
+    runs = log()
+    _, _, _, begin, end = runs[2]
+    left = TimeLeft(LEVELS, TRIALS, SEEDS)
+    checked = 0
+    for now in sorted({0.0, *(end for *_, end in runs)}):
+        seen = at(now, runs)
+        for place, record in enumerate(seen[runs[2][0]]):
+            if record.number == runs[2][1] and now >= end:
+                seen[runs[2][0]][place] = replace(record, seconds=max(0.0, end - begin + jump))
+        left.update(seen, now)
+        ends = left.seconds(now)
+        if end <= now < 0.9 * runs[-1][-1]:
+            assert ends is not None
+            assert sum(ends) / 2 == pytest.approx(runs[-1][-1] - now, rel=0.25)
+            assert ends[1] < 2 * (runs[-1][-1] - now) + 60
+            checked += 1
+    assert checked >= 8
+
+
+@pytest.mark.parametrize("when", ["resumed by this command", "resumed by an earlier command"])
+def test_the_night_for_which_a_run_waited_is_not_its_time(when: str) -> None:
+    runs, night = log(), 12 * 3600.0
+    pause = runs[4][3] + 1 if when == "resumed by this command" else runs[8][4]  # the first run of five, or the ninth
+    left = TimeLeft(LEVELS, TRIALS, SEEDS)
+    for now in (pause, *(end for *_, end in runs if end > pause)):
+        seen = at(now, runs)
+        record = seen[runs[4][0]][2]
+        assert record.number == runs[4][1] == 2
+        state = "interrupted" if now == pause and not record.has_ended else record.state
+        seen[runs[4][0]][2] = replace(record, state=state, seconds=(record.seconds or 0.0) + night)  # type: ignore[arg-type]
+        left.update(seen, now - pause)
+        ends = left.seconds(now - pause)
+        if runs[5][4] < now < 0.9 * runs[-1][-1] and now > pause:
+            assert ends is not None
+            assert ends[1] < 3 * (runs[-1][-1] - now)
 
 
 def test_planned_looks_may_end_a_study_early() -> None:

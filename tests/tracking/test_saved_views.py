@@ -13,6 +13,7 @@ from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store
+from ablation.tracking import saved_views
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.saved_views import (
@@ -151,6 +152,20 @@ def test_views_fit_into_a_tag(backbone: str, tracker: Tracker) -> None:
     spec = fake_spec(factors, backbone={"name": backbone}, search=search, data=data)
     keep_views(tracker, study_views(spec, has_arm_runs=True))
     assert max(map(len, tags(tracker).values())) < 0.8 * VALUE_LIMIT
+
+
+def test_a_backbone_of_very_many_blocks_has_its_views(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tuple(f"stage{number // 30}.residual_unit_{number * 7919 % 1000:03}" for number in range(300))
+    monkeypatch.setattr(saved_views, "block_names", lambda backbone: names)
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    assert sorted(map(view_name, tags(tracker).values())) == NAMES
+
+
+def test_a_view_that_does_not_fit_is_left_out(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = study_views(fake_spec(FACTORS), has_arm_runs=True)
+    monkeypatch.setattr(saved_views, "VALUE_LIMIT", 100)
+    keep_views(tracker, views)
+    assert tags(tracker) == {}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ablation.tracking import LOG_LEVELS, VARIABLES, configure_mlflow, mlflow_settings
-from tests.studies import ONE_ARM, STUDY, runs
+from tests.studies import runs
 
 # A notebook's process: `snapshot` returns whatever belongs to it and not to a library.
 NOTEBOOK = """
@@ -91,23 +91,15 @@ print(json.dumps([default, os.getcwd()]))
 """
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> Path:
-    """The store of a study of one arm that has a champion."""
-    folder = tmp_path_factory.mktemp("notebook")
-    (folder / "small.toml").write_text(STUDY.format(weights=narrow_weights))
-    budget = ["--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store", *ONE_ARM, *budget],
-        cwd=folder, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder / "store"
+@pytest.fixture
+def study(finished_study: Path) -> Path:
+    """The store of a study that has a champion."""
+    return finished_study / "store"
 
 
 def python(code: str, study: Path, folder: Path, environment: dict[str, str] | None = None) -> list[str]:
     """Run code in a process of its own, in an environment without MLflow's variables; return the lines it prints."""
-    (run,) = runs(study, "small")
+    run, *_ = runs(study, "small")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW"))}
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps([str(study), run.info.run_id, "small"])],

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import logging
+import math
 import sqlite3
 import subprocess
 import sys
@@ -18,16 +19,16 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from ablation import load_results
 from ablation.analysis.results import read_results
+from ablation.base.errors import StoreAway, StoreError
 from ablation.running import trial
 from ablation.search.claims import Claim
 from ablation.search.patient_storage import ClaimLost
 from ablation.storage.store import find_store
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
-from ablation.tracking.reading import checksum_tag, file_checksum
+from ablation.tracking.reading import checksum_tag, file_checksum, read_open_runs
 from ablation.tracking.system_metrics import SystemMonitor
 from ablation.tracking.trial_run import TrialRun
-from tests.servers import PostgreSQL, Server
 from tests.studies import ONE_ARM, Command, arm_study, history, patched_train, runs
 
 CPU = "system/cpu_utilization_percentage"
@@ -259,6 +260,29 @@ class Taken(Exception):
     """Another worker has the trial now."""
 
 
+def test_a_clock_that_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To 1970, in the middle of a run: its points are kept, also after a resume, and it does not end before it began.
+
+    The last epoch that --status shows is the last one, not that with the latest time.
+    """
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "small", "?")
+    run_id, _ = tracker.find_or_create("a/0", "trial 1", {})
+    run = TrialRun(tracker, "a/0", tmp_path / "0", "")
+    for first, resumed in ((1_790_000_000_000, run), (1_000, run), (3_000, TrialRun(tracker, "a/0", tmp_path, ""))):
+        resumed._do("log_system_metrics", points=[{"timestamp": first + n, "values": {CPU: n}} for n in range(2)])
+    assert sorted(step for step, _ in points(tmp_path, client.get_run(run_id))) == [0, 1, 2, 3, 4, 5]
+    for epoch, timestamp in ((1, 1_790_000_000_000), (2, 2_000)):
+        client.log_metric(run_id, "train_loss", 0.5, timestamp, epoch)
+    assert [trial.last_epoch for trial in read_open_runs(store, "small").values()] == [2_000]
+    monkeypatch.setattr(time, "time_ns", lambda: 5_000_000_000)
+    tracker.end_run(run_id, "FINISHED")
+    info = client.get_run(run_id).info
+    assert (info.status, info.end_time - info.start_time) == ("FINISHED", 0)
+
+
 @pytest.mark.parametrize("calls", range(1, 8))
 def test_a_worker_that_was_frozen_between_two_calls_writes_no_more(calls: int, tmp_path: Path) -> None:
     """Neither a file nor a status: it looks whose the trial is before each call to MLflow."""
@@ -294,6 +318,45 @@ def test_a_worker_that_was_frozen_between_two_calls_writes_no_more(calls: int, t
     assert file.read_bytes() == b"the other's"
     assert left.data.tags[checksum_tag("test/predictions.safetensors")] == file_checksum(file)
     assert len(client.get_metric_history(run_id, "test_accuracy")) == 1
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_what_comes_for_a_run_that_was_deleted_is_dropped(tmp_path: Path, caplog: Any, is_away: bool) -> None:
+    """Also what waits for a server that was away; it is said once."""
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "small", "?")
+    run_id, _ = tracker.find_or_create("a/0", "run", {})
+    run = TrialRun(tracker, "a/0", tmp_path / "trial", "")
+    file = tmp_path / "best.safetensors"
+    file.write_bytes(b"weights")
+    if is_away:
+        tracker.away, tracker._away_until = StoreAway("MLflow does not answer"), math.inf
+        run.log_devices("cpu")
+        assert len(list(tmp_path.rglob("000001.json"))) == 1
+        tracker.away = None
+    client.delete_run(run_id)
+    run.log_devices("cpu")
+    run.log_result({"best_val_accuracy": 0.5}, 1, file)
+    run.upload_resume_checkpoint(file)
+    run.pause()
+    run.end("FINISHED")
+    assert run.complete()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["the MLflow run of trial a/0 was deleted; its results are dropped"]
+    left = client.get_run(run_id)
+    assert (left.info.status, left.data.metrics, "device" in left.data.tags) == ("RUNNING", {}, False)
+
+
+def test_a_call_that_is_refused_for_another_reason_is_an_error(tmp_path: Path) -> None:
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "small", "?")
+    tracker.find_or_create("a/0", "run", {})
+    with pytest.raises(StoreError, match='Invalid value "50 %"'):
+        TrialRun(tracker, "a/0", tmp_path / "trial", "").log_test({"50 %": 0.5}, 1, tmp_path / "none.safetensors")
 
 
 def test_a_summary_that_another_process_has_ended_is_not_paused(tmp_path: Path) -> None:
@@ -356,51 +419,3 @@ def test_variables_that_mlflow_could_not_use_are_refused(
     assert expected in error
     assert error.count("\n") == 1
     assert not Path("mlruns").exists()
-
-
-@pytest.mark.usefixtures("often")
-def test_several_workers_write_to_one_file(command: Command, study_file: Path, capsys: Any) -> None:
-    """Which get the flag with the other arguments; nobody finds the database locked."""
-    arguments = [study_file, "--store", "s", *ONE_ARM, "--trials", "4", "--epochs", "6", "--workers", "2"]
-    assert command(*arguments, "--system-metrics") == 0
-    captured = capsys.readouterr()
-    assert "locked" not in captured.out + captured.err
-    found = runs(Path("s"), "small")
-    assert [run.info.status for run in found] == ["FINISHED"] * 4
-    for run in found:
-        steps = [step for step, _ in points(Path("s"), run)]
-        assert steps
-        assert steps == list(range(len(steps)))
-
-
-@pytest.mark.usefixtures("often", "impatient")
-def test_the_tracking_server_is_away(
-    command: Command, study_file: Path, server: Server, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch,
-    caplog: Any,
-) -> None:  # fmt: skip
-    """It goes in the middle of trial 0 and comes back in trial 1: one warning, and what was measured comes late."""
-    monkeypatch.setenv("OPTUNA_STORAGE", postgresql.new_database())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
-    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
-    actions = {(0, 2): server.stop, (1, 2): server.start}
-
-    def act(number: int, epoch: int) -> None:
-        actions.get((number, epoch), lambda: None)()
-        time.sleep(0.05)
-
-    patched_train(monkeypatch, act)
-    assert command(study_file, *ONE_ARM, "--epochs", "3", "--system-metrics") == 0
-    assert monitor_threads() == []
-    assert [record.getMessage()[:22] for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "MLflow does not answer", "MLflow answers again",
-    ]  # fmt: skip
-    client = MlflowClient(server.address)
-    experiment = client.get_experiment_by_name("small")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
-    assert [run.info.status for run in found] == ["FINISHED"] * 2
-    for run in found:
-        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, CPU)]
-        assert len(steps) > 5
-        assert steps == list(range(len(steps)))
-        assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2, 3]

@@ -1,0 +1,54 @@
+"""The MLflow client: what it refuses, notices and finds, whatever MLflow's own settings and limits are."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Metric
+from mlflow.store.entities import PagedList
+
+from ablation.base.errors import InputError, StoreError
+from ablation.storage.store import Store, find_store
+from ablation.tracking.client import all_pages, open_client
+
+
+def test_a_refused_call_is_noticed_though_mlflow_would_log_in_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = open_client(find_store(str(tmp_path)), create=True)
+    assert client is not None
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    no_run = "0" * 32
+    for call in (
+        lambda: client.log_batch(no_run, [Metric("loss", 1, 1, 1)]),
+        lambda: client.log_metric(no_run, "loss", 1),
+        lambda: client.log_param(no_run, "epochs", "1"),
+        lambda: client.set_tag(no_run, "arm", "a"),
+    ):
+        with pytest.raises(StoreError, match="not found"):
+            call()
+
+
+def test_all_pages_of_a_search_are_read() -> None:
+    pages = {None: ("ab", "second"), "second": ("", "third"), "third": ("c", "")}
+    asked = []
+
+    def search(*arguments: str, limit: int, page_token: str | None) -> PagedList[str]:
+        asked.append((arguments, limit))
+        return PagedList(*pages[page_token])
+
+    assert list(all_pages(search, "query", limit=2)) == ["a", "b", "c"]
+    assert asked == [(("query",), 2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("scheme", "driver", "way"),
+    [("mysql", "MySQLdb", "it is not installed"), ("postgresql+psycopg", "psycopg", "install ablation[postgresql]")],
+)
+def test_a_missing_driver_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, driver: str, way: str
+) -> None:
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(InputError) as caught:
+        open_client(Store(tmp_path, f"{scheme}://me@127.0.0.1:1/x", f"sqlite:///{tmp_path}/optuna.db"))
+    assert str(caught.value) == f"MLFLOW_TRACKING_URI: needs {driver}; {way}"
