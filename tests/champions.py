@@ -1,8 +1,6 @@
 """A finished study with its champion, for the tests of all that can be done with one."""
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from ablation.data.reading import ImageSet, load_images
 from ablation.running.champion import register_champion
 from ablation.storage.store import Store, find_store
 from ablation.tracking.confirmed_models import MODEL_TYPE
-from tests.studies import STUDY
+from tests.studies import copy_store
 
 FLOAT16_ROUNDING = 2**-12 + 1e-6  # half a step between 0.5 and 1, where it is largest, and float32's own error
 
@@ -55,14 +53,9 @@ class ChampionStudy:
 
 
 @pytest.fixture(scope="session")
-def champion_study_once(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> ChampionStudy:
+def champion_study_once(tmp_path_factory: pytest.TempPathFactory, finished_study: Path) -> ChampionStudy:
     """A study with confirmation, run by the real command."""
-    folder = tmp_path_factory.mktemp("champion")
-    (folder / "small.toml").write_text(STUDY.format(weights=narrow_weights))
-    command = [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store", "--set", "confirm.seeds=2"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    store = find_store(str(folder / "store"))
+    store = find_store(str(copy_store(finished_study / "store", tmp_path_factory.mktemp("champion") / "store")))
     result = read_results(store, "small")
     return ChampionStudy(store, result, load_images(result.spec.data))
 

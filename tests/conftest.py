@@ -6,26 +6,29 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and by processes that tests start
     # Pytest's workers, one per core, would otherwise start as many threads each, and these would spin while they wait.
-    # Not one thread: MKL-DNN then computes an image of a batch and alone with other kernels, 3e-6 apart.
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # Steps as small as those of tests take twice the CPU time with two threads.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from ablation import study
 from ablation.base import retries
 from ablation.reporting import report
-from ablation.search import configure_optuna
+from ablation.running import champion
+from ablation.search import configure_optuna, studies
 from ablation.storage.store import SQLITE, build_database, sqlite_path
 from ablation.tracking import client, configure_mlflow, experiment
 from tests.champions import champion_study, champion_study_once  # noqa: F401 - fixtures
 from tests.servers import PostgreSQL, Server
-from tests.studies import REPOSITORY, STUDY, Command, signal_handlers_kept
+from tests.studies import REPOSITORY, STUDY, Command, run_small_study, signal_handlers_kept
 from tests.victims import Victims
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -43,23 +46,35 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ablation.base.device.cpu_computes_bfloat16", lambda: False)
 
 
+@pytest.fixture(autouse=True)
+def _files_of_passed_tests_are_deleted(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Thousands of stores take gigabytes; the folder stays, because MLflow caches by address."""
+    failures = request.session.testsfailed
+    yield
+    if request.session.testsfailed == failures:
+        for path in tmp_path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mlflow") / "empty.db"
+def empty_databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("databases")
 
 
 @pytest.fixture(autouse=True)
-def _mlflow_tables_are_made_once(monkeypatch: pytest.MonkeyPatch, empty_mlflow_database: Path) -> None:
-    """A new MLflow database is a copy of the first one: MLflow takes a second to make the tables."""
+def _tables_are_made_once(monkeypatch: pytest.MonkeyPatch, empty_databases: Path) -> None:
+    """A new database is a copy of the first one: MLflow takes a second to make the tables, Optuna a tenth of one."""
+    for name, owner in (("mlflow", client), ("optuna", studies)):
+        monkeypatch.setattr(owner, "build_database", partial(copy_database, empty_databases / f"{name}.db"))
 
-    def copy(url: str, build: Callable[[str], object]) -> None:
-        if url.startswith(SQLITE) and sqlite_path(url).exists():
-            return  # where another user may not see the template
-        template = f"{SQLITE}{empty_mlflow_database}"
-        build_database(template, build)
-        build_database(url, lambda new: shutil.copyfile(empty_mlflow_database, sqlite_path(new)))
 
-    monkeypatch.setattr(client, "build_database", copy)
+def copy_database(template: Path, url: str, build: Callable[[str], object]) -> None:
+    """Create a database as `build_database` does, from a template that is built where it is not there yet."""
+    if url.startswith(SQLITE) and sqlite_path(url).exists():
+        return  # where another user may not see the template
+    build_database(f"{SQLITE}{template}", build)
+    build_database(url, lambda new: shutil.copyfile(template, sqlite_path(new)))
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +91,22 @@ def narrow_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "narrow.safetensors"
     save_file(tensors, path, {"architecture": "vgg16_narrow"})
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> Path:
+    """The folder of a study with confirmation that has run, by the real command: small.toml, store, output.txt.
+
+    All of pytest's workers share it, so a test changes nothing in it; `copy_store` makes a copy that a test may change.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= "finished-study"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "output.txt").exists():
+            run_small_study(folder, narrow_weights)
+    return folder
 
 
 @pytest.fixture
@@ -140,12 +171,19 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def exported_champions() -> None:
+    """The studies of `command` translate their champion's network into a program, which takes a second."""
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Command:
     """`python -m ablation.study ARGUMENTS` in an empty folder, in this process; returns the exit status.
 
-    Its reports have no figures, which take seconds to draw; `finished` has them.
+    Its reports have no figures, which take seconds to draw, and its champions no program; `finished_study` has them.
     """
     monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
+    if "exported_champions" not in request.fixturenames:
+        monkeypatch.setattr(champion, "export_program", lambda model, images, path: path.write_text("a program"))
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 import requests
+from mlflow import MlflowClient
 
 PORTS_PER_WORKER = 400
 
@@ -83,11 +84,19 @@ class PostgreSQL:
     def address(self, database: str) -> str:
         return f"postgresql://ablation:{self.PASSWORD}@127.0.0.1:{self.port}/{database}"
 
-    def new_database(self) -> str:
-        """Make an empty database and return its address."""
+    def new_database(self, template: str = "template1") -> str:
+        """Make an empty database, or a copy of another, and return its address."""
         name = f"d{uuid.uuid4().hex}"
-        self.query(f"CREATE DATABASE {name}")
+        self.query(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.address(name)
+
+    def mlflow_database(self) -> str:
+        """Make a database with MLflow's tables, which take seconds to make, and return its address."""
+        if not self.query("SELECT 1 FROM pg_database WHERE datname = 'mlflow'"):
+            self.query("CREATE DATABASE mlflow")
+            MlflowClient(self.address("mlflow")).search_experiments()
+            self.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'mlflow'")
+        return self.new_database("mlflow")
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,11 @@
 """Small studies for tests: run by their command line in this process, and read back from both stores."""
 
 import contextlib
+import shutil
 import signal
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +64,32 @@ def signal_handlers_kept() -> Iterator[None]:
 
 
 Command = Callable[..., int]
+
+
+def run_small_study(folder: Path, weights: Path) -> None:
+    """Run a study of four arms with two confirmation runs each, as its own process, in a folder that is made."""
+    folder.mkdir()
+    (folder / "small.toml").write_text(STUDY.format(weights=weights))
+    study = subprocess.run(
+        [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store", *CONFIRM],
+        cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert study.returncode == 0, study.stderr
+    (folder / "output.txt").write_text(study.stdout)
+
+
+def copy_store(store: Path, target: Path) -> Path:
+    """Copy a store as if its studies had run in the copy: MLflow keeps absolute addresses of artifacts."""
+    shutil.copytree(store, target)
+    with contextlib.closing(sqlite3.connect(target / "mlflow.db")) as database, database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for _, column, *_ in database.execute(f'PRAGMA table_info("{table}")').fetchall():
+                database.execute(
+                    f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)',
+                    (store.as_uri(), target.as_uri(), store.as_uri()),
+                )
+    return target
 
 
 def client(store: Path) -> MlflowClient:

@@ -159,9 +159,8 @@ def run(
     """Be the child: never returns."""
     os.chdir(folder)
     os.environ.update(environment)
-    output = os.open(Path(steps).with_suffix(".out"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for stream, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(Path(steps).with_suffix(suffix), os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
     names: list[str] = []
 
     def step(name: str) -> None:

@@ -76,7 +76,12 @@ class Victims:
     @staticmethod
     def output(folder: Path) -> str:
         """Return what all runs in a folder have printed."""
-        return (folder / "steps.out").read_text()
+        return (folder / "steps.out").read_text() + Victims.errors(folder)
+
+    @staticmethod
+    def errors(folder: Path) -> str:
+        """Return what all runs in a folder have written to standard error."""
+        return (folder / "steps.err").read_text()
 
 
 def finish_with_a_kill(

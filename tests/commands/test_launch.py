@@ -9,6 +9,7 @@ import pytest
 
 from ablation import launch
 from ablation.base.command_line import run_command
+from ablation.base.terminal import say
 from ablation.launching import local, slurm
 from ablation.launching.request import EngineWorker
 from ablation.planning.forecast import Memory
@@ -54,13 +55,14 @@ def test_workers_per_gpu_follow_the_memory_of_a_trial(
     monkeypatch.setattr(local, "gpu_count", lambda: 2)
     monkeypatch.setattr("ablation.base.cores.usable_cores", lambda: cores)
     monkeypatch.setattr("ablation.base.device.check_device", lambda name: SimpleNamespace(type="cuda"))
-    monkeypatch.setattr(launch, "measured_plan", lambda spec, device, limit: plan)
+    monkeypatch.setattr(launch, "measured_plan", lambda spec, device, limit: (say("probing"), plan)[1])
     monkeypatch.setattr("ablation.planning.forecast.memory", lambda study: Memory(1_900_000_000, 0, 0))
     assert launcher(study_file, "--on", "local", "--per-gpu", "auto", "--print") == 0
     captured = capsys.readouterr()
     each = workers // 2
     assert f"{each} worker{'s' * (each > 1)} on each GPU: each needs about 1.9 of {free}.0 GB\n" in captured.err
-    command = captured.out.splitlines()[-1]
+    assert "Measuring the memory that a worker needs\nprobing\n" in captured.err
+    (command,) = captured.out.splitlines()  # progress does not stand beside what would be submitted
     assert command.endswith(f"--workers {workers}")
 
 
@@ -83,7 +85,11 @@ def test_workers_per_gpu_need_a_gpu(
         (["--print", "--cancel"], "--print and --cancel: choose one of them"),
         (["--per-gpu", "2"], "--per-gpu: goes with --on local"),
         (["--", "--check"], "--check: is no option of a worker"),
-        (["--", "--workers", "2"], "--workers: is no option of a worker"),
+        (["--", "--workers", "2"], "--workers: belongs before --\n"),
+        (["--", "--grace", "inf"], "--grace: must be a number of SECONDS, got inf"),
+        (["--", "--feature-cache", "nan"], "--feature-cache: must be a number of GB, got nan"),
+        (["--", "--device", "gpu"], "--device: unknown device 'gpu'"),
+        (["--", "--demo", "--name", "mine"], "--name: a demo is always called NAME-demo"),
         (["--", "--epoch", "2"], "No such option '--epoch'"),
         (["--", "--epochs", "0"], "epochs"),
         (["--", "--set", "data.source=imagefolder", "--set", "data.root=nowhere"], "there is no such folder"),
@@ -109,6 +115,48 @@ def test_without_the_engine_nothing_is_written(
     assert launcher(study_file, "--on", "slurm") == 2
     assert capsys.readouterr().err.startswith("error: sbatch: there is no such program here")
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_workers_of_a_study_whose_file_is_gone(
+    launcher: Launcher, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = [EngineWorker("7_1", "running", "n1", "2026-11-27T11:00:00")]
+    cancelled = []
+    monkeypatch.setattr(slurm, "workers", lambda label, options: running)
+    monkeypatch.setattr(slurm, "cancel", lambda label, options: cancelled.append(label))
+    assert launcher("gone", "--on", "slurm", "--status") == 0
+    assert "No trial has begun" in (said := capsys.readouterr().out)
+    assert "7_1" in said
+    assert launcher("gone", "--on", "slurm", "--cancel") == 0
+    assert capsys.readouterr().out == "1 worker of gone told to save and end; what they have done is kept.\n"
+    running.clear()
+    assert launcher("gone", "--on", "slurm", "--cancel") == 0
+    assert capsys.readouterr().out == "No worker of gone runs or waits on slurm.\n"
+    assert len(cancelled) == 2  # a queue may hold what has no worker yet
+    assert launcher("gone", "--on", "slurm") == 2
+    assert capsys.readouterr().err.startswith("error: no study 'gone'")
+
+
+def test_a_database_that_cannot_be_opened_is_not_called_a_study_that_has_not_begun(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "workers", lambda label, options: [])
+    Path("mlruns").mkdir()
+    Path("mlruns/optuna.db").write_bytes(b"no database" * 100)
+    assert launcher(study_file, "--on", "slurm", "--status") == 2
+    captured = capsys.readouterr()
+    assert "No trial has begun" not in captured.out
+    assert "cannot be opened as Optuna's database" in captured.err
+
+
+def test_a_missing_module_of_an_engine_is_named_with_its_extra(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("ray", "ray.util", "ablation.launching.ray", "ablation.launching.ray_actor"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert launcher(study_file, "--on", "ray", "--status") == 2
+    assert capsys.readouterr().err == "error: --on ray: needs ray; install ablation[ray]\n"
 
 
 def test_status_shows_arms_and_workers(

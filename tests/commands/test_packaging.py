@@ -1,10 +1,12 @@
 """The wheel, away from the repository, and the console command."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,31 +32,42 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`ablation ARGUMENTS` as the wheel has it; the repository comes later in the path."""
-    code = "import ablation.__main__ as command; print(command.__file__); command.main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(installed)},
-        capture_output=True, text=True,
+def run(installed: Path, folder: Path, *commands: Sequence[str]) -> list[str]:
+    """`ablation ARGUMENTS`, one command after the other, as the wheel has it; returns what each prints.
+
+    The repository comes later in the path.
+    """
+    code = (
+        "import json, sys, ablation.__main__ as command; print(command.__file__)\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['ablation', *arguments]\n"
+        "    try: command.main()\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
+        "    print(chr(12))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    place, _, output = done.stdout.partition("\n")
+    assert place == str(installed / "ablation" / "__main__.py")
+    return output.split("\f\n")[:-1]
 
 
 def test_the_wheel_runs_a_study_and_reports_it(installed: Path, tmp_path: Path) -> None:
     budget = ("--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1")
-    budget += ("--set", 'factors.strategy=["fine_tune_top", "fine_tune_all"]')
-    done = run(installed, tmp_path, "study", "strategies", "--demo", *budget, "--store", "s")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == str(installed / "ablation" / "__main__.py")
+    budget += ("--set", 'factors={strategy=["fine_tune_top", "fine_tune_all"]}', "--set", "fixed.truncate_at=block3")
+    study = ("study", "strategies", "--demo", *budget, "--store", "s")
+    _, report = run(installed, tmp_path, study, ("report", "strategies-demo", "--store", "s"))
     assert (tmp_path / "s" / "reports" / "strategies-demo" / "report.html").is_file()
-    report = run(installed, tmp_path, "report", "strategies-demo", "--store", "s")
-    assert report.returncode == 0, report.stderr
-    assert "Which strategy is best on all of VGG-16" in report.stdout.splitlines()[2]
+    assert "Which strategy is best on all of VGG-16" in report.splitlines()[1]
 
 
 def test_the_wheel_has_all_studies(installed: Path, tmp_path: Path) -> None:
-    done = run(installed, tmp_path, "study", "--list")
+    (table,) = run(installed, tmp_path, ("study", "--list"))
     studies = sorted(path.stem for path in (REPOSITORY / "studies").glob("*.toml"))
-    listed = [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    listed = [line.split(" | ")[0].strip("| ") for line in table.splitlines() if line.startswith("| ")]
     assert listed[2:] == studies  # below the table's head
     found = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     others = {

@@ -123,6 +123,23 @@ def test_status_of_a_store_that_one_may_only_read(study_file: Path, monkeypatch:
         assert sorted((file, file.stat().st_mtime) for file in folder.rglob("*")) == before
 
 
+def test_status_of_a_study_whose_file_is_gone(
+    command: Command, study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = find_store(None)
+    store.prepare()
+    spec = load_study(study_file, name="another")
+    create_arms(open_storage(store, create=True), spec, {"trials_per_arm": 2}, "an experiment")
+    study_file.unlink()
+    for arguments in (["another"], [study_file, "--name", "another"], [study_file.with_name("another.toml")]):
+        assert command(*arguments, "--status") == 0
+        assert "fine_tune_all" in capsys.readouterr().out
+    assert command("anothre", "--status") == 2
+    assert capsys.readouterr().err == f"error: {store.root}: has no study 'anothre'; did you mean 'another'?\n"
+    assert command("another") == 2
+    assert capsys.readouterr().err.startswith("error: no study 'another'")
+
+
 @needs_root
 @pytest.mark.parametrize("hidden", ["a study file", "data.root", "below data.root", "a weights file", "the store"])
 def test_paths_that_one_may_not_reach_are_refused(

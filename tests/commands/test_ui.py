@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -32,6 +34,8 @@ def test_it_shows_the_store(tmp_path: Path) -> None:
     root, port = store_with_something(tmp_path), free_port()
     command = [sys.executable, "-m", "ablation.ui", "--store", str(root), "--port", str(port)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    limit = threading.Timer(120, process.kill)  # else a line that never comes would be waited for
+    limit.start()
     try:
         assert process.stdout is not None
         address = f"http://127.0.0.1:{port}/"
@@ -46,6 +50,7 @@ def test_it_shows_the_store(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.wait(30)
     finally:
+        limit.cancel()
         process.kill()
 
 
@@ -93,6 +98,25 @@ def test_a_server_that_does_not_start_is_an_error() -> None:
         with pytest.raises(StoreError, match=r"does not start \(no memory, say\)"):
             wait_until_it_answers(process, "http://127.0.0.1:9", log)
         assert last_line(log) == "no memory, say"
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")  # where nobody listens
+    with (
+        HTTPServer(("127.0.0.1", 0), Healthy) as server,
+        TemporaryFile() as log,
+        running(["sleep", "10"], dict(os.environ), log) as process,
+    ):
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        wait_until_it_answers(process, f"http://127.0.0.1:{server.server_port}", log)
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """Answers 200."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
 
 
 def test_a_server_ends_with_the_command() -> None:

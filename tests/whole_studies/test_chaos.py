@@ -116,16 +116,22 @@ def disturb(chaos: Chaos, servers: tuple[Server, PostgreSQL, HttpProxy, TcpProxy
     web.fault, database.breaks = (lambda method, path: None), lambda: False
 
 
-@pytest.mark.parametrize(("trials", "seconds"), [(3, 12), pytest.param(12, 120, marks=pytest.mark.slow)])
+ONE_CUT = ["--set", "fixed.truncate_at=block1", "--set", 'factors={strategy=["feature_extraction", "fine_tune_all"]}']
+
+
+@pytest.mark.parametrize(
+    ("changes", "trials", "seconds"), [(ONE_CUT, 3, 12), pytest.param([], 12, 120, marks=pytest.mark.slow)]
+)
 def test_nothing_is_lost(
-    command: Command, study_file: Path, server: Server, postgresql: PostgreSQL, trials: int, seconds: float
-) -> None:
+    command: Command, study_file: Path, server: Server, postgresql: PostgreSQL, changes: list[str], trials: int,
+    seconds: float,
+) -> None:  # fmt: skip
     """Exactly the budget, one run per key, every point once, nothing open; all values are an undisturbed study's."""
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
     seconds = float(os.environ.get("CHAOS_SECONDS") or seconds)
     print(f"CHAOS_SEED={seed}")
     arguments = [str(study_file), "--device", "cpu", "--set", "confirm.seeds=2", "--epochs", "8"]
-    arguments += ["--trials", str(trials)]
+    arguments += ["--trials", str(trials), *changes]
     assert command(*arguments, "--store", "whole") == 0
     whole = outcome(*[f"sqlite:///{Path('whole').absolute()}/{name}.db" for name in ("mlflow", "optuna")])
     with small_disk(DISK, megabytes=40), proxied(server, postgresql) as (web, database, environment):

@@ -4,8 +4,6 @@ import contextlib
 import json
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +33,19 @@ from ablation.training.evaluation import evaluate
 from ablation.training.sources import ImageSource, frozen_part
 from tests.studies import (
     CONFIRM,
-    STUDY,
     Command,
     arm_study,
     client,
+    copy_store,
     history,
     runs,
 )
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Path) -> Path:
-    """The folder of a study that has run, as its own process: small.toml and its store."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "small.toml").write_text(STUDY.format(weights=narrow_weights))
-    study = subprocess.run(
-        [sys.executable, "-m", "ablation.study", "small.toml", "--store", "store", *CONFIRM],
-        cwd=folder, capture_output=True, text=True,
-    )  # fmt: skip
-    assert study.returncode == 0, study.stderr
-    (folder / "output.txt").write_text(study.stdout)
-    return folder
+@pytest.fixture
+def finished(finished_study: Path) -> Path:
+    """The folder of a study that has run, as its own process, and that no test changes."""
+    return finished_study
 
 
 def test_every_trial_is_a_finished_run(finished: Path) -> None:
@@ -195,8 +185,8 @@ def test_results_are_read_from_mlflow_alone(finished: Path, tmp_path: Path) -> N
     assert len(result.arms) == 4
     for arm in result.arms:
         assert [trial.number for trial in arm.trials] == [run.number for run in arm.confirmations] == [0, 1]
-        assert arm.correct_SN.shape == (2, 360)
-        for run, correct_N in zip(arm.confirmations, arm.correct_SN, strict=True):
+        assert arm.scores_SN.shape == (2, 360)
+        for run, correct_N in zip(arm.confirmations, arm.scores_SN, strict=True):
             metrics = found[run.run_id].data.metrics
             assert (run.val_accuracy, run.test_accuracy) == (metrics["best_val_accuracy"], metrics["test_accuracy"])
             assert correct_N.mean() == run.test_accuracy
@@ -334,16 +324,14 @@ def test_summary_report_and_output(finished: Path) -> None:
 
 
 def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, command: Command, capsys: Any) -> None:
+    original = copy_store(finished / "store", tmp_path / "original")
     store = tmp_path / "copy"
-    shutil.copytree(finished / "store", store)
+    shutil.copytree(original, store)
     (store / "mlflow.db").chmod(0o600)
     run = runs(store, "small")[0]
-    original = finished / "store" / "artifacts"
-    original.rename(original.with_name("hidden"))
-    try:
-        ablation.load_model(run.info.run_id, store=str(store))
-    finally:
-        original.with_name("hidden").rename(original)
+    (original / "artifacts").rename(original / "hidden")
+    ablation.load_model(run.info.run_id, store=str(store))
+    (original / "hidden").rename(original / "artifacts")
     toml = finished / "small.toml"
     assert command(toml, "--status", "--store", store) == 0
     output = capsys.readouterr().out
@@ -361,9 +349,9 @@ def test_the_store_lists_its_studies(finished: Path, command: Command, capsys: A
 
 
 def test_running_again_adds_nothing_and_a_changed_study_is_refused(
-    finished: Path, command: Command, capsys: Any
+    finished: Path, tmp_path: Path, command: Command, capsys: Any
 ) -> None:
-    toml, store = finished / "small.toml", finished / "store"
+    toml, store = finished / "small.toml", copy_store(finished / "store", tmp_path / "copy")
 
     def figures() -> dict[str, Any]:
         found = [*runs(store, "small"), *runs(store, "small", kind="confirmation")]

@@ -1,11 +1,11 @@
 """Studies that are interrupted, by Ctrl-C, an error, a signal or a full disk, and resumed."""
 
 import contextlib
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +35,7 @@ from tests.studies import (
     patched_train,
     runs,
 )
+from tests.victims import Victims
 
 
 @pytest.mark.parametrize("kind", ["bug", "ctrl-c"])
@@ -134,9 +135,8 @@ def test_a_signal_in_an_epoch_keeps_the_epoch(
     assert [step for step, _ in history(Path("s"), paused)["val_loss"]] == [1, 2]
     (checkpoint,) = Path("s/checkpoints").rglob("*.ckpt")
     assert checkpoint.name == "epoch-000002.ckpt"
-    assert not open_locks(f"sqlite:///{Path('s/optuna.db').absolute()}").is_taken(
-        str(checkpoint.parent.relative_to(Path("s")))
-    )
+    locks = open_locks(f"sqlite:///{Path('s/optuna.db').absolute()}")
+    assert locks.are_taken([str(checkpoint.parent.relative_to(Path("s")))]) == [False]
     assert command(*one, "--store", "s") == 0
     assert trained == [1, 2, 3]
     (resumed,), (whole,) = runs(Path("s"), "small"), runs(Path("whole"), "small")
@@ -321,61 +321,66 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "disk"
 
 
-def test_a_full_disk_stops_the_study_and_loses_nothing(study_file: Path, disk: Path) -> None:
+def test_a_full_disk_stops_the_study_and_loses_nothing(
+    victims: Victims, small_study: Path, tmp_path: Path, disk: Path
+) -> None:
     store = disk / "s"
 
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:  # this process must not hold a file of the disk
-        return subprocess.run(
-            [sys.executable, "-m", "ablation.study", str(study_file), "--store", str(store), *arguments],
-            capture_output=True, text=True, cwd=study_file.parent,
-        )  # fmt: skip
+    def command(*arguments: str) -> tuple[int, str]:  # this process must not hold a file of the disk
+        (tmp_path / "steps.err").unlink(missing_ok=True)
+        status = victims.run(tmp_path, [small_study, "--store", store, *arguments])
+        return status, victims.errors(tmp_path)
 
     def rows(database: str, query: str) -> list[Any]:
         with contextlib.closing(sqlite3.connect(store / database)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             return sorted(connection.execute(query))
 
-    full = command("--trials", "99")
-    assert full.returncode == 1
-    *said, error = full.stderr.splitlines()
+    status, errors = command("--trials", "99")
+    assert status == 1
+    *said, error = errors.splitlines()
     assert error.startswith("error: ")
     assert "full" in error or "No space" in error
     assert set(said) <= {"features that exceed --feature-cache, or the disk, are computed in every epoch"}
     finished = "SELECT run_uuid, key, step, value FROM metrics JOIN runs USING (run_uuid) WHERE status = 'FINISHED'"
     before = rows("mlflow.db", finished)
     assert before
-    assert command("--status").returncode == 0
+    assert command("--status")[0] == 0
 
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    unwritable = command("--trials", "99")
-    assert (unwritable.returncode, unwritable.stderr) == (2, f"error: --store: {store} cannot be written\n")
+    assert command("--trials", "99") == (2, f"error: --store: {store} cannot be written\n")
 
     subprocess.run(["mount", "-o", "remount,rw,size=20m", str(disk)], check=True)
-    assert command("--trials", "1").returncode == 0  # the trial that was stopped goes on
+    assert command("--trials", "1")[0] == 0  # the trial that was stopped goes on
     assert rows("mlflow.db", "SELECT DISTINCT status FROM runs") == [("FINISHED",)]
     assert rows("optuna.db", "SELECT DISTINCT state FROM trials") == [("COMPLETE",)]
     assert set(before) <= set(rows("mlflow.db", finished))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as victims have: the bits depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_is_continued_exactly(
-    command: Command, study_file: Path, tmp_path: Path, signal_number: int
+    victims: Victims, command: Command, small_study: Path, tmp_path: Path, signal_number: int
 ) -> None:
     """The process dies in the middle of a trial; the same command ends with the same figures as one left alone."""
-    arguments = [study_file, *ONE_ARM, "--epochs", "30", "--trials", "1"]
-    code = (
-        "import sys; from ablation import study; from ablation.running import trial;"
-        "trial.CHECKPOINT_SECONDS = 0; sys.exit(study.main())"
-    )
-    victim = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments), "--store", str(tmp_path / "s")],
-                              cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    arguments = [small_study, *ONE_ARM, "--epochs", "20", "--trials", "1"]
+    victim = victims.start(tmp_path, [*arguments, "--store", tmp_path / "s"])
     deadline = time.monotonic() + 120
     while not list((tmp_path / "s").rglob("*.ckpt")):
-        assert victim.poll() is None
+        assert not victims.has_ended(victim)
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    victim.send_signal(signal_number)
-    assert victim.wait() == (75 if signal_number == signal.SIGTERM else -signal.SIGKILL)
+    os.kill(victim, signal_number)
+    assert victims.wait(victim) == (75 if signal_number == signal.SIGTERM else -signal.SIGKILL)
     frozen = arm_study(tmp_path / "s", "small/fine_tune_all").trials[0]
     assert frozen.state is optuna.trial.TrialState.RUNNING
     assert command(*arguments, "--store", tmp_path / "s") == 0

@@ -1,8 +1,10 @@
 """Studies whose databases are servers: many workers, several machines, and servers that go away."""
 
 import http.server
+import logging
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,14 @@ def databases(postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch, tmp_path:
     return environment
 
 
+@pytest.fixture
+def tables_made(databases: dict[str, str], postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The same, where MLflow has been before."""
+    databases["MLFLOW_TRACKING_URI"] = postgresql.mlflow_database()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", databases["MLFLOW_TRACKING_URI"])
+    return databases
+
+
 def runs(environment: dict[str, str], name: str = "small") -> list[Run]:
     client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name(name)
@@ -64,7 +74,7 @@ def trials(environment: dict[str, str], arm: str = "fine_tune_all") -> list[optu
 # ------------------------------------------------------------------------------------------------------ many workers
 
 
-@pytest.mark.parametrize("start", range(8))
+@pytest.mark.parametrize("start", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 8))])
 def test_fresh_databases_are_made_by_eight_at_once(
     victims: Victims, small_study: Path, tmp_path: Path, databases: dict[str, str], start: int
 ) -> None:
@@ -76,21 +86,21 @@ def test_fresh_databases_are_made_by_eight_at_once(
 
 
 def test_eight_workers_make_exactly_the_budget(
-    victims: Victims, small_study: Path, tmp_path: Path, databases: dict[str, str]
+    victims: Victims, small_study: Path, tmp_path: Path, tables_made: dict[str, str]
 ) -> None:
-    """20 trials, with one worker killed in the middle and replaced; parameters are those of a lone worker."""
-    arguments = [small_study, "--epochs", "2", "--trials", "5"]
-    finish_with_a_kill(victims, tmp_path, arguments, workers=8, environment=databases)
-    found = runs(databases)
-    assert len(found) == 20
+    """12 trials, with one worker killed in the middle and replaced; parameters are those of a lone worker."""
+    arguments = [small_study, "--epochs", "2", "--trials", "3"]
+    finish_with_a_kill(victims, tmp_path, arguments, workers=8, environment=tables_made)
+    found = runs(tables_made)
+    assert len(found) == 12
     assert set(Counter((run.data.tags["arm"], run.data.tags["trial"]) for run in found).values()) == {1}
     assert {run.info.status for run in found} == {"FINISHED"}
-    assert all(steps(databases, run) == [1, 2] for run in found)
+    assert all(steps(tables_made, run) == [1, 2] for run in found)
     rates = set()
     for arm in {run.data.tags["arm"] for run in found}:
-        mine = trials(databases, arm)
+        mine = trials(tables_made, arm)
         assert [(t.number, t.state.name, list(t.intermediate_values)) for t in mine] == [
-            (number, "COMPLETE", [1, 2]) for number in range(5)
+            (number, "COMPLETE", [1, 2]) for number in range(3)
         ]
         rates.add(tuple(t.params["lr"] for t in mine))
     assert len(rates) == 1  # trial n has the same learning rate in every arm, whoever asked for it
@@ -101,7 +111,7 @@ def test_eight_workers_make_exactly_the_budget(
 
 
 def test_another_machine_goes_on_from_the_uploaded_checkpoint(
-    command: Command, study_file: Path, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Command, study_file: Path, tables_made: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
     study_of = [study_file, *ONE_ARM, "--trials", "1", "--epochs", "4"]
@@ -113,7 +123,7 @@ def test_another_machine_goes_on_from_the_uploaded_checkpoint(
     with monkeypatch.context() as patch:
         patched_train(patch, fault)
         assert command(*study_of) == 130
-    (run,) = runs(databases)
+    (run,) = runs(tables_made)
     uploaded = Path(run.info.artifact_uri.removeprefix("file://")) / RESUME_FOLDER
     assert [path.name for path in resume_checkpoints(uploaded)] == ["epoch-000003.ckpt", "epoch-000002.ckpt"]
     newest = resume_checkpoints(uploaded)[0]
@@ -125,21 +135,21 @@ def test_another_machine_goes_on_from_the_uploaded_checkpoint(
     patched_train(monkeypatch, lambda number, epoch: trained.append(epoch))
     assert command(*study_of) == 0
     assert trained == [3, 4]
-    (again,) = runs(databases)
+    (again,) = runs(tables_made)
     assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
-    assert steps(databases, again) == [1, 2, 3, 4]
-    assert list(trials(databases)[0].intermediate_values) == [1, 2, 3, 4]
+    assert steps(tables_made, again) == [1, 2, 3, 4]
+    assert list(trials(tables_made)[0].intermediate_values) == [1, 2, 3, 4]
     assert not uploaded.exists()
     # The first machine tidies up when it is used again.
     monkeypatch.chdir(tmp_path / "work")
     assert list(Path("mlruns/checkpoints").glob("*/*"))
     assert command(*study_of) == 0
     assert not list(Path("mlruns/checkpoints").glob("*/*"))
-    assert steps(databases, again) == [1, 2, 3, 4]
+    assert steps(tables_made, again) == [1, 2, 3, 4]
 
 
 def test_a_study_whose_runs_are_elsewhere_is_refused(
-    command: Command, study_file: Path, databases: dict[str, str], postgresql: PostgreSQL,
+    command: Command, study_file: Path, tables_made: dict[str, str], postgresql: PostgreSQL,
     monkeypatch: pytest.MonkeyPatch, capsys: Any,
 ) -> None:  # fmt: skip
     small = [study_file, *ONE_ARM, "--epochs", "1", "--trials"]
@@ -150,7 +160,7 @@ def test_a_study_whose_runs_are_elsewhere_is_refused(
     assert "were logged to another MLflow store than MLFLOW_TRACKING_URI" in capsys.readouterr().err
     with psycopg.connect(elsewhere) as database:
         assert database.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
-    assert len(trials(databases)) == 1
+    assert len(trials(tables_made)) == 1
 
 
 # ------------------------------------------------------------------------------------------------ the database is away
@@ -163,7 +173,7 @@ def at_epochs(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], o
 
 @pytest.mark.usefixtures("impatient")
 def test_a_trial_trains_on_while_the_database_is_away(
-    command: Command, study_file: Path, databases: dict[str, str], postgresql: PostgreSQL,
+    command: Command, study_file: Path, tables_made: dict[str, str], postgresql: PostgreSQL,
     monkeypatch: pytest.MonkeyPatch, caplog: Any,
 ) -> None:  # fmt: skip
     """It stops in the middle of a trial and comes back when the trial has ended; MLflow's is the same server."""
@@ -176,18 +186,18 @@ def test_a_trial_trains_on_while_the_database_is_away(
     at_epochs(monkeypatch, {2: stop_for_seconds})
     assert command(study_file, *ONE_ARM, "--trials", "2", "--epochs", "4") == 0
     assert caplog.text.count("waiting for up to 15 min") == 1
-    first, second = runs(databases)
+    first, second = runs(tables_made)
     for run in (first, second):
         assert run.info.status == "FINISHED"
-        assert steps(databases, run) == [1, 2, 3, 4]
+        assert steps(tables_made, run) == [1, 2, 3, 4]
         paths = [file.path for file in MlflowClient().list_artifacts(run.info.run_id)]
         assert paths == ["checkpoint", "study.json", "study.toml"]
-    assert [list(t.intermediate_values) for t in trials(databases)] == [[1, 2, 3, 4]] * 2
+    assert [list(t.intermediate_values) for t in trials(tables_made)] == [[1, 2, 3, 4]] * 2
 
 
 @pytest.mark.parametrize("fate", ["ended", "taken"])
 def test_a_trial_that_another_worker_took_over_is_discarded(
-    command: Command, study_file: Path, databases: dict[str, str], postgresql: PostgreSQL,
+    command: Command, study_file: Path, tables_made: dict[str, str], postgresql: PostgreSQL,
     monkeypatch: pytest.MonkeyPatch, capsys: Any, fate: str,
 ) -> None:  # fmt: skip
     """Our connection breaks after epoch 2; before we notice, another worker has the trial, or has even ended it."""
@@ -225,19 +235,19 @@ def test_a_trial_that_another_worker_took_over_is_discarded(
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "4") == (1 if fate == "ended" else 0)
     output = capsys.readouterr().out
     assert "lost: another worker" in output
-    (only,) = trials(databases)
-    (run,) = runs(databases)
+    (only,) = trials(tables_made)
+    (run,) = runs(tables_made)
     assert run.info.status == "FINISHED"
     if fate == "ended":
         assert only.value == 0.125
-        assert steps(databases, run) == [1]  # nothing was written after the loss
+        assert steps(tables_made, run) == [1]  # nothing was written after the loss
     else:
-        assert list(only.intermediate_values) == steps(databases, run) == [1, 2, 3, 4]
+        assert list(only.intermediate_values) == steps(tables_made, run) == [1, 2, 3, 4]
         assert "(resumed)" in output
 
 
 def test_a_connection_that_breaks_around_a_claim_leaks_nothing(
-    command: Command, study_file: Path, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    command: Command, study_file: Path, tables_made: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Optuna's own connection fails right after the lock of a trial was taken, and again when its owner is checked."""
     real, calls = _claim, []
@@ -251,12 +261,12 @@ def test_a_connection_that_breaks_around_a_claim_leaks_nothing(
     monkeypatch.setattr(claims, "_claim", failing)
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "1") == 0
     assert "(for a moment); waiting" in capsys.readouterr().out
-    assert [t.state.name for t in trials(databases)] == ["COMPLETE"]
+    assert [t.state.name for t in trials(tables_made)] == ["COMPLETE"]
 
 
 def test_whose_a_trial_is_has_to_be_seen(
     study_file: Path,
-    databases: dict[str, str],
+    tables_made: dict[str, str],
     postgresql: PostgreSQL,
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
@@ -268,19 +278,19 @@ def test_whose_a_trial_is_has_to_be_seen(
     def lose(number: int, epoch: int) -> None:
         if epoch == 2:
             postgresql.query("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
-            database = databases["OPTUNA_STORAGE"].rpartition("/")[2]
+            database = tables_made["OPTUNA_STORAGE"].rpartition("/")[2]
             postgresql.query("UPDATE trial_user_attributes SET value_json = '\"-other\"' WHERE key = 'owner'", database)
 
-    real = optuna.Study.get_trials
+    real = claims._stored_trial
 
-    def failing_once(*args: Any, **kwargs: Any) -> Any:
+    def failing_once(claim: Claim) -> Any:
         if not seen and sys._getframe(1).f_code.co_name == "ensure_held":
             seen.append(1)
             raise StoreAway("starting up")
-        return real(*args, **kwargs)
+        return real(claim)
 
     patched_train(monkeypatch, lose)
-    monkeypatch.setattr(optuna.Study, "get_trials", failing_once)
+    monkeypatch.setattr(claims, "_stored_trial", failing_once)
     monkeypatch.setattr(
         "ablation.running.study.run_study", lambda *arguments: work_until_done(open_session(*arguments))
     )
@@ -288,7 +298,7 @@ def test_whose_a_trial_is_has_to_be_seen(
     monkeypatch.setattr(worker, "claim_trial", once(claim_trial))
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "4") == 0
     assert seen
-    (only,) = trials(databases)
+    (only,) = trials(tables_made)
     assert list(only.intermediate_values) == [1]  # nothing was written for a trial that is another's
 
 
@@ -300,15 +310,28 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
     command: Command, study_file: Path, server: Server, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch,
     capsys: Any, caplog: Any,
 ) -> None:  # fmt: skip
-    """It stops in the middle of trial 0, is away for all of trial 1, and comes back in trial 2; then for the end."""
+    """It stops in the middle of trial 0, is away for all of trial 1, and comes back in trial 2; then for the end.
+
+    One warning; what the machine's load was meanwhile comes late, too.
+    """
     environment = {"OPTUNA_STORAGE": postgresql.new_database(), "MLFLOW_TRACKING_URI": server.address}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
     actions = {(0, 2): server.stop, (2, 2): server.start, (3, 1): server.stop}
-    patched_train(monkeypatch, lambda number, epoch: actions.get((number, epoch), lambda: None)())
+
+    def act(number: int, epoch: int) -> None:
+        actions.get((number, epoch), lambda: None)()
+        time.sleep(0.05)
+
+    patched_train(monkeypatch, act)
     arguments = [study_file, *ONE_ARM, "--epochs", "3", "--trials"]
-    assert command(*arguments, "3") == 0
+    assert command(*arguments, "3", "--system-metrics") == 0
+    assert [record.getMessage()[:22] for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "MLflow does not answer", "MLflow answers again",
+    ]  # fmt: skip
+    assert not any("SystemMetrics" in thread.name for thread in threading.enumerate())
     for run in runs(environment):
         assert run.info.status == "FINISHED"
         assert steps(environment, run) == [1, 2, 3]
@@ -317,6 +340,9 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
         assert paths == {CHECKPOINT_FILE}
         frozen = trials(environment)[int(run.data.tags["trial"])]
         assert frozen.value == run.data.metrics["best_val_accuracy"]
+        loads = MlflowClient().get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+        assert len(loads) > 5
+        assert [point.step for point in loads] == list(range(len(loads)))
     assert len(runs(environment)) == 3
     assert caplog.text.count("MLflow does not answer") == caplog.text.count("MLflow answers again") == 1
     assert not list(Path("mlruns/checkpoints").glob("*/*"))
@@ -333,9 +359,9 @@ def test_the_tracking_server_is_away_for_a_whole_trial(
     (outbox,) = Path("mlruns/checkpoints").glob("*/*/outbox-*")
     gone = Path(*outbox.parts[:-2], "9", "outbox")  # of a trial that was deleted from both stores
     gone.mkdir(parents=True)
-    (gone / "000001.json").write_text('{"call": "pause", "arguments": {}, "file": null}')
+    (gone / "000001.json").write_text('{"call": "end", "arguments": {}, "file": null}')
     assert command(*arguments, "4") == 0
-    assert "was deleted; results kept for it are dropped" in caplog.text
+    assert "was deleted; its results are dropped" in caplog.text
     assert [steps(environment, run) for run in runs(environment)] == [[1, 2, 3]] * 4
     assert {run.info.status for run in runs(environment)} == {"FINISHED"}
     assert not list(Path("mlruns/checkpoints").glob("*/*"))
@@ -461,17 +487,17 @@ def test_a_server_that_does_not_fit_is_refused(
     ],
 )
 def test_a_newer_schema_is_refused(
-    command: Command, study_file: Path, databases: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any,
+    command: Command, study_file: Path, tables_made: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any,
     variable: str, newer: str, expected: str,
 ) -> None:  # fmt: skip
     small = [study_file, *ONE_ARM, "--epochs", "1", "--trials"]
     assert command(*small, "1") == 0
-    with psycopg.connect(databases[variable]) as database:
+    with psycopg.connect(tables_made[variable]) as database:
         database.execute(newer)
-    before = {name: tables(databases[name]) for name in ("OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")}
-    monkeypatch.setenv(variable, f"{databases[variable]}?application_name=again")  # MLflow looks once per address
+    before = {name: tables(tables_made[name]) for name in ("OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")}
+    monkeypatch.setenv(variable, f"{tables_made[variable]}?application_name=again")  # MLflow looks once per address
     assert expected in refused(command, capsys, *small, "2")
-    assert {name: tables(databases[name]) for name in before} == before
+    assert {name: tables(tables_made[name]) for name in before} == before
 
 
 def test_one_database_for_both_is_refused(
@@ -482,18 +508,20 @@ def test_one_database_for_both_is_refused(
     assert tables(databases["OPTUNA_STORAGE"]) == []
 
 
-def test_reconciliation_closes_what_is_left_open(command: Command, study_file: Path, databases: dict[str, str]) -> None:
+def test_reconciliation_closes_what_is_left_open(
+    command: Command, study_file: Path, tables_made: dict[str, str]
+) -> None:
     """Runs that say they go on though their trial has ended or is not there; another database's are left alone."""
     assert command(study_file, *ONE_ARM, "--trials", "2", "--epochs", "1") == 0
-    client = MlflowClient(databases["MLFLOW_TRACKING_URI"])
-    first, second = runs(databases)
+    client = MlflowClient(tables_made["MLFLOW_TRACKING_URI"])
+    first, second = runs(tables_made)
     arm_key = first.data.tags[KEY_TAG].rpartition("/")[0]
     client.update_run(first.info.run_id, status="RUNNING")
     client.update_run(second.info.run_id, status="SCHEDULED")
     for key in (f"{arm_key}/7", "ffff/0"):
         client.create_run(first.info.experiment_id, tags={"kind": "trial", KEY_TAG: key, "trial": key})
     assert command(study_file, *ONE_ARM, "--trials", "2", "--epochs", "1") == 0
-    assert {run.data.tags["trial"]: run.info.status for run in runs(databases)} == {
+    assert {run.data.tags["trial"]: run.info.status for run in runs(tables_made)} == {
         "0": "FINISHED", "1": "FINISHED", f"{arm_key}/7": "FAILED", "ffff/0": "RUNNING",
     }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """How trials end: diverged, out of memory, pruned; and which checkpoints are kept."""
 
+import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from ablation.base.errors import InputError
 from ablation.running import trial
 from ablation.running.workbench import make_training
 from ablation.storage.store import find_store
+from ablation.training.begin import Training
 from ablation.training.feature_cache import FeatureCache
+from ablation.training.loop import train
 from tests.studies import (
     CONFIRM,
     ONE_ARM,
@@ -116,6 +119,35 @@ def test_a_trial_that_features_leave_no_memory_goes_on_without_them(
     first, second = runs(Path("s"), "small")
     assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
     assert [step for step, _ in history(Path("s"), first)["val_loss"]] == [1, 2, 3]
+
+
+def test_a_trial_that_a_graph_leaves_no_memory_is_resumed_without_one(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, from the last checkpoint, and with nothing of the first attempt in memory, wherever it ended."""
+    trainings: list[tuple[bool, weakref.ref[Any]]] = []
+
+    def captured(training: Training, *args: Any) -> Any:
+        gc.collect()
+        assert all(model() is None for _, model in trainings), "a network of an earlier attempt is still in memory"
+        trainings.append((training.may_capture, weakref.ref(training.model)))
+        training.has_graph = training.may_capture
+        yield from train(training, *args)
+
+    def full(workbench: Any, claim: Any, run: Any, training: Training) -> None:
+        if len(training.history) == 2 and len(trainings) != 2:  # while a generator has not ended
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        save(workbench, claim, run, training)
+
+    save = trial._save
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trial, "train", captured)
+    monkeypatch.setattr(trial, "_save", full)
+    assert command(study_file, "--store", "s", *ONE_ARM) == 0
+    first, second = runs(Path("s"), "small")
+    assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
+    assert [step for step, _ in history(Path("s"), first)["val_loss"]] == [1, 2, 3]
+    assert [may_capture for may_capture, _ in trainings] == [True, False, True, False]
 
 
 def test_pruned_runs_are_killed(command: Command, study_file: Path) -> None:
