@@ -108,9 +108,10 @@ def cli(
         return show_workers(engine.workers(label, options), engine_name, label, running)
     if cancel_only:
         found = engine.workers(label, options)
-        engine.cancel(label, options)  # what waits for an engine's queue may have no worker yet
+        deleted = engine.cancel(label, options)  # what waits for an engine's queue may have no worker yet
         told = f"{plural(len(found), 'worker')} of {name} told to save and end; what they have done is kept."
-        return print(told if found else f"No worker of {name} runs or waits on {engine_name}.")
+        none = f"No worker of {name} runs or waits on {engine_name}"
+        return print(told if found else f"{none}; deleted: {', '.join(deleted)}." if deleted else f"{none}.")
     with refusing_unreachable_paths():
         path = find_study_file(study)
     with redirect_stdout(sys.stderr):  # standard output is what would be submitted, with --print
@@ -143,7 +144,8 @@ def check_study(engine_name: str, path: Path, name: str, store: Store, given: Ma
     overrides = study_overrides(path, demo_store, given["trials"], given["epochs"], given["settings"])
     if engine_name == "kubernetes":
         return load_study(path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
-    return load_checked(path, name, overrides, store)
+    is_try = given["as_demo"] or given["epochs"] is not None
+    return load_checked(path, name, overrides, store, is_try=is_try)
 
 
 def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:

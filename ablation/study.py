@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,12 @@ from ablation.base.command_line import (
     refusing_unreachable_paths,
     run_command,
 )
-from ablation.base.errors import InputError, NoSuchStudy
+from ablation.base.errors import InputError, NoSuchStudy, StoreAway, StoreError
 from ablation.base.interrupts import GRACE_SECONDS, set_grace
 from ablation.base.text import Table, nearest
 from ablation.running.demo import demo_overrides, needs_pretraining
 from ablation.spec.files import check_images, check_weights_file, find_study_file, study_files, write_new_study
-from ablation.spec.reading import check_name, load_study, parse_override, read_study_file
+from ablation.spec.reading import WithoutEffect, check_name, load_study, parse_override, read_study_file
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store
 
@@ -139,7 +140,8 @@ def cli(
     as_worker = WORKER_VARIABLE in os.environ
     report = None if as_worker else show_line  # the first process has shown the lines
     feature_limit = round(feature_cache * 1e9)
-    spec = load_checked(path, study_name, overrides, store, report)
+    is_try = as_demo or epochs is not None
+    spec = load_checked(path, study_name, overrides, store, report, is_try=is_try)
 
     from ablation.running.checks import check_custom_backbone, check_study
     from ablation.running.options import RunOptions
@@ -203,21 +205,42 @@ def load_checked(
     overrides: list[tuple[list[str], Any]],
     store: Store,
     report: Callable[[str], None] | None = None,
+    *,
+    is_try: bool = False,
 ) -> StudySpec:
     """Load a study file; check that the store can be written and that weights and images are there.
+
+    What has no effect is refused, but not in a demo or with fewer epochs (`is_try`), nor in a study that the store has:
+    earlier versions accepted more.
 
     Raises:
         InputError: something is wrong; names it.
     """
     with refusing_unreachable_paths():
         store.check_writable()
-        spec = load_study(
-            path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
-        )
+        try:
+            spec = load_study(
+                path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
+            )
+        except WithoutEffect as error:
+            if not (is_try or is_in_store(store, name)):
+                raise
+            spec = error.spec
         if not needs_pretraining(spec, store):
             check_weights_file(spec)
         check_images(spec.data)
     return spec
+
+
+def is_in_store(store: Store, study: str) -> bool:
+    """Return whether a store has a study; False where that cannot be found out."""
+    from ablation.search import configure_optuna
+    from ablation.search.studies import brief_storage, stored_content
+
+    configure_optuna()
+    with suppress(InputError, StoreAway, StoreError), brief_storage(store) as storage:
+        return storage is not None and stored_content(storage, study) is not None
+    return False
 
 
 def load_custom(file: str, function: str) -> str:

@@ -155,9 +155,12 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
         reason = "the predictions of its confirmation runs are lost" if has_run else reason
         if any(arm.result.held_back for arm in arms):
             reason = f"the first planned look, at {result.spec.confirm.looks[0]} seeds, is not complete"
+        lacking = "without confirmation runs "
+        if any(arm.result.confirmed for arm in arms):
+            lacking, reason = "", "no arm is confirmed in every repeat of the tuning"
         return [
             f"The best tuned arm is {best.name} ({_tuned_value(best, result.spec.goal)}, the best of "
-            f"{plural(trials, 'trial')}), but without confirmation runs no answer is possible: {reason}."
+            f"{plural(trials, 'trial')}), but {lacking}no answer is possible: {reason}."
         ]
     start = "Preliminary: " if _missing(result) else ""
     if len(arms) == 1:
@@ -220,7 +223,7 @@ def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Compariso
     elif confirmed:
         for factor in compared.factors:
             if factor.family:
-                others = [other.factor for other in compared.factors if other is not factor]
+                others = [other.factor for other in compared.factors if other is not factor and len(other.levels) > 1]
                 sentences.append(_of_factor(factor, others, margin))
                 for other, each in factor.by_level.items():
                     if len(each) <= MOST_AT_LEVELS:
@@ -235,7 +238,8 @@ def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Compariso
         if lost:
             numbers = join([f"#{run.number}" for run in lost])
             reasons = "; ".join(sorted({run.reason or "no reason is known" for run in lost}))
-            rest = "its figures are those of the others" if arm.estimate is not None else "it is not confirmed"
+            rest = "it is not confirmed in every repeat" if arm.result.confirmed else "it is not confirmed"
+            rest = "its figures are those of the others" if arm.estimate is not None else rest
             runs = plural(len(lost), "confirmation run")
             sentences.append(f"{arm.name}: {runs} failed ({numbers}: {reasons}); {rest}.")
     return sentences

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ablation.analysis.boundaries import planned_levels, unplanned_level
+from ablation.analysis.compared_repeats import compared_repeats
 from ablation.analysis.comparison import Difference, compare, over_seeds, tuning_leader
 from ablation.analysis.contrasts import label_pairs, level_comparisons, pivots, places
 from ablation.analysis.results import StudyResult, read_results
@@ -81,7 +82,7 @@ def this_look(result: StudyResult) -> PastLook | None:
     """
     if result.independent_images < 2:
         return None
-    usable = [arm.arm.name for arm in result.arms if _tested_units(result, arm.arm.name) >= FEWEST_SEEDS]
+    usable = [name for name, units in _tested_units(result).items() if units >= FEWEST_SEEDS]
     all_places = places(result.spec)
     leaders = {factor: tuning_leader(result, factor) for factor in result.spec.compared_levels()}
     pairs = label_pairs(result.spec, pivots(result.spec, leaders))
@@ -101,12 +102,15 @@ def this_look(result: StudyResult) -> PastLook | None:
     return PastLook(f"{LOOK_TAG}.{digest}", look.time, look.seeds, look.trials, look.control, look.compare)
 
 
-def _tested_units(result: StudyResult, name: str) -> int:
-    """Return the number of an arm's seeds, or of the repeats of its tuning that are confirmed."""
-    arm = next(arm for arm in result.arms if arm.arm.name == name)
+def _tested_units(result: StudyResult) -> dict[str, int]:
+    """Return the seeds of each arm, or the compared repeats of its tuning: none if one of them lacks it."""
     if result.spec.confirm.repeats == 1:
-        return len(arm.confirmed)
-    return len({run.spec.repeat for run in arm.confirmed})
+        return {arm.arm.name: len(arm.confirmed) for arm in result.arms}
+    repeats, _ = compared_repeats(result)
+    return {
+        arm.arm.name: len(repeats) if all(repeat.arms[number].confirmed for repeat in repeats) else 0
+        for number, arm in enumerate(result.arms)
+    }
 
 
 def count_looks(store: Store, study: str) -> int:

@@ -3,7 +3,7 @@
 Legend: A arms, R repeats, N test images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -26,6 +26,7 @@ from ablation.analysis.arm_summaries import (
 )
 from ablation.analysis.best_arms import compared_with_best_over_repeats
 from ablation.analysis.champion import choose_champion
+from ablation.analysis.compared_repeats import compared_repeats, repeats_of
 from ablation.analysis.comparison import Comparisons, Correct, compare, over_repeats
 from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.registration import registration_sentences
@@ -40,7 +41,7 @@ def analyse_study(result: StudyResult) -> StudyAnalysis:
     """Return the analysis of a study as it stands: over its seeds, or over the repeats of its tuning."""
     if result.spec.confirm.repeats == 1:
         return analyse(result)
-    compared, left_out = _compared_repeats(result)
+    compared, left_out = compared_repeats(result)
     return _analyse_repeats(result, compared, left_out)
 
 
@@ -48,28 +49,7 @@ def summarise_arms(result: StudyResult) -> list[ArmSummary]:
     """Return the summary of each arm: over its seeds, or over the repeats of its tuning."""
     if result.spec.confirm.repeats == 1:
         return [summarise_arm(arm, len(result.classes)) for arm in result.arms]
-    return _summaries(result, _compared_repeats(result)[0])
-
-
-def _compared_repeats(result: StudyResult) -> tuple[list[StudyResult], list[str]]:
-    """Return the repeats that the figures are of, and which others have begun, as a sentence.
-
-    A repeat in which an arm has yet to be confirmed is left out, unless that holds for all.
-    """
-    repeats = repeats_of(result)
-    begun = [number for number, repeat in enumerate(repeats) if any(arm.confirmed for arm in repeat.arms)]
-    lacking = {
-        number: [arm.arm.name for arm in repeats[number].arms if arm.chosen and not arm.confirmed] for number in begun
-    }
-    complete = [number for number in begun if not lacking[number]]
-    if not complete:
-        return [repeats[number] for number in begun] or repeats, []
-    texts = [
-        f"repeat {number + 1}, in which {join(names)} {'is' if len(names) == 1 else 'are'} not confirmed"
-        for number, names in lacking.items()
-        if names
-    ]
-    return [repeats[number] for number in complete], [f"Left out: {'; '.join(texts)}."] if texts else []
+    return _summaries(result, compared_repeats(result)[0])
 
 
 def analyse_pooled(studies: Sequence[StudyResult]) -> StudyAnalysis:
@@ -81,42 +61,6 @@ def analyse_pooled(studies: Sequence[StudyResult]) -> StudyAnalysis:
     check_repeats(studies)
     repeats = [repeat for study in studies for repeat in repeats_of(study)]
     return _analyse_repeats(_merged(studies, repeats), repeats, [])
-
-
-def repeats_of(result: StudyResult) -> list[StudyResult]:
-    """Return the repeats of a study's tuning, each as a study of its own; a study without repeats is the only one."""
-    spec = result.spec
-    if spec.confirm.repeats == 1:
-        return [result]
-
-    def is_of(repeat: int) -> Callable[[RunResult], bool]:
-        return lambda run: (run.spec.repeat or 0) == repeat
-
-    return [
-        replace(
-            result,
-            spec=spec.model_copy(
-                update={
-                    "name": f"{spec.name} repeat {repeat + 1}",
-                    "trials_per_arm": spec.trials_of(repeat),
-                    "confirm": spec.confirm.model_copy(update={"repeats": 1}),
-                }
-            ),
-            arms=[_with_runs(arm, is_of(repeat)) for arm in result.arms],
-        )
-        for repeat in range(spec.confirm.repeats)
-    ]
-
-
-def _with_runs(arm: ArmResult, is_wanted: Callable[[RunResult], bool]) -> ArmResult:
-    part = replace(
-        arm,
-        trials=list(filter(is_wanted, arm.trials)),
-        confirmations=list(filter(is_wanted, arm.confirmations)),
-        superseded=list(filter(is_wanted, arm.superseded)),
-        deleted=list(filter(is_wanted, arm.deleted)),
-    )
-    return replace(part, best=next(iter(part.chosen), None))
 
 
 def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult], left_out: list[str]) -> StudyAnalysis:
@@ -334,4 +278,5 @@ def _left_out(repeats: Sequence[StudyResult], right: Correct) -> list[str]:
         if name not in right:
             lacking = [r.spec.name for r, arm in zip(repeats, of_repeats, strict=True) if not arm.confirmed]
             missing.append(f"{name} (in {join(lacking)})")
-    return [f"Left out, because it is not confirmed in every repeat: {'; '.join(missing)}."] if missing else []
+    why = "because it is not confirmed in every repeat"
+    return [f"Left out of intervals and tests, {why}: {'; '.join(missing)}."] if missing else []

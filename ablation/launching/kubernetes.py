@@ -93,7 +93,10 @@ def submit(launch: Launch) -> str:
     """
     text, name = compose(launch), object_name(launch.label)
     _kubectl(launch.options, "get", *NEEDED, "--output=name")
-    if has_ended(_kubectl(launch.options, "get", "job", name, "--ignore-not-found", "--output=json")):
+    job = json.loads(_kubectl(launch.options, "get", "job", name, "--ignore-not-found", "--output=json") or "{}")
+    if "deletionTimestamp" in job.get("metadata", {}):
+        raise InputError(f"kubernetes: the Job {name} is being deleted: launch again in a moment")
+    if has_ended(job):
         raise InputError(f"kubernetes: the Job {name} has ended: --cancel deletes it; then launch again")
     said = _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
     if re.search(r"^job\S* unchanged", said, re.MULTILINE):
@@ -103,15 +106,17 @@ def submit(launch: Launch) -> str:
     return f"{count} submitted to Kubernetes as Job {name}; output: kubectl logs job/{name}"
 
 
-def has_ended(job: str) -> bool:
-    """Return whether a Job, as JSON, has ended, and will start nothing; False for an empty text, which is none."""
-    conditions = json.loads(job)["status"].get("conditions", []) if job else []
+def has_ended(job: Mapping[str, Any]) -> bool:
+    """Return whether a Job has ended, and will start nothing; False for an empty mapping, which is none."""
+    conditions = job.get("status", {}).get("conditions", [])
     return any(each["type"] in ("Complete", "Failed") and each["status"] == "True" for each in conditions)
 
 
-def cancel(label: str, options: Mapping[str, str]) -> None:
-    """Delete the Job, its pods, which are given their time to save, and the ConfigMap."""
-    _kubectl(options, "delete", "job,configmap", f"--selector={INSTANCE}={object_name(label)}", "--wait=false")
+def cancel(label: str, options: Mapping[str, str]) -> list[str]:
+    """Delete the Job, its pods, which are given their time to save, and the ConfigMap; return Job and ConfigMap."""
+    selector = f"--selector={INSTANCE}={object_name(label)}"
+    said = _kubectl(options, "delete", "job,configmap", selector, "--wait=false", "--output=name")
+    return [line for line in said.splitlines() if "/" in line]  # not "No resources found"
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

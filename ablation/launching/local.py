@@ -59,7 +59,7 @@ def submit(launch: Launch) -> str:
     os.execve(command[0], command, {**os.environ, LABEL_VARIABLE: launch.label})
 
 
-def cancel(label: str, options: Mapping[str, str]) -> None:
+def cancel(label: str, options: Mapping[str, str]) -> list[str]:
     """Pause the processes of a launch: those that were started by no other of them pause their workers themselves."""
     del options
     processes = list(_processes(label))
@@ -68,6 +68,7 @@ def cancel(label: str, options: Mapping[str, str]) -> None:
         with suppress(psutil.Error):
             if process.ppid() not in numbers:
                 process.send_signal(signal.SIGTERM)
+    return []
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

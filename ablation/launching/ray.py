@@ -106,7 +106,7 @@ def _has(resources: Mapping[str, float], needs: Mapping[str, Any]) -> bool:
     )
 
 
-def cancel(label: str, options: Mapping[str, str]) -> None:
+def cancel(label: str, options: Mapping[str, str]) -> list[str]:
     """End the workers that wait for a node, then let the others save and end."""
     with _cluster(options):
         actors = _actors(label)
@@ -116,6 +116,7 @@ def cancel(label: str, options: Mapping[str, str]) -> None:
         calls = [actor.cancel.remote() for actor, answer in actors.values() if answer]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)
+    return []
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

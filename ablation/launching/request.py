@@ -63,8 +63,8 @@ class Engine(Protocol):
     def submit(self, launch: Launch) -> str:
         """Submit it; return a line that says under which name."""
 
-    def cancel(self, label: str, options: Mapping[str, str]) -> None:
-        """End the workers, queued and running."""
+    def cancel(self, label: str, options: Mapping[str, str]) -> list[str]:
+        """End the workers, queued and running; return the names of the engine's objects that it deleted, if any."""
 
     def workers(self, label: str, options: Mapping[str, str]) -> list[EngineWorker]:
         """Return the workers that run or wait."""

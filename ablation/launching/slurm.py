@@ -71,10 +71,11 @@ def submit(launch: Launch) -> str:
     )
 
 
-def cancel(label: str, options: Mapping[str, str]) -> None:
+def cancel(label: str, options: Mapping[str, str]) -> list[str]:
     """End the queued and the running tasks of all arrays of a study."""
     del options
     call("scancel", f"--user={os.getuid()}", f"--name={label}")
+    return []
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

@@ -1,5 +1,6 @@
 """Looks at a study's answer: recorded when its results are read for a report, and the section that lists them."""
 
+import re
 from dataclasses import replace
 
 from ablation.analysis.boundaries import planned_levels, unplanned_level
@@ -14,6 +15,8 @@ from ablation.storage.store import Store
 from ablation.tracking.looks import log_look
 
 REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")  # MLflow's codes
+# The databases' words, which MLflow passes on with a code of no meaning.
+READ_ONLY = re.compile("InsufficientPrivilege|ReadOnlySqlTransaction|readonly database")
 
 
 def look_at(store: Store, name: str) -> StudyResult:
@@ -41,7 +44,7 @@ def record_look(store: Store, result: StudyResult) -> StudyResult:
     try:
         recorded = log_look(store, result.summary_run_id, look.name, look.stored())
     except StoreError as error:
-        if error.code in REFUSALS:
+        if error.code in REFUSALS or READ_ONLY.search(error.reason):
             return result
         raise
     return replace(result, tags={**result.tags, **recorded})

@@ -4,6 +4,8 @@ from typing import Any
 
 from ablation.spec.study import StudySpec, Superfluous, applies_in, table_of
 
+REUSED = ("strategy", "truncate_at", "freeze_depth", "learn")  # what a `Reuse` is made of
+
 
 def check_effects(spec: StudySpec) -> None:
     """Refuse arms that train the same, and values with which nothing changes.
@@ -19,28 +21,33 @@ def check_effects(spec: StudySpec) -> None:
 
 def _check_same_arms(spec: StudySpec) -> None:
     """Refuse [[arms]], or levels of a factor, that train the same under other names."""
-    trained = [_training(spec, arm.entries()) for arm in spec.arms]
+    names = [name for name in spec.arm_parameters() if name not in REUSED]
+    trained = [_training(spec, arm.entries(), names) for arm in spec.arms]
     for number, training in enumerate(trained):
         if (first := trained.index(training)) < number:
             raise ValueError(f"arms.{number}: trains the same as {spec.arms[first].label!r}")
-    for factor, levels in spec.factors.entries().items():
-        arms = [[_training(spec, arm) for arm in spec.combinations() if arm[factor] == level] for level in levels]
+    factors, combinations = spec.factors.entries(), spec.combinations()
+    trained = [_training(spec, arm, names) for arm in combinations] if factors else []
+    for factor, levels in factors.items():
+        arms = [
+            [training for training, arm in zip(trained, combinations, strict=True) if arm[factor] == level]
+            for level in levels
+        ]
         for number, of_level in enumerate(arms):
             if (first := arms.index(of_level)) < number:
                 raise ValueError(f"factors.{factor}: {levels[number]!r} trains the same as {levels[first]!r}")
 
 
-def _training(spec: StudySpec, levels: dict[str, Any]) -> tuple[Any, ...]:
+def _training(spec: StudySpec, levels: dict[str, Any], names: list[str]) -> tuple[Any, ...]:
     """Return what a training in the arm with these levels depends on, by whatever names they call it."""
-    reused = ("strategy", "truncate_at", "freeze_depth", "learn")
-    others = [name for name in spec.arm_parameters() if name not in reused and applies_in(spec, name, levels)]
+    others = [name for name in names if applies_in(spec, name, levels)]
     return [reuse.training for reuse in spec.reuses(levels)], [(name, spec.possible(name, levels)) for name in others]
 
 
 def _check_patience(spec: StudySpec) -> None:
     """Refuse a patience that no training can lose before its last epoch."""
     for levels in spec.combinations():
-        patience = max(spec.possible("patience", levels))
+        patience = min((value for value in spec.possible("patience", levels) if value > 0), default=0)
         if patience >= max(spec.epochs - 1, 1):
             _refuse(spec, "patience", levels, f"has no effect within epochs = {spec.epochs}", f"{patience} ")
 

@@ -64,6 +64,14 @@ def read_study_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from None
 
 
+class WithoutEffect(InputError):
+    """Something in a study file has no effect; otherwise the study is right, and `spec` has it."""
+
+    def __init__(self, message: str, spec: StudySpec):
+        super().__init__(message)
+        self.spec = spec
+
+
 def load_study(
     path: Path,
     *,
@@ -103,12 +111,16 @@ def load_study(
     study_name = check_name(name or path.stem)
     notices: list[str] = []
     while True:
+        spec = None
         try:
-            spec = _checked(study_name, changed)
+            spec = StudySpec(name=study_name, **changed)
+            check_effects(spec)
             break
         except ValueError as error:
             entry = _superfluous(error)
             if entry is None or not _may_drop(entry.keys, content, changed, overrides):
+                if spec is not None:
+                    raise WithoutEffect(f"{where}: {error}", spec) from None
                 message = validation_message(error) if isinstance(error, ValidationError) else str(error)
                 raise InputError(f"{where}: {message}") from None
         changed = _without(changed, entry.keys)
@@ -132,17 +144,6 @@ def _with_overrides(content: dict[str, Any], overrides: list[tuple[list[str], An
     return changed
 
 
-def _checked(name: str, content: dict[str, Any]) -> StudySpec:
-    """Return the study with this content of a file.
-
-    Raises:
-        ValueError: something is wrong, or has no effect; if pydantic has found it, a ValidationError.
-    """
-    spec = StudySpec(name=name, **content)
-    check_effects(spec)
-    return spec
-
-
 def _superfluous(error: ValueError) -> Superfluous | None:
     """Return the check's exception if an error is about an entry that the study could do without."""
     if not isinstance(error, ValidationError):
@@ -159,7 +160,7 @@ def _may_drop(
         return False
     try:
         # With the backbone as changed, so that a custom backbone's file is not run again.
-        _checked("file", {**content, "backbone": changed.get("backbone", {})})
+        check_effects(StudySpec(name="file", **{**content, "backbone": changed.get("backbone", {})}))
     except ValueError as error:
         return _superfluous(error) is None  # other faults, such as a missing key, the overrides may have mended
     return True

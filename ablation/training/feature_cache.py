@@ -136,7 +136,8 @@ class FeatureCache:
         self.say = say
         self._can_store = True  # until an error of the disk
         self._refused: set[str] = set()  # names of features for which there is no room
-        self._opened: OrderedDict[str, torch.Tensor] = OrderedDict()  # by name, the most recently used last
+        self._opened: dict[str, torch.Tensor] = {}  # by name, mapped from their files
+        self._on_device: OrderedDict[str, torch.Tensor] = OrderedDict()  # copies of them, the most recently used last
         self._may_use_device = True
 
     @cached_property
@@ -158,16 +159,17 @@ class FeatureCache:
             beside: what the same training reads, too, and keeps where it is.
         """
         image_source = ImageSource(images, frozen, augmentation)
-        if not frozen.layers or augmentation not in CACHEABLE:
+        if self.limit == 0 or not frozen.layers or augmentation not in CACHEABLE:
             return image_source
         held = [beside.features, beside.mirrored] if isinstance(beside, FeatureSource) else []
-        sets = 2 if augmentation == "flip" else 1
-        plain = self._features(images, frozen, sets, held)
-        mirrored = self._features(images, frozen, 1, [*held, plain], mirror=True) if sets == 2 else None
-        if plain is None or (augmentation == "flip" and mirrored is None):
-            return image_source
-        if mirrored is not None and mirrored.device != plain.device:  # the device has room for one of them only
-            plain, mirrored = plain.cpu(), mirrored.cpu()
+        opened: dict[str, torch.Tensor] = {}
+        for mirror in (False, True) if augmentation == "flip" else (False,):
+            name, features = self._open(images, frozen, mirror)
+            if features is None:
+                return image_source
+            opened[name] = features
+        plain, *others = self._placed(opened, images.labels_N.device, held)
+        mirrored = others[0] if others else None
         return FeatureSource(plain, mirrored, images.labels_N, len(frozen.layers), image_source.batch_size)
 
     def release_device(self) -> bool:
@@ -176,31 +178,18 @@ class FeatureCache:
         Returns:
             Whether there were any.
         """
-        on_device = [name for name, opened in self._opened.items() if opened.device.type == "cuda"]
-        for name in on_device:
-            del self._opened[name]
+        had_any = bool(self._on_device)
+        self._on_device.clear()
         self._may_use_device = False
-        return bool(on_device)
+        return had_any
 
-    def _features(
-        self,
-        images: Images,
-        frozen: FrozenPart,
-        sets: int,
-        held: Sequence[torch.Tensor | None],
-        *,
-        mirror: bool = False,
-    ) -> torch.Tensor | None:
-        """Return the features of the images or of their mirror images, computed if necessary; None without room.
-
-        `sets` and `held` are those of `_place`.
-        """
-        if self.limit == 0:
-            return None
+    def _open(self, images: Images, frozen: FrozenPart, mirror: bool) -> tuple[str, torch.Tensor | None]:
+        """Return name and features of the images or their mirror images, computed if necessary; None without room."""
         origin = _origin(images, frozen, mirror)
         name = _name(_digests(origin, frozen.layer_digests), frozen.end)
-        for other in [other for other in self._opened if not self._paths(other)[0].exists()]:
-            del self._opened[other]  # another process deleted it for its room, which an open file would keep
+        known = {*self._opened, *self._on_device}
+        for other in [other for other in known if not self._paths(other)[0].exists()]:
+            self._forget(other)  # another process deleted it for its room, which an open file would keep
         if name not in self._opened:
             try:
                 features = self._read(name)
@@ -216,45 +205,52 @@ class FeatureCache:
                 features = None
             if features is None:
                 self._refused.add(name)
-                return None
-            self._opened[name] = self._place(features, images.labels_N.device, sets, held)
-        self._opened.move_to_end(name)
+                return name, None
+            self._opened[name] = features
         with suppress(OSError):  # the file may be another user's
             os.utime(self._paths(name)[0])  # records the use
-        return self._opened[name]
+        return name, self._opened[name]
 
-    def _place(
-        self, features: torch.Tensor, device: torch.device, sets: int, held: Sequence[torch.Tensor | None]
-    ) -> torch.Tensor:
-        """Return features where they are read fastest: on a GPU if they fit into a quarter of its memory.
+    def _forget(self, name: str) -> None:
+        self._opened.pop(name, None)
+        self._on_device.pop(name, None)
+
+    def _placed(
+        self, opened: Mapping[str, torch.Tensor], device: torch.device, held: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor]:
+        """Return features where they are read fastest: on a GPU if all of them fit into a quarter of its memory.
 
         For the CPU they stay in the file, which the system keeps in memory, once for all processes.
 
         Args:
-            features: as read from their file.
+            opened: features of one training, by name, as read from their files.
             device: of the training.
-            sets: of how many sets of features of this size they are the first; a GPU gets all or none.
             held: features that the training reads, too: they take their part of the room, and keep it.
         """
+        on_host = list(opened.values())
         if device.type != "cuda":
-            return features.to(device)
+            return [features.to(device) for features in on_host]
         budget = torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE
         budget -= sum(tensor.nbytes for tensor in held if tensor is not None and tensor.device.type == "cuda")
-        needed = sets * features.nbytes
+        needed = sum(features.nbytes for features in on_host)
         if needed > budget or not self._may_use_device:
-            return features
+            return on_host
         others = {
-            name: opened.nbytes
-            for name, opened in self._opened.items()
-            if opened.device.type == "cuda" and all(opened is not tensor for tensor in held)
+            name: copy.nbytes
+            for name, copy in self._on_device.items()
+            if name not in opened and all(copy is not tensor for tensor in held)
         }
         for name in list(others):
             if sum(others.values()) + needed > budget:
-                del self._opened[name], others[name]
+                del self._on_device[name], others[name]
         try:
-            return features.to(device)
+            copies = {name: self._on_device.get(name, features).to(device) for name, features in opened.items()}
         except torch.OutOfMemoryError:
-            return features
+            return on_host
+        for name, copy in copies.items():
+            self._on_device[name] = copy
+            self._on_device.move_to_end(name)
+        return list(copies.values())
 
     def _read(self, name: str) -> torch.Tensor | None:
         """Return cached features, mapped from their file; None if it is missing or damaged."""
@@ -320,7 +316,7 @@ class FeatureCache:
         last_used = {path: path.with_suffix(".json").stat().st_mtime for path in self.folder.glob("*.npy")}
         evicted = files_to_evict(self.folder, last_used, needed, self.limit)
         for path in evicted or []:
-            self._opened.pop(path.stem, None)
+            self._forget(path.stem)
             path.with_suffix(".json").unlink()
             path.unlink()
         return evicted is not None

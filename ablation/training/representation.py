@@ -70,7 +70,7 @@ def linear_cka(first_ND: torch.Tensor, second_NE: torch.Tensor) -> torch.Tensor:
     """
     first_NN, second_NN = (_centred_gram(exact(features.flatten(1))) for features in (first_ND, second_NE))
     norm = ((first_NN**2).sum() * (second_NN**2).sum()).sqrt()
-    return torch.where(norm > 0, (first_NN * second_NN).sum() / norm, 0.0)
+    return torch.where(norm == 0, 0.0, (first_NN * second_NN).sum() / norm)
 
 
 def _centred_gram(features_ND: torch.Tensor) -> torch.Tensor:
@@ -115,4 +115,4 @@ def distances_moved(blocks: nn.Sequential, start: Mapping[str, torch.Tensor]) ->
 def _ratio(changes: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the norm of the changes over that of the weights; 0 if all weights are 0."""
     norm = get_total_norm(weights)
-    return torch.where(norm > 0, get_total_norm(changes) / norm, 0.0)
+    return torch.where(norm == 0, 0.0, get_total_norm(changes) / norm)

@@ -323,6 +323,13 @@ def test_a_control_is_the_level_however_its_number_is_written() -> None:
     assert all(difference.is_shown for difference in factor.family)
 
 
+def test_a_factor_with_a_single_level_is_not_averaged_over() -> None:
+    accuracies = {"block3,fine_tune_all": 0.9, "block5,fine_tune_all": 0.8}
+    factors = {"truncate_at": ["block3", "block5"], "strategy": ["fine_tune_all"]}
+    evidence = analyse(fake_result(factors, accuracies, seeds=3, images=100)).evidence
+    assert evidence[0].startswith("truncate_at: block3 minus block5 ")
+
+
 def test_the_best_level_is_no_level_that_another_clearly_beats() -> None:
     """block2 has the best mean, but over the strategy in which all cuts are better."""
     cuts = {"block2": 0.0, "block3": 0.03, "block4": -0.10, "block5": -0.05}

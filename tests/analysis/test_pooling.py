@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ablation.analysis.compared_repeats import repeats_of
+from ablation.analysis.looks import this_look
 from ablation.analysis.pooling import (
     analyse_pooled,
     analyse_study,
     check_repeats,
-    repeats_of,
     right_of,
     summarise_arms,
 )
@@ -85,7 +86,9 @@ def test_two_repeats_are_not_tested(three: list[StudyResult]) -> None:
 def test_an_arm_that_a_repeat_lacks_is_left_out_and_named(three: list[StudyResult]) -> None:
     lacking = replace(three[1], arms=[*three[1].arms[:2], replace(three[1].arms[2], confirmations=[])])
     analysis = analyse_pooled([three[0], lacking, three[2]])
-    assert analysis.evidence[-1] == "Left out, because it is not confirmed in every repeat: block5 (in cuts-1)."
+    assert analysis.evidence[-1] == (
+        "Left out of intervals and tests, because it is not confirmed in every repeat: block5 (in cuts-1)."
+    )
     assert [(d.first, d.second) for d in analysis.factors[0].family] == [("block3", "block4")]
 
 
@@ -262,7 +265,9 @@ def test_a_repeat_that_is_not_confirmed_yet_is_left_out(repeated: StudyResult) -
     assert analysis.verdict == ["Preliminary: Too few tunings to compare; each arm needs three."]
     assert analysis.evidence[0] == "Still missing: 2 confirmation runs."
     left_out = [sentence for sentence in analysis.evidence if "Left out" in sentence]
-    assert left_out == ["Left out: repeat 3, in which block3 is not confirmed."]
+    assert left_out == [
+        "Left out of means over tunings, intervals and tests: repeat 3, in which block3 is not confirmed."
+    ]
     one_repeat = [
         replace(arm, **{kind: [r for r in getattr(arm, kind) if r.spec.repeat == 0] for kind in KINDS})
         for arm in repeated.arms
@@ -288,7 +293,7 @@ def test_the_report_of_a_study_with_repeats_says_what_its_unit_is(
     assert "of 9 tunings" in text or "Warning: " not in text
 
 
-def test_a_repeat_in_which_an_arm_is_not_confirmed_is_left_out_of_every_figure() -> None:
+def test_a_repeat_in_which_an_arm_is_not_confirmed_is_left_out_of_what_is_compared() -> None:
     """In MLflow's pages of the arms as well as in the report, which says so."""
     two = {"truncate_at": ["block3", "block5"]}
     confirm = {"seeds": 1, "repeats": 4}
@@ -303,7 +308,55 @@ def test_a_repeat_in_which_an_arm_is_not_confirmed_is_left_out_of_every_figure()
     analysis = analyse_study(result)
     assert [arm.test.seeds for arm in analysis.arms if arm.test is not None] == [3, 3]
     assert [arm.test for arm in summarise_arms(result)] == [arm.test for arm in analysis.arms]
-    assert "Left out: repeat 4, in which block5 is not confirmed." in analysis.evidence
+    left_out = "Left out of means over tunings, intervals and tests: repeat 4, in which block5 is not confirmed."
+    assert left_out in analysis.evidence
+
+
+def without_repeats(result: StudyResult, failed: dict[str, set[int]]) -> StudyResult:
+    """Return a study in which the confirmation runs of some repeats failed: those of `failed`, by arm."""
+    lost: dict[str, Any] = {"state": "failed", "reason": "out of memory", "predictions": None,
+                            "val_accuracy": None, "test_accuracy": None}  # fmt: skip
+    return replace(
+        result,
+        arms=[
+            replace(
+                arm,
+                confirmations=[
+                    replace(run, **lost) if run.spec.repeat in failed.get(arm.arm.name, ()) else run
+                    for run in arm.confirmations
+                ],
+            )
+            for arm in result.arms
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("failed", "is_tested"),
+    [({}, True), ({"block5": {2}}, False), ({"block5": {0, 1, 2}}, True), ({"block3": {0}, "block5": {1, 2}}, False),
+     ({"block3": {1}, "block4": {1}}, False)],
+)  # fmt: skip
+def test_a_report_over_repeats_is_a_look_where_it_tests_something(failed: dict[str, set[int]], is_tested: bool) -> None:
+    confirm = {"seeds": 1, "repeats": 3}
+    whole = fake_result(CUTS, ACCURACIES, images=60, seeds=1, trials_per_arm=3, confirm=confirm)
+    result = without_repeats(whole, failed)
+    assert (analyse_study(result).compared.tested_together > 0) is is_tested
+    assert (this_look(result) is not None) is is_tested
+
+
+def test_arms_that_fail_in_different_repeats() -> None:
+    """All runs that finished have their predictions, but no repeat and no arm is complete."""
+    two, confirm = {"truncate_at": ["block3", "block5"]}, {"seeds": 1, "repeats": 3}
+    whole = fake_result(two, ACCURACIES, images=60, seeds=1, trials_per_arm=3, confirm=confirm)
+    analysis = analyse_study(without_repeats(whole, {"block3": {0}, "block5": {1, 2}}))
+    (verdict,) = analysis.verdict
+    assert verdict.endswith("), but no answer is possible: no arm is confirmed in every repeat of the tuning.")
+    (said,) = [sentence for sentence in analysis.evidence if sentence.startswith("block3: ")]
+    assert said.startswith("block3: 1 confirmation run failed (#")
+    assert said.endswith("out of memory); it is not confirmed in every repeat.")
+    analysis = analyse_study(without_repeats(whole, {"block3": {0, 1, 2}}))
+    (said,) = [sentence for sentence in analysis.evidence if sentence.startswith("block3: ")]
+    assert said.endswith("out of memory); it is not confirmed.")
 
 
 def held_back(result: StudyResult, seeds: int) -> StudyResult:

@@ -40,7 +40,7 @@ from tests.fake_results import fake_result
 Tables = dict[str, list[list[str]]]
 SIMULATED = 100_000
 # Numbers of sentences that belong to the method: levels, years, limits, and how texts are counted.
-CONSTANTS = {"95", "100", "80", "5", "2008", "1996", "2020", "0.05", "99,999", "64", "0", "1", "4", "10", "90"}
+CONSTANTS = {"95", "100", "80", "5", "2008", "1996", "2020", "0.05", "99,999", "64", "0", "1", "4"}
 INPUTS = {"Study", "Environment of the runs", "A paragraph on the method"}
 
 
@@ -412,6 +412,7 @@ def sentences(study: StudyResult, tables: Tables) -> Iterable[str]:
 
 def sentences_of_all(study: StudyResult, tables: Tables) -> Iterable[str]:
     """Yield those that a study has with repeats of its tuning, too."""
+    yield "10th to 90th percentile"
     for title, rows in tables.items():
         if title.startswith("Levels of") or title == "Interactions":
             for first, second, value, ends, p, *_ in rows[1:]:

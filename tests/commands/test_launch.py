@@ -121,9 +121,10 @@ def test_workers_of_a_study_whose_file_is_gone(
     launcher: Launcher, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = [EngineWorker("7_1", "running", "n1", "2026-11-27T11:00:00")]
-    cancelled = []
+    cancelled: list[str] = []
+    deleted: list[str] = []
     monkeypatch.setattr(slurm, "workers", lambda label, options: running)
-    monkeypatch.setattr(slurm, "cancel", lambda label, options: cancelled.append(label))
+    monkeypatch.setattr(slurm, "cancel", lambda label, options: cancelled.append(label) or deleted)
     assert launcher("gone", "--on", "slurm", "--status") == 0
     assert "No trial has begun" in (said := capsys.readouterr().out)
     assert "7_1" in said
@@ -132,7 +133,10 @@ def test_workers_of_a_study_whose_file_is_gone(
     running.clear()
     assert launcher("gone", "--on", "slurm", "--cancel") == 0
     assert capsys.readouterr().out == "No worker of gone runs or waits on slurm.\n"
-    assert len(cancelled) == 2  # a queue may hold what has no worker yet
+    deleted += ["job/a", "map/a"]  # of an ended job, which has no worker
+    assert launcher("gone", "--on", "slurm", "--cancel") == 0
+    assert capsys.readouterr().out == "No worker of gone runs or waits on slurm; deleted: job/a, map/a.\n"
+    assert len(cancelled) == 3  # a queue may hold what has no worker yet
     assert launcher("gone", "--on", "slurm") == 2
     assert capsys.readouterr().err.startswith("error: no study 'gone'")
 

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from ablation import study
+from ablation.base.errors import InputError
 from ablation.running import checks
 from ablation.running import study as running_study
+from ablation.running.demo import demo_overrides
 from ablation.search.claims import claim_trial
 from ablation.search.studies import create_arms, open_storage
 from ablation.spec.reading import load_study
+from ablation.spec.study import StudySpec
 from ablation.storage.locks import open_locks
 from ablation.storage.store import find_store
 from tests.other_user import as_nobody, folder_for_all, needs_root
@@ -138,6 +141,54 @@ def test_status_of_a_study_whose_file_is_gone(
     assert capsys.readouterr().err == f"error: {store.root}: has no study 'anothre'; did you mean 'another'?\n"
     assert command("another") == 2
     assert capsys.readouterr().err.startswith("error: no study 'another'")
+
+
+NO_EFFECT = """
+question = "q"
+trials_per_arm = 2
+epochs = 10
+[backbone]
+name = "vit_b_16"
+weights = "imagenet"
+[data]
+source = "digits"
+image_size = 64
+[fixed]
+freeze_depth = {depth}
+[factors]
+strategy = ["feature_extraction", "fine_tune_top"]
+patience = {patiences}
+[search]
+lr = {{ low = 3e-3, high = 3e-1, log = true }}
+"""
+
+
+def test_what_has_no_effect_is_accepted_in_demos_quick_tries_and_studies_that_have_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demo cuts a network to five blocks and a study to six epochs; earlier versions refused less."""
+    file, store = tmp_path / "mine.toml", find_store(str(tmp_path / "s"))
+
+    def load(*settings: tuple[list[str], Any], is_try: bool = False, **parts: Any) -> StudySpec:
+        file.write_text(NO_EFFECT.format(**{"depth": 9, "patiences": [0, 6], **parts}))
+        return study.load_checked(file, "mine", list(settings), store, is_try=is_try)
+
+    assert load().factors.entries()["patience"] == [0, 6]
+    demo = demo_overrides(study.read_study_file(file), store)
+    assert load(*demo, is_try=True).epochs == 6
+    assert load((["epochs"], 4), is_try=True).factors.entries()["patience"] == [0, 6]
+    with pytest.raises(InputError, match=r"factors.patience: 9 has no effect within epochs = 10"):
+        load(patiences=[0, 9])
+    monkeypatch.setattr(study, "is_in_store", lambda *_: True)
+    assert load(patiences=[0, 9]).factors.entries()["patience"] == [0, 9]
+
+
+def test_a_study_is_found_in_its_store(finished_study: Path, tmp_path: Path) -> None:
+    store = find_store(str(finished_study / "store"))
+    assert study.is_in_store(store, "small")
+    assert not study.is_in_store(store, "other")
+    assert not study.is_in_store(find_store(str(tmp_path / "none")), "small")
+    assert not (tmp_path / "none").exists()
 
 
 @needs_root

@@ -155,6 +155,25 @@ def test_a_job_that_would_start_nothing_is_refused(
     assert (calls[-1] == ("kubectl", "apply", "--filename=-")) is (message is None)
 
 
+def test_a_job_that_is_being_deleted_is_not_taken_for_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"metadata": {"deletionTimestamp": "2026-11-27T10:00:00Z"}, "status": {}}
+    monkeypatch.setattr(kubernetes, "call", lambda *command, text="": json.dumps(job) if "job" in command else "")
+    with pytest.raises(InputError, match=r"is being deleted: launch again in a moment$"):
+        kubernetes.submit(launch_of(image="x"))
+
+
+@pytest.mark.parametrize(
+    ("said", "deleted"),
+    [("job.batch/a-0\nconfigmap/a-0\n", ["job.batch/a-0", "configmap/a-0"]), ("No resources found\n", [])],
+)
+def test_cancel_says_what_it_deleted(monkeypatch: pytest.MonkeyPatch, said: str, deleted: list[str]) -> None:
+    kubectl = Kubectl(said)
+    monkeypatch.setattr(kubernetes, "call", kubectl)
+    assert kubernetes.cancel("ablation-a-0", {}) == deleted
+    selector = "--selector=app.kubernetes.io/instance=ablation-a-0"
+    assert kubectl.calls == [f"kubectl delete job,configmap {selector} --wait=false --output=name"]
+
+
 def test_pods_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     def pod(name: str, phase: str, **status: Any) -> dict[str, Any]:
         metadata = {"name": name, "creationTimestamp": "2026-11-27T10:00:00Z"}

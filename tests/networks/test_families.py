@@ -116,25 +116,36 @@ def test_no_unit_works_in_place_on_what_it_gets(name: str) -> None:
         unit = part.unit
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """With one, MKL-DNN computes an image of a batch and alone with other kernels, 3e-6 apart."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+# Families whose output for an image differs between batch sizes, and by how much of the largest activation, at most.
+SQUEEZING = ("efficientnet_b0", "regnet_y_400mf", "timm:test_efficientnet")
+TRANSFORMERS = ("vit_b_16", "timm:test_vit")
+MANY_KERNELS = (  # MKL-DNN computes small batches with other kernels than large ones, on one thread
+    "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "timm:test_resnet"
+)  # fmt: skip
+DIFFER = {
+    1: dict.fromkeys(SQUEEZING, 3e-6) | dict.fromkeys(MANY_KERNELS, 3e-6),
+    2: dict.fromkeys(SQUEEZING, 1e-6) | dict.fromkeys(TRANSFORMERS, 2e-6),
+}
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.fixture(params=DIFFER)
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_frozen_blocks_give_an_image_the_same_in_any_batch(name: str) -> None:
-    """What storing rests on. Most are equal to the bit; what squeezes and excites is so within the last digits."""
+def test_frozen_blocks_give_an_image_the_same_in_any_batch(name: str, threads: int) -> None:
+    """What storing rests on: equal to the bit, or, where kernels depend on the batch, within the last digits."""
+    bound = DIFFER[threads].get(name, 0)
     last, name = last_cut(name), loaded(name)
     size = max(32, smallest_image(name, last))
     model = network(name, last, size)
     frozen = frozen_part(model, len(model.layers), NORMALISATION, "float32")
     images_NCHW = some_images(40, size).images_NCHW
     together = frozen(images_NCHW)
-    for batch_size in (1, 7, 33):
+    for batch_size in (1, 2, 7, 33):
         parts = torch.cat([frozen(batch) for batch in torch.split(images_NCHW, batch_size)])
-        assert (parts - together).abs().max() <= 1e-6 * together.abs().max()
+        assert (parts - together).abs().max() <= bound * together.abs().max()

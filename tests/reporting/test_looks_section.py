@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ablation.analysis.looks import level_of, past_looks, this_look
+from ablation.analysis.looks import count_looks, level_of, past_looks, this_look
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import read_results
 from ablation.base.errors import InputError, StoreAway, StoreError
@@ -80,19 +80,40 @@ def test_looks_without_a_plan_are_recorded_once_each(store: Store) -> None:
     assert len(client.search_runs([first.experiment_id], "tags.kind = 'summary'")) == 1
 
 
-def test_a_server_that_refuses_the_record_still_lets_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looks_are_counted_without_writing_anything(store: Store) -> None:
+    assert count_looks(store, "fake") == 0
+    assert not store.root.exists()
+    store_study(store, fake_result(CUTS, ACCURACIES, seeds=3))
+    assert count_looks(store, "fake") == 0
+    look_at(store, "fake")
+    assert count_looks(store, "fake") == 1
+    assert count_looks(store, "nobody") == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StoreError("Permission denied", code="PERMISSION_DENIED"),
+     StoreError("", "(psycopg.errors.InsufficientPrivilege) permission denied for table tags", "BAD_REQUEST"),
+     StoreError("", "(psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction"),
+     StoreError("", "(sqlite3.OperationalError) attempt to write a readonly database", "BAD_REQUEST"),
+     StoreError("", "(psycopg.errors.UndefinedTable) relation \"tags\" does not exist", "BAD_REQUEST"),
+     StoreAway("it does not answer")],
+)  # fmt: skip
+def test_a_store_that_refuses_the_record_still_lets_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def refuse(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(looks_section, "log_look", refuse)
     store_study(store, fake_result(CUTS, ACCURACIES, seeds=3))
-    error: Exception = StoreError("Permission denied", code="PERMISSION_DENIED")
+    if isinstance(error, StoreAway) or "does not exist" in error.reason:
+        with pytest.raises(type(error)):
+            look_at(store, "fake")
+        return
     result = look_at(store, "fake")
     assert past_looks(result.tags) == []
     assert level_of(result) == 0.05
-    error = StoreAway("it does not answer")
-    with pytest.raises(StoreAway):
-        look_at(store, "fake")
 
 
 def looks_of(store: Store, name: str) -> list[str]:

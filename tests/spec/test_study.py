@@ -200,7 +200,7 @@ def test_effects_are_judged_over_all_cases(study_file: Path) -> None:
          "factors.freeze_depth: 'conv1_2' trains the same as 1"),
         (["fixed.patience=2"], "fixed.patience: 2 has no effect within epochs = 3"),
         (["factors.patience=[0, 2]"], "factors.patience: 2 has no effect within epochs = 3"),
-        (["search.patience={low=1,high=4}"], "search.patience: 4 has no effect within epochs = 3"),
+        (["search.patience={low=2,high=4}"], "search.patience: 2 has no effect within epochs = 3"),
         (["fixed.unfreeze_every=1", "fixed.head_warmup_epochs=1", "fixed.learn=block1"],
          "fixed.unfreeze_every: has no effect after a warm-up where fewer than two blocks learn"),
         (["factors.unfreeze_every=[0, 1]", "factors.strategy=['fine_tune_all']", "fixed.head_warmup_epochs=1"],

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -197,12 +197,13 @@ class Placed:
 
     nbytes: int
     device: torch.device = CPU
+    copies: ClassVar[list[int]] = []  # bytes of each copy to another device
 
     def to(self, device: torch.device) -> "Placed":
+        if device == self.device:
+            return self
+        self.copies.append(self.nbytes)
         return Placed(self.nbytes, device)
-
-    def cpu(self) -> "Placed":
-        return self.to(CPU)
 
 
 class CacheOfGpu(FeatureCache):
@@ -210,23 +211,35 @@ class CacheOfGpu(FeatureCache):
 
     reads = 0
 
-    def _place(self, features: Any, device: torch.device, *held: Any) -> Any:
-        self.reads += 1
-        return super()._place(Placed(features.nbytes), torch.device("cuda"), *held)
+    def _read(self, name: str) -> Any:
+        features = super()._read(name)
+        self.reads += features is not None
+        return None if features is None else Placed(features.nbytes)
+
+    def _placed(self, opened: Any, device: torch.device, held: Any) -> Any:
+        return super()._placed(opened, torch.device("cuda"), held)
 
 
 @pytest.mark.parametrize(
-    ("missing", "on_gpu"),
-    [("nothing", [True, True, True]), ("val", [True, True, False]), ("train", [False, False, True])],
+    ("room", "on_gpu"),  # the room in sets of training and of validation features, and bytes
+    [
+        ((2, 1, 0), [True, True, True]),
+        ((2, 1, -4), [True, True, False]),
+        ((2, 0, -4), [False, False, True]),
+        ((1, 1, -4), [False, False, True]),
+        ((1, 0, 0), [False, False, True]),
+        ((0, 1, -4), [False, False, False]),
+    ],
 )
 def test_features_of_one_training_do_not_drive_each_other_out(
-    missing: str, on_gpu: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: tuple[int, int, int], on_gpu: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of plain, mirrored and validation features a GPU gets what fits into its quarter, once for all trials."""
     frozen = part(3)
     of_train, of_val = (frozen(images.images_NCHW).nbytes for images in (TRAIN, VAL))
-    room = {"nothing": 2 * of_train + of_val, "val": 2 * of_train + of_val - 4, "train": 2 * of_train - 4}[missing]
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * room))
+    quarter = room[0] * of_train + room[1] * of_val + room[2]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * quarter))
+    monkeypatch.setattr(Placed, "copies", [])
     store = CacheOfGpu(tmp_path, 10**9, lambda: Pretrained([], []), lambda text: None)
     for _ in range(3):
         train_source = store.source(TRAIN, frozen, "flip")
@@ -236,7 +249,33 @@ def test_features_of_one_training_do_not_drive_each_other_out(
         read = [train_source.features, train_source.mirrored, val_source.features]
         assert [features.nbytes for features in read if features is not None] == [of_train, of_train, of_val]
         assert [features is not None and features.device.type == "cuda" for features in read] == on_gpu
+        assert store._on_device.keys() == {
+            name for name, copy in store._on_device.items() if any(copy is features for features in read)
+        }, "nothing is there that is not read"
     assert store.reads == 3
+    assert Placed.copies == [features.nbytes for features in read if features.device.type == "cuda"]
+
+
+def test_features_of_flips_leave_those_of_other_trainings_on_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where trials with and without flips alternate, and a GPU has room for one set of training features."""
+    frozen = part(3)
+    quarter = frozen(TRAIN.images_NCHW).nbytes
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * quarter))
+    monkeypatch.setattr(Placed, "copies", [])
+    store = CacheOfGpu(tmp_path, 10**9, lambda: Pretrained([], []), lambda text: None)
+    for augmentation, device in (("flip", "cpu"), ("none", "cuda")) * 2:
+        source = store.source(TRAIN, frozen, augmentation)
+        assert isinstance(source, FeatureSource)
+        assert source.features.device.type == device
+    assert (store.reads, Placed.copies) == (2, [quarter])
+    assert store.release_device()
+    assert not store.release_device()
+    source = store.source(TRAIN, frozen, "none")
+    assert isinstance(source, FeatureSource)
+    assert source.features.device.type == "cpu"
+    assert store.reads == 2, "what the host has is not read again"
 
 
 # ---------------------------------------------------------------------------------------------- computed once

@@ -52,6 +52,16 @@ def test_cka_of_a_rotation_is_one_and_of_constants_is_zero() -> None:
     assert float(linear_cka(x_ND, torch.ones(30, 2))) == float(linear_cka(torch.zeros(30, 2), x_ND)) == 0
 
 
+def test_what_is_not_a_number_is_not_called_unlike_or_unmoved() -> None:
+    x_ND, bad_ND, blocks = random(30, 6, "x"), random(30, 6, "x"), two_blocks()
+    bad_ND[3, 2] = math.nan
+    assert math.isnan(linear_cka(x_ND, bad_ND))
+    assert math.isnan(linear_cka(bad_ND, bad_ND))
+    start = {f"blocks.{path}": parameter.detach().clone() for path, parameter in blocks.named_parameters()}
+    start["blocks.block1.0.bias"] = torch.tensor([math.nan])
+    assert distances_moved(blocks, start) == pytest.approx({"block1": math.nan, "block3": 0.0}, nan_ok=True)
+
+
 def two_blocks() -> nn.Sequential:
     """Return block1 with a weight of (3, 4) and a bias of 12, a block without parameters, and block3 with (6, 8)."""
     blocks = nn.Sequential()
