@@ -48,7 +48,7 @@ class TimeLeft:
         self._updated = seconds
         new_keys = ended - self._before
         new = [run for arm_runs in runs.values() for run in arm_runs if _key(run) in new_keys]
-        if not new or seconds <= 0:
+        if not new or seconds <= 0 or not self._knows_all_levels(runs):
             return
         running = [run for arm_runs in runs.values() for run in arm_runs if run.state == "running"]
         done = sum(min(run.seconds or 0.0, seconds) for run in [*new, *running])
@@ -147,14 +147,17 @@ class TimeLeft:
                 costs[arm, True] = trial * CONFIRMATION_FACTOR if more is None else trial + more
         return costs
 
+    def _knows_all_levels(self, runs: Runs) -> bool:
+        """Return whether every level has run in some arm; one that has not may cost a hundred times what others do."""
+        levels = {arm: {(name, repr(level)) for name, level in self.levels[arm].items()} for arm in runs}
+        return set().union(*levels.values()) == set().union(*(levels[arm] for arm in runs if _times(runs[arm])))
+
     def _costs_by_levels(self, runs: Runs) -> dict[str, float]:
         """Return arm -> seconds of a trial, the product of its levels' effects, fitted to the arms with known times.
 
-        The logarithms are a ridge regression on indicators of the levels; 0 for all arms while no time is known.
+        The logarithms are a ridge regression on indicators of the levels.
         """
         known = {arm: math.log(max(1e-3, float(np.mean(times)))) for arm in runs if (times := _times(runs[arm]))}
-        if not known:
-            return dict.fromkeys(runs, 0.0)
         places = {arm: {(name, repr(level)) for name, level in self.levels[arm].items()} for arm in runs}
         columns = sorted(set().union(*places.values()))
         indicators_AL = np.array([[column in places[arm] for column in columns] for arm in runs], dtype=float)
