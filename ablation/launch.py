@@ -85,9 +85,9 @@ def cli(
     check_one_of(("--print", print_only), ("--status", status_only), ("--cancel", cancel_only))
     options = read_options(settings, engine_file)
     if per_gpu is not None:
-        if engine_name != "local" or workers is not None:
-            raise InputError("--per-gpu: goes with --on local and without --workers")
         options["per-gpu"] = per_gpu
+    if "per-gpu" in options and (engine_name != "local" or workers is not None):
+        raise InputError("--per-gpu: goes with --on local and without --workers")
     given = study_command.make_context("study", [study, *arguments]).params
     for parameter, option in NOT_FOR_WORKERS.items():
         if given[parameter]:

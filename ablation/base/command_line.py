@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -89,6 +89,12 @@ def check_finite(_: click.Context, option: click.Parameter, number: float) -> fl
     if not math.isfinite(number):
         raise InputError(f"{option.opts[0]}: must be a number of {option.metavar}, got {number}")
     return number
+
+
+def with_options(command: Sequence[str], *options: str) -> list[str]:
+    """Return a command with further options: at its end, or before the `--` after which it takes none."""
+    end = command.index("--") if "--" in command else len(command)
+    return [*command[:end], *options, *command[end:]]
 
 
 def check_one_of(*flags: tuple[str, bool]) -> None:

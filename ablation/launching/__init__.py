@@ -1,1 +1,1 @@
-"""Workers placed by an engine that people have: SLURM, Kubernetes, or this machine alone."""
+"""Workers placed by an engine that people have: SLURM, Ray, Kubernetes, or this machine alone."""

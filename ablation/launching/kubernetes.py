@@ -23,6 +23,10 @@ INSTANCE = "app.kubernetes.io/instance"
 
 def compose(launch: Launch) -> str:
     """Return the ConfigMap with the study and the Job, as YAML."""
+    return _manifests(launch, is_suspended=True)
+
+
+def _manifests(launch: Launch, *, is_suspended: bool) -> str:
     _check(launch.options)
     if "image" not in launch.options:
         raise InputError("--engine-option: image=REGISTRY/ablation:TAG is needed: where the cluster gets the image")
@@ -33,7 +37,11 @@ def compose(launch: Launch) -> str:
         "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "ablation", INSTANCE: name}},
         "data": {f"{launch.study_file.stem}.toml": launch.study_file.read_text(encoding="utf-8")},
     }
-    return str(yaml.safe_dump_all([configuration, _job(launch, name)], sort_keys=False, width=120))
+    job = _job(launch, name)
+    if "queue" in launch.options:
+        job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = launch.options["queue"]
+        job["spec"]["suspend"] = is_suspended
+    return str(yaml.safe_dump_all([configuration, job], sort_keys=False, width=120))
 
 
 def _job(launch: Launch, name: str) -> dict[str, Any]:
@@ -60,9 +68,6 @@ def _job(launch: Launch, name: str) -> dict[str, Any]:
         resources["limits"]["nvidia.com/gpu"] = gpus
     if "priority-class" in options:
         pod["priorityClassName"] = options["priority-class"]
-    if "queue" in options:  # Kueue resumes the Job when it admits it
-        job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = options["queue"]
-        job["spec"]["suspend"] = True
     return job
 
 
@@ -91,19 +96,22 @@ def submit(launch: Launch) -> str:
     Raises:
         InputError: an object is missing or refused, or the Job would start no worker.
     """
-    text, name = compose(launch), object_name(launch.label)
+    compose(launch)  # refuses options
+    name, count = object_name(launch.label), launch.workers or 1
     _kubectl(launch.options, "get", *NEEDED, "--output=name")
     job = json.loads(_kubectl(launch.options, "get", "job", name, "--ignore-not-found", "--output=json") or "{}")
     if "deletionTimestamp" in job.get("metadata", {}):
         raise InputError(f"kubernetes: the Job {name} is being deleted: launch again in a moment")
     if has_ended(job):
         raise InputError(f"kubernetes: the Job {name} has ended: --cancel deletes it; then launch again")
-    said = _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
-    if re.search(r"^job\S* unchanged", said, re.MULTILINE):
-        raise InputError(f"kubernetes: the Job {name} has these workers already; --status shows them")
+    specification = job.get("spec", {})
+    if specification.get("completions") == count:
+        raise InputError(f"kubernetes: the Job {name} has {plural(count, 'worker')} already; --cancel ends them")
+    # Kueue resumes a new Job when it admits it; to suspend it again would end its pods.
+    text = _manifests(launch, is_suspended=specification.get("suspend", True))
+    _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
     _kubectl(launch.options, "apply", "--filename=-", text=text)
-    count = plural(launch.workers or 1, "worker")
-    return f"{count} submitted to Kubernetes as Job {name}; output: kubectl logs job/{name}"
+    return f"{plural(count, 'worker')} submitted to Kubernetes as Job {name}; output: kubectl logs job/{name}"
 
 
 def has_ended(job: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from datetime import datetime
 
 import psutil
 
+from ablation.base.command_line import with_options
 from ablation.base.device import gpu_count, mig_slices
 from ablation.base.errors import InputError
 from ablation.launching.request import EngineWorker, Launch, refuse_unknown
@@ -31,13 +32,13 @@ def compose(launch: Launch) -> str:
 def _command(launch: Launch) -> list[str]:
     refuse_unknown(launch.options, OPTIONS, "local")
     if launch.workers is not None:
-        return [*launch.command, "--workers", str(launch.workers)]
+        return with_options(launch.command, "--workers", str(launch.workers))
     if "per-gpu" not in launch.options:
         return launch.command
     text = launch.options["per-gpu"]
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise InputError(f"--per-gpu: must be auto or a number from 1, got {text!r}")
-    return [*launch.command, "--workers", str(int(text) * usable_gpus())]
+    return with_options(launch.command, "--workers", str(int(text) * usable_gpus()))
 
 
 def usable_gpus() -> int:

@@ -153,7 +153,11 @@ def _actors(label: str) -> dict[str, tuple[Any, tuple[str, str] | None]]:
 @contextlib.contextmanager
 def _cluster(options: Mapping[str, str]) -> Iterator[None]:
     """Connect this process to the cluster, for the time of this context."""
-    address = options.get("address", os.environ.get("RAY_ADDRESS", "auto"))
+    address = options.get("address") or "auto"
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address == "local":
+        raise InputError("ray: the address local is a cluster that would end with this command; name one that stays")
     if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):  # Ray itself would try for minutes
         try:
             socket.create_connection((found[1], int(found[2])), ANSWER_SECONDS).close()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 
-from ablation.base.command_line import REFUSED
+from ablation.base.command_line import REFUSED, with_options
 from ablation.base.interrupts import WITH_PARENT
 
 FIRST_PAUSE = 2.0  # seconds before a worker that died starts again; twice as long after each further death
@@ -65,8 +65,9 @@ class WorkerActor:
 def why_not(command: list[str], folder: Path, variables: Mapping[str, str]) -> str:
     """Return why a worker could not run here, or nothing."""
     try:
-        done = subprocess.run([*command, "--check"], cwd=folder, env={**os.environ, **variables}, encoding="utf-8",
-                              errors="replace", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+        done = subprocess.run(with_options(command, "--check"), cwd=folder, env={**os.environ, **variables},
+                              encoding="utf-8", errors="replace", stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE)  # fmt: skip
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     lines = done.stderr.strip().splitlines() or [f"the check ended with status {done.returncode}"]

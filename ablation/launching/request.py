@@ -133,11 +133,11 @@ def refuse_unknown(options: Iterable[str], known: Iterable[str], engine: str) ->
 
 
 def refuse_options(options: Mapping[str, str], own: Iterable[str], engine: str) -> None:
-    """Refuse options that a launch sets itself.
+    """Refuse options that a launch sets itself, and what an engine's program would take for their abbreviations.
 
     Raises:
         InputError: names the first one.
     """
     for name in options:
-        if name in own:
+        if any(each.startswith(name) for each in own):
             raise InputError(f"--engine-option: {name} is set by the launch on {engine} itself")

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
-from ablation.base.text import plural
-from ablation.launching.programs import call
+from ablation.base.text import one_line, plural
+from ablation.launching.programs import NoAnswer, call
 from ablation.launching.request import EngineWorker, Launch, refuse_options
 
-OWN = ("array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "chdir", "wrap", "ntasks", "nodes")
+OWN = (
+    "array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "chdir", "wrap", "ntasks", "nodes",
+    "wait",
+)  # fmt: skip
+SIGNAL = re.compile(r"R?B:(SIG)?(INT|TERM|HUP|USR1|USR2|XCPU)(@\d+)?")  # those to the script, which it passes on
 SIGNAL_AHEAD = 30  # seconds between the end of a worker's grace period and the time limit: SLURM's clock is coarse
 TEMPLATE = Path(__file__).with_name("slurm_array.sh")
 
@@ -22,25 +26,40 @@ def compose(launch: Launch) -> str:
     """Return the script of the job array.
 
     Raises:
-        InputError: an option belongs to the launch itself, or a path contains a sign that SLURM would replace.
+        InputError: an option would lose workers or their output, or a path contains a sign that SLURM would replace.
     """
-    refuse_options(launch.options, OWN, "slurm")
+    options = _options(launch)
     if (sign := re.search(r"[^\w./+=:,@-]", str(launch.folder))) is not None:  # to SLURM or to the shell it means more
         raise InputError(f"--store: {launch.folder}: SLURM cannot write to a path that contains {sign[0]!r}")
-    options = dict(launch.options)
-    signal = options.pop("signal", f"B:USR2@{math.ceil(launch.grace) + SIGNAL_AHEAD}")
     directives = [f"#SBATCH --{name}{f'={shlex.quote(value)}' if value else ''}" for name, value in options.items()]
     return TEMPLATE.read_text(encoding="utf-8").format(
         study=launch.study,
         label=launch.label,
-        workers=launch.workers or 1,
         folder=launch.folder,
         script=script_path(launch),
         working_folder=shlex.quote(str(launch.working_folder)),
-        signal=signal,
-        directives="".join(f"{line}\n" for line in directives),
+        directives="\n".join(directives),
         command=shlex.join(launch.command),
     )
+
+
+def _options(launch: Launch) -> dict[str, str]:
+    """Return the options of `sbatch`: the launch's own, then the user's."""
+    refuse_options(launch.options, OWN, "slurm")
+    if {"cluster", "clusters"} & launch.options.keys():
+        raise InputError("--engine-option: clusters: set SLURM_CLUSTERS instead, for --status and --cancel, too")
+    own = {
+        "job-name": launch.label,
+        "array": f"1-{launch.workers or 1}",
+        "output": f"{launch.folder}/%A_%a.log",
+        "open-mode": "append",
+        "requeue": "",
+        "signal": f"B:USR2@{math.ceil(launch.grace) + SIGNAL_AHEAD}",
+    }
+    options = {**own, **launch.options}
+    if not SIGNAL.fullmatch(options["signal"]):
+        raise InputError(f"--engine-option: signal must be such as B:USR1@120, got {options['signal']!r}")
+    return options
 
 
 def script_path(launch: Launch) -> Path:
@@ -52,23 +71,29 @@ def submit(launch: Launch) -> str:
     """Write the script to the store and submit it; a script that SLURM refuses is deleted again.
 
     Raises:
+        NoAnswer: `sbatch` does not answer; the script stays, because the job may be queued.
         InputError: `sbatch` is missing or refuses; contains what it said.
     """
     script, text = script_path(launch), compose(launch)
     call("sbatch", "--version")  # nothing is written where SLURM is not
     before = script.read_bytes() if script.exists() else None
     write_atomically(script, text.encode(errors="surrogateescape"))
+    # On the command line, too: in the script, they yield to the variables SBATCH_*.
+    options = [f"--{name}={value}" if value else f"--{name}" for name, value in _options(launch).items()]
     try:
-        job = call("sbatch", "--parsable", str(script)).strip().partition(";")[0]
+        said = call("sbatch", "--parsable", *options, str(script))
+        if (job := re.search(r"^\d+", said, re.MULTILINE)) is None:
+            raise InputError(f"sbatch: submitted no job; it said {one_line(said.strip())!r}")
+    except NoAnswer as error:
+        raise NoAnswer(f"{error}; the job may be queued all the same: --status shows it") from None
     except InputError:
         if before is None:
             script.unlink()
         else:
             write_atomically(script, before)
         raise
-    return (
-        f"{plural(launch.workers or 1, 'worker')} submitted to SLURM as job {job}; output: {launch.folder}/{job}_*.log"
-    )
+    count = plural(launch.workers or 1, "worker")
+    return f"{count} submitted to SLURM as job {job[0]}; output: {launch.folder}/{job[0]}_*.log"
 
 
 def cancel(label: str, options: Mapping[str, str]) -> list[str]:

@@ -3,13 +3,9 @@
 #
 # A task that is preempted, whose time is up or whose node is lost returns to the queue and resumes. The first worker that
 # finds the study finished (exit status 0) or refused (2) ends the tasks that still wait.
-#SBATCH --job-name={label}
-#SBATCH --array=1-{workers}
-#SBATCH --output={folder}/%A_%a.log
-#SBATCH --open-mode=append
-#SBATCH --requeue
-#SBATCH --signal={signal}
 {directives}
+
+unset ${{!SQUEUE_@}} ${{!SCANCEL_@}} # they would hide tasks from the commands below
 task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 export ABLATION_JOB="$task" # --status shows it beside the trial
 echo "task $task on $(hostname), start number ${{SLURM_RESTART_COUNT:-0}}, $(date --iso-8601=seconds)"
@@ -23,10 +19,10 @@ fi
 
 {command} &
 worker=$!
-# SLURM signals this script alone (USR2 before the time limit) or all processes (TERM). A worker that pauses already
+# SLURM signals this script alone (--signal, before the time limit) or all processes (TERM). A worker that pauses already
 # ignores XCPU, whereas a second TERM would end it before it has saved.
 pass_on() {{ sleep 1; kill -XCPU "$worker" 2>/dev/null; }}
-trap pass_on TERM USR2
+trap pass_on INT TERM HUP USR1 USR2 XCPU
 while kill -0 "$worker" 2>/dev/null; do wait "$worker"; done # a signal ends a `wait` early
 wait "$worker"
 status=$?

@@ -115,11 +115,9 @@ class StudyView:
             run
             for arm_runs in self.runs.values()
             for run in arm_runs
-            if run.state == "running" and _run_label(run) not in known and run.epochs
+            if run.state == "running" and run.name not in known and run.epochs
         ]
-        return lines + [
-            Text(f"elsewhere  {_run_label(run)}  epoch {run.epochs}/{self.spec.epochs}") for run in elsewhere[:4]
-        ]
+        return lines + [Text(f"elsewhere  {run.name}  epoch {run.epochs}/{self.spec.epochs}") for run in elsewhere[:4]]
 
     def _arm_lines(self, width: int, room: int) -> list[Text]:
         """Return a line per arm: best value, values on an axis, trials, seeds, failures; the best ones that fit."""
@@ -215,9 +213,9 @@ class StudyView:
         self.trial_started = self.last_line = time.monotonic()
         self.waits_for = self.state = ""
         self.curve = []
-        self.label, self.params = visible(_label(spec)), visible(params)
+        self.label, self.params = visible(spec.name), visible(params)
         if not self.is_live:
-            say(f"[{self.ended + 1}/{self.trials}] {_label(spec)}: {params}")
+            say(f"[{self.ended + 1}/{self.trials}] {spec.name}: {params}")
 
     def show_epoch(self, spec: TrialSpec, metrics: Any) -> None:
         """Show the metrics of an epoch that has ended."""
@@ -243,7 +241,12 @@ class StudyView:
             left = self.left.text(time.monotonic() - self.began)
             say(f"  {state}: {result} ({seconds:.1f} s{f', {left}' if left else ''})")
         elif state in ("failed", "lost"):
-            self.live.console.print(Text(visible(f"{_label(spec)} {state}: {reason}"), style="yellow"))
+            self.live.console.print(Text(visible(f"{spec.name} {state}: {reason}"), style="yellow"))
+
+
+def is_progress(line: str) -> bool:
+    """Return whether a line of a worker's output says that an epoch or a trial has ended."""
+    return re.match(r"  (epoch \d+/\d+|finished:|pruned:) ", line) is not None
 
 
 class WorkerLine:
@@ -286,15 +289,6 @@ class CleanerAfterResize(RenderHook):
         """Return what is printed, behind codes that clear the screen where that is necessary."""
         is_narrower, self.width = console.width < self.width, console.width
         return [Control.clear(), Control.home(), *renderables] if is_narrower else renderables
-
-
-def _label(spec: TrialSpec) -> str:
-    """Return the name of a trial."""
-    return f"{spec.arm} #{spec.trial}" if spec.confirms is None else f"{spec.arm} confirmation #{spec.trial}"
-
-
-def _run_label(run: TrialRecord) -> str:
-    return f"{run.arm} #{run.number}" if run.confirms is None else f"{run.arm} confirmation #{run.number}"
 
 
 def dotted(runs: list[TrialRecord] | Any, low: float, high: float, width: int) -> str:

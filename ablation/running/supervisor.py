@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ablation.base.command_line import REFUSED, WORKER_VARIABLE
+from ablation.base.command_line import REFUSED, WORKER_VARIABLE, with_options
 from ablation.base.core_use import BusyCores, children_pids
 from ablation.base.cores import worker_variables
 from ablation.base.device import check_device, slice_variable
@@ -20,7 +20,7 @@ from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.interrupts import CTRL_C, RESUME_ME, doing_at_the_end, grace_left
 from ablation.base.text import plural
 from ablation.running.session import Session, show_progress
-from ablation.running.study_view import StudyView
+from ablation.running.study_view import StudyView, is_progress
 
 
 def supervise_workers(session: Session, devices: list[str]) -> None:
@@ -41,13 +41,16 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
             return Progress(view.trials - view.ended if is_known else 1, view.epochs)
 
         # The workers have ended before this process has to.
-        command = [sys.executable, "-m", "ablation.study", *sys.argv[1:], "--grace", f"{0.8 * grace_left():g}"]
+        command = [sys.executable, "-m", "ablation.study", *sys.argv[1:]]
+        command = with_options(command, "--grace", f"{0.8 * grace_left():g}")
         run_workers(command, devices, view.show_worker_line, progress)
 
 
-POLL_SECONDS = 1  # between two queries for the trials that are left
-DEATHS_IN_A_ROW = 5  # of one worker, without an epoch in between: more are no accident
+POLL_SECONDS = 1  # between two queries for the trials that are left, at least
+SHARE_OF_POLLS = 0.05  # of the time, at most: the queries are two per Optuna study
+DEATHS_IN_A_ROW = 5  # of one worker, without an epoch of any worker in between: more are no accident
 FIRST_PAUSE = 1.0  # seconds before a worker that died starts again; twice as long after each further death
+LONGEST_PAUSE = 60.0  # of a worker that keeps dying while others train
 LAST_LINES = 15  # of a failed worker's output, shown with its error
 
 
@@ -67,14 +70,17 @@ class Worker:
     device: str
     process: subprocess.Popen[str]
     lines: list[str]
+    has_trained: bool = False
+    """Whether it has ended an epoch or a trial."""
 
 
 class WorkerDeaths:
-    """Counts the deaths of each worker since the last progress."""
+    """Counts the deaths of each worker since the study's last progress; pauses grow until the worker itself trains."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._counts: Counter[int] = Counter()
+        self._pauses: dict[int, float] = {}
 
     def note_progress(self, progress: Progress) -> None:
         """Begin to count anew if there was any progress."""
@@ -93,7 +99,9 @@ class WorkerDeaths:
         if count == DEATHS_IN_A_ROW:
             row = f"{count} times in a row without progress"
             raise StoreError(f"worker {worker.number} {_end(worker)}, {row}: {_reason(worker)}")
-        return float(FIRST_PAUSE * 2 ** (count - 1))
+        last = 0 if worker.has_trained else self._pauses.get(worker.number, 0)
+        self._pauses[worker.number] = min(2 * last, LONGEST_PAUSE) or FIRST_PAUSE
+        return self._pauses[worker.number]
 
 
 def run_workers(  # noqa: C901 - one loop
@@ -108,10 +116,10 @@ def run_workers(  # noqa: C901 - one loop
     paused alone is not started again; if all are, this process pauses, too.
 
     Args:
-        command: the command that starts a worker; `--device DEVICE` is added to it.
+        command: the command that starts a worker; the option `--device DEVICE` is added to it.
         devices: the workers' devices.
         say: called with a worker's number (from 1) and each line of its output.
-        look: called every second; returns the study's progress.
+        look: called every second, or less often if it takes long; returns the study's progress.
 
     Raises:
         StoreError: a worker died again and again without progress; contains its last lines.
@@ -121,7 +129,7 @@ def run_workers(  # noqa: C901 - one loop
 
     def start(number: int, device: str) -> None:
         process = subprocess.Popen(
-            [*command, "--device", device],
+            with_options(command, "--device", device),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -148,12 +156,17 @@ def run_workers(  # noqa: C901 - one loop
         try:
             for number, device in enumerate(devices, start=1):
                 start(number, device)
-            progress = look()
+            progress, next_look = look(), 0.0  # of time.monotonic()
             while workers or (dead and progress.trials_left > 0):
                 _pass_on(output, say)
-                progress = look()
-                deaths.note_progress(progress)
-                for worker in [worker for worker in workers if worker.process.poll() is not None]:
+                ended = [worker for worker in workers if worker.process.poll() is not None]
+                if ended or time.monotonic() >= next_look:
+                    began = time.monotonic()
+                    progress = look()
+                    deaths.note_progress(progress)
+                    now = time.monotonic()
+                    next_look = now + (now - began) / SHARE_OF_POLLS
+                for worker in ended:
                     workers.remove(worker)
                     status = worker.process.returncode
                     if status == REFUSED:
@@ -219,6 +232,7 @@ def _pass_on(output: queue.Queue[tuple[Worker, str]], say: Callable[[int, str], 
             return
         worker.lines.append(line)
         del worker.lines[:-LAST_LINES]
+        worker.has_trained |= is_progress(line)
         say(worker.number, line)
 
 

@@ -84,6 +84,8 @@ def test_workers_per_gpu_need_a_gpu(
         (["--engine-file", "none.toml"], "--engine-file: none.toml cannot be read"),
         (["--print", "--cancel"], "--print and --cancel: choose one of them"),
         (["--per-gpu", "2"], "--per-gpu: goes with --on local"),
+        (["--engine-option", "per-gpu=2"], "--per-gpu: goes with --on local"),
+        (["--engine-option", "wai="], "--engine-option: wai is set by the launch on slurm itself"),
         (["--", "--check"], "--check: is no option of a worker"),
         (["--", "--workers", "2"], "--workers: belongs before --\n"),
         (["--", "--grace", "inf"], "--grace: must be a number of SECONDS, got inf"),
@@ -106,6 +108,17 @@ def test_what_is_refused(
     assert message in error
     assert error.count("\n") == 1
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "way", [("--per-gpu", "xyz"), ("--engine-option", "per-gpu=2"), ("--engine-file", "file.toml")]
+)
+def test_workers_and_workers_per_gpu_exclude_each_other(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], way: tuple[str, str]
+) -> None:
+    Path("file.toml").write_text("[launch]\nper-gpu = 2\n")
+    assert launcher(study_file, "--on", "local", "--workers", 3, *way, "--print") == 2
+    assert capsys.readouterr().err == "error: --per-gpu: goes with --on local and without --workers\n"
 
 
 def test_without_the_engine_nothing_is_written(

@@ -134,25 +134,45 @@ def test_everything_is_checked_before_anything_is_applied(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("conditions", "applied", "message"),
-    [([], "job.batch/x unchanged (server dry run)", "has these workers already; --status shows them"),
-     ([{"type": "Failed", "status": "True"}], "job.batch/x configured", "has ended: --cancel deletes it"),
-     ([{"type": "Complete", "status": "True"}], "job.batch/x configured", "has ended: --cancel deletes it"),
-     ([{"type": "Suspended", "status": "True"}], "configmap/x unchanged\njob.batch/x configured", None)],
+    ("completions", "condition", "message"),
+    [(6, "SuccessCriteriaMet", "has 6 workers already; --cancel ends them"),
+     (4, "Failed", "has ended: --cancel deletes it"), (4, "Complete", "has ended: --cancel deletes it"),
+     (4, "Suspended", None)],
 )  # fmt: skip
 def test_a_job_that_would_start_nothing_is_refused(
-    monkeypatch: pytest.MonkeyPatch, conditions: list[dict[str, str]], applied: str, message: str | None
+    monkeypatch: pytest.MonkeyPatch, completions: int, condition: str, message: str | None
 ) -> None:
     calls = []
+    job = {"spec": {"completions": completions}, "status": {"conditions": [{"type": condition, "status": "True"}]}}
 
     def kubectl(*command: str, text: str = "") -> str:
         calls.append(command)
-        return json.dumps({"status": {"conditions": conditions}}) if "job" in command else applied
+        return json.dumps(job) if "job" in command else ""
 
     monkeypatch.setattr(kubernetes, "call", kubectl)
     with pytest.raises(InputError, match=message) if message else nullcontext():
         kubernetes.submit(launch_of(image="x"))
     assert (calls[-1] == ("kubectl", "apply", "--filename=-")) is (message is None)
+
+
+@pytest.mark.parametrize(
+    ("live", "suspended"),
+    [("", True), ('{"spec": {"completions": 4, "suspend": true}}', True),
+     ('{"spec": {"completions": 4, "suspend": false}}', False)],
+)  # fmt: skip
+def test_a_job_that_its_queue_has_admitted_is_not_suspended_again(
+    monkeypatch: pytest.MonkeyPatch, live: str, suspended: bool
+) -> None:
+    """To suspend a Job ends its pods."""
+    applied = []
+
+    def kubectl(*command: str, text: str = "") -> str:
+        applied.extend([job["spec"]["suspend"] for job in yaml.safe_load_all(text) if job["kind"] == "Job"])
+        return live if "job" in command else ""
+
+    monkeypatch.setattr(kubernetes, "call", kubectl)
+    kubernetes.submit(launch_of(image="x", queue="team"))
+    assert applied == [suspended] * 2  # tried by the server, then applied
 
 
 def test_a_job_that_is_being_deleted_is_not_taken_for_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

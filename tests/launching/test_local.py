@@ -1,5 +1,6 @@
 """Workers on this machine: their number, their GPUs, and their processes."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -30,6 +31,8 @@ def test_it_is_the_study_with_its_workers(monkeypatch: pytest.MonkeyPatch) -> No
     command = f"{sys.executable} -m ablation.study cuts.toml --epochs 1"
     assert local.compose(launch_of()) == command
     assert local.compose(launch_of(3)) == f"{command} --workers 3"
+    ended = dataclasses.replace(launch_of(3), arguments=("--",))
+    assert local.compose(ended) == f"{sys.executable} -m ablation.study cuts.toml --workers 3 --"
     monkeypatch.setattr(local, "gpu_count", lambda: 2)
     assert local.compose(launch_of(per_gpu="3")) == f"{command} --workers 6"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b,MIG-c")

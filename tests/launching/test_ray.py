@@ -1,11 +1,13 @@
 """Ray: what becomes of workers on a real cluster on loopback, of which a node is lost, and what is refused."""
 
 import dataclasses
+import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,28 @@ def test_what_is_refused(tmp_path: Path, options: dict[str, str], message: str) 
     launch = WorkerLaunch("cuts", "label", tmp_path / "cuts.toml", (), 1, 10, options, tmp_path, tmp_path)
     with pytest.raises(InputError, match=message):
         engine.submit(launch)
+
+
+@pytest.mark.parametrize(
+    ("variable", "options", "address"),
+    [(None, {}, "auto"), ("", {}, "auto"), ("h:1", {"address": ""}, "h:1"), ("h:1", {"address": "auto"}, "h:1"),
+     ("local", {"address": "ray://h"}, "ray://h"), ("local", {}, None), ("local", {"address": "auto"}, None),
+     ("h:1", {"address": "local"}, None)],
+)  # fmt: skip
+def test_the_cluster_is_one_that_stays(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, options: dict[str, str], address: str | None
+) -> None:
+    """With the address local, Ray would start a cluster that ends with the command."""
+    taken = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    monkeypatch.setattr(engine.socket, "create_connection", lambda *_: io.BytesIO())
+    monkeypatch.setattr(ray, "init", lambda address, **_: taken.append(address))
+    refused = pytest.raises(InputError, match="^ray: the address local is") if address is None else nullcontext()
+    with refused, engine._cluster(options):
+        pass
+    assert taken == [address][: address is not None]
 
 
 def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,3 +79,18 @@ def test_a_programs_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         call("engine")
     program.write_text("#!/bin/sh\ncat\n")
     assert call("engine", text="manifest") == "manifest"
+
+
+def test_variables_that_would_hide_workers_are_not_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "engine"
+    program.write_text("#!/bin/sh\nenv\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    hidden = {"SQUEUE_STATES", "SQUEUE_FORMAT2", "SCANCEL_STATE", "SCANCEL_QUIET", "SBATCH_WAIT", "SBATCH_ERROR"}
+    for name in (*hidden, "SBATCH_ACCOUNT", "SBATCH_WAIT_ALL_NODES", "SLURM_CONF"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("KUBERC", "/home/me/kuberc")
+    variables = dict(line.split("=", 1) for line in call("engine").splitlines() if "=" in line)
+    assert hidden & variables.keys() == set()
+    assert {"SBATCH_ACCOUNT", "SBATCH_WAIT_ALL_NODES", "SLURM_CONF"} <= variables.keys()
+    assert variables["KUBERC"] == "off"

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from ablation.base.command_line import JOB_VARIABLE
 from ablation.base.errors import InputError
-from ablation.launching import slurm
+from ablation.launching import programs, slurm
 from ablation.launching.request import Launch
 from tests.launching.launches import check_equals_undisturbed, has_checkpoint, launch_of, launch_study
 from tests.launching.slurm_cluster import SlurmCluster, wait_for
@@ -42,14 +44,100 @@ def test_the_script_says_what_the_user_says_to_slurm(tmp_path: Path) -> None:
     assert any(line.endswith("tests.launching.patient_worker 'a b' &") for line in lines)
 
 
-def test_the_users_signal_wins(tmp_path: Path) -> None:
-    text = slurm.compose(launch_of(tmp_path, signal="B:USR2@300"))
-    assert re.findall(r"--signal=(.*)", text) == ["B:USR2@300"]
+@pytest.mark.parametrize("signal", ["B:USR2@300", "B:USR1@120", "RB:SIGTERM", "B:XCPU@60"])
+def test_the_users_signal_wins(tmp_path: Path, signal: str) -> None:
+    text = slurm.compose(launch_of(tmp_path, signal=signal))
+    assert re.findall(r"--signal=(.*)", text) == [signal]
 
 
-def test_an_option_that_the_launch_sets_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--engine-option: array is set by the launch"):
-        slurm.compose(launch_of(tmp_path, array="1-99"))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"array": "1-99"}, "array is set by the launch"), ({"arr": "1-99"}, "arr is set by the launch"),
+     ({"wait": ""}, "wait is set by the launch"), ({"clusters": "a,b"}, "clusters: set SLURM_CLUSTERS instead"),
+     ({"signal": "USR1@120"}, "signal must be such as B:USR1@120, got 'USR1@120'"),
+     ({"signal": "B:KILL@120"}, "signal must be such as"), ({"signal": "B:USR1@1 --array=1-9"}, "signal must be")],
+)  # fmt: skip
+def test_options_that_would_lose_workers_are_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
+    """Without B:, SLURM signals job steps alone, which the script does not have."""
+    with pytest.raises(InputError, match=f"^--engine-option: {message}"):
+        slurm.compose(launch_of(tmp_path, **options))
+
+
+def stand_in(folder: Path, **programs: str) -> str:
+    """Write programs of SLURM, each given as lines of a shell; return a path that begins with them."""
+    for name, lines in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:/usr/bin:/bin"
+
+
+def test_what_the_launch_says_wins_over_the_sites_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sbatch` lets SBATCH_JOB_NAME and the like win over the script, and its arguments over both."""
+    said = tmp_path / "said"
+    sbatch = f"printf '%s\\n' \"$@\" > {said}; echo 'a word of the site'; echo '17;cluster'"
+    monkeypatch.setenv("PATH", stand_in(tmp_path, sbatch=sbatch))
+    launch = launch_of(tmp_path, workers=4, partition="gpu", exclusive="", comment="two words")
+    assert slurm.submit(launch).startswith("4 workers submitted to SLURM as job 17; ")
+    assert said.read_text().splitlines() == [
+        "--parsable", f"--job-name={launch.label}", "--array=1-4", f"--output={launch.folder}/%A_%a.log",
+        "--open-mode=append", "--requeue", "--signal=B:USR2@40", "--partition=gpu", "--exclusive",
+        "--comment=two words", str(slurm.script_path(launch)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "message", "stays"),
+    [("exec sleep 60", "^sbatch: no answer in 0.5 s; the job may be queued all the same: --status shows it$", True),
+     ("echo tested", "^sbatch: submitted no job; it said 'tested'$", False), ("exit 1", "ended with status 1", False)],
+)  # fmt: skip
+def test_the_script_stays_while_its_job_may_be_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, message: str, stays: bool
+) -> None:
+    monkeypatch.setattr(programs, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setenv("PATH", stand_in(tmp_path, sbatch=f"[ $1 = --version ] && exit\n{sbatch}"))
+    launch = launch_of(tmp_path)
+    with pytest.raises(InputError, match=message):
+        slurm.submit(launch)
+    assert slurm.script_path(launch).exists() is stays
+
+
+@dataclasses.dataclass(frozen=True)
+class ShellLaunch(Launch):
+    """A launch of a line of a shell, its argument."""
+
+    @property
+    def command(self) -> list[str]:
+        return ["bash", "-c", *self.arguments]
+
+
+def test_each_signal_pauses_the_worker_and_returns_it_to_the_queue(tmp_path: Path) -> None:
+    """Whatever the user's variables hide from squeue and scancel."""
+    notices = ("INT", "TERM", "HUP", "USR1", "USR2", "XCPU")
+    said = tmp_path / "said"
+    path = stand_in(
+        tmp_path, squeue='echo "${SQUEUE_STATES-RUNNING}"', scancel=f'echo "scancel ${{SCANCEL_STATE-}}" >> {said}',
+        scontrol=f'echo "$*" >> {said}; kill -KILL "$PPID"',  # as SLURM ends the script
+    )  # fmt: skip
+    environment = {"PATH": path, "SQUEUE_STATES": "PENDING", "SCANCEL_STATE": "PENDING", "SLURM_ARRAY_JOB_ID": "7"}
+
+    def start(task: str, line: str) -> subprocess.Popen[bytes]:
+        launch = ShellLaunch("cuts", "ablation-cuts-0", tmp_path, (line,), 1, 10, {}, tmp_path, tmp_path)
+        script = slurm.script_path(launch)
+        script.write_text(slurm.compose(launch))
+        script = script.rename(tmp_path / f"{task}.sh")
+        slurm.script_path(launch).touch()
+        return subprocess.Popen(["env", "--default-signal", "bash", str(script)], stdout=subprocess.DEVNULL,
+                                env={**environment, "SLURM_ARRAY_TASK_ID": task})  # fmt: skip
+
+    tasks = {name: start(name, f"trap 'exit 75' XCPU; touch {name}; while :; do sleep 0.1; done") for name in notices}
+    for name, task in tasks.items():
+        wait_for(lambda name=name: (tmp_path / name).exists(), 20)  # type: ignore[misc]
+        task.send_signal(getattr(signal, f"SIG{name}"))
+    assert {task.wait(20) for task in tasks.values()} == {-signal.SIGKILL}
+    assert sorted(said.read_text().splitlines()) == sorted(f"requeue 7_{name}" for name in notices)
+    said.unlink()
+    assert start("done", "true").wait(20) == 0
+    assert said.read_text() == "scancel \n"
 
 
 def test_without_slurm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +203,18 @@ def test_workers_are_placed_listed_and_a_finished_study_ends_those_that_wait(
 ) -> None:
     log = tmp_path / "log"
     launch = launch_of(tmp_path, log, 12, workers=3)
-    assert re.match(r"3 workers submitted to SLURM as job \d+; output: ", slurm.submit(launch))
-    wait_for_lines(launch, log, "start", 2)
-    first, second, third = slurm.workers(launch.label, {})
+    with pytest.MonkeyPatch.context() as site:
+        variables = {
+            "SBATCH_JOB_NAME": "mine",
+            "SBATCH_ARRAY_INX": "1-9",
+            "SBATCH_WAIT": "1",
+            "SQUEUE_STATES": "CANCELLED",
+        }
+        for name, value in variables.items():
+            site.setenv(name, value)
+        assert re.match(r"3 workers submitted to SLURM as job \d+; output: ", slurm.submit(launch))
+        wait_for_lines(launch, log, "start", 2)
+        first, second, third = slurm.workers(launch.label, {})
     assert {first.host, second.host} == {"n1", "n2"}
     assert [first.state, second.state] == ["running", "running"]
     assert third.state.startswith("pending")  # with SLURM's reason once it has looked
@@ -169,7 +266,7 @@ def test_a_preempted_worker_saves_and_resumes(on_cluster: SlurmCluster, tmp_path
 @pytest.mark.slow
 def test_a_worker_whose_time_is_up_saves_and_resumes(on_cluster: SlurmCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    launch = launch_of(tmp_path, log, 120, time="1", signal="B:USR2@20")
+    launch = launch_of(tmp_path, log, 120, time="1", signal="B:USR1@20")
     slurm.submit(launch)
     wait_for_lines(launch, log, "saved", 1, 90)
     wait_for_the_end(launch, 120)

@@ -1,7 +1,6 @@
 """The view of a running study, on a terminal and as plain lines."""
 
 import io
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -10,11 +9,11 @@ from rich.console import Console
 from ablation.base import terminal as base_terminal
 from ablation.base.terminal import is_live
 from ablation.running import study_view
-from ablation.running.study_view import CleanerAfterResize, StudyView, dotted, sparkline
+from ablation.running.study_view import CleanerAfterResize, StudyView, dotted, is_progress, sparkline
 from ablation.search.studies import TrialRecord
 from ablation.spec.metrics import EpochMetrics
-from ablation.spec.objective import ACCURACY
 from ablation.spec.study import StudySpec
+from ablation.spec.trial import TrialSpec
 
 
 def study(blocks: list[str], trials: int = 2, seeds: int = 1) -> StudySpec:
@@ -41,8 +40,8 @@ def metrics(epoch: int, accuracy: float) -> EpochMetrics:
     return EpochMetrics(epoch, 1.0, 0.5, 2.0, accuracy, 0.01, 1234.5, timestamp=0)
 
 
-def spec(arm: str = "block1", confirms: int | None = None) -> Any:
-    return SimpleNamespace(arm=arm, trial=0, epochs=3, confirms=confirms, goal=ACCURACY)
+def spec(arm: str = "block1", confirms: int | None = None) -> TrialSpec:
+    return TrialSpec.model_construct(arm=arm, trial=0, epochs=3, confirms=confirms, objective="accuracy")
 
 
 State = Literal["finished", "pruned", "failed", "running", "interrupted", "unknown"]
@@ -186,6 +185,21 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert len(lines) == 2
     view.show_trial_start(spec(confirms=4), "lr 0.01")
     assert capsys.readouterr().out == "[2/2] block1 confirmation #0: lr 0.01\n"
+
+
+def test_lines_about_epochs_and_ended_trials_are_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_console(monkeypatch, Console(force_terminal=False, width=80))
+    view = StudyView(study(["block1"]))
+    view.seconds_between = 0
+    view.show_trial_start(spec(), "lr 0.01")
+    view.show_computing("caching features")
+    view.show_epoch(spec(), metrics(1, 0.5))
+    for state in ("finished", "pruned", "failed", "lost"):
+        view.show_trial_end(spec(), state, 0.5, "why")
+    lines = capsys.readouterr().out.splitlines()
+    assert [is_progress(line) for line in lines] == [False, False, True, True, True, False, False]
 
 
 def test_every_worker_and_the_trials_of_other_machines_are_shown() -> None:

@@ -6,14 +6,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from ablation.base.errors import InputError, StoreError
-from ablation.base.interrupts import handle_interrupts, pause_status
+from ablation.base.interrupts import grace_left, handle_interrupts, pause_status
 from ablation.running import supervisor
-from ablation.running.supervisor import DEATHS_IN_A_ROW, Progress, run_workers
+from ablation.running.session import Session
+from ablation.running.supervisor import DEATHS_IN_A_ROW, Progress, run_workers, supervise_workers
+from ablation.spec.reading import load_study
 from tests.studies import client, runs, signal_handlers_kept
 
 Said = list[tuple[int, str]]
@@ -71,16 +76,60 @@ def test_a_worker_that_dies_again_and_again_ends_the_study(monkeypatch: pytest.M
     assert said[-1] == (2, "paused")
 
 
-def test_deaths_with_progress_in_between_are_no_row() -> None:
+def test_deaths_with_progress_in_between_are_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     deaths = supervisor.WorkerDeaths()
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"], text=True)
     process.wait()
     worker = supervisor.Worker(1, "cpu", process, ["error: the disk is full"])
-    for epochs in range(3):
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 1.0)
+    for epochs, pauses in enumerate([[1, 2, 4, 8], [16, 32, 60, 60], [60] * 4]):  # while other workers train
         deaths.note_progress(Progress(1, epochs))
-        assert [deaths.pause_after(worker) for _ in range(DEATHS_IN_A_ROW - 1)] == [0.02, 0.04, 0.08, 0.16]
+        assert [deaths.pause_after(worker) for _ in range(DEATHS_IN_A_ROW - 1)] == pauses
     with pytest.raises(StoreError, match="^worker 1 ended with status 1, 5 times .* progress: the disk is full"):
         deaths.pause_after(worker)
+    deaths.note_progress(Progress(1, 3))
+    worker.has_trained = True
+    assert [deaths.pause_after(worker) for _ in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "pauses"),
+    [("  epoch 3/9  val. accuracy 0.5000", [1, 1]), ("  finished: val. accuracy 0.5 (0.3 s)", [1, 1]),
+     ("[1/6] block1 #0: lr=0.1", [1, 2]), ("  failed: CUDA error (0.1 s)", [1, 2])],
+)  # fmt: skip
+def test_only_a_worker_that_trained_starts_again_soon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, pauses: list[int]
+) -> None:
+    """The third of its processes succeeds."""
+    said: list[float] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(supervisor.WorkerDeaths, "pause_after", noted(supervisor.WorkerDeaths.pause_after, said))
+    code = f"n = len(os.listdir('.')); open(str(n), 'w'); print({line!r}, flush=True); sys.exit(n < 2)"
+    run_workers(python(code), ["cpu"], lambda *_: None, lambda: Progress(1, 0))
+    assert [pause / supervisor.FIRST_PAUSE for pause in said] == pauses
+
+
+def noted(function: Callable[..., float], results: list[float]) -> Callable[..., float]:
+    def call(*arguments: object) -> float:
+        results.append(function(*arguments))
+        return results[-1]
+
+    return call
+
+
+def test_options_stand_before_what_ends_them(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `study --workers 2 -- NAME`, after which another option would be a second name."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(sys, "argv", ["study", "--workers", "2", "--", str(study_file)])
+    monkeypatch.setattr(supervisor, "run_workers", lambda command, *_: commands.append(command))
+    supervise_workers(cast(Session, SimpleNamespace(spec=load_study(study_file, name="small"))), ["cpu"])
+    assert commands[0][2:5] == ["ablation.study", "--workers", "2"]
+    assert commands[0][5:] == ["--grace", f"{0.8 * grace_left():g}", "--", str(study_file)]
+    said: Said = []
+    run_workers(
+        [*python("print(sys.argv[1:])"), "--", "x"], ["cpu"], lambda *line: said.append(line), lambda: Progress(0, 0)
+    )
+    assert said == [(1, "['--device', 'cpu', '--', 'x']")]
 
 
 def test_a_dead_worker_does_not_matter_once_nothing_is_left() -> None:
@@ -189,3 +238,18 @@ def test_two_workers_on_the_command_line(study_file: Path, tmp_path: Path, monke
     forecast = api.get_metric_history(summary.info.run_id, "forecast_ridge_accuracy")
     assert [point.step for point in forecast] == [1, 2]
     assert {run.data.params["threads"] for run in found} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+def test_a_look_that_takes_long_is_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks a question per arm; when a worker ends, one is made in any case."""
+    looks: list[float] = []
+
+    def look() -> Progress:
+        looks.append(time.monotonic())
+        time.sleep(0.001)
+        return Progress(1, 0)
+
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(supervisor, "SHARE_OF_POLLS", 1e-9)
+    run_workers(python("time.sleep(0.3)"), ["cpu"], lambda *_: None, look)
+    assert len(looks) <= 3  # at the beginning, in the first round, and when the worker has ended
