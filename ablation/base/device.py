@@ -1,5 +1,6 @@
-"""The device of a process: its selection, determinism and precision."""
+"""The device of a process: its selection, memory, determinism and precision."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ import torch
 
 from ablation.base.errors import InputError
 from ablation.base.text import plural
+
+# Texts with which the allocators of the CPU, of MPS and of CUDA's libraries raise a plain RuntimeError.
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def gpu_count() -> int:
@@ -51,6 +55,21 @@ def select_device(name: str) -> torch.device:
         torch.set_float32_matmul_precision("high")  # TF32 for operations that autocast leaves in float32
         torch.cuda.set_device(device)  # libraries use the current device
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the device or the machine ran out of memory."""
+    is_plain = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    return is_plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def free_memory(device: torch.device) -> None:
+    """Release the device memory that torch caches."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def make_deterministic() -> None:

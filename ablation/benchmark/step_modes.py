@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
+from ablation.base.device import free_memory
 from ablation.benchmark.subject import HEAD_WIDTH, Subject
 from ablation.data.images import Images, Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD
-from ablation.running.workbench import free_memory
 from ablation.spec.study import StudySpec
 from ablation.training.begin import begin_training
 from ablation.training.compiler import check_compiler, release_compiled

@@ -14,7 +14,7 @@ from ablation import __version__
 from ablation.base.command_line import refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand
-from ablation.base.text import nearest, one_line, plural
+from ablation.base.text import defused, nearest, one_line, plural
 from ablation.spec.files import find_study_file
 from ablation.spec.reading import check_name, load_study, parse_override, validation_message
 from ablation.spec.tables import MANIFEST_FILES, SAVED_BY_DATASETS, Data
@@ -30,7 +30,9 @@ MOST_SHOWN = 50  # pairs of near-duplicates; all are in the file of --out
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
 @click.version_option(__version__)
 def cli(words: tuple[str, ...], out: str | None, store: str | None, clear: bool, settings: tuple[str, ...]) -> None:
-    """Show the images of NAME: a study, an image folder or a manifest. Classes, sizes, modes, and a contact sheet.
+    """Show the images of NAME: classes, sizes, modes, and a contact sheet.
+
+    NAME is a study, or the path of an image folder, a manifest or a set of Hugging Face.
 
     check NAME looks for pictures that are nearly the same, mirrored ones included. suspects NAME lists the test images
     of a study that all its confirmation runs call another class. cache lists the decoded images that are kept on disk.
@@ -166,14 +168,14 @@ def show_suspects(name: str, store: str | None, out: Path | None) -> None:
 
 
 def write_lines(path: Path, lines: list[tuple[str, ...]]) -> None:
-    """Write lines to a CSV file.
+    """Write lines to a CSV file; cells that a spreadsheet would compute begin with an apostrophe.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names as they are
-            csv.writer(file).writerows(lines)
+            csv.writer(file).writerows([list(map(defused, line)) for line in lines])
     except OSError as error:
         raise InputError(f"--out: {path} cannot be written ({error.strerror})") from None
 

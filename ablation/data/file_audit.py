@@ -34,6 +34,8 @@ def audit_files(
 ) -> FileAudit:
     """Decode all files, or read what was found the last time, unless one has changed.
 
+    What was found is not kept where the system failed to read a file: a permission may be given, a disk may recover.
+
     Args:
         files: paths and statuses.
         data: the study's `[data]`: the images' size, and how they get it.
@@ -51,18 +53,21 @@ def audit_files(
             stored = json.loads(place.read_text(encoding="utf-8"))
             return FileAudit(stored["digests"], {int(number): reason for number, reason in stored["faults"].items()})
     faults: dict[int, str] = {}
+    passing: list[int] = []  # of the faults: the system's, which may be gone the next time
 
     def digest(number: int) -> np.ndarray:
         try:
             pixels_HWC = decode_file(files[number][0], data.image_size, version, data.resize, open_image)
         except Exception as error:  # Pillow raises many kinds for broken files
             faults[number] = fault(error)
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+                passing.append(number)  # Pillow's own errors have no number
             return np.frombuffer(b"", np.uint8)
         return np.frombuffer(bytes.fromhex(pixel_digest(pixels_HWC)), np.uint8)
 
     found = decode_images([path for path, _ in files], digest, track, "Looking at all images")
     digests = [each.tobytes().hex() or None for each in found]
-    if place is not None:
+    if place is not None and not passing:
         with suppress(OSError, StoreError):
             place.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"digests": digests, "faults": faults})

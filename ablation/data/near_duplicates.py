@@ -70,8 +70,7 @@ def find_near_duplicates(
             for chunk, part in zip(chunks, pool.map(look, chunks), strict=True):
                 parts.append(part)
                 track(len(chunk))
-    hashes_N, mirrored_N, thumbnails_NSS = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    readable_N = thumbnails_NSS.any((1, 2)) | (hashes_N != 0)
+    readable_N, hashes_N, mirrored_N, thumbnails_NSS = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     pairs = []
     for other_N, is_mirrored in ((hashes_N, False), (mirrored_N, True)):
         for a, b in _similar_hashes(hashes_N, other_N):
@@ -104,8 +103,9 @@ def open_picture(picture: Picture, open_image: OpenImage) -> Image:
     return open_image(picture) if isinstance(picture, str) else PIL.Image.fromarray(picture)
 
 
-def _look(open_image: OpenImage, pictures: Sequence[Picture]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return hashes, hashes of the mirrored pictures (uint64 N) and thumbnails (uint8 NSS); zeros for broken files."""
+def _look(open_image: OpenImage, pictures: Sequence[Picture]) -> tuple[np.ndarray, ...]:
+    """Return which pictures can be read (bool N), their hashes, hashes mirrored (uint64 N), thumbnails (uint8 NSS)."""
+    readable = np.zeros(len(pictures), bool)
     hashes, mirrored = np.zeros((2, len(pictures)), np.uint64)
     thumbnails = np.zeros((len(pictures), THUMBNAIL, THUMBNAIL), np.uint8)
     for number, picture in enumerate(pictures):
@@ -114,9 +114,9 @@ def _look(open_image: OpenImage, pictures: Sequence[Picture]) -> tuple[np.ndarra
                 grey = PIL.Image.fromarray(fit_image(image, SIDE, resize="squash")).convert("L")
         except Exception:  # Pillow raises many kinds for broken files
             continue
-        hashes[number], mirrored[number] = _hash(grey), _hash(ImageOps.mirror(grey))
+        readable[number], hashes[number], mirrored[number] = True, _hash(grey), _hash(ImageOps.mirror(grey))
         thumbnails[number] = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.BOX))
-    return hashes, mirrored, thumbnails
+    return readable, hashes, mirrored, thumbnails
 
 
 def _hash(grey: Image) -> np.uint64:

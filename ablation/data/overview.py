@@ -56,7 +56,8 @@ def contact_sheet(images: ImageSet, cell: int = CELL) -> Image.Image:
         numbers = np.flatnonzero(images.train_labels_N == label)
         top = label * (cell + TITLE)
         pen.text((2, top + 2), f"{one_line(name)} ({len(numbers):,})", "black", font)
-        for place, number in enumerate(numbers[np.linspace(0, len(numbers) - 1, PER_CLASS).astype(int)]):
+        shown = numbers[np.linspace(0, len(numbers) - 1, PER_CLASS).astype(int)] if len(numbers) else numbers
+        for place, number in enumerate(shown):
             picture = Image.fromarray(np.asarray(images.train_images_NHWC[number])).resize((cell - 2, cell - 2))
             sheet.paste(picture, (place * cell, top + TITLE))
     return sheet

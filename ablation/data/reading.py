@@ -109,8 +109,8 @@ def load_split(
         InputError: as `load_images` and `split_train_val`; or images are in two splits or classes.
     """
     listing = list_images(data, decoding, track)
-    split = _split(data, listing, seed)
-    listing = _with_validation(listing, split)
+    split = _split(data, listing, seed, is_begun=is_begun)
+    listing = _with_split(listing, split)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
     images, digests = _read_images(listing, kept_N, track, processes)
     if len(kept_N) + len(listing.test_labels_N) <= FEW:
@@ -142,26 +142,42 @@ def decoding_of(data: Data, seed: int, digest: str) -> int:
     raise InputError("data: the images have changed since the study") if is_readable else faults[0]
 
 
-def _with_validation(listing: ImageListing, split: "Split") -> ImageListing:
-    """Return a listing that says how large the validation is where groups, which stay whole, decide that."""
-    if listing.groups is None:
-        return listing
-    groups = len({listing.groups["train"][n] for n in split.val_N})
-    of_all = len(split.val_N) / (len(split.train_N) + len(split.val_N))
-    note = f"{plural(len(split.val_N), 'image')} of {plural(groups, 'group')} validate ({100 * of_all:.0f} %)"
-    return replace(listing, reading=f"{listing.reading}; {note}")
-
-
-def _split(data: Data, listing: ImageListing, seed: int) -> "Split":
-    counts_K = np.bincount(listing.train_labels_N, minlength=len(listing.classes))
-    if counts_K.min() < 2:
-        name = listing.classes[int(counts_K.argmin())]
-        raise InputError(
-            f"data: class {name!r} has {plural(int(counts_K.min()), 'training image')}, but needs two: to learn "
-            "from and to validate"
+def _with_split(listing: ImageListing, split: "Split") -> ImageListing:
+    """Return a listing that says which classes lack images after a split, and how large groups make the validation."""
+    notes = [listing.reading] if listing.reading else []
+    for part_N, use in ((split.train_N, "to learn from"), (split.val_N, "for validation")):
+        counts_K = np.bincount(listing.train_labels_N[part_N], minlength=len(listing.classes))
+        missing = np.flatnonzero(counts_K == 0)
+        if len(missing):
+            more = f" and {plural(len(missing) - 1, 'other')}" if len(missing) > 1 else ""
+            notes.append(f"no image {use} of class {listing.classes[missing[0]]!r}{more}")
+    if listing.groups is not None:
+        groups = len({listing.groups["train"][n] for n in split.val_N})
+        of_all = len(split.val_N) / (len(split.train_N) + len(split.val_N))
+        notes.append(
+            f"{plural(len(split.val_N), 'image')} of {plural(groups, 'group')} validate ({100 * of_all:.0f} %)"
         )
+    return replace(listing, reading="; ".join(notes))
+
+
+def _split(data: Data, listing: ImageListing, seed: int, *, is_begun: bool) -> "Split":
+    labels_N = listing.train_labels_N
+    _check_counts(labels_N, listing.classes, "data:")
+    if data.limit is not None and not is_begun:  # what an earlier version accepted stays
+        chosen_N = _limited(labels_N, data.limit, seed)
+        _check_counts(labels_N[chosen_N], listing.classes, f"data.limit: of {data.limit} images,")
     groups_N = None if listing.groups is None else numbered(listing.groups["train"])
-    return split_train_val(listing.train_labels_N, data.val_fraction, data.limit, seed, groups_N)
+    return split_train_val(labels_N, data.val_fraction, data.limit, seed, groups_N)
+
+
+def _check_counts(labels_N: np.ndarray, classes: list[str], where: str) -> None:
+    """Refuse a class with fewer than two images."""
+    counts_K = np.bincount(labels_N, minlength=len(classes))
+    if counts_K.min() < 2:
+        raise InputError(
+            f"{where} class {classes[int(counts_K.argmin())]!r} has {plural(int(counts_K.min()), 'training image')}, "
+            "but needs two: to learn from and to validate"
+        )
 
 
 def list_images(data: Data, decoding: int = DECODING_VERSION, track: TrackProgress = untracked) -> ImageListing:
@@ -301,10 +317,10 @@ def _read_images(
     """
     test_N = np.arange(len(listing.test_labels_N))
     read = listing.read
-    if not _fit_into_memory(listing.side, len(train_N), len(test_N), processes) and listing.map is not None:
-        read = listing.map
-    else:
+    if listing.map is None:
         check_memory(listing.side, len(train_N), len(test_N), processes)
+    elif not _fit_into_memory(listing.side, len(train_N), len(test_N), processes):
+        read = listing.map
     train_images, test_images = read(train_N, test_N, track)
     train_labels, test_labels = listing.train_labels_N[train_N], listing.test_labels_N
     digest = hashlib.sha256("\0".join(listing.classes).encode())
@@ -431,14 +447,7 @@ def split_train_val(
         InputError: there are too few images or groups of a class, or fewer images than `limit`.
     """
     random_state = seed % 2**32  # NumPy's seeds have 32 bits
-    subset_N = np.arange(len(labels_N))
-    if limit is not None and limit > len(subset_N):
-        raise InputError(f"data.limit: {limit} is more than the {len(subset_N)} training images")
-    try:
-        if limit is not None and limit < len(subset_N):
-            subset_N, _ = train_test_split(subset_N, train_size=limit, stratify=labels_N, random_state=random_state)
-    except ValueError as error:
-        raise InputError(f"data.limit: {limit} of {len(labels_N)} images cannot be chosen by class: {error}") from None
+    subset_N = np.arange(len(labels_N)) if limit is None else _limited(labels_N, limit, seed)
     classes, val_count = len(np.unique(labels_N[subset_N])), int(np.ceil(val_fraction * len(subset_N)))
     if min(val_count, len(subset_N) - val_count) < classes:
         raise InputError(
@@ -455,3 +464,20 @@ def split_train_val(
     except ValueError as error:
         raise InputError(f"data.val_fraction: {len(subset_N)} images cannot be split by class: {error}") from None
     return Split(np.sort(train_N), np.sort(val_N))
+
+
+def _limited(labels_N: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Return the numbers of a stratified subset of images, see `split_train_val`."""
+    images, classes = len(labels_N), len(np.unique(labels_N))
+    if limit > images:
+        raise InputError(f"data.limit: {limit} is more than the {images} training images")
+    if limit == images:
+        return np.arange(images)
+    if min(limit, images - limit) < classes:  # scikit-learn's rule for a stratified choice
+        raise InputError(
+            f"data.limit: {limit} of {images} images cannot be chosen by class: {classes} classes need one image each "
+            "among those chosen and among those left out"
+        )
+    chosen_N: np.ndarray
+    chosen_N, _ = train_test_split(np.arange(images), train_size=limit, stratify=labels_N, random_state=seed % 2**32)
+    return chosen_N

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ablation.base.text import one_line
+
 TILE, COLUMNS, LINE = 144, 4, 18  # pixels of a mistake's image; mistakes in a row; pixels of a line of text
 MATRIX, LARGEST_CELL, LABELLED_CELL, VALUE_CELL = 720, 48, 10, 32  # pixels
 LONGEST_NAME = 20  # characters of a class's name
@@ -32,7 +34,7 @@ def mistakes_png(images_MSSC: np.ndarray, captions: Sequence[tuple[str, str]]) -
         x, y = 8 + number % COLUMNS * (TILE + 8), 8 + number // COLUMNS * height
         sheet.paste(Image.fromarray(image_SSC).resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
         for place, line in enumerate(lines):
-            pen.text((x, y + TILE + 2 + place * LINE), line[: LONGEST_NAME + 4], INK, font)
+            pen.text((x, y + TILE + 2 + place * LINE), one_line(line)[: LONGEST_NAME + 4], INK, font)
     return _png(sheet)
 
 
@@ -43,7 +45,7 @@ def confusion_png(counts_KK: np.ndarray, classes: Sequence[str]) -> bytes:
     """
     cell = max(1, min(LARGEST_CELL, MATRIX // len(classes)))
     font = ImageFont.load_default(min(13, max(8, cell - 2)))
-    names = [name[:LONGEST_NAME] for name in classes] if cell >= LABELLED_CELL else []
+    names = [one_line(name)[:LONGEST_NAME] for name in classes] if cell >= LABELLED_CELL else []
     margin = 12 + LINE + max((int(font.getlength(name)) for name in names), default=0)
     side = margin + cell * len(classes) + 8
     sheet = Image.new("RGB", (side, side), PAPER)

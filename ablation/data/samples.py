@@ -78,7 +78,7 @@ def draw_samples(
     labels_N = images.train_labels_N[train_N]
     classes, counts = np.unique(labels_N, return_counts=True)
     spread_R = np.linspace(0, len(classes) - 1, min(len(classes), MOST_CLASSES)).round().astype(np.int64)
-    per_class = min(VIEWS_PER_CLASS // (1 + DRAWS * len(augmentations)), *counts[spread_R])
+    per_class = min(max(1, VIEWS_PER_CLASS // (1 + DRAWS * len(augmentations))), *counts[spread_R])
     numbers = []
     for k in classes[spread_R]:
         class_N = train_N[labels_N == k]

@@ -37,6 +37,8 @@ def torchvision_listing(data: Data, version: int) -> ImageListing:
     known = SETS[data.source]
     root = expand(data.root or "data")
     gives_files = known.gives_files and version > FULL_SIZE_VERSION
+    # Until that version, sets without files were cropped, whatever the study said.
+    fitting = data if version > FULL_SIZE_VERSION else data.model_copy(update={"resize": "crop"})
     existed = root.exists()
     try:
         train, test = open_set(known, root, gives_files=gives_files)
@@ -53,8 +55,8 @@ def torchvision_listing(data: Data, version: int) -> ImageListing:
 
     def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
         return (
-            _pixels(train, train_N, data, track, "training image"),
-            _pixels([test], test_N, data, track, "test image"),
+            _pixels(train, train_N, fitting, track, "training image"),
+            _pixels([test], test_N, fitting, track, "test image"),
         )
 
     labels = [label for part in train for label in labels_of(part)]
@@ -65,6 +67,7 @@ def torchvision_listing(data: Data, version: int) -> ImageListing:
         class_names(train[0], known.classes),
         side,
         read,
+        decoding=version if data.resize != "crop" else None,
     )
     if not gives_files:
         return listing
@@ -95,7 +98,7 @@ def _pixels(parts: Sequence[Any], chosen_N: np.ndarray, data: Data, track: Track
 
     def decode(number: int) -> np.ndarray:
         part, number_there = places[chosen_N[number]]
-        return fit_image(part[number_there][0], data.image_size)  # torchvision has decoded it at full size
+        return fit_image(part[number_there][0], data.image_size, resize=data.resize)  # decoded at full size
 
     images = decode_images(names, decode, track, f"Decoding {kind}s")
     return in_memory(images, (len(names), data.image_size, data.image_size, 3))

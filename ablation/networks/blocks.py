@@ -191,7 +191,7 @@ def _network(backbone: str, image_size: int | None = None) -> nn.Module:
             layers = make_layers(channels, batch_norm=backbone.endswith("_bn"))
             narrow: nn.Module = VGG(layers, init_weights=False)
             return narrow
-        size = {} if image_size is None or ARCHITECTURES[backbone].patch is None else {"image_size": image_size}
+        size = {} if image_size is None else {"image_size": image_size}
         network: nn.Module = torchvision.models.get_model(backbone, weights=None, **size)
     return network
 
@@ -232,7 +232,8 @@ def build_blocks(backbone: str, truncate_at: str, image_size: int | None = None)
 def outline_blocks(backbone: str, truncate_at: str, image_size: int | None = None) -> nn.Sequential:
     """Build the same with tensors on the meta device, which take no memory; a custom backbone has real ones."""
     blocks = nn.Sequential()
-    network = _network(backbone, image_size)
+    depends_on_size = ARCHITECTURES[backbone].patch is not None
+    network = _network(backbone, image_size) if depends_on_size else _network(backbone)  # made once for all sizes
     for part in kept_parts(backbone, truncate_at):
         if f"block{part.block}" not in dict(blocks.named_children()):
             blocks.add_module(f"block{part.block}", nn.Sequential())

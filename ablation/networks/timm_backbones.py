@@ -110,7 +110,7 @@ def load_timm_backbone(name: str, image_size: int) -> str:
     return backbone
 
 
-def pretrained_tensors(backbone: str) -> dict[str, np.ndarray]:
+def pretrained_tensors(backbone: str) -> dict[str, torch.Tensor]:
     """Return the tensors of timm's weights for a loaded backbone, downloaded if the cache does not have them.
 
     Raises:
@@ -124,7 +124,8 @@ def pretrained_tensors(backbone: str) -> dict[str, np.ndarray]:
             f"backbone.weights: timm has no weights for {name}, or they could not be downloaded "
             f"({first_line(error)}); name a local file with --set backbone.weights=FILE"
         ) from None
-    return {key: tensor.numpy() for key, tensor in network.state_dict().items()}
+    tensors: dict[str, torch.Tensor] = network.state_dict()
+    return tensors
 
 
 def fit_to_image_size(backbone: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ def read_weights(backbone: str, weights: str) -> Weights:
         return _weights(backbone, weights, _read_pth(path), mean, std)
 
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(path, framework="pt") as file:  # NumPy has no bfloat16
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, TypeError) as error:
@@ -82,8 +82,13 @@ def read_weights(backbone: str, weights: str) -> Weights:
     try:
         mean = _three_numbers(metadata["input_mean"]) if "input_mean" in metadata else mean
         std = _three_numbers(metadata["input_std"]) if "input_std" in metadata else std
+        if min(std) <= 0:
+            raise ValueError
     except (ValueError, TypeError):
-        raise InputError(f"backbone.weights: {weights}: input_mean and input_std must be three numbers each") from None
+        raise InputError(
+            f"backbone.weights: {weights}: input_mean and input_std must be three finite numbers each, and those of "
+            "input_std above 0"
+        ) from None
     return _weights(backbone, weights, tensors, mean, std)
 
 
@@ -104,22 +109,24 @@ def check_layers(weights: Weights, named: str, backbone: str, cuts: Iterable[str
 
 def _three_numbers(text: str) -> Three:
     first, second, third = (float(number) for number in json.loads(text))
+    if not np.isfinite([first, second, third]).all():
+        raise ValueError
     return first, second, third
 
 
-def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Three, std: Three) -> Weights:
+def _weights(backbone: str, named: str, tensors: dict[str, torch.Tensor], mean: Three, std: Three) -> Weights:
     """Check the tensors' names and shapes, leave out the classifier, and add the digest."""
     known = all_tensor_names(backbone)
     expected = expected_tensors(backbone, block_names(backbone)[-1])
     tensors = {_known_name(key, known): tensor for key, tensor in tensors.items()}
-    if is_timm(backbone):
-        tensors = fit_to_image_size(backbone, tensors)
     for key in tensors:
         if key not in known and not is_custom(backbone):  # whose other tensors are unknown
             raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
-    kept = {key: tensor for key, tensor in tensors.items() if key in expected}
+    kept = {key: _array(named, key, tensor) for key, tensor in tensors.items() if key in expected}
     if not kept:
         raise InputError(f"backbone.weights: {named}: has none of {backbone}'s tensors, such as {next(iter(expected))}")
+    if is_timm(backbone):
+        kept = fit_to_image_size(backbone, kept)
     for key, tensor in kept.items():
         if tensor.shape != expected[key][1] and not can_resize(key, tensor.shape, expected[key][1]):
             raise InputError(
@@ -127,11 +134,7 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
                 f"{backbone} has {list(expected[key][1])}: another architecture"
             )
         if not np.isfinite(tensor).all():
-            raise InputError(f"backbone.weights: {named}: {key} holds values that are not finite")
-    kept = {
-        key: np.asarray(tensor, np.float32 if np.issubdtype(tensor.dtype, np.floating) else tensor.dtype, order="C")
-        for key, tensor in kept.items()
-    }
+            raise InputError(f"backbone.weights: {named}: {key} holds values that are not finite in float32")
     digest = hashlib.sha256(json.dumps([mean, std]).encode())
     for key in sorted(kept):
         digest.update(key.encode())
@@ -139,7 +142,21 @@ def _weights(backbone: str, named: str, tensors: dict[str, np.ndarray], mean: Th
     return Weights(kept, mean, std, digest.hexdigest())
 
 
-def _read_pth(path: Path) -> dict[str, np.ndarray]:
+def _array(named: str, key: str, tensor: torch.Tensor) -> np.ndarray:
+    """Return a copy of a tensor, whose file may change: float32, or integers."""
+    try:
+        if tensor.is_complex():
+            raise TypeError
+        numbers = tensor.detach()
+        return np.array((numbers.float() if numbers.is_floating_point() else numbers).numpy(), order="C")
+    except (TypeError, RuntimeError):
+        kind = f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
+        raise InputError(
+            f"backbone.weights: {named}: {key} ({kind}) cannot be read as float32; save it as dense real numbers"
+        ) from None
+
+
+def _read_pth(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -159,8 +176,8 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
             f"backbone.weights: {path}: must hold a state_dict (tensors by name and nothing else), or one as "
             f"{' or '.join(STATE_KEYS)}"
         )
-    tensors = {key: tensor.detach().cpu() for key, tensor in state.items()}
-    return {key: (t.float() if t.is_floating_point() else t).numpy() for key, t in tensors.items()}
+    tensors: dict[str, torch.Tensor] = state
+    return tensors
 
 
 def _known_name(key: str, known: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ weights, so that nothing has to be downloaded.
 Legend: N images, C channels, H and W pixels, D features.
 """
 
-import gc
 import math
 import threading
 import time
@@ -19,7 +18,7 @@ import psutil
 import torch
 
 from ablation.base.core_use import core_use, read_core_times
-from ablation.base.device import exact_float32
+from ablation.base.device import exact_float32, free_memory
 from ablation.base.machine import available_memory
 from ablation.base.text import first_line
 from ablation.data.images import Images, Normalisation, evaluation_batch_size
@@ -157,9 +156,7 @@ def _or_failure(
         return measure(subject, conditions)
     except (RuntimeError, MemoryError, Diverged) as error:  # torch.OutOfMemoryError is a RuntimeError
         failure = Failure(first_line(error))
-    gc.collect()  # after the except block: before its end, the exception's traceback holds the tensors
-    if conditions.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory(conditions.device)  # after the except block: before its end, the traceback holds the tensors
     return failure
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ablation.analysis.cut_forecasts import MEASURES, CutForecast, forecast_from_json, forecast_to_json
-from ablation.base.device import make_deterministic, select_device
+from ablation.base.device import free_memory, make_deterministic, select_device
 from ablation.base.machine import available_memory
 from ablation.base.seeds import generator
 from ablation.base.terminal import say, show_table, waiting
@@ -21,7 +21,6 @@ from ablation.data.images import Images, evaluation_batch_size, normalisation_fo
 from ablation.networks.transfer_model import feature_count
 from ablation.reporting.forecast_section import forecast_table, images_text
 from ablation.running.session import Session, summary_key
-from ablation.running.workbench import free_memory
 from ablation.search.studies import all_ended
 from ablation.spec.parameters import CACHEABLE, STRATEGIES, HeadPool
 from ablation.spec.study import StudySpec

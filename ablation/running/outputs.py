@@ -3,17 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch.nn.functional import cross_entropy
 
 from ablation.base.device import exact_float32
 from ablation.base.errors import InputError
-from ablation.base.files import write_atomically
+from ablation.base.files import write_over
 from ablation.data.images import Normalisation, to_device
 from ablation.data.run_pictures import confusion_png, mistakes_png
 from ablation.data.samples import as_fed, confident_mistakes
@@ -21,7 +20,7 @@ from ablation.networks.custom_backbone import load_custom_backbone
 from ablation.networks.timm_backbones import load_timm_backbone
 from ablation.networks.transfer_model import TransferModel, initialise
 from ablation.networks.weights import read_weights
-from ablation.running.workbench import Workbench, make_model
+from ablation.running.workbench import Workbench, make_model, training_sources
 from ablation.search.claims import Claim
 from ablation.spec.architectures import function_name, is_custom, is_timm
 from ablation.spec.parameters import STRATEGIES
@@ -39,7 +38,7 @@ from ablation.training.evaluation import (
     inference_seconds,
     predict,
 )
-from ablation.training.representation import similarities_to_start
+from ablation.training.representation import mean_gradient_norms, similarities_to_start
 
 
 def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
@@ -55,12 +54,11 @@ def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
         "trained_parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
         "training_seconds": sum(images / metrics.images_per_second for metrics in training.history),
     }
-    val_source = workbench.features.source(workbench.images_of(spec).val, training.frozen, "none")
+    _, val_source = training_sources(training, spec, workbench)
     similarities = similarities_to_start(training, val_source, spec.precision)
     values |= {f"similarity_to_start/{block}": similarity for block, similarity in similarities.items()}
-    norms = [metrics.relative_gradient_norm for metrics in training.history]
-    for block in norms[-1]:  # a block that began to learn later had none before
-        values[f"mean_relative_gradient_norm/{block}"] = fmean(of_epoch.get(block, 0.0) for of_epoch in norms)
+    norms = mean_gradient_norms(training.history)
+    values |= {f"mean_relative_gradient_norm/{block}": norm for block, norm in norms.items()}
     run.log_result(values, best.timestamp, path)
 
 
@@ -85,7 +83,7 @@ def record_test(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
     }
     run.log_test(values, training.best.timestamp, path)
     for name, picture in _test_pictures(tensors, predicted_N, labels_N, workbench.classes).items():
-        write_atomically(claim.folder / name, picture)
+        write_over(claim.folder / name, picture)
         run.log_picture(claim.folder / name)
 
 
@@ -121,7 +119,7 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, spec: TrialS
     with exact_float32():  # so that the champion computes the same on every device
         logits_NK = predict(training.model, workbench.features.source(images, frozen, "none"), "float32").cpu()
     val = workbench.images_of(spec)
-    val_source = workbench.features.source(val.val, training.frozen, "none")  # as in training, which has cached it
+    _, val_source = training_sources(training, spec, workbench)
     val_logits_NK = predict(training.model, val_source, spec.precision).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
     val_labels_N = val.val.labels_N.cpu()
@@ -148,16 +146,20 @@ def _save_predictions(path: Path, model: str, workbench: Workbench, spec: TrialS
         tensors["val_groups"] = torch.from_numpy(val.val_groups_N)
     if workbench.test_groups_N is not None:
         tensors["groups"] = torch.from_numpy(workbench.test_groups_N)
-    write_atomically(path, save(tensors, {"model": model, "loss": repr(loss)}))
+    write_over(path, save(tensors, {"model": model, "loss": repr(loss)}))
 
 
 def _predictions_are_of(path: Path, model: str) -> bool:
-    return path.exists() and _read_tensors(path)[1]["model"] == model
+    """Return whether predictions that a crash left are of a model; a damaged file is of none."""
+    try:
+        return _read_tensors(path)[1].get("model") == model
+    except (OSError, SafetensorError):
+        return False
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - not a dict
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
 
 
 def save_best(
@@ -179,7 +181,7 @@ def save_best(
         "frozen_digest": tensors_digest(frozen.items()),
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in training.best_tensors.items()}
-    write_atomically(path, save(tensors, metadata))
+    write_over(path, save(tensors, metadata))
 
 
 def _frozen_tensors(model: TransferModel, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from ablation.base.device import free_memory, is_out_of_memory
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.files import temporary_folder
 from ablation.base.interrupts import pause_requested, paused_at_checks
@@ -20,7 +21,7 @@ from ablation.base.text import first_line
 from ablation.data.reading import split_seed
 from ablation.running.outputs import record_best, record_test
 from ablation.running.session import RUN_STATUS
-from ablation.running.workbench import Workbench, free_memory, is_out_of_memory, make_training, training_settings
+from ablation.running.workbench import Workbench, make_training, training_settings, training_sources
 from ablation.search.claims import (
     Claim,
     end_trial,
@@ -239,7 +240,8 @@ def _train_and_record(
         if training.history and prunes and _is_pruned(claim, spec, training):
             return _pruned(spec, training)
         try:
-            epochs = _epochs(training, spec, workbench)  # computes features, which nothing waits for
+            # Features are computed here, which nothing waits for.
+            epochs = train(training, *training_sources(training, spec, workbench), training_settings(spec))
             with paused_at_checks():
                 for metrics in epochs:
                     on_epoch(spec, metrics)
@@ -272,12 +274,14 @@ def _train_and_record(
     had_graph = training is not None and training.has_graph
     training = epochs = None  # a generator that is not at its end keeps its network
     had_features = workbench.features.release_device()
-    release_compiled()
+    # torch.compile's modes with CUDA graphs keep the memory of those of earlier trials.
+    had_compiled = release_compiled() and may_capture and spec.compile not in ("none", "default")
     free_memory(workbench.device)
     wait_out(lambda: ensure_held(claim), workbench.patience)
-    if had_graph and not had_features:
-        logger.warning("%s #%s: %s; resumed without CUDA graphs, which is slower", spec.arm, spec.trial, reason)
-    if had_features or had_graph:  # without cached features on the device the trial may fit, then without a graph
+    if not had_features and (had_graph or had_compiled):
+        how = "without CUDA graphs, which is slower" if had_graph else "after earlier trials' graphs were released"
+        logger.warning("%s #%s: %s; resumed %s", spec.arm, spec.trial, reason, how)
+    if had_features or had_graph or had_compiled:  # without what is released the trial may fit
         return _train_and_record(workbench, claim, spec, run, on_epoch, may_capture=may_capture and had_features)
     return Outcome("failed", None, reason)
 
@@ -317,13 +321,6 @@ def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
 
 def _pruned(spec: TrialSpec, training: Training) -> Outcome:
     return Outcome("pruned", None, f"pruned after epoch {len(training.history)} of {spec.epochs}")
-
-
-def _epochs(training: Training, spec: TrialSpec, workbench: Workbench) -> Iterator[EpochMetrics]:
-    images, features = workbench.images_of(spec), workbench.features
-    train_source = features.source(images.train, training.frozen, spec.augmentation)
-    val_source = features.source(images.val, training.frozen, "none", beside=train_source)
-    return train(training, train_source, val_source, training_settings(spec))
 
 
 def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workbench) -> None:

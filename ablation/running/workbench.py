@@ -1,12 +1,11 @@
 """The workbench: what all trials of a study share in one process."""
 
-import gc
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ablation.base.device import make_deterministic
+from ablation.base.device import is_out_of_memory, make_deterministic
 from ablation.base.errors import InputError
 from ablation.base.machine import describe_environment
 from ablation.base.seeds import repeat_seed
@@ -24,6 +23,7 @@ from ablation.training.begin import Training, begin_training
 from ablation.training.compiler import check_compiler
 from ablation.training.feature_cache import FeatureCache
 from ablation.training.settings import TrainingSettings
+from ablation.training.sources import Source
 
 
 @dataclass(frozen=True)
@@ -161,25 +161,6 @@ def _val_groups(images: ImageSet, split: Split) -> np.ndarray | None:
     return groups_N
 
 
-# Texts with which the allocators of the CPU, of MPS and of CUDA's libraries raise a plain RuntimeError.
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that the device or the machine ran out of memory."""
-    is_plain = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
-    return is_plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-def free_memory(device: torch.device) -> None:
-    """Release the device memory that torch caches."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-
-
 def make_model(spec: TrialSpec) -> TransferModel:
     """Build the trial's network on the CPU; `initialise` sets its parameters."""
     head = Head(spec.head_width, spec.head_pool, spec.head_norm, spec.head_dropout)
@@ -208,6 +189,13 @@ def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
         workbench.normalisation,
         lambda frozen: workbench.features.source(workbench.images_of(spec).train, frozen, spec.augmentation),
     )
+
+
+def training_sources(training: Training, spec: TrialSpec, workbench: Workbench) -> tuple[Source, Source]:
+    """Return what a training reads, and what it validates with; on a GPU features of both stay where they are."""
+    images, features = workbench.images_of(spec), workbench.features
+    train_source = features.source(images.train, training.frozen, spec.augmentation)
+    return train_source, features.source(images.val, training.frozen, "none", beside=train_source)
 
 
 def training_settings(spec: TrialSpec) -> TrainingSettings:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ablation.spec.study import StudySpec, Superfluous, applies_in, table_of
+from ablation.spec.tables import FILE_SOURCES, SIZED_SOURCES
 
 REUSED = ("strategy", "truncate_at", "freeze_depth", "learn")  # what a `Reuse` is made of
 
@@ -14,9 +15,22 @@ def check_effects(spec: StudySpec) -> None:
         Superfluous: of a value that the study could do without.
         ValueError: of an arm, or of a factor's level.
     """
+    _check_data(spec)
     _check_same_arms(spec)
     _check_patience(spec)
     _check_unfreezing(spec)
+
+
+def _check_data(spec: StudySpec) -> None:
+    """Refuse what is for image files of many sizes, where a set is of other images."""
+    data = spec.data
+    for key, is_set, sources, reason in (
+        ("resize", data.resize != "crop", SIZED_SOURCES, "whose images all have one size"),
+        ("unreadable", data.unreadable == "skip", FILE_SOURCES, "which is read as a whole"),
+    ):
+        if is_set and not data.is_own and data.source not in sources:
+            reason = f"has no effect on {data.source}, {reason}"
+            raise Superfluous(f"data.{key}: {reason}", ("data", key), f"data.{key} is dropped: it {reason}")
 
 
 def _check_same_arms(spec: StudySpec) -> None:

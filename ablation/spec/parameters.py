@@ -272,7 +272,8 @@ class _FactorTable(_Table):
 
 class _SearchTable(_Table):
     sampler: Literal["auto", "qmc", "random", "tpe"] = Field(
-        "auto", description="auto: quasi-random for up to 20 trials per arm, TPE for more."
+        "auto",
+        description="auto: quasi-random for up to 20 trials per arm and with confirm.repeats, TPE for more.",
     )
     pruner: Literal["none", "median", "hyperband"] = Field(
         "none", description="Stops poor trials early; arms then get unequal budgets."

@@ -76,6 +76,8 @@ class Backbone(Strict):
 Resize = Literal["crop", "squash", "pad"]
 OWN_SOURCES = ("imagefolder", "manifest", "huggingface")
 TABLES = OWN_SOURCES[1:]
+FILE_SOURCES = ("flowers102", "dtd", "food101")  # torchvision's sets that are read from the files of their images
+SIZED_SOURCES = (*FILE_SOURCES, "oxford_pets")  # torchvision's sets of images of many sizes
 MANIFEST_FILES = (".csv", ".parquet")
 SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")  # one of them is in a folder of `save_to_disk`
 COLUMNS = ("image_column", "label_column", "split_column")
@@ -141,8 +143,8 @@ class Data(Strict):
 
     duplicates: Literal["error", "drop", "keep"] | None = Field(
         None,
-        description="Whether identical images in two splits or under two labels end the study, all but one are left "
-        "out, or all stay; error for image folders, keep for other sets.",
+        description="Whether identical images in two splits or under two labels end the study (error), are left out "
+        "(drop: one stays, of two labels none), or all stay (keep); error for your own images, keep for other sets.",
     )
 
     @property
@@ -209,7 +211,10 @@ class Confirm(Strict):
     """How often tuning is repeated and its best configuration retrained, and which levels are compared."""
 
     seeds: int = Field(
-        0, ge=0, description="Retrainings of each arm's best configuration, each with a fresh seed; of each repeat's."
+        0,
+        ge=0,
+        description="Retrainings of each arm's best configuration, each with a fresh seed; of each repeat's. With 0 "
+        "there is no test accuracy and no champion; with fewer than 3, and without repeats, nothing is tested.",
     )
     repeats: int = Field(
         1,

@@ -18,6 +18,11 @@ from ablation.spec.parameters import (
 from ablation.spec.reuse import Reuse
 
 
+def trial_name(arm: str, number: int, *, is_confirmation: bool) -> str:
+    """Return the name of a trial or of a confirmation run in the terminal, such as 'block1 confirmation #0'."""
+    return f"{arm} {'confirmation ' if is_confirmation else ''}#{number}"
+
+
 class TrialSpec(Strict):
     """The complete settings of a trial; they round-trip through the parameters of its MLflow run.
 
@@ -79,6 +84,11 @@ class TrialSpec(Strict):
     patience: int = 0
     batch_size: int
     augmentation: Augmentation
+
+    @property
+    def name(self) -> str:
+        """The trial's name in the terminal."""
+        return trial_name(self.arm, self.trial, is_confirmation=self.confirms is not None)
 
     @property
     def goal(self) -> Objective:

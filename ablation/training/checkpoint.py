@@ -3,14 +3,13 @@
 import hashlib
 import io
 import pickle
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ablation.base.files import write_atomically
+from ablation.base.files import write_over
 
 
 class CorruptCheckpoint(Exception):
@@ -29,9 +28,7 @@ def save_resume_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> P
     torch.save(state, buffer)
     content = buffer.getvalue()
     path = folder / f"epoch-{epoch:06}.ckpt"
-    if path.is_dir():  # which no file could replace
-        shutil.rmtree(path)
-    write_atomically(path, hashlib.sha256(content).digest() + content)
+    write_over(path, hashlib.sha256(content).digest() + content)
     for old in resume_checkpoints(folder)[2:]:
         old.unlink()
     return path

@@ -37,12 +37,12 @@ from ablation.spec.study import StudySpec
 from ablation.storage.locks import file_lock
 from ablation.training.sources import (
     FeatureSource,
+    FixedLayers,
     FrozenPart,
     ImageSource,
     Point,
     Source,
     channels_first,
-    layer_digest,
     run_layers,
     text_digest,
 )
@@ -54,20 +54,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(FixedLayers):
     """The longest network that trials of a study freeze whole, and the points at which they cut and pool it, in order.
 
     The first trial that needs one of the points computes all of them, in one pass over the images.
     """
 
-    layers: list[nn.Module]
     points: list[Point]
     cuts: list[tuple[str, HeadPool]] = field(default_factory=list)  # what each point is in a study file
-
-    @cached_property
-    def layer_digests(self) -> list[str]:
-        """The digest of each layer, with its tensors."""
-        return [layer_digest(layer) for layer in self.layers]
 
 
 def pretrained_network(spec: StudySpec, weights: Weights | None, device: torch.device) -> Pretrained:

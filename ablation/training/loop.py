@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 
@@ -16,7 +17,7 @@ from ablation.spec.metrics import EpochMetrics
 from ablation.training.begin import Training, load_tensors, trained_tensors
 from ablation.training.evaluation import evaluate
 from ablation.training.representation import distances_moved, relative_gradient_norms
-from ablation.training.schedule import average_decay, is_over, layers_learning, lr_factor
+from ablation.training.schedule import average_decay, is_over, last_alike, layers_learning, lr_factor
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import Source, batch_places, draw_epoch
 from ablation.training.step import TrainingStep
@@ -62,11 +63,12 @@ def train(
         rates = [lr_factor(settings.schedule, number, steps) for number in numbers]
         decays = [average_decay(settings.ema, number) for number in numbers]
         step.begin_epoch(draw_epoch(train_source, order_N, settings.batch_size, noise), rates, decays, learning)
+        last_step = len(batches) * last_alike(model, settings, epoch)
         for number, places in enumerate(batches, start=first_step):
-            step.run(places, steps_left=steps - number)
+            step.run(places, steps_left=last_step - number)
         train_loss, train_accuracy = step.loss_sum.item() / len(labels_N), step.correct.item() / len(labels_N)
         seconds = time.perf_counter() - started
-        gradient_norms = relative_gradient_norms(model.blocks)
+        gradient_norms = relative_gradient_norms(model.blocks, model.head)
 
         if not math.isfinite(train_loss):
             raise Diverged(f"the training loss became {train_loss} in epoch {epoch}")
@@ -88,7 +90,7 @@ def train(
             relative_gradient_norm=gradient_norms,
             distance_moved=distances_moved(model.blocks, training.start),
         )
-        for parameter in (parameter for parameters in may_learn for parameter in parameters):
+        for parameter in chain.from_iterable(may_learn):
             parameter.requires_grad_(True)  # as they were, for another call
         training.history.append(metrics)
         if training.best is metrics:

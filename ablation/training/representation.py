@@ -4,12 +4,15 @@ Legend: N images, D and E features.
 """
 
 from collections.abc import Mapping, Sequence
+from math import isfinite, nan
+from statistics import fmean
 
 import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
 from ablation.networks.transfer_model import TransferModel
+from ablation.spec.metrics import EpochMetrics
 from ablation.training.begin import Training, load_tensors
 from ablation.training.closed_form import exact
 from ablation.training.sources import Point, Source, run_layers
@@ -79,18 +82,33 @@ def _centred_gram(features_ND: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def relative_gradient_norms(blocks: nn.Sequential) -> dict[str, float]:
+def relative_gradient_norms(blocks: nn.Sequential, head: nn.Module) -> dict[str, float]:
     """Return the norm of each block's gradients over that of its weights, for blocks of which something learns now.
 
     Lee et al. (2023, "Surgical fine-tuning improves adaptation to distribution shifts") choose what to fine-tune by it.
-    Gradients are those in `grad`; parameters of a block without any count as gradients of zero.
+    Gradients are those in `grad`; parameters of a block without any count as gradients of zero. NaN for all blocks if
+    a gradient anywhere is not finite: clipping has then made zeros and NaN of the others (float16 skips such a step).
     """
     norms = {}
     for name, block in blocks.named_children():
         gradients = [p.grad for p in block.parameters() if p.requires_grad and p.grad is not None]
         if gradients:
             norms[name] = _ratio(gradients, list(block.parameters()))
-    return {name: float(norm) for name, norm in norms.items()}
+    of_head = get_total_norm([p.grad for p in head.parameters() if p.grad is not None])
+    is_finite = isfinite(float(of_head)) and all(map(isfinite, norms.values()))
+    return {name: float(norm) if is_finite else nan for name, norm in norms.items()}
+
+
+def mean_gradient_norms(history: Sequence[EpochMetrics]) -> dict[str, float]:
+    """Return the mean of each block's relative gradient norms over the epochs with finite ones; NaN if there are none.
+
+    Blocks are those that learned in the last epoch; one that began to learn later had a norm of zero before.
+    """
+    means = {}
+    for block in history[-1].relative_gradient_norm:
+        norms = [epoch.relative_gradient_norm.get(block, 0.0) for epoch in history]
+        means[block] = fmean([norm for norm in norms if isfinite(norm)] or [nan])
+    return means
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from ablation.networks.transfer_model import TransferModel
 from ablation.spec.metrics import EpochMetrics
@@ -39,6 +39,13 @@ def layers_learning(model: TransferModel, settings: TrainingSettings, epoch: int
     blocks = pairwise([0, *model.block_ends.values()])
     begins = [start for start, end in blocks if start < all_layers.stop and end > all_layers.start]  # that learn
     return range(max(all_layers.start, begins[-wanted] if wanted < len(begins) else 0), all_layers.stop)
+
+
+def last_alike(model: TransferModel, settings: TrainingSettings, epoch: int) -> int:
+    """Return the last epoch up to which the layers that learn stay those of this epoch."""
+    learning = layers_learning(model, settings, epoch)
+    later = range(epoch, settings.epochs + 1)
+    return max(takewhile(lambda each: layers_learning(model, settings, each) == learning, later))
 
 
 def best_epoch(history: Sequence[EpochMetrics], objective: Objective) -> EpochMetrics:

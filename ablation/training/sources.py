@@ -35,7 +35,19 @@ class Point:
 
 
 @dataclass(frozen=True)
-class FrozenPart:
+class FixedLayers:
+    """Layers that do not change, in the order of their network."""
+
+    layers: list[nn.Module]
+
+    @cached_property
+    def layer_digests(self) -> list[str]:
+        """The digest of each layer, with its tensors."""
+        return [layer_digest(layer) for layer in self.layers]
+
+
+@dataclass(frozen=True)
+class FrozenPart(FixedLayers):
     """The leading layers of a network that a training does not change; without layers, the normalisation alone.
 
     Attributes:
@@ -45,15 +57,9 @@ class FrozenPart:
         precision: what the layers compute in.
     """
 
-    layers: list[nn.Module]
     pool: nn.Module | None
     normalisation: Normalisation
     precision: str
-
-    @cached_property
-    def layer_digests(self) -> list[str]:
-        """The digest of each layer, with its tensors."""
-        return [layer_digest(layer) for layer in self.layers]
 
     @property
     def end(self) -> Point:

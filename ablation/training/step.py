@@ -108,7 +108,7 @@ class TrainingStep:
 
         Args:
             places: those that follow the last step's.
-            steps_left: how many steps the training will still make: a graph is captured only if that saves time.
+            steps_left: how many steps the same layers will still learn: a graph is captured only if that saves time.
         """
         batch = places.stop - places.start
         if places.start == 0:
@@ -130,7 +130,8 @@ class TrainingStep:
                 self._step(self._images_read + torch.arange(batch, device=self.device))
         except RuntimeError as error:  # something that a graph cannot do, or no memory left for it
             self._may_capture = False
-            self.scaler._per_optimizer_states.clear()  # of the step that was not made
+            if self.scaler.is_enabled():
+                self.scaler._per_optimizer_states.clear()  # of the step that was not made
             self.optimizer.zero_grad(set_to_none=True)
             logger.warning("trains without CUDA graphs, which is slower: %s", first_line(error))
             return

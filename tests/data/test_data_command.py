@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageFilter, ImageOps
 
 from ablation.base.errors import InputError
-from ablation.data.__main__ import cli
+from ablation.data.__main__ import cli, write_lines
 from ablation.data.image_cache import cache_folder, map_decoded
 from ablation.data.near_duplicates import find_near_duplicates
 from ablation.data.reading import load_split, split_seed
@@ -71,6 +71,12 @@ def test_copies_that_differ_in_encoding_size_or_side_are_found(photos: Path) -> 
     assert all(frozenset((test.name, name)) in found for name in copies)
     assert found[frozenset((test.name, "mirrored.jpg"))]
     assert not found[frozenset((test.name, "jpeg50.jpg"))]
+
+
+def test_black_pictures_are_pictures() -> None:
+    black, white = (np.full((40, 40, 3), grey, np.uint8) for grey in (0, 255))
+    pairs = find_near_duplicates([black, white, black.copy()], lambda count: None)
+    assert [(pair.first, pair.second) for pair in pairs] == [(0, 2)]
 
 
 @pytest.mark.real_data
@@ -185,6 +191,12 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(root / "a")
     with pytest.raises(InputError, match="of two classes or more"):
         run(str(root))
+
+
+def test_lists_have_no_formulas(tmp_path: Path) -> None:
+    write_lines(tmp_path / "lines.csv", [("test image", "label"), ("=1+1.png", "@sum"), ("a\nb.png", "-1")])
+    with (tmp_path / "lines.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [["test image", "label"], ["'=1+1.png", "'@sum"], ["a\nb.png", "-1"]]
 
 
 def test_suspected_labels_are_named_by_their_files(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """Image folders: each layout is read as it is meant, or refused in one line; what is passed over is counted."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ablation.base.errors import InputError
+from ablation.data import file_audit
 from ablation.data.decoding import DECODING_VERSION
 from ablation.data.image_folder import read_folder
-from ablation.data.reading import load_images, load_split, measure_data
+from ablation.data.reading import list_images, load_images, load_split, measure_data
 from ablation.data.split_names import split_of
 from ablation.spec.reading import load_study
 from ablation.spec.tables import Data
@@ -285,6 +288,32 @@ def test_broken_files_are_named_with_their_reason_or_left_out(tmp_path: Path) ->
         path.write_bytes(b"")
     with pytest.raises(InputError, match="data: class 'a' has no training image left .left out: 21 unreadable images"):
         load_images(data(root, unreadable="skip"))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [
+        (OSError(errno.EIO, "Input/output error"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (MemoryError(), False),
+        (OSError("image file is truncated"), True),
+    ],
+)
+def test_a_fault_of_the_system_is_not_remembered(
+    error: Exception, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree(tmp_path / "images", "train/a", "train/b", "test/a", "test/b")
+    real = file_audit.decode_file
+
+    def broken(path: str, *others: Any) -> np.ndarray:
+        if path.endswith("train/a/3.png"):
+            raise error
+        return real(path, *others)
+
+    monkeypatch.setattr(file_audit, "decode_file", broken)
+    assert list_images(data(root, unreadable="skip")).reading.endswith("left out: 1 unreadable image")
+    monkeypatch.setattr(file_audit, "decode_file", real)
+    assert ("left out" in list_images(data(root, unreadable="skip")).reading) == is_kept
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")

@@ -21,6 +21,7 @@ from ablation.data.image_cache import cache_folder
 from ablation.data.image_files import decode_file
 from ablation.data.image_folder import read_folder
 from ablation.data.images import Normalisation, normalise
+from ablation.data.overview import small_contact_sheet
 from ablation.data.reading import ImageSet, check_memory, load_images, load_split, split_train_val
 from ablation.spec.tables import Data
 
@@ -322,12 +323,48 @@ def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.Mon
 def test_impossible_splits_are_refused() -> None:
     with pytest.raises(InputError, match="data.limit: 11 is more than the 10 training images"):
         split_train_val(np.arange(10) % 2, 0.2, 11, seed=0)
-    with pytest.raises(InputError, match="data.limit: 3 of 100 images cannot be chosen by class"):
-        split_train_val(np.arange(100) % 10, 0.2, 3, seed=0)
+    for limit in (3, 92):
+        with pytest.raises(
+            InputError, match=f"data.limit: {limit} of 100 images cannot be chosen by class: 10 classes need one image"
+        ):
+            split_train_val(np.arange(100) % 10, 0.2, limit, seed=0)
     with pytest.raises(InputError, match="data.val_fraction: 2 of 12 images for validation, but 3 classes need one"):
         split_train_val(np.arange(12) % 3, 0.1, None, seed=0)
     with pytest.raises(InputError, match="data.val_fraction: 10 images cannot be split by class"):
         split_train_val(np.array([0] * 9 + [1]), 0.2, None, seed=0)
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Two classes of 200 training images, and one of three."""
+    for split, sizes in (("train", (200, 200, 3)), ("test", (1, 1, 1))):
+        for name, count in zip("abc", sizes, strict=True):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise = generator(number, split, name)
+                pixels = torch.randint(256, (2, 2, 3), generator=noise).to(torch.uint8).numpy()
+                Image.fromarray(pixels).save(tmp_path / "set" / split / name / f"{number}.png")
+    return tmp_path / "set"
+
+
+def test_a_limit_that_leaves_too_few_images_of_a_class_is_refused(uneven: Path) -> None:
+    data = Data(source="imagefolder", root=str(uneven), image_size=2, limit=40, val_fraction=0.25)
+    with pytest.raises(InputError, match=r"data.limit: of 40 images, class 'c' has 0 training images, but needs two"):
+        load_split(data, 1)
+    images, _ = load_split(data, 1, is_begun=True)  # what an earlier version accepted
+    assert set(images.train_labels_N.tolist()) == {0, 1}
+    assert small_contact_sheet(images).startswith(b"\x89PNG")
+    with pytest.raises(InputError, match=r"data.limit: of 140 images, class 'c' has 1 training image, but needs two"):
+        load_split(data.model_copy(update={"limit": 140}), 1)
+
+
+def test_a_class_without_validation_images_is_said(uneven: Path) -> None:
+    data = Data(source="imagefolder", root=str(uneven), image_size=2)
+    images, split = load_split(data, 1)
+    assert np.bincount(images.train_labels_N[split.val_N], minlength=3).tolist() == [20, 21, 0]  # as ever
+    assert images.reading.endswith("; no image for validation of class 'c'")
+    images, _ = load_split(data.model_copy(update={"val_fraction": 0.9}), 1)
+    assert images.reading.endswith("; no image to learn from of class 'c'")
 
 
 # --------------------------------------------------------------------------------------------------------- on device

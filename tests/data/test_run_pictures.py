@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ablation.data.run_pictures import confusion_png, mistakes_png
+from tests.odd_names import NAMES, SHOWN_NAMES
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -32,3 +33,13 @@ def test_mistakes_are_shown_in_order() -> None:
     assert [sheet[80, 80 + 152 * n, 0] for n in range(4)] == [10, 20, 30, 40]
     assert sheet[80 + 188, 80, 0] == 50
     assert pixels(mistakes_png(greys_MSSC[:0], [])).shape == (48, 420, 3)
+
+
+def test_names_keep_to_one_line_and_hidden_signs_are_shown() -> None:
+    """Whatever the names of classes hold; nothing is taken for a formula."""
+    counts_KK = np.eye(len(NAMES), dtype=np.int64)
+    assert confusion_png(counts_KK, NAMES) == confusion_png(counts_KK, SHOWN_NAMES)
+    assert confusion_png(counts_KK, SHOWN_NAMES) != confusion_png(counts_KK, SHOWN_NAMES[::-1])
+    images_MSSC = np.zeros((len(NAMES), 4, 4, 3), np.uint8)
+    captions, shown = ([(f"{name} (99%)", f"is {name}") for name in names] for names in (NAMES, SHOWN_NAMES))
+    assert mistakes_png(images_MSSC, captions) == mistakes_png(images_MSSC, shown)

@@ -65,7 +65,13 @@ LEARNT = np.arange(0, 200, 3)
 
 
 @pytest.mark.parametrize(
-    ("augmentations", "images", "views"), [([], 8, 1), (["flip"], 2, 4), (["flip", "crop_flip"], 1, 7)]
+    ("augmentations", "images", "views"),
+    [
+        ([], 8, 1),
+        (["flip"], 2, 4),
+        (["flip", "crop_flip"], 1, 7),
+        (["flip", "crop_flip", "strong"], 1, 10),  # more views than there is room for: one image all the same
+    ],
 )
 def test_samples_are_different_images_of_each_class_that_are_learnt_from(
     augmentations: list[Augmentation], images: int, views: int

@@ -1,6 +1,7 @@
 """torchvision's sets, read from small files in the formats that their makers publish."""
 
 import pickle
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +12,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from ablation.base.errors import InputError
-from ablation.data.reading import ImageSet, load_images, measure_data
-from ablation.data.torchvision_sets import SETS
-from ablation.spec.tables import OWN_SOURCES, Data
+from ablation.data import torchvision_sets
+from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION, untracked
+from ablation.data.reading import ImageSet, list_images, load_images, measure_data
+from ablation.data.torchvision_sets import SETS, SIDES
+from ablation.spec.tables import FILE_SOURCES, OWN_SOURCES, SIZED_SOURCES, Data
 
 RANDOM = np.random.default_rng(0)
 
@@ -102,6 +105,26 @@ def test_flowers_of_many_sizes_with_validation_images(tmp_path: Path, monkeypatc
         load("flowers102", tmp_path, image_size=24)
 
 
+def test_a_set_without_files_is_scaled_as_the_study_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The left quarter is white: cropping removes it, squeezing keeps it, padding adds black above and below."""
+    picture = Image.new("RGB", (40, 20))
+    picture.paste((255, 255, 255), (0, 0, 10, 20))
+    pets = [(picture, 0), (picture, 1)]
+    monkeypatch.setattr(torchvision_sets, "labels_of", lambda part: [label for _, label in part])
+    monkeypatch.setattr(torchvision_sets, "open_set", lambda *_, **__: ([pets], pets))
+    monkeypatch.setattr(torchvision_sets, "class_names", lambda *_: ["cat", "dog"])
+    white: dict[tuple[str, int], list[int]] = {}
+    for resize, version in product(("crop", "squash", "pad"), (DECODING_VERSION, FULL_SIZE_VERSION)):
+        listing = list_images(Data(source="oxford_pets", image_size=20, resize=resize), version)
+        pixels_NHWC, _ = listing.read(np.arange(1), np.arange(0), untracked)
+        white[resize, version] = [int((pixels_NHWC[0, row, :, 0] > 127).sum()) for row in (0, 10)]
+        assert listing.decoding == (None if resize == "crop" else version)
+    now = {resize: rows for (resize, version), rows in white.items() if version == DECODING_VERSION}
+    assert now == {"crop": [0, 0], "squash": [5, 5], "pad": [0, 5]}
+    # What a study has that began before, when every such set was cropped.
+    assert [rows for (_, version), rows in white.items() if version == FULL_SIZE_VERSION] == [[0, 0]] * 3
+
+
 @pytest.mark.parametrize("source", SETS)
 def test_every_set_is_torchvisions_and_its_failed_download_is_said(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,6 +145,8 @@ def test_every_set_is_torchvisions_and_its_failed_download_is_said(
 
 
 def test_sizes_without_a_download() -> None:
+    assert {name for name, known in SETS.items() if known.gives_files} == set(FILE_SOURCES)
+    assert set(SETS) == set(SIDES) | set(SIZED_SOURCES)
     assert set(SETS) | {*OWN_SOURCES, "digits"} == set(get_args(Data.model_fields["source"].annotation))
     size = measure_data(Data(source="cifar100"))
     assert (size.classes, size.train, size.test) == (100, 50_000, 10_000)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ablation.base.device import make_deterministic, select_device
+from ablation.base.device import free_memory, make_deterministic, select_device
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation
 from ablation.networks.strategies import Learning
@@ -22,6 +22,7 @@ from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 
 pytestmark = pytest.mark.cuda
+DEVICE = torch.device("cuda:0")
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 PLAIN = Head(16, 2)
 DEPTHS: dict[StrategyName, int | None] = {
@@ -36,6 +37,20 @@ def _deterministic() -> Any:
     make_deterministic()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Gets an item with every replay of a graph."""
+    made: list[None] = []
+    real = torch.cuda.CUDAGraph.replay
+
+    def counted(graph: Any) -> None:
+        made.append(None)
+        real(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+    return made
 
 
 def some_images(n: int, seed: int, device: str = "cuda:0") -> Images:
@@ -98,7 +113,7 @@ CASES = [
 @pytest.mark.parametrize(("strategy", "optimizer", "augmentation", "precision", "backbone"), CASES)
 def test_captured_equals_eager(
     strategy: StrategyName, optimizer: str, augmentation: Augmentation, precision: str, backbone: str,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, replays: list[None],
 ) -> None:  # fmt: skip
     """To the bit, with a head warm-up, class weights, label smoothing and a last batch of another size.
 
@@ -110,45 +125,41 @@ def test_captured_equals_eager(
         head_warmup_epochs=2 if is_fine_tuned else 0, unfreeze_every=2 if is_fine_tuned and has_more else 0,
         l2_sp=0.1 if is_fine_tuned and has_more else 0.0, ema=0.9 if has_more else 0.0,
     )  # fmt: skip
-    replays: list[None] = []
-    real = torch.cuda.CUDAGraph.replay
-
-    def counted(graph: Any) -> None:
-        replays.append(None)
-        real(graph)
-
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
     with caplog.at_level(logging.WARNING):
         captured, tensors = trained(tmp_path, strategy, settings, augmentation, backbone)
     assert "without CUDA graphs" not in caplog.text
     assert len(replays) > 50
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 10**9)
     eager, expected = trained(tmp_path, strategy, settings, augmentation, backbone)
-    assert captured == eager
+    assert repr(captured) == repr(eager)  # a step that float16 skips has NaN for norms
     for name, tensor in expected.items():
         assert torch.equal(tensors[name], tensor), name
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_dropout_in_a_graph_draws_what_eager_steps_draw(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replays: list[None]
 ) -> None:
     settings = TrainingSettings(12, 32, 5, precision)
     head = Head(16, 2, norm="batch", dropout=0.3)
     captured, tensors = trained(tmp_path, "feature_extraction", settings, "none", "vgg16_narrow", head)
+    assert len(replays) > 50
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 10**9)
     eager, expected = trained(tmp_path, "feature_extraction", settings, "none", "vgg16_narrow", head)
-    assert captured == eager
+    assert repr(captured) == repr(eager)
     for name, tensor in expected.items():
         assert torch.equal(tensors[name], tensor), name
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("warmup", [0, 4])
-def test_a_resumed_training_equals_an_uninterrupted_one(optimizer: str, warmup: int, tmp_path: Path) -> None:
-    settings = TrainingSettings(10, 32, 5, "bfloat16", optimizer=optimizer, head_warmup_epochs=warmup)
+def test_a_resumed_training_equals_an_uninterrupted_one(
+    optimizer: str, warmup: int, tmp_path: Path, replays: list[None]
+) -> None:
+    settings = TrainingSettings(12, 32, 5, "bfloat16", optimizer=optimizer, head_warmup_epochs=warmup)
     training, source, val_source = begin(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
     whole = [asdict(metrics) for metrics in train(training, source, val_source, settings)]
+    assert len(replays) > 50
     begun, source, val_source = begin(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
     for metrics in train(begun, source, val_source, settings):
         if metrics.epoch == 5:
@@ -158,13 +169,15 @@ def test_a_resumed_training_equals_an_uninterrupted_one(optimizer: str, warmup: 
     torch.save(state, file)
     resumed, source, val_source = begin(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
     resumed.load_state_dict(torch.load(file, map_location="cuda:0", weights_only=True))
+    replays.clear()
     for _ in train(resumed, source, val_source, settings):
         pass
+    assert len(replays) > 50
     ends = [
         [{name: value for name, value in epoch.items() if name not in CLOCK} for epoch in epochs]
         for epochs in (whole, [asdict(metrics) for metrics in resumed.history])
     ]
-    assert ends[0] == ends[1]
+    assert repr(ends[0]) == repr(ends[1])
     for name, tensor in training.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
@@ -204,3 +217,66 @@ def test_no_memory_for_a_graph_is_no_reason_to_stop(
     monkeypatch.setattr(torch.cuda, "graph", refuse)
     assert trained(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")[0] == expected
     assert caplog.text.count("without CUDA graphs, which is slower: CUDA out of memory") == 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_a_graph_cannot_do_is_done_eagerly_and_spoils_no_later_training(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, replays: list[None]
+) -> None:
+    """The capture ends in the middle of a step, after gradients were unscaled, by a number that the host asks for."""
+    settings = TrainingSettings(8, 32, 5, precision, optimizer="adamw", ema=0.9)
+    clip = step.clip_grad_norm_
+
+    def asking(parameters: Any, longest: float) -> torch.Tensor:
+        of_all = clip(parameters, longest)
+        of_all.item()
+        return of_all
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "FEWEST_REPLAYS", 10**9)
+        expected, tensors = trained(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "clip_grad_norm_", asking)
+        found = [trained(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")]
+    assert caplog.text.count("trains without CUDA graphs, which is slower") == 1
+    assert not replays
+    found.append(trained(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow"))
+    assert len(replays) > 50
+    for metrics, ends in found:
+        assert repr(metrics) == repr(expected)
+        for name, tensor in tensors.items():
+            assert torch.equal(ends[name], tensor), name
+
+
+def test_memory_that_runs_out_after_a_capture_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replays: list[None]
+) -> None:
+    """In an epoch's last batch, which is smaller and trains eagerly beside the graph."""
+    settings = TrainingSettings(8, 32, 5, "bfloat16")
+    expected, _ = trained(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")
+    free_memory(DEVICE)
+    before = torch.cuda.memory_reserved()
+    replays.clear()
+    eager_step = step.TrainingStep._step
+
+    def full(self: step.TrainingStep, places_B: Any) -> None:
+        if self._graph is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        eager_step(self, places_B)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step.TrainingStep, "_step", full)
+        training, source, val_source = begin(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")
+        with pytest.raises(torch.OutOfMemoryError):
+            list(train(training, source, val_source, settings))
+    assert training.has_graph
+    assert len(replays) == 10 - step.EAGER_STEPS
+    del training, source, val_source
+    free_memory(DEVICE)
+    assert torch.cuda.memory_reserved() <= before
+    replays.clear()
+    training, source, val_source = begin(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")
+    training.may_capture = False
+    epochs = [asdict(metrics) for metrics in train(training, source, val_source, settings)]
+    assert not replays
+    assert [{name: value for name, value in epoch.items() if name not in CLOCK} for epoch in epochs] == expected

@@ -80,7 +80,7 @@ def test_what_timm_does_not_decay_is_not_decayed(name: str) -> None:
         network = timm.create_model(name)
     parameters = dict(network.named_parameters())
     undecayed = {path for path in network.no_weight_decay() & parameters.keys() if parameters[path].ndim > 1}
-    assert undecayed
+    assert undecayed or name.startswith("swinv2")  # which named none of its parameters until timm 1.0.30
     assert not [path for path in undecayed if _is_decayed(path, parameters[path])]
     weights = [path for path in parameters if path.endswith(("qkv.weight", "fc1.weight")) and "rel_pos" not in path]
     assert weights

@@ -1,10 +1,13 @@
+import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import save_file
 
@@ -16,6 +19,13 @@ from ablation.networks.weights import IMAGENET_MEAN, check_layers, read_weights
 def tensors(cut: str = "block2", backbone: str = "vgg16_narrow") -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     return {k: random.normal(size=s).astype(np.float32) for k, (_, s) in expected_tensors(backbone, cut).items()}
+
+
+def write(state: dict[str, torch.Tensor], path: Path) -> None:
+    if path.suffix == ".pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
 
 
 def test_expected_tensors_of_vgg16() -> None:
@@ -45,9 +55,58 @@ def test_metadata_sets_the_normalisation(tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "w.safetensors", metadata)
     weights = read_weights("vgg16_narrow", str(tmp_path / "w.safetensors"))
     assert (weights.mean, weights.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    save_file(tensors(), tmp_path / "w.safetensors", {"input_mean": "[1, 2]"})
-    with pytest.raises(InputError, match="must be three numbers each"):
-        read_weights("vgg16_narrow", str(tmp_path / "w.safetensors"))
+    for key, text in (
+        ("mean", "[1, 2]"), ("mean", "5"), ("mean", "[NaN, 0, 0]"), ("mean", "[1e999, 0, 0]"),
+        ("std", "[1, 0, 1]"), ("std", "[1, 1, -1]"), ("std", "[NaN, 1, 1]"),
+    ):  # fmt: skip
+        save_file(tensors(), tmp_path / "w.safetensors", {f"input_{key}": text})
+        with pytest.raises(InputError, match="must be three finite numbers each, and those of input_std above 0"):
+            read_weights("vgg16_narrow", str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e5m2])
+def test_floating_point_numbers_of_other_sizes_are_read(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    state = {key: torch.from_numpy(tensor).to(dtype) for key, tensor in tensors().items()}
+    write(state, tmp_path / f"w.{suffix}")
+    weights = read_weights("vgg16_narrow", str(tmp_path / f"w.{suffix}"))
+    assert all(np.array_equal(weights.tensors[key], tensor.float().numpy()) for key, tensor in state.items())
+    assert {tensor.dtype for tensor in weights.tensors.values()} == {np.dtype(np.float32)}
+    whole = {key: tensor.float() for key, tensor in state.items()}
+    write(whole, tmp_path / "float32.pth")
+    assert read_weights("vgg16_narrow", str(tmp_path / "float32.pth")).digest == weights.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "suffixes", "expected"),
+    [
+        (lambda tensor: tensor.double() * 1e300, ("pth", "safetensors"), "holds values that are not finite in float32"),
+        (lambda tensor: tensor.to(torch.complex64), ("pth", "safetensors"), "(complex64, strided) cannot be read"),
+        (lambda tensor: tensor.to_sparse(), ("pth",), "(float32, sparse_coo) cannot be read as float32"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), ("pth",), "(qint8, strided) cannot"),
+        (lambda tensor: tensor.to("meta"), ("pth",), "cannot be read"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_float32_cannot_hold_is_refused(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], suffixes: tuple[str, ...], expected: str
+) -> None:
+    state = {key: torch.from_numpy(tensor) for key, tensor in tensors().items()}
+    state["features.0.bias"] = change(state["features.0.bias"])
+    for suffix in suffixes:
+        write(state, tmp_path / f"w.{suffix}")
+        with pytest.raises(InputError, match=re.escape(expected)):
+            read_weights("vgg16_narrow", str(tmp_path / f"w.{suffix}"))
+
+
+def test_the_digest_of_weights_stays_what_it_was(tmp_path: Path) -> None:
+    """Studies store it. Computed here as it was in the first version."""
+    state = tensors()
+    save_file({key: tensor.astype(np.float64) for key, tensor in state.items()}, tmp_path / "w.safetensors")
+    digest = hashlib.sha256(b"[[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]")
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].tobytes())
+    assert read_weights("vgg16_narrow", str(tmp_path / "w.safetensors")).digest == digest.hexdigest()
 
 
 class Evil:

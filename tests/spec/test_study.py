@@ -8,7 +8,7 @@ import pytest
 import ablation
 from ablation.base.errors import InputError
 from ablation.base.text import nearest
-from ablation.spec.reading import load_study, parse_override
+from ablation.spec.reading import WithoutEffect, load_study, parse_override
 from ablation.spec.schema import study_schema
 from ablation.spec.trial import TrialSpec
 
@@ -227,6 +227,29 @@ def test_what_ends_or_unfreezes_in_some_arm_has_an_effect(study_file: Path) -> N
     more = ("fixed.unfreeze_every=1", "search={lr={choices=[0.1]}}", "factors.strategy=['fine_tune_all']")
     load(study_file, *more, "fixed.patience=1", "fixed.head_warmup_epochs=1")  # two blocks learn where block2 is kept
     load(study_file, *more, "fixed.learn=block1")  # without a warm-up, the head is alone for an epoch
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["source=cifar10", "resize=squash"], "resize: has no effect on cifar10, whose images all have one size"),
+        (["source=digits", "resize=pad"], "resize: has no effect on digits, whose images all have one size"),
+        (["source=oxford_pets", "unreadable=skip"], "unreadable: has no effect on oxford_pets, which is read as"),
+        (["source=oxford_pets", "resize=squash"], None),
+        (["source=flowers102", "unreadable=skip", "resize=pad"], None),
+        (["source=imagefolder", "root=x", "unreadable=skip", "resize=pad"], None),
+    ],
+)
+def test_keys_for_files_of_many_sizes_are_refused_for_other_sets(
+    study_file: Path, settings: list[str], expected: str | None
+) -> None:
+    words = [f"data.{setting}" for setting in settings]
+    if expected is None:
+        load(study_file, *words)
+        return
+    with pytest.raises(WithoutEffect, match=f"data.{expected}") as caught:
+        load(study_file, *words)
+    assert caught.value.spec.data.source == settings[0].removeprefix("source=")
 
 
 def test_fewer_epochs_drop_a_patience_that_they_leave_without_effect(study_file: Path) -> None:

@@ -19,6 +19,7 @@ from ablation.data.images import Images, Normalisation, normalise
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, TransferModel, build_model, calibrate, initialise
 from ablation.networks.weights import read_weights
+from ablation.running.workbench import SplitImages, training_sources
 from ablation.spec.parameters import Augmentation
 from ablation.spec.reuse import units_up_to
 from ablation.spec.study import StudySpec
@@ -254,6 +255,26 @@ def test_features_of_one_training_do_not_drive_each_other_out(
         }, "nothing is there that is not read"
     assert store.reads == 3
     assert Placed.copies == [features.nbytes for features in read if features.device.type == "cuda"]
+
+
+def test_what_a_trial_records_leaves_the_features_of_its_training_on_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where those for validation do not fit beside them: they are read from the host, three times for each trial."""
+    frozen = part(3)
+    of_train, of_val = (frozen(images.images_NCHW).nbytes for images in (TRAIN, VAL))
+    quarter = of_train + of_val // 2
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * quarter))
+    monkeypatch.setattr(Placed, "copies", [])
+    store = CacheOfGpu(tmp_path, 10**9, lambda: Pretrained([], []), lambda text: None)
+    workbench: Any = SimpleNamespace(images_of=lambda spec: SplitImages(TRAIN, VAL), features=store)
+    training: Any = SimpleNamespace(frozen=frozen)
+    spec: Any = SimpleNamespace(augmentation="none")
+    for _ in range(6):
+        _, val_source = training_sources(training, spec, workbench)
+        assert isinstance(val_source, FeatureSource)
+        assert val_source.features.device.type == "cpu"
+    assert Placed.copies == [of_train]
 
 
 def test_features_of_flips_leave_those_of_other_trainings_on_the_gpu(

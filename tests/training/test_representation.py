@@ -1,6 +1,7 @@
 """How a network changes while it trains, against values by hand and the published formula."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ablation.training.loop import train
 from ablation.training.representation import (
     distances_moved,
     linear_cka,
+    mean_gradient_norms,
     relative_gradient_norms,
     similarities_to_start,
 )
@@ -77,13 +79,47 @@ def two_blocks() -> nn.Sequential:
 def test_relative_gradient_norms_by_hand() -> None:
     blocks = two_blocks()
     weight, bias, last = blocks.parameters()
-    assert relative_gradient_norms(blocks) == {}
+    assert relative_gradient_norms(blocks, nn.Identity()) == {}
     weight.grad, bias.grad = torch.tensor([[0.3, 0.4]]), torch.tensor([1.2])  # norm 1.3, of 13
-    assert relative_gradient_norms(blocks) == pytest.approx({"block1": 0.1})
+    assert relative_gradient_norms(blocks, nn.Identity()) == pytest.approx({"block1": 0.1})
     weight.grad, last.grad = None, torch.tensor([[0.0, 5.0]])
-    assert relative_gradient_norms(blocks) == pytest.approx({"block1": 1.2 / 13, "block3": 0.5})
+    assert relative_gradient_norms(blocks, nn.Identity()) == pytest.approx({"block1": 1.2 / 13, "block3": 0.5})
     last.requires_grad_(False)  # a gradient from when it still learned
-    assert relative_gradient_norms(blocks) == pytest.approx({"block1": 1.2 / 13})
+    assert relative_gradient_norms(blocks, nn.Identity()) == pytest.approx({"block1": 1.2 / 13})
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("place", ["block", "head"])
+def test_a_gradient_that_is_not_finite_leaves_no_norm(bad: float, place: str) -> None:
+    """Clipping by a norm that is not finite has made the others zero, or not a number."""
+    blocks, head = two_blocks(), nn.Linear(1, 1)
+    for parameter in (*blocks.parameters(), *head.parameters()):
+        parameter.grad = torch.zeros_like(parameter)
+    assert relative_gradient_norms(blocks, head) == {"block1": 0.0, "block3": 0.0}
+    broken = blocks.block1[0].bias if place == "block" else head.bias
+    broken.grad = torch.tensor([bad])
+    assert relative_gradient_norms(blocks, head) == pytest.approx({"block1": math.nan, "block3": math.nan}, nan_ok=True)
+
+
+def test_the_mean_gradient_norm_is_that_of_finite_epochs(trained: Training) -> None:
+    norms = [{}, {"block2": math.nan}, {"block2": 0.5}, {"block1": math.nan, "block2": 0.1}]
+    history = [replace(trained.history[0], relative_gradient_norm=norm) for norm in norms]
+    assert mean_gradient_norms(history) == pytest.approx({"block1": 0.0, "block2": 0.2})  # (0 + 0.5 + 0.1) / 3
+    assert mean_gradient_norms(history[1:2]) == pytest.approx({"block2": math.nan}, nan_ok=True)
+    assert mean_gradient_norms(history[:1]) == {}
+
+
+def test_steps_that_float16_skips_have_no_gradient_norms() -> None:
+    settings = TrainingSettings(**(SETTINGS | {"precision": "float16", "batch_size": 10**4, "epochs": 8}))
+    state = begun(settings)
+    scale, norms = state.scaler.get_scale(), []
+    for epoch in train(state, *sources(state.frozen), settings):
+        is_skipped = state.scaler.get_scale() < scale
+        scale = state.scaler.get_scale()
+        norms.append((is_skipped, list(epoch.relative_gradient_norm.values())))
+    assert {is_skipped for is_skipped, _ in norms} == {True, False}
+    for is_skipped, values in norms:
+        assert all(math.isnan(value) if is_skipped else 0 < value < math.inf for value in values)
 
 
 def test_distances_moved_by_hand() -> None:
@@ -104,7 +140,7 @@ def test_weights_that_start_at_zero_have_no_relative_change() -> None:
     parameter = next(block.parameters())
     nn.init.zeros_(parameter)
     parameter.grad = torch.ones_like(parameter)
-    assert relative_gradient_norms(block) == {"block1": 0.0}
+    assert relative_gradient_norms(block, nn.Identity()) == {"block1": 0.0}
 
 
 @pytest.fixture(scope="module")

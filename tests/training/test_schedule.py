@@ -10,7 +10,7 @@ from ablation.networks.transfer_model import Head, TransferModel, build_model
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.objective import OBJECTIVES, ObjectiveName
 from ablation.spec.parameters import StrategyName
-from ablation.training.schedule import average_decay, best_epoch, is_over, layers_learning
+from ablation.training.schedule import average_decay, best_epoch, is_over, last_alike, layers_learning
 from ablation.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(10, 16, 0, "float32")
@@ -46,6 +46,12 @@ def test_blocks_are_unfrozen_one_by_one_from_the_top() -> None:
     """As Howard and Ruder (2018): the head alone, then one more block after each two epochs."""
     expected = [[]] * 2 + [[3]] * 2 + [[2, 3]] * 2 + [[1, 2, 3]] * 4
     assert learning_blocks(model(), replace(SETTINGS, unfreeze_every=2)) == expected
+
+
+def test_how_long_the_same_layers_learn() -> None:
+    settings = replace(SETTINGS, unfreeze_every=2)
+    assert [last_alike(model(), settings, epoch) for epoch in range(1, 11)] == [2, 2, 4, 4, 6, 6, 10, 10, 10, 10]
+    assert [last_alike(model(), SETTINGS, epoch) for epoch in (1, 10)] == [10, 10]
 
 
 def test_a_warmup_comes_before_the_first_block() -> None:

@@ -167,6 +167,52 @@ def test_whole_batches_are_captured_and_gradients_are_those_of_the_last_step(
     assert sum(graph.replays for graph in graphs) >= 5 * whole - 3  # after the warm-up: all but three eager steps
 
 
+def test_phases_that_are_too_short_get_no_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Six steps of the head, six of one block more, then 24 of all, of which three come before the capture."""
+    graphs: list[EmulatedGraph] = []
+
+    def capture(owner: Any, batch: int) -> None:
+        owner._graph, owner._graph_batch = EmulatedGraph(owner, batch), batch
+        graphs.append(owner._graph)
+
+    monkeypatch.setattr(step, "FEWEST_REPLAYS", 10)
+    monkeypatch.setattr(step.TrainingStep, "_capture", capture)
+    monkeypatch.setattr(step, "may_capture", lambda *_, **__: True)
+    settings = TrainingSettings(6, 17, 5, "float32", unfreeze_every=1)
+    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+    sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
+    assert len(list(train(training, *sources, settings))) == 6
+    assert [graph.replays for graph in graphs] == [24 - 3 - 4]  # without the last batch of each epoch, of 12 images
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_capture_that_fails_leaves_eager_steps(
+    precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts: list[None] = []
+
+    def refuse(*_: object, **__: object) -> None:
+        attempts.append(None)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    settings = TrainingSettings(2, 16, 5, precision)
+    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+
+    def losses() -> list[float]:
+        training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+        sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
+        return [metrics.val_loss for metrics in train(training, *sources, settings)]
+
+    expected = losses()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    monkeypatch.setattr(step, "FEWEST_REPLAYS", 1)
+    monkeypatch.setattr(step, "may_capture", lambda *_, **__: True)
+    assert losses() == expected
+    assert len(attempts) == caplog.text.count("trains without CUDA graphs, which is slower: CUDA out of memory") == 1
+
+
 def test_no_graph_is_captured_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("captured on the CPU")
@@ -215,6 +261,9 @@ def test_momentum_starts_at_zero_where_kernels_are_fused(monkeypatch: pytest.Mon
     groups: list[dict[str, Any]] = [{"params": [parameter], "peak_lr": 0.1, "weight_decay": 0.0}]
     optimizer = make_optimizer("sgd", groups, torch.device("cuda"))
     assert optimizer.state[parameter]["momentum_buffer"].tolist() == [0.0, 0.0, 0.0]
+    optimizer.state.clear()  # as a checkpoint without momenta leaves it
+    _fill_momenta(optimizer)
+    assert optimizer.state[parameter]["momentum_buffer"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_what_may_be_captured() -> None:
@@ -225,15 +274,6 @@ def test_what_may_be_captured() -> None:
     assert not step.may_capture(gpu, CPU, settings, is_custom=False)
     assert not step.may_capture(CPU, CPU, settings, is_custom=False)
     assert not step.may_capture(gpu, gpu, replace(settings, compile="default"), is_custom=False)
-
-
-def test_momenta_that_a_checkpoint_lacks_start_at_zero() -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    groups: list[dict[str, Any]] = [{"params": [parameter], "peak_lr": 0.1, "weight_decay": 0.0}]
-    optimizer = make_optimizer("sgd", groups, torch.device("cuda"))
-    optimizer.state.clear()
-    _fill_momenta(optimizer)
-    assert optimizer.state[parameter]["momentum_buffer"].tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
