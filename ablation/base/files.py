@@ -129,6 +129,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise StoreError(f"{path.parent} cannot be written ({error.strerror})") from None
 
 
+def write_over(path: Path, content: bytes) -> None:
+    """Write a file of ours as `write_atomically` does, also where a folder has its name, which no file could replace.
+
+    Raises:
+        StoreError: the disk is full, or cannot be written.
+    """
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    write_atomically(path, content)
+
+
 def ensure_writable(folder: Path) -> None:
     """Create a folder where it is missing, and refuse one in which nothing can be written.
 
@@ -141,6 +152,13 @@ def ensure_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise StoreError(f"{folder} cannot be written ({error.strerror})") from None
+
+
+def umask() -> int:
+    """Return this process's umask, which can be read only by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _writer() -> str:

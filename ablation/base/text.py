@@ -14,6 +14,7 @@ _SIMPLER = {"±": "+-", "−": "-", "–": "-", "×": "x", "…": "...", "→": 
     zip("─●◆·", "-o+.", strict=True)
 )
 _IN_ASCII = str.maketrans(_SIMPLER | dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True)))
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that a spreadsheet would compute
 SHOWN = "ablation.shown"  # what a stream that cannot encode a character does, see `codecs.register_error`
 
 
@@ -129,6 +130,17 @@ def _is_number(cell: str) -> bool:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def defused(cell: Any) -> Any:
+    """Return a cell of a CSV file; text that a spreadsheet would compute begins with an apostrophe, None is empty."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULA_STARTS):
+        return "" if cell is None else cell
+    try:
+        float(cell)  # a class may be called -1
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def format_value(value: Any) -> str:

@@ -109,7 +109,7 @@ def register_champion(
         examples_NSSC = images.test_images_NHWC[:EXAMPLE_IMAGES].copy()
         program = folder.with_name("program.pt2")
         export_program(model, torch.from_numpy(examples_NSSC), program)
-        about = {"study": spec.name, "arm": arm.arm.name, "run_id": run.run_id}
+        about = {"study": spec.name, "arm": arm.arm.name, "run_id": run.run_id, "resize": spec.data.resize}
         save_model(folder, program, examples_NSSC, model.classes, about, model_id)
 
     try:
@@ -144,7 +144,8 @@ def version_description(result: StudyResult, choice: Choice, run: RunResult, sid
             f"| validation {goal.label} ({result.val_images} images) | {run.val_value:.4f} | {val_S.mean():.4f} |",
             f"| test {goal.label} ({result.test_images} images) | {run.test_value:.4f} | {test_S.mean():.4f} |",
             "",
-            f"Input: unprocessed RGB images, uint8, N x {side} x {side} x 3 (the model includes the preprocessing). "
+            f"Input: RGB images, uint8, N x {side} x {side} x 3, scaled as `data.resize = "
+            f'"{result.spec.data.resize}"` says (the model includes the rest of the preprocessing). '
             "Output: a row of probabilities per image, a column per class.",
         ]
     )

@@ -1,6 +1,8 @@
 """Checks of a study before it touches its store."""
 
+from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
 from ablation.analysis.boundaries import planned_levels
 from ablation.analysis.simultaneous import FEWEST_SEEDS
@@ -9,7 +11,7 @@ from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
 from ablation.base.text import plural
 from ablation.data.decoding import DECODING_VERSION
-from ablation.data.reading import DataSize, ImageSet, Split, load_split, measure_data, split_seed
+from ablation.data.reading import DataSize, ImageSet, Split, list_own_images, load_split, measure_data, split_seed
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import has_learning_layers
 from ablation.networks.weights import Weights, check_download, check_layers, read_weights
@@ -19,10 +21,12 @@ from ablation.spec.arms import arms
 from ablation.spec.objective import ACCURACY
 from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
-from ablation.spec.tables import TIMM_WEIGHTS
+from ablation.spec.tables import TIMM_WEIGHTS, Data
 from ablation.storage.store import Store
 
 MOST_POINTS_PER_IMAGE = 1.0  # of accuracy: 100 images
+MOST_SHRINKING = 2  # of a picture's shorter side to an image size that nobody chose
+SAMPLED_FILES = 50
 FEWEST_PER_CLASS = 5  # training images; few-shot learning begins with one to five, where other methods are used
 
 
@@ -60,7 +64,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
         say("Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code")
     for warning in too_small(spec, size):
         say(f"warning: {warning}")
-    for hint in objective_hints(spec):
+    for hint in objective_hints(spec) + size_hints(spec.data):
         say(hint)
 
 
@@ -72,6 +76,25 @@ def objective_hints(spec: StudySpec) -> list[str]:
     return [
         "hint: class_weights = 'balanced' trains for all classes alike, but objective = 'accuracy' chooses by the "
         "share of images; objective = 'balanced_accuracy' would choose as it trains"
+    ]
+
+
+def size_hints(data: Data) -> list[str]:
+    """Return the line on pictures that lose most of their pixels because nobody chose their size; else none."""
+    if not data.is_own or "image_size" in data.model_fields_set:
+        return []
+    listing = list_own_images(data, DECODING_VERSION)
+    files = [path for split in (listing.files or {}).values() for path, _ in split]
+    sides = []
+    for path in files[:: max(1, len(files) // SAMPLED_FILES)]:
+        with suppress(Exception), listing.open_image(path) as image:  # Pillow raises many kinds for broken files
+            sides.append(min(image.size))
+    side = median(sides) if sides else 0
+    if side < MOST_SHRINKING * data.image_size:
+        return []
+    return [
+        f"hint: data.image_size is not set: images with a shorter side of {side:.0f} pixels (median) become "
+        f"{data.image_size} x {data.image_size}; ImageNet's networks were trained at 224, and 64 or 128 may do"
     ]
 
 

@@ -31,10 +31,14 @@ def demo_weights_path(store: Store, backbone: str) -> Path:
     return store.root / "demo" / f"{backbone}-digits0-4.safetensors"
 
 
+def is_demo(spec: StudySpec, store: Store) -> bool:
+    """Return whether the study is a demo, by its weights."""
+    return spec.backbone.weights == str(demo_weights_path(store, spec.backbone.name))
+
+
 def needs_pretraining(spec: StudySpec, store: Store) -> bool:
     """Return whether the study is a demo whose network has not been pretrained yet."""
-    path = demo_weights_path(store, spec.backbone.name)
-    return spec.backbone.weights == str(path) and not path.exists()
+    return is_demo(spec, store) and not demo_weights_path(store, spec.backbone.name).exists()
 
 
 def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str], Any]]:

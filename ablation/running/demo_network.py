@@ -23,7 +23,24 @@ SETTINGS = TrainingSettings(epochs=12, batch_size=32, seed=0, precision="float32
 
 
 def pretrain_demo_network(path: Path, backbone: str) -> None:
-    """Pretrain a narrow VGG-16 on the digits 0-4 and write its weights; takes a few seconds on a CPU."""
+    """Pretrain a narrow VGG-16 on the digits 0-4 and write its weights; takes a few seconds on a CPU.
+
+    One thread computes: the order of sums depends on the number of threads, and the weights' digest identifies a study,
+    so that machines with other numbers of cores could not share it. Kinds of CPU still differ, so that a file is kept
+    which another machine has written meanwhile to a shared folder.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pretrained = _pretrained(backbone)
+    finally:
+        torch.set_num_threads(threads)
+    if not path.exists():
+        write_atomically(path, pretrained)
+
+
+def _pretrained(backbone: str) -> bytes:
+    """Return a file of pretrained weights."""
     device = torch.device("cpu")
     images = load_images(Data(source="digits", classes=PRETRAINING_CLASSES))
     pixels, labels = images.train_images_NHWC, images.train_labels_N
@@ -52,4 +69,4 @@ def pretrain_demo_network(path: Path, backbone: str) -> None:
         "input_mean": json.dumps(normalisation.mean),
         "input_std": json.dumps(normalisation.std),
     }
-    write_atomically(path, save(tensors, metadata))
+    return save(tensors, metadata)

@@ -43,12 +43,11 @@ def running_trials(
 
 
 def _running_trial(studies: ArmStudies, record: TrialRecord, runs: dict[str, OpenRun]) -> RunningTrial:
-    kind = "" if record.confirms is None else "confirmation "
     study = (studies.tuning if record.confirms is None else studies.confirmation)[record.arm]
     run = runs.get(trial_key(study, record.number), OpenRun({}, None, None))
     worker: dict[str, Any] = run.worker
     return RunningTrial(
-        trial=f"{record.arm} {kind}#{record.number}",
+        trial=record.name,
         host=str(worker.get("host", "-")),
         process=str(worker.get("process", "-")),
         job=str(worker.get("job", "-")),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION
 from ablation.data.reading import ImageSet, Split, list_own_images
 from ablation.networks.weights import Weights
 from ablation.running.checks import load_images_and_split, load_weights, objective_hints
-from ablation.running.demo import demo_weights_path, needs_pretraining
+from ablation.running.demo import demo_weights_path, is_demo, needs_pretraining
 from ablation.running.demo_network import pretrain_demo_network
 from ablation.running.options import RunOptions, worker_devices
 from ablation.running.repair import adopted_keys, logged_study, tell_ended
@@ -116,16 +117,9 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
 
     with waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
         content = study_identity(spec, weights, images)
-        locks, studies, tracker = wait_out(
+        locks, studies, tracker, precision = wait_out(
             lambda: open_stores(spec, store, content, options, is_worker=is_worker), patience
         )
-        preferred = _preferred_precision(spec, options)
-
-        def settle() -> str:
-            with locks.exclusive(study_lock(spec.name)):
-                return settle_precision(studies, preferred)
-
-        precision = wait_out(settle, patience)
         session = Session(spec, store, options, locks, studies, content, tracker, images, split, weights, precision)
         with suppress(StoreAway):  # tried again when the study ends
             # The process that started a worker has just compared all runs.
@@ -143,7 +137,8 @@ def _check_begun(spec: StudySpec, store: Store) -> int | None:
     with brief_storage(store) as storage:
         if storage is None:
             return None
-        is_registered = (stored_content(storage, spec.name) or {}).get("preregister", False)
+        content = stored_content(storage, spec.name)
+        is_registered = (content or {}).get("preregister", False)
         if spec.preregister and not is_registered and has_trials(storage, spec.name):
             raise InputError(
                 f"preregister: study {spec.name!r} has trials already, and a registration comes before the first; "
@@ -151,7 +146,6 @@ def _check_begun(spec: StudySpec, store: Store) -> int | None:
             )
         later = ("backbone.weights_digest", "data.digest", "data.decoding")
         check_identity(storage, spec.name, spec.content(), ignored=later)
-        content = stored_content(storage, spec.name)
         if content is None:
             return None
         return int(content["data"].get("decoding", FULL_SIZE_VERSION))  # a study keeps its pixels
@@ -165,15 +159,21 @@ def _preferred_precision(spec: StudySpec, options: RunOptions) -> str:
 
 def open_stores(
     spec: StudySpec, store: Store, content: dict[str, Any], options: RunOptions, *, is_worker: bool
-) -> tuple[Locks, ArmStudies, Tracker]:
+) -> tuple[Locks, ArmStudies, Tracker, str]:
     """Check that the study can run or be resumed in its stores, then open them, creating what does not exist.
+
+    Returns:
+        The study's locks, its Optuna studies, its MLflow experiment, and what new trials compute in.
 
     Raises:
         InputError: another study of the same name is in the store, or a store cannot be opened.
     """
+    preferred = _preferred_precision(spec, options)
+    own_weights = demo_weights_path(store, spec.backbone.name) if is_demo(spec, store) else None
+    check = partial(check_identity, study=spec.name, content=content, own_weights=own_weights)
     storage = open_storage(store)  # once: it takes a tenth of a second
     if storage is not None:
-        check_identity(storage, spec.name, content, is_begun=is_worker)
+        check(storage, is_begun=is_worker)
     key = experiment_key(storage, spec.name) if storage is not None else None
     experiment_id = check_experiment(store, spec.name, key, is_repair=options.repair, is_redo=options.redo)
     keys: dict[str, str] = {}
@@ -188,15 +188,16 @@ def open_stores(
     assert storage is not None
     locks = open_locks(store.optuna_url)
     with locks.exclusive(study_lock(spec.name)):
-        check_identity(storage, spec.name, content)  # another process may have begun a moment ago
+        check(storage)  # another process may have begun a moment ago
         tracker = Tracker(client, store, spec.name, escape_markdown(shown_question(spec.question)), experiment_id)
         with locks.exclusive():  # nobody may claim a trial between this check and the change of content
-            check_identity(storage, spec.name, content)
+            check(storage)
             studies = create_arms(storage, spec, content, tracker.key, keys)
         told = 0 if is_worker else tell_ended(spec, studies, locks, tracker)
+        precision = settle_precision(storage, spec.name, studies, preferred)
     if told:
         say(f"Optuna's database lacked {plural(told, 'trial')} that MLflow has: it has been told.")
-    return locks, studies, tracker
+    return locks, studies, tracker, precision
 
 
 def deliver(session: Session) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ablation.base.errors import InputError, StoreAway
-from ablation.search.identity import changed_declarations, changed_fields
+from ablation.base.errors import StoreAway
+from ablation.search.identity import changed_declarations, content_changes, refuse_replaced
 from ablation.search.patient_storage import ClaimLost
 from ablation.search.space import NumberedRandomSampler, known_params, make_sampler
 from ablation.search.studies import (
@@ -160,8 +160,7 @@ def claim_trial(
         if new_arm is None:
             return _claim_confirmation(spec, store, locks, studies, content) or _claim_lost(spec, store, locks, studies)
         study = studies.tuning[new_arm.name]
-        if changes := changed_fields(study, content):
-            raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changes)}")
+        refuse_replaced(spec.name, content_changes(study.user_attrs.get("content", {}), content))
         number = trial_counts[new_arm.name]
         study.sampler = make_sampler(spec, new_arm, number)
         known = known_params(spec, new_arm, number)
@@ -199,8 +198,8 @@ def _claim_confirmation(
     if not waiting:
         return None
     _, _, new_arm, tuned = min(waiting, key=lambda each: each[:2])
-    if changes := changed_declarations(studies.tuning[new_arm.name], content):
-        raise InputError(f"another study called {spec.name!r} was begun at the same time: {'; '.join(changes)}")
+    stored_content = studies.tuning[new_arm.name].user_attrs.get("content", {})
+    refuse_replaced(spec.name, changed_declarations(stored_content, content))
     study = studies.confirmation[new_arm.name]
     study.sampler = NumberedRandomSampler(0)  # nothing is sampled
     return _claim(store, locks, new_arm, _new_trial(locks, study), resumed=False, best=tuned)

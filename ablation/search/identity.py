@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage
 
 from ablation.base.errors import InputError
-from ablation.search.studies import brief_storage, stored_content, stored_studies, study_arms
+from ablation.search.studies import brief_storage, has_begun, stored_arms, stored_content, stored_studies
 from ablation.spec.architectures import function_name, is_custom, is_timm
 from ablation.storage.store import Store
 
 MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
 NEVER_CHANGES = "confirm.repeats"  # what a trial is depends on it
+WEIGHTS = "backbone.weights_digest"
 # What must be declared before the first look at the test images: once a confirmation run has begun, it is fixed.
 DECLARED = ("confirm.control", "confirm.compare", "confirm.looks")
 PLANNED = ("confirm.seeds", "trials_per_arm", "confirm.equivalence")  # the same, where looks are planned
@@ -26,6 +27,7 @@ def check_identity(
     ignored: Sequence[str] = (),
     *,
     is_begun: bool = False,
+    own_weights: Path | None = None,
 ) -> None:
     """Refuse to resume a study whose file, data, weights or code differ from those of its trials.
 
@@ -35,18 +37,29 @@ def check_identity(
         content: the study's content now.
         ignored: fields of the content that are not known yet.
         is_begun: whether another process has begun the study, so that the check applies even if there is no trial yet.
+        own_weights: the file of a demo's weights, which each machine pretrains. Those of another kind of CPU differ,
+            and are refused even if there is no trial yet: the machine that has begun the study is about to make one.
 
     Raises:
         InputError: names the changed fields, and a name under which the variant can run.
     """
-    all_arms = study_arms(storage, study)
-    is_confirmed = any(arm.get_trials(deepcopy=False) for arm in all_arms.confirmation.values())
-    for arm in all_arms.tuning.values():
-        if not is_begun and not arm.get_trials(deepcopy=False):
-            continue
-        changes = changed_fields(arm, content, ignored)
-        changes += changed_declarations(arm, content) if is_confirmed else []
-        if changes:
+    compared = {}
+    for name, arm in stored_arms(storage, study, confirmation=False).items():
+        old_content = arm.get("content", {})
+        if own_weights is not None and any(field == WEIGHTS for field, *_ in differences(old_content, content)):
+            raise InputError(
+                f"study {study!r} was begun with another machine's pretrained network, whose weights this kind of CPU "
+                f"does not reproduce: copy {own_weights.parent.name}/{own_weights.name} from that machine's store to "
+                f"{own_weights}, or run a study without --demo"
+            )
+        compared[name] = (content_changes(old_content, content, ignored), changed_declarations(old_content, content))
+    # Trials are asked for only where something differs: that takes seconds in a study with a hundred arms.
+    is_confirmed = any(declared for _, declared in compared.values()) and any(
+        has_begun(storage, name) for name in stored_arms(storage, study, confirmation=True)
+    )
+    for name, (fields, declared) in compared.items():
+        changes = [*fields, *(declared if is_confirmed else [])]
+        if changes and (is_begun or has_begun(storage, name)):
             names = stored_studies(storage)
             free_name = next(name for number in count(2) if (name := f"{study}-{number}") not in names)
             how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free_name}"
@@ -64,21 +77,22 @@ def check_not_replaced(store: Store, study: str, content: dict[str, Any]) -> Non
     """
     with brief_storage(store) as storage:
         stored = None if storage is None else stored_content(storage, study)
-    if stored is not None and (changes := content_changes(stored, content)):
+    if stored is not None:
+        refuse_replaced(study, content_changes(stored, content))
+
+
+def refuse_replaced(study: str, changes: Sequence[str]) -> None:
+    """Refuse to work on a study that another process has begun anew with these changes of its content, if any.
+
+    Raises:
+        InputError: names the changes.
+    """
+    if changes:
         raise InputError(f"another study called {study!r} was begun at the same time: {'; '.join(changes)}")
 
 
-def changed_fields(arm: optuna.Study, content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
-    """Return the fields in which an arm's stored content differs from `content`, such as 'epochs (was 10, is 11)'.
-
-    Budgets, which may change, and `ignored` fields are left out.
-    """
-    return content_changes(arm.user_attrs.get("content", {}), content, ignored)
-
-
-def changed_declarations(arm: optuna.Study, content: dict[str, Any]) -> list[str]:
+def changed_declarations(old_content: dict[str, Any], content: dict[str, Any]) -> list[str]:
     """Return what was declared before the first confirmation run and is another now, such as the control."""
-    old_content = arm.user_attrs.get("content", {})
     declared = (*DECLARED, *(PLANNED if old_content.get("confirm", {}).get("looks") else ()))
     return [
         f"{field} (was {_shown(old)}, is {_shown(new)}: it is declared before the first confirmation run)"
@@ -88,7 +102,10 @@ def changed_declarations(arm: optuna.Study, content: dict[str, Any]) -> list[str
 
 
 def content_changes(old_content: dict[str, Any], content: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
-    """Return the fields in which two contents differ, see `changed_fields`."""
+    """Return the fields in which two contents differ, such as 'epochs (was 10, is 11)'.
+
+    Budgets, which may change, and `ignored` fields are left out.
+    """
     return [
         f"{field} (was {_shown(old)}, is {_shown(new)}{_why(field, old, new)})"
         for field, old, new in differences(old_content, content)

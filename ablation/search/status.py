@@ -144,8 +144,7 @@ def status_table(
         )
         for trial in records:
             if trial.state == "failed":
-                kind = "" if trial.confirms is None else "confirmation "
-                notes.append(f"{name} {kind}#{trial.number} {trial.state}: {trial.reason}")
+                notes.append(f"{trial.name} {trial.state}: {trial.reason}")
     if any(trial.state == "unknown" for records in trials.values() for trial in records):
         notes.append("unknown: running or interrupted; this user may not read the trials' locks.")
     ended = sum(trial.has_ended for records in trials.values() for trial in records)

@@ -19,6 +19,7 @@ from ablation.spec.arms import arms
 from ablation.spec.looks import Decision, decision_from, is_open, seeds_of_arms
 from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
+from ablation.spec.trial import trial_name
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.storage.outages import opening_reason
 from ablation.storage.store import Store, build_database, sqlite_path
@@ -26,6 +27,7 @@ from ablation.storage.store import Store, build_database, sqlite_path
 LOOKS = "looks"  # user attribute of the first arm's Optuna study: what the planned looks so far decided
 CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
 AGAIN = "again"  # user attribute of an Optuna study: the numbers of ended trials that are to be trained again
+METRIC_NAMES = "study:metric_names"  # Optuna's own system attribute of what `Study.set_metric_names` sets
 NEW_RUNS = "new_runs"  # another: number -> id of the MLflow run, of those that were trained again
 
 TrialEnd = Literal["finished", "pruned", "failed"]
@@ -56,6 +58,11 @@ class TrialRecord:
     run_id: str
     seconds: float | None = None
     higher_is_better: bool = True
+
+    @property
+    def name(self) -> str:
+        """The trial's name in the terminal."""
+        return trial_name(self.arm, self.number, is_confirmation=self.confirms is not None)
 
     @property
     def has_ended(self) -> bool:
@@ -162,14 +169,38 @@ def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
 
 def has_trials(storage: BaseStorage | None, study: str) -> bool:
     """Return whether a storage has a trial of a study."""
-    arms_of_study = {} if storage is None else study_arms(storage, study).tuning
-    return any(arm.get_trials(deepcopy=False) for arm in arms_of_study.values())
+    names = [] if storage is None else stored_arms(storage, study, confirmation=False)
+    return storage is not None and any(has_begun(storage, name) for name in names)
 
 
 def is_known(storage: BaseStorage | None, study: str, keys: Collection[str]) -> bool:
     """Return whether a storage has trials of a study, or has one of these arms, by their keys."""
-    known = [] if storage is None else [arm_key(arm) for arm in study_arms(storage, study).all()]
+    arms_of_study = {} if storage is None else stored_arms(storage, study)
+    known = [_key(name, attributes) for name, attributes in arms_of_study.items()]
     return has_trials(storage, study) or bool(set(known) & set(keys))
+
+
+def stored_arms(storage: BaseStorage, study: str, *, confirmation: bool | None = None) -> dict[str, dict[str, Any]]:
+    """Return the user attributes of a study's Optuna studies, by their names.
+
+    All are read at once: to ask for each takes seconds where a study has a hundred arms.
+
+    Args:
+        storage: where they are.
+        study: the study's name.
+        confirmation: only those with confirmation runs, or only those with trials; None for both.
+    """
+    return {
+        frozen.study_name: frozen.user_attrs
+        for frozen in storage.get_all_studies()
+        if frozen.study_name.startswith(f"{study}/")
+        and confirmation in (None, frozen.study_name.endswith(CONFIRMATION))
+    }
+
+
+def has_begun(storage: BaseStorage, name: str) -> bool:
+    """Return whether an Optuna study has a trial."""
+    return bool(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False))
 
 
 def study_arms(storage: BaseStorage, study: str) -> ArmStudies:
@@ -186,24 +217,25 @@ def study_arms(storage: BaseStorage, study: str) -> ArmStudies:
 
 def stored_content(storage: BaseStorage, study: str) -> dict[str, Any] | None:
     """Return the content with which a study was begun; None if there is no such study."""
-    contents = (arm.user_attrs.get("content") for arm in study_arms(storage, study).tuning.values())
+    contents = (arm.get("content") for arm in stored_arms(storage, study, confirmation=False).values())
     return next((content for content in contents if content is not None), None)
 
 
-def settle_precision(studies: ArmStudies, precision: str) -> str:
+def settle_precision(storage: BaseStorage, study: str, studies: ArmStudies, precision: str) -> str:
     """Return what a study's trials compute in: what was settled before, else this, which is then settled.
 
     A study with trials of a version that settled nothing keeps the precision of one of them. The caller holds the lock.
     """
     tuning = studies.tuning.values()
-    settled = [arm.user_attrs["precision"] for arm in tuning if "precision" in arm.user_attrs]
+    stored = stored_arms(storage, study, confirmation=False)
+    unsettled = [arm for arm in tuning if "precision" not in stored[arm.study_name]]
+    settled = [stored[arm.study_name]["precision"] for arm in tuning if arm not in unsettled]
     if not settled:
         trials = [trial for arm in tuning for trial in arm.get_trials(deepcopy=False)]
         settled = [trial.user_attrs["spec"]["precision"] for trial in trials if "spec" in trial.user_attrs]
     chosen = str(next(iter(settled), precision))
-    for arm in tuning:
-        if "precision" not in arm.user_attrs:
-            arm.set_user_attr("precision", chosen)
+    for arm in unsettled:
+        arm.set_user_attr("precision", chosen)
     return chosen
 
 
@@ -214,9 +246,8 @@ def stored_studies(storage: BaseStorage) -> list[str]:
 
 def experiment_key(storage: BaseStorage, study: str) -> str | None:
     """Return the key of the MLflow experiment of a study's trials; None if no trial has begun."""
-    tuning = study_arms(storage, study).tuning.values()
-    keys = [arm.user_attrs.get("experiment") for arm in tuning if arm.get_trials(deepcopy=False)]
-    return next((key for key in keys if key is not None), None)
+    keys = {name: arm.get("experiment") for name, arm in stored_arms(storage, study, confirmation=False).items()}
+    return next((key for name, key in keys.items() if key is not None and has_begun(storage, name)), None)
 
 
 def create_arms(
@@ -240,37 +271,37 @@ def create_arms(
         keys: name of an Optuna study -> its key, where a database was lost and its runs are in MLflow.
     """
     studies = ArmStudies({}, {})
-    existing = set(optuna.get_all_study_names(storage))
+    direction = StudyDirection.MAXIMIZE if spec.goal.higher_is_better else StudyDirection.MINIMIZE
+    metric_names = [spec.goal.val_metric]
+    all_stored = {stored.study_name: stored for stored in storage.get_all_studies()}  # asked once, not per arm
+
+    def create(name: str, pruner: optuna.pruners.BasePruner, attributes: Mapping[str, Any]) -> optuna.Study:
+        """Return an Optuna study with these user attributes, and a key; create it unless it exists."""
+        new = partial(
+            optuna.create_study, storage=storage, study_name=name, direction=direction, pruner=pruner,
+            load_if_exists=True,
+        )  # fmt: skip
+        stored = all_stored.get(name)
+        study = new() if stored is None else optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+        if study.direction is not direction:  # without trials, see `check_identity`; a direction cannot be changed
+            optuna.delete_study(study_name=name, storage=storage)
+            study, stored = new(), None
+        has = study.user_attrs if stored is None else stored.user_attrs
+        if stored is None or stored.system_attrs.get(METRIC_NAMES) != metric_names:
+            study.set_metric_names(metric_names)
+        key = (keys or {}).get(name) or has.get("key") or uuid.uuid4().hex
+        for attribute, value in {"key": key, **attributes}.items():
+            if has.get(attribute) != value:
+                study.set_user_attr(attribute, value)
+        return study
+
     for arm in arms(spec):
-        study = _create(storage, f"{spec.name}/{arm.name}", make_pruner(spec), spec.goal, keys or {})
-        if study.user_attrs.get("experiment") != experiment:
-            study.set_user_attr("experiment", experiment)
-        if study.user_attrs.get("content") != content:
-            study.set_user_attr("content", content)
-        studies.tuning[arm.name] = study
-        name = f"{spec.name}/{arm.name}{CONFIRMATION}"
-        if spec.confirm.seeds > 0 or name in existing:
-            studies.confirmation[arm.name] = _create(storage, name, optuna.pruners.NopPruner(), spec.goal, keys or {})
+        name = f"{spec.name}/{arm.name}"
+        studies.tuning[arm.name] = create(name, make_pruner(spec), {"experiment": experiment, "content": content})
+        name += CONFIRMATION
+        if spec.confirm.seeds > 0 or name in all_stored:
+            studies.confirmation[arm.name] = create(name, optuna.pruners.NopPruner(), {})
     return studies
-
-
-def _create(
-    storage: BaseStorage, name: str, pruner: optuna.pruners.BasePruner, goal: Objective, keys: Mapping[str, str]
-) -> optuna.Study:
-    direction = StudyDirection.MAXIMIZE if goal.higher_is_better else StudyDirection.MINIMIZE
-    create = partial(
-        optuna.create_study, storage=storage, study_name=name, direction=direction, pruner=pruner, load_if_exists=True
-    )
-    study = create()
-    if study.direction is not direction:  # without trials, see `check_identity`; a direction cannot be changed
-        optuna.delete_study(study_name=name, storage=storage)
-        study = create()
-    if study.metric_names != [goal.val_metric]:
-        study.set_metric_names([goal.val_metric])
-    known = keys.get(name)
-    if study.user_attrs.get("key") is None or (known is not None and arm_key(study) != known):
-        study.set_user_attr("key", known or uuid.uuid4().hex)
-    return study
 
 
 def again_numbers(study: optuna.Study) -> list[int]:
@@ -396,17 +427,21 @@ def arm_key(study: optuna.Study) -> str:
     Raises:
         StoreError: it has none, because somebody has damaged the database.
     """
-    key = study.user_attrs.get("key")
-    if key is None:
-        raise StoreError(f"Optuna's database cannot be used (the study {study.study_name!r} in it has lost its key)")
-    return str(key)
+    return _key(study.study_name, study.user_attrs)
+
+
+def _key(name: str, attributes: Mapping[str, Any]) -> str:
+    if attributes.get("key") is None:
+        raise StoreError(f"Optuna's database cannot be used (the study {name!r} in it has lost its key)")
+    return str(attributes["key"])
 
 
 def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
     """Return how every trial ended, by its key; None for those that have not ended, or are trained again."""
     ends: dict[str, TrialEnd | None] = {}
     for study in studies.all():
-        key, again = arm_key(study), again_numbers(study)
+        attributes = study.user_attrs  # read once: each time asks the database
+        key, again = _key(study.study_name, attributes), attributes.get(AGAIN, [])
         for frozen in study.get_trials(deepcopy=False):
             ends[f"{key}/{frozen.number}"] = None if frozen.number in again else TRIAL_ENDS.get(frozen.state)
     return ends

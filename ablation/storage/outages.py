@@ -117,7 +117,7 @@ def _reason(error: BaseException) -> str:
         return "the connection was closed without an answer"
     if re.search(r"IncompleteRead|InvalidChunkLength", text):
         return "the answer was cut"
-    if re.search(r"NameResolutionError|resolve host", text):
+    if re.search(r"NameResolutionError|resolve host|service not known", text):
         return "the name of its host is unknown"
     return "the connection failed" if "ConnectionPool" in text else text
 

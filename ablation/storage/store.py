@@ -2,12 +2,13 @@
 
 import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.base.errors import InputError
-from ablation.base.files import check_temporary_folder, expand, file_system, replacing
+from ablation.base.files import check_temporary_folder, expand, file_system, replacing, umask
 
 DEFAULT_STORE = "mlruns"
 SQLITE = "sqlite:///"
@@ -93,6 +94,7 @@ class Store:
         for place in (existing / name for name in WRITTEN if existing == self.root):
             if place.exists() and not os.access(place, os.W_OK):
                 raise InputError(f"--store: {place} cannot be written: the users of a store need a group and umask 002")
+        self.check_umask()
         for url in (self.tracking_uri, self.optuna_url):
             if url.startswith(SQLITE) and (kind := file_system(sqlite_path(url).parent)) in NETWORK_FILE_SYSTEMS:
                 raise InputError(
@@ -100,6 +102,19 @@ class Store:
                     "cannot trust: set OPTUNA_STORAGE to a PostgreSQL and MLFLOW_TRACKING_URI to a server, or give "
                     "--store a local folder"
                 )
+
+    def check_umask(self) -> None:
+        """Refuse to write into the folder of a group what the others of the group could not read or replace.
+
+        Raises:
+            InputError: names the folder and the umask.
+        """
+        of_a_group = stat.S_ISGID | stat.S_IWGRP
+        if self.root.exists() and self.root.stat().st_mode & of_a_group == of_a_group and umask() & stat.S_IRWXG:
+            raise InputError(
+                f"--store: {self.root} is a group's folder (g+ws), and umask {umask():03o} would keep what is written "
+                "from the group: set umask 002"
+            )
 
     def prepare(self) -> None:
         """Create the folder.
@@ -141,7 +156,7 @@ def find_store(option: str | None) -> Store:
 
     Raises:
         InputError: the store is a file, OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL, or an address is
-            ambiguous.
+            ambiguous or not supported.
     """
     root = Path(os.path.realpath(expand(option or DEFAULT_STORE)))  # Path.resolve raises where links form a circle
     if os.path.exists(root) and not os.path.isdir(root):  # noqa: PTH110, PTH112 - where one may not look, no error
@@ -156,6 +171,9 @@ def find_store(option: str | None) -> Store:
     for variable in ADDRESSES:
         if not _is_utf8(os.environ.get(variable, "")):
             raise InputError(f"{variable}: is not UTF-8")
+    for variable in DATABASES:
+        if re.search(rf"^{SQLITE}.*[%?]", os.environ.get(variable, ""), re.DOTALL):
+            raise InputError(f"{variable}: the address of a SQLite file can hold neither % nor ?, so no options either")
     optuna_url = os.environ.get("OPTUNA_STORAGE") or own_optuna
     if optuna_url.startswith("grpc://"):
         raise InputError(

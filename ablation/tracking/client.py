@@ -14,7 +14,7 @@ import requests
 import sqlalchemy
 import sqlalchemy.exc
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run, ViewType
+from mlflow.entities import Experiment, LoggedModelOutput, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store import db_migrations
 from mlflow.utils.credentials import get_default_host_creds
@@ -66,6 +66,9 @@ _guard: ContextVar[Callable[[], object]] = ContextVar("guard", default=lambda: N
 
 AWAY_SECONDS = 30  # for which a trial does not call a server again that did not answer
 
+# Calls that MLflow refuses when they have been carried out before.
+ONCE = ("create_", "log_outputs", "restore_experiment")
+
 # Calls that MLFLOW_ENABLE_ASYNC_LOGGING would hand to a thread, whose errors nobody hears of.
 LOGGING_CALLS = ("log_batch", "log_metric", "log_param", "set_tag")
 
@@ -75,8 +78,8 @@ RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 class PatientClient:
     """MLflow's client for a store, with the methods of `MlflowClient`.
 
-    Calls that fail because a server or database is away are repeated for a few seconds, except those that create
-    something: they may have succeeded, so who makes them looks first.
+    Calls that fail because a server or database is away are repeated for a few seconds, except those that can be made
+    only `ONCE`: they may have succeeded, so who makes them looks first.
 
     Every method raises:
         StoreAway: the server or database is away for longer.
@@ -93,7 +96,7 @@ class PatientClient:
             if name in LOGGING_CALLS:
                 kwargs["synchronous"] = True
             try:
-                return self.ask(lambda: method(*args, **kwargs), repeat=not name.startswith("create_"))
+                return self.ask(lambda: method(*args, **kwargs), repeat=not name.startswith(ONCE))
             except StoreError as error:
                 if name.startswith("delete_") and error.code == "RESOURCE_DOES_NOT_EXIST":
                     return None  # only the answer to an earlier attempt was lost
@@ -165,6 +168,22 @@ def all_pages(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator
         token = page.token
         if not token:
             return
+
+
+def link_model(client: PatientClient, run_id: str, model_id: str) -> None:
+    """Name a logged model as a run's output, unless the run names it already.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+
+    def attempt() -> None:
+        outputs = client.get_run(run_id).outputs
+        if outputs is None or model_id not in [output.model_id for output in outputs.model_outputs]:
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+    repeat_briefly(attempt)
 
 
 def _where(store: Store) -> str:
@@ -262,8 +281,9 @@ def _open(store: Store, create: bool) -> PatientClient | None:
         if not is_server(store) and not _has_tables(store) and not create:
             return None
         build_database(store.tracking_uri, lambda url: MlflowClient(url).search_experiments(max_results=1))
-        MlflowClient(_client_uri(store)).search_experiments(max_results=1)  # fails without permission
-        return PatientClient(store)
+        client = PatientClient(store)
+        client._client.search_experiments(max_results=1)  # fails without permission; who called this repeats it
+        return client
 
 
 @contextmanager

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
-from ablation.tracking.client import CHECKPOINT_FILE, all_pages
+from ablation.tracking.client import CHECKPOINT_FILE, all_pages, link_model
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.run_names import run_title
 
@@ -41,16 +41,14 @@ def keep_confirmed_models(tracker: Tracker, models: Sequence[ConfirmedModel]) ->
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    ready = {model.source_run_id: model for model in _confirmed_models(tracker)}
+    stored_models = all_pages(
+        tracker.client.search_logged_models, [tracker.experiment_id], f"model_type = '{MODEL_TYPE}'"
+    )
+    ready = {model.source_run_id: model for model in stored_models}
     for model in models:
         stored = ready.get(model.run_id)
         if stored is None or stored.status != LoggedModelStatus.READY:
             _log_model(tracker, model, stored)
-
-
-def _confirmed_models(tracker: Tracker) -> list[LoggedModel]:
-    search = tracker.client.search_logged_models
-    return list(all_pages(search, [tracker.experiment_id], f"model_type = '{MODEL_TYPE}'"))
 
 
 def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel | None) -> None:
@@ -76,9 +74,7 @@ def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel 
         for name, last in points.items() for point in last
     ]  # fmt: skip
     client.log_batch(confirmed.run_id, metrics=metrics)
-    outputs = run.outputs.model_outputs if run.outputs else []
-    if model.model_id not in [output.model_id for output in outputs]:
-        client.log_outputs(confirmed.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    link_model(client, confirmed.run_id, model.model_id)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -187,14 +187,18 @@ class Tracker:
             if run.info.status not in ("FINISHED", status):
                 self.end_run(run.info.run_id, status)
 
-    def mark_superseded(self, keys: Iterable[str]) -> None:
-        """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more.
+    def mark_superseded(self, keys: Collection[str]) -> None:
+        """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more, unless they are.
 
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        for run_id in [run_id for key in keys if (run_id := self.run_id(key)) is not None]:
-            self.client.set_tag(run_id, "superseded", "true")
+        query = "tags.superseded = 'true'"
+        marked = search_all_runs(self.client, self.experiment_id, query) if keys else ()
+        marked_keys = {run.data.tags.get(KEY_TAG) for run in marked}
+        for key in keys:
+            if key not in marked_keys and (run_id := self.run_id(key)) is not None:
+                self.client.set_tag(run_id, "superseded", "true")
 
     def begin_summary(self, key: str, study: str, about: dict[str, Any], files: Mapping[str, bytes]) -> None:
         """Create or reopen the study's summary run.

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
@@ -19,9 +19,10 @@ from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.files import temporary_folder
 from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line
+from ablation.spec.tables import Resize
 from ablation.storage.store import Store, find_store
 from ablation.tracking import mlflow_settings
-from ablation.tracking.client import KEY_TAG, PatientClient, find_experiment, reading_client
+from ablation.tracking.client import KEY_TAG, PatientClient, find_experiment, link_model, reading_client
 from ablation.tracking.reading import artifact_folder, download, may_read
 
 ALIAS = "champion"
@@ -46,13 +47,14 @@ class Champion:
     """A study's champion, loaded.
 
     `probabilities` takes RGB images (uint8 N x S x S x 3, S = `image_size`) and returns those of the K classes (float32
-    N x K).
+    N x K). `resize` says how images that are not square got that size in training: the study's `data.resize`.
     """
 
     registered: RegisteredVersion
     arm: str
     classes: list[str]
     image_size: int
+    resize: Resize
     probabilities: Callable[[np.ndarray], np.ndarray]
 
 
@@ -214,9 +216,7 @@ def _log_model(client: PatientClient, candidate: Candidate, build: Callable[[Pat
             target = folder / "model"
             build(target, model.model_id)
             client.log_model_artifacts(model.model_id, str(target))
-        outputs = client.get_run(run_id).outputs
-        if outputs is None or model.model_id not in [output.model_id for output in outputs.model_outputs]:
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # shown with the run
+        link_model(client, run_id, model.model_id)
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model
 
@@ -239,7 +239,10 @@ def find_champion(store: Store, study: str) -> ModelVersion:
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    client = _registry_client(store)
+    return _find_champion(_registry_client(store), store, study)
+
+
+def _find_champion(client: PatientClient, store: Store, study: str) -> ModelVersion:
     experiment = find_experiment(client, store, study)
     registered = [model for model in client.search_registered_models(f"name = '{study}'") if model.name == study]
     if not registered or registered[0].tags.get(KEY_TAG) != experiment.tags[KEY_TAG]:
@@ -257,8 +260,9 @@ def find_champion(store: Store, study: str) -> ModelVersion:
 def champion_texts(store: Store, study: str) -> list[str]:
     """Return which run is a study's champion, and why, as a sentence; none where it has none, or nobody can say."""
     try:
-        version = find_champion(store, study)
-        run = _registry_client(store).get_run(version.run_id)
+        client = _registry_client(store)
+        version = _find_champion(client, store, study)
+        run = client.get_run(version.run_id)
     except (InputError, StoreAway, StoreError):
         return []
     reason = version.tags.get(REASON_TAG, "chosen by validation")
@@ -300,7 +304,8 @@ def load_champion(study: str, *, store: str | None = None) -> Champion:
 
     reason = version.tags.get(REASON_TAG, "")
     registered = RegisteredVersion(study, str(version.version), str(version.run_id), reason)
-    return Champion(registered, about["arm"], list(about["classes"]), int(about["image_size"]), probabilities)
+    size, resize = int(about["image_size"]), about.get("resize", "crop")  # stores of older versions do not say it
+    return Champion(registered, about["arm"], list(about["classes"]), size, resize, probabilities)
 
 
 @contextmanager

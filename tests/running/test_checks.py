@@ -1,7 +1,12 @@
 """What --check says of a study that is too small."""
 
+from pathlib import Path
+
+from PIL import Image
+
 from ablation.data.reading import DataSize
-from ablation.running.checks import objective_hints, too_small
+from ablation.running.checks import objective_hints, size_hints, too_small
+from ablation.spec.tables import Data
 from tests.fake_results import fake_spec
 from tests.running.test_study_view import study
 
@@ -29,3 +34,17 @@ def test_balanced_class_weights_with_accuracy_get_a_hint() -> None:
     assert objective_hints(fake_spec({}, **weighted, objective="macro_f1")) == []
     assert objective_hints(fake_spec({})) == []
     (hint,) = objective_hints(fake_spec({"class_weights": ["none", "balanced"]}))
+
+
+def test_photos_that_become_tiny_by_default_get_a_hint(tmp_path: Path) -> None:
+    for number, name in enumerate(["train/cat", "train/dog", "test/cat", "test/dog"]):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (300, 200 + number)).save(tmp_path / name / "a.png")
+    (tmp_path / "train/cat/b.png").write_bytes(b"no picture")
+    (hint,) = size_hints(Data(source="imagefolder", root=str(tmp_path)))
+    assert "a shorter side of 202 pixels (median) become 32 x 32" in hint
+    assert size_hints(Data(source="imagefolder", root=str(tmp_path), image_size=32)) == []
+    assert size_hints(Data()) == []
+    for path in tmp_path.glob("*/*/a.png"):
+        Image.new("RGB", (100, 40)).save(path)
+    assert size_hints(Data(source="imagefolder", root=str(tmp_path))) == []

@@ -1,9 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ablation.analysis.wording import shown_question
-from ablation.running.demo import demo_cut, demo_overrides, demo_part
+from ablation.base.errors import InputError
+from ablation.networks.weights import read_weights
+from ablation.running import demo_network
+from ablation.running.demo import demo_cut, demo_overrides, demo_part, demo_weights_path, needs_pretraining
+from ablation.running.options import RunOptions
+from ablation.running.session import open_stores
 from ablation.spec.reading import load_study, read_study_file
 from ablation.storage.store import find_store
 from tests.studies import REPOSITORY
@@ -127,3 +134,59 @@ def test_listed_arms_and_known_configurations_have_the_nearest_cuts(tmp_path: Pa
     changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
     spec = load_study(path, name="other-demo", overrides=changes)
     assert [arm.label for arm in spec.arms] == ["conv2_1", "conv3_3", "block5"]
+
+
+def test_the_network_is_the_same_whatever_the_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are part of the study's identity, which machines share."""
+    monkeypatch.setattr(demo_network, "SETTINGS", replace(demo_network.SETTINGS, epochs=1))
+    threads, digests = torch.get_num_threads(), set()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            path = tmp_path / f"{number}.safetensors"
+            demo_network.pretrain_demo_network(path, "vgg16_narrow")
+            digests.add(read_weights("vgg16_narrow", str(path)).digest)
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert len(digests) == 1
+
+
+def test_a_network_that_another_machine_wrote_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have begun the study with it; both have one folder, and unlike CPUs."""
+    path = tmp_path / "demo" / "weights.safetensors"
+
+    def pretrained(_: str) -> bytes:
+        path.parent.mkdir()
+        path.write_bytes(b"theirs")
+        return b"ours"
+
+    monkeypatch.setattr(demo_network, "_pretrained", pretrained)
+    demo_network.pretrain_demo_network(path, "vgg16_narrow")
+    assert path.read_bytes() == b"theirs"
+
+
+def test_a_demo_is_refused_where_another_machine_pretrained_other_weights(tmp_path: Path) -> None:
+    """Even before its first trial: the other machine is about to make one."""
+    path, store = REPOSITORY / "studies" / "vgg_truncation.toml", find_store(str(tmp_path / "store"))
+    spec = load_study(path, name="vgg_truncation-demo", overrides=demo_overrides(read_study_file(path), store))
+    assert needs_pretraining(spec, store)
+
+    def content(digest: str) -> dict[str, object]:
+        return {**spec.content(), "backbone": {**spec.content()["backbone"], "weights_digest": digest}}
+
+    _, studies, *_ = open_stores(spec, store, content("its"), RunOptions(), is_worker=False)
+    with pytest.raises(InputError) as caught:
+        open_stores(spec, store, content("ours"), RunOptions(), is_worker=False)
+    file = demo_weights_path(store, "vgg16_narrow")
+    assert str(caught.value) == (
+        "study 'vgg_truncation-demo' was begun with another machine's pretrained network, whose weights this kind of "
+        f"CPU does not reproduce: copy demo/{file.name} from that machine's store to {file}, or run a study without "
+        "--demo"
+    )
+    next(iter(studies.tuning.values())).ask()
+    open_stores(spec, store, content("its"), RunOptions(), is_worker=False)  # it has been copied

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ablation import study as study_command
+from ablation.analysis import results
 from ablation.base.errors import StoreAway
 from ablation.base.retries import wait_out
 from ablation.data.reading import ImageSet, Split
@@ -27,10 +28,11 @@ from ablation.search.studies import create_arms, open_storage
 from ablation.spec.reading import load_study
 from ablation.storage.locks import open_locks, study_lock
 from ablation.storage.store import Store, find_store
+from ablation.tracking import trial_run
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
 from tests.servers import PostgreSQL
-from tests.studies import ONE_ARM, Command, runs
+from tests.studies import ONE_ARM, Command, client, runs
 
 LIMIT = 20  # seconds for what takes less than one
 CONTENT = {"made": "by a test", "trials_per_arm": 2}
@@ -195,6 +197,57 @@ def test_of_two_repairs_at_once_the_later_one_sees_what_the_earlier_one_noted(
     running_study.mend_stores(repairing(tmp_path))
     first.join()
     assert noted == ["a trial"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("failures", [4, 1000])
+def test_the_report_comes_after_the_delivery_of_the_last_results(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    failures: int,
+) -> None:  # fmt: skip
+    """The test figures of the last run do not reach MLflow, and then the report cannot be read at once.
+
+    Both are waited for. Where the figures still wait when patience ends, the exit status is not 0: MLflow answers all
+    questions meanwhile, and what it has makes a whole report, but of one run less.
+    """
+    calls = []
+    real_call, real_read = trial_run._CALLS["log_result"], results.read_curves
+
+    def log_result(run: Any, file: Path | None, **arguments: Any) -> None:
+        calls.append(arguments)
+        if arguments.get("folder") == "test" and len(calls) <= failures:
+            raise StoreAway("MLflow does not answer (503)")
+        real_call(run, file, **arguments)
+
+    def read_curves(*arguments: Any) -> Any:
+        reads.append(arguments)
+        if len(reads) == 1:
+            raise StoreAway("MLflow does not answer (no answer in time)")
+        return real_read(*arguments)
+
+    reads: list[Any] = []
+    monkeypatch.setitem(trial_run._CALLS, "log_result", log_result)
+    monkeypatch.setattr(results, "read_curves", read_curves)
+    patience = "0.02" if failures > 9 else "1"
+    settings = ("--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1", "--patience", patience)
+    status = command(study_file, *ONE_ARM, *settings)
+    output, errors = capsys.readouterr()
+    (run,) = runs(Path("mlruns"), "small", "confirmation")
+    assert "still missing" not in output
+    if failures > 9:
+        assert status == 1
+        assert "the results of 1 trial are kept in" in errors
+        assert errors.count("\n") == 1
+        assert "test_accuracy" not in run.data.metrics
+        monkeypatch.setitem(trial_run._CALLS, "log_result", real_call)
+        status = command(study_file, *ONE_ARM, *settings)
+        (run,) = runs(Path("mlruns"), "small", "confirmation")
+    assert status == 0
+    assert len(reads) > 1
+    assert run.info.status == "FINISHED"
+    assert f"test accuracy {run.data.metrics['test_accuracy']:.4f}" in capsys.readouterr().out + output
+    (champion,) = client(Path("mlruns")).search_model_versions("name = 'small'")
+    assert champion.run_id == run.info.run_id
 
 
 @pytest.mark.usefixtures("impatient")

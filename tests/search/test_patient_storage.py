@@ -77,7 +77,7 @@ def test_opening_and_checking(proxy: TcpProxy, remote: Store, caplog: Any) -> No
         with open_locks(remote.optuna_url).exclusive("locks/x"):
             check_identity(storage, SPEC.name, CONTENT, is_begun=True)
             arms = create_arms(storage, SPEC, CONTENT, "e")
-            precision = settle_precision(arms, "float32")
+            precision = settle_precision(storage, SPEC.name, arms, "float32")
         return sorted(arms.tuning), {arm.user_attrs["key"] for arm in arms.all()}, precision
 
     assert broken_at_every_packet(proxy, task, every=101) > 2

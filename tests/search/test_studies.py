@@ -3,23 +3,32 @@
 import contextlib
 import json
 import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 
 from ablation.base.errors import InputError, StoreError
 from ablation.search.identity import changed_declarations, check_identity, differences
 from ablation.search.status import trial_records
 from ablation.search.studies import (
+    arm_key,
     create_arms,
+    experiment_key,
+    has_trials,
     open_storage,
+    settle_precision,
+    stored_content,
     study_arms,
     trial_ends,
 )
 from ablation.spec.reading import load_study
 from ablation.storage.locks import open_locks
 from ablation.storage.store import Store
-from tests.search.steps import CONTENT, STUDIES, TWO_ARMS, begin, claim_all, study
+from tests.search.steps import CONTENT, STUDIES, TWO_ARMS, claim_all, study
 
 PAGE = 4096  # bytes of a page of SQLite
 
@@ -30,13 +39,10 @@ def test_differences() -> None:
     assert differences(old, {"a": 1, "b": {"c": [2, 1]}, "e": 3}) == [("b.c", [1, 2], [2, 1]), ("e", None, 3)]
 
 
-def test_what_planned_looks_decide_by_is_declared(store: Store) -> None:
-    spec = study("vgg_truncation", *TWO_ARMS)
-    arm = next(iter(begin(spec, store).tuning.values()))
+def test_what_planned_looks_decide_by_is_declared() -> None:
     confirm = {"looks": [3, 6], "seeds": 6, "equivalence": 0.5, "champion": "best"}
-    arm.set_user_attr("content", {"confirm": confirm})
     other = {"confirm": {**confirm, "equivalence": 20.0, "champion": "cheapest"}}
-    (text,) = changed_declarations(arm, other)
+    (text,) = changed_declarations({"confirm": confirm}, other)
     assert text.startswith("confirm.equivalence (was 0.5, is 20.0: it is declared before the first")
 
 
@@ -124,3 +130,79 @@ def test_single_bytes_that_were_overwritten(store: Store, seed: int) -> None:
             arms = study_arms(storage, spec.name)
             trial_records(arms, open_locks(store.optuna_url))
             trial_ends(arms)
+
+
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """Yield the SQL that any database is asked in the test."""
+    asked: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        asked.append(arguments[2])
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
+    yield asked
+    sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
+
+
+def test_a_start_asks_as_little_of_many_arms_as_of_few(store: Store, statements: list[str]) -> None:
+    """Half of it happens while no worker can claim a trial."""
+    blocks = [f"block{number}" for number in range(1, 6)]
+    counts: dict[int, list[int]] = {}
+    for arms in (1, 5):
+        spec = study("vgg_truncation", f"factors={{truncate_at={blocks[:arms]}}}".replace("'", '"'), "confirm.seeds=1")
+        spec = spec.model_copy(update={"name": f"of{arms}"})
+        content = {"made": "by a test"}
+        studies = create_arms(open_storage(store, create=True), spec, content, "an experiment")
+        settle_precision(open_storage(store), spec.name, studies, "float32")
+        studies.tuning["block1"].ask()
+        storage = open_storage(store)
+        counts[arms] = []
+        for step in (
+            partial(stored_content, storage, spec.name),
+            partial(check_identity, storage, spec.name, content, is_begun=True),
+            partial(has_trials, storage, spec.name),
+            partial(experiment_key, storage, spec.name),
+            partial(create_arms, storage, spec, content, "an experiment"),
+            partial(settle_precision, storage, spec.name, studies, "float32"),
+        ):
+            statements.clear()
+            step()
+            counts[arms].append(len(statements))
+    *few, created, settled = counts[1]
+    *many, created_again, settled_again = counts[5]
+    assert (many, settled_again) == (few, settled)
+    assert (few[:2], settled) == ([4, 4], 4)
+    assert (
+        created_again - created <= 2 * 4 * 3
+    )  # the Optuna studies of four arms: one's number, and its direction twice
+
+
+def test_arms_that_another_process_makes_at_the_same_time_are_used(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection may have lost the lock: they have one key, whoever made them."""
+    spec = study("vgg_truncation", *TWO_ARMS)
+    storage = open_storage(store, create=True)
+    other = create_arms(storage, spec, CONTENT, "an experiment")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(storage), "get_all_studies", lambda _: [])  # as it was a moment before
+        mine = create_arms(storage, spec, CONTENT, "an experiment")
+    assert trial_ends(mine) == {}
+    assert [arm_key(arm) for arm in mine.all()] == [arm_key(arm) for arm in other.all()]
+    assert {arm.metric_names[0] for arm in mine.all() if arm.metric_names} == {spec.goal.val_metric}
+
+
+def test_a_damaged_or_older_arm_is_completed(store: Store) -> None:
+    """Stores of older versions name no metric."""
+    spec = study("vgg_truncation", *TWO_ARMS)
+    storage = open_storage(store, create=True)
+    for arm in ("block1", "block2"):
+        made = optuna.create_study(storage=storage, study_name=f"{spec.name}/{arm}", direction="maximize")
+        made.set_user_attr("content", CONTENT)
+        made.set_user_attr("key", arm)
+    found = create_arms(storage, spec, CONTENT, "an experiment").tuning
+    for name, arm in found.items():
+        assert arm.metric_names == [spec.goal.val_metric]
+        assert (arm_key(arm), arm.user_attrs["experiment"]) == (name, "an experiment")
+    assert create_arms(storage, spec, CONTENT, "another").tuning["block1"].user_attrs["experiment"] == "another"

@@ -12,7 +12,7 @@ import pytest
 from ablation.base import files, retries
 from ablation.base.errors import InputError, StoreAway
 from ablation.search.studies import open_storage
-from ablation.storage.store import ADDRESSES, LONGEST_PATH, WRITTEN, build_database, find_store
+from ablation.storage.store import ADDRESSES, DATABASES, LONGEST_PATH, WRITTEN, build_database, find_store
 from ablation.tracking.client import open_client
 from tests.other_user import as_nobody, folder_for_all, needs_root
 
@@ -89,7 +89,7 @@ def test_one_database_for_both_is_refused_however_it_is_written(
     (tmp_path / "link").symlink_to(tmp_path)
     host = "postgresql://me:secret@host/one"
     for optuna_url, tracking_uri in (
-        ("", "sqlite:///mlruns/optuna.db"), ("", f"sqlite:///{tmp_path}/link/mlruns/../mlruns/optuna.db?timeout=9"),
+        ("", "sqlite:///mlruns/optuna.db"), ("", f"sqlite:///{tmp_path}/link/mlruns/../mlruns/optuna.db"),
         ("sqlite:///link/mlruns/mlflow.db", ""), (host, f"{host}?sslmode=require"),
         (host, "postgresql+psycopg://other@host/one"),
     ):  # fmt: skip
@@ -101,6 +101,20 @@ def test_one_database_for_both_is_refused_however_it_is_written(
         monkeypatch.setenv("OPTUNA_STORAGE", optuna_url)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
         assert find_store(None).tracking_uri == tracking_uri
+
+
+@pytest.mark.parametrize("variable", DATABASES)
+@pytest.mark.parametrize("name", ["o.db?timeout=3", "o.db?isolation_level=IMMEDIATE", "50%.db", "a\n?b.db"])
+def test_options_of_a_sqlite_address_are_refused(
+    variable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the libraries would take them for a part of the file's name."""
+    monkeypatch.setenv(variable, f"sqlite:///{tmp_path}/{name}")
+    with pytest.raises(InputError, match=f"^{variable}: the address of a SQLite file can hold neither % nor [?]"):
+        find_store(None)
+    find_store(str(tmp_path / "named"))  # wins over the environment
+    monkeypatch.setenv(variable, "postgresql://u:p%40q@h/d?sslmode=require")
+    find_store(None)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the environment is Unicode there")
@@ -224,3 +238,28 @@ def test_a_store_of_another_user_is_refused_before_anything_is_written(name: str
         assert as_nobody(refuse) == said
         (folder / name).chmod(0o777)
         assert as_nobody(store.check_writable) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no groups")
+def test_a_group_is_not_kept_from_what_is_written_in_its_folder(tmp_path: Path) -> None:
+    """One line before anything is written; a folder of another mode, and one that is not there yet, is its user's."""
+    store = find_store(str(tmp_path / "s"))
+    before = os.umask(0o022)
+    try:
+        store.check_writable()
+        store.prepare()
+        for mode, umask, is_refused in [
+            (0o2775, 0o022, True), (0o2770, 0o077, True), (0o2775, 0o002, False), (0o2775, 0o007, False),
+            (0o2755, 0o022, False), (0o775, 0o022, False), (0o700, 0o077, False),
+        ]:  # fmt: skip
+            store.root.chmod(mode)
+            os.umask(umask)
+            if is_refused:
+                with pytest.raises(InputError, match=rf"s is a group's folder .* and umask 0{umask:02o} would keep"):
+                    store.check_writable()
+            else:
+                store.check_writable()
+            assert os.umask(umask) == umask
+        assert list(store.root.iterdir()) == []
+    finally:
+        os.umask(before)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from ablation.base.errors import StoreAway, StoreError
+from ablation.base.retries import wait_out
 from ablation.storage.outbox import Outbox
 from ablation.storage.store import Store, find_store
-from ablation.tracking.client import open_client
+from ablation.tracking.client import link_model, open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import download
 from ablation.tracking.trial_run import TrialRun
@@ -177,3 +178,30 @@ def test_a_deletion_whose_answer_was_lost_is_done(proxy: HttpProxy, tracker: Tra
     tracker.client.delete_tag(run_id, "reason")
     assert count() == 1
     assert "reason" not in tracker.client.get_run(run_id).data.tags
+
+
+@pytest.mark.parametrize("fault", ["lost", "503", "empty"])
+def test_a_model_is_linked_once(proxy: HttpProxy, tracker: Tracker, fault: HttpFault) -> None:
+    """MLflow refuses the second of two calls; the first may have been carried out although its answer was lost."""
+    run_id, _ = tracker.find_or_create("key/0", "run", {"kind": "confirmation"})
+    models = [tracker.client.create_logged_model(tracker.experiment_id, f"model-{n}", run_id) for n in range(2)]
+    count = first(proxy, fault, "runs/outputs")
+    for model in [*models, *models]:
+        link_model(tracker.client, run_id, model.model_id)
+    assert count() == 1
+    outputs = tracker.client.get_run(run_id).outputs.model_outputs
+    assert sorted(output.model_id for output in outputs) == sorted(model.model_id for model in models)
+
+
+@pytest.mark.parametrize("fault", ["lost", "503"])
+def test_an_experiment_is_restored_though_the_answer_was_lost(
+    proxy: HttpProxy, store: Store, tracker: Tracker, fault: HttpFault
+) -> None:
+    """It cannot be restored twice."""
+    client, study = tracker.client, tracker.client.get_experiment(tracker.experiment_id).name
+    client.delete_experiment(tracker.experiment_id)
+    count = first(proxy, fault, "experiments/restore")
+    again = wait_out(lambda: Tracker(client, store, study, "?", tracker.experiment_id), 60)
+    assert count() == 1
+    assert again.key == tracker.key
+    assert client.get_experiment(tracker.experiment_id).lifecycle_stage == "active"

@@ -9,7 +9,8 @@ from mlflow.store.entities import PagedList
 
 from ablation.base.errors import InputError, StoreError
 from ablation.storage.store import Store, find_store
-from ablation.tracking.client import all_pages, open_client
+from ablation.tracking.client import PatientClient, all_pages, open_client
+from ablation.tracking.experiment import Tracker
 
 
 def test_a_refused_call_is_noticed_though_mlflow_would_log_in_threads(
@@ -27,6 +28,24 @@ def test_a_refused_call_is_noticed_though_mlflow_would_log_in_threads(
     ):
         with pytest.raises(StoreError, match="not found"):
             call()
+
+
+def test_a_run_is_marked_as_superseded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of every study asks for it again; runs that MLflow lacks are left out."""
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "fake", "?")
+    ids = [tracker.find_or_create(f"a/{number}", f"{number}", {"kind": "confirmation"})[0] for number in range(3)]
+    marked: list[str] = []
+    set_tag = client.set_tag
+    monkeypatch.setattr(
+        PatientClient, "set_tag", lambda _, run_id, *tag: (marked.append(run_id), set_tag(run_id, *tag)), raising=False
+    )
+    for keys in (["a/1"], ["a/0", "a/1", "a/9"], ["a/0", "a/1", "a/9"], []):
+        tracker.mark_superseded(keys)
+    assert marked == [ids[1], ids[0]]
+    assert [client.get_run(run_id).data.tags.get("superseded") for run_id in ids] == ["true", "true", None]
 
 
 def test_all_pages_of_a_search_are_read() -> None:
