@@ -21,13 +21,14 @@ from ablation import __version__
 from ablation.base.command_line import patience_option, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand
-from ablation.base.text import Table
+from ablation.base.text import Table, defused
 from ablation.spec.reading import check_name
 from ablation.storage.store import find_store, sqlite_path
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ablation.spec.tables import Resize
     from ablation.tracking.registry import Champion
 
 
@@ -57,7 +58,7 @@ def cli(
 ) -> None:
     """Print the most probable classes of each IMAGE, according to the champion of the study NAME.
 
-    Files are read like the study's own images: as RGB, scaled so that the shorter side fits, cropped in the middle.
+    Files are read like the study's own images: as RGB, and scaled as its `data.resize` says.
     """
     name = check_name(study)
     with refusing_unreachable_paths():
@@ -93,8 +94,8 @@ def check_files(images: tuple[str, ...]) -> list[Path]:
     return paths
 
 
-def read_image(path: Path, size: int) -> "np.ndarray":
-    """Return an image file's RGB pixels as training sees them, uint8 size x size x 3.
+def read_image(path: Path, size: int, resize: "Resize") -> "np.ndarray":
+    """Return an image file's RGB pixels as training sees them, uint8 size x size x 3; `resize` as for `fit_image`.
 
     Raises:
         InputError: it cannot be read as an image; says why.
@@ -105,7 +106,7 @@ def read_image(path: Path, size: int) -> "np.ndarray":
 
     try:
         with Image.open(path) as image:
-            return fit_image(image, size)
+            return fit_image(image, size, resize=resize)
     except Exception as error:  # Pillow raises many kinds for broken files
         raise InputError(f"{path}: cannot be read as an image ({fault(error)})") from None
 
@@ -126,7 +127,7 @@ def predict_files(champion: "Champion", paths: list[Path], top: int) -> list[Pre
     """
     import numpy as np
 
-    images_NSSC = np.stack([read_image(path, champion.image_size) for path in paths])
+    images_NSSC = np.stack([read_image(path, champion.image_size, champion.resize) for path in paths])
     predictions = []
     for path, probabilities_K in zip(paths, champion.probabilities(images_NSSC), strict=True):
         best = np.argsort(-probabilities_K, kind="stable")[:top]
@@ -161,13 +162,13 @@ def as_json(champion: "Champion", predictions: list[Prediction]) -> str:
 
 
 def as_csv(_: "Champion", predictions: list[Prediction]) -> str:
-    """Return a line for each image and class, below a heading."""
+    """Return a line for each image and class, below a heading; no cell is one that a spreadsheet would compute."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["image", "rank", "class", "probability"])
     for prediction in predictions:
         for rank, (name, probability) in enumerate(prediction.classes, start=1):
-            writer.writerow([prediction.path, rank, name, probability])
+            writer.writerow([defused(str(prediction.path)), rank, defused(name), probability])
     return lines.getvalue()
 
 

@@ -210,8 +210,8 @@ def load_checked(
 ) -> StudySpec:
     """Load a study file; check that the store can be written and that weights and images are there.
 
-    What has no effect is refused, but not in a demo or with fewer epochs (`is_try`), nor in a study that the store has:
-    earlier versions accepted more.
+    What `check_effects` finds is refused, but not with `--demo` or `--epochs` (`is_try`), nor in a study that the store
+    has: earlier versions accepted more.
 
     Raises:
         InputError: something is wrong; names it.

@@ -16,12 +16,10 @@ from ablation.analysis.comparison import Difference
 from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.tuning import searched_params
 from ablation.analysis.wording import interval_points, join, p_cell, percent, points, shown_question, unit_words
-from ablation.base.text import Table, plural
+from ablation.base.text import Table, defused, plural
 from ablation.reporting.content import Folded, interval_text
 from ablation.reporting.method_sections import use_of_results
 from ablation.spec.objective import ACCURACY
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that a spreadsheet would compute
 
 # Key -> entry: the sources of the methods that a report uses.
 SOURCES = {
@@ -212,7 +210,7 @@ def runs_csv(analysis: StudyAnalysis) -> str:
     columns += ["best_epoch", "trained_parameters", "training_seconds", "run_id", *repeat_column, *parameters]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_defused(column) for column in columns])
+    writer.writerow([defused(column) for column in columns])
     for arm in result.arms:
         for run in [*arm.trials, *arm.confirmations, *arm.superseded]:
             kind = "trial" if run.spec.confirms is None else "confirmation"
@@ -223,7 +221,7 @@ def runs_csv(analysis: StudyAnalysis) -> str:
             cells += [*(getattr(run, name) for name in metrics), run.best_epoch, run.trained_parameters]
             repeat = [run.spec.repeat] if repeat_column else []
             cells += [run.training_seconds, run.run_id, *repeat, *(values.get(name) for name in parameters)]
-            writer.writerow([_defused(cell) for cell in cells])
+            writer.writerow([defused(cell) for cell in cells])
     return file.getvalue()
 
 
@@ -327,13 +325,6 @@ def _latex_table(label: str, caption: str, columns: Mapping[str, str], rows: Seq
 def _difference(difference: Difference) -> dict[str, Any]:
     values = {name: value for name, value in dataclasses.asdict(difference).items() if name != "objective"}
     return values | {"shown": difference.is_shown}
-
-
-def _defused(cell: Any) -> Any:
-    """Return a cell of a table; text that a spreadsheet would compute begins with an apostrophe."""
-    if isinstance(cell, str) and cell.startswith(FORMULA_STARTS):
-        return f"'{cell}"
-    return "" if cell is None else cell
 
 
 def _plain(value: Any) -> Any:

@@ -39,7 +39,8 @@ def samples_picture(analysis: StudyAnalysis) -> Picture | None:
     sheet = Image.new("RGB", (NAMES + rows_RXSSC.shape[1] * pitch, GAP + len(rows_RXSSC) * pitch), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for row, k in enumerate(samples.classes_R):
-        pen.text((GAP, GAP + row * pitch + TILE // 2), analysis.result.classes[k][:LONGEST_NAME], "black", font, "lm")
+        name = one_line(analysis.result.classes[k])[:LONGEST_NAME]
+        pen.text((GAP, GAP + row * pitch + TILE // 2), name, "black", font, "lm")
         for column, image_SSC in enumerate(rows_RXSSC[row]):
             tile = Image.fromarray(image_SSC).resize((TILE, TILE), Image.Resampling.NEAREST)
             sheet.paste(tile, (NAMES + column * pitch, GAP + row * pitch))

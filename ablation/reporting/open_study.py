@@ -184,8 +184,8 @@ def open_study(*names: str, store: str | None = None) -> OpenStudy:
         store: their folder; as for `--store`, the environment's addresses or `mlruns` by default.
 
     Returns:
-        The study: `answer` and `evidence` as text; `arms`, `differences`, `curves` and `runs` as pandas tables;
-        `plots` by name; `report` as a page.
+        The study: `answer` as text and `evidence` as a list of sentences; `arms`, `differences`, `curves` and `runs` as
+        pandas tables; `plots` by name; `report` as a page.
 
     Raises:
         InputError: no study is named, there is none of that name, no trial of it has finished, or this version cannot

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +19,14 @@ from sklearn.model_selection import train_test_split
 
 from ablation.analysis.predictions import load_predictions
 from ablation.base.command_line import run_command
-from ablation.predict import cli, read_image
+from ablation.predict import Prediction, as_csv, cli, read_image
+from ablation.running.champion import register_champion
+from ablation.spec.tables import Resize
+from ablation.tracking.registry import load_champion
 from tests.champions import FLOAT16_ROUNDING, ChampionStudy, predictions_file, winning_run
 from tests.studies import REPOSITORY
 
+BILINEAR = Image.Resampling.BILINEAR
 Predict = Callable[..., tuple[int, str, str]]
 
 
@@ -91,6 +97,14 @@ def test_formats_for_programs_say_the_same(champion_study: ChampionStudy, comman
         assert shown[2] == f"{entry['probability']:.4f}"
 
 
+def test_csv_has_no_formulas() -> None:
+    """The names of files and classes are users'; numbers stay numbers."""
+    champion: Any = None  # which the lines do not name
+    prediction = Prediction(Path("=1+1.png"), [("@sum", 0.75), ("-1", 0.25)])
+    (_, *rows) = csv.reader(io.StringIO(as_csv(champion, [prediction])))
+    assert rows == [["'=1+1.png", "1", "'@sum", "0.75"], ["'=1+1.png", "2", "-1", "0.25"]]
+
+
 def test_files_of_every_kind_are_read_as_training_images_are(
     champion_study: ChampionStudy, command: Predict, tmp_path: Path
 ) -> None:
@@ -106,7 +120,7 @@ def test_files_of_every_kind_are_read_as_training_images_are(
     }
     for name, image in kinds.items():
         image.save(tmp_path / name)
-        assert np.array_equal(read_image(tmp_path / name, 32), champion_study.images.test_images_NHWC[0])
+        assert np.array_equal(read_image(tmp_path / name, 32, "crop"), champion_study.images.test_images_NHWC[0])
     wide = Image.new("RGB", (90, 40))
     wide.paste(Image.fromarray(champion_study.images.test_images_NHWC[0]).resize((40, 40)), (25, 0))
     wide.save(tmp_path / "wide.jpg")
@@ -117,6 +131,34 @@ def test_files_of_every_kind_are_read_as_training_images_are(
     rows = rows_of(output)
     assert len({tuple(row[1:]) for row in rows[:4]}) == 1
     assert len(rows) == 5
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_files_are_scaled_as_the_study_scaled_its_own(
+    champion_study: ChampionStudy, command: Predict, tmp_path: Path, resize: Resize
+) -> None:
+    """A wide picture of two digits: its middle is cut out, both are squeezed, or black is added."""
+    study, path = champion_study, tmp_path / "wide.png"
+    pixels_HWC = np.concatenate(list(study.images.test_images_NHWC[:2]), axis=1)
+    Image.fromarray(pixels_HWC).save(path)
+    data = study.result.spec.data.model_copy(update={"resize": resize})
+    result = replace(study.result, spec=study.result.spec.model_copy(update={"data": data}))
+    study.forget()
+    try:
+        assert register_champion(study.store, result, study.images) is not None
+        assert f'data.resize = "{resize}"' in study.champion().description
+        champion = load_champion("small", store=str(study.store.root))
+        status, output, _ = command("small", path, "--store", study.store.root, "--top", 10, "--format", "json")
+    finally:
+        study.forget()  # the fixture registers it again
+    assert (status, champion.resize) == (0, resize)
+    (image,) = json.loads(output)["images"]
+    probabilities = {entry["class"]: entry["probability"] for entry in image["classes"]}
+    padded_HWC = np.pad(np.asarray(Image.fromarray(pixels_HWC).resize((32, 16), BILINEAR)), ((8, 8), (0, 0), (0, 0)))
+    squeezed_HWC = np.asarray(Image.fromarray(pixels_HWC).resize((32, 32), BILINEAR))
+    expected_SSC = {"crop": pixels_HWC[:, 16:48], "squash": squeezed_HWC, "pad": padded_HWC}[resize]
+    expected_K = champion.probabilities(np.ascontiguousarray(expected_SSC)[None])[0]
+    assert [probabilities[name] for name in champion.classes] == pytest.approx(list(expected_K), abs=1e-6)
 
 
 @pytest.mark.parametrize(

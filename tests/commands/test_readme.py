@@ -189,7 +189,7 @@ def test_containers_exist() -> None:
     services = re.findall(r"^  ([a-z-]+):", compose.partition("\nservices:\n")[2], re.MULTILINE)
     profiles = {name for names in re.findall(r"profiles: \[(.*)\]", compose) for name in names.split(", ")}
     text = "\n".join(line for page in PAGES for line in lines(page) if "docker compose" in line)
-    named = re.findall(r"(?:run --rm|compose up|--scale) ([a-z-]+)", text)
+    named = re.findall(r"(?:run --rm|(?:compose|cluster) up|--scale) ([a-z-]+)", text)
     assert len(named) >= 5
     assert set(named) <= set(services)
     assert set(re.findall(r"--profile ([a-z-]+)", text)) <= profiles

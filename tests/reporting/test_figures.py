@@ -32,6 +32,7 @@ from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels
 from ablation.reporting.run_sections import cost_table
 from ablation.spec.arms import arms
 from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, fake_spec
+from tests.odd_names import NAMES, SHOWN_NAMES
 
 SMALL = {"truncate_at": ["block3", "block5"]}
 TWO = {"block3": 0.9, "block5": 0.8}
@@ -263,3 +264,13 @@ def test_a_second_factor_has_a_legend_where_the_first_has_a_single_level() -> No
     legend = styles.legend(1)
     assert legend is not None
     assert legend.title == "strategy"
+
+
+def test_names_in_pictures_keep_to_one_line_and_hidden_signs_are_shown() -> None:
+    result = fake_result(SMALL, TWO, classes=len(NAMES))
+    pictures = [
+        draw_figures(analyse(dataclasses.replace(result, classes=names))) for names in (NAMES, SHOWN_NAMES)
+    ]  # fmt: skip
+    drawn = [{name: picture.png or picture.svg for name, picture in of_names.items()} for of_names in pictures]
+    assert drawn[0] == drawn[1]
+    assert {"samples", "mistakes"} <= drawn[0].keys()

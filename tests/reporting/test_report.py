@@ -1,9 +1,12 @@
 """The report as a page, as text, and in the terminal."""
 
 import dataclasses
+import io
+import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,17 +25,19 @@ from ablation.analysis.tuning import tuned_minus_confirmed
 from ablation.analysis.wording import interval_points, points
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
-from ablation.base.text import escape_markdown
+from ablation.base.text import escape_markdown, visible
 from ablation.report import cli
 from ablation.reporting import report
 from ablation.reporting.charts import Picture, recoloured
 from ablation.reporting.content import Figure, Items
 from ablation.reporting.figures import draw_figures
 from ablation.reporting.render import interval_plot
-from ablation.reporting.report import Report, _importances, build_report, write_report
+from ablation.reporting.report import Report, _importances, build_report, show_report, write_report
 from ablation.reporting.run_sections import tuning_blocks
 from ablation.spec.arms import arms
 from ablation.storage.store import find_store
+from ablation.tracking.client import PREDICTIONS_FILE
+from ablation.tracking.reading import artifact_path
 from tests.fake_results import (
     ENVIRONMENT,
     FOUR,
@@ -43,7 +48,11 @@ from tests.fake_results import (
     fake_samples,
     fake_spec,
     fake_study,
+    store_study,
 )
+from tests.odd_names import NAMES, QUESTION, SHOWN_NAMES
+from tests.other_user import as_nobody, folder_for_all, needs_root
+from tests.studies import signal_handlers_kept
 
 CUTS = {"truncate_at": ["block3", "block5"]}
 ACCURACIES = {"block3": 0.9, "block5": 0.8}
@@ -284,6 +293,36 @@ def test_what_users_write_is_shown_as_it_is() -> None:
     assert "# Is &lt;script\\>" in study_report.markdown
     assert "| &lt;b\\>cat&lt;/b\\> | a\\|b | c & d | \\_e\\_ |" in study_report.markdown
     assert "\\[safe\\](http://x)" in study_report.note
+
+
+def test_odd_names_break_nothing_and_hidden_signs_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the page, the text, the note in MLflow's UI, and the terminal."""
+    published = [{"arm": {"truncate_at": "block3"}, "source": f"{QUESTION} {NAMES[0]}", "accuracy": 0.5}]
+    result = fake_result(CUTS, ACCURACIES, classes=len(NAMES), question=QUESTION, published=published)
+    run = dataclasses.replace(result.arms[0].trials[1], state="failed", reason=NAMES[0], val_accuracy=None)
+    arm = dataclasses.replace(result.arms[0], trials=[result.arms[0].trials[0], run, *result.arms[0].trials[2:]])
+    result = dataclasses.replace(
+        result, arms=[arm, result.arms[1]], classes=NAMES, command=f"x {NAMES[0]}", data_reading=SHOWN_NAMES[0]
+    )
+    study_report = build_report(result)
+    page = Page(study_report.html)
+    assert page.all("b") == []
+    assert [image["src"] for image in page.all("img") if not str(image["src"]).startswith("data:")] == []
+    for text in (visible(QUESTION), *map(visible, NAMES), f"x {SHOWN_NAMES[0]}"):
+        assert text in page.text
+    show_report(study_report)
+    shown = capsys.readouterr().out
+    assert visible(QUESTION) in shown
+    for text in (study_report.html, study_report.markdown, study_report.note, shown):
+        assert visible(text) == text
+    for text in (study_report.markdown.partition("## Environment")[0], study_report.note):
+        assert "<" not in text
+        assert re.findall(r"(?<!\\)!\[|(?<!\\)\]\((?!#/)", re.sub(r"!\[.*\]\(\w+\.\w+\)", "", text)) == []
+        assert re.findall(r"(?<!\\)\$|(?<!\\)`", text.partition("## Runs")[0]) == []
+    tables = re.findall(r"(?:^\|.*\n)+", study_report.markdown, re.MULTILINE)
+    assert len(tables) > 5
+    for table in tables:
+        assert len({len(re.split(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
 
 
 def test_the_same_result_gives_the_same_bytes() -> None:
@@ -624,6 +663,62 @@ def test_a_study_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no store"):
         write_report(find_store(str(tmp_path)), "fake")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no groups")
+@pytest.mark.parametrize("names", [["fake"], ["fake", "other"]])
+def test_a_group_is_not_kept_from_a_report_in_its_folder(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store_study(find_store(str(tmp_path)), fake_result(CUTS, ACCURACIES, images=100))
+    tmp_path.chmod(0o2775)
+    monkeypatch.setattr(sys, "argv", ["report", *names, "--store", str(tmp_path)])
+    before = os.umask(0o022)
+    try:
+        with signal_handlers_kept():
+            assert run_command(cli) == 2
+    finally:
+        os.umask(before)
+    assert capsys.readouterr().err.endswith("would keep what is written from the group: set umask 002\n")
+    assert not (tmp_path / "reports").exists()
+
+
+@needs_root
+def test_who_may_only_read_a_store_gets_the_report_in_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this user may not read is named; the store stays as it is. Without --output, one line says what to do."""
+    result = fake_result(CUTS, ACCURACIES, images=100)
+    hidden = result.arms[0].confirmations[0]
+    with folder_for_all() as folder:
+        store = find_store(str(folder / "store"))
+        record = store_study(store, result)
+        (run,) = [run for run in record.runs if run.is_confirmation and run.params["arm"] == hidden.spec.arm
+                  and run.params["trial"] == str(hidden.number)]  # fmt: skip
+        (folder / "theirs").mkdir()
+        (folder / "theirs").chmod(0o777)
+
+        def write(*arguments: str) -> tuple[int, str, str]:
+            monkeypatch.setattr(sys, "argv", ["report", "fake", "--store", str(store.root), *arguments])
+            streams = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
+            with streams[0] as output, streams[1] as errors, signal_handlers_kept():
+                return run_command(cli), output.getvalue(), errors.getvalue()
+
+        assert write("--output", str(folder / "mine"))[0] == 0  # imports everything
+        artifact_path(store, run, PREDICTIONS_FILE).chmod(0o600)
+        before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+        status, _, errors = as_nobody(write)
+        assert (status, errors) == (
+            2, f"error: --output: name a folder for the report, because {store.root} cannot be written\n",
+        )  # fmt: skip
+        status, output, errors = as_nobody(lambda: write("--output", str(folder / "theirs")))
+        assert (status, errors) == (0, "")
+        line = (
+            f"Left out: confirmation run #{hidden.number} of {hidden.spec.arm}: run {run.run_id}: its "
+            f"{PREDICTIONS_FILE} cannot be read (Permission denied)."
+        )
+        assert line in output
+        assert "report.html  (not logged to MLflow, because the store cannot be written)" in output
+        assert line in (folder / "theirs" / "report.md").read_text(encoding="utf-8").replace("\\", "")
+        assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
