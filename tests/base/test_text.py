@@ -2,7 +2,7 @@
 
 import pytest
 
-from ablation.base.text import SHOWN, Table, escape_markdown, format_duration, format_params, plural, visible
+from ablation.base.text import SHOWN, Table, defused, escape_markdown, format_duration, format_params, plural, visible
 
 
 def test_markdown() -> None:
@@ -103,3 +103,11 @@ def test_a_stream_gets_what_it_can_show(encoding: str, written: bytes) -> None:
 )
 def test_escape_markdown(text: str, escaped: str) -> None:
     assert escape_markdown(text) == escaped
+
+
+def test_no_cell_is_a_formula() -> None:
+    cells = ["=1+1", "+cmd|' /C calc'!A0", "-1+1", "@sum", "\t=1", "\r=1"]
+    assert [defused(cell) for cell in cells] == [f"'{cell}" for cell in cells]
+    kept = ["a=1", "-1", "+1.5e-3", -8.5, 3, ""]  # numbers, also as the names of classes
+    assert [defused(cell) for cell in kept] == kept
+    assert defused(None) == ""

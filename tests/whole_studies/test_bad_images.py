@@ -1,5 +1,6 @@
 """A study whose images cannot be used ends with exit status 2 and one line, before anything is written."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ CASES = {
     "splits in classes": Case("holds test, train", lambda root: tree(root, "a/train", "a/test", "b/train", "b/test")),
     "images beside classes": Case("can be read in two ways", folders(lambda root: picture(root / "train" / "1.png"))),
     "a class in one split": Case("class 'c' is in {root}/train but not in {root}/test", folders(beside=("train/c",))),
+    "a name in Latin-1": Case("{root}/a/caf\\xe9.png is not UTF-8: rename it", classes(
+        lambda root: (root / "a" / "0.png").rename(os.fsdecode(os.fsencode(root / "a") + b"/caf\xe9.png")))),
     "data.test alone": Case("data: test needs train", folders(), ("test='test'",)),
     "data.train away": Case("data.train: there is no folder {root}/x", folders(), ("train='x'",)),
     "data.test away": Case("data.test: there is no folder {root}/x", folders(), ("train='train'", "test='x'")),
@@ -186,8 +189,11 @@ def test_bad_images_get_one_line_and_nothing_is_written(
     settings = [text for key, value in keys.items() for text in ("--set", f"data.{key}={value}")]
     study_file.write_text(study_file.read_text().replace("limit = 200\n", ""))
     before = sorted(tmp_path.rglob("*"))
-    status = command(study_file, "--set", "data.image_size=8", *settings, "--store", tmp_path / "store")
+    arguments = (study_file, "--set", "data.image_size=8", *settings, "--store", tmp_path / "store")
+    status = command(*arguments)
     captured = capsys.readouterr()
+    assert command(*arguments, "--check") == status
+    assert capsys.readouterr().err == captured.err
     assert captured.err.startswith("error: "), captured.err
     assert case.said.replace("{root}", str(root)) in captured.err
     assert (status, captured.err.count("\n")) == (2, 1)

@@ -14,6 +14,7 @@ from ablation.running import checks, outputs, trial
 from ablation.running.outputs import _save_predictions
 from ablation.running.workbench import Workbench
 from ablation.storage.store import find_store
+from ablation.training.feature_cache import FeatureCache
 from tests.studies import (
     CONFIRM,
     ONE_ARM,
@@ -50,10 +51,20 @@ def test_the_test_split_is_evaluated_once_per_confirmation_run(
         if len(seen) == 1:
             raise KeyboardInterrupt
 
+    reads: set[tuple[int, bool]] = set()
+    source = FeatureCache.source
+
+    def noting(self: FeatureCache, images: Any, *others: Any, beside: Any = None) -> Any:
+        reads.add((len(images), beside is not None))
+        return source(self, images, *others, beside=beside)
+
+    monkeypatch.setattr(FeatureCache, "source", noting)
     seen = evaluations(monkeypatch, crash)
     assert command(*arguments) == 130
     assert command(*arguments) == 0
     assert seen == [360, 360]
+    # Those for validation always beside those of the training, which stay on a GPU for the next trial.
+    assert reads == {(150, False), (50, True), (360, False)}
     confirmations = runs(Path("s"), "small", kind="confirmation")
     assert [run.info.status for run in confirmations] == ["FINISHED"] * 2
     assert command(*arguments, "--set", "confirm.seeds=3") == 0

@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy
 import torch
 
+from ablation.analysis.results import read_results
 from ablation.base.interrupts import NAMES
 from ablation.running import champion, checks, session, trial
 from ablation.running import study as running_study
@@ -23,9 +24,11 @@ from ablation.running.study_view import StudyView
 from ablation.search.claims import Claim
 from ablation.search.studies import trial_lock
 from ablation.storage.locks import open_locks
+from ablation.storage.store import find_store
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.feature_cache import FeatureCache
 from tests.disks import small_disk
+from tests.outcomes import outcome
 from tests.studies import (
     ONE_ARM,
     Command,
@@ -236,6 +239,41 @@ def test_a_damaged_resume_checkpoint_is_passed_over(
     assert [step for step, _ in history(Path("s"), run)["val_loss"]] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("damage", ["folders", "other files"])
+def test_what_is_in_the_place_of_a_trials_files_is_replaced(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """A folder, or a file of something else, where the last and the next resume checkpoint, the best epoch's and the
+    predictions are to be."""
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
+    arguments = (study_file, *ONE_ARM, "--trials", "1", "--set", "confirm.seeds=1", "--store")
+    assert command(*arguments, "whole") == 0
+
+    def fault(number: int, epoch: int) -> None:
+        if (number, epoch) == (1, 3):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patched_train(patch, fault)
+        assert command(*arguments, "s") == 130
+    last = max(Path("s/checkpoints").rglob("*.ckpt"))
+    assert last.name == "epoch-000002.ckpt"
+    for name in (last.name, "epoch-000003.ckpt", "best.safetensors", "predictions.safetensors"):
+        path = last.with_name(name)
+        path.unlink(missing_ok=True)
+        if damage == "folders":
+            (path / "x").mkdir(parents=True)
+        else:
+            path.write_bytes(b"something else" * 99)
+    assert command(*arguments, "s") == 0
+    stores = [f"sqlite:///{Path(store).absolute()}" for store in ("s", "whole")]
+    resumed, whole = (outcome(f"{store}/mlflow.db", f"{store}/optuna.db") for store in stores)
+    assert resumed == whole
+    (run,) = runs(Path("s"), "small", "confirmation")
+    assert read_results(find_store("s"), "small").left_out == []
+    assert run.info.status == "FINISHED"
+
+
 def test_another_kind_of_device_is_marked_on_the_run(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,15 +393,6 @@ def test_a_full_disk_stops_the_study_and_loses_nothing(
     assert rows("mlflow.db", "SELECT DISTINCT status FROM runs") == [("FINISHED",)]
     assert rows("optuna.db", "SELECT DISTINCT state FROM trials") == [("COMPLETE",)]
     assert set(before) <= set(rows("mlflow.db", finished))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As many threads as victims have: the bits depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -15,6 +15,7 @@ from ablation.base.errors import InputError
 from ablation.running import trial
 from ablation.running.workbench import make_training
 from ablation.storage.store import find_store
+from ablation.training import compiler
 from ablation.training.begin import Training
 from ablation.training.feature_cache import FeatureCache
 from ablation.training.loop import train
@@ -148,6 +149,38 @@ def test_a_trial_that_a_graph_leaves_no_memory_is_resumed_without_one(
     assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
     assert [step for step, _ in history(Path("s"), first)["val_loss"]] == [1, 2, 3]
     assert [may_capture for may_capture, _ in trainings] == [True, False, True, False]
+
+
+def test_a_trial_that_the_graphs_of_earlier_trials_leave_no_memory_is_resumed(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch.compile's modes with CUDA graphs keep them for each shape of network until they are released."""
+    shapes: set[int] = set()
+
+    def compile_(function: Any, **_: object) -> Any:
+        def compiled(model: Any, *others: Any) -> Any:
+            shapes.add(model.head[0].out_features)
+            if len(shapes) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return function(model, *others)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch.compiler, "reset", shapes.clear)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
+    monkeypatch.setattr("ablation.running.workbench.check_compiler", lambda *_: None)
+    search = "search={head_width={choices=[8,16]}, lr={choices=[0.01]}, sampler='random'}"
+    arguments = ("--set", "compile=reduce-overhead", "--set", search, *ONE_ARM, "--trials", "4")
+    for room, status in ((1, "FINISHED"), (0, "FAILED")):
+        compiler._compiled.cache_clear()
+        shapes.clear()
+        assert command(study_file, "--store", status, *arguments) == (room == 0)
+        found = runs(Path(status), "small")
+        assert {run.info.status for run in found} == {status}
+        assert room == 0 or {run.data.params["head_width"] for run in found} == {"8", "16"}
+    compiler._compiled.cache_clear()
+    assert "CUDA out of memory; resumed after earlier trials' graphs were released" in caplog.text
 
 
 def test_pruned_runs_are_killed(command: Command, study_file: Path) -> None:
