@@ -28,12 +28,20 @@ from ablation.storage.store import SQLITE, build_database, sqlite_path
 from ablation.tracking import client, configure_mlflow, experiment
 from tests.champions import champion_study, champion_study_once  # noqa: F401 - fixtures
 from tests.servers import PostgreSQL, Server
-from tests.studies import REPOSITORY, STUDY, Command, run_small_study, signal_handlers_kept
+from tests.studies import (
+    REPOSITORY,
+    STUDY,
+    Command,
+    read_migrations_once,
+    run_small_study,
+    signal_handlers_kept,
+)
 from tests.victims import Victims
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 configure_mlflow()
 configure_optuna()
+read_migrations_once()
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +166,17 @@ def victims(small_study: Path) -> Iterator[Victims]:
     assert started.process.stdin is not None
     started.process.stdin.close()
     started.process.wait()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as victims have: the bits depend on it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

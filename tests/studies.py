@@ -12,6 +12,8 @@ from typing import Any
 
 import optuna
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -61,6 +63,20 @@ def signal_handlers_kept() -> Iterator[None]:
         forget_interrupts()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def read_migrations_once() -> None:
+    """Let Optuna and MLflow read their migrations once per process, not once per database that is opened."""
+    folders: dict[str | None, ScriptDirectory] = {}
+    read = ScriptDirectory.from_config
+
+    def read_once(config: Config) -> ScriptDirectory:
+        folder = config.get_main_option("script_location")
+        if folder not in folders:
+            folders[folder] = read(config)
+        return folders[folder]
+
+    ScriptDirectory.from_config = read_once  # type: ignore[method-assign]
 
 
 Command = Callable[..., int]

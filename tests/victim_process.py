@@ -5,19 +5,25 @@ imports. That study also checks that every step and every replacement below take
 calls by another name now would lose its kill points silently. It reads orders, a line of JSON each, and answers each
 with a line of JSON:
 
-- `{"arguments": [...], "folder": ..., "environment": {...}, "kill_at": N | NAME | null, "steps": FILE,
-  "only_open": ...}` forks a child that runs `python -m ablation.study ARGUMENTS` in the folder. It gets SIGKILL right
-  before its N-th step, from 0, or before the first of a name; with neither it runs to its end and writes the names of
-  its steps into the file. With `only_open` it opens the stores and does nothing else. The answer is its process id.
-- `{"wait": PID}` waits for a child; the answer is its exit status, negative for a signal.
+- `{"arguments": [...], "folder": ..., "environment": {...}, "kill_at": N | NAME | null, "stop_at": [N...],
+  "steps": FILE, "only_open": ..., "user": [UID, GROUP, UMASK] | null, "clock": [SECONDS...]}` forks a child that runs
+  `python -m ablation.study ARGUMENTS` in the folder. It gets SIGKILL right before its N-th step, from 0, or before the
+  first of a name; without `kill_at` it runs to its end and writes the names of its steps into the file. It gets SIGSTOP
+  right before each of the steps in `stop_at`. With `only_open` it opens the stores and does nothing else. With `user`
+  it first becomes one who has no entry, no home folder and no other group. Its clock is wrong by the first number of
+  seconds in `clock`, and by the next one of them, in turn, from each evaluation on. The answer is its process id.
+- `{"wait": PID}` waits until a child ends or stops; the answer is its exit status, negative for a signal, or "stopped".
 """
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +33,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+import time_machine
 import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.db import utils as mlflow_database
@@ -42,6 +49,7 @@ from ablation.search import claims, studies
 from ablation.spec.reading import load_study
 from ablation.storage.locks import FileLocks
 from ablation.training import loop
+from tests.studies import read_migrations_once
 
 # What leaves a trace outside the process, besides the databases' transactions, and the two halves of an epoch.
 STEPS: list[tuple[Any, str]] = [
@@ -82,13 +90,15 @@ def replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
 def main() -> None:
     torch.set_num_threads(1)  # so that no thread is there to be lost in a fork
     trial.CHECKPOINT_SECONDS = 0
+    read_migrations_once()
     replace_slow_functions()
     run_once(sys.argv[1])
     answer("ready")
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
-            answer(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]))
+            status = os.waitpid(order["wait"], os.WUNTRACED)[1]
+            answer("stopped" if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status))
             continue
         pid = os.fork()
         if pid == 0:
@@ -153,10 +163,16 @@ def run(
     folder: str,
     environment: dict[str, str],
     kill_at: int | str | None,
+    stop_at: list[int],
     steps: str,
     only_open: bool,
+    user: tuple[int, int, int] | None,
+    clock: list[float],
 ) -> None:
     """Be the child: never returns."""
+    jump = wrong_clock(clock)
+    if user is not None:
+        become(*user)
     os.chdir(folder)
     os.environ.update(environment)
     for stream, suffix in ((1, ".out"), (2, ".err")):
@@ -166,7 +182,11 @@ def run(
     def step(name: str) -> None:
         if kill_at in (len(names), name):
             os.kill(os.getpid(), signal.SIGKILL)
+        if len(names) in stop_at:
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # no step further; stops all other threads too
         names.append(name)
+        if name == "evaluate":
+            jump()
 
     install_steps(step)
     listen_to_transactions(step)
@@ -183,6 +203,23 @@ def run(
         if kill_at is None:
             Path(steps).write_text("\n".join(names))
         os._exit(status)
+
+
+def become(uid: int, group: int, umask: int) -> None:
+    os.setgroups([])
+    os.setgid(group)
+    os.setuid(uid)
+    os.umask(umask)
+    os.environ.pop("HOME", None)
+
+
+def wrong_clock(seconds: list[float]) -> Callable[[], None]:
+    """Make the clock of this process wrong by the first of some seconds; return what makes it wrong by the next."""
+    if not seconds:
+        return lambda: None
+    now, began, wrong = time.time(), time.monotonic(), itertools.cycle(seconds)
+    clock = time_machine.travel(now + next(wrong)).start()
+    return lambda: clock.move_to(now + time.monotonic() - began + next(wrong))
 
 
 def only_open_stores(spec: Any, store: Any, *_: object) -> None:

@@ -1,10 +1,12 @@
 """Workers that are killed at a chosen step, forked by `tests.victim_process`."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,20 @@ class Victims:
         arguments: Sequence[object],
         *,
         kill_at: int | str | None = None,
+        stop_at: Sequence[int] = (),
         environment: dict[str, str] | None = None,
         only_open: bool = False,
+        user: tuple[int, int, int] | None = None,
+        clock: Sequence[float] = (),
     ) -> int:
-        """Start `python -m ablation.study ARGUMENTS` in a folder; return its process id."""
+        """Start `python -m ablation.study ARGUMENTS` in a folder; return its process id.
+
+        It may be another `user`: an id, a group, and a umask. Its `clock` may be wrong by some seconds, which change.
+        """
         pid: int = self._order(
             arguments=[str(argument) for argument in arguments], folder=str(folder), kill_at=kill_at,
-            environment=environment or {}, steps=str(folder / "steps"), only_open=only_open,
+            stop_at=list(stop_at), environment=environment or {}, steps=str(folder / "steps"), only_open=only_open,
+            user=user, clock=list(clock),
         )  # fmt: skip
         return pid
 
@@ -62,6 +71,29 @@ class Victims:
 
     def run(self, folder: Path, arguments: Sequence[object], *, kill_at: int | str | None = None) -> int:
         return self.wait(self.start(folder, arguments, kill_at=kill_at))
+
+    def copies_before(self, numbers: Sequence[int], folder: Path, arguments: Sequence[object]) -> Iterator[Path]:
+        """Run a study whose store is the folder's `s`; yield a copy of the store right before each of some steps.
+
+        A copy is what SIGKILL would leave there, as the worker is stopped with all its threads. At the last step it is
+        killed, and what that leaves is compared with the copy.
+
+        Args:
+            numbers: of the steps, ascending.
+            folder: with its `s`; has the copies, by the step's number.
+            arguments: of the study.
+        """
+        pid = self.start(folder, arguments, stop_at=numbers)
+        for number in numbers:
+            assert self._order(wait=pid) == "stopped", f"step {number}"
+            copy = shutil.copytree(folder / "s", folder / str(number), symlinks=True)
+            if number == numbers[-1]:
+                os.kill(pid, signal.SIGKILL)
+                assert self.wait(pid) == -signal.SIGKILL
+                assert bytes_of(folder / "s") == bytes_of(copy)
+            else:
+                os.kill(pid, signal.SIGCONT)
+            yield copy
 
     @staticmethod
     def steps(folder: Path) -> list[str]:
@@ -82,6 +114,35 @@ class Victims:
     def errors(folder: Path) -> str:
         """Return what all runs in a folder have written to standard error."""
         return (folder / "steps.err").read_text()
+
+
+class Victim:
+    """A worker of `Victims`, used as a `subprocess.Popen` is."""
+
+    def __init__(self, victims: Victims, pid: int):
+        self.victims = victims
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        return self.wait() if self.victims.has_ended(self.pid) else None
+
+    def wait(self) -> int:
+        return self.victims.wait(self.pid)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes | None]:
+    """Return all that a folder holds: path -> content, None for a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def finish_with_a_kill(

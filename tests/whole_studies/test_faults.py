@@ -1,5 +1,6 @@
 """Workers killed at every step and at any moment: what remains is exactly what an undisturbed study leaves."""
 
+import hashlib
 import json
 import os
 import random
@@ -7,7 +8,7 @@ import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import optuna
 import pytest
 from safetensors import safe_open
 
-from tests.studies import arm_study, sampled_rates
-from tests.victims import Victims, finish_with_a_kill
+from tests.studies import sampled_rates
+from tests.victims import Victims, bytes_of, finish_with_a_kill
 
 TIMES = ("images_per_second", "training_seconds", "inference_seconds")
 ONE_ARM = ["--set", 'factors={strategy=["fine_tune_all"]}', "--set", "fixed.truncate_at=block1"]
@@ -32,6 +33,7 @@ def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
             text = text.replace(run, name)
         return text
 
+    storage = optuna.storages.RDBStorage(f"sqlite:///{store}/optuna.db")
     trials = [
         (
             t.number,
@@ -43,10 +45,11 @@ def state(store: Path, arm: str = "fine_tune_all") -> dict[str, Any]:
             t.user_attrs.get("confirms"),
             t.user_attrs.get("reason"),
         )
-        for name in sorted(optuna.get_all_study_names(f"sqlite:///{store}/optuna.db"))
+        for name in sorted(optuna.get_all_study_names(storage))
         if name in (f"small/{arm}", f"small/{arm}/confirmation")
-        for t in arm_study(store, name).trials
+        for t in optuna.load_study(study_name=name, storage=storage).trials
     ]
+    storage.engine.dispose()
     runs = []
     for run, status in database.execute("SELECT run_uuid, status FROM runs ORDER BY name"):
 
@@ -153,41 +156,60 @@ def test_killed_at_every_step(
     begin = steps.index("INSERT INTO studies")
     if first_trial is not None:
         begin = [number for number, step in enumerate(steps) if step == "INSERT INTO trials"][first_trial]
-    # MLflow's tables take seconds to make, so that is done once - after a kill in the middle of it - in each of two
-    # folders, because two kills at a time take two cores half the time.
-    folders = [tmp_path / "0", tmp_path / "1"]
-    for folder in folders:
-        folder.mkdir()
-        assert victims.run(folder, arguments, kill_at=steps.index("CREATE TABLE datasets")) == -signal.SIGKILL
-        assert victims.run(folder, arguments, kill_at=begin) == -signal.SIGKILL
-        (folder / "s").rename(folder / "template")
-
-    def start_over(folder: Path) -> None:
-        shutil.rmtree(folder / "s", ignore_errors=True)
-        shutil.copytree(folder / "template", folder / "s")
-
-    start_over(folders[0])
-    assert victims.run(folders[0], arguments) == 0
-    assert state(folders[0] / "s") == expected
-    steps = victims.steps(folders[0])
+    # MLflow's tables take seconds to make, so that is done once, after a kill in the middle of it.
+    store = tmp_path / "s"
+    shutil.rmtree(store)
+    assert victims.run(tmp_path, arguments, kill_at=steps.index("CREATE TABLE datasets")) == -signal.SIGKILL
+    assert victims.run(tmp_path, arguments, kill_at=begin) == -signal.SIGKILL
+    shutil.copytree(store, tmp_path / "template")
+    assert victims.run(tmp_path, arguments) == 0
+    assert state(store) == expected
+    steps = victims.steps(tmp_path)
     statements = {"INSERT INTO runs", "INSERT INTO metrics", "UPDATE trials SET"}
     assert statements | {"fsync", "replace", "_delete_folder"} <= set(steps)
-    resumed: dict[int, Path] = {}
-    numbers = places(steps)
-    for first in range(0, len(numbers) + 2, 2):
-        pair = dict(zip(numbers[first:], folders, strict=False))
-        for folder in pair.values():
-            start_over(folder)
-        killed = [victims.start(folder, arguments, kill_at=number) for number, folder in pair.items()]
-        for number, store in resumed.items():  # those of the pair before, while this one is killed
-            assert state(store) == expected, f"killed before step {number}, {steps[number]}"
-        assert [victims.wait(pid) for pid in killed] == [-signal.SIGKILL] * len(pair)
-        going_on = {number: victims.start(folder, arguments) for number, folder in pair.items()}
-        resumed = {}
-        for number, folder in pair.items():
-            assert victims.wait(going_on[number]) == 0, victims.output(folder)
-            shutil.rmtree(folder / "ended", ignore_errors=True)
-            resumed[number] = (folder / "s").rename(folder / "ended")
+
+    shutil.rmtree(store)
+    (tmp_path / "template").rename(store)
+
+    def check(left: Path) -> None:
+        assert state(left) == expected
+
+    check_ends_after_kills(victims, tmp_path, arguments, places(steps), check)
+
+
+def check_ends_after_kills(
+    victims: Victims,
+    folder: Path,
+    arguments: Sequence[object],
+    numbers: Sequence[int],
+    check: Callable[[Path], None],
+) -> None:
+    """Kill a study right before each of some steps; run what is left to its end, and check the store.
+
+    A kill that leaves what one before it left, byte for byte, is not tested again: a new process knows nothing else.
+
+    Args:
+        victims: run the study.
+        folder: with the store `s` from which the study begins.
+        arguments: of the study.
+        numbers: of the steps, ascending.
+        check: is called with each store that has ended.
+    """
+    killed: dict[bytes, tuple[int, Path]] = {}
+    for number, copy in zip(numbers, victims.copies_before(numbers, folder, arguments), strict=True):
+        killed.setdefault(digest(copy), (number, copy))
+    shutil.rmtree(folder / "s")
+    for number, copy in killed.values():
+        print(f"killed before step {number}")
+        copy.rename(folder / "s")
+        assert victims.run(folder, arguments) == 0, victims.output(folder)
+        check(folder / "s")
+        shutil.rmtree(folder / "s")
+
+
+def digest(folder: Path) -> bytes:
+    """Return a hash of all that a folder holds: names and contents."""
+    return hashlib.sha256(repr(sorted(bytes_of(folder).items())).encode()).digest()
 
 
 def test_killed_while_features_are_stored(victims: Victims, small_study: Path, tmp_path: Path) -> None:
@@ -213,12 +235,13 @@ def test_killed_while_features_are_stored(victims: Victims, small_study: Path, t
     begun = steps.index("make_training")
     while_storing = range(begun + 1, steps.index("evaluate") + 1)
     assert [steps[number] for number in while_storing].count("replace") == 4
-    for number in while_storing:
-        start_over()
-        assert victims.run(tmp_path, arguments, kill_at=number) == -signal.SIGKILL
-        assert victims.run(tmp_path, arguments) == 0, victims.output(tmp_path)
-        assert state(store, "feature_extraction") == expected, f"killed before step {number}, {steps[number]}"
+
+    def check(left: Path) -> None:
+        assert state(left, "feature_extraction") == expected
         assert features() == stored
+
+    start_over()
+    check_ends_after_kills(victims, tmp_path, arguments, while_storing, check)
 
 
 @pytest.mark.parametrize("wanted", [8, pytest.param(30, marks=pytest.mark.slow)])
