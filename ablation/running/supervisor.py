@@ -50,7 +50,7 @@ POLL_SECONDS = 1  # between two queries for the trials that are left, at least
 SHARE_OF_POLLS = 0.05  # of the time, at most: the queries are two per Optuna study
 DEATHS_IN_A_ROW = 5  # of one worker, without an epoch of any worker in between: more are no accident
 FIRST_PAUSE = 1.0  # seconds before a worker that died starts again; twice as long after each further death
-LONGEST_PAUSE = 60.0  # of a worker that keeps dying while others train
+LONGEST_PAUSE = 60.0  # between two queries, and of a worker that keeps dying while others train
 LAST_LINES = 15  # of a failed worker's output, shown with its error
 
 
@@ -165,7 +165,7 @@ def run_workers(  # noqa: C901 - one loop
                     progress = look()
                     deaths.note_progress(progress)
                     now = time.monotonic()
-                    next_look = now + (now - began) / SHARE_OF_POLLS
+                    next_look = now + min((now - began) / SHARE_OF_POLLS, LONGEST_PAUSE)
                 for worker in ended:
                     workers.remove(worker)
                     status = worker.process.returncode

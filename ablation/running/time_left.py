@@ -148,9 +148,12 @@ class TimeLeft:
         return costs
 
     def _knows_all_levels(self, runs: Runs) -> bool:
-        """Return whether every level has run in some arm; one that has not may cost a hundred times what others do."""
+        """Return whether every level that still trains has run: it may cost a hundred times what others do."""
         levels = {arm: {(name, repr(level)) for name, level in self.levels[arm].items()} for arm in runs}
-        return set().union(*levels.values()) == set().union(*(levels[arm] for arm in runs if _times(runs[arm])))
+        budget = self.trials_per_arm + self.seeds
+        waiting = [levels[arm] for arm in runs if sum(run.has_ended for run in runs[arm]) < budget]
+        known = [levels[arm] for arm in runs if _times(runs[arm])]
+        return bool(known) and set().union(*waiting) <= set().union(*known)
 
     def _costs_by_levels(self, runs: Runs) -> dict[str, float]:
         """Return arm -> seconds of a trial, the product of its levels' effects, fitted to the arms with known times.

@@ -112,6 +112,22 @@ def test_runs_of_an_earlier_command_give_no_rate_but_costs() -> None:
     assert sum(ends) / 2 == pytest.approx(runs[-1][4] - now, rel=0.2)
 
 
+def test_a_level_of_which_nothing_is_left_need_not_be_known() -> None:
+    """A resumed run's time is unknown, and its arm may never run again."""
+    arms = {"resumed": {"lr_decay": 0.5}, "first": {"lr_decay": 1.0}, "second": {"lr_decay": 1.0}}
+    left = TimeLeft(arms, 1, 0)
+    interrupted = TrialRecord("resumed", 0, None, "interrupted", None, {}, 0, "", "", 9000.0)
+    ended = replace(interrupted, state="finished", value=0.5)
+    first = TrialRecord("first", 0, None, "finished", 0.5, {}, 0, "", "", 60.0)
+    left.update({"resumed": [interrupted], "first": [], "second": []}, 0.0)
+    left.update({"resumed": [ended], "first": [], "second": []}, 30.0)
+    assert left.text(30.0) == ""
+    left.update({"resumed": [ended], "first": [first], "second": []}, 90.0)
+    ends = left.seconds(90.0)
+    assert ends is not None
+    assert ends[0] < 90.0 < ends[1]
+
+
 @pytest.mark.parametrize("jump", [3600.0, 1.8e9, -3600.0])
 def test_a_clock_that_jumps_changes_little(jump: float) -> None:
     """By an hour, or from 1970: in the middle of the third run, and for good."""
