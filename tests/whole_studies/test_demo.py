@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,11 @@ def test_demo_in_small(command: Command, monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "studies").glob("*.toml")))
 def test_every_study_has_a_demo(name: str, tmp_path: Path) -> None:
-    """As the README says it; that of vgg_truncation takes less than three minutes on two cores."""
-    started = time.monotonic()
+    """It ends with a report, and finds what is known; the README says how long that of vgg_truncation takes."""
     done = subprocess.run([sys.executable, "-m", "ablation.study", name, "--demo"],
                           cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     if name == "vgg_truncation":
-        assert time.monotonic() - started < 180
         best = [run.data.metrics["best_val_accuracy"] for run in runs(tmp_path / "mlruns", "vgg_truncation-demo")]
         assert len(best) == 20
         assert max(best) > 0.9
