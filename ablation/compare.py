@@ -8,7 +8,7 @@ from ablation import __version__
 from ablation.base.command_line import patience_option, run_command
 from ablation.base.errors import InputError
 from ablation.spec.reading import check_name
-from ablation.storage.store import find_store
+from ablation.storage.store import find_store_to_write
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,7 +27,7 @@ def cli(names: tuple[str, ...], store_option: str | None, form: str, patience: f
         check_name(name)
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError("which studies? name at least two, each once")
-    store = find_store(store_option)
+    store = find_store_to_write(store_option)
 
     from ablation.base.retries import wait_out
     from ablation.base.terminal import say, say_prose, show_table

@@ -15,14 +15,12 @@ from ablation.base.errors import InputError, NoSuchStudy
 from ablation.base.text import Table, plural
 from ablation.launching.request import Engine, EngineWorker, Launch, launch_label, read_options
 from ablation.spec.files import find_study_file
-from ablation.spec.reading import load_study
 from ablation.spec.study import StudySpec
-from ablation.storage.store import Store, find_store
+from ablation.storage.store import Store, find_store_to_write
 from ablation.study import cli as study_command
 from ablation.study import (
+    load_accepted,
     load_checked,
-    load_custom,
-    load_timm,
     measured_plan,
     name_in_stores,
     show_status,
@@ -95,7 +93,7 @@ def cli(
     if given["workers"] is not None:
         raise InputError("--workers: belongs before --")
     name = name_in_stores(study, given["name"], as_demo=given["as_demo"])
-    store = find_store(given["store_option"])
+    store = find_store_to_write(given["store_option"])
     label = launch_label(name, store)
     try:
         engine = cast(Engine, importlib.import_module(f"ablation.launching.{engine_name}"))
@@ -142,10 +140,9 @@ def check_study(engine_name: str, path: Path, name: str, store: Store, given: Ma
     """
     demo_store = store if given["as_demo"] else None
     overrides = study_overrides(path, demo_store, given["trials"], given["epochs"], given["settings"])
-    if engine_name == "kubernetes":
-        return load_study(path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
     is_try = given["as_demo"] or given["epochs"] is not None
-    return load_checked(path, name, overrides, store, is_try=is_try)
+    load = load_accepted if engine_name == "kubernetes" else load_checked
+    return load(path, name, overrides, store, is_try=is_try)
 
 
 def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from ablation.base.command_line import patience_option, refusing_unreachable_pat
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.spec.reading import check_name
-from ablation.storage.store import find_store
+from ablation.storage.store import find_store_to_write
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,7 +39,7 @@ def cli(
         check_name(name)
     if form is not None and output is not None:
         raise InputError("--output: --format prints to standard output and writes no report")
-    store = find_store(store_option)
+    store = find_store_to_write(store_option)
     with refusing_unreachable_paths():
         _ = store.is_empty
 

@@ -32,7 +32,7 @@ from ablation.running.demo import demo_overrides, needs_pretraining
 from ablation.spec.files import check_images, check_weights_file, find_study_file, study_files, write_new_study
 from ablation.spec.reading import WithoutEffect, check_name, load_study, parse_override, read_study_file
 from ablation.spec.study import StudySpec
-from ablation.storage.store import Store, find_store
+from ablation.storage.store import Store, find_store, find_store_to_write
 
 if TYPE_CHECKING:
     from ablation.planning.forecast import StudyPlan
@@ -130,12 +130,12 @@ def cli(
     if as_new:
         return new_study(study)
     if status_only:
-        show_status(name_in_stores(study, name, as_demo=as_demo), find_store(store_option), patience)
+        show_status(name_in_stores(study, name, as_demo=as_demo), find_store_to_write(store_option), patience)
         return None
     with refusing_unreachable_paths():
         path = find_study_file(study)
     study_name = name_in_stores(study, name, as_demo=as_demo)
-    store = find_store(store_option)
+    store = find_store_to_write(store_option)
     overrides = study_overrides(path, store if as_demo else None, trials, epochs, settings)
     as_worker = WORKER_VARIABLE in os.environ
     report = None if as_worker else show_line  # the first process has shown the lines
@@ -157,7 +157,7 @@ def cli(
     if system_metrics:
         check_system_metrics()
     if check_only:
-        return check_study(spec, store, path)
+        return check_study(spec, store, path, is_begun=is_in_store(store, study_name))
     if plan_only:
         return show_plan(spec, store, device, feature_limit)
     text = path.read_text(encoding="utf-8")
@@ -210,26 +210,43 @@ def load_checked(
 ) -> StudySpec:
     """Load a study file; check that the store can be written and that weights and images are there.
 
+    Raises:
+        InputError: something is wrong; names it.
+    """
+    with refusing_unreachable_paths():
+        store.check_writable()
+        spec = load_accepted(path, name, overrides, store, report, is_try=is_try)
+        if not needs_pretraining(spec, store):
+            check_weights_file(spec)
+        check_images(spec.data)
+    return spec
+
+
+def load_accepted(
+    path: Path,
+    name: str,
+    overrides: list[tuple[list[str], Any]],
+    store: Store,
+    report: Callable[[str], None] | None = None,
+    *,
+    is_try: bool = False,
+) -> StudySpec:
+    """Load a study file as every worker does, whether or not its weights and images are on this machine.
+
     What `check_effects` finds is refused, but not with `--demo` or `--epochs` (`is_try`), nor in a study that the store
     has: earlier versions accepted more.
 
     Raises:
         InputError: something is wrong; names it.
     """
-    with refusing_unreachable_paths():
-        store.check_writable()
-        try:
-            spec = load_study(
-                path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
-            )
-        except WithoutEffect as error:
-            if not (is_try or is_in_store(store, name)):
-                raise
-            spec = error.spec
-        if not needs_pretraining(spec, store):
-            check_weights_file(spec)
-        check_images(spec.data)
-    return spec
+    try:
+        return load_study(
+            path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
+        )
+    except WithoutEffect as error:
+        if not (is_try or is_in_store(store, name)):
+            raise
+        return error.spec
 
 
 def is_in_store(store: Store, study: str) -> bool:

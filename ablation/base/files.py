@@ -92,11 +92,12 @@ def temporary_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield the path of a temporary file for the body to write; it becomes `path` if the body raises nothing.
 
     A reader of `path` sees the old file or the complete new one, whatever crashes. Several processes and threads may
-    write `path` at once: each has a temporary file of its own, in the same folder, and the last one to finish wins.
+    write `path` at once: each has a temporary file of its own, in the same folder, and the last one to finish wins;
+    with `keep` the first one: a file that is there stays as it is.
 
     Raises:
         OSError: the folder cannot be made or written, or the disk is full.
@@ -107,7 +108,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary, os.O_RDWR)  # Windows refuses to sync a file that is open for reading only
-        temporary.replace(path)
+        if keep:
+            _move_unless_there(temporary, path)
+        else:
+            temporary.replace(path)
         if os.name == "posix":  # elsewhere a folder cannot be opened
             _sync(path.parent, os.O_RDONLY)
     except BaseException:
@@ -116,14 +120,24 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def _move_unless_there(temporary: Path, path: Path) -> None:
+    """Move a temporary file to its place unless a file is there; unlike a test before, a link leaves no gap."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError:  # a file is there, or the folder has no links, as on some network drives
+        if not path.exists():
+            temporary.replace(path)
+    temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes, *, keep: bool = False) -> None:
     """Write a file, and its folder where it is missing; see `replacing`.
 
     Raises:
         StoreError: the disk is full, or cannot be written.
     """
     try:
-        with replacing(path) as temporary:
+        with replacing(path, keep=keep) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise StoreError(f"{path.parent} cannot be written ({error.strerror})") from None
@@ -152,13 +166,6 @@ def ensure_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise StoreError(f"{folder} cannot be written ({error.strerror})") from None
-
-
-def umask() -> int:
-    """Return this process's umask, which can be read only by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _writer() -> str:

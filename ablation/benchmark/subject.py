@@ -1,16 +1,18 @@
 """The device, images and weights of the measurements, and repeated measurements."""
 
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from ablation.base.device import select_device
 from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation, to_device
-from ablation.data.reading import load_split, measure_data, split_seed
+from ablation.data.reading import list_images, load_split, split_seed
 from ablation.networks.blocks import build_blocks, initialise_blocks, torchvision_tensors
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import Weights, check_layers, read_weights
@@ -33,6 +35,7 @@ class Subject:
         weights_file: path of the weights, for a study.
         data: the images, for a study.
         repeats: number of repeats of each measurement.
+        fewest_images: the smallest `data.limit` that leaves two images of every class, which studies need.
     """
 
     device: torch.device
@@ -43,6 +46,7 @@ class Subject:
     weights_file: str
     data: Data
     repeats: int
+    fewest_images: int
 
     @property
     def normalisation(self) -> Normalisation:
@@ -75,7 +79,8 @@ def load_subject(
     Args:
         images: an image folder; scikit-learn's digits by default.
         weights: a file; by default random weights, which are written to `folder`.
-        limit: number of training images, before the validation split; fewer where there are fewer.
+        limit: number of training images, before the validation split; fewer where there are fewer, more where a rare
+            class would have fewer than two.
         device_name: auto, cpu, cuda, cuda:N or mps.
         repeats: number of repeats of each measurement.
         folder: for temporary files.
@@ -89,7 +94,10 @@ def load_subject(
         initialise_blocks(blocks, "vgg16", None, generator("bench"))
         save_file(torchvision_tensors(blocks, "vgg16"), weights, {"architecture": "vgg16"})
     data = Data(source="imagefolder", root=images) if images else Data(source="digits")
-    data = data.model_copy(update={"limit": min(limit, measure_data(data).train)})
+    labels_N = list_images(data).train_labels_N
+    _, counts_K = np.unique(labels_N, return_counts=True)
+    fewest_images = math.ceil(2 * len(labels_N) / counts_K.min())  # classes keep their shares
+    data = data.model_copy(update={"limit": min(max(limit, fewest_images), len(labels_N))})
     arrays, split = load_split(data, split_seed(0))
     device = select_device(device_name)
     train_images, val_images = (
@@ -98,7 +106,8 @@ def load_subject(
     )
     pretrained = read_weights("vgg16", weights)
     check_layers(pretrained, weights, "vgg16", {"block3"})
-    return Subject(device, train_images, val_images, len(arrays.classes), pretrained, weights, data, repeats)
+    classes = len(arrays.classes)
+    return Subject(device, train_images, val_images, classes, pretrained, weights, data, repeats, fewest_images)
 
 
 def network(subject: Subject, cut: str, head_width: int = HEAD_WIDTH, seed: int = 0) -> TransferModel:
@@ -116,6 +125,6 @@ def first_images(subject: Subject, cpu: int, gpu: int) -> Images:
 
 
 def few_images_limit(subject: Subject) -> int:
-    """Return a small `data.limit` that leaves two validation images of every class."""
+    """Return a small `data.limit` that leaves two images of every class: for validation, if classes are of one size."""
     available = len(subject.train_images) + len(subject.val_images)
-    return min(available, max(100, 20 * subject.classes))
+    return min(available, max(100, 20 * subject.classes, subject.fewest_images))

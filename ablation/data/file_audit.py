@@ -34,7 +34,8 @@ def audit_files(
 ) -> FileAudit:
     """Decode all files, or read what was found the last time, unless one has changed.
 
-    What was found is not kept where the system failed to read a file: a permission may be given, a disk may recover.
+    Faults of the system are not kept: a permission may be given, a disk may recover. Only these files are
+    decoded again.
 
     Args:
         files: paths and statuses.
@@ -48,28 +49,33 @@ def audit_files(
         fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     folder = cache_folder()
     place = None if folder is None else folder / f"audit-{fingerprint.hexdigest()[:32]}.json"
+    digests: list[str | None] = [None] * len(files)
+    faults: dict[int, str] = {}
     if place is not None:
         with suppress(OSError, ValueError, KeyError, AttributeError):
             stored = json.loads(place.read_text(encoding="utf-8"))
-            return FileAudit(stored["digests"], {int(number): reason for number, reason in stored["faults"].items()})
-    faults: dict[int, str] = {}
-    passing: list[int] = []  # of the faults: the system's, which may be gone the next time
+            digests, faults = stored["digests"], {int(number): reason for number, reason in stored["faults"].items()}
+    unknown = [number for number, digest in enumerate(digests) if digest is None and number not in faults]
+    if not unknown:
+        return FileAudit(digests, faults)
+    of_system: dict[int, str] = {}  # faults that may be gone the next time
 
-    def digest(number: int) -> np.ndarray:
+    def digest_of_unknown(which: int) -> np.ndarray:
+        number = unknown[which]
         try:
             pixels_HWC = decode_file(files[number][0], data.image_size, version, data.resize, open_image)
-        except Exception as error:  # Pillow raises many kinds for broken files
-            faults[number] = fault(error)
-            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-                passing.append(number)  # Pillow's own errors have no number
+        except Exception as error:  # Pillow raises many kinds for broken files; its own errors have no `errno`
+            is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+            (of_system if is_of_system else faults)[number] = fault(error)
             return np.frombuffer(b"", np.uint8)
         return np.frombuffer(bytes.fromhex(pixel_digest(pixels_HWC)), np.uint8)
 
-    found = decode_images([path for path, _ in files], digest, track, "Looking at all images")
-    digests = [each.tobytes().hex() or None for each in found]
-    if place is not None and not passing:
+    found = decode_images([files[number][0] for number in unknown], digest_of_unknown, track, "Looking at all images")
+    for number, found_digest in zip(unknown, found, strict=True):
+        digests[number] = found_digest.tobytes().hex() or None
+    if place is not None and len(of_system) < len(unknown):
         with suppress(OSError, StoreError):
             place.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"digests": digests, "faults": faults})
             write_atomically(place, text.encode())
-    return FileAudit(digests, faults)
+    return FileAudit(digests, faults | of_system)

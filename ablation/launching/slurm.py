@@ -17,8 +17,10 @@ OWN = (
     "array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "chdir", "wrap", "ntasks", "nodes",
     "wait",
 )  # fmt: skip
-SIGNAL = re.compile(r"R?B:(SIG)?(INT|TERM|HUP|USR1|USR2|XCPU)(@\d+)?")  # those to the script, which it passes on
+# Signals to the script, which it passes on: by name, or by Linux's number.
+SIGNAL = re.compile(r"R?B:((SIG)?(INT|TERM|HUP|USR1|USR2|XCPU)|1|2|10|12|15|24)(@\d+)?", re.ASCII | re.IGNORECASE)
 SIGNAL_AHEAD = 30  # seconds between the end of a worker's grace period and the time limit: SLURM's clock is coarse
+OTHER_CLUSTER = "set SLURM_CLUSTERS instead, for --status and --cancel, too"
 TEMPLATE = Path(__file__).with_name("slurm_array.sh")
 
 
@@ -26,7 +28,8 @@ def compose(launch: Launch) -> str:
     """Return the script of the job array.
 
     Raises:
-        InputError: an option would lose workers or their output, or a path contains a sign that SLURM would replace.
+        InputError: an option or a variable would lose workers or their output, or a path contains a sign that SLURM
+            would replace.
     """
     options = _options(launch)
     if (sign := re.search(r"[^\w./+=:,@-]", str(launch.folder))) is not None:  # to SLURM or to the shell it means more
@@ -45,9 +48,12 @@ def compose(launch: Launch) -> str:
 
 def _options(launch: Launch) -> dict[str, str]:
     """Return the options of `sbatch`: the launch's own, then the user's."""
-    refuse_options(launch.options, OWN, "slurm")
+    others = {name: value for name, value in launch.options.items() if name != "signal"}
+    refuse_options(others, (*OWN, "signal"), "slurm")  # an abbreviation of `signal` would escape the check below
     if {"cluster", "clusters"} & launch.options.keys():
-        raise InputError("--engine-option: clusters: set SLURM_CLUSTERS instead, for --status and --cancel, too")
+        raise InputError(f"--engine-option: clusters: {OTHER_CLUSTER}")
+    if "SBATCH_CLUSTERS" in os.environ:
+        raise InputError(f"SBATCH_CLUSTERS: {OTHER_CLUSTER}")
     own = {
         "job-name": launch.label,
         "array": f"1-{launch.workers or 1}",
@@ -82,7 +88,7 @@ def submit(launch: Launch) -> str:
     options = [f"--{name}={value}" if value else f"--{name}" for name, value in _options(launch).items()]
     try:
         said = call("sbatch", "--parsable", *options, str(script))
-        if (job := re.search(r"^\d+", said, re.MULTILINE)) is None:
+        if not (jobs := re.findall(r"^(\d+)(?:;\S*)?\s*$", said, re.MULTILINE)):  # a site may say more
             raise InputError(f"sbatch: submitted no job; it said {one_line(said.strip())!r}")
     except NoAnswer as error:
         raise NoAnswer(f"{error}; the job may be queued all the same: --status shows it") from None
@@ -93,7 +99,7 @@ def submit(launch: Launch) -> str:
             write_atomically(script, before)
         raise
     count = plural(launch.workers or 1, "worker")
-    return f"{count} submitted to SLURM as job {job[0]}; output: {launch.folder}/{job[0]}_*.log"
+    return f"{count} submitted to SLURM as job {jobs[-1]}; output: {launch.folder}/{jobs[-1]}_*.log"
 
 
 def cancel(label: str, options: Mapping[str, str]) -> list[str]:
@@ -109,7 +115,8 @@ def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:
     fields = "%i|%T|%N|%S|%V|%r"  # id, state, nodes, start, submission, reason
     lines = call("squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--name={label}",
                  f"--format={fields}", "--sort=i").splitlines()  # fmt: skip
-    return [_worker(*line.split("|", 5)) for line in lines]
+    # With SLURM_CLUSTERS, other lines name the clusters.
+    return [_worker(*line.split("|", 5)) for line in lines if "|" in line]
 
 
 def _worker(task: str, state: str, nodes: str, start: str, submission: str, reason: str) -> EngineWorker:

@@ -5,7 +5,7 @@
 # finds the study finished (exit status 0) or refused (2) ends the tasks that still wait.
 {directives}
 
-unset ${{!SQUEUE_@}} ${{!SCANCEL_@}} # they would hide tasks from the commands below
+unset ${{!SQUEUE_@}} ${{!SCANCEL_@}} SLURM_CLUSTERS # they would hide this cluster's tasks from the commands below
 task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 export ABLATION_JOB="$task" # --status shows it beside the trial
 echo "task $task on $(hostname), start number ${{SLURM_RESTART_COUNT:-0}}, $(date --iso-8601=seconds)"

@@ -16,6 +16,7 @@ import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
 
+from ablation.base.device import is_out_of_memory
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line, nearest
@@ -122,7 +123,8 @@ def _weights(backbone: str, named: str, tensors: dict[str, torch.Tensor], mean: 
     for key in tensors:
         if key not in known and not is_custom(backbone):  # whose other tensors are unknown
             raise InputError(f"backbone.weights: {named}: {key} does not belong to {backbone}: another architecture")
-    kept = {key: _array(named, key, tensor) for key, tensor in tensors.items() if key in expected}
+    # Popped, so that the weights are not in memory twice.
+    kept = {key: _array(named, key, tensors.pop(key)) for key in list(tensors) if key in expected}
     if not kept:
         raise InputError(f"backbone.weights: {named}: has none of {backbone}'s tensors, such as {next(iter(expected))}")
     if is_timm(backbone):
@@ -149,7 +151,9 @@ def _array(named: str, key: str, tensor: torch.Tensor) -> np.ndarray:
             raise TypeError
         numbers = tensor.detach()
         return np.array((numbers.float() if numbers.is_floating_point() else numbers).numpy(), order="C")
-    except (TypeError, RuntimeError):
+    except (TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         kind = f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
         raise InputError(
             f"backbone.weights: {named}: {key} ({kind}) cannot be read as float32; save it as dense real numbers"

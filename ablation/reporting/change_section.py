@@ -1,7 +1,7 @@
 """Where the networks changed: a heat map of blocks against arms for each measure."""
 
 from collections.abc import Mapping
-from math import isfinite
+from math import isfinite, nan
 from statistics import fmean
 
 from ablation.analysis.results import ArmResult, StudyResult
@@ -16,8 +16,8 @@ MEASURES: dict[str, tuple[str, str]] = {  # metric -> title, what it is
     ),
     "mean_relative_gradient_norm": (
         "How large the gradients were",
-        "The norm of a block's gradients over that of its weights, averaged over the last steps of all epochs. A block "
-        "that asks for a large change has a large value (Lee et al., 2023).",
+        "The norm of a block's gradients over that of its weights at the last step of an epoch, averaged over the "
+        "epochs in which it is finite. A block that asks for a large change has a large value (Lee et al., 2023).",
     ),
     "similarity_to_start": (
         "How similar the features stayed",
@@ -33,7 +33,10 @@ def change_blocks(result: StudyResult) -> list[Block]:
     rows = {arm.arm.name: arm_changes(arm) for arm in result.arms if arm.drawn_runs}
     if not any(run.changes.get("distance_moved") for arm in result.arms for run in arm.drawn_runs):
         return []
-    about = "Means over the confirmation runs of each arm, or its best trial. Blocks that are cut off have no value."
+    about = (
+        "Means over the confirmation runs of each arm, or its best trial; values that are not finite are left out. "
+        "Blocks that are cut off have no value."
+    )
     names = {name for measures in rows.values() for values in measures.values() for name in values}
     blocks = [name for name in block_names(result.spec.backbone.name) if name in names]
     maps = [
@@ -43,7 +46,11 @@ def change_blocks(result: StudyResult) -> list[Block]:
 
 
 def arm_changes(arm: ArmResult) -> dict[str, dict[str, float]]:
-    """Return each measure by name, with the mean over the arm's runs for each block that is kept."""
+    """Return each measure by name, with the mean over the arm's runs for each block that is kept.
+
+    Runs without a finite value are left out: one gradient that overflows must not hide those of all others. NaN if
+    there is no other.
+    """
     changes: dict[str, dict[str, float]] = {}
     for measure, of_frozen in OF_FROZEN_BLOCKS.items():
         values: dict[str, list[float]] = {}
@@ -51,7 +58,9 @@ def arm_changes(arm: ArmResult) -> dict[str, dict[str, float]]:
             spec = run.spec
             for block in block_names(spec.backbone)[: kept_blocks(spec.backbone, spec.truncate_at)]:
                 values.setdefault(block, []).append(run.changes.get(measure, {}).get(block, of_frozen))
-        changes[measure] = {block: fmean(of_runs) for block, of_runs in values.items()}
+        changes[measure] = {
+            block: fmean([value for value in of_runs if isfinite(value)] or [nan]) for block, of_runs in values.items()
+        }
     return changes
 
 
@@ -60,7 +69,7 @@ def _heat_map(measure: str, rows: Mapping[str, Mapping[str, float]], blocks: lis
     cells = [
         [arm, *(f"{values[block]:.3g}" if block in values else "-" for block in blocks)] for arm, values in rows.items()
     ]
-    # A gradient can overflow in a finite epoch, and older versions stored NaN for the features of a dead network.
+    # A gradient can overflow in every epoch, and older versions stored NaN for the features of a dead network.
     finite = [value for values in rows.values() for value in values.values() if isfinite(value)]
     largest = max(finite, default=0.0) or 1.0
     shades = [

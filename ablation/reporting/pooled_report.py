@@ -63,8 +63,8 @@ def write_pooled_report(store: Store, names: Sequence[str], output: Path | None 
         output: a folder, created if needed; `reports/NAME-1+NAME-2` in the store by default.
 
     Raises:
-        InputError: as `read_repeats`; `output` is a file; or it is needed: the store cannot be written, the umask would
-            keep the report from the group whose store it is, or the names are too long for a folder.
+        InputError: as `read_repeats`; `output` is a file; or it is needed: the store cannot be written, or the names
+            are too long for a folder.
         StoreAway: the tracking server does not answer.
         StoreError: the folder or MLflow's store cannot be written.
     """
@@ -75,8 +75,6 @@ def write_pooled_report(store: Store, names: Sequence[str], output: Path | None 
     if output is None and (store.is_read_only or len(name) > LONGEST_NAME):
         reason = f"{store.root} cannot be written" if store.is_read_only else "the names make too long a name of one"
         raise InputError(f"--output: name a folder for the report, because {reason}")
-    if output is None:
-        store.check_umask()
     results = read_repeats(store, names)
     ensure_writable(folder)
     report = build_pooled_report(analyse_pooled([record_look(store, result) for result in results]), folder)

@@ -106,8 +106,7 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
 
     Raises:
         InputError: there is no such study, it has no finished trial, another version made it, `output` is a file, or
-            the store cannot be written and there is no `output`, or the umask would keep the report from the group
-            whose store it is.
+            the store cannot be written and there is no `output`.
         StoreAway: the tracking server does not answer.
         StoreError: the folder or MLflow's store cannot be written.
     """
@@ -116,8 +115,6 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
         raise InputError(f"--output: {folder} is not a folder")
     if output is None and store.is_read_only:
         raise InputError(f"--output: name a folder for the report, because {store.root} cannot be written")
-    if not store.is_read_only:
-        store.check_umask()
     result = read_results(store, name)
     ensure_writable(folder)
     result = record_look(store, result)

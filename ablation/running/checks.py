@@ -30,8 +30,14 @@ SAMPLED_FILES = 50
 FEWEST_PER_CLASS = 5  # training images; few-shot learning begins with one to five, where other methods are used
 
 
-def check_study(spec: StudySpec, store: Store, path: Path) -> None:
+def check_study(spec: StudySpec, store: Store, path: Path, *, is_begun: bool) -> None:
     """Read the study's images and weights as well, then print that the study can run; download nothing.
+
+    Args:
+        spec: the study.
+        store: where its results go.
+        path: of its file.
+        is_begun: see `load_images_and_split`.
 
     Raises:
         InputError: the images or the weights cannot be used.
@@ -47,7 +53,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
         load_weights(spec)
     size = measure_data(spec.data)
     if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
-        images, _ = load_images_and_split(spec, 1, DECODING_VERSION)
+        images, _ = load_images_and_split(spec, 1, DECODING_VERSION, is_begun=is_begun)
         if images.reading:
             say(images.reading)
     trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.runs)
@@ -170,9 +176,7 @@ def load_weights(spec: StudySpec) -> Weights | None:
     return weights
 
 
-def load_images_and_split(
-    spec: StudySpec, processes: int, decoding: int, *, is_begun: bool = False
-) -> tuple[ImageSet, Split]:
+def load_images_and_split(spec: StudySpec, processes: int, decoding: int, *, is_begun: bool) -> tuple[ImageSet, Split]:
     """Read the images and split them.
 
     Args:

@@ -26,8 +26,8 @@ def pretrain_demo_network(path: Path, backbone: str) -> None:
     """Pretrain a narrow VGG-16 on the digits 0-4 and write its weights; takes a few seconds on a CPU.
 
     One thread computes: the order of sums depends on the number of threads, and the weights' digest identifies a study,
-    so that machines with other numbers of cores could not share it. Kinds of CPU still differ, so that a file is kept
-    which another machine has written meanwhile to a shared folder.
+    so that machines with other numbers of cores could not share it. Kinds of CPU still differ, so that of machines
+    which pretrain at the same time for a shared folder, the first one's file is kept.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -35,8 +35,7 @@ def pretrain_demo_network(path: Path, backbone: str) -> None:
         pretrained = _pretrained(backbone)
     finally:
         torch.set_num_threads(threads)
-    if not path.exists():
-        write_atomically(path, pretrained)
+    write_atomically(path, pretrained, keep=True)
 
 
 def _pretrained(backbone: str) -> bytes:

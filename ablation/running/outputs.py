@@ -20,7 +20,7 @@ from ablation.networks.custom_backbone import load_custom_backbone
 from ablation.networks.timm_backbones import load_timm_backbone
 from ablation.networks.transfer_model import TransferModel, initialise
 from ablation.networks.weights import read_weights
-from ablation.running.workbench import Workbench, make_model, training_sources
+from ablation.running.workbench import Workbench, make_model
 from ablation.search.claims import Claim
 from ablation.spec.architectures import function_name, is_custom, is_timm
 from ablation.spec.parameters import STRATEGIES
@@ -39,9 +39,12 @@ from ablation.training.evaluation import (
     predict,
 )
 from ablation.training.representation import mean_gradient_norms, similarities_to_start
+from ablation.training.sources import Source
 
 
-def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
+def record_best(
+    workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training, val_source: Source
+) -> None:
     """Log the best epoch's metrics, its checkpoint, and how far its features are from where they started."""
     path = claim.folder / Path(CHECKPOINT_FILE).name
     save_best(path, training, spec, workbench.classes, workbench.normalisation)
@@ -54,7 +57,6 @@ def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
         "trained_parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
         "training_seconds": sum(images / metrics.images_per_second for metrics in training.history),
     }
-    _, val_source = training_sources(training, spec, workbench)
     similarities = similarities_to_start(training, val_source, spec.precision)
     values |= {f"similarity_to_start/{block}": similarity for block, similarity in similarities.items()}
     norms = mean_gradient_norms(training.history)
@@ -62,7 +64,9 @@ def record_best(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
     run.log_result(values, best.timestamp, path)
 
 
-def record_test(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training) -> None:
+def record_test(
+    workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialRun, training: Training, val_source: Source
+) -> None:
     """Evaluate the best epoch on the test split; log the metrics, the model's predictions, and what one costs.
 
     After a crash, predictions that are already in the trial's folder are used, so that the evaluation happens once.
@@ -70,7 +74,7 @@ def record_test(workbench: Workbench, claim: Claim, spec: TrialSpec, run: TrialR
     path = claim.folder / Path(PREDICTIONS_FILE).name
     model = tensors_digest(training.best_tensors.items())
     if not _predictions_are_of(path, model):
-        _save_predictions(path, model, workbench, spec, training)
+        _save_predictions(path, model, workbench, spec, training, val_source)
     tensors, metadata = _read_tensors(path)
     labels_N, predicted_N = tensors["labels"].long().numpy(), tensors["predicted"].long().numpy()
     balanced_accuracy, macro_f1 = balanced_accuracy_and_macro_f1(labels_N, predicted_N, len(workbench.classes))
@@ -110,16 +114,18 @@ def _inference_cost(workbench: Workbench, spec: TrialSpec, training: Training) -
     return {"inference_operations": float(operations), "inference_seconds": seconds}
 
 
-def _save_predictions(path: Path, model: str, workbench: Workbench, spec: TrialSpec, training: Training) -> None:
+def _save_predictions(
+    path: Path, model: str, workbench: Workbench, spec: TrialSpec, training: Training, val_source: Source
+) -> None:
     labels_N = workbench.test_labels_N
     all_N = np.arange(len(labels_N))
     load_tensors(training.model, training.best_tensors)
     images = to_device(workbench.test_images_NHWC, labels_N, all_N, workbench.device)
     frozen = replace(training.frozen, precision="float32")
     with exact_float32():  # so that the champion computes the same on every device
-        logits_NK = predict(training.model, workbench.features.source(images, frozen, "none"), "float32").cpu()
+        source = workbench.features.source(images, frozen, "none", beside=val_source)
+        logits_NK = predict(training.model, source, "float32").cpu()
     val = workbench.images_of(spec)
-    _, val_source = training_sources(training, spec, workbench)
     val_logits_NK = predict(training.model, val_source, spec.precision).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
     val_labels_N = val.val.labels_N.cpu()

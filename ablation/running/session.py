@@ -47,7 +47,7 @@ from ablation.spec.looks import most_seeds_of_arms, seeds_of_arms
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import Locks, open_locks, study_lock
 from ablation.storage.store import Store
-from ablation.tracking.client import RunStatus, check_experiment, open_client
+from ablation.tracking.client import STUDY_JSON, RunStatus, check_experiment, open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.trial_run import TrialRun
 
@@ -137,9 +137,9 @@ def _check_begun(spec: StudySpec, store: Store) -> int | None:
     with brief_storage(store) as storage:
         if storage is None:
             return None
-        content = stored_content(storage, spec.name)
-        is_registered = (content or {}).get("preregister", False)
-        if spec.preregister and not is_registered and has_trials(storage, spec.name):
+        is_late = spec.preregister and has_trials(storage, spec.name)
+        content = stored_content(storage, spec.name)  # after that: until the first trial, it may be replaced
+        if is_late and not (content or {}).get("preregister", False):
             raise InputError(
                 f"preregister: study {spec.name!r} has trials already, and a registration comes before the first; "
                 "register it as a study of its own, with --name"
@@ -167,6 +167,7 @@ def open_stores(
 
     Raises:
         InputError: another study of the same name is in the store, or a store cannot be opened.
+        StoreAway: a server does not answer.
     """
     preferred = _preferred_precision(spec, options)
     own_weights = demo_weights_path(store, spec.backbone.name) if is_demo(spec, store) else None
@@ -194,10 +195,21 @@ def open_stores(
             check(storage)
             studies = create_arms(storage, spec, content, tracker.key, keys)
         told = 0 if is_worker else tell_ended(spec, studies, locks, tracker)
+        if told:
+            say(f"Optuna's database lacked {plural(told, 'trial')} that MLflow has: it has been told.")
+        ensure_locked(locks, spec.name)
         precision = settle_precision(storage, spec.name, studies, preferred)
-    if told:
-        say(f"Optuna's database lacked {plural(told, 'trial')} that MLflow has: it has been told.")
     return locks, studies, tracker, precision
+
+
+def ensure_locked(locks: Locks, study: str) -> None:
+    """Check that this process still holds a study's lock.
+
+    Raises:
+        StoreAway: it was lost with its connection, so that another process may be at work on what it guards.
+    """
+    if not locks.is_held(study_lock(study)):
+        raise StoreAway("Optuna's database does not answer (the connection broke that held the study's lock)")
 
 
 def deliver(session: Session) -> None:
@@ -253,7 +265,7 @@ def show_progress(session: Session, progress: StudyView) -> None:
 
 def run_files(session: Session) -> dict[str, str]:
     """Return the files that every run keeps: the study file, and its content with overrides and defaults."""
-    return {"study.toml": session.options.file_text, "study.json": session.spec.model_dump_json(indent=2)}
+    return {"study.toml": session.options.file_text, STUDY_JSON: session.spec.model_dump_json(indent=2)}
 
 
 def summary_key(session: Session) -> str:

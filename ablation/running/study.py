@@ -4,6 +4,7 @@ import shlex
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 from ablation import __version__
@@ -24,7 +25,14 @@ from ablation.running.mlflow_pages import begin_pages, conclude_pages
 from ablation.running.options import RunOptions, worker_devices
 from ablation.running.registration import seal
 from ablation.running.repair import Difference, difference_texts, find_differences, mend, restore_deleted
-from ablation.running.session import Session, deliver_and_reconcile, open_session, run_files, summary_key
+from ablation.running.session import (
+    Session,
+    deliver_and_reconcile,
+    ensure_locked,
+    open_session,
+    run_files,
+    summary_key,
+)
 from ablation.running.supervisor import supervise_workers
 from ablation.running.worker import work_until_done
 from ablation.search.status import status_table, trial_records
@@ -185,13 +193,6 @@ def failure_text(reasons: list[str]) -> str:
     return f"every trial failed; {advice}"
 
 
-class LockLost(StoreAway):
-    """The connection that held a study's lock broke while its report or champion was written."""
-
-    def __init__(self) -> None:
-        super().__init__("Optuna's database does not answer (the connection broke that held the study's lock)")
-
-
 def _report_and_register(session: Session) -> Report | None:
     """Write the report and register the champion; return None, and say why, where there is nothing to report.
 
@@ -199,12 +200,8 @@ def _report_and_register(session: Session) -> Report | None:
         StoreAway: a server does not answer, or the lock was lost, so that another process may have done all this.
     """
     spec, store, locks = session.spec, session.store, session.locks
-
-    def ensure_held() -> None:
-        if not locks.is_held(study_lock(spec.name)):
-            raise LockLost
-
-    with locks.exclusive(study_lock(spec.name)), guarded(ensure_held):  # of two processes, the later one knows more
+    guard = partial(ensure_locked, locks, spec.name)
+    with locks.exclusive(study_lock(spec.name)), guarded(guard):  # of two processes, the later one knows more
         try:
             report = write_report(store, spec.name)
         except NothingFinished as nothing:

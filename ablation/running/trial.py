@@ -49,9 +49,10 @@ from ablation.training.checkpoint import (
     resume_checkpoints,
     save_resume_checkpoint,
 )
-from ablation.training.compiler import release_compiled
+from ablation.training.compiler import has_compiled, release_compiled
 from ablation.training.loop import Diverged, train
 from ablation.training.schedule import is_over
+from ablation.training.sources import Source
 
 CHECKPOINT_SECONDS = 15  # after a crash, at most this much work or one epoch is repeated
 logger = logging.getLogger(__name__)
@@ -229,6 +230,9 @@ def _train_and_record(
 ) -> Outcome:
     training: Training | None = None
     epochs: Iterator[EpochMetrics] | None = None
+    val_source: Source | None = None
+    # torch.compile's modes with CUDA graphs keep the memory of those of earlier trials.
+    had_compiled = has_compiled() and spec.compile not in ("none", "default")
     prunes = claim.ended == "pruned" or (workbench.study.search.pruner != "none" and spec.confirms is None)
     try:
         training = make_training(spec, workbench)
@@ -241,7 +245,9 @@ def _train_and_record(
             return _pruned(spec, training)
         try:
             # Features are computed here, which nothing waits for.
-            epochs = train(training, *training_sources(training, spec, workbench), training_settings(spec))
+            train_source, val_source = training_sources(training, spec, workbench)
+            epochs = train(training, train_source, val_source, training_settings(spec))
+            del train_source  # it ends with the epochs
             with paused_at_checks():
                 for metrics in epochs:
                     on_epoch(spec, metrics)
@@ -262,9 +268,9 @@ def _train_and_record(
             wait_out(partial(_log, claim, run, training), workbench.patience)
             return Outcome("failed", None, str(error))
         wait_out(partial(_log, claim, run, training), workbench.patience)
-        record_best(workbench, claim, spec, run, training)
+        record_best(workbench, claim, spec, run, training, val_source)
         if spec.confirms is not None:
-            record_test(workbench, claim, spec, run, training)
+            record_test(workbench, claim, spec, run, training, val_source)
         return Outcome("finished", training.best.value(spec.goal))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -272,10 +278,9 @@ def _train_and_record(
         reason = f"out of memory on {workbench.device}: {first_line(error)}"
     # Outside the handler, where the traceback no longer keeps the frames with their tensors.
     had_graph = training is not None and training.has_graph
-    training = epochs = None  # a generator that is not at its end keeps its network
+    training = epochs = val_source = None  # a generator that is not at its end keeps its network
     had_features = workbench.features.release_device()
-    # torch.compile's modes with CUDA graphs keep the memory of those of earlier trials.
-    had_compiled = release_compiled() and may_capture and spec.compile not in ("none", "default")
+    release_compiled()
     free_memory(workbench.device)
     wait_out(lambda: ensure_held(claim), workbench.patience)
     if not had_features and (had_graph or had_compiled):

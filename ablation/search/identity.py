@@ -39,38 +39,52 @@ def check_identity(
         is_begun: whether another process has begun the study, so that the check applies even if there is no trial yet.
         own_weights: the file of a demo's weights, which each machine pretrains. Those of another kind of CPU differ,
             and are refused even if there is no trial yet: the machine that has begun the study is about to make one.
+            A demo may change its network until then.
 
     Raises:
         InputError: names the changed fields, and a name under which the variant can run.
     """
-    compared = {}
-    for name, arm in stored_arms(storage, study, confirmation=False).items():
-        old_content = arm.get("content", {})
-        if own_weights is not None and any(field == WEIGHTS for field, *_ in differences(old_content, content)):
+
+    def stored_contents() -> dict[str, dict[str, Any]]:
+        arms = stored_arms(storage, study, confirmation=False)
+        return {name: arm.get("content", {}) for name, arm in arms.items()}
+
+    contents = stored_contents()
+    for old_content in contents.values():
+        fields = [field for field, *_ in differences(old_content, content)]
+        if own_weights is not None and WEIGHTS in fields and "backbone.name" not in fields:
             raise InputError(
-                f"study {study!r} was begun with another machine's pretrained network, whose weights this kind of CPU "
-                f"does not reproduce: copy {own_weights.parent.name}/{own_weights.name} from that machine's store to "
+                f"study {study!r} was begun with another pretrained network (of another kind of CPU, or of an older "
+                f"version): copy {own_weights.parent.name}/{own_weights.name} from the store in which it was begun to "
                 f"{own_weights}, or run a study without --demo"
             )
-        compared[name] = (content_changes(old_content, content, ignored), changed_declarations(old_content, content))
     # Trials are asked for only where something differs: that takes seconds in a study with a hundred arms.
-    is_confirmed = any(declared for _, declared in compared.values()) and any(
+    is_declared = any(changed_declarations(old_content, content) for old_content in contents.values())
+    is_confirmed = is_declared and any(
         has_begun(storage, name) for name in stored_arms(storage, study, confirmation=True)
     )
-    for name, (fields, declared) in compared.items():
-        changes = [*fields, *(declared if is_confirmed else [])]
-        if changes and (is_begun or has_begun(storage, name)):
+
+    def changes(old_content: dict[str, Any]) -> list[str]:
+        declared = changed_declarations(old_content, content) if is_confirmed else []
+        return [*content_changes(old_content, content, ignored), *declared]
+
+    for name, old_content in contents.items():
+        if not changes(old_content) or not (is_begun or has_begun(storage, name)):
+            continue
+        # Read again: before the arm had a trial, another process may have replaced what was compared.
+        changed = changes(stored_contents().get(name, content))
+        if changed:
             names = stored_studies(storage)
             free_name = next(name for number in count(2) if (name := f"{study}-{number}") not in names)
             how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free_name}"
             raise InputError(
-                f"study {study!r} has trials that were made with other settings: {'; '.join(changes)}; "
+                f"study {study!r} has trials that were made with other settings: {'; '.join(changed)}; "
                 f"run this variant {how}"
             )
 
 
 def check_not_replaced(store: Store, study: str, content: dict[str, Any]) -> None:
-    """Refuse to work on Optuna studies that another process has replaced before they had a trial, see `_create`.
+    """Refuse to work on Optuna studies that another process has replaced before they had a trial, see `create_arms`.
 
     Raises:
         InputError: the study of this name has other content; names the changed fields.

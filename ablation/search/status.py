@@ -16,6 +16,7 @@ from ablation.search.studies import (
     NEW_RUNS,
     TRIAL_ENDS,
     ArmStudies,
+    TrialEnd,
     TrialRecord,
     arm_key,
     begun_trials,
@@ -46,14 +47,17 @@ def _records_of(
     ended = studies.ended.setdefault(study.study_name, [])
     new = trials[len(ended) :]
     attributes = study.user_attrs if new else {}  # read once: each time asks the database
-    again, new_runs = attributes.get(AGAIN, []), attributes.get(NEW_RUNS, {})
-    ends = [None if frozen.number in again else TRIAL_ENDS.get(frozen.state) for frozen in new]
-    key = arm_key(study) if None in ends else ""
-    numbers = [frozen.number for frozen, end in zip(new, ends, strict=True) if end is None]
-    taken = iter(locks.are_taken([trial_lock(f"{key}/{number}") for number in numbers]))
-    records = []
-    for frozen, end in zip(new, ends, strict=True):
-        state: Any = end or {True: "running", False: "interrupted", None: "unknown"}[next(taken)]
+    numbers = [frozen.number for frozen in new if _end(frozen, attributes) is None]
+    key = arm_key(study) if numbers else ""
+    locked = locks.are_taken([trial_lock(f"{key}/{number}") for number in numbers])
+    taken = dict(zip(numbers, locked, strict=True))
+    if False in locked:  # a process tells a trial's end before it releases its lock: since the trials were read?
+        latest, attributes = study.get_trials(deepcopy=False), study.user_attrs
+        new = [latest[frozen.number] for frozen in new]
+    new_runs, records = attributes.get(NEW_RUNS, {}), []
+    for frozen in new:
+        lock_state = {True: "running", False: "interrupted", None: "unknown"}[taken.get(frozen.number, False)]
+        state: Any = _end(frozen, attributes) or lock_state
         with_params = frozen if tuned is None else tuned[frozen.user_attrs.get("confirms", 0)]
         records.append(
             TrialRecord(
@@ -74,6 +78,11 @@ def _records_of(
     places = itertools.count(len(ended))  # a number is missing where a trial waits that was restored from a backup
     ended += itertools.takewhile(lambda record: record.has_ended and record.number == next(places), records)
     return all_records
+
+
+def _end(frozen: FrozenTrial, attributes: Mapping[str, Any]) -> TrialEnd | None:
+    """Return how a trial ended; None if it has not, or is trained again by its Optuna study's user attributes."""
+    return None if frozen.number in attributes.get(AGAIN, []) else TRIAL_ENDS.get(frozen.state)
 
 
 def _seconds(frozen: FrozenTrial) -> float | None:

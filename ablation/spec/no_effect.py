@@ -29,8 +29,7 @@ def _check_data(spec: StudySpec) -> None:
         ("unreadable", data.unreadable == "skip", FILE_SOURCES, "which is read as a whole"),
     ):
         if is_set and not data.is_own and data.source not in sources:
-            reason = f"has no effect on {data.source}, {reason}"
-            raise Superfluous(f"data.{key}: {reason}", ("data", key), f"data.{key} is dropped: it {reason}")
+            raise Superfluous(f"data.{key}: has no effect on {data.source}, {reason}", ("data", key))
 
 
 def _check_same_arms(spec: StudySpec) -> None:
@@ -86,5 +85,5 @@ def _refuse(spec: StudySpec, parameter: str, levels: dict[str, Any], reason: str
     table = table_of(spec, parameter, levels)
     entry = f"{table}.{parameter}"
     if table in ("fixed", "search"):
-        raise Superfluous(f"{entry}: {value}{reason}", (table, parameter), f"{entry} is dropped: it {reason}")
+        raise Superfluous(f"{entry}: {value}{reason}", (table, parameter))
     raise ValueError(f"{entry}: {value}{reason}")

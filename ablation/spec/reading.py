@@ -84,7 +84,8 @@ def load_study(
     """Read and check a study file.
 
     An entry of the file that loses its effect through the overrides (`backbone_lr_scale` where they leave only
-    feature_extraction) is dropped. It stays an error in the file alone, and if an override names the entry.
+    feature_extraction) is dropped. One that only `check_effects` minds is named but stays: studies that were begun
+    before have it in their content. Both are errors in the file alone, and if an override names the entry.
 
     Args:
         path: a TOML file.
@@ -93,7 +94,7 @@ def load_study(
         load_custom: runs a custom backbone's file (see `load_custom_backbone`, which needs torch); without it, a study
             of a custom backbone cannot be loaded.
         load_timm: loads one of timm's networks for an image size (see `load_timm_backbone`), likewise.
-        report: called with a line for each entry that is dropped.
+        report: called with a line for each entry that is dropped or has no effect.
 
     Raises:
         InputError: in one line: the file, the field and what would be right.
@@ -110,21 +111,22 @@ def load_study(
         raise InputError(f"{where}: backbone.{error}") from None
     study_name = check_name(name or path.stem)
     notices: list[str] = []
+    spec = None
     while True:
-        spec = None
         try:
-            spec = StudySpec(name=study_name, **changed)
-            check_effects(spec)
+            checked = StudySpec(name=study_name, **changed)
+            spec = spec or checked  # what is left out below, to find further faults, stays in it
+            check_effects(checked)
             break
         except ValueError as error:
             entry = _superfluous(error)
-            if entry is None or not _may_drop(entry.keys, content, changed, overrides):
+            if entry is None or not _is_by_overrides(entry.keys, content, changed, overrides):
                 if spec is not None:
                     raise WithoutEffect(f"{where}: {error}", spec) from None
                 message = validation_message(error) if isinstance(error, ValidationError) else str(error)
                 raise InputError(f"{where}: {message}") from None
         changed = _without(changed, entry.keys)
-        notices.append(entry.drop_notice)
+        notices.append(entry.drop_notice or str(entry))
     if report is not None:
         for notice in notices:
             report(notice)
@@ -152,7 +154,7 @@ def _superfluous(error: ValueError) -> Superfluous | None:
     return next((cause for cause in causes if isinstance(cause, Superfluous)), None)
 
 
-def _may_drop(
+def _is_by_overrides(
     entry: Entry, content: dict[str, Any], changed: dict[str, Any], overrides: list[tuple[list[str], Any]]
 ) -> bool:
     """Return whether overrides made an entry superfluous: they do not name it, and the file alone has none."""

@@ -38,10 +38,10 @@ class Superfluous(ValueError):
 
     Attributes:
         keys: the entry's path in the file; without the entry, this error would not occur.
-        drop_notice: the line for the user where the entry is dropped instead.
+        drop_notice: the line for the user where the entry is dropped instead; '' for one that stays, see `load_study`.
     """
 
-    def __init__(self, message: str, keys: tuple[str | int, ...], drop_notice: str):
+    def __init__(self, message: str, keys: tuple[str | int, ...], drop_notice: str = ""):
         super().__init__(message)
         self.keys = keys
         self.drop_notice = drop_notice

@@ -4,11 +4,12 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.base.errors import InputError
-from ablation.base.files import check_temporary_folder, expand, file_system, replacing, umask
+from ablation.base.files import check_temporary_folder, expand, file_system, replacing
 
 DEFAULT_STORE = "mlruns"
 SQLITE = "sqlite:///"
@@ -93,8 +94,10 @@ class Store:
             raise InputError(f"--store: {existing} cannot be written")
         for place in (existing / name for name in WRITTEN if existing == self.root):
             if place.exists() and not os.access(place, os.W_OK):
-                raise InputError(f"--store: {place} cannot be written: the users of a store need a group and umask 002")
-        self.check_umask()
+                raise InputError(
+                    f"--store: {place} cannot be written: the users of a store need a group that may write its folder "
+                    "(g+ws) and its files (g+w)"
+                )
         for url in (self.tracking_uri, self.optuna_url):
             if url.startswith(SQLITE) and (kind := file_system(sqlite_path(url).parent)) in NETWORK_FILE_SYSTEMS:
                 raise InputError(
@@ -102,19 +105,6 @@ class Store:
                     "cannot trust: set OPTUNA_STORAGE to a PostgreSQL and MLFLOW_TRACKING_URI to a server, or give "
                     "--store a local folder"
                 )
-
-    def check_umask(self) -> None:
-        """Refuse to write into the folder of a group what the others of the group could not read or replace.
-
-        Raises:
-            InputError: names the folder and the umask.
-        """
-        of_a_group = stat.S_ISGID | stat.S_IWGRP
-        if self.root.exists() and self.root.stat().st_mode & of_a_group == of_a_group and umask() & stat.S_IRWXG:
-            raise InputError(
-                f"--store: {self.root} is a group's folder (g+ws), and umask {umask():03o} would keep what is written "
-                "from the group: set umask 002"
-            )
 
     def prepare(self) -> None:
         """Create the folder.
@@ -190,6 +180,22 @@ def find_store(option: str | None) -> Store:
             "OPTUNA_STORAGE and MLFLOW_TRACKING_URI: need two databases, because some tables have the same name"
         )
     return Store(root, tracking_uri, optuna_url)
+
+
+def find_store_to_write(option: str | None) -> Store:
+    """Return the store as `find_store` does; if its folder is a group's (g+ws), this process writes for the group.
+
+    Its umask lets the group read and replace what it writes, anywhere and to its end: for commands, not for a notebook.
+
+    Raises:
+        InputError: as `find_store`.
+    """
+    store = find_store(option)
+    of_a_group = stat.S_ISGID | stat.S_IWGRP
+    with suppress(OSError):  # it is not there yet, or may not be reached
+        if store.root.stat().st_mode & of_a_group == of_a_group:
+            os.umask(os.umask(0o002) & ~stat.S_IRWXG)
+    return store
 
 
 def _database(url: str) -> str:

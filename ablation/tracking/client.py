@@ -52,6 +52,7 @@ def ui_server(store: Store, port: int = 5000) -> str:
 
 CHECKPOINT_FILE = "checkpoint/best.safetensors"
 PREDICTIONS_FILE = "test/predictions.safetensors"  # of a confirmation run
+STUDY_JSON = "study.json"  # of every run: the study file with overrides and defaults
 STUDY_FILE = "about.json"  # of the summary run: the study's content, for the report
 SAMPLES_FILE = "samples.safetensors"  # of the summary run: training images for the report
 DATA_FILE = "data.safetensors"  # of the summary run: what the report shows of the whole set

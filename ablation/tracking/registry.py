@@ -1,5 +1,6 @@
 """The MLflow Model Registry: a registered model per study; its alias `champion` names the version of the winner."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ from ablation.base.text import first_line
 from ablation.spec.tables import Resize
 from ablation.storage.store import Store, find_store
 from ablation.tracking import mlflow_settings
-from ablation.tracking.client import KEY_TAG, PatientClient, find_experiment, link_model, reading_client
-from ablation.tracking.reading import artifact_folder, download, may_read
+from ablation.tracking.client import KEY_TAG, STUDY_JSON, PatientClient, find_experiment, link_model, reading_client
+from ablation.tracking.reading import artifact_folder, download, may_read, read_run, run_file
 
 ALIAS = "champion"
 STUDY_TAG = "ablation.study"  # of a registered model: the key of its study; stores of older versions have none
@@ -78,9 +79,11 @@ def save_model(
     requirements = [
         f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("mlflow", "torch", "numpy", "pandas")
     ]
+    # MLflow's copy would have the permissions of this installation's file, not those of any new file.
+    code = shutil.copyfile(MODEL_CODE, program.with_name(MODEL_CODE.name))
     mlflow.pyfunc.save_model(
         path=str(folder),
-        python_model=str(MODEL_CODE),
+        python_model=str(code),
         artifacts={"program": str(program)},
         model_config={"classes": list(classes)},
         signature=ModelSignature(inputs=inputs, outputs=outputs),
@@ -304,8 +307,19 @@ def load_champion(study: str, *, store: str | None = None) -> Champion:
 
     reason = version.tags.get(REASON_TAG, "")
     registered = RegisteredVersion(study, str(version.version), str(version.run_id), reason)
-    size, resize = int(about["image_size"]), about.get("resize", "crop")  # stores of older versions do not say it
+    # Models of older versions do not say how images are scaled.
+    size, resize = int(about["image_size"]), about.get("resize") or _resize_of(place, registered.run_id)
     return Champion(registered, about["arm"], list(about["classes"]), size, resize, probabilities)
+
+
+def _resize_of(store: Store, run_id: str) -> Resize:
+    """Return the `data.resize` of a run's study; its default where the run has no study file any more."""
+    try:
+        with run_file(store, read_run(store, run_id), STUDY_JSON) as path:
+            resize: Resize = json.loads(path.read_text(encoding="utf-8"))["data"].get("resize", "crop")
+    except (InputError, ValueError):
+        return "crop"
+    return resize
 
 
 @contextmanager

@@ -42,16 +42,16 @@ def _compiled(mode: str) -> Forward:
     return of_next_step
 
 
-def release_compiled() -> bool:
-    """Drop what was compiled, and the memory of its CUDA graphs; it is compiled again when it is needed.
+def has_compiled() -> bool:
+    """Return whether something is compiled."""
+    return _compiled.cache_info().currsize > 0
 
-    Returns:
-        Whether there was something.
-    """
-    had_any = _compiled.cache_info().currsize > 0
-    if had_any:
+
+def release_compiled() -> None:
+    """Drop what was compiled, and the memory of its CUDA graphs; it is compiled again when it is needed."""
+    if has_compiled():
         torch.compiler.reset()
-    return had_any
+        _compiled.cache_clear()
 
 
 def check_compiler(mode: str, device: torch.device) -> None:

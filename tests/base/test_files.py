@@ -41,6 +41,28 @@ def test_a_second_writer_in_the_middle_of_the_first(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not replace a file while another process reads it")
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_first_of_two_writers_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    """The second finds no file at first; then the first one ends. Some network folders have no hard links."""
+    path, sync = tmp_path / "folder" / "file", files._sync
+
+    def sync_late(temporary: Path, flags: int) -> None:
+        monkeypatch.setattr(files, "_sync", sync)
+        write_atomically(path, b"first", keep=True)
+        sync(temporary, flags)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(files, "_sync", sync_late)
+    write_atomically(path, b"second", keep=True)
+    write_atomically(path, b"third", keep=True)
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_two_threads_write_one_file_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     contents = {b"a" * 100_000, b"b" * 200_000}

@@ -6,8 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ablation.base.command_line import run_command
 from ablation.bench import cli
@@ -25,6 +27,7 @@ from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loa
 from ablation.benchmark.subject import Measured, Subject, few_images_limit, load_subject
 from ablation.benchmark.tables import cores_table, seconds_for
 from ablation.data.images import Images
+from ablation.data.reading import load_split, split_seed
 from ablation.networks.weights import Weights
 from ablation.spec.reading import load_study, parse_override
 from ablation.spec.tables import Data
@@ -34,7 +37,7 @@ from ablation.spec.tables import Data
 def subject() -> Subject:
     images = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     weights = Weights({}, (0.5,) * 3, (0.5,) * 3, "digest")
-    return Subject(torch.device("cpu"), images, images, 10, weights, "random.safetensors", Data(source="digits"), 1)
+    return Subject(torch.device("cpu"), images, images, 10, weights, "random.safetensors", Data(source="digits"), 1, 2)
 
 
 def test_operations_by_hand(subject: Subject) -> None:
@@ -89,6 +92,20 @@ def test_a_study_of_the_benchmark_runs_on_the_subject(tmp_path: Path) -> None:
     (trial,) = finished_trials(store)
     assert (trial.spec.head_width, trial.spec.data_limit, trial.state) == (8, 200, "finished")
     assert trial.spec.weights == str(tmp_path / "random.safetensors")
+
+
+def test_a_rare_class_has_two_images_in_every_study_of_the_benchmark(tmp_path: Path) -> None:
+    for split, counts in (("train", (150, 3)), ("test", (1, 1))):
+        for name, count in zip("ab", counts, strict=True):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.random.default_rng([number, ord(name), len(split)]).integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
+    subject = load_subject(str(tmp_path), None, 100, "cpu", 1, tmp_path)
+    assert (subject.data.limit, few_images_limit(subject)) == (102, 102)  # of 153 images, of which 3 are of the class
+    for limit in (subject.data.limit, few_images_limit(subject)):
+        images, _ = load_split(subject.data.model_copy(update={"limit": limit}), split_seed(0))
+        assert np.bincount(images.train_labels_N).tolist() == [100, 2]
 
 
 def test_the_peak_of_memory_is_no_smaller_than_its_use() -> None:

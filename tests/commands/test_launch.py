@@ -121,6 +121,22 @@ def test_workers_and_workers_per_gpu_exclude_each_other(
     assert capsys.readouterr().err == "error: --per-gpu: goes with --on local and without --workers\n"
 
 
+def test_kubernetes_gets_what_its_workers_accept(
+    launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quick try, a demo and a study that has begun may have what has no effect; images are in the cluster alone."""
+    study_file.write_text(study_file.read_text().replace("[fixed]\n", "[fixed]\npatience = 2\n"))
+    start = (study_file, "--on", "kubernetes", "--print", "--engine-option", "image=r/a:1", "--")
+    elsewhere = ("--set", "data={source='imagefolder', root='nowhere'}")
+    assert launcher(*start, *elsewhere) == 2
+    assert "fixed.patience: 2 has no effect within epochs = 3" in capsys.readouterr().err
+    for is_begun, options in ((False, ["--epochs", "3", *elsewhere]), (False, ["--demo"]), (True, elsewhere)):
+        monkeypatch.setattr("ablation.study.is_in_store", lambda store, name, is_begun=is_begun: is_begun)
+        assert launcher(*start, *options) == 0, capsys.readouterr().err
+        assert "kind: Job" in capsys.readouterr().out
+    assert list(Path.cwd().iterdir()) == []
+
+
 def test_without_the_engine_nothing_is_written(
     launcher: Launcher, study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ def test_ctrl_c_says_how_to_resume_a_run(
     ]
 
 
-def interrupted(*_: object) -> None:
+def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -16,7 +16,7 @@ import pytest
 from ablation.base.command_line import JOB_VARIABLE
 from ablation.base.errors import InputError
 from ablation.launching import programs, slurm
-from ablation.launching.request import Launch
+from ablation.launching.request import EngineWorker, Launch
 from tests.launching.launches import check_equals_undisturbed, has_checkpoint, launch_of, launch_study
 from tests.launching.slurm_cluster import SlurmCluster, wait_for
 from tests.studies import Command
@@ -44,7 +44,9 @@ def test_the_script_says_what_the_user_says_to_slurm(tmp_path: Path) -> None:
     assert any(line.endswith("tests.launching.patient_worker 'a b' &") for line in lines)
 
 
-@pytest.mark.parametrize("signal", ["B:USR2@300", "B:USR1@120", "RB:SIGTERM", "B:XCPU@60"])
+@pytest.mark.parametrize(
+    "signal", ["B:USR2@300", "B:USR1@120", "RB:SIGTERM", "B:XCPU@60", "b:usr2@300", "B:12@9", "B:24"]
+)
 def test_the_users_signal_wins(tmp_path: Path, signal: str) -> None:
     text = slurm.compose(launch_of(tmp_path, signal=signal))
     assert re.findall(r"--signal=(.*)", text) == [signal]
@@ -55,12 +57,21 @@ def test_the_users_signal_wins(tmp_path: Path, signal: str) -> None:
     [({"array": "1-99"}, "array is set by the launch"), ({"arr": "1-99"}, "arr is set by the launch"),
      ({"wait": ""}, "wait is set by the launch"), ({"clusters": "a,b"}, "clusters: set SLURM_CLUSTERS instead"),
      ({"signal": "USR1@120"}, "signal must be such as B:USR1@120, got 'USR1@120'"),
-     ({"signal": "B:KILL@120"}, "signal must be such as"), ({"signal": "B:USR1@1 --array=1-9"}, "signal must be")],
+     ({"signal": "B:KILL@120"}, "signal must be such as"), ({"signal": "B:USR1@1 --array=1-9"}, "signal must be"),
+     ({"signal": "B:9@120"}, "signal must be such as"), ({"signal": "B:u\u017fr1"}, "signal must be such as"),
+     ({"signa": "USR1@120"}, "signa is set by the launch"), ({"sig": "B:USR1@120"}, "sig is set by the launch")],
 )  # fmt: skip
 def test_options_that_would_lose_workers_are_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
     """Without B:, SLURM signals job steps alone, which the script does not have."""
     with pytest.raises(InputError, match=f"^--engine-option: {message}"):
         slurm.compose(launch_of(tmp_path, **options))
+
+
+def test_a_cluster_that_only_sbatch_would_know_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_CLUSTERS", "other")
+    with pytest.raises(InputError, match=r"^SBATCH_CLUSTERS: set SLURM_CLUSTERS instead, for --status and --cancel"):
+        slurm.submit(launch_of(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def stand_in(folder: Path, **programs: str) -> str:
@@ -74,7 +85,8 @@ def stand_in(folder: Path, **programs: str) -> str:
 def test_what_the_launch_says_wins_over_the_sites_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sbatch` lets SBATCH_JOB_NAME and the like win over the script, and its arguments over both."""
     said = tmp_path / "said"
-    sbatch = f"printf '%s\\n' \"$@\" > {said}; echo 'a word of the site'; echo '17;cluster'"
+    words = "echo '24 nodes are free'; echo 2026; echo '17;cluster'; echo '3 days until the maintenance'"
+    sbatch = f"printf '%s\\n' \"$@\" > {said}; {words}"
     monkeypatch.setenv("PATH", stand_in(tmp_path, sbatch=sbatch))
     launch = launch_of(tmp_path, workers=4, partition="gpu", exclusive="", comment="two words")
     assert slurm.submit(launch).startswith("4 workers submitted to SLURM as job 17; ")
@@ -115,10 +127,12 @@ def test_each_signal_pauses_the_worker_and_returns_it_to_the_queue(tmp_path: Pat
     notices = ("INT", "TERM", "HUP", "USR1", "USR2", "XCPU")
     said = tmp_path / "said"
     path = stand_in(
-        tmp_path, squeue='echo "${SQUEUE_STATES-RUNNING}"', scancel=f'echo "scancel ${{SCANCEL_STATE-}}" >> {said}',
+        tmp_path, squeue='echo "${SLURM_CLUSTERS-${SQUEUE_STATES-RUNNING}}"',
+        scancel=f'echo "scancel ${{SCANCEL_STATE-}}${{SLURM_CLUSTERS-}}" >> {said}',
         scontrol=f'echo "$*" >> {said}; kill -KILL "$PPID"',  # as SLURM ends the script
     )  # fmt: skip
-    environment = {"PATH": path, "SQUEUE_STATES": "PENDING", "SCANCEL_STATE": "PENDING", "SLURM_ARRAY_JOB_ID": "7"}
+    environment = {"PATH": path, "SQUEUE_STATES": "PENDING", "SCANCEL_STATE": "PENDING", "SLURM_ARRAY_JOB_ID": "7",
+                   "SLURM_CLUSTERS": "a,b"}  # fmt: skip
 
     def start(task: str, line: str) -> subprocess.Popen[bytes]:
         launch = ShellLaunch("cuts", "ablation-cuts-0", tmp_path, (line,), 1, 10, {}, tmp_path, tmp_path)
@@ -138,6 +152,14 @@ def test_each_signal_pauses_the_worker_and_returns_it_to_the_queue(tmp_path: Pat
     said.unlink()
     assert start("done", "true").wait(20) == 0
     assert said.read_text() == "scancel \n"
+
+
+def test_lines_that_name_a_cluster_are_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With SLURM_CLUSTERS, squeue writes them even without a header."""
+    fields = "7_1|RUNNING|n1|2026-11-27T11:00:00|2026-11-27T10:00:00|None"
+    squeue = f"echo 'CLUSTER: a'; echo '{fields}'; echo; echo 'CLUSTER: b'"
+    monkeypatch.setenv("PATH", stand_in(tmp_path, squeue=squeue))
+    assert slurm.workers("x", {}) == [EngineWorker("7_1", "running", "n1", "2026-11-27T11:00:00")]
 
 
 def test_without_slurm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.numpy import save_file
 
 from ablation.base.errors import InputError
+from ablation.networks import weights as weights_module
 from ablation.networks.blocks import expected_tensors
 from ablation.networks.weights import IMAGENET_MEAN, check_layers, read_weights
 
@@ -97,6 +99,33 @@ def test_what_float32_cannot_hold_is_refused(
         write(state, tmp_path / f"w.{suffix}")
         with pytest.raises(InputError, match=re.escape(expected)):
             read_weights("vgg16_narrow", str(tmp_path / f"w.{suffix}"))
+
+
+def test_weights_that_do_not_fit_into_memory_are_not_said_to_be_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    save_file(tensors(), tmp_path / "w.safetensors")
+    monkeypatch.setattr(torch.Tensor, "float", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        read_weights("vgg16_narrow", str(tmp_path / "w.safetensors"))
+
+
+def test_weights_are_in_memory_once_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[weakref.ref[torch.Tensor]] = []
+    real = weights_module._array
+
+    def array(named: str, key: str, tensor: torch.Tensor) -> np.ndarray:
+        assert all(before() is None for before in copied)
+        copied.append(weakref.ref(tensor))
+        return real(named, key, tensor)
+
+    monkeypatch.setattr(weights_module, "_array", array)
+    write({key: torch.from_numpy(tensor) for key, tensor in tensors().items()}, tmp_path / "w.pth")
+    read_weights("vgg16_narrow", str(tmp_path / "w.pth"))
+    assert len(copied) == len(tensors())
 
 
 def test_the_digest_of_weights_stays_what_it_was(tmp_path: Path) -> None:

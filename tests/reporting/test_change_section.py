@@ -51,8 +51,19 @@ def test_values_that_are_no_numbers_shade_nothing() -> None:
     changes = {name: {"block2": value} for name, value in values.items()}
     runs = [replace(run, changes=changes) for run in second.confirmations]
     _, *maps = change_blocks(replace(result, arms=[first, replace(second, confirmations=runs)]))
-    assert [heat.shades[1] for heat in maps if isinstance(heat, HeatMap)] == [[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
-    assert [heat.table.rows[1][2] for heat in maps if isinstance(heat, HeatMap)] == ["inf", "nan", "nan"]
+    assert [heat.shades[1] for heat in maps if isinstance(heat, HeatMap)] == [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+    assert [heat.table.rows[1][2] for heat in maps if isinstance(heat, HeatMap)] == ["nan", "nan", "nan"]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_run_without_a_finite_value_hides_no_other(value: float) -> None:
+    result = changed_result()
+    overflowing, other = result.arms[1].confirmations
+    changes = overflowing.changes | {"mean_relative_gradient_norm": {"block2": value}}
+    arm = replace(result.arms[1], confirmations=[replace(overflowing, changes=changes), other])
+    changed = arm_changes(arm)
+    assert changed["mean_relative_gradient_norm"]["block2"] == 0.75
+    assert changed["distance_moved"]["block2"] == 0.5
 
 
 def test_the_page_shades_the_cells() -> None:

@@ -666,21 +666,21 @@ def test_a_study_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no groups")
-@pytest.mark.parametrize("names", [["fake"], ["fake", "other"]])
-def test_a_group_is_not_kept_from_a_report_in_its_folder(
-    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_group_whose_folder_a_store_is_can_replace_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store_study(find_store(str(tmp_path)), fake_result(CUTS, ACCURACIES, images=100))
     tmp_path.chmod(0o2775)
-    monkeypatch.setattr(sys, "argv", ["report", *names, "--store", str(tmp_path)])
-    before = os.umask(0o022)
+    monkeypatch.setattr(sys, "argv", ["report", "fake", "--store", str(tmp_path)])
+    before = os.umask(0o077)
     try:
         with signal_handlers_kept():
-            assert run_command(cli) == 2
+            assert run_command(cli) == 0
     finally:
         os.umask(before)
-    assert capsys.readouterr().err.endswith("would keep what is written from the group: set umask 002\n")
-    assert not (tmp_path / "reports").exists()
+    written = [tmp_path / "reports", *(tmp_path / "reports").rglob("*"), *tmp_path.rglob("report/*")]
+    assert len([path for path in written if path.name == "report.html"]) == 2  # the other one is MLflow's
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o660, 0o770}
 
 
 @needs_root

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from ablation.base.errors import InputError
 from ablation.data.reading import DataSize
-from ablation.running.checks import objective_hints, size_hints, too_small
+from ablation.running import checks
+from ablation.running.checks import check_study, objective_hints, size_hints, too_small
 from ablation.spec.tables import Data
+from ablation.storage.store import find_store
 from tests.fake_results import fake_spec
 from tests.running.test_study_view import study
 
@@ -48,3 +52,21 @@ def test_photos_that_become_tiny_by_default_get_a_hint(tmp_path: Path) -> None:
     for path in tmp_path.glob("*/*/a.png"):
         Image.new("RGB", (100, 40)).save(path)
     assert size_hints(Data(source="imagefolder", root=str(tmp_path))) == []
+
+
+def test_a_study_that_has_begun_keeps_images_that_a_new_one_may_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as one picture in both splits: earlier versions accepted it."""
+    for split in ("train", "test"):
+        for number, name in enumerate("ab"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for grey in range(10):
+                Image.new("L", (32, 32), 100 * number + grey).save(tmp_path / split / name / f"{grey}.png")
+    monkeypatch.setattr(checks, "load_weights", lambda spec: None)
+    spec = fake_spec({}, data={"source": "imagefolder", "root": str(tmp_path), "image_size": 32})
+    store = find_store(str(tmp_path / "store"))
+    with pytest.raises(InputError, match="the same image in training and test"):
+        check_study(spec, store, Path("mine.toml"), is_begun=False)
+    check_study(spec, store, Path("mine.toml"), is_begun=True)
+    assert "mine.toml is fine" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 
@@ -184,9 +185,27 @@ def test_a_demo_is_refused_where_another_machine_pretrained_other_weights(tmp_pa
         open_stores(spec, store, content("ours"), RunOptions(), is_worker=False)
     file = demo_weights_path(store, "vgg16_narrow")
     assert str(caught.value) == (
-        "study 'vgg_truncation-demo' was begun with another machine's pretrained network, whose weights this kind of "
-        f"CPU does not reproduce: copy demo/{file.name} from that machine's store to {file}, or run a study without "
-        "--demo"
+        "study 'vgg_truncation-demo' was begun with another pretrained network (of another kind of CPU, or of an older "
+        f"version): copy demo/{file.name} from the store in which it was begun to {file}, or run a study without --demo"
     )
     next(iter(studies.tuning.values())).ask()
     open_stores(spec, store, content("its"), RunOptions(), is_worker=False)  # it has been copied
+
+
+def test_a_demo_that_changes_its_network_is_begun_anew_until_it_has_a_trial(tmp_path: Path) -> None:
+    """`learn = "norms"` needs a network with norms; its weights are others wherever it was pretrained."""
+    store = find_store(str(tmp_path / "store"))
+
+    def begin(file: str) -> optuna.Study:
+        path = tmp_path / "other.toml"
+        path.write_text(file)
+        spec = load_study(path, name="other-demo", overrides=demo_overrides(read_study_file(path), store))
+        content = spec.content()
+        content["backbone"]["weights_digest"] = spec.backbone.name
+        _, studies, *_ = open_stores(spec, store, content, RunOptions(), is_worker=False)
+        return next(iter(studies.tuning.values()))
+
+    begin(STUDY)
+    begin(PARTS.format(depth=2)).ask()
+    with pytest.raises(InputError, match=r"other settings: backbone.name \(was 'vgg16_narrow_bn', is 'vgg16_narrow'\)"):
+        begin(STUDY)

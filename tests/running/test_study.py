@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +20,15 @@ from ablation.base.errors import StoreAway
 from ablation.base.retries import wait_out
 from ablation.data.reading import ImageSet, Split
 from ablation.running import checks, trial
+from ablation.running import session as running_session
 from ablation.running import study as running_study
 from ablation.running.champion import EXAMPLE_IMAGES
 from ablation.running.options import RunOptions
-from ablation.running.session import Session
+from ablation.running.session import Session, open_stores
 from ablation.search.claims import claim_trial, end_trial, release_and_delete
-from ablation.search.studies import create_arms, open_storage
+from ablation.search.studies import create_arms, open_storage, stored_arms
 from ablation.spec.reading import load_study
-from ablation.storage.locks import open_locks, study_lock
+from ablation.storage.locks import FileLocks, open_locks, study_lock
 from ablation.storage.store import Store, find_store
 from ablation.tracking import trial_run
 from ablation.tracking.client import open_client
@@ -294,6 +296,50 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
     wait_out(attempt, 60)
     assert seen == ["the other's", "champion 1 of 1"]
     assert (reports, concluded) == ([0, 1], [1])
+
+
+def test_a_study_that_another_process_registers_meanwhile(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was begun without `preregister`, then that was added; the other process begins between two questions."""
+    spec, store = load_study(study_file), find_store(str(tmp_path / "store"))
+    storage = open_storage(store, create=True)
+    create_arms(storage, spec, spec.content(), "an experiment")
+    registered = spec.model_copy(update={"preregister": True})
+
+    def has_trials(*arguments: Any) -> bool:
+        monkeypatch.undo()
+        for arm in create_arms(storage, registered, registered.content(), "an experiment").tuning.values():
+            arm.ask()
+        return running_session.has_trials(*arguments)
+
+    monkeypatch.setattr(running_session, "has_trials", has_trials)
+    running_session._check_begun(registered, store)
+    assert running_session.has_trials(storage, spec.name)
+
+
+def test_a_start_whose_lock_is_lost_settles_nothing(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was lost while Optuna was told of trials, which is said although the start is repeated."""
+    spec, store = load_study(study_file), find_store(str(tmp_path / "store"))
+    is_held, told = FileLocks.is_held, iter([2, 0])
+
+    def tell_ended(*_: object) -> int:
+        count = next(told)
+        monkeypatch.setattr(FileLocks, "is_held", lambda *_: False if count else is_held(*_))
+        return count
+
+    monkeypatch.setattr(running_session, "tell_ended", tell_ended)
+    start = partial(open_stores, spec, store, spec.content(), RunOptions(), is_worker=False)
+    with pytest.raises(StoreAway, match="the connection broke that held the study's lock"):
+        start()
+    storage = open_storage(store)
+    assert storage is not None
+    assert not any("precision" in arm for arm in stored_arms(storage, "small").values())
+    start()
+    assert all("precision" in arm for arm in stored_arms(storage, "small", confirmation=False).values())
+    assert capsys.readouterr().out.count("lacked 2 trials that MLflow has: it has been told.") == 1
 
 
 def test_a_repair_waits_until_results_of_this_machine_are_delivered(

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from ablation.search.status import TrialRecord, best_record, count_states, status_table, total_runs, trial_records
-from ablation.search.studies import ArmStudies
+from ablation.search.studies import AGAIN, ArmStudies
 from ablation.storage.locks import open_locks
 
 
@@ -85,3 +86,30 @@ def test_a_trial_that_waited_is_counted_once_it_has_begun(tmp_path: Path) -> Non
     assert numbers() == [1]
     study.tell(study.ask(), state=TrialState.FAIL)
     assert numbers() == numbers() == [0, 1]
+
+
+def test_a_trial_that_ends_while_its_lock_is_read_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process tells its end, then releases its lock, after the trials were read."""
+    study = optuna.create_study()
+    study.set_user_attr("key", "0123")
+    trial, again = study.ask(), study.ask()
+    study.tell(again, 0.75)
+    study.set_user_attr(AGAIN, [again.number])
+    studies, locks = ArmStudies({"a": study}, {}), open_locks(f"sqlite:///{tmp_path}/optuna.db")
+
+    def are_taken(names: list[str]) -> list[bool]:
+        if not study.user_attrs[AGAIN]:
+            return [False]
+        study.tell(trial, 0.5)
+        study.set_user_attr(AGAIN, [])
+        return [name.endswith("/2") for name in names]
+
+    monkeypatch.setattr(locks, "are_taken", are_taken)
+    study.ask()
+    records = trial_records(studies, locks)["a"]
+    assert [(record.state, record.value) for record in records] == [
+        ("finished", 0.5),
+        ("finished", 0.75),
+        ("running", None),
+    ]
+    assert [record.state for record in trial_records(studies, locks)["a"]] == ["finished", "finished", "interrupted"]

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy
 
 from ablation.base.errors import InputError, StoreError
+from ablation.search import identity
 from ablation.search.identity import changed_declarations, check_identity, differences
 from ablation.search.status import trial_records
 from ablation.search.studies import (
@@ -67,6 +68,35 @@ def test_only_budgets_may_change(store: Store) -> None:
         assert part in str(caught.value)
     renamed = load_study(STUDIES / "vgg_truncation.toml", name="vgg_truncation-2")
     check_identity(storage, renamed.name, changed.content())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "refusal"),
+    [
+        ("epochs=11", None),
+        ("epochs=12", r"epochs \(was 12, is 11\)"),
+        ("seed=3", r"epochs \(was 10, is 11\); seed \(was 3"),
+    ],
+)
+def test_a_study_that_another_process_corrects_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch, theirs: str, refusal: str | None
+) -> None:
+    """Both were started with the corrected file; the other one begins between two questions of this one."""
+    storage, mine = open_storage(store, create=True), study("vgg_truncation", "epochs=11")
+    begun = study("vgg_truncation")
+    create_arms(storage, begun, begun.content(), "an experiment")
+
+    def has_begun(*arguments: Any) -> bool:
+        monkeypatch.undo()
+        other = study("vgg_truncation", theirs)
+        for arm in create_arms(storage, other, other.content(), "an experiment").tuning.values():
+            arm.ask()
+        return identity.has_begun(*arguments)
+
+    monkeypatch.setattr(identity, "has_begun", has_begun)
+    with pytest.raises(InputError, match=refusal) if refusal else contextlib.nullcontext():
+        check_identity(storage, mine.name, mine.content())
+    assert has_trials(storage, mine.name)
 
 
 def test_unknown_fields_are_left_out(store: Store) -> None:

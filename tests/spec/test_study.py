@@ -252,13 +252,28 @@ def test_keys_for_files_of_many_sizes_are_refused_for_other_sets(
     assert caught.value.spec.data.source == settings[0].removeprefix("source=")
 
 
-def test_fewer_epochs_drop_a_patience_that_they_leave_without_effect(study_file: Path) -> None:
-    study_file.write_text(study_file.read_text().replace("[fixed]\n", "[fixed]\npatience = 1\n"))
+def test_what_overrides_leave_without_effect_stays_in_the_content(study_file: Path) -> None:
+    """Studies that were begun before such keys were refused have them in their identity."""
+    own = "source = 'imagefolder'\nroot = 'photos'\nresize = 'pad'\nunreadable = 'skip'\n"
+    text = study_file.read_text().replace("[fixed]\n", "[fixed]\npatience = 1\n")
+    study_file.write_text(text.replace('source = "digits"\n', own))
     notices: list[str] = []
-    spec = load_study(study_file, overrides=[(["epochs"], 2)], report=notices.append)
-    assert spec.default("patience") == 0
-    assert notices == ["fixed.patience is dropped: it has no effect within epochs = 2"]
-    assert load(study_file).default("patience") == 1
+    overrides = [(["epochs"], 2), (["data", "source"], "digits")]
+    content = load_study(study_file, overrides=overrides, report=notices.append).content()
+    assert content["fixed"]["patience"] == 1
+    assert (content["data"]["resize"], content["data"]["unreadable"]) == ("pad", "skip")
+    assert notices == [
+        "data.resize: has no effect on digits, whose images all have one size",
+        "data.unreadable: has no effect on digits, which is read as a whole",
+        "fixed.patience: 1 has no effect within epochs = 2",
+    ]
+    assert load_study(study_file, report=pytest.fail).default("patience") == 1
+    same = {"strategy": ["fine_tune_top"], "freeze_depth": [1, "conv1_2"]}
+    with pytest.raises(WithoutEffect, match="trains the same as") as caught:
+        load_study(study_file, overrides=[*overrides, (["factors"], same)])
+    assert caught.value.spec.content()["data"]["resize"] == "pad"
+    with pytest.raises(WithoutEffect, match=r"fixed.patience: 3 has no effect"):
+        load_study(study_file, overrides=[*overrides, (["fixed", "patience"], 3)])
 
 
 TOP = ('factors={strategy=["fine_tune_top"]}', "fixed.truncate_at=conv3_2", "search={lr={choices=[0.1]}}")

@@ -12,7 +12,15 @@ import pytest
 from ablation.base import files, retries
 from ablation.base.errors import InputError, StoreAway
 from ablation.search.studies import open_storage
-from ablation.storage.store import ADDRESSES, DATABASES, LONGEST_PATH, WRITTEN, build_database, find_store
+from ablation.storage.store import (
+    ADDRESSES,
+    DATABASES,
+    LONGEST_PATH,
+    WRITTEN,
+    build_database,
+    find_store,
+    find_store_to_write,
+)
 from ablation.tracking.client import open_client
 from tests.other_user import as_nobody, folder_for_all, needs_root
 
@@ -234,32 +242,43 @@ def test_a_store_of_another_user_is_refused_before_anything_is_written(name: str
                 store.check_writable()
             return str(refused.value)
 
-        said = f"--store: {folder / name} cannot be written: the users of a store need a group and umask 002"
+        needed = "a group that may write its folder (g+ws) and its files (g+w)"
+        said = f"--store: {folder / name} cannot be written: the users of a store need {needed}"
         assert as_nobody(refuse) == said
         (folder / name).chmod(0o777)
         assert as_nobody(store.check_writable) is None
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no groups")
-def test_a_group_is_not_kept_from_what_is_written_in_its_folder(tmp_path: Path) -> None:
-    """One line before anything is written; a folder of another mode, and one that is not there yet, is its user's."""
-    store = find_store(str(tmp_path / "s"))
-    before = os.umask(0o022)
+@pytest.mark.parametrize(
+    ("mode", "before", "after"),
+    [
+        (0o2775, 0o022, 0o002), (0o2770, 0o077, 0o007), (0o2775, 0o002, 0o002), (0o2775, 0o027, 0o007),
+        (0o2755, 0o022, 0o022), (0o775, 0o022, 0o022), (0o700, 0o077, 0o077), (None, 0o077, 0o077),
+    ],
+)  # fmt: skip
+def test_a_command_writes_for_the_group_whose_folder_the_store_is(
+    tmp_path: Path, mode: int | None, before: int, after: int
+) -> None:
+    """A folder of another mode, and one that is not there yet, is its user's; a notebook's process stays as it is."""
+    root = tmp_path / "s"
+    if mode is not None:
+        root.mkdir()
+        root.chmod(mode)
+    of_tests = os.umask(before)
     try:
+        store = find_store(str(root))
         store.check_writable()
-        store.prepare()
-        for mode, umask, is_refused in [
-            (0o2775, 0o022, True), (0o2770, 0o077, True), (0o2775, 0o002, False), (0o2775, 0o007, False),
-            (0o2755, 0o022, False), (0o775, 0o022, False), (0o700, 0o077, False),
-        ]:  # fmt: skip
-            store.root.chmod(mode)
-            os.umask(umask)
-            if is_refused:
-                with pytest.raises(InputError, match=rf"s is a group's folder .* and umask 0{umask:02o} would keep"):
-                    store.check_writable()
-            else:
-                store.check_writable()
-            assert os.umask(umask) == umask
-        assert list(store.root.iterdir()) == []
+        assert os.umask(before) == before
+        assert find_store_to_write(str(root)) == store
+        assert os.umask(before) == after
     finally:
-        os.umask(before)
+        os.umask(of_tests)
+
+
+@needs_root
+def test_a_folder_that_may_not_be_reached_is_refused_by_what_uses_it() -> None:
+    with folder_for_all() as folder:
+        (folder / "closed" / "s").mkdir(parents=True)
+        (folder / "closed").chmod(0o700)
+        assert as_nobody(lambda: str(find_store_to_write(str(folder / "closed" / "s")).root)).endswith("closed/s")

@@ -14,7 +14,7 @@ from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.training import compiler
 from ablation.training.begin import begin_training
-from ablation.training.compiler import check_compiler, compiled_forward, release_compiled
+from ablation.training.compiler import check_compiler, compiled_forward, has_compiled, release_compiled
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FeatureSource
@@ -91,10 +91,14 @@ def test_a_graph_learns_that_a_step_begins(mode: str, calls: list[str]) -> None:
 
 def test_only_what_was_compiled_is_released(calls: list[str]) -> None:
     compiled_forward("none")
-    assert not release_compiled()
+    assert not has_compiled()
+    release_compiled()
     assert calls == []  # `reset` imports the compiler, which takes seconds
     compiled_forward("default")
-    assert release_compiled()
+    assert has_compiled()
+    release_compiled()
+    assert not has_compiled()
+    release_compiled()
     assert calls == ["compile default", "reset"]
 
 

@@ -257,10 +257,10 @@ def test_features_of_one_training_do_not_drive_each_other_out(
     assert Placed.copies == [features.nbytes for features in read if features.device.type == "cuda"]
 
 
-def test_what_a_trial_records_leaves_the_features_of_its_training_on_the_gpu(
+def test_validation_leaves_the_features_of_its_training_on_the_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where those for validation do not fit beside them: they are read from the host, three times for each trial."""
+    """Where those for validation do not fit beside them: they are read from the host, in every trial."""
     frozen = part(3)
     of_train, of_val = (frozen(images.images_NCHW).nbytes for images in (TRAIN, VAL))
     quarter = of_train + of_val // 2

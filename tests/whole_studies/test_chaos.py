@@ -141,7 +141,8 @@ def test_nothing_is_lost(
 ) -> None:  # fmt: skip
     """Exactly the budget, one run per key, every point once, nothing open; all values are an undisturbed study's.
 
-    In the short form the workers are forked, so that they spend their time in the study and not with imports.
+    In the short form the workers are forked, so that they spend their time in the study and not with imports; what is
+    slow is replaced, such as the plots and the champion's program: see `tests.victim_process`. The long form is real.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of workers; the bits depend on it
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))

@@ -126,17 +126,19 @@ def test_a_trial_that_a_graph_leaves_no_memory_is_resumed_without_one(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once, from the last checkpoint, and with nothing of the first attempt in memory, wherever it ended."""
-    trainings: list[tuple[bool, weakref.ref[Any]]] = []
+    captures: list[bool] = []
+    held: list[weakref.ref[Any]] = []
 
-    def captured(training: Training, *args: Any) -> Any:
+    def captured(training: Training, *sources_and_settings: Any) -> Any:
         gc.collect()
-        assert all(model() is None for _, model in trainings), "a network of an earlier attempt is still in memory"
-        trainings.append((training.may_capture, weakref.ref(training.model)))
+        assert all(thing() is None for thing in held), "a network or its features are in memory after their attempt"
+        held.extend(weakref.ref(thing) for thing in (training.model, *sources_and_settings[:2]))
+        captures.append(training.may_capture)
         training.has_graph = training.may_capture
-        yield from train(training, *args)
+        yield from train(training, *sources_and_settings)
 
     def full(workbench: Any, claim: Any, run: Any, training: Training) -> None:
-        if len(training.history) == 2 and len(trainings) != 2:  # while a generator has not ended
+        if len(training.history) == 2 and len(captures) != 2:  # while a generator has not ended
             raise torch.OutOfMemoryError("CUDA out of memory")
         save(workbench, claim, run, training)
 
@@ -148,14 +150,22 @@ def test_a_trial_that_a_graph_leaves_no_memory_is_resumed_without_one(
     first, second = runs(Path("s"), "small")
     assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
     assert [step for step, _ in history(Path("s"), first)["val_loss"]] == [1, 2, 3]
-    assert [may_capture for may_capture, _ in trainings] == [True, False, True, False]
+    assert captures == [True, False, True, False]
 
 
 def test_a_trial_that_the_graphs_of_earlier_trials_leave_no_memory_is_resumed(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """torch.compile's modes with CUDA graphs keep them for each shape of network until they are released."""
+    """torch.compile's modes with CUDA graphs keep them for each shape of network until they are released.
+
+    A trial that had no other's graphs beside it would run out of memory again.
+    """
     shapes: set[int] = set()
+    attempts: list[str] = []
+
+    def counted(spec: Any, workbench: Any) -> Any:
+        attempts.append(f"{status} #{spec.trial}")
+        return make_training(spec, workbench)
 
     def compile_(function: Any, **_: object) -> Any:
         def compiled(model: Any, *others: Any) -> Any:
@@ -170,6 +180,7 @@ def test_a_trial_that_the_graphs_of_earlier_trials_leave_no_memory_is_resumed(
     monkeypatch.setattr(torch.compiler, "reset", shapes.clear)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
     monkeypatch.setattr("ablation.running.workbench.check_compiler", lambda *_: None)
+    monkeypatch.setattr(trial, "make_training", counted)
     search = "search={head_width={choices=[8,16]}, lr={choices=[0.01]}, sampler='random'}"
     arguments = ("--set", "compile=reduce-overhead", "--set", search, *ONE_ARM, "--trials", "4")
     for room, status in ((1, "FINISHED"), (0, "FAILED")):
@@ -179,6 +190,7 @@ def test_a_trial_that_the_graphs_of_earlier_trials_leave_no_memory_is_resumed(
         found = runs(Path(status), "small")
         assert {run.info.status for run in found} == {status}
         assert room == 0 or {run.data.params["head_width"] for run in found} == {"8", "16"}
+    assert [attempt for attempt in attempts if "FAILED" in attempt] == [f"FAILED #{number}" for number in range(4)]
     compiler._compiled.cache_clear()
     assert "CUDA out of memory; resumed after earlier trials' graphs were released" in caplog.text
 
