@@ -63,8 +63,9 @@ def test_the_test_split_is_evaluated_once_per_confirmation_run(
     assert command(*arguments) == 130
     assert command(*arguments) == 0
     assert seen == [360, 360]
-    # Those for validation always beside those of the training, which stay on a GPU for the next trial.
-    assert reads == {(150, False), (50, True), (360, False)}
+    # Those for validation always beside those of the training, which stay on a GPU for the next trial, and those of the
+    # test split beside those for validation.
+    assert reads == {(150, False), (50, True), (360, True)}
     confirmations = runs(Path("s"), "small", kind="confirmation")
     assert [run.info.status for run in confirmations] == ["FINISHED"] * 2
     assert command(*arguments, "--set", "confirm.seeds=3") == 0
