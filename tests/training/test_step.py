@@ -139,19 +139,25 @@ class EmulatedGraph:
             parameter.grad = gradient
 
 
-@pytest.mark.parametrize("batch_size", [24, 40, 49, 97])
-def test_whole_batches_are_captured_and_gradients_are_those_of_the_last_step(
-    batch_size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Of 97 images, in one to four steps per epoch: the first step that may be captured is often an epoch's last."""
-    graphs: list[EmulatedGraph] = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraph]:
+    """Gets each graph that is captured, which is an emulated one."""
+    captured: list[EmulatedGraph] = []
 
     def capture(owner: Any, batch: int) -> None:
         owner._graph, owner._graph_batch = EmulatedGraph(owner, batch), batch
-        graphs.append(owner._graph)
+        captured.append(owner._graph)
 
-    monkeypatch.setattr(step, "FEWEST_REPLAYS", 1)
     monkeypatch.setattr(step.TrainingStep, "_capture", capture)
+    return captured
+
+
+@pytest.mark.parametrize("batch_size", [24, 40, 49, 97])
+def test_whole_batches_are_captured_and_gradients_are_those_of_the_last_step(
+    batch_size: int, graphs: list[EmulatedGraph], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of 97 images, in one to four steps per epoch: the first step that may be captured is often an epoch's last."""
+    monkeypatch.setattr(step, "FEWEST_REPLAYS", 1)
     settings = TrainingSettings(6, batch_size, 5, "float32", head_warmup_epochs=1)
     cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
     found = []
@@ -167,16 +173,11 @@ def test_whole_batches_are_captured_and_gradients_are_those_of_the_last_step(
     assert sum(graph.replays for graph in graphs) >= 5 * whole - 3  # after the warm-up: all but three eager steps
 
 
-def test_phases_that_are_too_short_get_no_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_phases_that_are_too_short_get_no_graph(
+    graphs: list[EmulatedGraph], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Six steps of the head, six of one block more, then 24 of all, of which three come before the capture."""
-    graphs: list[EmulatedGraph] = []
-
-    def capture(owner: Any, batch: int) -> None:
-        owner._graph, owner._graph_batch = EmulatedGraph(owner, batch), batch
-        graphs.append(owner._graph)
-
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 10)
-    monkeypatch.setattr(step.TrainingStep, "_capture", capture)
     monkeypatch.setattr(step, "may_capture", lambda *_, **__: True)
     settings = TrainingSettings(6, 17, 5, "float32", unfreeze_every=1)
     cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
