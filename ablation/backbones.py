@@ -152,7 +152,7 @@ def weights_table(backbone: str) -> Table:
         rows.append(
             [
                 name,
-                "-" if accuracy is None else f"{accuracy:.2f}",
+                "-" if accuracy is None or math.isnan(accuracy) else f"{accuracy:.2f}",
                 f"{weights.meta['_file_size']:.0f}",
                 str(weights.transforms().crop_size[0]),
             ]

@@ -23,9 +23,10 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand, write_atomically
 from ablation.benchmark import SMALL_TRIALS
 from ablation.spec.files import check_images, check_weights_file, find_study_file
-from ablation.spec.reading import load_study, parse_override
+from ablation.spec.reading import load_study
 from ablation.spec.study import StudySpec
 from ablation.storage.store import find_store
+from ablation.study import load_custom, load_timm, study_overrides
 
 ONLY_WITHOUT_STUDY = {"limit": "--set data.limit=N", "repeats": "the study runs once", "fill": "--trials N"}
 
@@ -78,12 +79,10 @@ def cli(
     target = expand(output)
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise InputError(f"--output: {target} cannot be written")
-    changes: list[tuple[list[str], Any]] = []
-    changes += [(["trials_per_arm"], trials)] if trials is not None else []
-    changes += [(["epochs"], epochs)] if epochs is not None else []
-    changes += [parse_override(setting) for setting in settings]
+    changes = study_overrides(Path(), None, trials, epochs, settings)
+    chosen = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     if scale is not None:
-        if study is not None or changes:
+        if chosen - {"scale", "workers", "output"}:
             raise InputError("--scale: goes with --workers and --output alone")
         measure_scale(scale, workers, target)
         return
@@ -91,7 +90,7 @@ def cli(
         raise InputError("--workers: only with --scale")
     if study is not None:
         for name, instead in ONLY_WITHOUT_STUDY.items():
-            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            if name in chosen:
                 raise InputError(f"--{name}: not with --study; {instead}")
         measure_study(spec_to_measure(study, images, weights, changes), device, target)
         return
@@ -171,7 +170,8 @@ def spec_to_measure(
     overrides += [(["data", "source"], "imagefolder"), (["data", "root"], images)] if images else []
     overrides += [(["backbone", "weights"], weights)] if weights else []
     with refusing_unreachable_paths():
-        spec = load_study(find_study_file(study), overrides=[*overrides, *changes])
+        path, overrides = find_study_file(study), [*overrides, *changes]
+        spec = load_study(path, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
         check_weights_file(spec)
         check_images(spec.data)
     return spec

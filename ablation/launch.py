@@ -17,15 +17,15 @@ from ablation.launching.request import Engine, EngineWorker, Launch, launch_labe
 from ablation.spec.files import find_study_file
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store_to_write
-from ablation.study import cli as study_command
 from ablation.study import (
+    check_inputs,
     load_accepted,
-    load_checked,
     measured_plan,
     name_in_stores,
     show_status,
     study_overrides,
 )
+from ablation.study import cli as study_command
 
 if TYPE_CHECKING:
     from ablation.running.running_trials import RunningTrial
@@ -115,7 +115,7 @@ def cli(
     with redirect_stdout(sys.stderr):  # standard output is what would be submitted, with --print
         spec = check_study(engine_name, path, name, store, given)
         if engine_name == "local" and options.get("per-gpu") == "auto":
-            options["per-gpu"] = str(fitting_workers(spec, given))
+            options["per-gpu"] = str(fitting_workers(spec, store, given))
     launch = Launch(
         study=name,
         label=label,
@@ -141,11 +141,13 @@ def check_study(engine_name: str, path: Path, name: str, store: Store, given: Ma
     demo_store = store if given["as_demo"] else None
     overrides = study_overrides(path, demo_store, given["trials"], given["epochs"], given["settings"])
     is_try = given["as_demo"] or given["epochs"] is not None
-    load = load_accepted if engine_name == "kubernetes" else load_checked
-    return load(path, name, overrides, store, is_try=is_try)
+    spec = load_accepted(path, name, overrides, store, is_try=is_try)
+    if engine_name != "kubernetes":
+        check_inputs(spec, store)
+    return spec
 
 
-def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:
+def fitting_workers(spec: StudySpec, store: Store, given: Mapping[str, Any]) -> int:
     """Return how many workers fit on each GPU, by the memory that a short measurement of the study needs.
 
     Raises:
@@ -161,7 +163,7 @@ def fitting_workers(spec: StudySpec, given: Mapping[str, Any]) -> int:
     if check_device(given["device"]).type != "cuda":
         raise InputError("--per-gpu auto: is for CUDA devices; say --workers N")
     with waiting("Measuring the memory that a worker needs"):
-        study = measured_plan(spec, given["device"], round(given["feature_cache"] * 1e9))
+        study = measured_plan(spec, store, given["device"], round(given["feature_cache"] * 1e9))
     needed, free = memory(study).total, study.probe.free_bytes
     count = workers_that_fit(needed, free, usable_cores() // gpus)
     say(f"{plural(count, 'worker')} on each GPU: each needs about {needed / 1e9:.1f} of {free / 1e9:.1f} GB")

@@ -78,7 +78,7 @@ def cli(
     if is_text:
         show_table(prediction_table(champion, predictions, top))
     else:
-        sys.stdout.write((as_json if output_format == "json" else as_csv)(champion, predictions))
+        click.echo((as_json if output_format == "json" else as_csv)(champion, predictions), nl=False)
 
 
 def check_files(images: tuple[str, ...]) -> list[Path]:

@@ -4,12 +4,14 @@ torch, MLflow and Optuna take seconds to import, so they are imported inside the
 a refused study file answer at once.
 """
 
+import difflib
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +130,7 @@ def cli(
     if study is None:
         raise InputError("which study? --list lists them")
     if as_new:
-        return new_study(study)
+        return new_study(study.removesuffix(".toml"))
     if status_only:
         show_status(name_in_stores(study, name, as_demo=as_demo), find_store_to_write(store_option), patience)
         return None
@@ -141,7 +143,8 @@ def cli(
     report = None if as_worker else show_line  # the first process has shown the lines
     feature_limit = round(feature_cache * 1e9)
     is_try = as_demo or epochs is not None
-    spec = load_checked(path, study_name, overrides, store, report, is_try=is_try)
+    spec = load_accepted(path, study_name, overrides, store, report, is_try=is_try)
+    check_inputs(spec, store)
 
     from ablation.running.checks import check_custom_backbone, check_study
     from ablation.running.options import RunOptions
@@ -157,7 +160,7 @@ def cli(
     if system_metrics:
         check_system_metrics()
     if check_only:
-        return check_study(spec, store, path, is_begun=is_in_store(store, study_name))
+        return check_study(spec, store, path, begun_decoding(store, study_name))
     if plan_only:
         return show_plan(spec, store, device, feature_limit)
     text = path.read_text(encoding="utf-8")
@@ -186,7 +189,7 @@ def name_in_stores(study: str, name: str | None, *, as_demo: bool) -> str:
     if as_demo and name is not None:
         raise InputError("--name: a demo is always called NAME-demo")
     own = Path(study).stem if study.endswith(".toml") else study
-    return check_name(name or (f"{own}-demo" if as_demo else own))
+    return check_name(name if name is not None else f"{own}-demo" if as_demo else own)
 
 
 def study_overrides(
@@ -197,29 +200,6 @@ def study_overrides(
     overrides += [(["trials_per_arm"], trials)] if trials is not None else []
     overrides += [(["epochs"], epochs)] if epochs is not None else []
     return overrides + [parse_override(setting) for setting in settings]
-
-
-def load_checked(
-    path: Path,
-    name: str,
-    overrides: list[tuple[list[str], Any]],
-    store: Store,
-    report: Callable[[str], None] | None = None,
-    *,
-    is_try: bool = False,
-) -> StudySpec:
-    """Load a study file; check that the store can be written and that weights and images are there.
-
-    Raises:
-        InputError: something is wrong; names it.
-    """
-    with refusing_unreachable_paths():
-        store.check_writable()
-        spec = load_accepted(path, name, overrides, store, report, is_try=is_try)
-        if not needs_pretraining(spec, store):
-            check_weights_file(spec)
-        check_images(spec.data)
-    return spec
 
 
 def load_accepted(
@@ -239,25 +219,40 @@ def load_accepted(
     Raises:
         InputError: something is wrong; names it.
     """
-    try:
-        return load_study(
-            path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
-        )
-    except WithoutEffect as error:
-        if not (is_try or is_in_store(store, name)):
-            raise
-        return error.spec
+    with refusing_unreachable_paths():
+        try:
+            return load_study(
+                path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
+            )
+        except WithoutEffect as error:
+            if not (is_try or begun_decoding(store, name)):
+                raise
+            return error.spec
 
 
-def is_in_store(store: Store, study: str) -> bool:
-    """Return whether a store has a study; False where that cannot be found out."""
+def check_inputs(spec: StudySpec, store: Store) -> None:
+    """Check that the store can be written, and that a study's weights and images are on this machine.
+
+    Raises:
+        InputError: something is wrong; names it.
+    """
+    with refusing_unreachable_paths():
+        store.check_writable()
+        if not needs_pretraining(spec, store):
+            check_weights_file(spec)
+        check_images(spec.data)
+
+
+def begun_decoding(store: Store, study: str) -> int | None:
+    """Return the version of the decoding of a study that a store has; None if it has none, or does not answer."""
+    from ablation.data.decoding import decoding_when_begun
     from ablation.search import configure_optuna
     from ablation.search.studies import brief_storage, stored_content
 
     configure_optuna()
     with suppress(InputError, StoreAway, StoreError), brief_storage(store) as storage:
-        return storage is not None and stored_content(storage, study) is not None
-    return False
+        return None if storage is None else decoding_when_begun(stored_content(storage, study))
+    return None
 
 
 def load_custom(file: str, function: str) -> str:
@@ -293,8 +288,16 @@ def list_studies() -> None:
     """Print every study with its question."""
     from ablation.base.terminal import show_table
 
-    rows = [[name, str(read_study_file(path).get("question", ""))] for name, path in sorted(study_files().items())]
+    rows = [[name, question_of(path)] for name, path in sorted(study_files().items())]
     show_table(Table("Studies", ["name", "question"], rows))
+
+
+def question_of(path: Path) -> str:
+    """Return the question of a study file, or why the file cannot be read."""
+    try:
+        return str(read_study_file(path).get("question", ""))
+    except InputError as error:
+        return str(error)
 
 
 def list_stored(store: Store, patience: float | None) -> None:
@@ -302,9 +305,10 @@ def list_stored(store: Store, patience: float | None) -> None:
     from ablation.base.retries import wait_out
     from ablation.base.terminal import show_table
     from ablation.search import configure_optuna
+    from ablation.search.patient_storage import read_again
 
     configure_optuna()
-    show_table(wait_out(lambda: read_stored(store), patience))
+    show_table(wait_out(partial(read_again, partial(read_stored, store)), patience))
 
 
 def read_stored(store: Store) -> Table:
@@ -340,7 +344,7 @@ def show_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: in
     from ablation.planning.tables import arms_table, budget_table
 
     with waiting("Measuring how fast this machine is"):
-        study = measured_plan(spec, device_name, feature_limit)
+        study = measured_plan(spec, store, device_name, feature_limit)
         on_cpu = None if study.conditions.device.type == "cpu" else faster_on_cpu(study)
     from ablation.analysis.looks import count_looks  # imports MLflow, whose memory the measurement leaves out
 
@@ -348,15 +352,16 @@ def show_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: in
     show_table(budget_table(study, count_looks(store, spec.name)))
 
 
-def measured_plan(spec: StudySpec, device_name: str, feature_limit: int) -> "StudyPlan":
+def measured_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: int) -> "StudyPlan":
     """Return a study's plan, with what each kind of training took on the study's device."""
     from ablation.base.device import make_deterministic, select_device
+    from ablation.data.decoding import DECODING_VERSION
     from ablation.data.reading import measure_data
     from ablation.planning.forecast import StudyPlan
     from ablation.planning.probe import probe
     from ablation.planning.workload import feature_bytes, frozen_parts, plan, shared_conditions
 
-    size = measure_data(spec.data)
+    size = measure_data(spec.data, begun_decoding(store, spec.name) or DECODING_VERSION)
     setup = shared_conditions(spec, size, select_device(device_name))
     if spec.deterministic:
         make_deterministic()
@@ -373,11 +378,12 @@ def show_status(study: str, store: Store, patience: float | None) -> "list[Runni
     from ablation.base.terminal import show_table
     from ablation.running.running_trials import running_table
     from ablation.search import configure_optuna
+    from ablation.search.patient_storage import read_again
     from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()
-    arms, running = wait_out(lambda: read_status(study, store), patience)
+    arms, running = wait_out(partial(read_again, partial(read_status, study, store)), patience)
     show_table(arms)
     if running:
         show_table(running_table(running))
@@ -401,7 +407,7 @@ def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
     storage = None if is_empty else open_storage(store)
     studies = study_arms(storage, study) if storage else ArmStudies({}, {})
     if not studies.tuning:
-        names = stored_studies(storage) if storage else []
+        names = (stored_studies(storage) if storage else []) or similar_files(study)
         raise NoSuchStudy(f"{store.root}: has no study {study!r}{nearest(study, names) if names else ''}")
     contents = [arm.user_attrs.get("content", {}) for arm in studies.tuning.values()]
     budget = max(content.get("trials_per_arm", 0) for content in contents)
@@ -415,6 +421,12 @@ def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
     champion = champion_texts(store, study)
     arms = replace(table, notes=[*table.notes, *looks, *champion, *stored_differences(store, study)])
     return arms, running_trials(study, store, studies, trials)
+
+
+def similar_files(study: str) -> list[str]:
+    """Return the names of study files that a study's name, or its demo's, resembles; none if it is one of them."""
+    name, files = study.removesuffix("-demo"), study_files()
+    return [] if name in files else difflib.get_close_matches(name, files)
 
 
 def main() -> int:

@@ -95,6 +95,8 @@ def serve(url: str, port: int) -> None:
 
 def main() -> None:
     processes, kind = int(sys.argv[1]), sys.argv[2]
+    if kind == "proxy":
+        optuna.storages.GrpcStorageProxy()  # where grpcio is missing, this fails at once, and not each process
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ablation.benchmark.scale", "tests.servers"])
     with tempfile.TemporaryDirectory() as folder:

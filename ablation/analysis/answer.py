@@ -20,15 +20,14 @@ from ablation.analysis.comparison import (
     Interaction,
     compare,
     least_beaten,
-    over_seeds,
 )
-from ablation.analysis.looks import level_of, look_sentences
+from ablation.analysis.looks import estimator_of, level_of, look_sentences
 from ablation.analysis.outliers import Outlier, outlying_runs, without_runs
 from ablation.analysis.registration import registration_sentences
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.simultaneous import FEWEST_SEEDS, chances_of_best
 from ablation.analysis.tuning import searched_params
-from ablation.analysis.verdict import factor_lines
+from ablation.analysis.verdict import factor_lines, reference
 from ablation.analysis.wording import (
     chance_words,
     format_p,
@@ -107,7 +106,7 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     correct = result.scores
     groups_N = result.test_groups_N
     goal = result.spec.goal
-    compared = compare(result, correct, over_seeds(groups_N, level_of(result), goal))
+    compared = compare(result, correct, estimator_of(result))
     summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
     champion = choose_champion(result)
     chances = chances_of_best(correct, groups_N=groups_N, objective=goal)
@@ -246,7 +245,7 @@ def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Compariso
 
 
 def _of_factor(factor: FactorAnalysis, others: Sequence[str], margin: float | None) -> str:
-    pivot = factor.pivot or factor.ahead or factor.levels[0].label
+    pivot = reference(factor)
     with_pivot = [d for d in factor.family if pivot in (d.first, d.second)]
     if not with_pivot:
         return f"{factor.factor}: no level shares a combination of the other factors with {pivot}."
@@ -364,8 +363,7 @@ def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> 
     rest = without_runs(result, outliers)
     summaries = [summarise_arm(arm, len(rest.classes)) for arm in rest.arms]
     goal = result.spec.goal
-    estimator = over_seeds(result.test_groups_N, level_of(result), goal)
-    again = " ".join(verdict_of(result, summaries, compare(rest, rest.scores, estimator)))
+    again = " ".join(verdict_of(result, summaries, compare(rest, rest.scores, estimator_of(result))))
     names = join(
         [
             f"{o.arm} confirmation run #{o.run.number} (test {goal.label} {o.run.test_value:.4f}, its arm's median "

@@ -16,6 +16,22 @@ def confirmed_validation(arm: ArmResult) -> np.ndarray:
     return np.array([run.val_value for run in arm.confirmations if run.val_value is not None], np.float64)
 
 
+def trials_of_arms(result: StudyResult) -> tuple[int, int]:
+    """Return how many trials have ended, of the arm with the fewest and of that with the most."""
+    counts = [sum(trial.state != "unfinished" for trial in arm.trials) for arm in result.arms]
+    return min(counts), max(counts)
+
+
+def confirmations_of_arms(result: StudyResult) -> tuple[int, int]:
+    """Return how many runs have confirmed a chosen configuration, the fewest and the most; of each arm and repeat."""
+    counts = [
+        sum(run.spec.repeat == chosen.spec.repeat for run in arm.confirmed)
+        for arm in result.arms
+        for chosen in arm.chosen
+    ]
+    return min(counts, default=0), max(counts, default=0)
+
+
 def winning_arm(result: StudyResult) -> ArmResult | None:
     """Return the arm with the best mean validation value over its finished confirmation runs.
 

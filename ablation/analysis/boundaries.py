@@ -56,4 +56,4 @@ def unplanned_level(number: int, alpha: float = ALPHA) -> float:
     Nobody knows of a first look that others will follow; together they stay below 1.5 alpha. Looks share most of their
     data, so that studies without a difference declare one in about 5 % (see `tests/README.md`).
     """
-    return float(alpha if number == 1 else alpha / 2**number)
+    return alpha if number == 1 else alpha / 2**number

@@ -194,6 +194,11 @@ class FactorAnalysis:
     by_level: dict[str, list[Difference]] = field(default_factory=dict)
     objective: Objective = ACCURACY
 
+    @property
+    def at_levels(self) -> list[Difference]:
+        """The differences in `by_level`, of all other factors."""
+        return [difference for differences in self.by_level.values() for difference in differences]
+
 
 @dataclass(frozen=True)
 class Interaction:

@@ -1,6 +1,6 @@
 """Test images whose label may be wrong: all confirmation runs of all arms call them the same other class.
 
-Legend: R runs, N test images, K classes, M mistakes of a run, S pixels (a side).
+Legend: R runs, N test images, K classes, M mistakes of a run or of all, S pixels (a side).
 """
 
 from dataclasses import dataclass
@@ -59,9 +59,11 @@ def suspected_labels(result: StudyResult) -> list[SuspectedLabel]:
     called_RN = np.stack([run.predicted_N for run in runs])
     called_N, labels_N = called_RN[0], runs[0].labels_N
     agreed_N = (called_RN == called_N).all(axis=0) & (called_N != labels_N)
-    mean_NK = np.mean([run.probabilities_NK.astype(np.float64) for run in runs], axis=0)
+    numbers_M = np.flatnonzero(agreed_N)
+    called_M = called_N[numbers_M]
+    mean_M = sum(run.probabilities_NK[numbers_M, called_M].astype(np.float64) for run in runs) / len(runs)
     found = [
-        SuspectedLabel(int(n), result.classes[labels_N[n]], result.classes[called_N[n]], float(mean_NK[n, called_N[n]]))
-        for n in np.flatnonzero(agreed_N)
+        SuspectedLabel(int(n), result.classes[labels_N[n]], result.classes[called], float(probability))
+        for n, called, probability in zip(numbers_M, called_M, mean_M, strict=True)
     ]
     return sorted(found, key=lambda each: (-each.probability, each.number))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.compared_repeats import compared_repeats
-from ablation.analysis.comparison import Difference, compare, over_seeds, tuning_leader
+from ablation.analysis.comparison import Difference, Estimator, compare, over_seeds, tuning_leader
 from ablation.analysis.contrasts import label_pairs, level_comparisons, pivots, places
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.simultaneous import FEWEST_SEEDS
@@ -137,6 +137,11 @@ def level_of(result: StudyResult) -> float:
     return unplanned_level(look_number(result))
 
 
+def estimator_of(result: StudyResult) -> Estimator:
+    """Return the estimator of a study over its seeds: its groups of images, its objective and its level."""
+    return over_seeds(result.test_groups_N, level_of(result), result.spec.goal)
+
+
 def look_sentences(result: StudyResult) -> list[str]:
     """Return which look at the study this is and at which level it is tested; none for the only one."""
     confirm, level = result.spec.confirm, percent(level_of(result))
@@ -168,14 +173,11 @@ def decide(result: StudyResult) -> Decision:
     assert result.look is not None
     spec, seeds = result.spec, current_look(result.spec.confirm, result.decisions)
     correct = result.scores
-    compared = compare(result, correct, over_seeds(result.test_groups_N, level_of(result), spec.goal))
+    compared = compare(result, correct, estimator_of(result))
     margin = spec.margin
     factors = [factor for factor in compared.factors if len(factor.levels) > 1]
     if len(factors) != 1:
-        at_levels = [[d for each in factor.by_level.values() for d in each] for factor in factors]
-        differences = [
-            difference for factor, at in zip(factors, at_levels, strict=True) for difference in at or factor.family
-        ]
+        differences = [difference for factor in factors for difference in factor.at_levels or factor.family]
         return Decision(seeds, (), bool(differences) and all(is_decided(d, margin) for d in differences))
     (factor,) = factors
     arm_of = {place[factor.factor]: arm for arm, place in places(spec).items()}

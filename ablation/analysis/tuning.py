@@ -49,8 +49,8 @@ class Edge:
 def edges(result: StudyResult) -> list[Edge]:
     """Return the chosen values that lie at an end of their range, or in its last tenth, of every arm and repeat.
 
-    A tenth of a logarithmic range is one of its logarithm. Choices and whole numbers have ends where
-    they are five values or more.
+    A tenth of a logarithmic range is one of its logarithm. Choices, whole numbers and steps have ends where they are
+    five values or more.
     """
     found = []
     for arm, chosen in _chosen(result.arms):
@@ -74,18 +74,13 @@ def _chosen(arms: Sequence[ArmResult]) -> Iterator[tuple[ArmResult, RunResult]]:
 
 def _ends(searched: Any) -> tuple[Any, Any, bool, float] | None:
     """Return the ends of a search, whether it is logarithmic, and the outer share; None where values have no order."""
-    if isinstance(searched, Range) and not _has_few_values(searched):
-        return searched.low, searched.high, searched.log, OUTER
+    if isinstance(searched, Range) and searched.count >= FEWEST_VALUES:
+        return searched.low, searched.largest, searched.log, OUTER
     if isinstance(searched, Choices):
         numbers = [choice for choice in searched.choices if isinstance(choice, int | float)]
         if len(numbers) == len(searched.choices) >= FEWEST_VALUES:
             return min(numbers), max(numbers), False, 0.0
     return None
-
-
-def _has_few_values(searched: Range[Any]) -> bool:
-    is_whole = isinstance(searched.low, int) and isinstance(searched.high, int)
-    return is_whole and searched.high - searched.low + 1 < FEWEST_VALUES
 
 
 @dataclass(frozen=True)

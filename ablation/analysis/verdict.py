@@ -1,4 +1,4 @@
-"""The verdict: the answer in plain words, a line per factor, at most forty words in all."""
+"""The verdict: the answer in plain words, a line per factor, at most forty words in all unless names are long."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from ablation.spec.objective import ACCURACY, Objective
 
 MOST_WORDS = 40
 FORMS = 4  # of a line, from the longest to the shortest
+REST = "More below."  # for the lines that there is no room for
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def factor_lines(factors: Sequence[FactorAnalysis], margin: float | None) -> lis
 
     The first line names the objective unless it is accuracy.
 
-    The longest line is shortened until all of them have at most `MOST_WORDS` words.
+    The longest line is shortened until all of them have at most `MOST_WORDS` words. Lines that still have no room are
+    left to the report, but never the first one, however long its names are.
     """
     makers = [_maker(factor, margin, len(factors) > 1, is_first=factor is factors[0]) for factor in factors]
     forms = [0] * len(factors)
@@ -97,9 +99,23 @@ def factor_lines(factors: Sequence[FactorAnalysis], margin: float | None) -> lis
         longest = max((i for i, form in enumerate(forms) if form < FORMS - 1), key=lambda i: _words(lines[i]))
         forms[longest] += 1
         lines[longest] = makers[longest](forms[longest])
-    while sum(map(_words, lines)) > MOST_WORDS:
-        lines = [*lines[: -2 if lines[-1] == "More below." else -1], "More below."]
-    return lines
+    rest: list[str] = []
+    while len(lines) > 1 and sum(map(_words, [*lines, *rest])) > MOST_WORDS:
+        lines, rest = lines[:-1], [REST]
+    return [*lines, *rest]
+
+
+def reference(factor: FactorAnalysis) -> str:
+    """Return the label of the level that the others are compared with in words.
+
+    The pivot, else the level that is ahead; where that one has too few seeds, the best of those that are tested.
+    """
+    named = factor.pivot or factor.ahead or factor.levels[0].label
+    with_named = [difference for difference in factor.family if named in (difference.first, difference.second)]
+    tested = [difference for difference in factor.family if difference.is_tested]
+    if not tested or not with_named or any(difference.is_tested for difference in with_named):
+        return named
+    return least_beaten(tested)
 
 
 def _words(text: str) -> int:
@@ -123,9 +139,11 @@ def _line(factor: FactorAnalysis, margin: float | None, form: int) -> str:
     if not factor.family:
         return "nothing can be compared"
     if factor.by_level:
-        other, differences = next(iter(factor.by_level.items()))
+        if form == FORMS - 1 or len(factor.by_level) > 1:  # effects at levels of one factor hide those of another
+            return f"the effect depends on {join(list(factor.by_level))}"
+        ((other, differences),) = factor.by_level.items()
         return _line_by_level(factor, other, differences, margin, form)
-    pivot = factor.pivot or factor.ahead or factor.levels[0].label
+    pivot = reference(factor)
     if not any(pivot in (difference.first, difference.second) for difference in factor.family):
         return f"nothing can be compared with {pivot} yet"
     if not any(difference.is_tested for difference in factor.family):
@@ -206,8 +224,6 @@ def _line_by_level(
     factor: FactorAnalysis, other: str, differences: Sequence[Difference], margin: float | None, form: int
 ) -> str:
     """Return the effect of a factor at each level of another, with which it interacts."""
-    if form == FORMS - 1:
-        return f"the effect depends on {other}"
     views = {}
     for at in dict.fromkeys(str(d.at) for d in differences):
         here = [d for d in differences if d.at == at]
@@ -235,7 +251,8 @@ def _rivals(view: Standing) -> list[str]:
 def _clause(view: Standing, factor: FactorAnalysis, form: int) -> str:
     rivals = _rivals(view)
     if view.better:
-        return f"{join(list(view.better))} beats {view.level}{view.by(view.better, form + 1)}"
+        beat = "beats" if len(view.better) == 1 else "beat"
+        return f"{join(list(view.better))} {beat} {view.level}{view.by(view.better, form + 1)}"
     if not rivals:
         return f"{view.level} is best{view.by(view.worse, form)}"
     if view.equal and len(view.equal) == len(rivals) and not view.worse:

@@ -46,10 +46,16 @@ def format_seeds(seeds: tuple[int, int], unit: str = "seed") -> str:
 
 
 def interval_points(low: float | None, high: float | None, objective: Objective = ACCURACY) -> str:
-    """Return the ends of an interval of a difference as `points` does, both with the same decimals."""
+    """Return the ends of an interval of a difference as `points` does, both with the same decimals.
+
+    An end of exactly 0 says that an arm is or is not the best: for another end that would read as 0, both have up to
+    five decimals.
+    """
     if low is None or high is None:
         return "-"
     decimals = (1 if objective.unit == "points" else 3) + (max(abs(low), abs(high)) < 0.02)
+    while decimals < 5 and any(end and not round(objective.per_unit * end, decimals) for end in (low, high)):
+        decimals += 1
     ends = [f"{objective.per_unit * end:.{decimals}f}" for end in (low, high)]
     return " to ".join(end if float(end) else end.removeprefix("-") for end in ends)
 

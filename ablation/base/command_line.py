@@ -28,7 +28,8 @@ GARBAGE_THRESHOLD = 10_000  # new objects before a search for circles; with Pyth
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 JOB_VARIABLE = "ABLATION_JOB"  # an engine's id of the worker, set by the launch
-WORKER_VARIABLE = "ABLATION_WORKER"  # set for the workers of `--workers`; an option would be suggested to users
+# Set for the workers of `--workers`, to how many of them share a device; an option would be suggested to users.
+WORKER_VARIABLE = "ABLATION_WORKER"
 
 
 def run_command(command: click.Command) -> int:
@@ -145,6 +146,6 @@ def check_device_name(name: str) -> str:
     Raises:
         InputError: it is not auto, cpu, cuda, cuda:N or mps.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?|mps", name):
         raise InputError(f"--device: unknown device {name!r}; must be auto, cpu, cuda, cuda:N or mps")
     return name

@@ -52,6 +52,8 @@ def select_device(name: str) -> torch.device:
     """Return the device with this name and make it this process's current one; see `check_device`."""
     device = check_device(name)
     if device.type == "cuda":
+        # What `make_deterministic` needs for cuBLAS: torch reads it once, at a process's first product of matrices.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_float32_matmul_precision("high")  # TF32 for operations that autocast leaves in float32
         torch.cuda.set_device(device)  # libraries use the current device
     return device
@@ -73,8 +75,10 @@ def free_memory(device: torch.device) -> None:
 
 
 def make_deterministic() -> None:
-    """Make CUDA's results bit-identical between runs; the CPU's are anyway at the same number of threads."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it (torch's documentation)
+    """Make CUDA's results bit-identical between runs; the CPU's are anyway at the same number of threads.
+
+    The device comes from `select_device`.
+    """
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 

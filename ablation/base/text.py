@@ -82,13 +82,14 @@ def require_known(value: str, known: Iterable[str], what: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean ...?' with the closest known word, else '; known: ...'."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    known, word = list(known), word.casefold()
+    folded = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(word, folded, n=3, cutoff=0.5)
     if not close:
         return f"; known: {', '.join(known)}"
     # Two swapped letters are the likeliest mistake.
     best = next((candidate for candidate in close if sorted(candidate) == sorted(word)), close[0])
-    return f"; did you mean {best!r}?"
+    return f"; did you mean {folded[best]!r}?"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """A plain PyTorch loop, as the tutorials write it."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -15,20 +17,35 @@ from ablation.benchmark.subject import BATCH_SIZE
 from ablation.data.images import Images, Normalisation
 
 
+@dataclass
+class PlainImages(Dataset[Any]):
+    """Images in memory, as (transformed image, label).
+
+    Attributes:
+        pixels_NHWC: uint8.
+        labels: of the N images.
+        transform: from a PIL image to what the network gets.
+    """
+
+    pixels_NHWC: np.ndarray
+    labels: list[int]
+    transform: transforms.Compose
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> Any:
+        """Return an image, transformed, and its label."""
+        return self.transform(Image.fromarray(self.pixels_NHWC[number])), self.labels[number]
+
+
 def plain_loader(images: Images, normalisation: Normalisation, *, shuffle: bool) -> Any:
     """Return a DataLoader as in torchvision's tutorials: PIL images, transformed one by one by two worker processes."""
     pixels = images.read(torch.arange(len(images))).permute(0, 2, 3, 1).cpu().numpy()
-    labels = images.labels_N.tolist()
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(normalisation.mean, normalisation.std)])
-
-    class PlainImages(Dataset[Any]):
-        def __len__(self) -> int:
-            return len(labels)
-
-        def __getitem__(self, number: int) -> Any:
-            return transform(Image.fromarray(pixels[number])), labels[number]
-
-    return DataLoader(PlainImages(), batch_size=BATCH_SIZE, shuffle=shuffle, num_workers=2)
+    dataset = PlainImages(pixels, images.labels_N.tolist(), transform)
+    return DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=shuffle, num_workers=2)
 
 
 def plain_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any, device: torch.device) -> float:

@@ -37,19 +37,23 @@ def cli(words: tuple[str, ...], out: str | None, store: str | None, clear: bool,
     check NAME looks for pictures that are nearly the same, mirrored ones included. suspects NAME lists the test images
     of a study that all its confirmation runs call another class. cache lists the decoded images that are kept on disk.
     """
+    is_of_results = len(words) == 2 and words[0] == "suspects"
+    if settings and (is_of_results or words == ("cache",)):
+        raise InputError("--set: is for NAME and `check`")
+    if out is not None and words == ("cache",):
+        raise InputError("--out: is not for `cache`")
+    if store is not None and not is_of_results:
+        raise InputError("--store: is for `suspects`")
     if words == ("cache",):
         return show_cache(clear)
     if clear:
         raise InputError("--clear: is for `cache`")
-    is_of_results = len(words) == 2 and words[0] == "suspects"
-    if store is not None and not is_of_results:
-        raise InputError("--store: is for `suspects`")
     if is_of_results:
-        return show_suspects(words[1], store, Path(out) if out else None)
+        return show_suspects(words[1], store, None if out is None else Path(out))
     if len(words) == 1 and words[0] not in ("check", "suspects"):
-        return show(read_data(words[0], settings), Path(out or "contact-sheet.png"))
+        return show(read_data(words[0], settings), Path("contact-sheet.png" if out is None else out))
     if len(words) == 2 and words[0] == "check":
-        return check(read_data(words[1], settings), Path(out) if out else None)
+        return check(read_data(words[1], settings), None if out is None else Path(out))
     raise InputError("which images? NAME, check NAME, suspects NAME or cache")
 
 
@@ -74,8 +78,12 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
                 return Data.model_validate({**own, **keys})
             except ValidationError as error:
                 raise InputError(f"--set: {validation_message(error)}") from None
-        path = find_study_file(name)
-        return load_study(path, name=path.stem, overrides=[parse_override(setting) for setting in settings]).data
+        path, overrides = find_study_file(name), [parse_override(setting) for setting in settings]
+
+        from ablation.networks.custom_backbone import load_custom_backbone as load_custom
+        from ablation.networks.timm_backbones import load_timm_backbone as load_timm
+
+        return load_study(path, overrides=overrides, load_custom=load_custom, load_timm=load_timm).data
 
 
 def show(data: Data, sheet: Path) -> None:

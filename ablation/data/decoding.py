@@ -58,6 +58,11 @@ def untracked(items: Iterable[Any], total: int, description: str) -> Iterable[An
     return items
 
 
+def decoding_when_begun(content: dict[str, Any] | None) -> int | None:
+    """Return the version of the decoding of image files that a study's stored content names; None of no content."""
+    return None if content is None else int(content.get("data", {}).get("decoding", FULL_SIZE_VERSION))
+
+
 @dataclass(frozen=True)
 class ImageListing:
     """The images of a source before they are read.

@@ -389,9 +389,13 @@ class DataSize:
     train: int
     test: int
 
+    def validation(self, fraction: float) -> int:
+        """Return how many of the training images a fraction of them for validation is."""
+        return round(self.train * fraction)
 
-def measure_data(data: Data) -> DataSize:
-    """Return the size of a study's data, without downloading an image.
+
+def measure_data(data: Data, decoding: int = DECODING_VERSION) -> DataSize:
+    """Return the size of a study's data, listed as a version of the decoding does, without downloading an image.
 
     Images are decoded only where those that are unreadable, or copies, are left out.
 
@@ -403,7 +407,7 @@ def measure_data(data: Data) -> DataSize:
         classes = len(data.classes) if data.classes else known.classes
         train, test = (n * classes // known.classes for n in (known.train_images, known.test_images))
     else:
-        listing = list_images(data)
+        listing = list_images(data, decoding)
         classes, train, test = len(listing.classes), len(listing.train_labels_N), len(listing.test_labels_N)
     return DataSize(classes, min(train, data.limit or train), test)
 

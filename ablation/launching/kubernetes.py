@@ -93,6 +93,8 @@ def _kubectl(options: Mapping[str, str], *arguments: str, text: str = "") -> str
 def submit(launch: Launch) -> str:
     """Apply the objects, once the server has agreed to all of them and the Secret and the claims were found.
 
+    A Job that runs gets as many workers as are asked for; those above that number save and end.
+
     Raises:
         InputError: an object is missing or refused, or the Job would start no worker.
     """
@@ -105,13 +107,19 @@ def submit(launch: Launch) -> str:
     if has_ended(job):
         raise InputError(f"kubernetes: the Job {name} has ended: --cancel deletes it; then launch again")
     specification = job.get("spec", {})
-    if specification.get("completions") == count:
-        raise InputError(f"kubernetes: the Job {name} has {plural(count, 'worker')} already; --cancel ends them")
+    before = specification.get("completions")
+    if before is not None and launch.workers in (None, before):
+        has = f"has {plural(before, 'worker')} already"
+        raise InputError(f"kubernetes: the Job {name} {has}: --workers N changes their number, --cancel ends them")
     # Kueue resumes a new Job when it admits it; to suspend it again would end its pods.
     text = _manifests(launch, is_suspended=specification.get("suspend", True))
     _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
     _kubectl(launch.options, "apply", "--filename=-", text=text)
-    return f"{plural(count, 'worker')} submitted to Kubernetes as Job {name}; output: kubectl logs job/{name}"
+    output = f"output: kubectl logs job/{name}"
+    if before is None:
+        return f"{plural(count, 'worker')} submitted to Kubernetes as Job {name}; {output}"
+    ends = f", {before - count} of which save and end" if count < before else ""
+    return f"The Job {name} now has {plural(count, 'worker')} instead of {before}{ends}; {output}"
 
 
 def has_ended(job: Mapping[str, Any]) -> bool:

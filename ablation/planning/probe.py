@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 import psutil
@@ -32,9 +33,11 @@ from ablation.training.evaluation import evaluate, predict
 from ablation.training.loop import Diverged, train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Source, frozen_part
+from ablation.training.step import EAGER_STEPS
 
 SECONDS = 0.3  # for which a measurement is repeated
 EPOCH_SECONDS = 0.05  # approximate length of one measurement of training, which has at least a batch
+ENDLESS = 10**6  # epochs, of which a measurement takes the first few
 SAMPLING_SECONDS = 0.01  # between two samples of the process's memory
 LR = 1e-4  # small, so that random networks do not diverge
 
@@ -280,13 +283,18 @@ def _evaluation_images(conditions: Conditions) -> int:
 
 
 def _train_seconds(training: Training, kind: Kind, conditions: Conditions) -> float:
-    """Return the seconds per image of an epoch; a first batch is trained without being measured."""
+    """Return the seconds per image of an epoch; a first batch is trained without being measured.
+
+    On CUDA, the epoch is one whose steps are captured in a graph, if they can be, as most of a study's are.
+    """
     one = _source(training.frozen, kind, 1, conditions)
+    settings = _settings(kind, conditions, epochs=ENDLESS)
 
     def train_on(images: int) -> float:
         source = _source(training.frozen, kind, images, conditions)
-        (metrics,) = train(training, source, one, _settings(kind, conditions, len(training.history) + 1))
-        return 1 / metrics.images_per_second
+        count = _epochs_to_a_captured_one(conditions.device, images // kind.batch_size)
+        *_, last = islice(train(training, source, one, settings), count)
+        return 1 / last.images_per_second
 
     images = min(kind.batch_size, conditions.train_images)
     train_on(images)
@@ -294,6 +302,11 @@ def _train_seconds(training: Training, kind: Kind, conditions: Conditions) -> fl
         batches = math.ceil(images / seconds * EPOCH_SECONDS / kind.batch_size)
         images = min(batches * kind.batch_size, conditions.train_images)
     return seconds / images if seconds >= SECONDS else _least(lambda: train_on(images))
+
+
+def _epochs_to_a_captured_one(device: torch.device, whole_batches: int) -> int:
+    """Return the number of epochs up to the first that replays a graph for all whole batches; 1 without graphs."""
+    return 2 + EAGER_STEPS // max(1, whole_batches) if device.type == "cuda" else 1
 
 
 def _least_seconds(step: Callable[[], object]) -> float:

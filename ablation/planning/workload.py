@@ -1,6 +1,7 @@
 """The work of a study: its arms, kinds of training, frozen parts, and the bytes that they store."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import torch
@@ -126,7 +127,7 @@ def stored_images(spec: StudySpec, size: DataSize) -> tuple[int, int]:
     """Return the numbers of images whose features are cached: for training (mirror images count) and for the test."""
     augmentations = {a for levels in spec.combinations() for a in spec.possible("augmentation", levels)}
     orientations = 2 if "flip" in augmentations else 1 if "none" in augmentations else 0  # random crops are not cached
-    validation = round(size.train * spec.data.val_fraction)
+    validation = size.validation(spec.data.val_fraction)
     return (size.train - validation) * orientations + validation, size.test if spec.confirm.seeds > 0 else 0
 
 
@@ -148,26 +149,34 @@ def _extreme_kinds(spec: StudySpec, arm: Arm, stores_features: bool) -> tuple[Ki
     return (costliest if work[cheapest] > ALIKE * work[costliest] else cheapest), costliest
 
 
+@lru_cache
+def _costs_of_parts(backbone: str, cut: str, image_size: int) -> tuple[tuple[int, int, int], ...]:
+    """Return for each part of a network: the units up to its end, its operations for an image, its parameters."""
+    maps, costs = blank_image(backbone, image_size), []
+    layers = [layer for block in outline_blocks(backbone, cut, image_size).eval() for layer in block.children()]
+    for part, layer in zip(kept_parts(backbone, cut), layers, strict=True):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            maps = layer(maps)
+        parameters = sum(parameter.numel() for parameter in layer.parameters())
+        costs.append((part.units, counter.get_total_flops(), parameters))
+    return tuple(costs)
+
+
 def _operations(spec: StudySpec, kind: Kind) -> float:
     """Return the approximate floating point operations for an image in an epoch.
 
     Gradients of a layer's input count as much as its output, and those of its weights again.
     """
-    blocks = outline_blocks(spec.backbone.name, kind.truncate_at, spec.data.image_size).eval()
-    maps = blank_image(spec.backbone.name, spec.data.image_size)
     frozen = learning = parameters = 0
     learning_units, learns_weights = kind.reuse(spec.backbone.name).learning, kind.learn not in ("norms", "biases")
-    layers = [layer for block in blocks for layer in block.children()]
-    for part, layer in zip(kept_parts(spec.backbone.name, kind.truncate_at), layers, strict=True):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            maps = layer(maps)
-        if part.units <= kind.frozen_units:
-            frozen += counter.get_total_flops()
-        elif part.units - 1 in learning_units and learns_weights:
-            learning += 3 * counter.get_total_flops()
-            parameters += sum(parameter.numel() for parameter in layer.parameters())
+    for units, flops, weights in _costs_of_parts(spec.backbone.name, kind.truncate_at, spec.data.image_size):
+        if units <= kind.frozen_units:
+            frozen += flops
+        elif units - 1 in learning_units and learns_weights:
+            learning += 3 * flops
+            parameters += weights
         else:
-            learning += 2 * counter.get_total_flops()
+            learning += 2 * flops
     pooled = feature_count(spec.backbone.name, kind.truncate_at, spec.data.image_size, kind.head_pool)
     head = pooled * max(kind.head_width, 1)
     states = 2 if kind.optimizer == "adamw" else 1
@@ -194,7 +203,7 @@ def frozen_parts(spec: StudySpec) -> list[tuple[str, int]]:
 
 def shared_conditions(spec: StudySpec, size: DataSize, device: torch.device) -> Conditions:
     """Return what all trainings of a study share on a device; precision 'auto' is resolved for it."""
-    validation = round(size.train * spec.data.val_fraction)
+    validation = size.validation(spec.data.val_fraction)
     return Conditions(
         backbone=spec.backbone.name,
         classes=size.classes,

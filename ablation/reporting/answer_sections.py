@@ -6,10 +6,10 @@ from typing import Any
 from urllib.parse import quote
 
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.arm_summaries import ArmSummary, champion_run
+from ablation.analysis.arm_summaries import ArmSummary, champion_run, confirmations_of_arms, trials_of_arms
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.simultaneous import DRAWS, FEWEST_SEEDS
-from ablation.analysis.wording import interval_points, margin_words, p_cell, points
+from ablation.analysis.wording import format_seeds, interval_points, margin_words, p_cell, points
 from ablation.base.text import Table, format_params, plural
 from ablation.reporting.charts import Picture
 from ablation.reporting.content import (
@@ -72,23 +72,23 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
             f" and divided among {spec.confirm.repeats} repeats of the tuning, each with its own split and tuning "
             "points, the same in every arm"
         )
-    seeds = f"{'up to ' if spec.confirm.looks else ''}{plural(spec.confirm.seeds, 'fresh seed')}"
+    runs, trials = confirmations_of_arms(result), format_seeds(trials_of_arms(result), "trial")
+    method = "Method so far" if result.missing_trials or result.missing_confirmations else "Method"
+    planned = "yet" if spec.confirm.seeds else "([confirm] seeds = 0)"
     confirm = (
-        f"the best configuration of each was then retrained with {seeds}, and each of these confirmation runs "
-        "evaluated the test images once, at its end"
-        if spec.confirm.seeds
-        else "the best configuration of each was retrained with fresh seeds while [confirm] seeds was larger"
+        f"the best configuration of each was then retrained with {format_seeds(runs, 'fresh seed')}, and each of these "
+        "confirmation runs evaluated the test images once, at its end"
+        if runs[1]
+        else "no run has confirmed the configurations that are the best now"
         if result.test_evaluations
-        else "nothing was retrained ([confirm] seeds = 0), so the test images have not been used"
+        else f"nothing was retrained {planned}, so the test images have not been used"
     )
-    # An arm has more trials than the budget if the budget was larger in an earlier command.
-    most_trials = max([spec.trials_per_arm, *(len(arm.trials) for arm in result.arms)])
     blocks.append(
         Paragraph(
-            f"Method: {spec.backbone.name} (weights: {weights or 'none'}) on {spec.data.source}, "
+            f"{method}: {spec.backbone.name} (weights: {weights or 'none'}) on {spec.data.source}, "
             f"{result.train_images:,} training, {result.val_images:,} validation and {result.test_images:,} test "
-            f"images of {len(result.classes)} classes. {plural(len(result.arms), 'arm')}, with up to "
-            f"{plural(most_trials, 'trial')} of {plural(spec.epochs, 'epoch')} each, {tuned}; {confirm}."
+            f"images of {len(result.classes)} classes. {plural(len(result.arms), 'arm')}, with {trials} of "
+            f"{plural(spec.epochs, 'epoch')} each, {tuned}; {confirm}."
             f"{_chosen_by(spec.goal)}"
         )
     )
@@ -130,7 +130,8 @@ def arm_addresses(analysis: StudyAnalysis, server: str) -> list[str]:
 def _range(value: Any) -> str:
     if isinstance(value, Choices):
         return ", ".join(str(choice) for choice in value.choices)
-    return f"{value.low:g} to {value.high:g}{', logarithmic' if value.log else ''}"
+    steps = "" if value.step is None else f", in steps of {value.step:g}"
+    return f"{value.low:g} to {value.largest:g}{steps}{', logarithmic' if value.log else ''}"
 
 
 def arm_table(analysis: StudyAnalysis) -> Table:
@@ -292,7 +293,7 @@ def level_tables(analysis: StudyAnalysis) -> list[Block]:
             f"The mean of {level.label} leaves out arms that are not confirmed ({', '.join(level.missing)}); compare "
             "means over different arms with care."
             for level in factor.levels
-            if level.missing
+            if level.missing and level.arms
         ]
         columns = [factor.factor, f"marginal mean test {label}", INTERVAL, "arms", _count_column(analysis)]
         tables.append(Table(f"Marginal means of {factor.factor}", columns, rows, notes))

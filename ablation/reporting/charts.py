@@ -79,6 +79,7 @@ class Picture:
         narrow: the same, `NARROW` pixels wide.
         spec: the plot's Vega-Lite definition without a width.
         png: of an image.
+        note: a sentence for its caption.
     """
 
     alt: str
@@ -86,6 +87,7 @@ class Picture:
     narrow: str = ""
     spec: Mapping[str, Any] | None = None
     png: bytes = b""
+    note: str = ""
 
     def _repr_svg_(self) -> str | None:
         return self.svg or None  # in a notebook
@@ -138,7 +140,8 @@ def fit(spec: Mapping[str, Any], width: int) -> dict[str, Any]:
     if "facet" in spec:
         return {**spec, "config": config, "columns": columns, "spec": {**spec["spec"], "width": panel}}
     if isinstance(spec["height"], dict):  # rows, whose labels are inside; Vega-Lite would warn of their height
-        return {**spec, "config": config, "width": width - ROW_MARGIN}
+        inside = width - ROW_MARGIN
+        return {**spec, "config": {**config, "axisY": {"labelLimit": inside}}, "width": inside}
     return {**spec, "config": config, "width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
 
 

@@ -1,6 +1,8 @@
 """The plots of the answer: arms, levels, differences, interaction."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import altair as alt
@@ -8,6 +10,7 @@ import altair as alt
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.statistics import Estimate
+from ablation.analysis.verdict import reference
 from ablation.analysis.wording import axis_title, format_seeds, p_cell, points, unit_words
 from ablation.base.text import plural
 from ablation.reporting.charts import (
@@ -29,6 +32,24 @@ from ablation.reporting.charts import (
     values_text,
 )
 from ablation.spec.objective import ACCURACY
+
+MOST_DIFFERENCES = 60  # of a factor in a plot; of more, only those from one level are drawn
+LONGEST_LINE, LINE_HEIGHT = 38, 15  # characters and pixels, of a line of a row's label: it fits on a telephone
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The axis of rows whose labels stand above the marks, and where the marks are: a telephone has no room beside.
+
+    Attributes:
+        y: the axis.
+        step: pixels from row to row.
+        below: pixels by which marks are below the middle of their row, because labels have several lines.
+    """
+
+    y: alt.Y
+    step: int
+    below: float
 
 
 def estimate_text(estimate: Estimate) -> str:
@@ -52,25 +73,26 @@ def arms_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
     if not rows:
         return None
     winner = analysis.winner.arm.name if analysis.winner is not None and len(rows) > 1 else ""
-    names = [row["arm"] for row in rows]
-    label = f"datum.label === {as_json(winner)} ? datum.label + ' \u2605 champion' : datum.label"
     weight = {"condition": {"test": f"datum.value === {as_json(winner)}", "value": "bold"}, "value": "normal"}
-    y = _row_axis("arm", names, labelExpr=label, labelFontWeight=weight)
+    names = [row["arm"] for row in rows]
+    labels = {name: _lines(f"{name} \u2605 champion" if name == winner else name) for name in names}
+    placed = _rows("arm", labels, sort=names, labelFontWeight=weight)  # no domain: hidden arms leave no gap
+    y = placed.y
     tips = [_tip("arm"), *_estimate_tips("mean", ".4f"), alt.Tooltip("n:N")]
     colour, shape = styles.colour(with_legend=False), styles.shape(with_legend=False)
     base = of_arms(rows)
-    seeds = base.transform_flatten(["seeds"]).mark_tick(yOffset=11, size=8, thickness=1.5)
+    seeds = base.transform_flatten(["seeds"]).mark_tick(yOffset=placed.below + 11, size=8, thickness=1.5)
     layers = alt.layer(
-        _interval(base).encode(color=colour),
+        _interval(base, placed.below).encode(color=colour),
         seeds.encode(alt.X("seeds:Q"), y, color=colour, tooltip=[_tip("arm"), _number_tip("seeds", "one seed", ".4f")]),
-        base.mark_point(filled=True, size=80, opacity=1).encode(
+        base.mark_point(filled=True, size=80, opacity=1, yOffset=placed.below).encode(
             _x("value", axis_title("test", goal)), y, color=colour, shape=shape, tooltip=tips
         ),
     )
     text = f"Mean test {goal.label} of {plural(len(rows), 'arm')} with 95 % intervals: {values_text(texts)}."
     if winner:
         text += f" The champion's arm is {winner}."
-    return render(layers.encode(y=y).properties(height=alt.Step(ROW_HEIGHT)), text)
+    return render(layers.encode(y=y).properties(height=alt.Step(placed.step)), text)
 
 
 def effect_charts(analysis: StudyAnalysis) -> dict[str, Picture]:
@@ -99,7 +121,7 @@ def _means(analysis: StudyAnalysis, factor: FactorAnalysis) -> Picture:
             texts[level.label] = estimate_text(level.estimate)
     better = "" if goal.higher_is_better else f" ({goal.unit}, lower is better)"
     labels = [row["level"] for row in rows]
-    y = _row_axis("level", labels)
+    placed = _rows("level", {label: _lines(label) for label in labels})
     levels = [level.label for level in factor.levels]
     numbers = [levels.index(label) for label in labels]
     scale = alt.Scale(domain=labels, range=[COLOURS[number % len(COLOURS)] for number in numbers])
@@ -107,17 +129,17 @@ def _means(analysis: StudyAnalysis, factor: FactorAnalysis) -> Picture:
     colour = alt.Color("level:N", scale=scale, legend=None)
     tips = [_tip("level"), *_estimate_tips("marginal mean", ".4f"), alt.Tooltip("n:N")]
     base = of_rows(rows)
-    dots = base.mark_point(filled=True, size=80, opacity=1).encode(
+    dots = base.mark_point(filled=True, size=80, opacity=1, yOffset=placed.below).encode(
         _x("value", f"{factor.factor}: marginal mean test {goal.label}{better}"),
         color=colour,
         shape=alt.Shape("level:N", scale=shapes, legend=None),
         tooltip=tips,
     )
-    chart = alt.layer(_interval(base).encode(color=colour), dots).encode(y=y)
+    chart = alt.layer(_interval(base, placed.below).encode(color=colour), dots).encode(y=placed.y)
     text = (
         f"Marginal mean test {goal.label} of each level of {factor.factor} with 95 % intervals: {values_text(texts)}."
     )
-    return render(chart.properties(height=alt.Step(ROW_HEIGHT)), text)
+    return render(chart.properties(height=alt.Step(placed.step)), text)
 
 
 def _differences(factor: FactorAnalysis) -> Picture:
@@ -126,11 +148,17 @@ def _differences(factor: FactorAnalysis) -> Picture:
     of_metric = "" if goal == ACCURACY else f" of {goal.label}"
     rows: list[Row] = []
     texts: dict[str, str] = {}
-    for difference in factor.family:
+    labels: dict[str, list[str]] = {}
+    drawn, note = _drawn(factor)
+    for difference in drawn:
         estimate, label = difference.estimate, f"{difference.first} \u2212 {difference.second}"
         shown = "shown" if difference.is_shown else "not shown" if difference.is_tested else "not tested"
         p = p_cell(estimate.p, none="not tested")
         rows.append({"difference": label, **estimate_fields(estimate, goal.per_unit), "p": p, "shown": shown})
+        labels[label] = [label]
+        if len(label) > LONGEST_LINE:
+            *lines, last = _lines(difference.first)
+            labels[label] = [*lines, f"{last} \u2212", *_lines(difference.second)]
         texts[label] = f"{points(estimate.value, goal)} ({_interval_text(difference)}{shown})"
     base = of_rows(rows)
     zero = of_rows([{"zero": 0}]).mark_rule(color=MUTED).encode(alt.X("zero:Q"))
@@ -141,18 +169,31 @@ def _differences(factor: FactorAnalysis) -> Picture:
         alt.Tooltip("shown:N"),
     ]
     filled = alt.condition("datum.shown === 'shown'", alt.value(INK), alt.value(PAPER))
-    dots = base.mark_point(shape="circle", size=80, opacity=1, stroke=INK, strokeWidth=1.8).encode(
+    placed = _rows("difference", labels)
+    point = base.mark_point(shape="circle", size=80, opacity=1, stroke=INK, strokeWidth=1.8, yOffset=placed.below)
+    dots = point.encode(
         _x("value", f"{factor.factor}: difference{of_metric} ({unit})", with_zero=True),
         fill=filled,
         tooltip=tips,
     )
-    y = _row_axis("difference", [row["difference"] for row in rows])
-    chart = alt.layer(zero, _interval(base).encode(color=alt.value(INK), y=y), dots.encode(y=y))
+    intervals = _interval(base, placed.below).encode(color=alt.value(INK), y=placed.y)
+    chart = alt.layer(zero, intervals, dots.encode(y=placed.y))
     text = (
         f"Differences{of_metric} between levels of {factor.factor} in {unit}, with simultaneous 95 % intervals: "
-        f"{values_text(texts)}."
+        f"{values_text(texts)}.{note and ' '}{note}"
     )
-    return render(chart.properties(height=alt.Step(ROW_HEIGHT)), text)
+    return replace(render(chart.properties(height=alt.Step(placed.step)), text), note=note)
+
+
+def _drawn(factor: FactorAnalysis) -> tuple[list[Difference], str]:
+    """Return the differences that a plot has room for, and what it leaves out, as a sentence; '' where it has all."""
+    if len(factor.family) <= MOST_DIFFERENCES:
+        return factor.family, ""
+    level = reference(factor)
+    drawn = [difference for difference in factor.family if level in (difference.first, difference.second)]
+    if len(drawn) in (0, len(factor.family)):
+        return factor.family, ""
+    return drawn, f"Of {factor.factor}, only the differences from {level} are drawn; the table has all."
 
 
 def _interval_text(difference: Difference) -> str:
@@ -194,22 +235,43 @@ def interaction_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | N
     return render(chart.properties(height=260), text)
 
 
-def _row_axis(field: str, labels: Sequence[str], **options: Any) -> alt.Y:
-    """Return the axis of rows, whose labels stand above the marks: a telephone has no room beside them."""
+def _rows(field: str, labels: Mapping[str, Sequence[str]], sort: Sequence[str] | None = None, **options: Any) -> _Rows:
+    """Return the axis of rows in the order of their labels.
+
+    Args:
+        field: of the labels.
+        labels: label -> its lines.
+        sort: the order of labels of which some may be missing: an expression nested as deep as there are labels.
+        options: of the axis.
+    """
+    if any([label] != lines for label, lines in labels.items()):
+        options["labelExpr"] = f"{as_json(labels)}[datum.label]"
+    below = LINE_HEIGHT / 2 * (max(map(len, labels.values())) - 1)
     axis = alt.Axis(
-        ticks=False, domain=False, grid=False, labelAlign="left", labelPadding=0, labelOffset=-14, labelLimit=310,
-        **options,
+        ticks=False, domain=False, grid=False, labelAlign="left", labelPadding=0, labelOffset=-14 - below,
+        labelLineHeight=LINE_HEIGHT, **options,
     )  # fmt: skip
-    return alt.Y(f"{field}:N", sort=[*labels], title=None, axis=axis)
+    order = {"scale": alt.Scale(domain=[*labels])} if sort is None else {"sort": [*sort]}
+    return _Rows(alt.Y(f"{field}:N", title=None, axis=axis, **order), ROW_HEIGHT + round(2 * below), below)
+
+
+def _lines(text: str) -> list[str]:
+    """Return a label in lines of `LONGEST_LINE` characters, broken after commas and spaces."""
+    lines = [""]
+    for part in re.split(r"(?<=[, ])", text):
+        if lines[-1] and len((lines[-1] + part).rstrip()) > LONGEST_LINE:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def _x(field: str, title: str, *, with_zero: bool = False) -> alt.X:
     return alt.X(f"{field}:Q", title=title, scale=alt.Scale(zero=with_zero, nice=True), axis=alt.Axis(tickCount=5))
 
 
-def _interval(base: alt.Chart) -> alt.Chart:
-    ends = {"x": alt.X("low:Q"), "x2": alt.X2("high:Q")}
-    chart: alt.Chart = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5).encode(**ends)
+def _interval(base: alt.Chart, below: float) -> alt.Chart:
+    known, ends = base.transform_filter("isValid(datum.low)"), {"x": alt.X("low:Q"), "x2": alt.X2("high:Q")}
+    chart: alt.Chart = known.mark_rule(strokeWidth=2.5, yOffset=below).encode(**ends)
     return chart
 
 

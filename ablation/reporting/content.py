@@ -180,9 +180,13 @@ def metric_columns(objective: Objective) -> list[str]:
 
 def figure_block(kind: str, pictures: Mapping[str, Picture], objective: Objective) -> list[Block]:
     """Return the plots of a kind with their caption as a list of one; an empty list if none was drawn."""
-    alts = {name: picture.alt for name, picture in pictures.items() if f"{name}_".startswith(f"{kind}_")}
+    of_kind = {name: picture for name, picture in pictures.items() if f"{name}_".startswith(f"{kind}_")}
+    if not of_kind:
+        return []
     panels = "Accuracy" if objective.name in ("accuracy", "loss") else f"Accuracy, {objective.label}"
-    return [Figure(alts, CAPTIONS[kind].format(metric=objective.label, panels=panels))] if alts else []
+    caption = CAPTIONS[kind].format(metric=objective.label, panels=panels)
+    notes = [picture.note for picture in of_kind.values() if picture.note]
+    return [Figure({name: picture.alt for name, picture in of_kind.items()}, " ".join([caption, *notes]))]
 
 
 def run_name(run: RunResult) -> str:

@@ -104,7 +104,7 @@ def suspect_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> 
         return [Paragraph(text.replace("0 test images", "no test image").strip())]
     text += "Among them are the likeliest errors of the labels; a hard image looks the same, so look at each."
     blocks: list[Block] = [Paragraph(text)]
-    shown = shown_suspects(result)
+    shown = shown_suspects(result, suspects)
     if shown and "suspects" in pictures:
         tiles = [
             Tile(

@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.arm_summaries import ArmSummary
+from ablation.analysis.arm_summaries import ArmSummary, confirmations_of_arms, trials_of_arms
 from ablation.analysis.comparison import Difference
 from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.tuning import searched_params
-from ablation.analysis.wording import interval_points, join, p_cell, percent, points, shown_question, unit_words
+from ablation.analysis.wording import (
+    format_seeds,
+    interval_points,
+    join,
+    p_cell,
+    percent,
+    points,
+    shown_question,
+    unit_words,
+)
 from ablation.base.text import Table, defused, plural
 from ablation.reporting.content import Folded, interval_text
 from ablation.reporting.method_sections import use_of_results
@@ -87,31 +96,21 @@ def latex(analysis: StudyAnalysis) -> str:
             arms,
         )
     ]
-    differences = [
-        [
-            factor.factor,
-            f"{difference.first} minus {difference.second}" + (f" ({difference.at})" if difference.at else ""),
-            points(difference.estimate.value, goal),
-            interval_points(difference.estimate.low, difference.estimate.high, goal),
-            p_cell(difference.estimate.p, none="--"),
-        ]
-        for factor in analysis.factors
-        for difference in [*factor.family, *(d for each in factor.by_level.values() for d in each)]
-    ]
-    if differences:
-        in_unit = "percentage points" if goal.unit == "points" else unit_words(goal)
-        caption = (
-            f"Differences of test {goal.label} in {in_unit}, with simultaneous 95 % intervals and corrected "
-            f"p-values ({plural(analysis.compared.tested_together, 'test')} together)."
-        )
-        columns = {
-            "Factor": "l",
-            "Difference": "l",
-            goal.unit.capitalize(): "r",
-            "Simultaneous interval": "r",
-            "$p$": "r",
-        }
-        tables.append(_latex_table("differences", caption, columns, differences))
+    in_unit = "percentage points" if goal.unit == "points" else unit_words(goal)
+    columns = {"Factor": "l", "Difference": "l", goal.unit.capitalize(): "r", "Simultaneous interval": "r", "$p$": "r"}
+    averages = [(factor.factor, difference) for factor in analysis.factors for difference in factor.family]
+    at_levels = [(factor.factor, difference) for factor in analysis.factors for difference in factor.at_levels]
+    for label, where, tests, differences in (
+        ("differences", "", analysis.compared.tested_together, averages),
+        ("effects", " at levels of another factor", len(at_levels), at_levels),
+    ):
+        if differences:
+            caption = (
+                f"Differences of test {goal.label}{where} in {in_unit}, with simultaneous 95 % intervals and corrected "
+                f"p-values ({plural(tests, 'test')} together)."
+            )
+            rows = [_difference_cells(factor, difference) for factor, difference in differences]
+            tables.append(_latex_table(label, caption, columns, rows))
     paragraph = escape_latex(methods(analysis))
     for name, key in CITED.items():
         paragraph = paragraph.replace(name, f"{name}~\\cite{{{key}}}")
@@ -119,24 +118,36 @@ def latex(analysis: StudyAnalysis) -> str:
     return "\n\n".join([f"% \\usepackage{{booktabs}}\n{paragraph}", *tables]) + "\n"
 
 
+def _difference_cells(factor: str, difference: Difference) -> list[str]:
+    estimate, goal = difference.estimate, difference.objective
+    return [
+        factor,
+        f"{difference.first} minus {difference.second}" + (f" ({difference.at})" if difference.at else ""),
+        points(estimate.value, goal),
+        interval_points(estimate.low, estimate.high, goal),
+        p_cell(estimate.p, none="--"),
+    ]
+
+
 # A name in the methods paragraph -> the source that LaTeX cites there.
 CITED = {"Optuna": "akiba2019", "max-|t|": "hothorn2008", "Satterthwaite's": "satterthwaite1946"}
 
 
 def methods(analysis: StudyAnalysis) -> str:
-    """Return a paragraph on the method of a study, written from its data."""
+    """Return a paragraph on the method of a study, written from the runs that there are."""
     result = analysis.result
     spec, unit = result.spec, analysis.compared.estimator.unit
     factors = ", ".join(f"{name} ({len(levels)} levels)" for name, levels in spec.compared_levels().items())
     searched = ", ".join(spec.search.entries())
     versions = sorted({run.environment.get("torch", "") for arm in result.arms for run in arm.trials} - {""})
-    runs = f"{'up to ' if spec.confirm.looks else ''}{plural(spec.confirm.seeds, 'run')} per arm"
-    budget = f"{plural(spec.trials_per_arm, 'trial')} of {plural(spec.epochs, 'epoch')}"
+    trials, runs = trials_of_arms(result), confirmations_of_arms(result)
+    budget = f"{format_seeds(trials, 'trial')} of {plural(spec.epochs, 'epoch')}"
+    we = "So far, we" if result.missing_trials or result.missing_confirmations else "We"
+    arms = f"{plural(len(result.arms), 'arm')}{f' ({factors})' if factors else ''}"
     sentences = [
-        f"We compared {plural(len(result.arms), 'arm')}{f' ({factors})' if factors else ''} of {spec.backbone.name} on "
-        f"{spec.data.source} ({result.train_images:,} training, {result.val_images:,} validation and "
-        f"{result.test_images:,} test images of {len(result.classes)} classes).",
-        f"Every arm had the same tuning budget, {budget}, "
+        f"{we} compared {arms} of {spec.backbone.name} on {spec.data.source} ({result.train_images:,} training, "
+        f"{result.val_images:,} validation and {result.test_images:,} test images of {len(result.classes)} classes).",
+        (f"Every arm had the same tuning budget, {budget}, " if trials[0] == trials[1] else f"An arm had {budget}, ")
         + (f"in which Optuna searched {searched}." if searched else "with nothing to search."),
         *(
             [
@@ -149,11 +160,13 @@ def methods(analysis: StudyAnalysis) -> str:
     ]
     if not result.test_evaluations:
         sentences.append("Nothing was retrained, and the test images were not used.")
+    elif not runs[1]:
+        sentences.append("No run has confirmed the configurations that are the best now.")
     else:
         sentences.append(
             f"The configuration with the {spec.goal.best_word} validation {spec.goal.label} was retrained with fresh "
-            f"seeds ({runs}{' and repeat' if spec.confirm.repeats > 1 else ''}), and each of these runs evaluated the "
-            f"test images once, at its end; {use_of_results(result)}."
+            f"seeds ({format_seeds(runs, 'run')} per arm{' and repeat' if spec.confirm.repeats > 1 else ''}), and each "
+            f"of these runs evaluated the test images once, at its end; {use_of_results(result)}."
         )
         sentences.append(_errors(unit))
     if analysis.compared.contrasts:
@@ -161,6 +174,11 @@ def methods(analysis: StudyAnalysis) -> str:
             "Intervals and p-values of differences and interactions "
             f"({plural(analysis.compared.tested_together, 'test')}) were adjusted together by the single-step max-|t| "
             "method, by simulation."
+        )
+    if at_levels := sum(len(factor.at_levels) for factor in analysis.factors):
+        sentences.append(
+            "Where an interaction was shown, differences at each level of the other factor "
+            f"({plural(at_levels, 'test')}) were adjusted together in the same way."
         )
     if spec.confirm.looks and result.look is not None:
         sentences.append(

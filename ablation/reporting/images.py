@@ -5,6 +5,7 @@ Legend: R classes, I images of each, V views of an image, P pairs, S pixels of a
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
@@ -94,7 +95,8 @@ def side_by_side(images_2SSC: np.ndarray) -> np.ndarray:
 
 def suspects_picture(analysis: StudyAnalysis) -> Picture | None:
     """Return the test images whose label all confirmation runs contradict, as far as the store has them."""
-    shown = shown_suspects(analysis.result)
+    result = analysis.result
+    shown = shown_suspects(result, suspected_labels(result)) if confirmed_runs(result) >= FEWEST_RUNS else []
     if not shown:
         return None
     texts = [(f"{s.number}: {s.label}", f"\u2192 {s.called} {s.probability:.3f}") for s, _ in shown]
@@ -107,14 +109,10 @@ def suspects_picture(analysis: StudyAnalysis) -> Picture | None:
     )
 
 
-def shown_suspects(result: StudyResult) -> list[tuple[SuspectedLabel, np.ndarray]]:
+def shown_suspects(result: StudyResult, suspects: Sequence[SuspectedLabel]) -> list[tuple[SuspectedLabel, np.ndarray]]:
     """Return the first suspected labels with their images, uint8 SSC, of those that the store has an image of."""
-    if confirmed_runs(result) < FEWEST_RUNS:
-        return []
     pictures = mistake_pictures(result)
-    return [(each, pictures[each.number]) for each in suspected_labels(result) if each.number in pictures][
-        :MOST_SUSPECTS
-    ]
+    return [(each, pictures[each.number]) for each in suspects if each.number in pictures][:MOST_SUSPECTS]
 
 
 def data_address(image_SSC: np.ndarray) -> str:

@@ -127,10 +127,12 @@ def use_of_results(result: StudyResult) -> str:
 def independence(result: StudyResult) -> str:
     """Return what is taken as independent: test images, or groups of them."""
     if (groups_N := result.test_groups_N) is not None:
-        count = plural(len(np.unique(groups_N)), "group")
+        groups = len(np.unique(groups_N))
+        if groups == 1:
+            return "All test images are of one group (data.groups): they may be easy or hard together."
         return (
-            f"The {count} of test images (data.groups) are taken as independent, not the {result.test_images:,} "
-            "images: those of a group may be easy or hard together."
+            f"The {groups} groups of test images (data.groups) are taken as independent, not the "
+            f"{result.test_images:,} images: those of a group may be easy or hard together."
         )
     return (
         "The test images are taken as independent: several images of one patient or one camera would make the "

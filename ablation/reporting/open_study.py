@@ -142,7 +142,7 @@ class OpenStudy:
                 "p": difference.estimate.p,
             }
             for factor in self.analysis.factors
-            for difference in [*factor.family, *(each for level in factor.by_level.values() for each in level)]
+            for difference in [*factor.family, *factor.at_levels]
         ]
         columns = ["factor", "at", "first", "second", "difference", "low", "high", "p"]
         return pd.DataFrame(rows, columns=columns)

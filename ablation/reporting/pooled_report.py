@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablation.analysis.answer import StudyAnalysis
+from ablation.analysis.arm_summaries import confirmations_of_arms, trials_of_arms
 from ablation.analysis.pooling import analyse_pooled, analyse_study, check_repeats
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.wording import format_seeds
@@ -122,14 +123,13 @@ def _answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> 
     seeds = dict.fromkeys(result.spec.seed for result in analysis.repeats)
     of_studies = ", ".join(f"{name}: seed {seed}" for name, seed in zip(names, seeds, strict=True))
     where = "of one study" if repeats == len(names) else f"in {len(names)} studies"
-    trials = [result.spec.trials_per_arm for result in analysis.repeats]
-    up_to = "up to " if first.spec.confirm.looks else ""
+    trials = [count for result in analysis.repeats for count in trials_of_arms(result)]
     method = (
         f"Method: {plural(repeats, 'repeat')} {where}, which differ in their seed alone ({of_studies}). "
         f"In each, every arm was tuned with {format_seeds((min(trials), max(trials)), 'trial')} of "
         f"{plural(first.spec.epochs, 'epoch')}, and its best configuration was retrained with "
-        f"{up_to}{plural(first.spec.confirm.seeds, 'fresh seed')}. Arms are compared paired by repeat, on the same "
-        f"{first.test_images:,} test images."
+        f"{format_seeds(confirmations_of_arms(analysis.result), 'fresh seed')}. Arms are compared paired by repeat, on "
+        f"the same {first.test_images:,} test images."
     )
     return [
         Answer(analysis.verdict),

@@ -23,6 +23,7 @@ from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
 from ablation.spec.tables import TIMM_WEIGHTS, Data
 from ablation.storage.store import Store
+from ablation.training.feature_cache import pretrained_cuts
 
 MOST_POINTS_PER_IMAGE = 1.0  # of accuracy: 100 images
 MOST_SHRINKING = 2  # of a picture's shorter side to an image size that nobody chose
@@ -30,20 +31,21 @@ SAMPLED_FILES = 50
 FEWEST_PER_CLASS = 5  # training images; few-shot learning begins with one to five, where other methods are used
 
 
-def check_study(spec: StudySpec, store: Store, path: Path, *, is_begun: bool) -> None:
+def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) -> None:
     """Read the study's images and weights as well, then print that the study can run; download nothing.
 
     Args:
         spec: the study.
         store: where its results go.
         path: of its file.
-        is_begun: see `load_images_and_split`.
+        begun: see `decoding_when_begun`.
 
     Raises:
         InputError: the images or the weights cannot be used.
     """
+    decoding = begun or DECODING_VERSION
     is_to_pretrain = needs_pretraining(spec, store)
-    weights = None if is_to_pretrain else spec.backbone.weights
+    weights = None if is_to_pretrain or not pretrained_cuts(spec) else spec.backbone.weights
     download = ""
     if weights == TIMM_WEIGHTS:
         download = f"not checked: weights = {TIMM_WEIGHTS!r}, which timm downloads"
@@ -51,14 +53,14 @@ def check_study(spec: StudySpec, store: Store, path: Path, *, is_begun: bool) ->
         download = check_download(spec.backbone.name, weights)
     if weights is not None and not download:
         load_weights(spec)
-    size = measure_data(spec.data)
+    size = measure_data(spec.data, decoding)
     if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
-        images, _ = load_images_and_split(spec, 1, DECODING_VERSION, is_begun=is_begun)
+        images, _ = load_images_and_split(spec, 1, decoding, is_begun=begun is not None)
         if images.reading:
             say(images.reading)
-    trainings = len(arms(spec)) * (spec.trials_per_arm + spec.confirm.runs)
+    trainings = plural(len(arms(spec)) * (spec.trials_per_arm + spec.confirm.runs), "training")
     say(
-        f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} trainings on {size.train:,} images of "
+        f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} on {size.train:,} images of "
         f"{size.classes} classes (validation images included)"
     )
     if download:
@@ -70,7 +72,7 @@ def check_study(spec: StudySpec, store: Store, path: Path, *, is_begun: bool) ->
         say("Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code")
     for warning in too_small(spec, size):
         say(f"warning: {warning}")
-    for hint in objective_hints(spec) + size_hints(spec.data):
+    for hint in objective_hints(spec) + size_hints(spec.data, decoding):
         say(hint)
 
 
@@ -85,11 +87,11 @@ def objective_hints(spec: StudySpec) -> list[str]:
     ]
 
 
-def size_hints(data: Data) -> list[str]:
+def size_hints(data: Data, decoding: int = DECODING_VERSION) -> list[str]:
     """Return the line on pictures that lose most of their pixels because nobody chose their size; else none."""
     if not data.is_own or "image_size" in data.model_fields_set:
         return []
-    listing = list_own_images(data, DECODING_VERSION)
+    listing = list_own_images(data, decoding)
     files = [path for split in (listing.files or {}).values() for path, _ in split]
     sides = []
     for path in files[:: max(1, len(files) // SAMPLED_FILES)]:
@@ -112,7 +114,7 @@ def too_small(spec: StudySpec, size: DataSize) -> list[str]:
     if compares and getattr(spec.confirm, unit) < FEWEST_SEEDS:
         few = f"arms with fewer than {FEWEST_SEEDS} are not compared"
         warnings.append(f"[confirm] {unit} is {getattr(spec.confirm, unit)}; {few}")
-    val_images = round(size.train * spec.data.val_fraction)
+    val_images = size.validation(spec.data.val_fraction)
     per_image = 100 / max(1, val_images)
     if per_image > MOST_POINTS_PER_IMAGE:
         warnings.append(
@@ -164,10 +166,7 @@ def load_weights(spec: StudySpec) -> Weights | None:
     Raises:
         InputError: the weights cannot be read, or lack a layer.
     """
-    cuts: set[str] = set()
-    for levels in spec.combinations():
-        if any(STRATEGIES[strategy].starts_pretrained for strategy in spec.possible("strategy", levels)):
-            cuts.update(spec.possible("truncate_at", levels))
+    cuts = pretrained_cuts(spec)
     if not cuts or spec.backbone.weights is None:
         return None
     weights = read_weights(spec.backbone.name, spec.backbone.weights)

@@ -8,6 +8,7 @@ in deep neural networks?"). `demo_network` pretrains it.
 import json
 import re
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,15 @@ def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str
     changes: list[tuple[list[str], Any]] = [
         (["backbone"], {"name": backbone, "weights": str(demo_weights_path(store, backbone))}),
         (["data"], {"source": "digits", "classes": TRANSFER_CLASSES, "limit": IMAGES, "val_fraction": 0.25}),
-        (["question"], f"{content.get('question')} {DEMO_NOTE}"),
         (["trials_per_arm"], _trials(content)),
-        (["epochs"], EPOCHS),
+        (["epochs"], _epochs(content)),
         (["confirm", "seeds"], SEEDS),
-        *([(["confirm", "looks"], [SEEDS])] if _has_looks(content) else []),
         (["published"], []),
     ]
-    changes += _cuts(content) + _configurations(content)
+    if isinstance(content.get("question"), str):  # else it is refused as in the study itself
+        changes.append((["question"], f"{content['question']} {DEMO_NOTE}"))
+    changes += _cuts(content) + _depths(content) + _configurations(content)
+    changes += _comparison(content, changes)
     tables = [content.get(name) for name in ("factors", "search")]
     tables += content["arms"] if isinstance(content.get("arms"), list) else []
     if not any(isinstance(table, dict) and "batch_size" in table for table in tables):
@@ -69,10 +71,59 @@ def _trials(content: dict[str, Any]) -> int:
     return TRIALS_PER_ARM * (repeats if isinstance(repeats, int) and repeats > 0 else 1)
 
 
-def _has_looks(content: dict[str, Any]) -> bool:
-    """Return whether a study file plans looks; the demo's seeds are enough for one."""
-    confirm = content.get("confirm")
-    return isinstance(confirm, dict) and bool(confirm.get("looks"))
+def _epochs(content: dict[str, Any]) -> int:
+    """Return the epochs of a trial: more than the demo's number where no block would learn in these."""
+    tables = [content.get(name) for name in ("fixed", "factors", "search")]
+    tables += content["arms"] if isinstance(content.get("arms"), list) else []
+    epochs = EPOCHS
+    for table, (name, most) in product(tables, (("head_warmup_epochs", EPOCHS), ("unfreeze_every", EPOCHS - 1))):
+        value = table.get(name) if isinstance(table, dict) else None
+        if isinstance(value, dict):
+            value = value.get("choices", value.get("high"))
+        numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
+        epochs = max([epochs, *(number + 1 for number in numbers if number > most)])
+    return epochs
+
+
+def _depths(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
+    """Return the change of a searched range of depths that ends below the demo network's last block."""
+    search, most = content.get("search"), len(unit_names("vgg16_narrow"))
+    depths = search.get("freeze_depth") if isinstance(search, dict) else None
+    low, high, step = (depths.get(key) for key in ("low", "high", "step")) if isinstance(depths, dict) else [None] * 3
+    if not isinstance(low, int) or not isinstance(high, int) or high <= most:
+        return []
+    if low + (step if isinstance(step, int) else 1) > most:
+        return [(["search", "freeze_depth"], {"choices": [min(low, most)]})]
+    return [(["search", "freeze_depth", "high"], most)]
+
+
+def _comparison(content: dict[str, Any], changes: list[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
+    """Return what becomes of looks, for one of which the demo's seeds are enough, and of a control.
+
+    Args:
+        content: the study file.
+        changes: what else the demo changes: arms and levels that are the same in its network are one.
+    """
+    confirm, replaced = content.get("confirm"), {tuple(keys): value for keys, value in changes}
+    if not isinstance(confirm, dict):
+        return []
+    factors, arms = content.get("factors"), replaced.get(("arms",))
+    levels = factors.items() if isinstance(factors, dict) else []
+    counts = [len(values) for name, each in levels if isinstance(values := replaced.get(("factors", name), each), list)]
+    looks = [SEEDS] if (prod(counts) if arms is None else len(arms)) > 1 else []
+    found: list[tuple[list[str], Any]] = [(["confirm", "looks"], looks)] if confirm.get("looks") else []
+    control = confirm.get("control")
+    if arms is not None and isinstance(control, dict) and "arm" in control:
+        names = [table.get("name") for table in content["arms"]]
+        if control["arm"] in names:
+            found.append((["confirm", "control", "arm"], _same_arm(arms, content["arms"][names.index(control["arm"])])))
+    return found
+
+
+def _same_arm(arms: list[dict[str, Any]], table: dict[str, Any]) -> Any:
+    """Return the name of the demo's arm that trains what one of the study does."""
+    alike = _demo_parts(table) | {"name": ""}
+    return next((arm["name"] for arm in arms if "name" in arm and arm | {"name": ""} == alike), table["name"])
 
 
 def _lets_norms_learn(content: dict[str, Any]) -> bool:
@@ -105,11 +156,16 @@ def _configurations(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
             continue
         different: list[dict[str, Any]] = []
         for table in tables:
-            table = table | {name: demo_part(name, table[name]) for name in PARTS if name in table}
+            table = _demo_parts(table)
             if not any(table | {"name": ""} == other | {"name": ""} for other in different):
                 different.append(table)
         changes.append(([key], different[:most]))
     return changes
+
+
+def _demo_parts(table: dict[str, Any]) -> dict[str, Any]:
+    """Return one of [[arms]] or [[known]] with the parts of the demo's network."""
+    return table | {name: demo_part(name, table[name]) for name in PARTS if name in table}
 
 
 def demo_part(parameter: str, value: Any) -> Any:

@@ -1,5 +1,7 @@
 """The options of a run: everything that the command line sets besides the study."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ablation.base.device import check_device, gpu_count, mig_slices
@@ -49,3 +51,8 @@ def worker_devices(options: RunOptions) -> list[str]:
     gpus = gpu_count() if device_name in ("auto", "cuda") else 0
     workers = options.workers or (max(gpus, len(mig_slices())) if gpus and device_name == "auto" else 1)
     return [f"cuda:{number % gpus}" if gpus > 1 else device_name for number in range(workers)]
+
+
+def workers_on(device: str, devices: Sequence[str]) -> int:
+    """Return how many of the workers with these devices share one of them, or a MIG slice of it."""
+    return math.ceil(devices.count(device) / max(1, len(mig_slices())))

@@ -13,7 +13,7 @@ from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
 from ablation.base.terminal import say, waiting
 from ablation.base.text import escape_markdown, plural
-from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION
+from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION, decoding_when_begun
 from ablation.data.reading import ImageSet, Split, list_own_images
 from ablation.networks.weights import Weights
 from ablation.running.checks import load_images_and_split, load_weights, objective_hints
@@ -97,7 +97,7 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
         check_device(options.device_name)
     patience = options.start_patience
     begun = wait_out(lambda: _check_begun(spec, store), patience)
-    decoding = DECODING_VERSION if begun is None else begun
+    decoding = begun or DECODING_VERSION
     if spec.data.is_own:
         list_own_images(spec.data, decoding)
     weights = None if is_to_pretrain else load_weights(spec)
@@ -146,9 +146,7 @@ def _check_begun(spec: StudySpec, store: Store) -> int | None:
             )
         later = ("backbone.weights_digest", "data.digest", "data.decoding")
         check_identity(storage, spec.name, spec.content(), ignored=later)
-        if content is None:
-            return None
-        return int(content["data"].get("decoding", FULL_SIZE_VERSION))  # a study keeps its pixels
+        return decoding_when_begun(content)  # a study keeps its pixels
 
 
 def _preferred_precision(spec: StudySpec, options: RunOptions) -> str:

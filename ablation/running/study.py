@@ -203,6 +203,7 @@ def _report_and_register(session: Session) -> Report | None:
     guard = partial(ensure_locked, locks, spec.name)
     with locks.exclusive(study_lock(spec.name)), guarded(guard):  # of two processes, the later one knows more
         try:
+            session.tracker.summary_run_id(summary_key(session))  # restores one that was deleted meanwhile
             report = write_report(store, spec.name)
         except NothingFinished as nothing:
             session.tracker.end_summary(summary_key(session), "FAILED")

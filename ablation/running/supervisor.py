@@ -19,6 +19,7 @@ from ablation.base.device import check_device, slice_variable
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.interrupts import CTRL_C, RESUME_ME, doing_at_the_end, grace_left
 from ablation.base.text import plural
+from ablation.running.options import workers_on
 from ablation.running.session import Session, show_progress
 from ablation.running.study_view import StudyView, is_progress
 
@@ -27,39 +28,30 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
     """Run one worker per device on the study until no trial is left, and show their output.
 
     Raises:
-        StoreError: a worker died again and again.
+        StoreError: all workers died again and again.
         InputError: a worker refused its input.
     """
     trains_on_cpu = check_device(devices[0]).type == "cpu"
     cores = BusyCores("the workers get", children_pids) if trains_on_cpu else None
     with StudyView(session.spec, cores) as view:
 
-        def progress() -> Progress:
+        def trials_left() -> int:
             with suppress(StoreAway):
                 show_progress(session, view)
-            is_known = view.ended_before is not None
-            return Progress(view.trials - view.ended if is_known else 1, view.epochs)
+            return 1 if view.ended_before is None else view.trials - view.ended  # at first it may not be known
 
         # The workers have ended before this process has to.
         command = [sys.executable, "-m", "ablation.study", *sys.argv[1:]]
         command = with_options(command, "--grace", f"{0.8 * grace_left():g}")
-        run_workers(command, devices, view.show_worker_line, progress)
+        run_workers(command, devices, view.show_worker_line, trials_left)
 
 
 POLL_SECONDS = 1  # between two queries for the trials that are left, at least
 SHARE_OF_POLLS = 0.05  # of the time, at most: the queries are two per Optuna study
-DEATHS_IN_A_ROW = 5  # of one worker, without an epoch of any worker in between: more are no accident
+LONGEST_PAUSE = 60.0  # between two queries
+DEATHS_IN_A_ROW = 5  # of one worker, without an epoch of its own in between: more are no accident
 FIRST_PAUSE = 1.0  # seconds before a worker that died starts again; twice as long after each further death
-LONGEST_PAUSE = 60.0  # between two queries, and of a worker that keeps dying while others train
 LAST_LINES = 15  # of a failed worker's output, shown with its error
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a study is, whichever worker did the work."""
-
-    trials_left: int
-    epochs: int
 
 
 @dataclass
@@ -74,43 +66,15 @@ class Worker:
     """Whether it has ended an epoch or a trial."""
 
 
-class WorkerDeaths:
-    """Counts the deaths of each worker since the study's last progress; pauses grow until the worker itself trains."""
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._counts: Counter[int] = Counter()
-        self._pauses: dict[int, float] = {}
-
-    def note_progress(self, progress: Progress) -> None:
-        """Begin to count anew if there was any progress."""
-        if progress != self._progress:
-            self._progress = progress
-            self._counts.clear()
-
-    def pause_after(self, worker: Worker) -> float:
-        """Count a death; return the seconds until the worker may start again.
-
-        Raises:
-            StoreError: it has died too often.
-        """
-        self._counts[worker.number] += 1
-        count = self._counts[worker.number]
-        if count == DEATHS_IN_A_ROW:
-            row = f"{count} times in a row without progress"
-            raise StoreError(f"worker {worker.number} {_end(worker)}, {row}: {_reason(worker)}")
-        last = 0 if worker.has_trained else self._pauses.get(worker.number, 0)
-        self._pauses[worker.number] = min(2 * last, LONGEST_PAUSE) or FIRST_PAUSE
-        return self._pauses[worker.number]
-
-
 def run_workers(  # noqa: C901 - one loop
     command: Sequence[str],
     devices: Sequence[str],
     say: Callable[[int, str], None],
-    look: Callable[[], Progress],
+    look: Callable[[], int],
 ) -> None:
     """Run one worker per entry of `devices` until all end; a worker that dies is started again after a pause.
+
+    One that dies again and again without training is given up, and the others continue.
 
     A worker pauses when its standard input is closed: by this process, or because this process died. A worker that is
     paused alone is not started again; if all are, this process pauses, too.
@@ -119,10 +83,10 @@ def run_workers(  # noqa: C901 - one loop
         command: the command that starts a worker; the option `--device DEVICE` is added to it.
         devices: the workers' devices.
         say: called with a worker's number (from 1) and each line of its output.
-        look: called every second, or less often if it takes long; returns the study's progress.
+        look: called every second, or less often if it takes long; returns the number of trials that are left.
 
     Raises:
-        StoreError: a worker died again and again without progress; contains its last lines.
+        StoreError: all workers were given up; contains the last lines of one.
         InputError: a worker refused its input, for example because the images do not fit into the GPU's memory.
     """
     output: queue.Queue[tuple[Worker, str]] = queue.Queue()
@@ -135,7 +99,7 @@ def run_workers(  # noqa: C901 - one loop
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            env=_environment(len(devices)) | slice_variable(number),
+            env=_environment(len(devices), workers_on(device, devices)) | slice_variable(number),
             start_new_session=True,  # so that Ctrl-C reaches this process alone, which pauses the workers
         )
         worker = Worker(number, device, process, [])
@@ -146,7 +110,8 @@ def run_workers(  # noqa: C901 - one loop
     refused: list[Worker] = []
     paused: list[Worker] = []
     dead: list[tuple[float, Worker]] = []  # time.monotonic() at which each is to start again
-    deaths = WorkerDeaths()
+    given_up: list[Worker] = []
+    deaths: Counter[int] = Counter()  # of each worker since it last trained
 
     def kill_all() -> None:
         for worker in workers:
@@ -156,14 +121,13 @@ def run_workers(  # noqa: C901 - one loop
         try:
             for number, device in enumerate(devices, start=1):
                 start(number, device)
-            progress, next_look = look(), 0.0  # of time.monotonic()
-            while workers or (dead and progress.trials_left > 0):
+            trials_left, next_look = look(), 0.0  # of time.monotonic()
+            while workers or (dead and trials_left > 0):
                 _pass_on(output, say)
                 ended = [worker for worker in workers if worker.process.poll() is not None]
                 if ended or time.monotonic() >= next_look:
                     began = time.monotonic()
-                    progress = look()
-                    deaths.note_progress(progress)
+                    trials_left = look()
                     now = time.monotonic()
                     next_look = now + min((now - began) / SHARE_OF_POLLS, LONGEST_PAUSE)
                 for worker in ended:
@@ -173,11 +137,17 @@ def run_workers(  # noqa: C901 - one loop
                         refused.append(worker)
                     elif status in (RESUME_ME, CTRL_C):
                         paused.append(worker)
-                    elif status != 0 and progress.trials_left > 0:
+                    elif status != 0 and trials_left > 0:
                         _pass_on(output, say)
-                        pause = deaths.pause_after(worker)
-                        say(worker.number, f"{_end(worker)}; starts again in {plural(round(pause), 'second')}")
-                        dead.append((time.monotonic() + pause, worker))
+                        number = worker.number
+                        deaths[number] = 1 if worker.has_trained else deaths[number] + 1
+                        if deaths[number] == DEATHS_IN_A_ROW:
+                            say(number, f"{_last_end(worker)}; it is given up")
+                            given_up.append(worker)
+                        else:
+                            pause = FIRST_PAUSE * 2 ** (deaths[number] - 1)
+                            say(number, f"{_end(worker)}; starts again in {plural(round(pause), 'second')}")
+                            dead.append((time.monotonic() + pause, worker))
                 due = [(moment, worker) for moment, worker in dead if moment <= time.monotonic()]
                 for entry in due:
                     dead.remove(entry)
@@ -188,9 +158,11 @@ def run_workers(  # noqa: C901 - one loop
             for worker in workers:
                 _wait_or_kill(worker)
             _pass_on(output, say)
-        if (refused or paused) and look().trials_left > 0:
+        if (refused or paused or given_up) and look() > 0:
             if refused:
                 raise InputError(f"worker {refused[0].number} {_end(refused[0])}: {_reason(refused[0])}")
+            if not paused:
+                raise StoreError(f"worker {given_up[0].number} {_last_end(given_up[0])}")
             is_ctrl_c = paused[0].process.returncode == CTRL_C
             signal.raise_signal(signal.SIGINT if is_ctrl_c else signal.SIGTERM)
 
@@ -203,6 +175,10 @@ def _end(worker: Worker) -> str:
     return f"was killed by {name}{', which may mean that memory ran out' if name == 'SIGKILL' else ''}"
 
 
+def _last_end(worker: Worker) -> str:
+    return f"{_end(worker)}, {DEATHS_IN_A_ROW} times in a row without progress: {_reason(worker)}"
+
+
 def _reason(worker: Worker) -> str:
     """Return a worker's error, else the last lines of its output."""
     lines = [line.strip() for line in worker.lines if line.strip()]
@@ -210,9 +186,9 @@ def _reason(worker: Worker) -> str:
     return errors[-1] if errors else " | ".join(lines)
 
 
-def _environment(workers: int) -> dict[str, str]:
-    """Return the environment of one of several workers."""
-    fixed = {WORKER_VARIABLE: "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+def _environment(workers: int, on_device: int) -> dict[str, str]:
+    """Return the environment of one of several workers, some of which share its device."""
+    fixed = {WORKER_VARIABLE: str(on_device), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     return os.environ | worker_variables(workers) | fixed
 
 

@@ -1,8 +1,10 @@
 """A worker's loop: one trial after another until none is left."""
 
+import os
 import time
 from contextlib import suppress
 
+from ablation.base.command_line import WORKER_VARIABLE
 from ablation.base.core_use import BusyCores
 from ablation.base.device import select_device
 from ablation.base.errors import StoreAway
@@ -51,6 +53,7 @@ def work_until_done(session: Session) -> None:
             session.options.feature_limit,
             lambda: pretrained_network(spec, session.weights, device),
             progress.show_computing,
+            int(os.environ.get(WORKER_VARIABLE, "1")),
         )
         workbench = set_up_workbench(session, device, features)
         waits_for_mlflow = False

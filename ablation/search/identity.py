@@ -56,7 +56,7 @@ def check_identity(
             raise InputError(
                 f"study {study!r} was begun with another pretrained network (of another kind of CPU, or of an older "
                 f"version): copy {own_weights.parent.name}/{own_weights.name} from the store in which it was begun to "
-                f"{own_weights}, or run a study without --demo"
+                f"{own_weights}, or run the demo in another --store"
             )
     # Trials are asked for only where something differs: that takes seconds in a study with a hundred arms.
     is_declared = any(changed_declarations(old_content, content) for old_content in contents.values())

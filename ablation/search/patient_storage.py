@@ -64,6 +64,14 @@ def ask_database(call: Callable[[], T], *, repeat: bool = True) -> T:
     return repeat_briefly(attempt) if repeat else attempt()
 
 
+def read_again(read: Callable[[], T]) -> T:
+    """Return what a read returns; if an arm was deleted meanwhile, what a second read returns."""
+    try:
+        return read()
+    except RecordMissing:
+        return read()
+
+
 def patient_storage(database: optuna.storages.RDBStorage) -> BaseStorage:
     """Return an Optuna storage that asks a database and raises as `ask_database` does.
 

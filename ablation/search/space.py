@@ -25,9 +25,9 @@ def distribution(spec: StudySpec, parameter: str, *, high: int | None = None) ->
     if isinstance(entry, Choices):
         return CategoricalDistribution(entry.choices)
     if isinstance(entry.low, int):
-        upper = entry.high if high is None else min(entry.high, high)
-        return IntDistribution(entry.low, upper, log=entry.log, step=entry.step or 1)
-    return FloatDistribution(entry.low, entry.high, log=entry.log, step=entry.step)
+        step, upper = entry.step or 1, entry.largest if high is None else min(entry.largest, high)
+        return IntDistribution(entry.low, upper - (upper - entry.low) % step, log=entry.log, step=step)
+    return FloatDistribution(entry.low, entry.largest, log=entry.log, step=entry.step)
 
 
 def optuna_name(spec: StudySpec, parameter: str, truncate_at: str) -> str:

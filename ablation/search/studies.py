@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ablation.base.errors import InputError, StoreError
-from ablation.search.patient_storage import ask_database, patient_storage
+from ablation.search.patient_storage import RecordMissing, ask_database, patient_storage
 from ablation.spec.arms import arms
 from ablation.spec.looks import Decision, decision_from, is_open, seeds_of_arms
 from ablation.spec.objective import Objective
@@ -199,8 +199,11 @@ def stored_arms(storage: BaseStorage, study: str, *, confirmation: bool | None =
 
 
 def has_begun(storage: BaseStorage, name: str) -> bool:
-    """Return whether an Optuna study has a trial."""
-    return bool(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False))
+    """Return whether an Optuna study has a trial; one that was deleted meanwhile has none."""
+    try:
+        return bool(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False))
+    except RecordMissing:
+        return False
 
 
 def study_arms(storage: BaseStorage, study: str) -> ArmStudies:

@@ -19,7 +19,8 @@ STUDY_FOLDERS = (Path("studies"), PACKAGE / "studies", PACKAGE.parent / "studies
 
 def study_files() -> dict[str, Path]:
     """Return the study files by name; one in the working folder's `studies` hides one of the package."""
-    return {path.stem: path for folder in reversed(STUDY_FOLDERS) for path in sorted(folder.glob("*.toml"))}
+    paths = [path for folder in reversed(STUDY_FOLDERS) for path in sorted(folder.glob("*.toml"))]
+    return {path.stem: path for path in paths if path.is_file()}  # not an editor's lock, which is a dangling link
 
 
 def find_study_file(study: str) -> Path:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ablation.spec.arms import arms, published_for
+from ablation.spec.parameters import Range
 from ablation.spec.study import StudySpec, Superfluous, applies_in, table_of
 from ablation.spec.tables import FILE_SOURCES, SIZED_SOURCES
 
@@ -19,6 +21,7 @@ def check_effects(spec: StudySpec) -> None:
     _check_same_arms(spec)
     _check_patience(spec)
     _check_unfreezing(spec)
+    _check_published(spec)
 
 
 def _check_data(spec: StudySpec) -> None:
@@ -59,8 +62,12 @@ def _training(spec: StudySpec, levels: dict[str, Any], names: list[str]) -> tupl
 
 def _check_patience(spec: StudySpec) -> None:
     """Refuse a patience that no training can lose before its last epoch."""
+    searched = spec.search.get("patience")
     for levels in spec.combinations():
-        patience = min((value for value in spec.possible("patience", levels) if value > 0), default=0)
+        values = spec.possible("patience", levels)
+        if isinstance(searched, Range) and "patience" not in levels:
+            values = [searched.low or searched.step or 1]
+        patience = min((value for value in values if value > 0), default=0)
         if patience >= max(spec.epochs - 1, 1):
             _refuse(spec, "patience", levels, f"has no effect within epochs = {spec.epochs}", f"{patience} ")
 
@@ -78,6 +85,15 @@ def _check_unfreezing(spec: StudySpec) -> None:
         if "unfreeze_every" in levels or in_vain == unfreezing:
             reason = "has no effect after a warm-up where fewer than two blocks learn"
             _refuse(spec, "unfreeze_every", levels, reason)
+
+
+def _check_published(spec: StudySpec) -> None:
+    """Refuse a published result that no arm's page would show."""
+    shown = [published for arm in arms(spec) for published in published_for(spec, arm)]
+    for number, published in enumerate(spec.published):
+        if published.model_dump() not in shown:
+            levels = ", ".join(f"{name} = {level}" for name, level in published.arm.items())
+            raise Superfluous(f"published.arm: is shown nowhere: no arm has {levels}", ("published", number))
 
 
 def _refuse(spec: StudySpec, parameter: str, levels: dict[str, Any], reason: str, value: str = "") -> None:

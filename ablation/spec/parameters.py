@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from math import inf
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 
@@ -161,6 +163,20 @@ class Range(Strict, Generic[T]):
         if step is not None and (self.log or not 0 < float(step) <= high - low):  # type: ignore[arg-type]
             raise ValueError("step must be positive, at most high - low, and not combined with log")
         return self
+
+    @property
+    def largest(self) -> T:
+        """The largest value that the search can choose: below `high` where no step reaches it."""
+        if self.step is None:
+            return self.high
+        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))  # as in Optuna
+        return type(self.low)(low + (high - low) // step * step)  # type: ignore[call-arg]
+
+    @property
+    def count(self) -> float:
+        """The number of values that the search can choose; infinite for fractions without a step."""
+        step: Any = self.step or (1 if isinstance(self.low, int) else 0)
+        return round((self.largest - self.low) / step) + 1 if step else inf  # type: ignore[operator]
 
     def contains(self, value: Any) -> bool:
         """Return whether the search can choose a value: it lies in the range, and on its steps if there are any."""

@@ -57,7 +57,7 @@ def read_study_file(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -126,7 +126,8 @@ def load_study(
                 message = validation_message(error) if isinstance(error, ValidationError) else str(error)
                 raise InputError(f"{where}: {message}") from None
         changed = _without(changed, entry.keys)
-        notices.append(entry.drop_notice or str(entry))
+        if spec is None or not entry.drop_notice:  # else it is right in the study, in which what it needs stays
+            notices.append(entry.drop_notice or str(entry))
     if report is not None:
         for notice in notices:
             report(notice)
@@ -232,8 +233,9 @@ def validation_message(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             known = _keys_beside(_without_tag(problem["loc"]))
             message = f"unknown key{nearest(location[-1], known)}"
-            if location[-1] in known:  # a range and choices together
-                message = "a search has either low and high, or choices"
+            if location[-1] in known:  # a range and choices together, or a range of names
+                is_numeric = location[1] in _numeric_parameters()
+                message = "a search has either low and high, or choices" if is_numeric else "has choices only"
         elif problem["type"] == "literal_error" and isinstance(problem["input"], str):
             known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
             message = f"unknown value {problem['input']!r}{nearest(problem['input'], known)}"
@@ -250,9 +252,13 @@ def validation_message(error: ValidationError) -> str:
 
 def _without_tag(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Return a fault's location without the tag that pydantic inserts for a numeric search: range or choices."""
-    numeric = [name for name, f in Hyperparameters.model_fields.items() if numeric_type(f.annotation) is not None]
-    is_tagged = len(location) > 2 and location[0] == "search" and location[1] in numeric
+    is_tagged = len(location) > 2 and location[0] == "search" and location[1] in _numeric_parameters()
     return location[:2] + location[3:] if is_tagged else location
+
+
+def _numeric_parameters() -> list[str]:
+    """Return the parameters that a search may have a range of."""
+    return [name for name, field in Hyperparameters.model_fields.items() if numeric_type(field.annotation) is not None]
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

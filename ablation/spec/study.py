@@ -185,7 +185,7 @@ class StudySpec(Strict):
             return [levels[parameter]]
         searched = self.search.get(parameter)
         if searched is not None:
-            return list(searched.choices) if isinstance(searched, Choices) else [searched.low, searched.high]
+            return list(searched.choices) if isinstance(searched, Choices) else [searched.low, searched.largest]
         return [self.default(parameter)]
 
     def reuses(self, levels: dict[str, Any]) -> list[Reuse]:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -12,6 +12,7 @@ from ablation.spec.parameters import Strict, refuse_duplicates
 
 WEIGHTS_FILES = (".safetensors", ".pth")
 TIMM_WEIGHTS = "pretrained"  # what timm downloads for a network's name
+NARROW = "vgg16_narrow"  # how the names of the narrow networks begin
 NAMED_WEIGHTS = re.compile(f"imagenet|{TIMM_WEIGHTS}|[A-Z][A-Z0-9_]*")
 
 
@@ -39,6 +40,13 @@ class Backbone(Strict):
         "error", description="Whether a file that lacks a layer is refused, or the layer starts at random."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_weights(cls, table: Any) -> Any:
+        """Give the narrow networks, of which torchvision has no weights, none by default."""
+        is_narrow = isinstance(table, dict) and str(table.get("name")).startswith(NARROW)
+        return {"weights": None, **table} if is_narrow else table
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
@@ -61,7 +69,7 @@ class Backbone(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        is_in_torchvision = not self.name.startswith("vgg16_narrow") and not is_custom(self.name)
+        is_in_torchvision = not self.name.startswith(NARROW) and not is_custom(self.name)
         if is_timm(self.name):
             if self.weights not in (None, TIMM_WEIGHTS) and not self.has_weights_file:
                 raise ValueError(f"weights of {function_name(self.name)} are {TIMM_WEIGHTS!r} or in a file")
@@ -83,8 +91,22 @@ SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")  # one of them is in a f
 COLUMNS = ("image_column", "label_column", "split_column")
 
 
-class Data(Strict):
+class _Grown(Strict):
+    """A table to which keys were added: what is stored of older studies stays as it was."""
+
+    added: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave added keys out at their defaults."""
+        defaults = {name: type(self).model_fields[name].default for name in self.added}
+        return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
+
+
+class Data(_Grown):
     """The images."""
+
+    added = ("train", "test", "resize", "unreadable", "duplicates", "manifest", *COLUMNS, "groups")
 
     source: Literal[
         "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn", "stl10", "flowers102", "oxford_pets", "dtd",
@@ -157,13 +179,6 @@ class Data(Strict):
         """Whether identical images in two splits or classes end the study."""
         return self.duplicates == "error" or (self.duplicates is None and self.is_own)
 
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave newer keys out at their defaults, so that what is stored of older studies stays as it was."""
-        newer = ("train", "test", "resize", "unreadable", "duplicates", "manifest", *COLUMNS, "groups")
-        defaults = {name: type(self).model_fields[name].default for name in newer}
-        return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.source == "imagefolder" and self.root is None:
@@ -207,8 +222,10 @@ class Data(Strict):
 FEWEST_AT_A_LOOK = 3  # seeds; with fewer nothing is tested
 
 
-class Confirm(Strict):
+class Confirm(_Grown):
     """How often tuning is repeated and its best configuration retrained, and which levels are compared."""
+
+    added = ("repeats", "compare", "looks", "equivalence", "champion")
 
     seeds: int = Field(
         0,
@@ -252,20 +269,10 @@ class Confirm(Strict):
         "classifies an image with the fewest operations among those that are not worse than it by equivalence.",
     )
 
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave newer keys out at their defaults, so that what is stored of older studies stays as it was."""
-        defaults = {"repeats": 1, "compare": "all", "looks": [], "equivalence": None, "champion": "best"}
-        return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
-
     @model_validator(mode="after")
-    def _check_champion(self) -> Self:
+    def _check(self) -> Self:
         if self.champion == "cheapest" and self.equivalence is None:
             raise ValueError("champion = 'cheapest' needs equivalence = <percentage points that it may be worse>")
-        return self
-
-    @model_validator(mode="after")
-    def _check_looks(self) -> Self:
         if not self.looks:
             return self
         if self.looks != sorted(set(self.looks)) or self.looks[0] < FEWEST_AT_A_LOOK:

@@ -61,10 +61,15 @@ def keep_arm_runs(
             _log_changes(tracker, run_id, arm.metrics, params)
             tracker.end_run(run_id, "FINISHED")
             tracker.delete_doubles(key)
-        summary_id = tracker.run_id(summary_key)
+        summary_id = tracker.summary_run_id(summary_key)
         if summary_id is not None:
             test = objective.test_metric
-            means = {f"{test}/{_arm_in_metric(arm.arm)}": arm.metrics[test] for arm in arms if test in arm.metrics}
+            names = _arms_in_metrics([arm.arm for arm in arms])
+            means = {
+                f"{test}/{name}": arm.metrics[test]
+                for name, arm in zip(names, arms, strict=True)
+                if test in arm.metrics
+            }
             _log_changes(tracker, summary_id, means, [])
 
 
@@ -76,6 +81,7 @@ def _log_changes(tracker: Tracker, run_id: str, metrics: Mapping[str, float], pa
     tracker.client.log_batch(run_id, metrics=new, params=params)
 
 
-def _arm_in_metric(arm: str) -> str:
-    """Return an arm's name in those of metrics; MLflow allows fewer characters there than arms do."""
-    return re.sub(r"[^A-Za-z0-9_. -]+", " - ", arm)
+def _arms_in_metrics(arms: Sequence[str]) -> list[str]:
+    """Return the arms' names in those of metrics, where MLflow allows fewer characters; numbered where two coincide."""
+    names = [re.sub(r"[^A-Za-z0-9_. -]+", " - ", arm) for arm in arms]
+    return [f"{name} {n}" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Run, ViewType
 
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.files import temporary_folder
@@ -123,8 +123,18 @@ class Tracker:
         self._run_ids.pop(key, None)
         return self.run_id(key) is None
 
-    def _runs(self, key: str) -> list[Run]:
-        runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+    def summary_run_id(self, key: str) -> str | None:
+        """Return the id of the study's summary run, None before it exists; one that a person has deleted is restored.
+
+        Raises:
+            StoreAway: the tracking server does not answer.
+        """
+        if self.was_deleted(key) and (deleted := self._runs(key, ViewType.DELETED_ONLY)):
+            self.client.restore_run(max(deleted, key=_completeness).info.run_id)
+        return self.run_id(key)
+
+    def _runs(self, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+        runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", view)
         return runs
 
     def delete_doubles(self, key: str) -> None:
@@ -201,7 +211,7 @@ class Tracker:
                 self.client.set_tag(run_id, "superseded", "true")
 
     def begin_summary(self, key: str, study: str, about: dict[str, Any], files: Mapping[str, bytes]) -> None:
-        """Create or reopen the study's summary run.
+        """Create or reopen the study's summary run, see `summary_run_id`.
 
         Args:
             key: the run's key.
@@ -212,6 +222,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
+        self.summary_run_id(key)
         self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
         for name, content in {**files, STUDY_FILE: json.dumps(about, indent=2).encode()}.items():
             self.log_summary_file(key, name, content)
@@ -222,7 +233,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        run_id = self.run_id(key)
+        run_id = self.summary_run_id(key)
         return {} if run_id is None else dict(self.client.get_run(run_id).data.tags)
 
     def tag_summary(self, key: str, tags: Mapping[str, str]) -> None:
@@ -231,7 +242,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        run_id = self.run_id(key)
+        run_id = self.summary_run_id(key)
         assert run_id is not None
         for name, value in tags.items():
             self.client.set_tag(run_id, name, value)
@@ -245,7 +256,7 @@ class Tracker:
         with temporary_folder() as folder:
             path = folder / name
             path.write_bytes(content)
-            self.client.log_artifact(self.run_id(key), str(path))
+            self.client.log_artifact(self.summary_run_id(key), str(path))
 
     def kept_forecast(self, key: str) -> str | None:
         """Return the study's forecast as `log_forecast` logged it; None if it has not.
@@ -253,7 +264,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        run_id = self.run_id(key)
+        run_id = self.summary_run_id(key)
         if run_id is None:
             return None
         address = self.client.get_run(run_id).info.artifact_uri
@@ -273,7 +284,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        run_id = self.run_id(key)
+        run_id = self.summary_run_id(key)
         assert run_id is not None
         known = self.client.get_run(run_id).data.metrics
         now = time.time_ns() // 1_000_000
@@ -294,7 +305,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        run_id = self.run_id(key)
+        run_id = self.summary_run_id(key)
         if run_id is not None:
             self.end_run(run_id, status)
             self.delete_doubles(key)
@@ -305,7 +316,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        run_id = self.run_id(key)
+        run_id = self.summary_run_id(key)
         if run_id is not None and self.client.get_run(run_id).info.status == "RUNNING":
             self.client.update_run(run_id, status="SCHEDULED")
 

@@ -49,7 +49,7 @@ from ablation.training.sources import (
 
 # Version of the file format and of the preprocessing. Raise it to invalidate all cached features.
 FORMAT_VERSION = 1
-SHARE_OF_DEVICE = 0.25  # of a GPU's memory, for features; the rest is for trainings
+SHARE_OF_DEVICE = 0.25  # of a GPU's memory, for features of all its workers; the rest is for trainings
 logger = logging.getLogger(__name__)
 
 
@@ -121,13 +121,22 @@ class FeatureCache:
         limit: bytes that the files may take together; the least recently used are deleted. With 0 nothing is cached.
         make_pretrained: makes the network that the study's trials have in common, once it is needed.
         say: called with a description of each computation, which may take minutes.
+        workers: how many share the device, each with features of its own.
     """
 
-    def __init__(self, folder: Path, limit: int, make_pretrained: Callable[[], Pretrained], say: Callable[[str], None]):
+    def __init__(
+        self,
+        folder: Path,
+        limit: int,
+        make_pretrained: Callable[[], Pretrained],
+        say: Callable[[str], None],
+        workers: int = 1,
+    ):
         self.folder = folder
         self.limit = limit
         self.make_pretrained = make_pretrained
         self.say = say
+        self.workers = workers
         self._can_store = True  # until an error of the disk
         self._refused: set[str] = set()  # names of features for which there is no room
         self._opened: dict[str, torch.Tensor] = {}  # by name, mapped from their files
@@ -212,7 +221,7 @@ class FeatureCache:
     def _placed(
         self, opened: Mapping[str, torch.Tensor], device: torch.device, held: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor]:
-        """Return features where they are read fastest: on a GPU if all of them fit into a quarter of its memory.
+        """Return features where they are read fastest: on a GPU if all fit into this worker's part of a quarter of it.
 
         For the CPU they stay in the file, which the system keeps in memory, once for all processes.
 
@@ -224,7 +233,7 @@ class FeatureCache:
         on_host = list(opened.values())
         if device.type != "cuda":
             return [features.to(device) for features in on_host]
-        budget = torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE
+        budget = torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE / self.workers
         budget -= sum(tensor.nbytes for tensor in held if tensor is not None and tensor.device.type == "cuda")
         needed = sum(features.nbytes for features in on_host)
         if needed > budget or not self._may_use_device:

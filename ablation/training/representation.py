@@ -43,10 +43,10 @@ def similarities_to_start(training: Training, source: Source, precision: str) ->
     if not points:
         return {}
     sample = source.subset(torch.arange(min(SIMILARITY_IMAGES, len(source.labels_N))))
-    training.model.eval()
     features = []
     for tensors in (training.start, training.best_tensors):
         load_tensors(training.model, tensors)
+        training.model.eval()  # after the tensors: some of timm's layers keep what they computed of the last ones
         batches = [
             run_layers(rows, training.model.layers, list(points.values()), precision, first=sample.start)
             for rows in sample.in_order()

@@ -1,8 +1,9 @@
 """What changes in the course of a training: the learning rate, the layers that learn, the average of the weights."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 from ablation.networks.transfer_model import TransferModel
 from ablation.spec.metrics import EpochMetrics
@@ -43,9 +44,9 @@ def layers_learning(model: TransferModel, settings: TrainingSettings, epoch: int
 
 def last_alike(model: TransferModel, settings: TrainingSettings, epoch: int) -> int:
     """Return the last epoch up to which the layers that learn stay those of this epoch."""
-    learning = layers_learning(model, settings, epoch)
-    later = range(epoch, settings.epochs + 1)
-    return max(takewhile(lambda each: layers_learning(model, settings, each) == learning, later))
+    epochs = range(1, settings.epochs + 1)  # layers only join, so that their number tells
+    learning = len(layers_learning(model, settings, epoch))
+    return bisect_right(epochs, learning, key=lambda each: len(layers_learning(model, settings, each)))
 
 
 def best_epoch(history: Sequence[EpochMetrics], objective: Objective) -> EpochMetrics:

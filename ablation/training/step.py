@@ -22,7 +22,7 @@ from ablation.training.begin import Training
 from ablation.training.compiler import compiled_forward
 from ablation.training.loss import balanced_weights, mixed_loss
 from ablation.training.settings import TrainingSettings
-from ablation.training.sources import EpochOrder, Source
+from ablation.training.sources import EpochOrder, FeatureSource, Source
 
 EAGER_STEPS = 3  # before a capture: they make the optimizer's state, and cuDNN chooses its algorithms
 FEWEST_REPLAYS = 50  # of a graph, whose capture takes about as long as so many eager steps
@@ -30,14 +30,15 @@ logger = logging.getLogger(__name__)
 
 
 def may_capture(
-    device: torch.device, rows_device: torch.device, settings: TrainingSettings, *, is_custom: bool
+    device: torch.device, rows_device: torch.device, settings: TrainingSettings, *, runs_foreign_code: bool
 ) -> bool:
     """Return whether a step may be captured in a CUDA graph.
 
     Not where `torch.compile` has graphs of its own, nor where the rows are in the host's memory, which a graph cannot
-    read. Nor with a custom backbone: its code may do something else in each call, such as draw from Python's generator.
+    read. Nor where it runs a user's code or timm's, which may do something else in each call, such as draw from
+    Python's generator, or free what a graph would read, such as timm's cached biases of attention.
     """
-    return device.type == "cuda" and rows_device == device and settings.compile == "none" and not is_custom
+    return device.type == "cuda" and rows_device == device and settings.compile == "none" and not runs_foreign_code
 
 
 class TrainingStep:
@@ -58,13 +59,14 @@ class TrainingStep:
         self.loss_sum = torch.zeros((), device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self._images_read = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._rates_device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        self._rates_device = self.device if self.device.type == "cuda" else torch.device("cpu")  # MPS has no float64
         self._steps_made = torch.zeros((), dtype=torch.int64, device=self._rates_device)
         self._epoch: EpochOrder | None = None
         self._rates_S = self._decays_S = torch.empty(0)
         self._training = training
+        is_head = isinstance(source, FeatureSource) and source.start == len(training.model.layers)
         self._may_capture = training.may_capture and may_capture(
-            self.device, source.device, settings, is_custom=training.model.is_custom
+            self.device, source.device, settings, runs_foreign_code=training.model.has_foreign_code and not is_head
         )
         # A fused kernel divides gradients by a number while it reads them, which saves a CPU a sixth of a head's step.
         is_fused = all(group["fused"] for group in self.optimizer.param_groups)
@@ -124,12 +126,16 @@ class TrainingStep:
 
     def _capture(self, batch: int) -> None:
         """Capture the step for batches of this size in a graph; nothing is computed."""
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(self._images_read + torch.arange(batch, device=self.device))
         except RuntimeError as error:  # something that a graph cannot do, or no memory left for it
-            self._may_capture = False
+            self._may_capture = self._training.may_capture = False
+            # torch 2.11 leaves its stream, and a generator that still captures: the next dropout would raise an error.
+            torch.cuda.set_stream(stream)
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
             if self.scaler.is_enabled():
                 self.scaler._per_optimizer_states.clear()  # of the step that was not made
             self.optimizer.zero_grad(set_to_none=True)

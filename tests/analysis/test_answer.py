@@ -11,6 +11,7 @@ from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.verdict import MOST_WORDS
 from ablation.analysis.wording import interval_points, join, points
 from ablation.spec.arms import arms
+from ablation.spec.objective import OBJECTIVES
 from tests.fake_results import (
     FOUR,
     TWO_BY_TWO,
@@ -214,6 +215,30 @@ def test_interval_points() -> None:
     assert interval_points(0.041, 0.053) == "4.1 to 5.3"
     assert interval_points(-0.004, 0.0112) == "-0.40 to 1.12"
     assert interval_points(None, None) == "-"
+
+
+def test_verdict_and_evidence_compare_with_the_same_level() -> None:
+    """Also where the level with the best mean has too few seeds to be compared."""
+    cuts = {"truncate_at": ["block3", "block4", "block5"]}
+    result = fake_result(cuts, {"block3": 0.9, "block4": 0.7, "block5": 0.88})
+    first, *others = result.arms
+    few = dataclasses.replace(first, confirmations=first.confirmations[:1])
+    analysis = analyse(dataclasses.replace(result, arms=[few, *others]))
+    assert analysis.factors[0].ahead == "block3"
+    assert analysis.answer.startswith("Preliminary: block5 is ahead; block4 is clearly worse, by ")
+    assert analysis.answer.endswith("; block3 has too few seeds.")
+    (said,) = [sentence for sentence in analysis.evidence if sentence.startswith("truncate_at: ")]
+    assert said.startswith("truncate_at: block5 minus block3 -")
+
+
+def test_only_an_end_of_zero_is_printed_as_zero() -> None:
+    """An interval that ends at 0 is that of a difference that is shown, or of an arm that is not the best."""
+    assert interval_points(-0.0001, 0.043) == "-0.01 to 4.30"
+    assert interval_points(-0.03, 0.0004) == "-3.00 to 0.04"
+    assert interval_points(-0.03, 0.0) == "-3.0 to 0.0"
+    assert interval_points(-0.01, 2e-6) == "-1.0000 to 0.0002"
+    assert interval_points(-0.01, 1e-9) == "-1.00000 to 0.00000"
+    assert interval_points(-0.0001, 0.5, OBJECTIVES["loss"]) == "-0.0001 to 0.5000"
 
 
 def test_join() -> None:

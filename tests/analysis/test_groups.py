@@ -24,6 +24,7 @@ from ablation.analysis.results import StudyResult
 from ablation.analysis.simultaneous import chances_of_best, simultaneous
 from ablation.analysis.statistics import arm_moments, contrast, exact_test, image_covariance
 from ablation.reporting.answer_sections import difference_blocks
+from ablation.reporting.method_sections import independence
 from tests.calibration import simulate
 from tests.fake_results import TWO_BY_TWO, fake_result
 
@@ -184,6 +185,12 @@ def test_a_single_group_tests_nothing_and_the_answer_says_so() -> None:
     over_repeats = analyse_study(of_one_group(repeated))
     assert over_repeats.verdict == ["Nothing can be compared on a single test image or group."]
     assert all(arm.estimate is not None and arm.estimate.low is None for arm in over_repeats.arms)
+
+
+def test_one_group_is_not_called_independent() -> None:
+    result = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.8}, images=40)
+    text = "All test images are of one group (data.groups): they may be easy or hard together."
+    assert independence(of_one_group(result)) == text
 
 
 def of_one_group(result: StudyResult) -> StudyResult:

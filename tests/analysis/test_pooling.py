@@ -371,8 +371,8 @@ def test_pooled_studies_with_planned_looks_say_so(monkeypatch: pytest.MonkeyPatc
     ended = decision_tags([Decision(3, (), is_sure=True)])
     three = [replace(repeat(seed, images=200, confirm=looks), look=0, tags=ended) for seed in range(3)]
     analysis = analyse_pooled(three)
-    assert "retrained with up to 6 fresh seeds" in pooled_report.build_pooled_report(analysis).markdown
-    assert "(up to 6 runs per arm and repeat)" in methods(analysis)
+    assert "retrained with 3 fresh seeds" in pooled_report.build_pooled_report(analysis).markdown
+    assert "(3 runs per arm and repeat)" in methods(analysis)
     assert "planned looks at the results decided which arms got further seeds" in methods(analysis)
     assert analysis.compared.estimator.level == 0.05
     assert not any("look" in sentence for sentence in analysis.evidence)

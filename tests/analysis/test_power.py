@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
+from ablation.analysis import power
 from ablation.analysis.power import SIZES, Assumed, assumed_moments, smallest_differences, smallest_over_repeats
 from ablation.analysis.repeats import repeat_moments, simultaneous_over_repeats, variance_parts
 from ablation.analysis.simultaneous import simultaneous
-from ablation.analysis.statistics import contrast
+from ablation.analysis.statistics import Moments, contrast
 from tests.calibration import AgainCell, pairs, simulate, simulate_repeats
 
 ASSUMED = Assumed(seed_sd=0.005, same_arm=0.09, other_arm=0.122)  # as two of calibration's equal arms disagree
@@ -46,6 +47,32 @@ def test_more_seeds_find_less() -> None:
     found = [smallest_differences(moments.weights(family), moments.resized(*size), [0])[0] for size in SIZES.values()]
     assert found[0] > found[1] > found[2] > 0
     assert found[3] < found[1]
+
+
+@pytest.mark.parametrize(("arms", "expected"), [(10, 150), (20, 150), (50, 23), (100, 10)])
+def test_many_contrasts_take_no_more_time(monkeypatch: pytest.MonkeyPatch, arms: int, expected: int) -> None:
+    """Studies of up to 20 arms have a critical value each; 50 arms have 1,225 differences."""
+    simulated_of = []
+
+    def few(weights_CA: np.ndarray, moments: Moments, draws: int) -> list[np.ndarray]:
+        simulated_of.append(draws * len(weights_CA))
+        return [np.linspace(1.0, 4.0, draws)]
+
+    monkeypatch.setattr(power, "largest_statistics", few)
+    names = [f"a{n}" for n in range(arms)]
+    moments = assumed_moments(names, ASSUMED, seeds=3, images=2000)
+    smallest_differences(moments.weights(pairs(tuple(names))), moments, [0])
+    assert simulated_of == [999 * arms * (arms - 1) // 2] * expected
+
+
+def test_shared_critical_values_change_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = assumed_moments("abcdef", ASSUMED, seeds=3, images=2000)
+    weights_CA = moments.weights(pairs(tuple("abcdef")))
+    (own,) = smallest_differences(weights_CA, moments, [0])
+    monkeypatch.setattr(power, "MANY_CONTRASTS", 1)
+    (shared,) = smallest_differences(weights_CA, moments, [0])
+    assert shared != own
+    assert shared == pytest.approx(own, rel=0.03)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.01, 0.00001])

@@ -315,7 +315,7 @@ def sentences(study: StudyResult, tables: Tables) -> Iterable[str]:
     yield "mean of 3 tests"
     yield "over 3 tunings"
     yield "in points, 3 tunings"
-    yield "3 arms, with up to 3 trials of 4 epochs each"
+    yield "3 arms, with 3 trials of 4 epochs each"
     yield "divided among 3 repeats"
     yield "retrained with 2 fresh seeds"
     yield "on the same 1,500 test images"

@@ -390,7 +390,7 @@ def sentences(study: StudyResult, tables: Tables) -> Iterable[str]:
     yield "Mean test accuracy of 6 arms"
     shown = [cells[-2] for title, rows in tables.items() if title == "Interactions" for cells in rows[1:]]
     yield f"{shown.count('yes')} of {len(shown)} interactions shown"
-    yield "6 arms, with up to 3 trials of 4 epochs each"
+    yield "6 arms, with 3 trials of 4 epochs each"
     yield "retrained with 4 fresh seeds"
     yield "fewer than 3 seeds is not tested"
     yield "test accuracy on 1,500 images, validation accuracy (best epoch) on 5,000"

@@ -41,6 +41,11 @@ LR = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}}
         ({"head_width": {"choices": [128, 512, 2048]}}, {"head_width": 2048}, None),  # most of three are ends
         ({"batch_size": {"low": 1, "high": 4}}, {"batch_size": 4}, None),
         ({"batch_size": {"low": 1, "high": 5}}, {"batch_size": 5}, ("batch_size", 5, True)),
+        ({"batch_size": {"low": 8, "high": 100, "step": 8}}, {"batch_size": 96}, ("batch_size", 96, True)),
+        ({"batch_size": {"low": 8, "high": 44, "step": 8}}, {"batch_size": 40}, ("batch_size", 40, True)),
+        ({"batch_size": {"low": 8, "high": 39, "step": 8}}, {"batch_size": 32}, None),  # 8, 16, 24, 32
+        ({"head_dropout": {"low": 0.0, "high": 0.5, "step": 0.2}}, {"head_dropout": 0.4}, None),
+        ({"head_dropout": {"low": 0.0, "high": 0.9, "step": 0.2}}, {"head_dropout": 0.8}, ("head_dropout", 0.8, True)),
         ({"optimizer": {"choices": ["sgd", "adamw"]}}, {"optimizer": "adamw"}, None),
     ],
 )

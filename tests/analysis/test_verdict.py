@@ -4,7 +4,7 @@ import pytest
 
 from ablation.analysis.comparison import Difference, FactorAnalysis, LevelMean
 from ablation.analysis.statistics import Estimate
-from ablation.analysis.verdict import MOST_WORDS, factor_lines
+from ablation.analysis.verdict import MOST_WORDS, factor_lines, reference
 
 
 def difference(first: str, second: str, value: float, margin: float = 0.01, at: str | None = None) -> Difference:
@@ -72,6 +72,42 @@ def test_forty_words_are_never_exceeded(factors: int, levels: int) -> None:
     assert sum(len(line.split()) for line in lines) <= MOST_WORDS
     if factors < 7:
         assert [line.split(":")[0] for line in lines] == [f"x{n}" for n in range(factors)] or factors == 1
+
+
+def test_a_level_with_too_few_seeds_is_the_one_that_has_too_few() -> None:
+    """Also where its mean is the best: the others are compared, with the best of them."""
+    family = [difference("a", "b", 0.01, margin=0), difference("a", "c", 0.05, margin=0), difference("b", "c", 0.04)]
+    few = factor("x", family)
+    assert few.ahead == "a"
+    assert reference(few) == "b"
+    assert factor_lines([few], None) == ["b is ahead; c is clearly worse, by 4.0 points; a has too few seeds."]
+
+
+def test_an_effect_that_depends_on_two_factors_is_not_told_at_the_levels_of_one() -> None:
+    """At each level of y, a wins; at those of z, each of them wins once."""
+    at_y = [difference("a", "b", 0.03, at="y1"), difference("a", "b", 0.09, at="y2")]
+    at_z = [difference("a", "b", 0.17, at="z1"), difference("a", "b", -0.05, at="z2")]
+    (line,) = factor_lines([factor("x", [difference("a", "b", 0.06)], by_level={"y": at_y, "z": at_z})], None)
+    assert line == "The effect depends on y and z."
+
+
+@pytest.mark.parametrize("factors", [1, 2])
+def test_an_answer_with_long_names_is_still_an_answer(factors: int) -> None:
+    """Above forty words, the first line stays."""
+    control, *others = (f"trained from scratch with a wide head and strong augmentation for long {n}" for n in "abcd")
+    family = [difference(name, control, value) for name, value in zip(others, (0.1, 0.001, -0.1), strict=True)]
+    many = [factor(f"x{n}", family, control) for n in range(factors)]
+    first, *rest = factor_lines(many, None)
+    assert sum(len(line.split()) for line in [first, *rest]) > MOST_WORDS
+    assert f"{others[0]} is clearly better" in first
+    assert rest == ["More below."] * (factors - 1)
+
+
+def test_several_levels_beat_a_control() -> None:
+    at = [difference(name, "a", value, at=y) for y, value in (("y1", -0.05), ("y2", 0.05)) for name in "bc"]
+    average = [difference("b", "a", 0.0), difference("c", "a", 0.0)]
+    (line,) = factor_lines([factor("x", average, "a", by_level={"y": at})], None)
+    assert line == "With y1 a is best, by 5.0 points; with y2 b and c beat a, by 5.0 points."
 
 
 def test_the_same_winner_at_every_level_is_said_once() -> None:

@@ -39,7 +39,7 @@ def test_errors_become_a_line_and_a_status(
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "CPU", "", "cuda:0:1"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "CPU", "", "cuda:0:1", "cuda:08", "cuda:100", f"cuda:{10**20}"])
 def test_unknown_devices_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="must be auto, cpu, cuda, cuda:N or mps"):
         check_device_name(name)

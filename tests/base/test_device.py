@@ -1,5 +1,7 @@
 """The device of a process."""
 
+import os
+
 import pytest
 import torch
 
@@ -25,6 +27,22 @@ def test_cuda_devices_are_made_the_current_one(name: str, number: int, monkeypat
     assert select_device(name) == torch.device("cuda", number)
     torch.set_float32_matmul_precision(before)
     assert current == [number]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, ":4096:8"), (":16:8", ":16:8")])
+def test_a_deterministic_study_can_follow_another(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch reads how much memory cuBLAS has once, at a process's first product, and refuses later ones by it."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before or "")
+    if before is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: None)
+    precision = torch.get_float32_matmul_precision()
+    select_device("cuda")
+    torch.set_float32_matmul_precision(precision)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == after
 
 
 def test_exact_float32_puts_back_what_was() -> None:

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from ablation.base.command_line import run_command
-from ablation.bench import cli
+from ablation.bench import cli, spec_to_measure
 from ablation.benchmark import measures, step_modes
 from ablation.benchmark.measures import (
     START_UP_STUDY,
@@ -55,6 +56,8 @@ def test_epochs_of_the_plain_loop_learn(subject: Subject) -> None:
     loader = plain_loader(images, subject.normalisation, shuffle=False)
     batches = list(loader)
     assert [len(labels) for _, labels in batches] == [64, 6]
+    sent = pickle.loads(pickle.dumps(loader.dataset))  # as to the loader's processes where they are not forked
+    assert torch.equal(sent[69][0], batches[1][0][5])
     assert torch.allclose(batches[1][0], (images.images_NCHW[64:].float() / 255 - 0.5) / 0.5, atol=1e-6)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -153,6 +156,8 @@ def test_calls_are_timed_and_the_method_is_put_back() -> None:
         (["--set", "epochs=3"], "error: --trials, --epochs and --set: only with --study"),
         (["--study", "vgg_truncation", "--limit", "500"], "error: --limit: not with --study; --set data.limit=N"),
         (["--scale", "100", "--study"], "error: --scale: goes with --workers and --output alone"),
+        (["--scale", "100", "--device", "cpu"], "error: --scale: goes with --workers and --output alone"),
+        (["--scale", "100", "--images", "{tmp}"], "error: --scale: goes with --workers and --output alone"),
         (["--workers", "2"], "error: --workers: only with --scale"),
         (["--study", "vgg_trunc"], "error: no study 'vgg_trunc'; did you mean 'vgg_truncation'?"),
         (["--study", "--weights", "none.pth"], "error: backbone.weights: none.pth: no such file"),
@@ -169,6 +174,17 @@ def test_refusals_are_one_line(
     assert errors.startswith(message.format(tmp=tmp_path))
     assert len(errors.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("backbone", ['module = "nets.py"\nfunction = "mine"', 'name = "timm:resnet18"'])
+def test_a_study_of_any_backbone_is_measured(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for loader in ("custom_backbone.load_custom_backbone", "timm_backbones.load_timm_backbone"):
+        monkeypatch.setattr(f"ablation.networks.{loader}", lambda *_: "vgg16_narrow")
+    (tmp_path / "weights.pth").touch()
+    study = f'question = "?"\ntrials_per_arm = 1\nepochs = 1\n[backbone]\n{backbone}\n[data]\nsource = "digits"\n'
+    (tmp_path / "own.toml").write_text(study)
+    spec = spec_to_measure(str(tmp_path / "own.toml"), None, str(tmp_path / "weights.pth"), [(["epochs"], 2)])
+    assert (spec.backbone.name, spec.epochs) == ("vgg16_narrow", 2)
 
 
 MEASUREMENTS: dict[str, dict[str, Any]] = {

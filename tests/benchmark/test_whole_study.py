@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 import torch
 
@@ -138,7 +139,12 @@ def test_the_load_of_a_gpu_is_what_its_driver_says(monkeypatch: pytest.MonkeyPat
     assert len(load._samples) > len(inside)
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("pynvml"), RuntimeError("no driver")])
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    "error",
+    [ModuleNotFoundError("pynvml"), RuntimeError("no driver"), pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)],
+    ids=["no library", "no driver", "a MIG slice"],
+)
 def test_a_driver_that_does_not_say(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_study, "SAMPLE_SECONDS", 0.001)
 

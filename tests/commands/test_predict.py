@@ -97,6 +97,17 @@ def test_formats_for_programs_say_the_same(champion_study: ChampionStudy, comman
         assert shown[2] == f"{entry['probability']:.4f}"
 
 
+@pytest.mark.parametrize("output_format", ["json", "csv", "text"])
+def test_nobody_reads_what_is_printed(
+    champion_study: ChampionStudy, command: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_format: str
+) -> None:
+    """`>&-` closes the standard output, which Python then does not have."""
+    Image.fromarray(champion_study.images.test_images_NHWC[3]).save(tmp_path / "3.png")
+    monkeypatch.setattr(sys, "stdout", None)
+    store = champion_study.store.root
+    assert command("small", tmp_path / "3.png", "--store", store, "--format", output_format)[0] == 0
+
+
 def test_csv_has_no_formulas() -> None:
     """The names of files and classes are users'; numbers stay numbers."""
     champion: Any = None  # which the lines do not name

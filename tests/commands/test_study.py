@@ -8,19 +8,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from ablation import study
 from ablation.base.errors import InputError
+from ablation.data.decoding import DECODING_VERSION
 from ablation.running import checks
 from ablation.running import study as running_study
 from ablation.running.demo import demo_overrides
+from ablation.search import status as search_status
 from ablation.search.claims import claim_trial
-from ablation.search.studies import create_arms, open_storage
+from ablation.search.studies import TrialRecord, create_arms, open_storage
+from ablation.spec import files
 from ablation.spec.reading import load_study
 from ablation.spec.study import StudySpec
+from ablation.spec.tables import Data
 from ablation.storage.locks import open_locks
 from ablation.storage.store import find_store
+from tests.fake_results import fake_spec
 from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.studies import Command, signal_handlers_kept
 
@@ -48,6 +54,33 @@ def test_quick_answers_import_nothing_large(arguments: list[str], status: int, t
     assert done.stdout.splitlines()[-1] == f"[] {status}"
     assert len(done.stderr.splitlines()) == (1 if status == 2 else 0)
     assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+def test_a_file_that_cannot_be_read_ends_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor's lock and a folder are no study files; the row of a file that is half written says what is wrong."""
+    folder = tmp_path / "studies"
+    (folder / "dir.toml").mkdir(parents=True)
+    (folder / ".#mine.toml").symlink_to("me@host.1234")
+    (folder / "mine.toml").write_text('question = "Which?"\n')
+    (folder / "half.toml").write_text("question =")
+    monkeypatch.setattr(files, "STUDY_FOLDERS", (folder,))
+    assert files.study_files().keys() == {"half", "mine"}
+    assert study.question_of(folder / "mine.toml") == "Which?"
+    assert study.question_of(folder / "half.toml").startswith(f"{folder}/half.toml: not valid TOML")
+    study.list_studies()
+
+
+def test_a_new_study_is_named_without_the_suffix_of_its_file(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("--new", "my_cut.toml") == 0
+    assert [path.name for path in (tmp_path / "studies").glob("*.toml")] == ["my_cut.toml"]
+
+
+def test_an_empty_name_is_refused(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("vgg_truncation", "--name", "", "--status") == 2
+    assert "error: the study's name '' must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,6 +176,44 @@ def test_status_of_a_study_whose_file_is_gone(
     assert capsys.readouterr().err.startswith("error: no study 'another'")
 
 
+@pytest.mark.parametrize("arguments", [("{file}", "--status"), ("--list",)])
+@pytest.mark.parametrize("is_made_again", [True, False])
+def test_an_arm_is_deleted_while_it_is_read(
+    arguments: tuple[str, ...], is_made_again: bool, command: Command, study_file: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By a process that begins the study with another objective, or in Optuna's dashboard."""
+    store = find_store(None)
+    store.prepare()
+    spec = load_study(study_file)
+    create_arms(storage := open_storage(store, create=True), spec, {"trials_per_arm": 2}, "an experiment")
+    read = search_status.trial_records
+
+    def trial_records(*read_of: Any) -> dict[str, list[TrialRecord]]:
+        monkeypatch.setattr(search_status, "trial_records", read)
+        optuna.delete_study(study_name="small/block1,fine_tune_all", storage=storage)
+        if is_made_again:
+            create_arms(storage, spec, {"trials_per_arm": 2}, "an experiment")
+        return read(*read_of)
+
+    monkeypatch.setattr(search_status, "trial_records", trial_records)
+    assert command(*(part.format(file=study_file) for part in arguments), "--store", store.root) == 0
+    arms = 3 + is_made_again
+    assert (f"| {arms} |" if arguments == ("--list",) else f"0 of {2 * arms} runs") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("vgg_trunction", "; did you mean 'vgg_truncation'?"), ("vgg_truncation", ""), ("vgg_truncation-demo", ""),
+     ("vgg_trunction-demo", "; did you mean 'vgg_truncation'?"), ("x", "")],
+)  # fmt: skip
+def test_status_in_an_empty_store_names_the_file_that_may_be_meant(
+    command: Command, name: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(name, "--status") == 2
+    assert capsys.readouterr().err == f"error: {find_store(None).root}: has no study {name!r}{hint}\n"
+
+
 NO_EFFECT = """
 question = "q"
 trials_per_arm = 2
@@ -171,7 +242,7 @@ def test_what_has_no_effect_is_accepted_in_demos_quick_tries_and_studies_that_ha
 
     def load(*settings: tuple[list[str], Any], is_try: bool = False, **parts: Any) -> StudySpec:
         file.write_text(NO_EFFECT.format(**{"depth": 9, "patiences": [0, 6], **parts}))
-        return study.load_checked(file, "mine", list(settings), store, is_try=is_try)
+        return study.load_accepted(file, "mine", list(settings), store, is_try=is_try)
 
     assert load().factors.entries()["patience"] == [0, 6]
     demo = demo_overrides(study.read_study_file(file), store)
@@ -179,16 +250,29 @@ def test_what_has_no_effect_is_accepted_in_demos_quick_tries_and_studies_that_ha
     assert load((["epochs"], 4), is_try=True).factors.entries()["patience"] == [0, 6]
     with pytest.raises(InputError, match=r"factors.patience: 9 has no effect within epochs = 10"):
         load(patiences=[0, 9])
-    monkeypatch.setattr(study, "is_in_store", lambda *_: True)
+    monkeypatch.setattr(study, "begun_decoding", lambda *_: 3)
     assert load(patiences=[0, 9]).factors.entries()["patience"] == [0, 9]
 
 
 def test_a_study_is_found_in_its_store(finished_study: Path, tmp_path: Path) -> None:
     store = find_store(str(finished_study / "store"))
-    assert study.is_in_store(store, "small")
-    assert not study.is_in_store(store, "other")
-    assert not study.is_in_store(find_store(str(tmp_path / "none")), "small")
+    assert study.begun_decoding(store, "small") == 3  # digits are not decoded: no version is named
+    assert study.begun_decoding(store, "other") is None
+    assert study.begun_decoding(find_store(str(tmp_path / "none")), "small") is None
     assert not (tmp_path / "none").exists()
+
+
+def test_a_plan_lists_images_as_the_study_that_has_begun(
+    finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_data(data: Data, decoding: int) -> None:
+        raise InputError(f"decoding {decoding}")
+
+    monkeypatch.setattr("ablation.data.reading.measure_data", measure_data)
+    spec = fake_spec({}, name="small")
+    for store, decoding in ((finished_study / "store", 3), (tmp_path / "none", DECODING_VERSION)):
+        with pytest.raises(InputError, match=f"decoding {decoding}"):
+            study.measured_plan(spec, find_store(str(store)), "cpu", 0)
 
 
 @needs_root

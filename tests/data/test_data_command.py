@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from PIL import Image, ImageFilter, ImageOps
 
 from ablation.base.errors import InputError
-from ablation.data.__main__ import cli, write_lines
+from ablation.data.__main__ import cli, read_data, write_lines
 from ablation.data.image_cache import cache_folder, map_decoded
 from ablation.data.near_duplicates import find_near_duplicates
 from ablation.data.reading import load_split, split_seed
+from ablation.spec.tables import Data
 from ablation.storage.store import find_store
 from tests.analysis.test_label_errors import with_calls
 from tests.data.test_image_files import images
@@ -169,6 +170,10 @@ def test_the_cache_is_listed_and_cleaned() -> None:
         (("suspects", "no study"), "the study's name 'no study' must be"),
         (("suspects", "nothing", "--store", "nowhere"), "nowhere"),
         (("digits_known", "--store", "x"), "--store: is for `suspects`"),
+        (("cache", "--store", "x"), "--store: is for `suspects`"),
+        (("cache", "--set", "data.limit=5"), "--set: is for NAME and `check`"),
+        (("suspects", "nothing", "--set", "data.limit=5"), "--set: is for NAME and `check`"),
+        (("cache", "--out", "x.csv"), "--out: is not for `cache`"),
     ],
 )
 def test_bad_words_are_refused(words: tuple[str, ...], match: str) -> None:
@@ -191,6 +196,15 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(root / "a")
     with pytest.raises(InputError, match="of two classes or more"):
         run(str(root))
+
+
+@pytest.mark.parametrize("backbone", ['module = "nets.py"\nfunction = "mine"', 'name = "timm:resnet18"'])
+def test_a_study_of_any_backbone_has_images(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for loader in ("custom_backbone.load_custom_backbone", "timm_backbones.load_timm_backbone"):
+        monkeypatch.setattr(f"ablation.networks.{loader}", lambda *_: "vgg16_narrow")
+    study = f'question = "?"\ntrials_per_arm = 1\nepochs = 1\n[backbone]\nweights = "mine.pth"\n{backbone}\n'
+    (tmp_path / "own.toml").write_text(study + '[data]\nsource = "digits"\n')
+    assert read_data(str(tmp_path / "own.toml"), ("data.limit=50",)) == Data(source="digits", limit=50)
 
 
 def test_lists_have_no_formulas(tmp_path: Path) -> None:

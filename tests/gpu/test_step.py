@@ -2,6 +2,9 @@
 
 import gc
 import logging
+import multiprocessing
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from ablation.base.seeds import generator
 from ablation.data.images import Images, Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
+from ablation.spec.metrics import EpochMetrics
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
 from ablation.training.begin import Training, begin_training
@@ -29,6 +33,7 @@ DEPTHS: dict[StrategyName, int | None] = {
     "feature_extraction": None, "fine_tune_top": 1, "fine_tune_all": None, "from_scratch": None
 }  # fmt: skip
 CLOCK = ("timestamp", "images_per_second")
+Trained = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]  # each epoch's metrics; the network's tensors
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +47,11 @@ def _deterministic() -> Any:
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Gets an item with every replay of a graph."""
+    return noted_replays(monkeypatch)
+
+
+def noted_replays(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Return a list that gets an item with every replay of a graph from now on."""
     made: list[None] = []
     real = torch.cuda.CUDAGraph.replay
 
@@ -83,18 +93,21 @@ def begin(
     )
 
 
-def trained(
-    folder: Path,
-    strategy: StrategyName,
-    settings: TrainingSettings,
-    augmentation: Augmentation,
-    backbone: str,
-    head: Head = PLAIN,
-) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    training, source, val_source = begin(folder, strategy, settings, augmentation, backbone, head)
-    epochs = [asdict(metrics) for metrics in train(training, source, val_source, settings)]
-    metrics = [{name: value for name, value in epoch.items() if name not in CLOCK} for epoch in epochs]
-    return metrics, training.model.state_dict()
+def trained(folder: Path, strategy: StrategyName, settings: TrainingSettings, *others: Any) -> Trained:
+    training, source, val_source = begin(folder, strategy, settings, *others)
+    return without_clock(train(training, source, val_source, settings)), training.model.state_dict()
+
+
+def without_clock(epochs: Iterable[EpochMetrics]) -> list[dict[str, Any]]:
+    """Return the metrics but for those that differ between equal trainings."""
+    return [{name: value for name, value in asdict(epoch).items() if name not in CLOCK} for epoch in epochs]
+
+
+def assert_same(found: Trained, expected: Trained) -> None:
+    """Assert that two trainings agree to the bit."""
+    assert repr(found[0]) == repr(expected[0])  # a step that float16 skips has NaN for norms
+    for name, tensor in expected[1].items():
+        assert torch.equal(found[1][name], tensor), name
 
 
 CASES = [
@@ -126,14 +139,11 @@ def test_captured_equals_eager(
         l2_sp=0.1 if is_fine_tuned and has_more else 0.0, ema=0.9 if has_more else 0.0,
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
-        captured, tensors = trained(tmp_path, strategy, settings, augmentation, backbone)
+        captured = trained(tmp_path, strategy, settings, augmentation, backbone)
     assert "without CUDA graphs" not in caplog.text
     assert len(replays) > 50
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 10**9)
-    eager, expected = trained(tmp_path, strategy, settings, augmentation, backbone)
-    assert repr(captured) == repr(eager)  # a step that float16 skips has NaN for norms
-    for name, tensor in expected.items():
-        assert torch.equal(tensors[name], tensor), name
+    assert_same(captured, trained(tmp_path, strategy, settings, augmentation, backbone))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -142,13 +152,10 @@ def test_dropout_in_a_graph_draws_what_eager_steps_draw(
 ) -> None:
     settings = TrainingSettings(12, 32, 5, precision)
     head = Head(16, 2, norm="batch", dropout=0.3)
-    captured, tensors = trained(tmp_path, "feature_extraction", settings, "none", "vgg16_narrow", head)
+    captured = trained(tmp_path, "feature_extraction", settings, "none", "vgg16_narrow", head)
     assert len(replays) > 50
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 10**9)
-    eager, expected = trained(tmp_path, "feature_extraction", settings, "none", "vgg16_narrow", head)
-    assert repr(captured) == repr(eager)
-    for name, tensor in expected.items():
-        assert torch.equal(tensors[name], tensor), name
+    assert_same(captured, trained(tmp_path, "feature_extraction", settings, "none", "vgg16_narrow", head))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -157,8 +164,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     optimizer: str, warmup: int, tmp_path: Path, replays: list[None]
 ) -> None:
     settings = TrainingSettings(12, 32, 5, "bfloat16", optimizer=optimizer, head_warmup_epochs=warmup)
-    training, source, val_source = begin(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
-    whole = [asdict(metrics) for metrics in train(training, source, val_source, settings)]
+    whole = trained(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
     assert len(replays) > 50
     begun, source, val_source = begin(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
     for metrics in train(begun, source, val_source, settings):
@@ -173,13 +179,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     for _ in train(resumed, source, val_source, settings):
         pass
     assert len(replays) > 50
-    ends = [
-        [{name: value for name, value in epoch.items() if name not in CLOCK} for epoch in epochs]
-        for epochs in (whole, [asdict(metrics) for metrics in resumed.history])
-    ]
-    assert repr(ends[0]) == repr(ends[1])
-    for name, tensor in training.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    assert_same((without_clock(resumed.history), resumed.model.state_dict()), whole)
 
 
 def test_a_training_that_a_cpu_began_is_resumed(tmp_path: Path) -> None:
@@ -219,12 +219,24 @@ def test_no_memory_for_a_graph_is_no_reason_to_stop(
     assert caplog.text.count("without CUDA graphs, which is slower: CUDA out of memory") == 1
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("precision", "head"), [("bfloat16", PLAIN), ("float16", PLAIN), ("bfloat16", Head(16, 2, dropout=0.3))]
+)
 def test_what_a_graph_cannot_do_is_done_eagerly_and_spoils_no_later_training(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, replays: list[None]
+    precision: str, head: Head, tmp_path: Path
 ) -> None:
+    """In a process of its own: torch 2.11 keeps an invalid graph's memory, which other tests measure."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(check_an_invalid_capture, precision, head, tmp_path).result()
+
+
+def check_an_invalid_capture(precision: str, head: Head, folder: Path) -> None:
     """The capture ends in the middle of a step, after gradients were unscaled, by a number that the host asks for."""
+    select_device("cuda")
+    make_deterministic()
+    warnings: list[str] = []
     settings = TrainingSettings(8, 32, 5, precision, optimizer="adamw", ema=0.9)
+    work = folder, "fine_tune_all", settings, "crop_flip", "vgg16_narrow", head
     clip = step.clip_grad_norm_
 
     def asking(parameters: Any, longest: float) -> torch.Tensor:
@@ -232,20 +244,19 @@ def test_what_a_graph_cannot_do_is_done_eagerly_and_spoils_no_later_training(
         of_all.item()
         return of_all
 
-    with monkeypatch.context() as patch:
-        patch.setattr(step, "FEWEST_REPLAYS", 10**9)
-        expected, tensors = trained(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")
-    with monkeypatch.context() as patch:
-        patch.setattr(step, "clip_grad_norm_", asking)
-        found = [trained(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow")]
-    assert caplog.text.count("trains without CUDA graphs, which is slower") == 1
-    assert not replays
-    found.append(trained(tmp_path, "fine_tune_all", settings, "crop_flip", "vgg16_narrow"))
-    assert len(replays) > 50
-    for metrics, ends in found:
-        assert repr(metrics) == repr(expected)
-        for name, tensor in tensors.items():
-            assert torch.equal(ends[name], tensor), name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step.logger, "warning", lambda text, *_: warnings.append(text))
+        replays = noted_replays(patch)
+        with patch.context() as eager:
+            eager.setattr(step, "FEWEST_REPLAYS", 10**9)
+            expected = trained(*work)
+        with patch.context() as invalid:
+            invalid.setattr(step, "clip_grad_norm_", asking)
+            assert_same(trained(*work), expected)
+        assert warnings == ["trains without CUDA graphs, which is slower: %s"]
+        assert not replays
+        assert_same(trained(*work), expected)
+        assert len(replays) > 50
 
 
 def test_memory_that_runs_out_after_a_capture_is_released(
@@ -277,6 +288,5 @@ def test_memory_that_runs_out_after_a_capture_is_released(
     replays.clear()
     training, source, val_source = begin(tmp_path, "fine_tune_all", settings, "none", "vgg16_narrow")
     training.may_capture = False
-    epochs = [asdict(metrics) for metrics in train(training, source, val_source, settings)]
+    assert without_clock(train(training, source, val_source, settings)) == expected
     assert not replays
-    assert [{name: value for name, value in epoch.items() if name not in CLOCK} for epoch in epochs] == expected

@@ -1,5 +1,6 @@
 """Kubernetes: the objects, validated against the schemas of three versions; no cluster is asked."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -135,7 +136,7 @@ def test_everything_is_checked_before_anything_is_applied(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("completions", "condition", "message"),
-    [(6, "SuccessCriteriaMet", "has 6 workers already; --cancel ends them"),
+    [(6, "SuccessCriteriaMet", "has 6 workers already: --workers N changes their number, --cancel"),
      (4, "Failed", "has ended: --cancel deletes it"), (4, "Complete", "has ended: --cancel deletes it"),
      (4, "Suspended", None)],
 )  # fmt: skip
@@ -153,6 +154,20 @@ def test_a_job_that_would_start_nothing_is_refused(
     with pytest.raises(InputError, match=message) if message else nullcontext():
         kubernetes.submit(launch_of(image="x"))
     assert (calls[-1] == ("kubectl", "apply", "--filename=-")) is (message is None)
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [(2, "now has 6 workers instead of 2;"), (8, "now has 6 workers instead of 8, 2 of which save and end;")],
+)
+def test_a_job_that_runs_gets_as_many_workers_as_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, before: int, said: str
+) -> None:
+    job = {"spec": {"completions": before}}
+    monkeypatch.setattr(kubernetes, "call", lambda *command, text="": json.dumps(job) if "job" in command else "")
+    assert f"The Job ablation-vgg-truncation-0a1b2c3d {said} output:" in kubernetes.submit(launch_of(image="x"))
+    with pytest.raises(InputError, match=f"has {before} workers already"):  # nobody asked for another number
+        kubernetes.submit(dataclasses.replace(launch_of(image="x"), workers=None))
 
 
 @pytest.mark.parametrize(

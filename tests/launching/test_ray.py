@@ -39,6 +39,7 @@ def cluster() -> Iterator[Cluster]:
             "RAY_health_check_initial_delay_ms": "500",
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",  # Ray would set it to an actor's CPUs, and with more threads sums differ
         }.items():
             patch.setenv(variable, value)
         cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})

@@ -112,6 +112,18 @@ def test_what_learns_decides_the_work() -> None:
     assert block2_work < norms_work < block1_work < all_work
 
 
+def test_a_network_is_counted_once_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    real = workload.outline_blocks
+    monkeypatch.setattr(workload, "outline_blocks", lambda *of: counted.append(of[1]) or real(*of))
+    workload._costs_of_parts.cache_clear()
+    heads = {"head_width": [8, 16], "head_pool": [1, 2], "batch_size": [8, 16], "optimizer": ["sgd", "adamw"]}
+    search = {name: {"choices": choices} for name, choices in heads.items()}
+    spec = StudySpec(**(SPEC | {"factors": {"truncate_at": ["block1", "block2"]}, "search": search}))
+    assert len(plan(spec, 10)) == 2
+    assert counted == ["block1", "block2"]
+
+
 def test_features_are_counted_in_the_precision_that_auto_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """On CUDA, 'auto' is a precision of 16 bits: 2 bytes for a feature of trainings, 4 for one of tests."""
     monkeypatch.setattr(workload, "select_precision", lambda *_, **__: "bfloat16")

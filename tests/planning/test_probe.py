@@ -25,8 +25,11 @@ from ablation.planning.probe import (
     peak_memory,
     probe,
 )
+from ablation.training import step
 from ablation.training.evaluation import Evaluation, evaluate
 from ablation.training.loop import train
+from ablation.training.sources import batch_places
+from tests.training.test_step import emulated_graphs
 
 KIND = Kind("block2", 0, False, 16, 2, 32, "none", "sgd")
 CONDITIONS = Conditions("vgg16_narrow", 5, 32, 28, 100, 40, 60, "float32", torch.device("cpu"))
@@ -92,6 +95,33 @@ def test_the_real_loop_runs_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
     measure_training(KIND, CONDITIONS)
     assert trained[-1][1].images.images_NCHW.shape == (32, 3, 28, 28)  # as they are kept; enlarged to 32 on the device
     assert trained[-1][1].frozen.normalisation.image_size == 32
+
+
+@pytest.mark.parametrize("images", [5, 8, 9, 12, 16, 20, 28, 40])
+def test_on_cuda_the_measured_epoch_replays_a_graph(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of 8, with a last one that is smaller, or of 9; on the CPU, with emulated graphs."""
+    graphs = emulated_graphs(monkeypatch)
+
+    def replayed() -> int:
+        return sum(graph.replays for graph in graphs)
+
+    def watched(training: Any, source: Any, *others: Any) -> Iterator[Any]:
+        rows = len(source.labels_N)
+        sizes = [places.stop - places.start for places in batch_places(rows, 8)]
+        before = len(graphs), replayed()
+        for metrics in train(training, source, *others):
+            is_captured = (len(graphs), replayed() - before[1]) == (before[0], sizes.count(sizes[0]))
+            yield replace(metrics, images_per_second=1000.0 if is_captured else 10.0)
+            before = len(graphs), replayed()
+
+    count = module._epochs_to_a_captured_one
+    monkeypatch.setattr(module, "_epochs_to_a_captured_one", lambda _, batches: count(torch.device("cuda:0"), batches))
+    monkeypatch.setattr(step, "may_capture", lambda *_, **__: True)
+    monkeypatch.setattr(module, "train", watched)
+    monkeypatch.setattr(module, "EPOCH_SECONDS", 0.1)
+    kind = replace(KIND, frozen_units=4, reads_features=True, batch_size=8)
+    assert measure_training(kind, replace(CONDITIONS, train_images=images)).train == 1 / 1000
+    assert count(CONDITIONS.device, 1) == 1
 
 
 def test_what_is_equal_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,15 @@ import pytest
 
 from ablation.analysis.answer import StudyAnalysis, analyse
 from ablation.analysis.pooling import analyse_pooled
+from ablation.analysis.results import StudyResult, best_run
 from ablation.base.command_line import run_command
+from ablation.base.text import Table
 from ablation.report import cli
+from ablation.reporting.answer_sections import answer_blocks, level_tables
+from ablation.reporting.content import Paragraph
 from ablation.reporting.exports import escape_latex, export, methods
 from ablation.storage.store import find_store
-from tests.fake_results import fake_result, store_study
+from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, store_study
 
 CUTS = {"truncate_at": ["block3", "block5"]}
 ACCURACIES = {"block3": 0.9, "block5": 0.8}
@@ -92,6 +96,71 @@ def test_the_command_prints_and_writes_nothing(
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--output", str(tmp_path / "here")])
     assert run_command(cli) == 2
     assert "--format prints to standard output" in capsys.readouterr().err
+
+
+def planned(result: StudyResult, seeds: int, trials: int = 3) -> StudyResult:
+    """Return a study as another command would plan it, with the runs that it has."""
+    confirm = result.spec.confirm.model_copy(update={"seeds": seeds})
+    return replace(result, spec=result.spec.model_copy(update={"confirm": confirm, "trials_per_arm": trials}))
+
+
+@pytest.mark.parametrize("seeds", [0, 2, 5])
+def test_the_methods_are_those_of_the_runs_that_there_are(seeds: int) -> None:
+    """Of three seeds, and of two in one arm, whatever the command plans: fewer, or more that have yet to run."""
+    result = fake_result(CUTS, ACCURACIES)
+    first, second = result.arms
+    short = replace(first, trials=first.trials[1:], best=best_run(first.trials[1:]))
+    short = replace(short, confirmations=[
+        replace(run, spec=run.spec.model_copy(update={"confirms": short.chosen[0].number}))
+        for run in short.confirmations[:2]
+    ])  # fmt: skip
+    analysis = analyse(planned(replace(result, arms=[short, second]), seeds))
+    text, (*_, paragraph) = methods(analysis), answer_blocks(analysis, {})
+    assert isinstance(paragraph, Paragraph)
+    assert "An arm had 2 to 3 trials of 4 epochs" in text
+    assert "retrained with fresh seeds (2 to 3 runs per arm)" in text
+    assert text.startswith("So far, we compared 2 arms")
+    assert paragraph.text.startswith("Method so far: vgg16")
+    assert "2 arms, with 2 to 3 trials of 4 epochs each" in paragraph.text
+    assert "retrained with 2 to 3 fresh seeds" in paragraph.text
+    whole = analyse(planned(result, seeds))
+    assert methods(whole).startswith("So far, we" if seeds == 5 else "We compared")
+    assert "Every arm had the same tuning budget, 3 trials of 4 epochs" in methods(whole)
+    assert "(3 runs per arm)" in methods(whole)
+
+
+def test_the_methods_tell_of_no_confirmation_that_is_superseded() -> None:
+    result = fake_result(CUTS, ACCURACIES)
+    arms = [replace(arm, confirmations=[], superseded=arm.confirmations) for arm in result.arms]
+    analysis = analyse(replace(result, arms=arms))
+    (*_, paragraph) = answer_blocks(analysis, {})
+    assert "No run has confirmed the configurations that are the best now." in methods(analysis)
+    assert isinstance(paragraph, Paragraph)
+    assert "no run has confirmed the configurations that are the best now." in paragraph.text
+
+
+def test_a_level_without_a_mean_leaves_out_nothing() -> None:
+    """Of three arms that have block3 or block5, one is confirmed; none of block4 is."""
+    cuts = {**TWO_BY_TWO, "truncate_at": ["block3", "block4", "block5"]}
+    accuracies = FOUR | {"block4,feature_extraction": 0.5, "block4,fine_tune_all": 0.5}
+    lost = ("block4,feature_extraction", "block4,fine_tune_all", "block5,fine_tune_all")
+    cuts_table, strategies = level_tables(analyse(fake_result(cuts, accuracies, failed_arms=lost)))
+    assert isinstance(cuts_table, Table)
+    assert [note.split(" leaves")[0] for note in cuts_table.notes] == ["The mean of block5"]
+    assert isinstance(strategies, Table)
+    assert len(strategies.notes) == 2
+
+
+def test_effects_at_levels_are_a_family_of_their_own() -> None:
+    analysis = analyse(fake_result(TWO_BY_TWO, FOUR))
+    text = export(analysis, "latex")
+    families = re.findall(r"caption\{Differences of test accuracy(.*) in percentage.*\((\d+) tests? together\)", text)
+    assert families == [("", "3"), (" at levels of another factor", "4")]  # an interaction is tested with averages
+    average, effects = text.split(r"\label{tab:differences}")[1].split(r"\label{tab:effects}")
+    assert (average.count(" minus "), effects.count(" minus ")) == (2, 4)
+    assert "(block5)" in effects
+    assert "differences at each level of the other factor (4 tests) were adjusted together in the same way" in text
+    assert "at each level" not in methods(analyse(fake_result(CUTS, ACCURACIES)))
 
 
 @pytest.mark.parametrize("is_begun", [False, True])

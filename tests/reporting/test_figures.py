@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,7 +14,9 @@ import pytest
 from PIL import Image
 
 from ablation.analysis.answer import StudyAnalysis, analyse
+from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.results import RunResult
+from ablation.analysis.statistics import Estimate
 from ablation.reporting.charts import (
     COLOURS,
     MOST_DOTS,
@@ -26,11 +29,14 @@ from ablation.reporting.charts import (
     fit,
     recoloured,
 )
+from ablation.reporting.comparison_charts import _differences
+from ablation.reporting.content import Figure, figure_block
 from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.images import data_address
 from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels
 from ablation.reporting.run_sections import cost_table
 from ablation.spec.arms import arms
+from ablation.spec.objective import OBJECTIVES
 from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, fake_spec
 from tests.odd_names import NAMES, SHOWN_NAMES
 
@@ -56,7 +62,7 @@ def rows_of(picture: Picture) -> list[dict[str, Any]]:
 
 def texts_of(svg: str) -> str:
     return " | ".join(
-        element.text or "" for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")
+        element.text or "" for element in ElementTree.fromstring(svg).iter() if element.tag.endswith(("text", "tspan"))
     )
 
 
@@ -146,6 +152,61 @@ def test_differences_say_which_are_shown(analysis: StudyAnalysis, pictures: dict
     assert row["difference"] == "block3 \u2212 block5"
     assert row["value"] == pytest.approx(100 * difference.estimate.value, rel=1e-5)
     assert row["shown"] == "shown" if difference.is_shown else "not shown"
+
+
+def made_up(levels: int, names: str = "b{}") -> FactorAnalysis:
+    """Return a factor with all pairs of so many levels, of which the last one leads."""
+    labels = [names.format(n) for n in range(levels)]
+    family = [
+        Difference(labels[i], labels[j], Estimate(0.01 * (i - j), 0.01, 10, 0.01 * (i - j) - 0.02, 1.0, 0.3), (3, 3), 1)
+        for i, j in combinations(range(levels), 2)
+    ]
+    return FactorAnalysis("arm", None, None, [], family, [], [], labels[-1], {})
+
+
+def test_many_differences_are_drawn_from_the_leading_level_alone() -> None:
+    """A hundred levels have 4,950, whose plot would be 188,000 pixels high, and too deeply nested to be drawn."""
+    few, many = _differences(made_up(10)), _differences(made_up(100))
+    assert len(rows_of(few)) == 45
+    assert few.note == ""
+    assert {row["difference"] for row in rows_of(many)} == {f"b{n} \u2212 b99" for n in range(99)}
+    assert many.note == "Of arm, only the differences from b99 are drawn; the table has all."
+    assert many.note in many.alt
+    assert 4000 > float(ElementTree.fromstring(many.svg).attrib["height"]) > 99 * 38
+    (figure,) = figure_block("differences", {"differences_arm": many}, OBJECTIVES["accuracy"])
+    assert isinstance(figure, Figure)
+    assert figure.caption.endswith(f" (p < 0.05). {many.note}")
+
+
+def test_a_thousand_rows_can_be_drawn() -> None:
+    """In the order of the study, without an expression that is nested as deep as there are rows."""
+    family = [difference for difference in made_up(1001).family if difference.second == "b1000"]
+    drawn = _differences(dataclasses.replace(made_up(2), family=family, pivot="b1000"))
+    assert drawn.svg.index(">b1 \u2212") < drawn.svg.index(">b500 \u2212") < drawn.svg.index(">b999 \u2212")
+
+
+def test_rows_with_long_labels_can_be_told_apart_on_a_telephone() -> None:
+    """In lines below each other; the champion stays marked."""
+    name = "block5,fine_tune_all,head_width=128,lr=0.001,variant={}"
+    drawn = _differences(made_up(3, name))
+    texts = texts_of(drawn.narrow)
+    assert "\u2026" not in texts
+    first, second = "block5,fine_tune_all,head_width=128,", "lr=0.001,variant={}"
+    expected = [first, f"{second.format(0)} \u2212", first, second.format(1)]
+    assert " | ".join(expected) in texts
+    step = [part["step"] for part in (drawn.spec or {}).values() if isinstance(part, dict) and "step" in part]
+    assert step == [38 + 3 * 15]
+    listed = [{"name": name.format(n), "truncate_at": f"block{n}"} for n in (3, 5)]
+    result = fake_result({}, {name.format(3): 0.8, name.format(5): 0.9}, arms=listed)
+    arms_plot = draw_figures(analyse(result), ["arms"])["arms"]
+    assert f"{first} | {second.format(5)} \u2605 champion" in texts_of(arms_plot.narrow)
+
+
+def test_a_label_without_a_place_to_break_is_cut_at_the_width_of_the_plot() -> None:
+    plot = _differences(made_up(2, "x" * 60 + "{}"))
+    narrow, wide = texts_of(plot.narrow), texts_of(plot.svg)
+    assert "\u2026" in narrow
+    assert "x" * 60 + "0 \u2212" in wide
 
 
 def test_no_plot_says_the_same_as_another() -> None:

@@ -373,6 +373,12 @@ def test_an_unfinished_study_says_first_what_is_missing() -> None:
     assert "3 of 6 confirmation runs have not ended." in text
 
 
+def test_a_searched_range_is_shown_as_far_as_its_steps_reach() -> None:
+    search = {"batch_size": {"low": 8, "high": 100, "step": 8}}
+    text = build_report(fake_result(CUTS, ACCURACIES, search=search)).markdown
+    assert "batch_size (8 to 96, in steps of 8)" in text.replace("\\", "")
+
+
 def test_without_confirmation_runs_tuning_is_shown() -> None:
     study_report = build_report(fake_result(CUTS, ACCURACIES, seeds=0))
     assert "The test split has not been evaluated." in study_report.markdown

@@ -9,6 +9,7 @@ from ablation.base.errors import InputError
 from ablation.data.reading import DataSize
 from ablation.running import checks
 from ablation.running.checks import check_study, objective_hints, size_hints, too_small
+from ablation.spec.study import StudySpec
 from ablation.spec.tables import Data
 from ablation.storage.store import find_store
 from tests.fake_results import fake_spec
@@ -54,19 +55,50 @@ def test_photos_that_become_tiny_by_default_get_a_hint(tmp_path: Path) -> None:
     assert size_hints(Data(source="imagefolder", root=str(tmp_path))) == []
 
 
+def study_of_folder(root: Path, classes: list[str], test_from: int) -> StudySpec:
+    """Return a study of ten training images of each class, the first one's grey being 0, and ten test images."""
+    for split, first in (("train", 0), ("test", test_from)):
+        for number, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for grey in range(first, first + 10):
+                Image.new("L", (32, 32), 100 * number + grey).save(root / split / name / f"{grey}.png")
+    return fake_spec({}, data={"source": "imagefolder", "root": str(root), "image_size": 32})
+
+
 def test_a_study_that_has_begun_keeps_images_that_a_new_one_may_not_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Such as one picture in both splits: earlier versions accepted it."""
-    for split in ("train", "test"):
-        for number, name in enumerate("ab"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for grey in range(10):
-                Image.new("L", (32, 32), 100 * number + grey).save(tmp_path / split / name / f"{grey}.png")
+    spec = study_of_folder(tmp_path, ["a", "b"], test_from=0)
     monkeypatch.setattr(checks, "load_weights", lambda spec: None)
-    spec = fake_spec({}, data={"source": "imagefolder", "root": str(tmp_path), "image_size": 32})
     store = find_store(str(tmp_path / "store"))
     with pytest.raises(InputError, match="the same image in training and test"):
-        check_study(spec, store, Path("mine.toml"), is_begun=False)
-    check_study(spec, store, Path("mine.toml"), is_begun=True)
+        check_study(spec, store, Path("mine.toml"), None)
+    check_study(spec, store, Path("mine.toml"), 6)
     assert "mine.toml is fine" in capsys.readouterr().out
+
+
+def test_a_study_that_has_begun_keeps_its_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Since version 6, classes whose names look the same are refused."""
+    spec = study_of_folder(tmp_path, ["cat", "Cat"], test_from=50)
+    monkeypatch.setattr(checks, "load_weights", lambda spec: None)
+    store = find_store(str(tmp_path / "store"))
+    check_study(spec, store, Path("mine.toml"), 5)
+    assert "mine.toml is fine" in capsys.readouterr().out
+    for begun in (None, 6):
+        with pytest.raises(InputError, match="differ in case alone"):
+            check_study(spec, store, Path("mine.toml"), begun)
+
+
+@pytest.mark.parametrize(("strategy", "is_needed"), [("from_scratch", False), ("feature_extraction", True)])
+def test_weights_from_which_nothing_starts_are_not_looked_for(
+    strategy: str, is_needed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "check_download", lambda backbone, weights: f"warning: no {weights} for {backbone}")
+    spec = fake_spec({}, data={"source": "digits"}, fixed={"strategy": strategy}, trials_per_arm=1)
+    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"), None)
+    said = capsys.readouterr().out
+    assert ("no imagenet for vgg16" in said) is is_needed
+    assert said.startswith("mine.toml is fine: 1 arm, 1 training on 1,437 images of 10 classes")

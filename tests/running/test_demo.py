@@ -4,6 +4,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from pydantic import BaseModel
 
 from ablation.analysis.wording import shown_question
 from ablation.base.errors import InputError
@@ -137,6 +138,55 @@ def test_listed_arms_and_known_configurations_have_the_nearest_cuts(tmp_path: Pa
     assert [arm.label for arm in spec.arms] == ["conv2_1", "conv3_3", "block5"]
 
 
+TOP = "strategy = 'fine_tune_top'"
+VIT = "[backbone]\nname = 'vit_b_16'\n"
+THREE = [
+    f"[[arms]]\nname = '{name}'\ntruncate_at = 'block{n}'\n" for name, n in (("six", 6), ("all", 12), ("three", 3))
+]
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ("[fixed]\nstrategy = 'fine_tune_all'\nhead_warmup_epochs = 10", {"epochs": 11}),
+        ("[fixed]\nstrategy = 'fine_tune_all'\nhead_warmup_epochs = 6", {"epochs": 6}),  # as before
+        ("[factors]\nunfreeze_every = [0, 6]\n[fixed]\nstrategy = 'fine_tune_all'", {"epochs": 7}),
+        ("[search]\nhead_warmup_epochs = { low = 0, high = 9 }\n[fixed]\nstrategy = 'fine_tune_all'", {"epochs": 10}),
+        ("[[arms]]\nstrategy = 'fine_tune_all'\nhead_warmup_epochs = 8", {"epochs": 9}),
+        (f"{VIT}[fixed]\n{TOP}\n[search]\nfreeze_depth = {{ low = 0, high = 12 }}",
+         {"search.freeze_depth": {"low": 0, "high": 5}}),
+        (f"{VIT}[fixed]\n{TOP}\n[search]\nfreeze_depth = {{ low = 7, high = 12 }}",
+         {"search.freeze_depth": {"choices": [5]}}),
+        (f"{VIT}[fixed]\n{TOP}\n[search]\nfreeze_depth = {{ low = 3, high = 12, step = 3 }}",
+         {"search.freeze_depth": {"choices": [3]}}),
+        (f"{VIT}[factors]\ntruncate_at = ['block6', 'block9']\n[confirm]\nseeds = 5\nlooks = [3, 5]",
+         {"confirm.looks": []}),
+        (f"{VIT}[factors]\ntruncate_at = ['block2', 'block9']\n[confirm]\nseeds = 5\nlooks = [3, 5]",
+         {"confirm.looks": [3]}),
+        (f"{VIT}{''.join(THREE)}[confirm]\nseeds = 5\ncompare = 'control'\ncontrol = {{ arm = 'all' }}",
+         {"confirm.control": {"arm": "six"}}),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_demo_is_made_to_fit(tables: str, expected: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(f"question = '?'\ntrials_per_arm = 4\nepochs = 30\n{tables}\n")
+    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
+    spec = load_study(path, overrides=changes)
+    ((key, value),) = expected.items()
+    found: object = spec
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert (found.model_dump(exclude_defaults=True) if isinstance(found, BaseModel) else found) == value
+
+
+@pytest.mark.parametrize("question", ["", "question = 5\n"])
+def test_a_study_without_a_question_has_no_demo(question: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(f"{question}trials_per_arm = 4\nepochs = 3\n")
+    with pytest.raises(InputError, match=r"question: (field required|input should be a valid string, got 5)$"):
+        load_study(path, overrides=demo_overrides(read_study_file(path), find_store(str(tmp_path / "store"))))
+
+
 def test_the_network_is_the_same_whatever_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +236,8 @@ def test_a_demo_is_refused_where_another_machine_pretrained_other_weights(tmp_pa
     file = demo_weights_path(store, "vgg16_narrow")
     assert str(caught.value) == (
         "study 'vgg_truncation-demo' was begun with another pretrained network (of another kind of CPU, or of an older "
-        f"version): copy demo/{file.name} from the store in which it was begun to {file}, or run a study without --demo"
+        f"version): copy demo/{file.name} from the store in which it was begun to {file}, or run the demo in another "
+        "--store"
     )
     next(iter(studies.tuning.values())).ask()
     open_stores(spec, store, content("its"), RunOptions(), is_worker=False)  # it has been copied

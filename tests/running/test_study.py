@@ -34,7 +34,7 @@ from ablation.tracking import trial_run
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
 from tests.servers import PostgreSQL
-from tests.studies import ONE_ARM, Command, client, runs
+from tests.studies import ONE_ARM, Command, client, patched_train, runs
 
 LIMIT = 20  # seconds for what takes less than one
 CONTENT = {"made": "by a test", "trials_per_arm": 2}
@@ -78,6 +78,24 @@ def test_a_study_that_is_stopped_while_it_begins_is_marked_as_one_that_will_resu
     assert command(study_file, *ONE_ARM) == 130
     (summary,) = runs(Path("mlruns"), "small", "summary")
     assert summary.info.status == "SCHEDULED"
+
+
+def test_a_summary_that_somebody_deletes_while_the_study_trains_is_restored(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted: list[str] = []
+
+    def delete(trial: int, epoch: int) -> None:
+        if not deleted:
+            (summary,) = runs(Path("mlruns"), "small", "summary")
+            deleted.append(summary.info.run_id)
+            client(Path("mlruns")).delete_run(summary.info.run_id)
+
+    patched_train(monkeypatch, delete)
+    assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "1") == 0
+    (summary,) = runs(Path("mlruns"), "small", "summary")
+    assert [summary.info.run_id] == deleted
+    assert summary.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("database", ["files", "postgresql"])
@@ -288,6 +306,8 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
     )
 
     def attempt() -> Any:
+        nonlocal is_lost
+        is_lost = False  # each attempt acquires the lock
         try:
             return running_study._report_and_register(session)
         finally:

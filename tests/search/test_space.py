@@ -7,12 +7,13 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from ablation.base.seeds import repeat_seed
 from ablation.search.space import (
     NumberedQMCSampler,
     NumberedRandomSampler,
+    distribution,
     known_params,
     make_sampler,
     parameter_importances,
@@ -49,6 +50,37 @@ def test_what_does_not_apply_is_not_sampled() -> None:
             assert (chosen["backbone_lr_scale"] is None) == (not learning)
         assert chosen["head_warmup_epochs"] == 0
     assert min(seen.values()) > 10
+
+
+@pytest.mark.parametrize(
+    ("search", "before", "largest"),
+    [
+        ("batch_size={low=8,high=100,step=8}", IntDistribution(8, 96, step=8), 96),
+        ("unfreeze_every={low=1,high=2}", IntDistribution(1, 2), 2),
+        ("head_dropout={low=0.1,high=0.75,step=0.1}", FloatDistribution(0.1, 0.7, step=0.1), 0.7),
+        ("lr={low=0.001,high=0.1,log=true}", FloatDistribution(0.001, 0.1, log=True), 0.1),
+    ],
+)
+def test_a_range_ends_at_its_last_step(
+    search: str, before: BaseDistribution, largest: float, recwarn: pytest.WarningsRecorder
+) -> None:
+    """As in databases of earlier versions, which passed `high` to Optuna; it lowered that, with a warning."""
+    name = search.partition("=")[0]
+    spec = study("freeze_depth", f"search={{{search}}}")
+    assert distribution(spec, name) == before
+    assert spec.possible(name, {}) == [before.low, largest]  # type: ignore[attr-defined]
+    begun = optuna.create_study(sampler=NumberedRandomSampler(0))
+    begun.add_trial(optuna.trial.create_trial(params={name: largest}, distributions={name: before}, value=1))
+    trial = begun.ask({name: distribution(spec, name)})
+    assert spec.search.get(name).contains(trial.params[name])
+    assert not [warning for warning in recwarn if "step" in str(warning.message)]
+
+
+def test_a_depth_that_the_cut_lowers_stays_on_its_steps(recwarn: pytest.WarningsRecorder) -> None:
+    spec = study("freeze_depth", "factors={}", "search={freeze_depth={low=0,high=5,step=2}}")
+    assert distribution(spec, "freeze_depth") == IntDistribution(0, 4, step=2)
+    assert distribution(spec, "freeze_depth", high=3) == IntDistribution(0, 2, step=2)
+    assert not [warning for warning in recwarn if "step" in str(warning.message)]
 
 
 def test_what_a_study_does_not_name_of_the_newer_parameters_is_left_out() -> None:

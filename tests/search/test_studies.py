@@ -19,6 +19,7 @@ from ablation.search.studies import (
     arm_key,
     create_arms,
     experiment_key,
+    has_begun,
     has_trials,
     open_storage,
     settle_precision,
@@ -97,6 +98,14 @@ def test_a_study_that_another_process_corrects_meanwhile(
     with pytest.raises(InputError, match=refusal) if refusal else contextlib.nullcontext():
         check_identity(storage, mine.name, mine.content())
     assert has_trials(storage, mine.name)
+
+
+def test_an_arm_that_is_deleted_meanwhile_has_not_begun(store: Store) -> None:
+    storage, spec = open_storage(store, create=True), study("vgg_truncation", *TWO_ARMS)
+    first, second = create_arms(storage, spec, CONTENT, "an experiment").tuning.values()
+    second.ask()
+    optuna.delete_study(study_name=first.study_name, storage=storage)
+    assert [has_begun(storage, arm.study_name) for arm in (first, second)] == [False, True]
 
 
 def test_unknown_fields_are_left_out(store: Store) -> None:

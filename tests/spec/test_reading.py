@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ablation.base.errors import InputError
-from ablation.spec.reading import load_study, parse_override
+from ablation.spec.reading import WithoutEffect, load_study, parse_override
 from ablation.spec.study import StudySpec
 from tests.studies import Command
 
@@ -69,9 +69,12 @@ def test_levels_and_factors_that_are_gone_are_dropped_elsewhere(tmp_path: Path) 
         '[[published]]\narm = { truncate_at = "block1" }\naccuracy = 0.8\n',
     )
     spec, lines = load(path, FEATURES_ALONE)
-    assert lines == ["confirm.control: strategy = 'fine_tune_all' is dropped: it is not a level of a factor"]
+    assert lines == [
+        "confirm.control: strategy = 'fine_tune_all' is dropped: it is not a level of a factor",
+        "published.arm: is shown nowhere: no arm has strategy = fine_tune_all, truncate_at = block1",
+    ]
     assert spec.confirm.control == {"truncate_at": "block1"}
-    assert len(spec.published) == 2  # shown beside no arm
+    assert len(spec.published) == 2  # as in the content of studies that were begun before there was that line
     spec, lines = load(path, 'factors={truncate_at=["block1","block2"]}')
     assert lines == [
         "the published result for strategy = fine_tune_all, truncate_at = block1 is dropped: "
@@ -79,6 +82,33 @@ def test_levels_and_factors_that_are_gone_are_dropped_elsewhere(tmp_path: Path) 
         "confirm.control: strategy = 'fine_tune_all' is dropped: it is not a level of a factor",
     ]
     assert [published.accuracy for published in spec.published] == [0.8]
+
+
+def test_a_published_result_that_no_arm_shows_is_refused(tmp_path: Path) -> None:
+    """But not in what is stored of a study, which earlier versions accepted."""
+    factors = '[factors]\ntruncate_at = ["block1", "block2"]\n'
+    path = write_study(tmp_path, f'{factors}[[published]]\narm = {{ truncate_at = "block3" }}\naccuracy = 0.9\n')
+    with pytest.raises(
+        WithoutEffect, match=r"published.arm: is shown nowhere: no arm has truncate_at = block3"
+    ) as caught:
+        load(path)
+    stored = caught.value.spec.model_dump(mode="json")
+    assert StudySpec.model_validate(stored).published[0].arm == {"truncate_at": "block3"}
+    shown, lines = load(path, 'factors.truncate_at=["block1","block3"]')
+    assert (len(shown.published), lines) == (1, [])
+
+
+def test_a_known_configuration_of_what_has_no_effect_stays_without_a_line(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "[search]\npatience = { choices = [2, 3] }\n[[known]]\npatience = 2\n")
+    spec, lines = load(path, "epochs=3")
+    assert lines == ["search.patience: 2 has no effect within epochs = 3"]
+    assert spec.known_name(0) == "patience=2"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(path)[0].epochs == 4
 
 
 @pytest.mark.parametrize(

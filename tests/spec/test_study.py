@@ -1,4 +1,5 @@
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def test_batch_norm_that_learns_needs_more_than_one_image(study_file: Path) -> N
         ("search.sampler=grid", "search.sampler: unknown value 'grid'; known: auto, qmc, random, tpe"),
         ("name=other", "name: not a key"),
         ("search.head_width={low=1,high=8,choices=[8]}", "a search has either low and high, or choices"),
+        ("search.optimizer={low=1,high=2}", "search.optimizer.low: has choices only"),
         ('published=[{arm={strategy="typo"}}]', "published.arm.strategy: Input should be 'feature_extraction'"),
         ('published=[{arm={lr=1.0}}]', "published.arm: 'lr' is not one of the factors"),
         ("confirm.repeats=0", "confirm.repeats: input should be greater than or equal to 1, got 0"),
@@ -276,6 +278,31 @@ def test_what_overrides_leave_without_effect_stays_in_the_content(study_file: Pa
         load_study(study_file, overrides=[*overrides, (["fixed", "patience"], 3)])
 
 
+def test_a_searched_patience_that_begins_with_none_has_an_effect(study_file: Path) -> None:
+    """The search may choose 1; of {0, 5, 10} the smallest that is not 0 is 5."""
+    assert load(study_file, "search.patience={low=0,high=20}", "epochs=3").search.get("patience") is not None
+    assert load(study_file, "search.patience={low=0,high=10,step=5}", "epochs=7").search.get("patience") is not None
+    with pytest.raises(WithoutEffect, match=r"search.patience: 5 has no effect within epochs = 6"):
+        load(study_file, "search.patience={low=0,high=10,step=5}", "epochs=6")
+
+
+def test_a_range_is_as_wide_as_its_steps_reach(study_file: Path) -> None:
+    fine_tuned = 'factors={strategy=["fine_tune_all"]}'
+    load(study_file, fine_tuned, "epochs=10", "search.unfreeze_every={low=1,high=10,step=4}")  # 1, 5 and 9
+    with pytest.raises(InputError, match="unfreeze_every: 9 must be less than epochs = 9"):
+        load(study_file, fine_tuned, "epochs=9", "search.unfreeze_every={low=1,high=10,step=4}")
+
+
+def test_a_narrow_network_from_scratch_needs_no_weights(study_file: Path) -> None:
+    named = re.search(r'weights = "(.*)"\n', study_file.read_text())
+    assert named
+    assert load(study_file, "epochs=3").backbone.weights == named[1]
+    study_file.write_text(study_file.read_text().replace(named[0], ""))
+    assert load(study_file, 'factors={strategy=["from_scratch"]}').backbone.weights is None
+    with pytest.raises(InputError, match=r"backbone.weights: only from_scratch can do without pretrained weights"):
+        load(study_file)
+
+
 TOP = ('factors={strategy=["fine_tune_top"]}', "fixed.truncate_at=conv3_2", "search={lr={choices=[0.1]}}")
 
 
@@ -404,6 +431,9 @@ def test_override_through_a_value(study_file: Path) -> None:
 def test_nearest() -> None:
     assert nearest("blok3", ["block3", "conv1_1"]) == "; did you mean 'block3'?"
     assert nearest("zzz", ["a", "b"]) == "; known: a, b"
+    assert nearest("zzz", ["a", "A"]) == "; known: a, A"
+    assert nearest("VGG16", ["resnet18", "vgg16"]) == "; did you mean 'vgg16'?"
+    assert nearest("imagenet1k_v1", ["IMAGENET1K_V1", "IMAGENET1K_V2"]) == "; did you mean 'IMAGENET1K_V1'?"
 
 
 @pytest.mark.parametrize(

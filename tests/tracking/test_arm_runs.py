@@ -56,6 +56,20 @@ def test_they_are_kept_current(store: Store) -> None:
     assert summary.data.metrics == {"test_accuracy/block1 - fine_tune_all": 0.75}
 
 
+def test_arms_of_similar_names_have_metrics_of_their_own(store: Store) -> None:
+    store.prepare()
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "fake", "?")
+    tracker.begin_summary("summary", "fake", {}, {})
+    accuracies = {"mixup+ema": 0.5, "mixup": 0.6, "mixup,ema": 0.7}
+    arms = [ArmRun(name, {}, {"test_accuracy": accuracy}, "x") for name, accuracy in accuracies.items()]
+    keep_arm_runs(tracker, "summary", "fake", arms)
+    (summary,) = client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
+    expected = {"mixup - ema 1": 0.5, "mixup": 0.6, "mixup - ema 3": 0.7}
+    assert summary.data.metrics == {f"test_accuracy/{name}": accuracy for name, accuracy in expected.items()}
+
+
 def test_a_double_is_deleted(store: Store) -> None:
     """A server may carry out the creation of a run after it was given up."""
     store.prepare()

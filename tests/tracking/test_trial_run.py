@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,32 @@ def test_a_summary_that_another_process_has_ended_is_not_paused(tmp_path: Path) 
         client.update_run(run_id, status=before)
         tracker.pause_summary("a/summary")
         assert client.get_run(run_id).info.status == after
+
+
+def test_a_summary_that_somebody_deleted_is_restored_with_all_that_it_holds(tmp_path: Path) -> None:
+    """Whichever process needs it next: the one that began it, another one, or that of a restart."""
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    begun, other = (Tracker(client, store, "small", "?") for _ in range(2))
+    assert other.summary_tags("a/summary") == {}
+    begun.begin_summary("a/summary", "small", {}, {})
+    begun.tag_summary("a/summary", {"sealed": "yes"})
+    run_id = begun.run_id("a/summary")
+    needs: list[Callable[[], object]] = [
+        lambda: begun.tag_summary("a/summary", {"decided": "no"}),
+        lambda: other.tag_summary("a/summary", {"decided": "yes"}),
+        lambda: other.log_forecast("a/summary", "{}", {}),
+        lambda: begun.pause_summary("a/summary"),
+        lambda: Tracker(client, store, "small", "?").begin_summary("a/summary", "small", {}, {}),
+        lambda: begun.end_summary("a/summary", "FINISHED"),
+    ]
+    for need in needs:
+        client.delete_run(run_id)
+        need()
+        (run,) = client.search_runs([begun.experiment_id])
+        assert (run.info.run_id, run.data.tags["sealed"]) == (run_id, "yes")
+    assert (run.info.status, run.data.tags["decided"]) == ("FINISHED", "yes")
 
 
 def test_a_machine_that_cannot_be_measured_trains_all_the_same(

@@ -257,6 +257,19 @@ def test_features_of_one_training_do_not_drive_each_other_out(
     assert Placed.copies == [features.nbytes for features in read if features.device.type == "cuda"]
 
 
+@pytest.mark.parametrize(("workers", "kind"), [(1, "cuda"), (2, "cpu")])
+def test_workers_of_a_gpu_share_its_quarter(
+    workers: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = part(3)
+    room = frozen(TRAIN.images_NCHW).nbytes
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * room))
+    store = CacheOfGpu(tmp_path, 10**9, lambda: Pretrained([], []), lambda text: None, workers)
+    source = store.source(TRAIN, frozen, "none")
+    assert isinstance(source, FeatureSource)
+    assert source.features.device.type == kind
+
+
 def test_validation_leaves_the_features_of_its_training_on_the_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

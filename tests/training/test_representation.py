@@ -193,3 +193,29 @@ def test_similarity_of_the_best_features_to_those_before_training(trained: Train
     found = similarities_to_start(trained, sources(trained.frozen)[1], "float32")
     assert found == pytest.approx({"block2": expected}, rel=1e-4)
     assert 0.1 < expected < 0.9999
+
+
+class CachingConv(nn.Conv2d):
+    """Keeps its weights in evaluation mode until a mode is set, as some of timm's attention keeps its biases."""
+
+    kept: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> "CachingConv":
+        self.kept = None
+        return super().train(mode)
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = self.weight.clone()
+        return nn.functional.conv2d(activations, self.kept, self.bias, padding=self.padding)
+
+
+def test_what_a_layer_keeps_of_the_start_is_not_taken_for_the_end(
+    trained: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    val_source = sources(trained.frozen)[1]
+    expected = similarities_to_start(trained, val_source, "float32")
+    for module in trained.model.blocks.block2.modules():
+        if isinstance(module, nn.Conv2d):
+            monkeypatch.setattr(module, "__class__", CachingConv)
+    assert similarities_to_start(trained, val_source, "float32") == expected

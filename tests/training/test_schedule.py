@@ -1,7 +1,7 @@
 """What changes in the course of a training."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 
@@ -10,6 +10,7 @@ from ablation.networks.transfer_model import Head, TransferModel, build_model
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.objective import OBJECTIVES, ObjectiveName
 from ablation.spec.parameters import StrategyName
+from ablation.training import schedule
 from ablation.training.schedule import average_decay, best_epoch, is_over, last_alike, layers_learning
 from ablation.training.settings import TrainingSettings
 
@@ -52,6 +53,35 @@ def test_how_long_the_same_layers_learn() -> None:
     settings = replace(SETTINGS, unfreeze_every=2)
     assert [last_alike(model(), settings, epoch) for epoch in range(1, 11)] == [2, 2, 4, 4, 6, 6, 10, 10, 10, 10]
     assert [last_alike(model(), SETTINGS, epoch) for epoch in (1, 10)] == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "depth"), [("fine_tune_all", None), ("fine_tune_top", 1), ("feature_extraction", None)]
+)
+def test_the_last_epoch_with_the_same_layers_is_the_one_before_they_change(
+    strategy: StrategyName, depth: int | None
+) -> None:
+    made = model(strategy, freeze_depth=depth)
+    for warmup, every, epochs in product((0, 1, 3), (0, 1, 2, 4), (1, 5, 12)):
+        settings = replace(SETTINGS, epochs=epochs, head_warmup_epochs=warmup, unfreeze_every=every)
+        stages = [layers_learning(made, settings, epoch) for epoch in range(1, epochs + 1)]
+        for epoch, stage in enumerate(stages, start=1):
+            others = [later for later in range(epoch, epochs + 1) if stages[later - 1] != stage]
+            assert last_alike(made, settings, epoch) == min(others, default=epochs + 1) - 1
+
+
+def test_the_last_epoch_is_found_without_looking_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is part of an epoch's time, and the benchmark trains for a million epochs."""
+    looked_at: list[int] = []
+
+    def learning(made: TransferModel, settings: TrainingSettings, epoch: int) -> range:
+        looked_at.append(epoch)
+        return layers_learning(made, settings, epoch)
+
+    monkeypatch.setattr(schedule, "layers_learning", learning)
+    settings = replace(SETTINGS, epochs=10**6, head_warmup_epochs=400_000)
+    assert [last_alike(model(), settings, epoch) for epoch in (1, 400_001)] == [400_000, 10**6]
+    assert len(looked_at) < 100
 
 
 def test_a_warmup_comes_before_the_first_block() -> None:

@@ -13,6 +13,7 @@ from ablation.base.seeds import generator, seed_globally
 from ablation.data.augmentation import CROP_PADDING
 from ablation.data.images import Images, Normalisation, normalise
 from ablation.networks.strategies import Learning
+from ablation.networks.timm_backbones import load_timm_backbone
 from ablation.networks.transfer_model import Head, build_model, initialise, set_training_mode
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
@@ -139,9 +140,8 @@ class EmulatedGraph:
             parameter.grad = gradient
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraph]:
-    """Gets each graph that is captured, which is an emulated one."""
+def emulated_graphs(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraph]:
+    """Let captures make emulated graphs; return the list that gets each of them."""
     captured: list[EmulatedGraph] = []
 
     def capture(owner: Any, batch: int) -> None:
@@ -150,6 +150,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraph]:
 
     monkeypatch.setattr(step.TrainingStep, "_capture", capture)
     return captured
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraph]:
+    """Gets each graph that is captured, which is an emulated one."""
+    return emulated_graphs(monkeypatch)
 
 
 @pytest.mark.parametrize("batch_size", [24, 40, 49, 97])
@@ -187,15 +193,44 @@ def test_phases_that_are_too_short_get_no_graph(
     assert [graph.replays for graph in graphs] == [24 - 3 - 4]  # without the last batch of each epoch, of 12 images
 
 
+class FailingCapture:
+    """CUDA's state, and a capture that fails at its end and leaves it as it is then, like torch 2.11: emulated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.attempts = 0
+        self.stream, self.is_capturing = "trains", False
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+        monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: self)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "stream", stream))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "default_generators", (None, self))
+        compute = step.TrainingStep._step
+        monkeypatch.setattr(
+            step.TrainingStep, "_step", lambda *step: None if self.stream == "captures" else compute(*step)
+        )
+
+    def clone_state(self) -> str:
+        """Return the numbers that the generator draws next, but not whether it is part of a capture."""
+        return "state"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        assert state == "state"
+        self.is_capturing = False
+
+    def __enter__(self) -> None:
+        self.attempts += 1
+        self.stream, self.is_capturing = "captures", True
+
+    def __exit__(self, *_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_capture_that_fails_leaves_eager_steps(
     precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    attempts: list[None] = []
-
-    def refuse(*_: object, **__: object) -> None:
-        attempts.append(None)
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    """And CUDA as it was before: otherwise the next dropout would raise an error."""
 
     settings = TrainingSettings(2, 16, 5, precision)
     cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
@@ -206,12 +241,12 @@ def test_a_capture_that_fails_leaves_eager_steps(
         return [metrics.val_loss for metrics in train(training, *sources, settings)]
 
     expected = losses()
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    capture = FailingCapture(monkeypatch)
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 1)
     monkeypatch.setattr(step, "may_capture", lambda *_, **__: True)
     assert losses() == expected
-    assert len(attempts) == caplog.text.count("trains without CUDA graphs, which is slower: CUDA out of memory") == 1
+    assert capture.attempts == caplog.text.count("trains without CUDA graphs, which is slower: CUDA out of memory") == 1
+    assert (capture.stream, capture.is_capturing) == ("trains", False)
 
 
 def test_no_graph_is_captured_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -268,13 +303,43 @@ def test_momentum_starts_at_zero_where_kernels_are_fused(monkeypatch: pytest.Mon
 
 
 def test_what_may_be_captured() -> None:
-    """A custom backbone's code may do something else in each call; a graph would repeat one of them."""
+    """A user's or timm's code may do something else in each call; a graph would repeat one of them."""
     settings, gpu = TrainingSettings(2, 16, 5, "float32"), torch.device("cuda:0")
-    assert step.may_capture(gpu, gpu, settings, is_custom=False)
-    assert not step.may_capture(gpu, gpu, settings, is_custom=True)
-    assert not step.may_capture(gpu, CPU, settings, is_custom=False)
-    assert not step.may_capture(CPU, CPU, settings, is_custom=False)
-    assert not step.may_capture(gpu, gpu, replace(settings, compile="default"), is_custom=False)
+    assert step.may_capture(gpu, gpu, settings, runs_foreign_code=False)
+    assert not step.may_capture(gpu, gpu, settings, runs_foreign_code=True)
+    assert not step.may_capture(gpu, CPU, settings, runs_foreign_code=False)
+    assert not step.may_capture(CPU, CPU, settings, runs_foreign_code=False)
+    assert not step.may_capture(gpu, gpu, replace(settings, compile="default"), runs_foreign_code=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "depth", "limit", "expected"),
+    [
+        ("timm:test_resnet", "fine_tune_all", None, 10**8, True),
+        ("timm:test_resnet", "fine_tune_top", 1, 10**8, True),  # cached features of block1, then block2 and the head
+        ("timm:test_resnet", "feature_extraction", None, 0, True),  # no room for features
+        ("timm:test_resnet", "feature_extraction", None, 10**8, False),  # the head alone
+        ("vgg16_narrow", "fine_tune_all", None, 10**8, False),
+    ],
+)
+def test_which_steps_run_foreign_code(
+    name: str, strategy: StrategyName, depth: int | None, limit: int, expected: bool,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    """timm's networks, like a user's: some free tensors between two calls, whose memory a graph would still read."""
+    backbone = load_timm_backbone(name, 32) if name.startswith("timm:") else name
+    settings = TrainingSettings(2, 16, 5, "float32")
+    cache = FeatureCache(tmp_path, limit, lambda: Pretrained([], []), lambda text: None)
+    training = begin(backbone, Learning(strategy, 0.02, depth), settings, cache, "none")
+    asked: list[bool] = []
+
+    def may_capture(*_: object, runs_foreign_code: bool) -> bool:
+        asked.append(runs_foreign_code)
+        return False
+
+    monkeypatch.setattr(step, "may_capture", may_capture)
+    step.TrainingStep(training, cache.source(TRAIN, training.frozen, "none"), settings)
+    assert asked == [expected]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

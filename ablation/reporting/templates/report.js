@@ -23,7 +23,9 @@
     const legend = {...spec.config.legend, columns: Math.max(1, Math.floor(width / spec.usermeta.legendColumn))};
     const config = {...spec.config, legend, header: {...spec.config.header, labelLimit: panel}};
     if (spec.facet) return {...spec, config, columns, spec: {...spec.spec, width: panel}};
-    if (spec.height?.step) return {...spec, config, width: width - rowMargin};
+    if (spec.height?.step) {
+      return {...spec, config: {...config, axisY: {labelLimit: width - rowMargin}}, width: width - rowMargin};
+    }
     return {...spec, config, width, autosize: {type: "fit-x", contains: "padding"}};
   }
 
