@@ -40,7 +40,7 @@ class StudyView:
         levels = {arm.name: arm.levels for arm in arms(spec)}
         self.arms = list(levels)
         self.cores = cores
-        self.trials = self.ended = 0  # confirmation runs included
+        self.trials = self.ended = self.epochs = 0  # confirmation runs included
         self.ended_before: int | None = None  # number of ended trials when this view began
         self.runs: Runs = {}
         self.left = TimeLeft(levels, spec.trials_per_arm, spec.confirm.runs)
@@ -176,6 +176,7 @@ class StudyView:
         """
         self.runs = runs
         self.ended = sum(run.has_ended for arm_runs in runs.values() for run in arm_runs)
+        self.epochs = sum(run.epochs for arm_runs in runs.values() for run in arm_runs)
         self.trials = total
         if self.ended_before is None:
             self.ended_before = self.ended

@@ -28,30 +28,39 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
     """Run one worker per device on the study until no trial is left, and show their output.
 
     Raises:
-        StoreError: all workers died again and again.
+        StoreError: the workers died again and again.
         InputError: a worker refused its input.
     """
     trains_on_cpu = check_device(devices[0]).type == "cpu"
     cores = BusyCores("the workers get", children_pids) if trains_on_cpu else None
     with StudyView(session.spec, cores) as view:
 
-        def trials_left() -> int:
+        def progress() -> Progress:
             with suppress(StoreAway):
                 show_progress(session, view)
-            return 1 if view.ended_before is None else view.trials - view.ended  # at first it may not be known
+            is_known = view.ended_before is not None
+            return Progress(view.trials - view.ended if is_known else 1, view.epochs)
 
         # The workers have ended before this process has to.
         command = [sys.executable, "-m", "ablation.study", *sys.argv[1:]]
         command = with_options(command, "--grace", f"{0.8 * grace_left():g}")
-        run_workers(command, devices, view.show_worker_line, trials_left)
+        run_workers(command, devices, view.show_worker_line, progress)
 
 
 POLL_SECONDS = 1  # between two queries for the trials that are left, at least
 SHARE_OF_POLLS = 0.05  # of the time, at most: the queries are two per Optuna study
-LONGEST_PAUSE = 60.0  # between two queries
-DEATHS_IN_A_ROW = 5  # of one worker, without an epoch of its own in between: more are no accident
+DEATHS_IN_A_ROW = 5  # of each worker, without an epoch of any worker in between: more are no accident
 FIRST_PAUSE = 1.0  # seconds before a worker that died starts again; twice as long after each further death
+LONGEST_PAUSE = 60.0  # between two queries, and of a worker that keeps dying while others train
 LAST_LINES = 15  # of a failed worker's output, shown with its error
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is, whichever worker did the work."""
+
+    trials_left: int
+    epochs: int
 
 
 @dataclass
@@ -66,15 +75,47 @@ class Worker:
     """Whether it has ended an epoch or a trial."""
 
 
+class WorkerDeaths:
+    """Counts the deaths of each worker since the study's last progress; pauses grow until the worker itself trains."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._counts: Counter[int] = Counter()
+        self._pauses: dict[int, float] = {}
+
+    def note_progress(self, progress: Progress) -> None:
+        """Begin to count anew if there was any progress."""
+        if progress != self._progress:
+            self._progress = progress
+            self._counts.clear()
+
+    def pause_after(self, worker: Worker, others: Sequence[Worker]) -> float:
+        """Count a death; return the seconds until the worker may start again.
+
+        Args:
+            worker: that died.
+            others: that run or start again; one that has not died so often may be in the middle of a long epoch.
+
+        Raises:
+            StoreError: it has died too often, and so have the others.
+        """
+        self._counts[worker.number] += 1
+        count = self._counts[worker.number]
+        if min(self._counts[each.number] for each in [worker, *others]) >= DEATHS_IN_A_ROW:
+            row = f"{count} times in a row without progress"
+            raise StoreError(f"worker {worker.number} {_end(worker)}, {row}: {_reason(worker)}")
+        last = 0 if worker.has_trained else self._pauses.get(worker.number, 0)
+        self._pauses[worker.number] = min(2 * last, LONGEST_PAUSE) or FIRST_PAUSE
+        return self._pauses[worker.number]
+
+
 def run_workers(  # noqa: C901 - one loop
     command: Sequence[str],
     devices: Sequence[str],
     say: Callable[[int, str], None],
-    look: Callable[[], int],
+    look: Callable[[], Progress],
 ) -> None:
     """Run one worker per entry of `devices` until all end; a worker that dies is started again after a pause.
-
-    One that dies again and again without training is given up, and the others continue.
 
     A worker pauses when its standard input is closed: by this process, or because this process died. A worker that is
     paused alone is not started again; if all are, this process pauses, too.
@@ -83,10 +124,10 @@ def run_workers(  # noqa: C901 - one loop
         command: the command that starts a worker; the option `--device DEVICE` is added to it.
         devices: the workers' devices.
         say: called with a worker's number (from 1) and each line of its output.
-        look: called every second, or less often if it takes long; returns the number of trials that are left.
+        look: called every second, or less often if it takes long; returns the study's progress.
 
     Raises:
-        StoreError: all workers were given up; contains the last lines of one.
+        StoreError: the workers died again and again without progress; contains the last lines of one.
         InputError: a worker refused its input, for example because the images do not fit into the GPU's memory.
     """
     output: queue.Queue[tuple[Worker, str]] = queue.Queue()
@@ -110,8 +151,7 @@ def run_workers(  # noqa: C901 - one loop
     refused: list[Worker] = []
     paused: list[Worker] = []
     dead: list[tuple[float, Worker]] = []  # time.monotonic() at which each is to start again
-    given_up: list[Worker] = []
-    deaths: Counter[int] = Counter()  # of each worker since it last trained
+    deaths = WorkerDeaths()
 
     def kill_all() -> None:
         for worker in workers:
@@ -121,13 +161,14 @@ def run_workers(  # noqa: C901 - one loop
         try:
             for number, device in enumerate(devices, start=1):
                 start(number, device)
-            trials_left, next_look = look(), 0.0  # of time.monotonic()
-            while workers or (dead and trials_left > 0):
+            progress, next_look = look(), 0.0  # of time.monotonic()
+            while workers or (dead and progress.trials_left > 0):
                 _pass_on(output, say)
                 ended = [worker for worker in workers if worker.process.poll() is not None]
                 if ended or time.monotonic() >= next_look:
                     began = time.monotonic()
-                    trials_left = look()
+                    progress = look()
+                    deaths.note_progress(progress)
                     now = time.monotonic()
                     next_look = now + min((now - began) / SHARE_OF_POLLS, LONGEST_PAUSE)
                 for worker in ended:
@@ -137,17 +178,11 @@ def run_workers(  # noqa: C901 - one loop
                         refused.append(worker)
                     elif status in (RESUME_ME, CTRL_C):
                         paused.append(worker)
-                    elif status != 0 and trials_left > 0:
+                    elif status != 0 and progress.trials_left > 0:
                         _pass_on(output, say)
-                        number = worker.number
-                        deaths[number] = 1 if worker.has_trained else deaths[number] + 1
-                        if deaths[number] == DEATHS_IN_A_ROW:
-                            say(number, f"{_last_end(worker)}; it is given up")
-                            given_up.append(worker)
-                        else:
-                            pause = FIRST_PAUSE * 2 ** (deaths[number] - 1)
-                            say(number, f"{_end(worker)}; starts again in {plural(round(pause), 'second')}")
-                            dead.append((time.monotonic() + pause, worker))
+                        pause = deaths.pause_after(worker, [*workers, *(waiting for _, waiting in dead)])
+                        say(worker.number, f"{_end(worker)}; starts again in {plural(round(pause), 'second')}")
+                        dead.append((time.monotonic() + pause, worker))
                 due = [(moment, worker) for moment, worker in dead if moment <= time.monotonic()]
                 for entry in due:
                     dead.remove(entry)
@@ -158,11 +193,9 @@ def run_workers(  # noqa: C901 - one loop
             for worker in workers:
                 _wait_or_kill(worker)
             _pass_on(output, say)
-        if (refused or paused or given_up) and look() > 0:
+        if (refused or paused) and look().trials_left > 0:
             if refused:
                 raise InputError(f"worker {refused[0].number} {_end(refused[0])}: {_reason(refused[0])}")
-            if not paused:
-                raise StoreError(f"worker {given_up[0].number} {_last_end(given_up[0])}")
             is_ctrl_c = paused[0].process.returncode == CTRL_C
             signal.raise_signal(signal.SIGINT if is_ctrl_c else signal.SIGTERM)
 
@@ -173,10 +206,6 @@ def _end(worker: Worker) -> str:
         return f"ended with status {status}"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
     return f"was killed by {name}{', which may mean that memory ran out' if name == 'SIGKILL' else ''}"
-
-
-def _last_end(worker: Worker) -> str:
-    return f"{_end(worker)}, {DEATHS_IN_A_ROW} times in a row without progress: {_reason(worker)}"
 
 
 def _reason(worker: Worker) -> str:

@@ -1,13 +1,12 @@
 """`--workers N`: processes that share a study, are replaced when they are killed, and stop with the one that began."""
 
-import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -18,7 +17,7 @@ from ablation.base.errors import InputError, StoreError
 from ablation.base.interrupts import grace_left, handle_interrupts, pause_status
 from ablation.running import supervisor
 from ablation.running.session import Session
-from ablation.running.supervisor import DEATHS_IN_A_ROW, run_workers, supervise_workers
+from ablation.running.supervisor import DEATHS_IN_A_ROW, Progress, run_workers, supervise_workers
 from ablation.spec.reading import load_study
 from tests.studies import client, runs, signal_handlers_kept
 
@@ -35,7 +34,8 @@ def test_lines_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     said: Said = []
     code = "print('uses', sys.argv[2]); print(os.environ['OMP_NUM_THREADS'], 'threads', file=sys.stderr); " \
            "print(os.environ['ABLATION_WORKER'], 'on it')"  # fmt: skip
-    run_workers(python(code), ["cuda:0", "cuda:1", "cuda:0"], lambda *line: said.append(line), lambda: 0)
+    devices = ["cuda:0", "cuda:1", "cuda:0"]
+    run_workers(python(code), devices, lambda *line: said.append(line), lambda: Progress(0, 0))
     assert sorted(said) == [
         (1, "2 on it"), (1, "3 threads"), (1, "uses cuda:0"), (2, "1 on it"), (2, "3 threads"), (2, "uses cuda:1"),
         (3, "2 on it"), (3, "3 threads"), (3, "uses cuda:0"),
@@ -60,29 +60,30 @@ def test_a_worker_that_dies_starts_again(death: str, end: str, tmp_path: Path) -
     said: Said = []
     code = f"first = not os.path.exists({str(tmp_path / 'x')!r}); open({str(tmp_path / 'x')!r}, 'w'); " \
            f"first and {death}; print('done')"  # fmt: skip
-    run_workers(python(code), ["cpu"], lambda *line: said.append(line), lambda: 1)
+    run_workers(python(code), ["cpu"], lambda *line: said.append(line), lambda: Progress(1, 0))
     assert said == [(1, f"{end}; starts again in 0 seconds"), (1, "done")]
 
 
-def test_workers_that_die_again_and_again_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pauses grow; the study ends with the last worker."""
-    monkeypatch.setattr(supervisor, "DEATHS_IN_A_ROW", 3)
+def test_workers_that_die_again_and_again_end_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses grow."""
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.4)
+    monkeypatch.setattr(supervisor, "DEATHS_IN_A_ROW", 3)
     said: Said = []
     code = "print('too large', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    reason = r"was killed by SIGKILL.*, 3 times in a row without progress: too large"
-    with pytest.raises(StoreError, match=f"^worker [12] {reason}$"):
-        run_workers(python(code), ["a", "b"], lambda *line: said.append(line), lambda: 1)
+    reason = r"^worker [12] was killed by SIGKILL.*, \d times in a row without progress: too large$"
+    with pytest.raises(StoreError, match=reason):
+        run_workers(python(code), ["a", "b"], lambda *line: said.append(line), lambda: Progress(1, 0))
     for worker in (1, 2):
-        lines = [line for number, line in said if number == worker and "killed" in line]
-        assert [line.rpartition(" starts again in ")[2] for line in lines[:-1]] == ["0 seconds", "1 second"]
-        assert re.fullmatch(f"{reason}; it is given up", lines[-1])
+        pauses = [line.rpartition(" in ")[2] for number, line in said if number == worker and "starts again" in line]
+        assert pauses[:2] == ["0 seconds", "1 second"]
 
 
-def test_a_worker_that_cannot_start_does_not_end_the_work_of_the_others(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_does_not_end_the_work_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The other one trains for longer than five deaths take, without an epoch, then ends the study."""
-    said: Said = []
-    end = tmp_path / "given up"
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.001)
+    deaths, end = 0, tmp_path / "end"
     code = (
         f"end = {str(end)!r}\n"
         "while sys.argv[2] == 'good' and not os.path.exists(end): time.sleep(0.02)\n"
@@ -90,30 +91,54 @@ def test_a_worker_that_cannot_start_does_not_end_the_work_of_the_others(tmp_path
     )
 
     def say(number: int, line: str) -> None:
-        said.append((number, line))
-        if "given up" in line:
+        nonlocal deaths
+        deaths += (number, line) == (2, "error: no such device")
+        if deaths > DEATHS_IN_A_ROW:
             end.touch()
 
-    run_workers(python(code), ["good", "bad"], say, lambda: not end.exists())
-    assert said[-1] == (2, "ended with status 1, 5 times in a row without progress: no such device; it is given up")
-    assert [line for _, line in said].count("error: no such device") == DEATHS_IN_A_ROW
+    run_workers(python(code), ["good", "bad"], say, lambda: Progress(not end.exists(), 0))
+    assert deaths > DEATHS_IN_A_ROW
+
+
+def test_deaths_with_progress_in_between_are_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths = supervisor.WorkerDeaths()
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"], text=True)
+    process.wait()
+    worker = supervisor.Worker(1, "cpu", process, ["error: the disk is full"])
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 1.0)
+    for epochs, pauses in enumerate([[1, 2, 4, 8], [16, 32, 60, 60], [60] * 4]):  # while other workers train
+        deaths.note_progress(Progress(1, epochs))
+        assert [deaths.pause_after(worker, []) for _ in range(DEATHS_IN_A_ROW - 1)] == pauses
+    with pytest.raises(StoreError, match="^worker 1 ended with status 1, 5 times .* progress: the disk is full"):
+        deaths.pause_after(worker, [])
+    deaths.note_progress(Progress(1, 3))
+    worker.has_trained = True
+    assert [deaths.pause_after(worker, []) for _ in range(2)] == [1, 1]
 
 
 @pytest.mark.parametrize(
-    ("line", "has_trained"),
-    [("  epoch 3/9  val. accuracy 0.5000", True), ("  finished: val. accuracy 0.5 (0.3 s)", True),
-     ("[1/6] block1 #0: lr=0.1", False), ("  failed: CUDA error (0.1 s)", False)],
+    ("line", "pauses"),
+    [("  epoch 3/9  val. accuracy 0.5000", [1, 1]), ("  finished: val. accuracy 0.5 (0.3 s)", [1, 1]),
+     ("[1/6] block1 #0: lr=0.1", [1, 2]), ("  failed: CUDA error (0.1 s)", [1, 2])],
 )  # fmt: skip
-def test_only_a_worker_that_trained_is_not_given_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, has_trained: bool
+def test_only_a_worker_that_trained_starts_again_soon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, pauses: list[int]
 ) -> None:
     """The third of its processes succeeds."""
+    said: list[float] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(supervisor, "DEATHS_IN_A_ROW", 2)
+    monkeypatch.setattr(supervisor.WorkerDeaths, "pause_after", noted(supervisor.WorkerDeaths.pause_after, said))
     code = f"n = len(os.listdir('.')); open(str(n), 'w'); print({line!r}, flush=True); sys.exit(n < 2)"
-    with contextlib.nullcontext() if has_trained else pytest.raises(StoreError, match="2 times in a row"):
-        run_workers(python(code), ["cpu"], lambda *_: None, lambda: 1)
-    assert len(list(tmp_path.iterdir())) == (3 if has_trained else 2)
+    run_workers(python(code), ["cpu"], lambda *_: None, lambda: Progress(1, 0))
+    assert [pause / supervisor.FIRST_PAUSE for pause in said] == pauses
+
+
+def noted(function: Callable[..., float], results: list[float]) -> Callable[..., float]:
+    def call(*arguments: object) -> float:
+        results.append(function(*arguments))
+        return results[-1]
+
+    return call
 
 
 def test_options_stand_before_what_ends_them(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,19 +150,21 @@ def test_options_stand_before_what_ends_them(study_file: Path, monkeypatch: pyte
     assert commands[0][2:5] == ["ablation.study", "--workers", "2"]
     assert commands[0][5:] == ["--grace", f"{0.8 * grace_left():g}", "--", str(study_file)]
     said: Said = []
-    run_workers([*python("print(sys.argv[1:])"), "--", "x"], ["cpu"], lambda *line: said.append(line), lambda: 0)
+    run_workers(
+        [*python("print(sys.argv[1:])"), "--", "x"], ["cpu"], lambda *line: said.append(line), lambda: Progress(0, 0)
+    )
     assert said == [(1, "['--device', 'cpu', '--', 'x']")]
 
 
 def test_a_dead_worker_does_not_matter_once_nothing_is_left() -> None:
     code = "sys.exit(1) if sys.argv[2] == 'b' else 0"
-    run_workers(python(code), ["a", "b"], lambda *line: None, lambda: 0)
+    run_workers(python(code), ["a", "b"], lambda *line: None, lambda: Progress(0, 0))
 
 
 def test_refused_input_stays_refused_input() -> None:
     code = "sys.stdout.buffer.write(b'error: caf\\xe9\\n'); sys.exit(2)"  # not UTF-8
     with pytest.raises(InputError, match="worker 1 ended with status 2: caf\N{REPLACEMENT CHARACTER}"):
-        run_workers(python(code), ["cpu"], lambda *line: None, lambda: 1)
+        run_workers(python(code), ["cpu"], lambda *line: None, lambda: Progress(1, 0))
 
 
 @pytest.mark.parametrize(("statuses", "expected"), [((75, 0), 75), ((130, 130), 130), ((0, 0), None)])
@@ -148,7 +175,7 @@ def test_workers_that_are_paused_alone_pause_the_study_once_none_works(
     code = f"sys.exit(dict(a={statuses[0]}, b={statuses[1]})[sys.argv[2]])"
 
     def run() -> None:
-        run_workers(python(code), ["a", "b"], lambda *line: None, lambda: 1)
+        run_workers(python(code), ["a", "b"], lambda *line: None, lambda: Progress(1, 0))
 
     with signal_handlers_kept():
         handle_interrupts()
@@ -241,10 +268,10 @@ def test_a_look_that_takes_long_is_rarer(monkeypatch: pytest.MonkeyPatch) -> Non
     """It asks a question per arm; when a worker ends, one is made in any case."""
     looks: list[float] = []
 
-    def look() -> int:
+    def look() -> Progress:
         looks.append(time.monotonic())
         time.sleep(0.001)
-        return 1
+        return Progress(1, 0)
 
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(supervisor, "SHARE_OF_POLLS", 1e-9)
