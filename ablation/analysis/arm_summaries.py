@@ -17,19 +17,21 @@ def confirmed_validation(arm: ArmResult) -> np.ndarray:
 
 
 def trials_of_arms(result: StudyResult) -> tuple[int, int]:
-    """Return how many trials have ended, of the arm with the fewest and of that with the most."""
-    counts = [sum(trial.state != "unfinished" for trial in arm.trials) for arm in result.arms]
+    """Return how many trials have ended, deleted ones included, of the arm with the fewest and that with the most."""
+    counts = [arm.ended_trials for arm in result.arms]
     return min(counts), max(counts)
 
 
 def confirmations_of_arms(result: StudyResult) -> tuple[int, int]:
-    """Return how many runs have confirmed a chosen configuration, the fewest and the most; of each arm and repeat."""
-    counts = [
-        sum(run.spec.repeat == chosen.spec.repeat for run in arm.confirmed)
-        for arm in result.arms
-        for chosen in arm.chosen
-    ]
-    return min(counts, default=0), max(counts, default=0)
+    """Return how many runs have confirmed a chosen configuration, the fewest and the most; of each arm and repeat.
+
+    An arm all of whose trials failed has none.
+    """
+    counts: list[int] = []
+    for arm in result.arms:
+        repeats = [chosen.spec.repeat for chosen in arm.chosen]
+        counts += [sum(run.spec.repeat == repeat for run in arm.confirmed) for repeat in repeats] or [0]
+    return min(counts), max(counts)
 
 
 def winning_arm(result: StudyResult) -> ArmResult | None:

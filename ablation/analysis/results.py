@@ -121,6 +121,13 @@ class ArmResult:
     """Confirmation runs of a planned look that is not complete: no figure uses them, so that nobody looks early."""
 
     @property
+    def ended_trials(self) -> int:
+        """The number of trials that have ended, deleted ones included."""
+        return sum(run.state != "unfinished" for run in self.trials) + sum(
+            run.spec.confirms is None for run in self.deleted
+        )
+
+    @property
     def chosen(self) -> list[RunResult]:
         """The trials whose configurations are confirmed: the best of each repeat of the tuning, in their order."""
         trials = [*self.trials, *(run for run in self.deleted if run.spec.confirms is None)]
@@ -234,9 +241,7 @@ class StudyResult:
     @property
     def missing_trials(self) -> int:
         """How many trials have yet to end before every arm has its budget."""
-        deleted = [sum(run.spec.confirms is None for run in arm.deleted) for arm in self.arms]
-        ended = [sum(trial.state != "unfinished" for trial in arm.trials) for arm in self.arms]
-        return sum(max(0, self.spec.trials_per_arm - n - gone) for n, gone in zip(ended, deleted, strict=True))
+        return sum(max(0, self.spec.trials_per_arm - arm.ended_trials) for arm in self.arms)
 
     @property
     def missing_confirmations(self) -> int:
@@ -334,11 +339,7 @@ def _at_look(
         return results, None
     seeds = seeds_of_arms(spec.confirm, [arm.arm.name for arm in results], decisions)
     number = spec.confirm.looks.index(current_look(spec.confirm, decisions))
-    is_tuned = all(
-        sum(run.state != "unfinished" for run in arm.trials) + sum(run.spec.confirms is None for run in arm.deleted)
-        >= spec.trials_per_arm
-        for arm in results
-    )
+    is_tuned = all(arm.ended_trials >= spec.trials_per_arm for arm in results)
     if not is_tuned or not all(arm.has_ended(seeds[arm.arm.name]) for arm in results):
         number -= 1
         seeds = {arm: min(count, spec.confirm.looks[number]) if number >= 0 else 0 for arm, count in seeds.items()}

@@ -48,8 +48,8 @@ def format_seeds(seeds: tuple[int, int], unit: str = "seed") -> str:
 def interval_points(low: float | None, high: float | None, objective: Objective = ACCURACY) -> str:
     """Return the ends of an interval of a difference as `points` does, both with the same decimals.
 
-    An end of exactly 0 says that an arm is or is not the best: for another end that would read as 0, both have up to
-    five decimals.
+    For an end that would read as 0 but is not, both have up to five decimals: an interval that contains 0 says
+    something else than one that ends at 0.
     """
     if low is None or high is None:
         return "-"

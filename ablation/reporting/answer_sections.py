@@ -79,7 +79,7 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
         f"the best configuration of each was then retrained with {format_seeds(runs, 'fresh seed')}, and each of these "
         "confirmation runs evaluated the test images once, at its end"
         if runs[1]
-        else "no run has confirmed the configurations that are the best now"
+        else "no confirmation run of the configurations that are the best now can be used"
         if result.test_evaluations
         else f"nothing was retrained {planned}, so the test images have not been used"
     )

@@ -256,9 +256,9 @@ def _rows(field: str, labels: Mapping[str, Sequence[str]], sort: Sequence[str] |
 
 
 def _lines(text: str) -> list[str]:
-    """Return a label in lines of `LONGEST_LINE` characters, broken after commas and spaces."""
+    """Return a label in lines of `LONGEST_LINE` characters, broken after commas and spaces, else within words."""
     lines = [""]
-    for part in re.split(r"(?<=[, ])", text):
+    for part in re.findall(rf"[^, ]{{1,{LONGEST_LINE}}}[, ]?|[, ]", text):
         if lines[-1] and len((lines[-1] + part).rstrip()) > LONGEST_LINE:
             lines.append("")
         lines[-1] += part

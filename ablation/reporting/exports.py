@@ -161,7 +161,7 @@ def methods(analysis: StudyAnalysis) -> str:
     if not result.test_evaluations:
         sentences.append("Nothing was retrained, and the test images were not used.")
     elif not runs[1]:
-        sentences.append("No run has confirmed the configurations that are the best now.")
+        sentences.append("No confirmation run of the configurations that are the best now can be used.")
     else:
         sentences.append(
             f"The configuration with the {spec.goal.best_word} validation {spec.goal.label} was retrained with fresh "

@@ -134,9 +134,19 @@ def test_the_methods_tell_of_no_confirmation_that_is_superseded() -> None:
     arms = [replace(arm, confirmations=[], superseded=arm.confirmations) for arm in result.arms]
     analysis = analyse(replace(result, arms=arms))
     (*_, paragraph) = answer_blocks(analysis, {})
-    assert "No run has confirmed the configurations that are the best now." in methods(analysis)
+    assert "No confirmation run of the configurations that are the best now can be used." in methods(analysis)
     assert isinstance(paragraph, Paragraph)
-    assert "no run has confirmed the configurations that are the best now." in paragraph.text
+    assert "no confirmation run of the configurations that are the best now can be used." in paragraph.text
+
+
+def test_the_methods_count_deleted_trials_and_arms_without_a_run() -> None:
+    result = fake_result(CUTS, ACCURACIES)
+    first, second = result.arms
+    deleted = replace(first, trials=first.trials[1:], deleted=first.trials[:1])
+    failed = replace(second, trials=[replace(run, state="failed") for run in second.trials], confirmations=[])
+    text = methods(analyse(replace(result, arms=[deleted, failed])))
+    assert "Every arm had the same tuning budget, 3 trials" in text
+    assert "(0 to 3 runs per arm)" in text
 
 
 def test_a_level_without_a_mean_leaves_out_nothing() -> None:

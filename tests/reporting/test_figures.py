@@ -202,11 +202,13 @@ def test_rows_with_long_labels_can_be_told_apart_on_a_telephone() -> None:
     assert f"{first} | {second.format(5)} \u2605 champion" in texts_of(arms_plot.narrow)
 
 
-def test_a_label_without_a_place_to_break_is_cut_at_the_width_of_the_plot() -> None:
-    plot = _differences(made_up(2, "x" * 60 + "{}"))
-    narrow, wide = texts_of(plot.narrow), texts_of(plot.svg)
-    assert "\u2026" in narrow
-    assert "x" * 60 + "0 \u2212" in wide
+def test_a_label_without_a_place_to_break_is_broken_in_its_word() -> None:
+    """Wide letters are cut at the width of the plot."""
+    narrow = texts_of(_differences(made_up(2, "x" * 60 + "{}")).narrow)
+    assert " | ".join(["x" * 38, "x" * 22 + "0 \u2212", "x" * 38, "x" * 22 + "1"]) in narrow
+    plot = _differences(made_up(2, "W" * 60 + "{}"))
+    assert "W\u2026" in texts_of(plot.narrow)
+    assert "W" * 38 in texts_of(plot.svg)
 
 
 def test_no_plot_says_the_same_as_another() -> None:
