@@ -23,7 +23,7 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand, write_atomically
 from ablation.benchmark import SMALL_TRIALS
 from ablation.spec.files import check_images, check_weights_file, find_study_file
-from ablation.spec.reading import load_study
+from ablation.spec.reading import WithoutEffect, load_study
 from ablation.spec.study import StudySpec
 from ablation.storage.store import find_store
 from ablation.study import load_custom, load_timm, study_overrides
@@ -171,7 +171,10 @@ def spec_to_measure(
     overrides += [(["backbone", "weights"], weights)] if weights else []
     with refusing_unreachable_paths():
         path, overrides = find_study_file(study), [*overrides, *changes]
-        spec = load_study(path, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
+        try:
+            spec = load_study(path, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
+        except WithoutEffect as error:  # changes nothing that is measured
+            spec = error.spec
         check_weights_file(spec)
         check_images(spec.data)
     return spec

@@ -214,7 +214,7 @@ def load_accepted(
     """Load a study file as every worker does, whether or not its weights and images are on this machine.
 
     What `check_effects` finds is refused, but not with `--demo` or `--epochs` (`is_try`), nor in a study that the store
-    has: earlier versions accepted more.
+    has or, while its server is away, may have: earlier versions accepted more.
 
     Raises:
         InputError: something is wrong; names it.
@@ -225,7 +225,7 @@ def load_accepted(
                 path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
             )
         except WithoutEffect as error:
-            if not (is_try or begun_decoding(store, name)):
+            if not (is_try or may_have_begun(store, name)):
                 raise
             return error.spec
 
@@ -245,14 +245,29 @@ def check_inputs(spec: StudySpec, store: Store) -> None:
 
 def begun_decoding(store: Store, study: str) -> int | None:
     """Return the version of the decoding of a study that a store has; None if it has none, or does not answer."""
+    with suppress(InputError, StoreAway, StoreError):
+        return _stored_decoding(store, study)
+    return None
+
+
+def may_have_begun(store: Store, study: str) -> bool:
+    """Return whether a store has a study, or may have it: its server is away, for which a run waits."""
+    try:
+        return _stored_decoding(store, study) is not None
+    except StoreAway:
+        return True
+    except (InputError, StoreError):
+        return False
+
+
+def _stored_decoding(store: Store, study: str) -> int | None:
     from ablation.data.decoding import decoding_when_begun
     from ablation.search import configure_optuna
     from ablation.search.studies import brief_storage, stored_content
 
     configure_optuna()
-    with suppress(InputError, StoreAway, StoreError), brief_storage(store) as storage:
+    with brief_storage(store) as storage:
         return None if storage is None else decoding_when_begun(stored_content(storage, study))
-    return None
 
 
 def load_custom(file: str, function: str) -> str:

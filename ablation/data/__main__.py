@@ -16,7 +16,7 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import defused, nearest, one_line, plural
 from ablation.spec.files import find_study_file
-from ablation.spec.reading import check_name, load_study, parse_override, validation_message
+from ablation.spec.reading import WithoutEffect, check_name, load_study, parse_override, validation_message
 from ablation.spec.tables import MANIFEST_FILES, SAVED_BY_DATASETS, Data
 
 MOST_SHOWN = 50  # pairs of near-duplicates; all are in the file of --out
@@ -79,11 +79,24 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
             except ValidationError as error:
                 raise InputError(f"--set: {validation_message(error)}") from None
         path, overrides = find_study_file(name), [parse_override(setting) for setting in settings]
+        try:
+            return load_study(path, overrides=overrides, load_custom=_load_custom, load_timm=_load_timm).data
+        except WithoutEffect as error:  # the images are described all the same
+            return error.spec.data
 
-        from ablation.networks.custom_backbone import load_custom_backbone as load_custom
-        from ablation.networks.timm_backbones import load_timm_backbone as load_timm
 
-        return load_study(path, overrides=overrides, load_custom=load_custom, load_timm=load_timm).data
+def _load_custom(file: str, function: str) -> str:
+    """Load a custom backbone; torch is imported only for a study that has one."""
+    from ablation.networks.custom_backbone import load_custom_backbone
+
+    return load_custom_backbone(file, function)
+
+
+def _load_timm(name: str, image_size: int) -> str:
+    """Load one of timm's networks, likewise."""
+    from ablation.networks.timm_backbones import load_timm_backbone
+
+    return load_timm_backbone(name, image_size)
 
 
 def show(data: Data, sheet: Path) -> None:

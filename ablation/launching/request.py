@@ -102,7 +102,7 @@ def read_options(settings: Iterable[str], file: Path | None) -> dict[str, str]:
 
 def _read_table(file: Path) -> dict[str, str]:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # as a study file
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"--engine-file: {file} cannot be read ({reason})") from None

@@ -206,22 +206,30 @@ class Memory:
     mapped: int = 0
 
 
-def workers_that_fit(needed: int, free: int, cores: int) -> int:
+def workers_that_fit(needed: int, free: int, cores: int, features: int = 0, room: float = 0) -> int:
     """Return how many workers fit on a GPU, at least one, with a tenth of its free memory left and a core for each.
 
     Args:
         needed: bytes of the GPU's memory that a worker needs, see `memory`.
         free: its free bytes.
         cores: the cores of this machine for each of its GPUs.
+        features: bytes of a worker's features on the GPU.
+        room: bytes of the GPU's memory for the features of all its workers, which divide it.
     """
-    return max(1, min(cores, int(0.9 * free / (needed + CUDA_BYTES))))
+    fitting = min(cores, int(0.9 * free / (needed + CUDA_BYTES)))
+    return max(1, min(fitting, int(room // features)) if features else fitting)
+
+
+def feature_room(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory for the features of all its workers."""
+    return round(torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE)
 
 
 def memory(study: StudyPlan) -> Memory:
     """Return the memory of a worker: the measured peak, the images, and on a GPU the features.
 
     The CPU holds the images twice, as decoded and as used, or reads them through a memory map. A GPU holds features up
-    to a share of its memory; for the CPU they stay in files.
+    to a share of its memory, which its workers divide: larger ones stay on the host. For the CPU they stay in files.
     """
     peak, size, device = study.probe.peak_bytes, study.size, study.conditions.device
     image = 3 * study.conditions.side**2
@@ -230,7 +238,7 @@ def memory(study: StudyPlan) -> Memory:
     mapped = decoded if is_mapped(study.spec.data, size, study.conditions.side) else 0
     if device.type == "cuda":
         stored = feature_bytes(study.spec, size, study.conditions.precision)
-        most = round(torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE)
+        most = feature_room(device)
         features = min(stored, most) if stored <= study.feature_limit else 0
         return Memory(peak + used + features, used, features, mapped)
     if mapped:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ablation.analysis.wording import DEMO_NOTE
 from ablation.spec.architectures import unit_names
+from ablation.spec.parameters import Hyperparameters, levels_name
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store
 
@@ -72,7 +73,10 @@ def _trials(content: dict[str, Any]) -> int:
 
 
 def _epochs(content: dict[str, Any]) -> int:
-    """Return the epochs of a trial: more than the demo's number where no block would learn in these."""
+    """Return the epochs of a trial: more than the demo's number where a study needs more to be accepted.
+
+    A warm-up of exactly that number stays, as in demos of earlier versions.
+    """
     tables = [content.get(name) for name in ("fixed", "factors", "search")]
     tables += content["arms"] if isinstance(content.get("arms"), list) else []
     epochs = EPOCHS
@@ -97,6 +101,21 @@ def _depths(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
     return [(["search", "freeze_depth", "high"], most)]
 
 
+def _known_depth(content: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Return one of [[known]] with a depth that the demo's search can choose: where its range is cut, one of its steps.
+
+    Args:
+        content: the study file.
+        table: one of [[known]] with the parts of the demo's network.
+    """
+    depth = table.get("freeze_depth")
+    if not isinstance(depth, int) or not _depths(content):
+        return table
+    low, step = (content["search"]["freeze_depth"].get(key) for key in ("low", "step"))
+    low, step = min(low, len(unit_names("vgg16_narrow"))), step if isinstance(step, int) and step > 0 else 1
+    return table | {"freeze_depth": low + (depth - low) // step * step}
+
+
 def _comparison(content: dict[str, Any], changes: list[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
     """Return what becomes of looks, for one of which the demo's seeds are enough, and of a control.
 
@@ -113,17 +132,24 @@ def _comparison(content: dict[str, Any], changes: list[tuple[list[str], Any]]) -
     looks = [SEEDS] if (prod(counts) if arms is None else len(arms)) > 1 else []
     found: list[tuple[list[str], Any]] = [(["confirm", "looks"], looks)] if confirm.get("looks") else []
     control = confirm.get("control")
-    if arms is not None and isinstance(control, dict) and "arm" in control:
-        names = [table.get("name") for table in content["arms"]]
-        if control["arm"] in names:
-            found.append((["confirm", "control", "arm"], _same_arm(arms, content["arms"][names.index(control["arm"])])))
+    if arms is not None and isinstance(control, dict) and confirm.get("compare") == "control":  # else it is dropped
+        same = next((table for table in content["arms"] if _label(table) == control.get("arm")), None)
+        name = None if same is None else _same_arm(arms, same)
+        if name not in (None, control.get("arm")):
+            found.append((["confirm", "control", "arm"], name))
     return found
 
 
 def _same_arm(arms: list[dict[str, Any]], table: dict[str, Any]) -> Any:
     """Return the name of the demo's arm that trains what one of the study does."""
     alike = _demo_parts(table) | {"name": ""}
-    return next((arm["name"] for arm in arms if "name" in arm and arm | {"name": ""} == alike), table["name"])
+    return next((_label(arm) for arm in arms if arm | {"name": ""} == alike), _label(table))
+
+
+def _label(table: dict[str, Any]) -> Any:
+    """Return the name of one of [[arms]]; without one, its values (see `_NamedTable.label`)."""
+    levels = {name: table[name] for name in Hyperparameters.model_fields if name in table}
+    return table.get("name") or levels_name(levels)
 
 
 def _lets_norms_learn(content: dict[str, Any]) -> bool:
@@ -156,7 +182,7 @@ def _configurations(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
             continue
         different: list[dict[str, Any]] = []
         for table in tables:
-            table = _demo_parts(table)
+            table = _demo_parts(table) if key == "arms" else _known_depth(content, _demo_parts(table))
             if not any(table | {"name": ""} == other | {"name": ""} for other in different):
                 different.append(table)
         changes.append(([key], different[:most]))

@@ -162,6 +162,8 @@ class Range(Strict, Generic[T]):
             raise ValueError(f"log = true needs low > 0, got {self.low}")
         if step is not None and (self.log or not 0 < float(step) <= high - low):  # type: ignore[arg-type]
             raise ValueError("step must be positive, at most high - low, and not combined with log")
+        if step is not None and (high - low) / float(step) > 1e15:  # type: ignore[arg-type]
+            raise ValueError("step is too small for the range")
         return self
 
     @property

@@ -133,6 +133,12 @@ class Tracker:
             self.client.restore_run(max(deleted, key=_completeness).info.run_id)
         return self.run_id(key)
 
+    def _needed_summary(self, key: str) -> str:
+        run_id = self.summary_run_id(key)
+        if run_id is None:
+            raise StoreError("the study's summary run was deleted for good: run the same command again")
+        return run_id
+
     def _runs(self, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
         runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", view)
         return runs
@@ -242,8 +248,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        run_id = self.summary_run_id(key)
-        assert run_id is not None
+        run_id = self._needed_summary(key)
         for name, value in tags.items():
             self.client.set_tag(run_id, name, value)
 
@@ -256,7 +261,7 @@ class Tracker:
         with temporary_folder() as folder:
             path = folder / name
             path.write_bytes(content)
-            self.client.log_artifact(self.summary_run_id(key), str(path))
+            self.client.log_artifact(self._needed_summary(key), str(path))
 
     def kept_forecast(self, key: str) -> str | None:
         """Return the study's forecast as `log_forecast` logged it; None if it has not.
@@ -284,8 +289,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        run_id = self.summary_run_id(key)
-        assert run_id is not None
+        run_id = self._needed_summary(key)
         known = self.client.get_run(run_id).data.metrics
         now = time.time_ns() // 1_000_000
         points = [

@@ -131,7 +131,7 @@ def test_kubernetes_gets_what_its_workers_accept(
     assert launcher(*start, *elsewhere) == 2
     assert "fixed.patience: 2 has no effect within epochs = 3" in capsys.readouterr().err
     for is_begun, options in ((False, ["--epochs", "3", *elsewhere]), (False, ["--demo"]), (True, elsewhere)):
-        monkeypatch.setattr("ablation.study.begun_decoding", lambda store, name, is_begun=is_begun: int(is_begun))
+        monkeypatch.setattr("ablation.study.may_have_begun", lambda store, name, is_begun=is_begun: is_begun)
         assert launcher(*start, *options) == 0, capsys.readouterr().err
         assert "kind: Job" in capsys.readouterr().out
     assert list(Path.cwd().iterdir()) == []

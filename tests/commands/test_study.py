@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from ablation import study
-from ablation.base.errors import InputError
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.data.decoding import DECODING_VERSION
 from ablation.running import checks
 from ablation.running import study as running_study
@@ -25,7 +25,7 @@ from ablation.spec.reading import load_study
 from ablation.spec.study import StudySpec
 from ablation.spec.tables import Data
 from ablation.storage.locks import open_locks
-from ablation.storage.store import find_store
+from ablation.storage.store import Store, find_store
 from tests.fake_results import fake_spec
 from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.studies import Command, signal_handlers_kept
@@ -250,14 +250,31 @@ def test_what_has_no_effect_is_accepted_in_demos_quick_tries_and_studies_that_ha
     assert load((["epochs"], 4), is_try=True).factors.entries()["patience"] == [0, 6]
     with pytest.raises(InputError, match=r"factors.patience: 9 has no effect within epochs = 10"):
         load(patiences=[0, 9])
-    monkeypatch.setattr(study, "begun_decoding", lambda *_: 3)
+    monkeypatch.setattr(study, "may_have_begun", lambda *_: True)
     assert load(patiences=[0, 9]).factors.entries()["patience"] == [0, 9]
+
+
+@pytest.mark.parametrize(("error", "may"), [(StoreAway, True), (StoreError, False), (InputError, False)])
+def test_a_study_may_have_begun_while_its_server_is_away(
+    error: type[Exception], may: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is waited for, rather than refused for what a study that has begun may have."""
+
+    def fail(store: Store) -> None:
+        raise error("as said")
+
+    store = find_store(str(tmp_path))
+    monkeypatch.setattr("ablation.search.studies.brief_storage", fail)
+    assert study.may_have_begun(store, "mine") == may
+    assert study.begun_decoding(store, "mine") is None
 
 
 def test_a_study_is_found_in_its_store(finished_study: Path, tmp_path: Path) -> None:
     store = find_store(str(finished_study / "store"))
     assert study.begun_decoding(store, "small") == 3  # digits are not decoded: no version is named
     assert study.begun_decoding(store, "other") is None
+    assert study.may_have_begun(store, "small")
+    assert not study.may_have_begun(store, "other")
     assert study.begun_decoding(find_store(str(tmp_path / "none")), "small") is None
     assert not (tmp_path / "none").exists()
 

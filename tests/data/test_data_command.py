@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from tests.analysis.test_label_errors import with_calls
 from tests.data.test_image_files import images
 from tests.data.test_image_folder import tree
 from tests.fake_results import fake_result, store_study
+from tests.studies import REPOSITORY
 
 
 def smooth(number: int, side: int = 96) -> Image.Image:
@@ -207,6 +210,17 @@ def test_a_study_of_any_backbone_has_images(backbone: str, tmp_path: Path, monke
     assert read_data(str(tmp_path / "own.toml"), ("data.limit=50",)) == Data(source="digits", limit=50)
 
 
+def test_a_refused_file_imports_nothing_large(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("question = 5\n")
+    code = (
+        "import sys; from ablation.data.__main__ import main; status = main();"
+        "print(sorted({'torch', 'mlflow', 'optuna', 'sklearn'} & set(sys.modules)), status)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "own.toml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[] 2", done.stderr
+
+
 def test_lists_have_no_formulas(tmp_path: Path) -> None:
     write_lines(tmp_path / "lines.csv", [("test image", "label"), ("=1+1.png", "@sum"), ("a\nb.png", "-1")])
     with (tmp_path / "lines.csv").open(encoding="utf-8", newline="") as file:
@@ -235,3 +249,11 @@ def test_suspected_labels_are_named_by_their_files(tmp_path: Path) -> None:
     (root / "test" / "cat" / "9.png").replace(root / "test" / "cat" / "-.png")
     with pytest.raises(InputError, match="^data: the images have changed since the study$"):
         run("suspects", name, "--store", str(store.root))
+
+
+def test_a_study_with_a_key_without_effect_has_images(tmp_path: Path) -> None:
+    """The study is right otherwise, and its images are those of the whole study."""
+    path = tmp_path / "s.toml"
+    published = '[[published]]\narm = { truncate_at = "conv1_1" }\naccuracy = 0.9\n'
+    path.write_text((REPOSITORY / "studies" / "vgg_truncation.toml").read_text(encoding="utf-8") + published)
+    assert read_data(str(path), ()).source == "cifar10"

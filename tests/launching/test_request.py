@@ -19,6 +19,13 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    """Some editors write one; study files may have it too."""
+    file = tmp_path / "cluster.toml"
+    file.write_bytes(b'\xef\xbb\xbf[launch]\npartition = "gpu"\n')
+    assert read_options([], file) == {"partition": "gpu"}
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [("partition", "'partition' is not KEY=VALUE"), ("--time=1", "'--time' is no option's name"),

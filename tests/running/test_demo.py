@@ -165,6 +165,16 @@ THREE = [
          {"confirm.looks": [3]}),
         (f"{VIT}{''.join(THREE)}[confirm]\nseeds = 5\ncompare = 'control'\ncontrol = {{ arm = 'all' }}",
          {"confirm.control": {"arm": "six"}}),
+        (f"{VIT}{''.join(THREE)}[confirm]\nseeds = 5\ncontrol = {{ arm = 'all' }}",
+         {"confirm.control": {}}),  # dropped, as before
+        (f"{VIT}{''.join(THREE)}[confirm]\nseeds = 5\ncontrol = {{ arm = 'three' }}",
+         {"confirm.control": {"arm": "three"}}),
+        (f"{VIT}[[arms]]\ntruncate_at = 'block6'\n{''.join(THREE[1:])}"
+         "[confirm]\nseeds = 5\ncompare = 'control'\ncontrol = { arm = 'all' }",
+         {"confirm.control": {"arm": "block5"}}),
+        (f"{VIT}{THREE[2]}[[arms]]\ntruncate_at = 'block9'\nlr = 0.1\n"
+         "[confirm]\nseeds = 5\ncompare = 'control'\ncontrol = { arm = 'block9,lr=0.1' }",
+         {"confirm.control": {"arm": "block5,lr=0.1"}}),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_demo_is_made_to_fit(tables: str, expected: dict[str, object], tmp_path: Path) -> None:
@@ -177,6 +187,37 @@ def test_what_does_not_fit_the_demo_is_made_to_fit(tables: str, expected: dict[s
     for name in key.split("."):
         found = getattr(found, name)
     assert (found.model_dump(exclude_defaults=True) if isinstance(found, BaseModel) else found) == value
+
+
+def test_arms_of_the_command_line_may_lack_the_control(tmp_path: Path) -> None:
+    """The demo names no control that they have not."""
+    path = tmp_path / "other.toml"
+    path.write_text(f"question = '?'\ntrials_per_arm = 4\nepochs = 30\n{VIT}{''.join(THREE)}"
+                    "[confirm]\nseeds = 5\ncontrol = { arm = 'all' }\n")  # fmt: skip
+    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
+    arms = [{"name": "one", "truncate_at": "block1"}, {"name": "two", "truncate_at": "block2"}]
+    assert load_study(path, overrides=[*changes, (["arms"], arms)]).confirm.control == {}
+
+
+@pytest.mark.parametrize(
+    ("search", "known", "expected"),
+    [
+        ("{ low = 0, high = 12, step = 4 }", [8, 0, 4], [4, 0]),  # the demo's search chooses 0 or 4
+        ("{ low = 0, high = 12 }", [8, 0, 4], [5, 0]),
+        ("{ low = 4, high = 12, step = 4 }", [8, 4], [4]),
+        ("{ low = 8, high = 12, step = 4 }", [8, 12], [5]),
+        ("{ choices = [0, 4, 8] }", [8, 0, 4], [5, 0]),
+    ],
+)
+def test_known_depths_are_those_that_the_search_of_the_demo_can_choose(
+    search: str, known: list[int], expected: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "other.toml"
+    tables = "".join(f"[[known]]\nfreeze_depth = {depth}\n" for depth in known)
+    path.write_text(f"question = '?'\ntrials_per_arm = 4\nepochs = 30\n{VIT}[fixed]\n{TOP}\n"
+                    f"[search]\nfreeze_depth = {search}\n{tables}")  # fmt: skip
+    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
+    assert [each.get("freeze_depth") for each in load_study(path, overrides=changes).known] == expected
 
 
 @pytest.mark.parametrize("question", ["", "question = 5\n"])

@@ -1,15 +1,25 @@
-"""Strategies are known in one place: a new one needs an entry there, and no other module asks for a name."""
+"""Strategies are known in one place: a new one needs an entry there, and no other module asks for a name. Ranges."""
 
 import ast
 from pathlib import Path
 from typing import get_args
 
+import pytest
+from pydantic import ValidationError
+
 import ablation
-from ablation.spec.parameters import STRATEGIES, StrategyName
+from ablation.spec.parameters import STRATEGIES, Range, StrategyName
 
 
 def test_every_strategy_is_described() -> None:
     assert tuple(STRATEGIES) == get_args(StrategyName)
+
+
+def test_a_range_with_more_steps_than_a_number_can_count_is_refused() -> None:
+    """Decimal numbers, in which steps are counted, have 28 digits."""
+    with pytest.raises(ValidationError, match="step is too small for the range"):
+        Range[float](low=0.0, high=1.0, step=1e-29)
+    assert Range[float](low=0.0, high=1.0, step=1e-9).count == 1e9 + 1
 
 
 def test_no_module_compares_the_names_of_strategies() -> None:
