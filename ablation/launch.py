@@ -157,16 +157,15 @@ def fitting_workers(spec: StudySpec, store: Store, given: Mapping[str, Any]) -> 
     from ablation.base.device import check_device
     from ablation.base.terminal import say, waiting
     from ablation.launching.local import usable_gpus
-    from ablation.planning.forecast import feature_room, memory, workers_that_fit
+    from ablation.planning.forecast import memory, workers_that_fit
 
     gpus = usable_gpus()
     if check_device(given["device"]).type != "cuda":
         raise InputError("--per-gpu auto: is for CUDA devices; say --workers N")
     with waiting("Measuring the memory that a worker needs"):
         study = measured_plan(spec, store, given["device"], round(given["feature_cache"] * 1e9))
-    plan, free = memory(study), study.probe.free_bytes
-    needed = plan.total
-    count = workers_that_fit(needed, free, usable_cores() // gpus, plan.features, feature_room(study.conditions.device))
+    needed, free = memory(study).total, study.probe.free_bytes
+    count = workers_that_fit(needed, free, usable_cores() // gpus)
     say(f"{plural(count, 'worker')} on each GPU: each needs about {needed / 1e9:.1f} of {free / 1e9:.1f} GB")
     return count
 

@@ -206,23 +206,15 @@ class Memory:
     mapped: int = 0
 
 
-def workers_that_fit(needed: int, free: int, cores: int, features: int = 0, room: float = 0) -> int:
+def workers_that_fit(needed: int, free: int, cores: int) -> int:
     """Return how many workers fit on a GPU, at least one, with a tenth of its free memory left and a core for each.
 
     Args:
         needed: bytes of the GPU's memory that a worker needs, see `memory`.
         free: its free bytes.
         cores: the cores of this machine for each of its GPUs.
-        features: bytes of a worker's features on the GPU.
-        room: bytes of the GPU's memory for the features of all its workers, which divide it.
     """
-    fitting = min(cores, int(0.9 * free / (needed + CUDA_BYTES)))
-    return max(1, min(fitting, int(room // features)) if features else fitting)
-
-
-def feature_room(device: torch.device) -> int:
-    """Return the bytes of a GPU's memory for the features of all its workers."""
-    return round(torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE)
+    return max(1, min(cores, int(0.9 * free / (needed + CUDA_BYTES))))
 
 
 def memory(study: StudyPlan) -> Memory:
@@ -238,7 +230,7 @@ def memory(study: StudyPlan) -> Memory:
     mapped = decoded if is_mapped(study.spec.data, size, study.conditions.side) else 0
     if device.type == "cuda":
         stored = feature_bytes(study.spec, size, study.conditions.precision)
-        most = feature_room(device)
+        most = round(torch.cuda.get_device_properties(device).total_memory * SHARE_OF_DEVICE)
         features = min(stored, most) if stored <= study.feature_limit else 0
         return Memory(peak + used + features, used, features, mapped)
     if mapped:

@@ -51,13 +51,12 @@ def test_workers_per_gpu_follow_the_memory_of_a_trial(
     free: int, cores: int, workers: int,
 ) -> None:  # fmt: skip
     """Two GPUs; a worker needs 1.9 GB and CUDA's own 0.6; a tenth stays free, and each has a core; one is the least."""
-    plan = SimpleNamespace(probe=SimpleNamespace(free_bytes=free * 10**9), conditions=SimpleNamespace(device="cuda"))
+    plan = SimpleNamespace(probe=SimpleNamespace(free_bytes=free * 10**9))
     monkeypatch.setattr(local, "gpu_count", lambda: 2)
     monkeypatch.setattr("ablation.base.cores.usable_cores", lambda: cores)
     monkeypatch.setattr("ablation.base.device.check_device", lambda name: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(launch, "measured_plan", lambda spec, store, device, limit: (say("probing"), plan)[1])
     monkeypatch.setattr("ablation.planning.forecast.memory", lambda study: Memory(1_900_000_000, 0, 0))
-    monkeypatch.setattr("ablation.planning.forecast.feature_room", lambda device: 10**9)
     assert launcher(study_file, "--on", "local", "--per-gpu", "auto", "--print") == 0
     captured = capsys.readouterr()
     each = workers // 2

@@ -12,7 +12,6 @@ from ablation.data.reading import DataSize
 from ablation.planning import workload
 from ablation.planning.forecast import (
     ASSUMED,
-    CUDA_BYTES,
     LIBRARY_BYTES,
     Budget,
     Span,
@@ -25,7 +24,6 @@ from ablation.planning.forecast import (
     memory,
     planned_budget,
     study_span,
-    workers_that_fit,
 )
 from ablation.planning.probe import Failure, Kind, Probe, Speed
 from ablation.planning.tables import arms_table, budget_table
@@ -417,11 +415,3 @@ def test_differences_are_those_that_the_report_tests() -> None:
     )
     assert differences_found(controlled, 1000, 5)["truncate_at"] < of_cuts, "fewer comparisons"
     assert differences_found(spec, 1000, 2) == {}
-
-
-def test_workers_divide_the_room_for_features() -> None:
-    """Else their features stay on the host: 20 GB hold three workers' 6 GB, though 72 GB hold six workers."""
-    needed = 12 * 10**9 - CUDA_BYTES
-    assert workers_that_fit(needed, 80 * 10**9, 16) == 6
-    assert workers_that_fit(needed, 80 * 10**9, 16, 6 * 10**9, 20 * 10**9) == 3
-    assert workers_that_fit(needed, 80 * 10**9, 16, 30 * 10**9, 20 * 10**9) == 1
