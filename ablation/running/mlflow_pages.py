@@ -39,7 +39,8 @@ def conclude_pages(tracker: Tracker, summary_key: str, result: StudyResult) -> N
         StoreError: MLflow's store cannot be used.
     """
     runs = arm_runs(result)
-    keep_arm_runs(tracker, summary_key, result.spec.name, runs, result.spec.goal)
+    names = [arm.arm.name for arm in result.arms]
+    keep_arm_runs(tracker, summary_key, result.spec.name, runs, names, result.spec.goal)
     keep_confirmed_models(tracker, confirmed_models(result))
     keep_views(
         tracker, study_views(result.spec, has_arm_runs=any(result.spec.goal.test_metric in run.metrics for run in runs))

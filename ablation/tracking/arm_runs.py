@@ -33,7 +33,12 @@ class ArmRun:
 
 
 def keep_arm_runs(
-    tracker: Tracker, summary_key: str, study: str, arms: Sequence[ArmRun], objective: Objective = ACCURACY
+    tracker: Tracker,
+    summary_key: str,
+    study: str,
+    arms: Sequence[ArmRun],
+    names: Sequence[str],
+    objective: Objective = ACCURACY,
 ) -> None:
     """Create or update the runs of a study's arms; one process of a study at a time may do this.
 
@@ -43,7 +48,8 @@ def keep_arm_runs(
         tracker: the study's experiment.
         summary_key: the key of its summary run, which gets the objective of each arm (test images) as a metric.
         study: its name.
-        arms: in the study's order.
+        arms: those in which a trial has finished.
+        names: of all the study's arms, in their order.
         objective: of the study.
 
     Raises:
@@ -64,12 +70,8 @@ def keep_arm_runs(
         summary_id = tracker.summary_run_id(summary_key)
         if summary_id is not None:
             test = objective.test_metric
-            names = _arms_in_metrics([arm.arm for arm in arms])
-            means = {
-                f"{test}/{name}": arm.metrics[test]
-                for name, arm in zip(names, arms, strict=True)
-                if test in arm.metrics
-            }
+            metric_names = _arms_in_metrics(names)
+            means = {f"{test}/{metric_names[arm.arm]}": arm.metrics[test] for arm in arms if test in arm.metrics}
             _log_changes(tracker, summary_id, means, [])
 
 
@@ -81,7 +83,8 @@ def _log_changes(tracker: Tracker, run_id: str, metrics: Mapping[str, float], pa
     tracker.client.log_batch(run_id, metrics=new, params=params)
 
 
-def _arms_in_metrics(arms: Sequence[str]) -> list[str]:
+def _arms_in_metrics(arms: Sequence[str]) -> dict[str, str]:
     """Return the arms' names in those of metrics, where MLflow allows fewer characters; numbered where two coincide."""
     names = [re.sub(r"[^A-Za-z0-9_. -]+", " - ", arm) for arm in arms]
-    return [f"{name} {n}" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
+    numbered = [f"{name} {n}" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
+    return dict(zip(arms, numbered, strict=True))

@@ -20,6 +20,15 @@ def store(tmp_path: Path) -> Store:
     return find_store(str(tmp_path / "s"))
 
 
+@pytest.fixture
+def tracker(store: Store) -> Tracker:
+    """Of a new store, without a run."""
+    store.prepare()
+    client = open_client(store, create=True)
+    assert client is not None
+    return Tracker(client, store, "fake", "?")
+
+
 def test_they_are_no_trials(store: Store) -> None:
     result = fake_result({"truncate_at": ["block1", "block3"]}, {"block1": 0.5, "block3": 0.6}, images=50)
     before, table = store_study(store, result), load_results("fake", store=str(store.root))
@@ -27,7 +36,7 @@ def test_they_are_no_trials(store: Store) -> None:
     assert client is not None
     tracker = Tracker(client, store, "fake", "?")
     arms = [ArmRun(name, {"truncate_at": name}, {"test_accuracy": 0.5}, "x") for name in ("block1", "block3")]
-    keep_arm_runs(tracker, "summary", "fake", arms)
+    keep_arm_runs(tracker, "summary", "fake", arms, ["block1", "block3"])
     runs = client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
     assert {run.info.run_name for run in runs} == {"block1", "block3"}
     assert "study" not in runs[0].data.params  # older versions take a run with it for a trial
@@ -37,47 +46,36 @@ def test_they_are_no_trials(store: Store) -> None:
     assert {client.get_run(run.info.run_id).info.status for run in runs} == {"FINISHED"}
 
 
-def test_they_are_kept_current(store: Store) -> None:
-    store.prepare()
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, "fake", "?")
+def test_they_are_kept_current(tracker: Tracker) -> None:
     tracker.begin_summary("summary", "fake", {}, {})
     for accuracy in (0.5, 0.5, 0.75):
         arm = ArmRun(ARM.arm, ARM.levels, {**ARM.metrics, "test_accuracy": accuracy}, f"now {accuracy}")
-        keep_arm_runs(tracker, "summary", "fake", [arm])
-    (run,) = client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
+        keep_arm_runs(tracker, "summary", "fake", [arm], [ARM.arm])
+    (run,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
     assert run.info.run_name == "block1 / fine-tune all"
     assert run.data.params == {"arm": "block1,fine_tune_all", "truncate_at": "block1"}
     assert run.data.metrics == {"test_accuracy": 0.75, "rank": 1.0}
     assert run.data.tags["mlflow.note.content"] == "now 0.75"
-    assert [point.value for point in client.get_metric_history(run.info.run_id, "test_accuracy")] == [0.5, 0.75]
-    (summary,) = client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
+    assert [point.value for point in tracker.client.get_metric_history(run.info.run_id, "test_accuracy")] == [0.5, 0.75]
+    (summary,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
     assert summary.data.metrics == {"test_accuracy/block1 - fine_tune_all": 0.75}
 
 
-def test_arms_of_similar_names_have_metrics_of_their_own(store: Store) -> None:
-    store.prepare()
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, "fake", "?")
+def test_arms_of_similar_names_have_metrics_of_their_own(tracker: Tracker) -> None:
     tracker.begin_summary("summary", "fake", {}, {})
     accuracies = {"mixup+ema": 0.5, "mixup": 0.6, "mixup,ema": 0.7}
     arms = [ArmRun(name, {}, {"test_accuracy": accuracy}, "x") for name, accuracy in accuracies.items()]
-    keep_arm_runs(tracker, "summary", "fake", arms)
-    (summary,) = client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
+    for finished in (arms[2:], arms):  # the first arm gets its first trial later
+        keep_arm_runs(tracker, "summary", "fake", finished, list(accuracies))
+    (summary,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
     expected = {"mixup - ema 1": 0.5, "mixup": 0.6, "mixup - ema 3": 0.7}
     assert summary.data.metrics == {f"test_accuracy/{name}": accuracy for name, accuracy in expected.items()}
 
 
-def test_a_double_is_deleted(store: Store) -> None:
+def test_a_double_is_deleted(tracker: Tracker) -> None:
     """A server may carry out the creation of a run after it was given up."""
-    store.prepare()
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, "fake", "?")
-    keep_arm_runs(tracker, "summary", "fake", [ARM])
-    (run,) = client.search_runs([tracker.experiment_id])
-    client.create_run(tracker.experiment_id, tags={**run.data.tags, "late": "yes"})
-    keep_arm_runs(tracker, "summary", "fake", [ARM])
-    assert [left.info.run_id for left in client.search_runs([tracker.experiment_id])] == [run.info.run_id]
+    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm])
+    (run,) = tracker.client.search_runs([tracker.experiment_id])
+    tracker.client.create_run(tracker.experiment_id, tags={**run.data.tags, "late": "yes"})
+    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm])
+    assert [left.info.run_id for left in tracker.client.search_runs([tracker.experiment_id])] == [run.info.run_id]
