@@ -22,7 +22,11 @@ import click
 import sqlalchemy
 from sqlalchemy import Connection, Table, select
 
+from ablation.analysis.results import read_results
 from ablation.benchmark.scale import ARMS, scale, simulated_spec, work
+from ablation.running.mlflow_pages import conclude_pages
+from ablation.running.options import RunOptions
+from ablation.running.session import open_session, summary_key
 from ablation.search import configure_optuna
 from ablation.search.studies import open_storage, stored_content, stored_studies, study_arms
 from ablation.storage.store import Store, find_store
@@ -176,6 +180,12 @@ def run_more(store: Store, study: str, count: int) -> None:
     print(f"a further trial, of the processor: {statistics.median(used):.3f} s (n = {len(used)})", flush=True)
 
 
+def conclude(store: Store, study: str) -> None:
+    """Write what the MLflow UI shows of a study that has ended."""
+    session = open_session(read_results(store, study).spec, store, RunOptions(device_name="cpu"))
+    conclude_pages(session.tracker, summary_key(session), read_results(store, study))
+
+
 def command(*arguments: str) -> None:
     """Run a command of the package, as a user does."""
     subprocess.run([sys.executable, "-m", *arguments], check=True, stdout=subprocess.DEVNULL)
@@ -205,6 +215,7 @@ def main(folder: Path, trials: int, studies: int) -> None:
     study = stored_studies(storage)[0]
     if is_new and trials > SEED_TRIALS:
         timed(f"copying the trials of {study}", lambda: grow(store, study, trials // len(ARMS)))
+    timed("a start, and what ends a study but its report", lambda: conclude(store, study))
     in_store = ("--store", str(folder))
     timed(f"starting {study}, and {MEASURED} further trials", lambda: run_more(store, study, MEASURED))
     timed("--status", lambda: command("ablation.study", study, "--status", *in_store))

@@ -53,7 +53,7 @@ def make_store(folder: Path) -> None:
         means = {"test_accuracy": 0.6 + 0.03 * place, "best_val_accuracy": 0.6 + 0.03 * place, "rank": 10.0 - place}
         arm_runs.append(ArmRun(arm.name, levels, {**means, "training_seconds": 5.0}, "made up"))
     keep_arm_runs(tracker, "summary", SPEC.name, arm_runs, [run.arm for run in arm_runs])
-    keep_views(tracker, study_views(SPEC, has_arm_runs=True))
+    keep_views(tracker, study_views(SPEC, has_confirmations=True, has_arm_runs=True))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Legend: S confirmation runs (seeds), N test images, K classes.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -127,7 +128,7 @@ class ArmResult:
             run.spec.confirms is None for run in self.deleted
         )
 
-    @property
+    @cached_property
     def chosen(self) -> list[RunResult]:
         """The trials whose configurations are confirmed: the best of each repeat of the tuning, in their order."""
         trials = [*self.trials, *(run for run in self.deleted if run.spec.confirms is None)]

@@ -16,14 +16,14 @@ from ablation.tracking.saved_views import keep_views, study_views
 TEST_METRICS = ("test_accuracy", "test_balanced_accuracy", "test_macro_f1", "test_loss")
 
 
-def begin_pages(tracker: Tracker, spec: StudySpec) -> None:
-    """Write the views for a study that begins, or is resumed.
+def write_views(tracker: Tracker, spec: StudySpec, *, has_confirmations: bool) -> None:
+    """Write the views of a study that runs: of its trials, then of its confirmation runs, once one has finished.
 
     Raises:
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    keep_views(tracker, study_views(spec, has_arm_runs=False))
+    keep_views(tracker, study_views(spec, has_confirmations=has_confirmations, has_arm_runs=False))
 
 
 def conclude_pages(tracker: Tracker, summary_key: str, result: StudyResult) -> None:
@@ -42,9 +42,8 @@ def conclude_pages(tracker: Tracker, summary_key: str, result: StudyResult) -> N
     names = [arm.arm.name for arm in result.arms]
     keep_arm_runs(tracker, summary_key, result.spec.name, runs, names, result.spec.goal)
     keep_confirmed_models(tracker, confirmed_models(result))
-    keep_views(
-        tracker, study_views(result.spec, has_arm_runs=any(result.spec.goal.test_metric in run.metrics for run in runs))
-    )
+    has_confirmations = any(result.spec.goal.test_metric in run.metrics for run in runs)
+    keep_views(tracker, study_views(result.spec, has_confirmations=has_confirmations, has_arm_runs=True))
 
 
 def arm_runs(result: StudyResult) -> list[ArmRun]:

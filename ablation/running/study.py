@@ -21,7 +21,7 @@ from ablation.reporting.report import Report, show_report, write_report
 from ablation.running.champion import keep_examples, register_champion
 from ablation.running.cut_forecast import show_forecast
 from ablation.running.looks import share_decisions
-from ablation.running.mlflow_pages import begin_pages, conclude_pages
+from ablation.running.mlflow_pages import conclude_pages, write_views
 from ablation.running.options import RunOptions, worker_devices
 from ablation.running.registration import seal
 from ablation.running.repair import Difference, difference_texts, find_differences, mend, restore_deleted
@@ -36,7 +36,7 @@ from ablation.running.session import (
 from ablation.running.supervisor import supervise_workers
 from ablation.running.worker import work_until_done
 from ablation.search.status import status_table, trial_records
-from ablation.search.studies import TrialRecord, arm_key, read_decisions
+from ablation.search.studies import TrialRecord, arm_key, has_confirmations, read_decisions
 from ablation.spec.architectures import ARCHITECTURES, block_names, is_custom
 from ablation.spec.looks import most_seeds_of_arms
 from ablation.spec.parameters import Augmentation
@@ -141,7 +141,7 @@ def begin_summary(session: Session) -> None:
             session.tracker.begin_summary(summary_key(session), spec.name, about, files)
             share_decisions(session)
             seal(session)
-            begin_pages(session.tracker, spec)
+            write_views(session.tracker, spec, has_confirmations=has_confirmations(session.studies))
 
     wait_out(begin, session.options.start_patience)
 

@@ -12,6 +12,7 @@ from ablation.base.interrupts import stop_with_parent
 from ablation.base.retries import wait_out
 from ablation.base.text import format_params
 from ablation.running.looks import decide_due_look
+from ablation.running.mlflow_pages import write_views
 from ablation.running.options import RunOptions
 from ablation.running.session import Session, deliver_and_reconcile, open_session, show_progress
 from ablation.running.study_view import StudyView
@@ -57,6 +58,7 @@ def work_until_done(session: Session) -> None:
         )
         workbench = set_up_workbench(session, device, features)
         waits_for_mlflow = False
+        shows_confirmations = False
 
         def claim_next() -> tuple[Claim, TrialSpec] | None:
             """Claim a trial, with its parameters; None if none is free."""
@@ -93,3 +95,7 @@ def work_until_done(session: Session) -> None:
             outcome = run_trial(workbench, claim, trial_spec, progress.show_epoch)
             progress.show_trial_end(trial_spec, outcome.state, outcome.value, outcome.reason)
             waits_for_mlflow = waits_for_mlflow or not outcome.is_delivered
+            if claim.best is not None and outcome.state == "finished" and not shows_confirmations:
+                with suppress(StoreAway):
+                    write_views(session.tracker, spec, has_confirmations=True)
+                    shows_confirmations = True

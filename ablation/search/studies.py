@@ -439,6 +439,13 @@ def _key(name: str, attributes: Mapping[str, Any]) -> str:
     return str(attributes["key"])
 
 
+def has_confirmations(studies: ArmStudies) -> bool:
+    """Return whether a confirmation run of a study has finished."""
+    return any(
+        study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) for study in studies.confirmation.values()
+    )
+
+
 def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
     """Return how every trial ended, by its key; None for those that have not ended, or are trained again."""
     ends: dict[str, TrialEnd | None] = {}

@@ -32,6 +32,7 @@ MOST_BLOCKS = 64  # whose charts are hidden: more names would not fit into a tag
 REASON_WIDTH = 360  # pixels, of the column of reasons
 LOWEST_CARD, ARM_HEIGHT, LEGEND_HEIGHT = 300, 20, 160  # pixels, of cards and the bars in them
 
+TRIALS = "tags.kind = 'trial'"
 CURRENT_CONFIRMATIONS = "tags.kind = 'confirmation' and tags.superseded IS NULL"
 BY_ARM = {"mode": "tag", "groupByData": "arm"}
 # Of all runs; a chart that the UI would draw of one by itself is hidden by naming it.
@@ -59,20 +60,45 @@ class SavedView:
     state: dict[str, Any]
 
 
-def study_views(spec: StudySpec, *, has_arm_runs: bool) -> list[SavedView]:
+@dataclass(frozen=True)
+class ShownRuns:
+    """The runs that most views show: confirmation runs, or trials before the first of them has finished.
+
+    Attributes:
+        query: finds them.
+        are_confirmations: whether they are confirmation runs.
+        metrics: of the objective, the one that sorts them first.
+    """
+
+    query: str
+    are_confirmations: bool
+    metrics: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """What their means are over."""
+        return "seeds" if self.are_confirmations else "trials"
+
+
+def study_views(spec: StudySpec, *, has_confirmations: bool, has_arm_runs: bool) -> list[SavedView]:
     """Return a study's views.
 
     Args:
         spec: the study.
+        has_confirmations: whether a confirmation run has finished; views that compare arms show trials before.
         has_arm_runs: whether the first view may show a run per arm, see `arm_runs`. While a study runs there are none,
-            and the view groups the confirmation runs by arm, whose names the UI then cuts.
+            and the view groups the other runs by arm, whose names the UI then cuts.
     """
     factors = [name for name in spec.arm_parameters() if len(_levels(spec, name)) > 1]
     searched = list(spec.search.entries())
     goal = spec.goal
-    views = [_best_arm(factors, goal) if has_arm_runs else _confirmations_by_arm(goal), _learning_curves(goal)]
-    views += [_tuning(searched, goal), *(_levels_view(factor, goal, is_only=len(factors) == 1) for factor in factors)]
-    views += [_cost(goal), _failures(searched, goal)]
+    runs = ShownRuns(TRIALS, are_confirmations=False, metrics=(goal.best_metric,))
+    if has_confirmations:
+        runs = ShownRuns(CURRENT_CONFIRMATIONS, are_confirmations=True, metrics=(goal.test_metric, goal.best_metric))
+    is_only = len(factors) == 1
+    views = [_best_arm(factors, runs) if has_arm_runs else _arms_so_far(runs, goal), _learning_curves(runs, goal)]
+    views += [_tuning(searched, goal), *(_levels_view(factor, runs, goal, is_only=is_only) for factor in factors)]
+    views += [_cost(runs, goal), _failures(searched, goal)]
     blocks = block_names(spec.backbone.name)[:MOST_BLOCKS]
     own = [] if goal.best_metric in METRICS else [goal.best_metric]
     metrics = [*METRICS, *own, *(f"{metric}/{block}" for metric in BLOCK_METRICS for block in blocks)]
@@ -195,15 +221,16 @@ def _is_changed(value: str) -> bool:
 # ------------------------------------------------------------------------------------------------------- the views
 
 
-def _best_arm(factors: list[str], goal: Objective) -> SavedView:
-    charts = [_bar(goal.test_metric), _bar(goal.best_metric)]
-    charts += [_parallel(factors, goal.test_metric)] if len(factors) > 1 else []
-    charts += [_scatter(factor, "PARAM", goal.test_metric) for factor in factors[:1]]
+def _best_arm(factors: list[str], runs: ShownRuns) -> SavedView:
+    metric = runs.metrics[0]
+    charts = [_bar(name) for name in runs.metrics]
+    charts += [_parallel(factors, metric)] if len(factors) > 1 else []
+    charts += [_scatter(factor, "PARAM", metric) for factor in factors[:1]]
     charts += [_bar("training_seconds"), _bar("trained_parameters")]
-    columns = [goal.test_metric, "test_sd", "test_low", "test_high", "seeds"]
-    columns += [goal.best_metric, "training_seconds", "trained_parameters"]
+    spread = ["test_sd", "test_low", "test_high", "seeds"] if runs.are_confirmations else []
+    columns = [metric, *spread, *runs.metrics[1:], "training_seconds", "trained_parameters"]
     state = _state(
-        "Means over seeds, best validation first",
+        "Means over seeds, best validation first" if runs.are_confirmations else "Best trial of each arm, best first",
         "tags.kind = 'arm'",
         "rank",
         charts,
@@ -213,32 +240,22 @@ def _best_arm(factors: list[str], goal: Objective) -> SavedView:
     return SavedView(BEST_ARM_VIEW, "1 Which arm is best", state)
 
 
-def _confirmations_by_arm(goal: Objective) -> SavedView:
-    shown = [goal.test_metric, goal.best_metric, "training_seconds", "trained_parameters"]
+def _arms_so_far(runs: ShownRuns, goal: Objective) -> SavedView:
+    shown = [*runs.metrics, *(["training_seconds", "trained_parameters"] if runs.are_confirmations else [])]
     charts, columns = [_bar(name) for name in shown], [_metric(name) for name in shown]
-    state = _state(
-        "Means over the seeds so far",
-        CURRENT_CONFIRMATIONS,
-        goal.test_metric,
-        charts,
-        columns,
-        ascending=not goal.higher_is_better,
-    )
-    return SavedView(BEST_ARM_VIEW, "1 Which arm is best", {**state, "groupBy": _grouped(BY_ARM)})
+    title = "Means over the seeds so far" if runs.are_confirmations else "Best trial of each arm so far"
+    state = _state(title, runs.query, runs.metrics[0], charts, columns, ascending=not goal.higher_is_better)
+    best = "max" if goal.higher_is_better else "min"
+    grouped = _grouped(BY_ARM, "average" if runs.are_confirmations else best)
+    return SavedView(BEST_ARM_VIEW, "1 Which arm is best", {**state, "groupBy": grouped})
 
 
-def _learning_curves(goal: Objective) -> SavedView:
+def _learning_curves(runs: ShownRuns, goal: Objective) -> SavedView:
     shown = dict.fromkeys([goal.val_metric, "train_accuracy", "val_loss", "train_loss"])
-    columns = [_metric(name) for name in (goal.test_metric, goal.best_metric, "best_epoch")]
+    columns = [_metric(name) for name in (*runs.metrics, "best_epoch")]
     charts = [_line(name) for name in shown]
-    state = _state(
-        "Mean over seeds after each epoch",
-        CURRENT_CONFIRMATIONS,
-        goal.test_metric,
-        charts,
-        columns,
-        ascending=not goal.higher_is_better,
-    )
+    title = f"Mean over {runs.words} after each epoch"
+    state = _state(title, runs.query, runs.metrics[0], charts, columns, ascending=not goal.higher_is_better)
     return SavedView(f"{ID_PREFIX}2-learning", "2 How each arm learns", {**state, "groupBy": _grouped(BY_ARM)})
 
 
@@ -248,7 +265,7 @@ def _tuning(searched: list[str], goal: Objective) -> SavedView:
     columns = [_tag("arm"), _metric(goal.best_metric), *(_param(name) for name in searched)]
     state = _state(
         "Every trial of every arm",
-        "tags.kind = 'trial'",
+        TRIALS,
         goal.best_metric,
         charts,
         columns,
@@ -257,29 +274,24 @@ def _tuning(searched: list[str], goal: Objective) -> SavedView:
     return SavedView(f"{ID_PREFIX}3-tuning", "3 What tuning tried", state)
 
 
-def _levels_view(factor: str, goal: Objective, *, is_only: bool) -> SavedView:
-    shown = [goal.test_metric, goal.best_metric, "training_seconds"]
+def _levels_view(factor: str, runs: ShownRuns, goal: Objective, *, is_only: bool) -> SavedView:
+    shown = [*runs.metrics, "training_seconds"]
     charts = [*(_bar(name) for name in shown), _line(goal.val_metric)]
-    state = _state(
-        "Means over arms and seeds",
-        CURRENT_CONFIRMATIONS,
-        goal.test_metric,
-        charts,
-        [_metric(name) for name in shown],
-        ascending=not goal.higher_is_better,
-    )
+    columns = [_metric(name) for name in shown]
+    title = f"Means over arms and {runs.words}"
+    state = _state(title, runs.query, runs.metrics[0], charts, columns, ascending=not goal.higher_is_better)
     state["groupBy"] = _grouped({"mode": "param", "groupByData": factor})
     name = "4 Level against level" if is_only else f"4 Level against level: {factor}"
     return SavedView(f"{ID_PREFIX}4-levels-{factor}", name, state)
 
 
-def _cost(goal: Objective) -> SavedView:
-    charts = [_scatter(name, "METRIC", goal.test_metric) for name in ("training_seconds", "trained_parameters")]
+def _cost(runs: ShownRuns, goal: Objective) -> SavedView:
+    charts = [_scatter(name, "METRIC", runs.metrics[0]) for name in ("training_seconds", "trained_parameters")]
     charts += [_bar("training_seconds"), _line("images_per_second")]
-    columns = [goal.test_metric, "training_seconds", "trained_parameters", "images_per_second"]
+    columns = [runs.metrics[0], "training_seconds", "trained_parameters", "images_per_second"]
     columns = [_metric(name) for name in columns]
-    title = f"Means over seeds: cost and {goal.label}"
-    state = _state(title, CURRENT_CONFIRMATIONS, "training_seconds", charts, columns, ascending=True)
+    title = f"Means over {runs.words}: cost and {goal.label}"
+    state = _state(title, runs.query, "training_seconds", charts, columns, ascending=True)
     return SavedView(f"{ID_PREFIX}5-cost", "5 Speed and cost", {**state, "groupBy": _grouped(BY_ARM)})
 
 
@@ -305,8 +317,8 @@ def _tag(name: str) -> str:
     return f"tags.`{name}`"
 
 
-def _grouped(key: dict[str, str]) -> dict[str, Any]:
-    return {"aggregateFunction": "average", "groupByKeys": [key]}
+def _grouped(key: dict[str, str], aggregate: str = "average") -> dict[str, Any]:
+    return {"aggregateFunction": aggregate, "groupByKeys": [key]}
 
 
 def _state(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ablation.analysis import results as study_results
 from ablation.analysis.answer import analyse
 from ablation.analysis.best_arms import compared_with_best
 from ablation.analysis.pooling import analyse_study
@@ -750,3 +751,18 @@ def test_the_terminals_table_stresses_the_champions_arm() -> None:
     assert arms.bold_row == 0
     assert arms.columns[:2] == ["truncate_at", "test accuracy"]
     assert re.fullmatch(r"0\.\d\d\d ±0\.0\d\d", arms.rows[0][1])
+
+
+def test_the_work_of_a_report_grows_with_the_trials_not_with_their_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best of an arm's trials is looked for a few times, however many trials there are."""
+    searches: list[int] = []
+    best_run = study_results.best_run
+    monkeypatch.setattr(study_results, "best_run", lambda runs: (searches.append(len(runs)), best_run(runs))[1])
+    counts = []
+    for trials in (5, 40):
+        searches.clear()
+        build_report(
+            fake_result({"truncate_at": ["block1", "block3"]}, {"block1": 0.6, "block3": 0.9}, trials_per_arm=trials)
+        )
+        counts.append(len(searches))
+    assert counts[0] == counts[1]

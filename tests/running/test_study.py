@@ -33,6 +33,7 @@ from ablation.storage.store import Store, find_store
 from ablation.tracking import trial_run
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
+from ablation.tracking.saved_views import BEST_ARM_VIEW, CURRENT_CONFIRMATIONS, VIEW_TAG, view_state
 from tests.servers import PostgreSQL
 from tests.studies import ONE_ARM, Command, client, patched_train, runs
 
@@ -71,13 +72,31 @@ def seconds_beside(function: Callable[[], None]) -> float:
 def test_a_study_that_is_stopped_while_it_begins_is_marked_as_one_that_will_resume(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running_study, "begin_pages", stop)
+    monkeypatch.setattr(running_study, "write_views", stop)
     assert command(study_file, *ONE_ARM) == 130
     (summary,) = runs(Path("mlruns"), "small", "summary")
     assert summary.info.status == "SCHEDULED"
+
+
+def test_the_first_view_shows_trials_until_a_confirmation_run_has_finished(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def note(trial: int, epoch: int) -> None:
+        (experiment,) = (e for e in client(Path("mlruns")).search_experiments() if e.name == "small")
+        shown.append(view_state(experiment.tags[VIEW_TAG + BEST_ARM_VIEW])["searchFilter"])
+
+    patched_train(monkeypatch, note)
+    settings = (*ONE_ARM, "--trials", "2", "--epochs", "1")
+    assert command(study_file, *settings, "--set", "confirm.seeds=3") == 0
+    assert shown == ["tags.kind = 'trial'"] * 3 + [CURRENT_CONFIRMATIONS] * 2
+    shown.clear()
+    assert command(study_file, *settings, "--set", "confirm.seeds=4") == 0  # not those of the arms of before
+    assert shown == [CURRENT_CONFIRMATIONS]
 
 
 def test_a_summary_that_somebody_deletes_while_the_study_trains_is_restored(
@@ -138,6 +157,7 @@ def test_two_processes_of_one_study_wait_for_each_other(
 ) -> None:
     """The report is written under the study's lock."""
     waited: list[bool] = []
+    threads: list[threading.Thread] = []
     write_report = running_study.write_report
 
     def check_lock(store: Store, name: str) -> Any:
@@ -145,14 +165,17 @@ def test_two_processes_of_one_study_wait_for_each_other(
             with open_locks(store.optuna_url).exclusive(study_lock(name)):
                 waited.append(False)
 
-        threading.Thread(target=acquire, daemon=True).start()
+        threads.append(threading.Thread(target=acquire, daemon=True))
+        threads[-1].start()
         time.sleep(0.3)
         waited.append(True)
         return write_report(store, name)
 
     monkeypatch.setattr(running_study, "write_report", check_lock)
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "1") == 0
-    assert waited[0]
+    for thread in threads:
+        thread.join(30)
+    assert waited == [True, False]
 
 
 def test_the_supervisor_of_workers_drops_its_images(

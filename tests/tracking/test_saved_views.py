@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ablation.analysis.results import CHANGES
-from ablation.running.mlflow_pages import begin_pages, conclude_pages
+from ablation.running.mlflow_pages import conclude_pages, write_views
 from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.study import StudySpec
@@ -22,6 +22,7 @@ from ablation.tracking.saved_views import (
     METRICS,
     VALUE_LIMIT,
     VIEW_TAG,
+    SavedView,
     keep_views,
     stored_views,
     study_views,
@@ -61,7 +62,7 @@ def tags(tracker: Tracker) -> dict[str, str]:
 
 
 def test_a_study_has_its_views_by_name(tracker: Tracker, tmp_path: Path) -> None:
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True))
     number, views = stored_views(find_store(str(tmp_path / "s")), "fake", "http://here:1")
     assert number == tracker.experiment_id
     assert [name for name, _ in views] == NAMES
@@ -72,14 +73,14 @@ def test_a_study_has_its_views_by_name(tracker: Tracker, tmp_path: Path) -> None
 
 
 def test_the_menu_of_the_ui_has_the_first_view_first(tracker: Tracker) -> None:
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True))
     newest_first = sorted(map(json.loads, tags(tracker).values()), key=lambda view: -view["updatedAt"])
     assert newest_first[0]["name"] == NAMES[0]
     assert newest_first[-1]["name"] == NAMES[-1]
 
 
 def test_a_view_that_a_person_changed_is_left_alone(tracker: Tracker) -> None:
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=False))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=False))
     before = tags(tracker)
     key, deleted = VIEW_TAG + BEST_ARM_VIEW, f"{VIEW_TAG}ablation-5-cost"
     mine = json.loads(before[key])
@@ -87,7 +88,7 @@ def test_a_view_that_a_person_changed_is_left_alone(tracker: Tracker) -> None:
     changed = json.dumps({name: mine[name] for name in ("name", "createdAt", "updatedAt", "state")})
     tracker.client.set_experiment_tag(tracker.experiment_id, key, changed)
     tracker.client.delete_experiment_tag(tracker.experiment_id, deleted)
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True))
     after = tags(tracker)
     assert after.pop(key) == changed
     assert view_state(after.pop(deleted)) == view_state(before[deleted])  # a way to have the original again
@@ -95,22 +96,56 @@ def test_a_view_that_a_person_changed_is_left_alone(tracker: Tracker) -> None:
 
 
 def test_a_view_whose_state_was_edited_is_a_persons(tracker: Tracker) -> None:
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=False))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=False))
     key, other = VIEW_TAG + BEST_ARM_VIEW, f"{VIEW_TAG}ablation-5-cost"
     stored = tags(tracker)
     edited = json.dumps({**json.loads(stored[key]), "state": json.loads(stored[other])["state"]})
     tracker.client.set_experiment_tag(tracker.experiment_id, key, edited)
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True))
     assert tags(tracker)[key] == edited
 
 
 def test_views_are_kept_current(tracker: Tracker) -> None:
     key = VIEW_TAG + BEST_ARM_VIEW
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=False))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=False))
     assert view_state(tags(tracker)[key])["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "arm"}]
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True))
     assert view_state(tags(tracker)[key])["searchFilter"] == "tags.kind = 'arm'"
     assert view_name(tags(tracker)[key]) == NAMES[0]
+
+
+def grouped(view: SavedView) -> tuple[str, str, str]:
+    """Return which runs a view shows, sorted by which metric, and how it groups them."""
+    return view.state["searchFilter"], view.state["orderByKey"], view.state["groupBy"]["aggregateFunction"]
+
+
+@pytest.mark.parametrize(("objective", "best"), [("accuracy", "max"), ("loss", "min")])
+def test_before_the_first_confirmation_run_views_show_trials(objective: str, best: str) -> None:
+    views = study_views(fake_spec(FACTORS, objective=objective), has_confirmations=False, has_arm_runs=False)
+    by_name = {view.name: view for view in views}
+    trials, metric = "tags.kind = 'trial'", f"metrics.`best_val_{objective}`"
+    assert grouped(by_name[NAMES[0]]) == (trials, metric, best)  # the best trial of each arm
+    assert grouped(by_name[NAMES[1]]) == (trials, metric, "average")
+    assert grouped(by_name[NAMES[3]]) == (trials, metric, "average")
+    assert by_name[NAMES[5]].state["searchFilter"] == trials
+    assert not any("test_" in column for view in views for column in view.state["selectedColumns"])
+
+
+def test_a_study_without_confirmation_runs_shows_the_best_trials_of_its_arms(tracker: Tracker) -> None:
+    result = fake_result(FACTORS, ACCURACIES, images=50)
+    arms = [dataclasses.replace(arm, confirmations=[]) for arm in result.arms]
+    conclude_pages(tracker, "summary", dataclasses.replace(result, arms=arms))
+    state = view_state(tags(tracker)[VIEW_TAG + BEST_ARM_VIEW])
+    assert (state["searchFilter"], state["orderByKey"], state["orderByAsc"]) == (
+        "tags.kind = 'arm'",
+        "metrics.`rank`",
+        True,
+    )
+    shown = [chart.get("metricKey") for chart in state["compareRunCharts"] if not chart["deleted"]]
+    assert shown[0] == "best_val_accuracy"
+    assert "test_accuracy" not in shown
+    runs = tracker.client.search_runs([tracker.experiment_id], state["searchFilter"], order_by=["metrics.rank"])
+    assert [run.data.params["arm"] for run in runs] == sorted(ACCURACIES, key=ACCURACIES.__getitem__, reverse=True)
 
 
 def test_no_chart_is_left_to_the_ui() -> None:
@@ -118,7 +153,7 @@ def test_no_chart_is_left_to_the_ui() -> None:
     fields = [field.name for field in dataclasses.fields(EpochMetrics) if field.name not in ("epoch", "timestamp")]
     assert set(fields) <= {*METRICS, *BLOCK_METRICS}
     assert set(CHANGES) <= set(BLOCK_METRICS)
-    for view in study_views(fake_spec(FACTORS), has_arm_runs=True):
+    for view in study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True):
         charts = view.state["compareRunCharts"]
         named = {chart.get("metricKey") for chart in charts}
         assert named >= {*METRICS, "distance_moved/block2"}
@@ -127,7 +162,10 @@ def test_no_chart_is_left_to_the_ui() -> None:
 
 def test_views_show_the_objective() -> None:
     """Sorted by it, the best first; nothing but the training's accuracy is of accuracy."""
-    names = {view.name: view.state for view in study_views(fake_spec(FACTORS, objective="loss"), has_arm_runs=False)}
+    names = {
+        view.name: view.state
+        for view in study_views(fake_spec(FACTORS, objective="loss"), has_confirmations=True, has_arm_runs=False)
+    }
     for name in (NAMES[0], NAMES[1]):
         assert names[name]["orderByKey"] == "metrics.`test_loss`"
         assert names[name]["orderByAsc"]
@@ -136,7 +174,7 @@ def test_views_show_the_objective() -> None:
         shown = {chart.get("metricKey") for chart in state["compareRunCharts"] if not chart["deleted"]}
         assert not shown & {"val_accuracy", "test_accuracy", "best_val_accuracy"}
         assert {"best_val_loss", "best_val_accuracy"} <= {chart.get("metricKey") for chart in state["compareRunCharts"]}
-    balanced = study_views(fake_spec(FACTORS, objective="balanced_accuracy"), has_arm_runs=True)
+    balanced = study_views(fake_spec(FACTORS, objective="balanced_accuracy"), has_confirmations=True, has_arm_runs=True)
     assert not balanced[1].state["orderByAsc"]
     assert balanced[1].state["compareRunCharts"][0]["metricKey"] == "val_balanced_accuracy"
 
@@ -150,19 +188,19 @@ def test_views_fit_into_a_tag(backbone: str, tracker: Tracker) -> None:
     search = {**ranges, "head_width": {"choices": [1, 2]}, "batch_size": {"choices": [8, 16]}}
     data = {"source": "cifar10", "image_size": 224}
     spec = fake_spec(factors, backbone={"name": backbone}, search=search, data=data)
-    keep_views(tracker, study_views(spec, has_arm_runs=True))
+    keep_views(tracker, study_views(spec, has_confirmations=True, has_arm_runs=True))
     assert max(map(len, tags(tracker).values())) < 0.8 * VALUE_LIMIT
 
 
 def test_a_backbone_of_very_many_blocks_has_its_views(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(f"stage{number // 30}.residual_unit_{number * 7919 % 1000:03}" for number in range(300))
     monkeypatch.setattr(saved_views, "block_names", lambda backbone: names)
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_arm_runs=True))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True))
     assert sorted(map(view_name, tags(tracker).values())) == NAMES
 
 
 def test_a_view_that_does_not_fit_is_left_out(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    views = study_views(fake_spec(FACTORS), has_arm_runs=True)
+    views = study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True)
     monkeypatch.setattr(saved_views, "VALUE_LIMIT", 100)
     keep_views(tracker, views)
     assert tags(tracker) == {}
@@ -183,7 +221,7 @@ def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         arms.append(dataclasses.replace(arm, confirmations=confirmations))
     tracker = new_tracker(store)
-    begin_pages(tracker, result.spec)
+    write_views(tracker, result.spec, has_confirmations=True)
     conclude_pages(tracker, "summary", dataclasses.replace(result, arms=arms))
     for status, reason in WITHOUT_RESULT.items():
         tags = {"kind": "trial", "arm": "block1,fine_tune_all", "reason": reason}
@@ -242,6 +280,6 @@ def test_every_view_opens_with_its_charts(finished_store: Path) -> None:
 
 def test_a_study_without_factors_or_search_has_views(tracker: Tracker) -> None:
     spec: StudySpec = fake_spec({}, search={})
-    keep_views(tracker, study_views(spec, has_arm_runs=True))
+    keep_views(tracker, study_views(spec, has_confirmations=True, has_arm_runs=True))
     names = sorted(map(view_name, tags(tracker).values()))
     assert names == [name for name in NAMES if not name.startswith("4")]
