@@ -124,7 +124,13 @@ def cli(
              ("--status", status_only)]  # fmt: skip
     check_one_of(*shown, ("--repair", repair))
     check_one_of(*shown, ("--redo", redo))
+    changes = [("--name", name is not None), ("--trials", trials is not None), ("--epochs", epochs is not None),
+               ("--set", bool(settings)), ("--demo", as_demo)]  # fmt: skip
+    for change in changes:  # they would have no effect
+        check_one_of(("--list", list_only), ("--new", as_new), change)
     set_grace(grace)
+    if list_only and study is not None:
+        raise InputError(f"--list: lists all studies, without a NAME; --status {study} shows one of a store")
     if list_only:
         return list_studies() if store_option is None else list_stored(find_store(store_option), patience)
     if study is None:

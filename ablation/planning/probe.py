@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -146,10 +147,18 @@ def probe(kinds: Iterable[Kind], frozen_parts: Iterable[tuple[str, int]], condit
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     before = read_core_times()
     with peak_memory(device) as peak:
-        speeds = {kind: _or_failure(measure_training, kind, conditions) for kind in dict.fromkeys(kinds)}
+        speeds = {kind: _training_speed(kind, conditions) for kind in dict.fromkeys(kinds)}
         frozen = {part: _or_failure(measure_frozen, part, conditions) for part in dict.fromkeys(frozen_parts)}
     seconds = time.perf_counter() - started
     return Probe(speeds, frozen, seconds, core_use(before, read_core_times()).others, peak[0], free)
+
+
+def _training_speed(kind: Kind, conditions: Conditions) -> Speed | Failure:
+    """Return the speed of a training, without CUDA graphs where their memory is too much, as a study runs it then."""
+    speed = _or_failure(measure_training, kind, conditions)
+    if isinstance(speed, Failure) and conditions.device.type == "cuda":
+        speed = _or_failure(partial(measure_training, may_capture=False), kind, conditions)
+    return speed
 
 
 def _or_failure(
@@ -192,8 +201,13 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
         thread.join()
 
 
-def measure_training(kind: Kind, conditions: Conditions) -> Speed:
+def measure_training(kind: Kind, conditions: Conditions, *, may_capture: bool = True) -> Speed:
     """Begin a training of a kind, train for a moment, and evaluate; return how long each takes.
+
+    Args:
+        kind: of the training.
+        conditions: what all trainings of the study share.
+        may_capture: whether its steps may be captured in a CUDA graph, which takes memory of its own.
 
     Raises:
         RuntimeError: it cannot run here; torch.OutOfMemoryError or MemoryError: there is not enough memory.
@@ -201,6 +215,7 @@ def measure_training(kind: Kind, conditions: Conditions) -> Speed:
     """
     started = time.perf_counter()
     training = _begin_training(kind, conditions)
+    training.may_capture = may_capture
     begin = time.perf_counter() - started
     evaluated = _source(training.frozen, kind, _evaluation_images(conditions), conditions)
     calibrate(training.model, evaluated.in_order(), evaluated.start, conditions.precision)

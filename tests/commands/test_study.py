@@ -214,6 +214,24 @@ def test_status_in_an_empty_store_names_the_file_that_may_be_meant(
     assert capsys.readouterr().err == f"error: {find_store(None).root}: has no study {name!r}{hint}\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--list", "vgg_truncation"], "--list: lists all studies, without a NAME; --status vgg_truncation shows one"),
+        (["--list", "--store", "s", "x"], "--list: lists all studies, without a NAME; --status x shows one"),
+        (["--new", "mine", "--set", "epochs=3"], "--new and --set: choose one of them"),
+        (["--new", "mine", "--trials", "3"], "--new and --trials: choose one of them"),
+        (["--list", "--demo"], "--list and --demo: choose one of them"),
+    ],
+)
+def test_words_without_effect_are_refused(
+    command: Command, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*arguments) == 2
+    assert words in capsys.readouterr().err
+    assert not Path("studies").exists()
+
+
 NO_EFFECT = """
 question = "q"
 trials_per_arm = 2

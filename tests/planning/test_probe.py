@@ -26,6 +26,7 @@ from ablation.planning.probe import (
     probe,
 )
 from ablation.training import step
+from ablation.training.begin import Training
 from ablation.training.evaluation import Evaluation, evaluate
 from ablation.training.loop import train
 from ablation.training.sources import batch_places
@@ -161,6 +162,34 @@ def test_what_fails_is_told_and_the_rest_is_measured(monkeypatch: pytest.MonkeyP
     measurements = probe([KIND, wider], [], CONDITIONS)
     reason = "CUDA out of memory." if str(error) else "MemoryError"
     assert measurements.speeds == {KIND: Failure(reason), wider: SPEED}
+
+
+@pytest.mark.parametrize(("device", "speed"), [("cuda", SPEED), ("cpu", Failure("out of memory"))])
+def test_what_does_not_fit_beside_a_graph_is_measured_without_one(
+    monkeypatch: pytest.MonkeyPatch, device: str, speed: Speed | Failure
+) -> None:
+    """A study trains so then."""
+
+    def measure(kind: Kind, conditions: Conditions, *, may_capture: bool = True) -> Speed:
+        if may_capture:
+            raise torch.OutOfMemoryError("out of memory")
+        return SPEED
+
+    monkeypatch.setattr(module, "measure_training", measure)
+    assert module._training_speed(KIND, replace(CONDITIONS, device=torch.device(device))) == speed
+
+
+def test_a_measurement_without_graphs_captures_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    train_epochs = module.train
+
+    def train(training: Training, *arguments: Any) -> Any:
+        seen.append(training.may_capture)
+        return train_epochs(training, *arguments)
+
+    monkeypatch.setattr(module, "train", train)
+    measure_training(KIND, CONDITIONS, may_capture=False)
+    assert set(seen) == {False}
 
 
 def test_the_memory_of_the_process_is_watched() -> None:
