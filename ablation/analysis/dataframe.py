@@ -1,5 +1,6 @@
 """`ablation.load_results`: a study as a pandas table, one row per run."""
 
+import os
 from itertools import chain
 from typing import Any
 
@@ -36,7 +37,7 @@ DTYPES = {
 
 
 @mlflow_settings()
-def load_results(study: str, *, store: str | None = None) -> pd.DataFrame:
+def load_results(study: str, *, store: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """Return the runs of a study, of every arm: the trials that tuned it, then its confirmation runs.
 
     Args:

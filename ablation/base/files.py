@@ -23,7 +23,7 @@ FULL = 1_000_000  # bytes left at most on a disk that is called full
 LEFTOVER_SECONDS = 3600  # since a temporary file was last written: its process has died
 
 
-def expand(path: str) -> Path:
+def expand(path: str | os.PathLike[str]) -> Path:
     """Return a path with a leading ~ replaced by the home folder."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no such user
 

@@ -1,9 +1,11 @@
 """`ablation.open_study`: a study in a notebook or a script, as its answer, pandas tables, plots and report."""
 
 import html
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,6 +19,7 @@ from ablation.reporting.figures import draw_figures
 from ablation.reporting.pooled_report import build_pooled_report, read_analysis
 from ablation.reporting.report import build_report
 from ablation.search import quiet_optuna
+from ablation.spec.parameters import levels_name
 from ablation.storage.store import find_store
 from ablation.tracking import mlflow_settings
 from ablation.tracking.client import is_server, ui_server
@@ -41,7 +44,7 @@ class Page:
         return f'<iframe title="Report" srcdoc="{html.escape(self.html)}" style="{frame}"></iframe>'
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # NumPy's arrays in it have no single truth value
 class OpenStudy:
     """A study as its store was when it was opened; Jupyter shows its question, answer, arms and their plot.
 
@@ -99,8 +102,10 @@ class OpenStudy:
 
         The columns after the levels: `test_accuracy` (mean; with another objective, such as `test_loss`),
         `standard_deviation`, `low` and `high` (95 % interval over seeds and images), `n`, `val_accuracy` (mean) or
-        that of the objective, `chance_to_be_best`, `trained_parameters`, `training_seconds`.
-        Accuracies are fractions; what is not known is missing.
+        that of the objective, `best_trial` (its value on the validation images, biased because it was chosen for it),
+        `chance_to_be_best`, `trained_parameters`, `training_seconds`.
+        Accuracies are fractions; what is not known is missing. Arms without confirmation runs are sorted by
+        `best_trial`.
         """
         goal = self.analysis.result.spec.goal
         rows = [
@@ -113,13 +118,20 @@ class OpenStudy:
                 "high": arm.estimate.high if arm.estimate else None,
                 "n": arm.test.seeds if arm.test else 0,
                 goal.val_metric: arm.val.mean if arm.val else None,
+                "best_trial": arm.result.best.val_value if arm.result.best else None,
                 "chance_to_be_best": self.analysis.chances_of_best.get(arm.name),
                 "trained_parameters": arm.trained_parameters,
                 "training_seconds": arm.training_seconds,
             }
             for arm in self.analysis.arms
         ]
-        return pd.DataFrame(rows).sort_values(goal.test_metric, ascending=not goal.higher_is_better, ignore_index=True)
+        numbers = dict.fromkeys(
+            [goal.test_metric, "standard_deviation", "low", "high", goal.val_metric, "best_trial", "chance_to_be_best",
+             "training_seconds"], "float64",
+        )  # fmt: skip
+        table = pd.DataFrame(rows).astype({**numbers, "arm": "string", "n": "int64", "trained_parameters": "Int64"})
+        order = [goal.test_metric, "best_trial"]
+        return table.sort_values(order, ascending=not goal.higher_is_better, ignore_index=True)
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -127,25 +139,34 @@ class OpenStudy:
 
         Differences are fractions, of losses nats.
 
-        `at` is the level of another factor that the compared arms have, missing for an average over levels; `p` is
-        corrected for all tests of the study, and missing where there are too few seeds for a test.
+        Levels are as in `arms`. The compared arms have the level `at_level` of another factor, `at_factor`; both are
+        missing for an average over its levels. `p` is corrected for all tests of the study, and missing where there are
+        too few seeds for a test.
         """
+        level_of: dict[tuple[str | None, str | None], Any] = {
+            (factor, levels_name({factor: level})): level
+            for arm in self.analysis.arms
+            for factor, level in arm.result.arm.compared_levels.items()
+        }
         rows = [
             {
                 "factor": factor.factor,
-                "at": difference.at,
-                "first": difference.first,
-                "second": difference.second,
+                "at_factor": other,
+                "at_level": level_of.get((other, difference.at), difference.at),
+                "first": level_of.get((factor.factor, difference.first), difference.first),
+                "second": level_of.get((factor.factor, difference.second), difference.second),
                 "difference": difference.estimate.value,
                 "low": difference.estimate.low,
                 "high": difference.estimate.high,
                 "p": difference.estimate.p,
             }
             for factor in self.analysis.factors
-            for difference in [*factor.family, *factor.at_levels]
+            for other, differences in [(None, factor.family), *factor.by_level.items()]
+            for difference in differences
         ]
-        columns = ["factor", "at", "first", "second", "difference", "low", "high", "p"]
-        return pd.DataFrame(rows, columns=columns)
+        numbers = dict.fromkeys(["difference", "low", "high", "p"], "float64")
+        columns = ["factor", "at_factor", "at_level", "first", "second", *numbers]
+        return pd.DataFrame(rows, columns=columns).astype({**numbers, "factor": "string", "at_factor": "string"})
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -165,18 +186,20 @@ class OpenStudy:
 
     def _repr_html_(self) -> str:
         goal = self.analysis.result.spec.goal
-        shown = ["arm", goal.test_metric, "low", "high", "n"]
+        is_confirmed = bool(self.arms.n.any())
+        shown = ["arm", goal.test_metric, "low", "high", "n"] if is_confirmed else ["arm", "best_trial"]
+        what = "Test {} with its 95 % interval" if is_confirmed else "Validation {} of the best trial"
         table: str = self.arms[shown].to_html(index=False, float_format="{:.4f}".format, na_rep="")
         plot = draw_figures(self.analysis, ["arms"]).get("arms")  # none before the first confirmation run
         return (
             f"<p>{html.escape(self.question)}</p>\n<p><strong>{html.escape(self.answer)}</strong></p>\n"
-            f"<p>Test {goal.label} with its 95 % interval:</p>\n{table}\n"
+            f"<p>{what.format(goal.label)}:</p>\n{table}\n"
             f'<div style="background: #fff">{plot.svg if plot is not None else ""}</div>'
         )
 
 
 @mlflow_settings()
-def open_study(*names: str, store: str | None = None) -> OpenStudy:
+def open_study(*names: str, store: str | os.PathLike[str] | None = None) -> OpenStudy:
     """Return a study as its store has it; several that differ in their seed alone are pooled, as in their report.
 
     Args:
@@ -188,12 +211,14 @@ def open_study(*names: str, store: str | None = None) -> OpenStudy:
         pandas tables; `plots` by name; `report` as a page.
 
     Raises:
-        InputError: no study is named, there is none of that name, no trial of it has finished, or this version cannot
-            read it.
+        InputError: no study is named, or not by a string, there is none of that name, no trial of it has finished, or
+            this version cannot read it.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
     if not names:
         raise InputError("name the study to open, or the studies to pool")
+    if not all(isinstance(name, str) for name in names):
+        raise InputError("name each study by a string of its own: open_study('a', 'b')")
     where = find_store(store)
     return OpenStudy(names, read_analysis(where, names), ui_server(where) if is_server(where) else "")

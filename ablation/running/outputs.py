@@ -1,6 +1,7 @@
 """A trial's outputs: the best epoch's checkpoint, the test predictions, and the model rebuilt from them."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,7 +198,11 @@ def _frozen_tensors(model: TransferModel, trained: dict[str, torch.Tensor]) -> d
 @mlflow_settings()
 @torch.random.fork_rng(devices=[])  # new layers draw their first parameters from the global generator
 def load_model(
-    run: str, *, store: str | None = None, weights: str | None = None, module: str | None = None
+    run: str,
+    *,
+    store: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    module: str | os.PathLike[str] | None = None,
 ) -> TransferModel:
     """Rebuild a finished trial's model at its best epoch, on the CPU, in evaluation mode.
 
@@ -227,7 +232,7 @@ def load_model(
     pretrained = None
     is_pretrained = STRATEGIES[spec.strategy].starts_pretrained
     if is_pretrained and _frozen_tensors(model, trained):  # else the seed or the checkpoint has every tensor
-        address = weights or str(spec.weights)
+        address = str(spec.weights) if weights is None else os.fspath(weights)
         pretrained = read_weights(spec.backbone, address)
         if pretrained.digest != spec.weights_digest:
             raise InputError(f"{address}: not the weights that run {run} was trained with")
@@ -241,9 +246,9 @@ def load_model(
     return model.eval()
 
 
-def _check_custom_backbone(run: str, spec: TrialSpec, module: str | None) -> None:
+def _check_custom_backbone(run: str, spec: TrialSpec, module: str | os.PathLike[str] | None) -> None:
     """Run the file of a trial's custom backbone; refuse code that has changed since."""
-    path = module or str(spec.backbone_module)
+    path = str(spec.backbone_module) if module is None else os.fspath(module)
     try:
         if is_timm(spec.backbone):
             backbone = load_timm_backbone(function_name(spec.backbone), spec.image_size)

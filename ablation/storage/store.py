@@ -138,17 +138,20 @@ def sqlite_path(url: str) -> Path:
     return Path(url.removeprefix(SQLITE)).absolute()
 
 
-def find_store(option: str | None) -> Store:
+def find_store(option: str | os.PathLike[str] | None) -> Store:
     """Return the store to use, without touching it.
 
     `option` (--store) wins over MLFLOW_TRACKING_URI and OPTUNA_STORAGE, and those over the default, `mlruns` in the
     working folder.
 
     Raises:
-        InputError: the store is a file, OPTUNA_STORAGE is neither a SQLite file nor PostgreSQL, or an address is
-            ambiguous or not supported.
+        InputError: `option` is empty or an address, the store is a file, OPTUNA_STORAGE is neither a SQLite file nor
+            PostgreSQL, or an address is ambiguous or not supported.
     """
-    root = Path(os.path.realpath(expand(option or DEFAULT_STORE)))  # Path.resolve raises where links form a circle
+    if option is not None:
+        _check_is_folder_name(os.fspath(option))
+    named = DEFAULT_STORE if option is None else option
+    root = Path(os.path.realpath(expand(named)))  # Path.resolve raises where links form a circle
     if os.path.exists(root) and not os.path.isdir(root):  # noqa: PTH110, PTH112 - where one may not look, no error
         raise InputError(f"--store: {root} is not a folder")
     _check_path(root)
@@ -180,6 +183,14 @@ def find_store(option: str | None) -> Store:
             "OPTUNA_STORAGE and MLFLOW_TRACKING_URI: need two databases, because some tables have the same name"
         )
     return Store(root, tracking_uri, optuna_url)
+
+
+def _check_is_folder_name(option: str) -> None:
+    """Refuse what is no name of a folder: nothing, as of a variable that is not set, or a database's address."""
+    if not option:
+        raise InputError("--store: is empty; name a folder, or leave it out")
+    if re.match(r"[a-z][a-z0-9+]+:/", option):
+        raise InputError(f"--store: {option} is no folder; {' and '.join(DATABASES)} are variables for addresses")
 
 
 def find_store_to_write(option: str | None) -> Store:

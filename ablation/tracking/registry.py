@@ -1,6 +1,7 @@
 """The MLflow Model Registry: a registered model per study; its alias `champion` names the version of the winner."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,8 @@ class Champion:
     """A study's champion, loaded.
 
     `probabilities` takes RGB images (uint8 N x S x S x 3, S = `image_size`) and returns those of the K classes (float32
-    N x K). `resize` says how images that are not square got that size in training: the study's `data.resize`.
+    N x K); other images are an `InputError`. `resize` says how images that are not square got that size in training:
+    the study's `data.resize`.
     """
 
     registered: RegisteredVersion
@@ -273,7 +275,7 @@ def champion_texts(store: Store, study: str) -> list[str]:
 
 
 @mlflow_settings()
-def load_champion(study: str, *, store: str | None = None) -> Champion:
+def load_champion(study: str, *, store: str | os.PathLike[str] | None = None) -> Champion:
     """Load a study's champion; this runs code of the store, as `mlflow.pyfunc.load_model` does.
 
     A store that was copied or moved is read where it is. MLflow's own `models:/NAME@champion` cannot do that: it goes
@@ -302,6 +304,7 @@ def load_champion(study: str, *, store: str | None = None) -> Champion:
 
     @mlflow_settings()
     def probabilities(images_NSSC: np.ndarray) -> np.ndarray:
+        _check_images(images_NSSC, size)
         probabilities_NK: np.ndarray = model.predict(images_NSSC).to_numpy()
         return probabilities_NK
 
@@ -310,6 +313,16 @@ def load_champion(study: str, *, store: str | None = None) -> Champion:
     # Models of older versions do not say how images are scaled.
     size, resize = int(about["image_size"]), about.get("resize") or _resize_of(place, registered.run_id)
     return Champion(registered, about["arm"], list(about["classes"]), size, resize, probabilities)
+
+
+def _check_images(images_NSSC: Any, size: int) -> None:
+    """Refuse what the champion does not take; MLflow's own message would repeat the images."""
+    expected = f"probabilities: takes a NumPy array of RGB images, uint8 N x {size} x {size} x 3"
+    if not isinstance(images_NSSC, np.ndarray):
+        raise InputError(f"{expected}, not {type(images_NSSC).__name__}")
+    if images_NSSC.dtype != np.uint8 or images_NSSC.ndim != 4 or images_NSSC.shape[1:] != (size, size, 3):
+        shape = " x ".join(map(str, images_NSSC.shape))
+        raise InputError(f"{expected}, not {images_NSSC.dtype} {shape}")
 
 
 def _resize_of(store: Store, run_id: str) -> Resize:

@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,9 +31,10 @@ def test_the_functions_say_what_they_take_return_and_raise(name: str) -> None:
 
 def test_all_names_are_listed() -> None:
     assert set(ablation.__all__) == {
-        "InputError", "StoreAway", "StoreError", "__version__", "load_champion", "load_model", "load_results",
-        "open_study",
+        "Champion", "InputError", "OpenStudy", "StoreAway", "StoreError", "__version__", "load_champion", "load_model",
+        "load_results", "open_study",
     }  # fmt: skip
+    assert dir(ablation) == sorted(ablation.__all__)
     with pytest.raises(AttributeError, match="module 'ablation' has no attribute 'load_nothing'"):
         ablation.load_nothing  # noqa: B018
 
@@ -41,3 +43,24 @@ def test_the_import_loads_nothing_large() -> None:
     code = f"import ablation, json, sys; print(json.dumps(sorted({LARGE!r} & set(sys.modules))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_names_can_be_used_where_warnings_are_errors() -> None:
+    code = "import ablation, warnings; warnings.simplefilter('error'); [getattr(ablation, n) for n in ablation.__all__]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_type_checker_knows_the_names_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "use.py").write_text(
+        "from pathlib import Path\nimport ablation\n"
+        "def ends(study: ablation.OpenStudy, champion: ablation.Champion) -> str:\n"
+        "    return study.answer + champion.arm\n"
+        "ablation.open_study('a', store=Path('mlruns'))\n"
+        "ablation.nonsense\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "c"),
+               "use.py"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[:-1] == ['use.py:6: error: Module has no attribute "nonsense"  [attr-defined]'], (
+        done.stdout + done.stderr
+    )

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -68,12 +69,41 @@ def test_jupyter_shows_the_answer_and_a_page_in_a_frame(study: OpenStudy) -> Non
 def test_a_study_without_confirmation_runs_is_shown(tmp_path: Path) -> None:
     store = find_store(str(tmp_path))
     store_study(store, fake_result(TWO_BY_TWO, FOUR, name="tuned", seeds=0))
-    study = ablation.open_study("tuned", store=str(tmp_path))
+    study = ablation.open_study("tuned", store=tmp_path)
     shown = study._repr_html_()
     assert study.answer in shown
     assert "<svg" not in shown
-    with pytest.raises(ablation.InputError, match="name the study to open"):
-        ablation.open_study(store=str(tmp_path))
+    assert "None" not in shown
+    assert "Validation accuracy of the best trial" in shown
+    best = {arm.arm.name: arm.best.val_value for arm in study.analysis.result.arms if arm.best is not None}
+    assert list(study.arms.arm) == sorted(best, key=lambda arm: -(best[arm] or 0))
+    assert list(study.arms.best_trial) == sorted(filter(None, best.values()), reverse=True)
+    assert set(study.arms.dtypes[["test_accuracy", "low", "chance_to_be_best"]].astype(str)) == {"float64"}
+    assert set(study.differences.dtypes[["difference", "p"]].astype(str)) == {"float64"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [((), "name the study to open"), ((["a", "b"],), "name each study by a string of its own")]
+)
+def test_what_is_not_opened(tmp_path: Path, names: Any, message: str) -> None:
+    with pytest.raises(ablation.InputError, match=message):
+        ablation.open_study(*names, store=tmp_path)
+
+
+def test_differences_name_the_levels_of_arms(tmp_path: Path) -> None:
+    """Numbers stay numbers, and the other factor of an interaction is named."""
+    factors = {"truncate_at": ["block1", "block3"], "batch_size": [16, 32]}
+    accuracies = {"block1,batch_size=16": 0.6, "block1,batch_size=32": 0.9,
+                  "block3,batch_size=16": 0.9, "block3,batch_size=32": 0.6}  # fmt: skip
+    store_study(find_store(str(tmp_path)), fake_result(factors, accuracies, name="crossed"))
+    study = ablation.open_study("crossed", store=tmp_path)
+    rows = study.differences
+    assert set(rows.factor) == {"truncate_at", "batch_size"}
+    assert len(rows) == 2 + 4  # averages, and both at each level of the other
+    for row in rows.itertuples():
+        arms = study.arms if row.at_factor is pd.NA else study.arms[study.arms[row.at_factor] == row.at_level]
+        first, second = (arms[arms[row.factor] == level].test_accuracy.mean() for level in (row.first, row.second))
+        assert row.difference == pytest.approx(first - second)
 
 
 def test_the_report_is_the_commands(study: OpenStudy, champion_study: ChampionStudy, tmp_path: Path) -> None:

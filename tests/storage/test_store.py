@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,22 @@ def test_optunas_grpc_proxy_is_refused_with_the_way_out(monkeypatch: pytest.Monk
     monkeypatch.setenv("OPTUNA_STORAGE", "grpc://localhost:13000")
     with pytest.raises(InputError, match="proxy has no lock that dies with its worker; name the PostgreSQL behind it"):
         find_store(None)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("", "--store: is empty; name a folder, or leave it out"),
+        ("sqlite:///mlruns/mlflow.db", "--store: sqlite:///mlruns/mlflow.db is no folder; OPTUNA_STORAGE and MLFLOW_"),
+        (
+            "http://127.0.0.1:5000",
+            "--store: http://127.0.0.1:5000 is no folder; OPTUNA_STORAGE and MLFLOW_TRACKING_URI",
+        ),
+    ],
+)
+def test_what_names_no_folder_is_refused(option: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        find_store(option)
 
 
 def test_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,8 +91,13 @@ def test_any_number_of_images_and_no_other_size(champion_study: ChampionStudy) -
     assert np.allclose(all_NK.sum(1), 1, atol=1e-5)
     for start, count in ((0, 1), (5, 3), (0, 65)):
         assert np.allclose(champion.probabilities(images_NSSC[start : start + count]), all_NK[start : start + count])
-    for wrong in (images_NSSC[:, :16], images_NSSC[0], images_NSSC.astype(np.float32) / 255):
-        with pytest.raises(Exception, match="schema"):
+    expected = r"^probabilities: takes a NumPy array of RGB images, uint8 N x 32 x 32 x 3, not "
+    wrong: Any
+    for wrong, what in [
+        (images_NSSC[:2, :16], "uint8 2 x 16 x 32 x 3$"), (images_NSSC[0], "uint8 32 x 32 x 3$"),
+        (images_NSSC[:1] / 255, "float64 1 x 32 x 32 x 3$"), (images_NSSC[:2].tolist(), "list$"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=expected + what):
             champion.probabilities(wrong)
 
 
