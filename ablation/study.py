@@ -415,12 +415,13 @@ def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
     """Return the table of arms of --status, and the trials that train now."""
     from ablation.running.repair import stored_differences
     from ablation.running.running_trials import running_trials
-    from ablation.search.status import status_table, trial_records
+    from ablation.search.status import count_runs, status_table, trial_records
     from ablation.search.studies import ArmStudies, open_storage, stored_decisions, stored_studies, study_arms
     from ablation.spec.looks import decision_texts, most_seeds_of_arms
     from ablation.spec.objective import OBJECTIVES
     from ablation.spec.tables import Confirm
     from ablation.storage.locks import open_locks
+    from ablation.tracking.reading import unreported_texts
     from ablation.tracking.registry import champion_texts
 
     with refusing_unreachable_paths():
@@ -438,9 +439,10 @@ def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
     trials = trial_records(studies, open_locks(store.optuna_url))
     seeds = most_seeds_of_arms(confirm, trials, decisions)
     table = status_table(study, trials, budget, seeds, confirm.repeats, goal)
-    looks = decision_texts(confirm, decisions)
-    champion = champion_texts(store, study)
-    arms = replace(table, notes=[*table.notes, *looks, *champion, *stored_differences(store, study)])
+    ended, total = count_runs(trials, budget, seeds, confirm.repeats)
+    looks = decision_texts(confirm, decisions, has_ended=ended == total)
+    texts = [*champion_texts(store, study), *(unreported_texts(store, study) if ended == total else [])]
+    arms = replace(table, notes=[*table.notes, *looks, *texts, *stored_differences(store, study)])
     return arms, running_trials(study, store, studies, trials)
 
 

@@ -25,7 +25,7 @@ from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
-from ablation.tracking.client import DATA_FILE, FORECAST_FILE, PREDICTIONS_FILE, SAMPLES_FILE
+from ablation.tracking.client import DATA_FILE, FORECAST_FILE, PREDICTIONS_FILE, SAMPLES_FILE, folder_to_name
 from ablation.tracking.looks import decisions_in, looks_of
 from ablation.tracking.reading import (
     HiddenFile,
@@ -216,6 +216,8 @@ class StudyResult:
     look: int | None = None
     """Number of the planned look, from 0, whose runs all figures are of; None without planned looks, before the first
     of them is complete, and of pooled studies."""
+    store: str = ""
+    """The folder that commands on the study must name with `--store`; '' where they need not."""
     missing_of_studies: int | None = None
     """Of pooled studies, how many confirmation runs they lack, each by what its own looks decided; None of others."""
 
@@ -246,18 +248,38 @@ class StudyResult:
 
     @property
     def missing_confirmations(self) -> int:
-        """How many confirmation runs have yet to end; an arm in which no trial finished cannot have any."""
+        """How many of the `planned_confirmations` have yet to end."""
         if self.missing_of_studies is not None:
             return self.missing_of_studies
-        seeds = most_seeds_of_arms(self.spec.confirm, [arm.arm.name for arm in self.arms], self.decisions)
         missing = 0
-        for arm in self.arms:
+        for arm, seeds in self._most_seeds:
             ended = [run for run in (*arm.confirmations, *arm.held_back) if run.state != "unfinished"]
-            for chosen in arm.chosen:
-                count = sum(run.spec.repeat == chosen.spec.repeat for run in ended)
-                count += sum(run.spec.confirms == chosen.number for run in arm.deleted)
-                missing += max(0, seeds[arm.arm.name] - count)
+            for chosen in self._to_confirm(arm):
+                count = 0
+                if chosen is not None:
+                    count = sum(run.spec.repeat == chosen.spec.repeat for run in ended)
+                    count += sum(run.spec.confirms == chosen.number for run in arm.deleted)
+                missing += max(0, seeds - count)
         return missing
+
+    @property
+    def planned_confirmations(self) -> int:
+        """How many confirmation runs the arms' best configurations have or will have, at most.
+
+        None has an arm, or a repeat of its tuning, whose trials have all ended without one that finished.
+        """
+        return sum(seeds * len(self._to_confirm(arm)) for arm, seeds in self._most_seeds)
+
+    @property
+    def _most_seeds(self) -> list[tuple[ArmResult, int]]:
+        seeds = most_seeds_of_arms(self.spec.confirm, [arm.arm.name for arm in self.arms], self.decisions)
+        return [(arm, seeds[arm.arm.name]) for arm in self.arms]
+
+    def _to_confirm(self, arm: ArmResult) -> list[RunResult | None]:
+        """Return the best trial of each repeat of an arm's tuning; None where the first to finish may yet come."""
+        chosen = {run.spec.repeat or 0: run for run in arm.chosen}
+        is_tuned = arm.ended_trials >= self.spec.trials_per_arm
+        return [chosen.get(repeat) for repeat in range(self.spec.confirm.repeats) if repeat in chosen or not is_tuned]
 
     @property
     def left_out_texts(self) -> list[str]:
@@ -325,6 +347,7 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         left_out=left_out,
         tags={**looks_of(record.earlier_summaries), **record.summary.tags},
         look=look,
+        store=str(folder_to_name(store) or ""),
         registration=read_registration(store, record.summary) if with_details else None,
         samples=_optional(store, record.summary, SAMPLES_FILE, load_samples) if with_details else None,
         images=_optional(store, record.summary, DATA_FILE, load_summary) if with_details else None,

@@ -16,7 +16,7 @@ from ablation.base.core_use import BusyCores
 from ablation.base.terminal import console, is_live, say
 from ablation.base.text import format_duration, visible
 from ablation.running.time_left import Runs, SeedsLeft, TimeLeft
-from ablation.search.status import best_record
+from ablation.search.status import best_record, superseded_runs
 from ablation.search.studies import TrialRecord
 from ablation.spec.arms import arms
 from ablation.spec.study import StudySpec
@@ -148,8 +148,10 @@ class StudyView:
         most = self.seeds_left[1] if self.seeds_left else {}
         for arm in self._arms_that_fit(values, room):
             runs = self.runs.get(arm, [])
+            superseded = superseded_runs(runs, self.spec.confirm.repeats)
+            current = [run for run in runs if run not in superseded]
             counts = [
-                f"{sum(run.has_ended and (run.confirms is not None) == confirms for run in runs)}/"
+                f"{sum(run.has_ended and (run.confirms is not None) == confirms for run in current)}/"
                 f"{most.get(arm, total) if confirms else total}"
                 for _, total, confirms in cells
             ]

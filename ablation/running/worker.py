@@ -21,7 +21,7 @@ from ablation.running.workbench import set_up_workbench
 from ablation.search.claims import Claim, claim_trial
 from ablation.search.identity import check_not_replaced
 from ablation.search.patient_storage import RecordMissing
-from ablation.search.studies import all_ended
+from ablation.search.studies import all_ended, has_confirmations, superseded_keys
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
@@ -58,7 +58,7 @@ def work_until_done(session: Session) -> None:
         )
         workbench = set_up_workbench(session, device, features)
         waits_for_mlflow = False
-        shows_confirmations = False
+        shows_confirmations: bool | None = None
 
         def claim_next() -> tuple[Claim, TrialSpec] | None:
             """Claim a trial, with its parameters; None if none is free."""
@@ -88,6 +88,9 @@ def work_until_done(session: Session) -> None:
                 time.sleep(WAIT_SECONDS)
                 continue
             claim, trial_spec = claimed
+            if claim.best is not None:
+                with suppress(StoreAway):  # tried again with the next one
+                    shows_confirmations = show_confirmations(session, shows_confirmations)
             tuned = claim.trial if claim.best is None else claim.best
             params = format_params(tuned.params) + (f" (known: {trial_spec.known})" if trial_spec.known else "")
             params += " (resumed)" if claim.resumed else ""
@@ -95,7 +98,24 @@ def work_until_done(session: Session) -> None:
             outcome = run_trial(workbench, claim, trial_spec, progress.show_epoch)
             progress.show_trial_end(trial_spec, outcome.state, outcome.value, outcome.reason)
             waits_for_mlflow = waits_for_mlflow or not outcome.is_delivered
-            if claim.best is not None and outcome.state == "finished" and not shows_confirmations:
-                with suppress(StoreAway):
-                    write_views(session.tracker, spec, has_confirmations=True)
-                    shows_confirmations = True
+
+
+def show_confirmations(session: Session, shown: bool | None) -> bool:
+    """Let MLflow's views show confirmation runs once one has finished, and none of an earlier best configuration.
+
+    Args:
+        session: the study's.
+        shown: what an earlier call returned, which is not written again; None before.
+
+    Returns:
+        Whether they show confirmation runs.
+
+    Raises:
+        StoreAway: a server does not answer.
+        StoreError: a store cannot be used.
+    """
+    has_finished = has_confirmations(session.spec, session.studies)
+    if has_finished != shown:
+        session.tracker.mark_superseded(superseded_keys(session.spec, session.studies))
+        write_views(session.tracker, session.spec, has_confirmations=has_finished)
+    return has_finished

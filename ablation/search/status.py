@@ -106,6 +106,14 @@ def count_states(trials: Sequence[TrialRecord]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in order if counts[state]) or "none"
 
 
+def superseded_runs(trials: Sequence[TrialRecord], repeats: int = 1) -> list[TrialRecord]:
+    """Return the confirmation runs of an arm whose configuration is no longer the best of its repeat."""
+    tuned = [trial for trial in trials if trial.confirms is None]
+    best = [best_record([trial for trial in tuned if trial.number % repeats == repeat]) for repeat in range(repeats)]
+    numbers = {trial.number for trial in best if trial is not None}
+    return [trial for trial in trials if trial.confirms is not None and numbers and trial.confirms not in numbers]
+
+
 def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int, repeats: int = 1) -> int:
     """Return the number of trials and confirmation runs that an arm has or will have; budgets may have shrunk."""
     tuned = [trial for trial in trials if trial.confirms is None]
@@ -118,6 +126,14 @@ def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int, r
         current += runs
     superseded = len(trials) - len(tuned) - current
     return max(trials_per_arm, len(tuned)) + confirmations + superseded
+
+
+def count_runs(
+    trials: Mapping[str, Sequence[TrialRecord]], trials_per_arm: int, seeds: Mapping[str, int], repeats: int = 1
+) -> tuple[int, int]:
+    """Return how many runs of a study have ended, and how many it has or will have; see `status_table`."""
+    ended = sum(trial.has_ended for records in trials.values() for trial in records)
+    return ended, sum(total_runs(records, trials_per_arm, seeds[name], repeats) for name, records in trials.items())
 
 
 def status_table(
@@ -142,13 +158,14 @@ def status_table(
     for name, records in trials.items():
         best = best_record(records)
         tuned = [trial for trial in records if trial.confirms is None]
-        confirmations = [trial for trial in records if trial.confirms is not None]
+        superseded = superseded_runs(records, repeats)
+        current = [trial for trial in records if trial.confirms is not None and trial not in superseded]
         rows.append(
             [
                 name,
                 count_states(tuned),
                 *(["-", "-"] if best is None else [f"{best.value:.4f}", best.run_id]),
-                count_states(confirmations),
+                count_states(current) + (f"; {len(superseded)} superseded" if superseded else ""),
             ]
         )
         for trial in records:
@@ -156,8 +173,7 @@ def status_table(
                 notes.append(f"{trial.name} {trial.state}: {trial.reason}")
     if any(trial.state == "unknown" for records in trials.values() for trial in records):
         notes.append("unknown: running or interrupted; this user may not read the trials' locks.")
-    ended = sum(trial.has_ended for records in trials.values() for trial in records)
-    total = sum(total_runs(records, trials_per_arm, seeds[name], repeats) for name, records in trials.items())
+    ended, total = count_runs(trials, trials_per_arm, seeds, repeats)
     budget = max([trials_per_arm, *(sum(t.confirms is None for t in records) for records in trials.values())])
     most, least = repeats * max(seeds.values(), default=0), repeats * min(seeds.values(), default=0)
     up_to = "up to " if least < most else ""

@@ -439,11 +439,14 @@ def _key(name: str, attributes: Mapping[str, Any]) -> str:
     return str(attributes["key"])
 
 
-def has_confirmations(studies: ArmStudies) -> bool:
-    """Return whether a confirmation run of a study has finished."""
-    return any(
-        study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) for study in studies.confirmation.values()
-    )
+def has_confirmations(spec: StudySpec, studies: ArmStudies) -> bool:
+    """Return whether a confirmation run has finished whose configuration is still the best of its repeat."""
+    for arm, study in studies.confirmation.items():
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = best_trials(spec, studies.tuning[arm]).values()
+        if any(is_confirmation_of(frozen, tuned) for frozen in finished for tuned in best):
+            return True
+    return False
 
 
 def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:

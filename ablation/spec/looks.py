@@ -56,14 +56,20 @@ def most_seeds_of_arms(confirm: Confirm, arms: Iterable[str], decisions: Sequenc
     return dict.fromkeys(arms, most) | _stopped_at(decisions)
 
 
-def decision_texts(confirm: Confirm, decisions: Sequence[Decision]) -> list[str]:
-    """Return what was decided at each look, and what comes next, as sentences; none without planned looks."""
+def decision_texts(confirm: Confirm, decisions: Sequence[Decision], *, has_ended: bool = False) -> list[str]:
+    """Return what was decided at each look, and what comes next, as sentences; none without planned looks.
+
+    Args:
+        confirm: the study's confirmation.
+        decisions: at the looks so far.
+        has_ended: whether all runs of the last look have ended, so that no further look comes.
+    """
     texts = []
     for decision in decisions:
         stopped = f"no further seeds for {', '.join(decision.stopped)}" if decision.stopped else "all arms continue"
         what = "the answer is sure, no further seeds" if decision.is_sure else stopped
         texts.append(f"Look at {decision.seeds} seeds: {what}.")
-    if confirm.looks and not (decisions and decisions[-1].is_sure):
+    if confirm.looks and not has_ended and not (decisions and decisions[-1].is_sure):
         is_last = "" if is_open(confirm, decisions) else ", the last one"
         texts.append(f"The next look is at {current_look(confirm, decisions)} seeds{is_last}.")
     return texts

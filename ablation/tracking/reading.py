@@ -120,6 +120,22 @@ def read_runs(client: PatientClient, experiment_id: str) -> list[RunRecord]:
     return [_run_record(run) for run in search_all_runs(client, experiment_id, "", ViewType.ALL)]
 
 
+def unreported_texts(store: Store, study: str) -> list[str]:
+    """Return that a study whose runs have all ended lacks its report, as a sentence; none where nobody can say."""
+    try:
+        client = reading_client(store)
+        experiment = find_experiment(client, store, study)
+        summaries = list(search_all_runs(client, experiment.experiment_id, "tags.kind = 'summary'"))
+    except (InputError, StoreAway, StoreError):
+        return []
+    if all(run.info.status not in ("RUNNING", "SCHEDULED") for run in summaries):
+        return []
+    return [
+        "All runs have ended, but not the study: unless a process is writing its report, run the study's command once "
+        "more for its report and its champion."
+    ]
+
+
 @dataclass(frozen=True)
 class OpenRun:
     """A run that has not ended: its worker as `describe_process` has it, and times in milliseconds since 1970."""

@@ -238,8 +238,11 @@ def test_what_a_repeat_lacks_is_missing(repeated: StudyResult) -> None:
     assert result.missing_confirmations == 1
     assert analyse_study(result).verdict[0].startswith("Preliminary: ")
     untuned = replace(arm, trials=[run for run in arm.trials if run.number % 3 != 1], confirmations=[])
-    assert replace(repeated, arms=[untuned]).missing_confirmations == 4
-    assert replace(repeated, arms=[untuned]).missing_trials == 2
+    early = replace(repeated, arms=[untuned])
+    assert (early.missing_trials, early.missing_confirmations, early.planned_confirmations) == (2, 6, 6)
+    failed = [replace(run, val_accuracy=None, state="failed") if run.number % 3 == 1 else run for run in arm.trials]
+    without = replace(repeated, arms=[replace(arm, trials=failed, confirmations=[])])  # nothing to confirm in a repeat
+    assert (without.missing_trials, without.missing_confirmations, without.planned_confirmations) == (0, 4, 4)
 
 
 def test_a_lost_registration_is_said_of_repeats_too(repeated: StudyResult) -> None:

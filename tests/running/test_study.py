@@ -31,7 +31,7 @@ from ablation.spec.reading import load_study
 from ablation.storage.locks import FileLocks, open_locks, study_lock
 from ablation.storage.store import Store, find_store
 from ablation.tracking import trial_run
-from ablation.tracking.client import open_client
+from ablation.tracking.client import NOTE_TAG, open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.saved_views import BEST_ARM_VIEW, CURRENT_CONFIRMATIONS, VIEW_TAG, view_state
 from tests.servers import PostgreSQL
@@ -97,6 +97,46 @@ def test_the_first_view_shows_trials_until_a_confirmation_run_has_finished(
     shown.clear()
     assert command(study_file, *settings, "--set", "confirm.seeds=4") == 0  # not those of the arms of before
     assert shown == [CURRENT_CONFIRMATIONS]
+
+
+def test_a_study_that_is_extended_shows_nothing_of_before_as_its_answer(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither runs of a configuration that is no longer the best, nor the answer."""
+    moments: list[tuple[str, int, bool]] = []
+
+    def note(trial: int, epoch: int) -> None:
+        (experiment,) = (e for e in client(Path("mlruns")).search_experiments() if e.name == "small")
+        shown = view_state(experiment.tags[VIEW_TAG + BEST_ARM_VIEW])["searchFilter"]
+        found = client(Path("mlruns")).search_runs([experiment.experiment_id], shown)
+        moments.append((shown, len(found), "\n" in experiment.tags[NOTE_TAG] or "**" in experiment.tags[NOTE_TAG]))
+
+    settings = (*ONE_ARM, "--epochs", "1", "--set", "confirm.seeds=2")
+    assert command(study_file, *settings, "--trials", "1") == 0
+    patched_train(monkeypatch, note)
+    assert command(study_file, *settings, "--trials", "6") == 0
+    assert len(runs(Path("mlruns"), "small", "confirmation")) == 4  # another trial is the best now
+    assert moments == [(CURRENT_CONFIRMATIONS, 2, False)] * 5 + [
+        ("tags.kind = 'trial'", 6, False), (CURRENT_CONFIRMATIONS, 2, False),
+    ]  # fmt: skip
+
+
+def test_status_says_that_a_report_is_still_to_come(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words = "All runs have ended, but not the study"
+    settings = (*ONE_ARM, "--trials", "1", "--epochs", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(running_study, "conclude_study", stop)
+        assert command(study_file, *settings) == 130
+    assert command(study_file, "--status") == 0
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert command(study_file, *settings) == 0
+    assert command(study_file, "--status") == 0
+    assert words not in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_summary_that_somebody_deletes_while_the_study_trains_is_restored(

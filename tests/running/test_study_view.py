@@ -98,6 +98,13 @@ def test_it_shows_phase_arms_trials_seeds_failures_and_the_running_epoch() -> No
     assert text[7].split() == ["block2", "0.9400", "·", "●", "◆", "2/2", "1/2"]
 
 
+def test_superseded_runs_are_no_seeds_of_the_arm() -> None:
+    view = StudyView(study(["block1"], trials=2, seeds=2))
+    old = [run("block1", number, 0.90, confirms=0) for number in range(2)]
+    view.update({"block1": [run("block1", 0, 0.90), run("block1", 1, 0.94), *old]}, 6)
+    assert shown(view)[-1].split()[-1] == "0/2"
+
+
 def test_the_phase_follows_the_runs() -> None:
     view = StudyView(study(["block1", "block2"], trials=1, seeds=1))
     tuned: dict[str, list[TrialRecord]] = {"block1": [run("block1", 0, 0.5)], "block2": []}

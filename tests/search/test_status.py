@@ -6,7 +6,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from ablation.search.status import TrialRecord, best_record, count_states, status_table, total_runs, trial_records
+from ablation.search.status import (
+    TrialRecord,
+    best_record,
+    count_states,
+    status_table,
+    superseded_runs,
+    total_runs,
+    trial_records,
+)
 from ablation.search.studies import AGAIN, ArmStudies
 from ablation.storage.locks import open_locks
 
@@ -48,6 +56,21 @@ def test_status_table() -> None:
     assert table.notes == ["a confirmation #0 failed: no memory", "b #0 failed: it diverged"]
     stopped = status_table("small", {**TRIALS, "a": confirmed}, 3, {"a": 2, "b": 5})  # by a planned look
     assert stopped.title == "small: 6 of 13 runs ended (3 trials and up to 5 confirmation runs per arm)"
+
+
+def test_superseded_runs_are_counted_by_themselves() -> None:
+    """The study was extended, and another trial became the best; its first confirmation run has failed."""
+    extended = [
+        *TRIALS["a"],
+        *(record("a", number, "finished", 0.5, confirms=0) for number in range(3)),
+        record("a", 3, "failed", reason="no memory", confirms=1),
+    ]
+    table = status_table("small", {"a": extended}, 3, {"a": 3})
+    assert table.rows[0][-1] == "1 failed; 3 superseded"
+    assert table.title.startswith("small: 7 of 9 runs ended")
+    # With two repeats, trials 0 and 2 are one repeat's, and trial 1 is the other's.
+    two_repeats = [*TRIALS["a"], *(record("a", n, "finished", 0.5, confirms=c) for n, c in enumerate((0, 1, 2)))]
+    assert [run.number for run in superseded_runs(two_repeats, repeats=2)] == [0]
 
 
 def test_total_runs() -> None:
