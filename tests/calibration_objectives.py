@@ -56,6 +56,7 @@ CELLS = [
     Cell("3 seeds, one arm better", seeds=3, better=0.8),
     Cell("5 seeds, one arm better", better=0.8),
     Cell("5 seeds, few mistakes", margin=7.0),
+    Cell("5 seeds, 150 images", images=150),
 ]
 
 

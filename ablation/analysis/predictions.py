@@ -37,7 +37,7 @@ class Predictions:
 
     def scores_N(self, objective: Objective) -> np.ndarray:
         """Return what each image contributes to a metric, see `image_scores`."""
-        return image_scores(objective, self.labels_N, self.predicted_N, self.losses_N)
+        return image_scores(objective, self.labels_N, self.predicted_N, self.losses_N, self.groups_N)
 
 
 def _validation_predictions(file: Any, names: Sequence[str]) -> Predictions | None:

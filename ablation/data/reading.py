@@ -383,11 +383,20 @@ def check_memory(side: int, train: int, test: int, processes: int = 1) -> None:
 
 @dataclass(frozen=True)
 class DataSize:
-    """How many classes, training images (validation included) and test images a study has."""
+    """How many classes, training images (validation included) and test images a study has.
+
+    `test_groups` is the number of groups that the test images belong to; None without groups.
+    """
 
     classes: int
     train: int
     test: int
+    test_groups: int | None = None
+
+    @property
+    def independent_images(self) -> int:
+        """How many test images, or groups of them, are independent."""
+        return self.test if self.test_groups is None else self.test_groups
 
     def validation(self, fraction: float) -> int:
         """Return how many of the training images a fraction of them for validation is."""
@@ -402,6 +411,7 @@ def measure_data(data: Data, decoding: int = DECODING_VERSION) -> DataSize:
     Raises:
         InputError: as `list_images`, or a class is unknown.
     """
+    groups = None
     if data.source in SETS:
         known = SETS[data.source]
         classes = len(data.classes) if data.classes else known.classes
@@ -409,7 +419,8 @@ def measure_data(data: Data, decoding: int = DECODING_VERSION) -> DataSize:
     else:
         listing = list_images(data, decoding)
         classes, train, test = len(listing.classes), len(listing.train_labels_N), len(listing.test_labels_N)
-    return DataSize(classes, min(train, data.limit or train), test)
+        groups = None if listing.groups is None else len(set(listing.groups["test"]))
+    return DataSize(classes, min(train, data.limit or train), test, groups)
 
 
 def _digits_listing(data: Data) -> ImageListing:

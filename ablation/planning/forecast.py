@@ -167,16 +167,26 @@ def level_of_plan(spec: StudySpec, looks_before: int) -> float:
     return planned_levels(looks)[-1] if looks else unplanned_level(looks_before + 1)
 
 
-def differences_found(spec: StudySpec, test_images: int, seeds: int, level: float = ALPHA) -> dict[str, float]:
+def fewest_images(level: float) -> int:
+    """Return how many images, or groups of them, must favour one side before McNemar's exact test shows a difference.
+
+    Args:
+        level: of the test.
+    """
+    return math.ceil(1 - math.log2(level))
+
+
+def differences_found(spec: StudySpec, images: int, seeds: int, level: float = ALPHA) -> dict[str, float]:
     """Return factor -> the smallest difference between two of its levels that four of five studies would find.
 
-    With repeats none is promised: it depends on how much tunings differ, which is not known beforehand.
+    With repeats none is promised: it depends on how much tunings differ, which is not known beforehand. Below
+    `fewest_images` none can be shown. Images of a group are taken to be right or wrong together.
 
     The differences (fractions of accuracy) are those that the report tests: between the means of the levels' arms,
     corrected for all differences and interactions together; `level` is as in `simultaneous`. Below three seeds none is
     tested.
     """
-    if seeds < FEWEST_SEEDS or test_images < 2 or spec.confirm.repeats > 1:
+    if seeds < FEWEST_SEEDS or images < fewest_images(level) or spec.confirm.repeats > 1:
         return {}
     all_places = places(spec)
     first_levels = {factor: level_label(factor, levels[0]) for factor, levels in spec.compared_levels().items()}
@@ -185,7 +195,7 @@ def differences_found(spec: StudySpec, test_images: int, seeds: int, level: floa
     if not comparisons:
         return {}
     crossed, _ = interactions(all_places, pairs)
-    moments = assumed_moments(list(all_places), ASSUMED, seeds=seeds, images=test_images)
+    moments = assumed_moments(list(all_places), ASSUMED, seeds=seeds, images=images)
     first_of = {c.factor: number for number, c in reversed(list(enumerate(comparisons)))}  # all others are alike
     weights_CA = moments.weights([c.weights for c in comparisons] + [c.weights for c in crossed])
     smallest = smallest_differences(weights_CA, moments, list(first_of.values()), level)

@@ -18,6 +18,7 @@ from ablation.planning.forecast import (
     differences_found,
     duration_text,
     feature_seconds,
+    fewest_images,
     level_of_plan,
     memory,
     planned_budget,
@@ -161,7 +162,7 @@ def budget_table(study: StudyPlan, looks_before: int = 0) -> Table:
     is_searched = bool(study.spec.search.entries())
     rows = []
     for budget in budgets(planned_budget(study.spec)):
-        differences = differences_found(study.spec, study.size.test, budget.seeds, level)
+        differences = differences_found(study.spec, study.size.independent_images, budget.seeds, level)
         differences_text = ", ".join(f"{factor} {100 * size:.1f}" for factor, size in differences.items())
         rows.append(
             [
@@ -201,6 +202,12 @@ def _difference_note(spec: StudySpec, size: DataSize, looks_before: int) -> str:
         return f"Fewer than {FEWEST_SEEDS} seeds cannot tell a difference from chance: no difference is tested."
     if len(spec.combinations()) == 1:
         return "There is one arm: no difference is tested."
+    images = plural(size.test, "test image")
+    if size.test_groups is not None:
+        images = f"{plural(size.test_groups, 'group')} of {images}, right or wrong together"
+    fewest = fewest_images(level_of_plan(spec, looks_before))
+    if size.independent_images < fewest:
+        return f"There are {images}: fewer than {fewest} cannot show a difference in accuracy, however large it is."
     of = "arms" if spec.arms else "levels of a factor"
     level = percent(level_of_plan(spec, looks_before))
     tested = ""
@@ -211,7 +218,7 @@ def _difference_note(spec: StudySpec, size: DataSize, looks_before: int) -> str:
     unknown = "" if spec.objective == "accuracy" else f" How much {spec.goal.label} varies is not known beforehand."
     return (
         f"Smallest difference: the smallest difference in accuracy between two {of} that the report would show in 4 of "
-        f"5 such studies, corrected for all that is compared{tested}. Assumed: {size.test:,} test images, a standard "
+        f"5 such studies, corrected for all that is compared{tested}. Assumed: {images}, a standard "
         f"deviation over seeds of {100 * ASSUMED.seed_sd} points, an accuracy of 0.88, and runs that disagree on "
         f"{100 * ASSUMED.same_arm:.0f} % of the images within one arm and on {100 * ASSUMED.other_arm:.0f} % between "
         f"two arms.{unknown}"

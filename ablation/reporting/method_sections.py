@@ -8,6 +8,7 @@ from ablation.analysis.looks import look_sentences
 from ablation.analysis.pooling import right_of
 from ablation.analysis.power import REPEAT_SIZES, SIZES
 from ablation.analysis.results import StudyResult
+from ablation.analysis.scores import FEWEST_OF_CLASS
 from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.wording import percent, points
 from ablation.base.text import Table, plural
@@ -111,9 +112,15 @@ def _few_images(goal: Objective) -> str:
     """Return how differences are tested that few images decide."""
     if goal.counts_images:
         return "Where the two sides differ on fewer than ten images, McNemar's exact test must agree."
-    return (
+    text = (
         f"The part of the variance of {goal.label} that the images cause is that of each image's influence on it; "
         "where few images carry it, their number takes the place of all images in the degrees of freedom."
+    )
+    if goal.name == "loss":
+        return text
+    return (
+        f"{text} Fewer than {FEWEST_OF_CLASS} images or groups of a class say little of how much it varies: they are "
+        "taken to vary around the mean of all classes."
     )
 
 

@@ -4,8 +4,12 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from ablation.analysis.boundaries import planned_levels
+from ablation.analysis.scores import FEWEST_OF_CLASS, units_of_classes
 from ablation.analysis.simultaneous import FEWEST_SEEDS
+from ablation.analysis.statistics import FEWEST_DISCORDANT
 from ablation.analysis.wording import percent
 from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
@@ -28,6 +32,7 @@ from ablation.training.feature_cache import pretrained_cuts
 MOST_POINTS_PER_IMAGE = 1.0  # of accuracy: 100 images
 MOST_SHRINKING = 2  # of a picture's shorter side to an image size that nobody chose
 SAMPLED_FILES = 50
+MOST_NAMED = 5  # classes in a hint
 FEWEST_PER_CLASS = 5  # training images; few-shot learning begins with one to five, where other methods are used
 
 
@@ -54,15 +59,19 @@ def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) ->
     if weights is not None and not download:
         load_weights(spec)
     size = measure_data(spec.data, decoding)
+    of_classes: list[str] = []
     if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
         images, _ = load_images_and_split(spec, 1, decoding, is_begun=begun is not None)
         if images.reading:
             say(images.reading)
+        of_classes = class_hints(spec, images)
     trainings = plural(len(arms(spec)) * (spec.trials_per_arm + spec.confirm.runs), "training")
     say(
         f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} on {size.train:,} images of "
         f"{size.classes} classes (validation images included)"
     )
+    if size.test_groups is not None:
+        say(f"Tested on {plural(size.test, 'image')} of {plural(size.test_groups, 'group')}")
     if download:
         say(download)
     if spec.confirm.looks:
@@ -72,7 +81,7 @@ def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) ->
         say("Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code")
     for warning in too_small(spec, size):
         say(f"warning: {warning}")
-    for hint in objective_hints(spec) + size_hints(spec.data, decoding):
+    for hint in objective_hints(spec) + size_hints(spec.data, decoding) + of_classes:
         say(hint)
 
 
@@ -84,6 +93,25 @@ def objective_hints(spec: StudySpec) -> list[str]:
     return [
         "hint: class_weights = 'balanced' trains for all classes alike, but objective = 'accuracy' chooses by the "
         "share of images; objective = 'balanced_accuracy' would choose as it trains"
+    ]
+
+
+def class_hints(spec: StudySpec, images: ImageSet) -> list[str]:
+    """Return the line on classes with few test images, of a study whose objective weighs all classes alike; else none.
+
+    With groups, on classes whose test images are of few groups.
+    """
+    if spec.objective not in ("balanced_accuracy", "macro_f1") or spec.confirm.seeds == 0:
+        return []
+    units_K = units_of_classes(images.test_labels_N, images.test_groups_N, len(images.classes))
+    few = [f"{images.classes[k]!r} has {units_K[k]}" for k in np.flatnonzero(units_K < FEWEST_OF_CLASS)]
+    if not few:
+        return []
+    what = "test images" if images.test_groups_N is None else "groups of test images"
+    more = f" and {plural(len(few) - MOST_NAMED, 'other')}" if len(few) > MOST_NAMED else ""
+    return [
+        f"hint: classes with fewer than {FEWEST_OF_CLASS} {what} ({', '.join(few[:MOST_NAMED])}{more}) make the "
+        f"intervals of {spec.goal.label} wide, because all classes count alike in it"
     ]
 
 
@@ -125,6 +153,11 @@ def too_small(spec: StudySpec, size: DataSize) -> list[str]:
         warnings.append(
             f"{plural(size.test, 'test image')}, each worth {100 / size.test:.1f} points of accuracy; "
             "smaller differences of arms cannot be found"
+        )
+    if compares and size.test_groups is not None and size.test_groups < FEWEST_DISCORDANT:
+        warnings.append(
+            f"{plural(size.test_groups, 'group')} of test images, which the report's tests count, not the images; "
+            f"fewer than {FEWEST_DISCORDANT} seldom show a difference"
         )
     if size.train - val_images < FEWEST_PER_CLASS * size.classes:
         warnings.append(f"there are fewer than {FEWEST_PER_CLASS} training images per class")

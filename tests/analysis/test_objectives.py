@@ -19,6 +19,8 @@ from ablation.analysis.statistics import arm_moments, carrying_units, contrast
 from ablation.analysis.tuning import best_of, tuned_minus_confirmed
 from ablation.base.errors import InputError
 from ablation.reporting.comparison_of_studies import across_sentences, across_tables
+from ablation.reporting.content import Items
+from ablation.reporting.method_sections import meaning_blocks
 from ablation.spec.arms import arms
 from ablation.spec.objective import OBJECTIVES
 from tests.fake_results import fake_arm, fake_predictions, fake_result, fake_spec, fake_study
@@ -140,6 +142,16 @@ def test_balanced_accuracy_decides_on_unbalanced_classes() -> None:
         if (p := run.predictions) is not None
     ]
     assert difference.estimate.value == pytest.approx(np.mean(by_hand[:3]) - np.mean(by_hand[3:]))
+
+
+def test_the_report_says_how_few_images_of_a_class_count() -> None:
+    def text(result: StudyResult) -> str:
+        return " ".join(
+            text for block in meaning_blocks(analyse(result)) if isinstance(block, Items) for text in block.texts
+        )
+
+    assert "Fewer than 5 images or groups of a class" in text(unbalanced_study())
+    assert "of a class" not in text(loss_study())
 
 
 def test_repeats_and_groups_with_another_objective() -> None:

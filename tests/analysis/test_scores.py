@@ -3,12 +3,16 @@
 Legend: N images, K classes.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
-from ablation.analysis.scores import image_scores
+from ablation.analysis.scores import image_scores, units_of_classes
+from ablation.analysis.statistics import contrast
 from ablation.spec.objective import ACCURACY, OBJECTIVES, Objective
+from tests.fake_results import fake_predictions
 
 LABELS_N = np.array([0, 0, 0, 0, 0, 0, 1, 1, 2, 4])  # class 3 is neither true nor predicted, class 5 predicted alone
 PREDICTED_N = np.array([0, 0, 0, 0, 1, 5, 1, 0, 2, 2])
@@ -23,21 +27,71 @@ def metric(objective: Objective, labels_N: np.ndarray, predicted_N: np.ndarray) 
 
 def test_hand_computed_scores() -> None:
     balanced_N = image_scores(OBJECTIVES["balanced_accuracy"], LABELS_N, PREDICTED_N)
-    recalls = [4 / 6, 1 / 2, 1, 0]
-    mean = sum(recalls) / 4
-    assert balanced_N[0] == pytest.approx(mean + 10 / 4 / 6 * (1 - 4 / 6))  # right, one of six of its class
-    assert balanced_N[4] == pytest.approx(mean + 10 / 4 / 6 * (0 - 4 / 6))
-    assert balanced_N[8] == balanced_N[9] == pytest.approx(mean)  # the only ones of their classes
+    mean = (4 / 6 + 1 / 2 + 1 + 0) / 4
+    added = (0 + (1 / 2 - mean) + (1 - mean) + (0 - mean)) / 4  # by deviations from the mean of all classes
+    unbiased = np.sqrt(6 / 5)
+    assert balanced_N[0] == pytest.approx(mean - added + 10 / 4 / 6 * (1 - 4 / 6) * unbiased)  # one of six, right
+    assert balanced_N[4] == pytest.approx(mean - added + 10 / 4 / 6 * (0 - 4 / 6) * unbiased)
+    assert balanced_N[6] == pytest.approx(mean - added + 10 / 4 / 2 * (1 - mean))  # one of two
+    assert balanced_N[8] == pytest.approx(mean - added + 10 / 4 * (1 - mean))  # the only one of its class
+    assert balanced_N[9] == pytest.approx(mean - added + 10 / 4 * (0 - mean))
     f1 = {0: 8 / 11, 1: 2 / 4, 2: 2 / 3, 4: 0.0, 5: 0.0}
     f1_N = image_scores(OBJECTIVES["macro_f1"], LABELS_N, PREDICTED_N)
-    assert f1_N[0] == pytest.approx(sum(f1.values()) / 5 + 10 / 5 * (2 - 2 * 8 / 11) / 11)
-    assert f1_N[4] == pytest.approx(sum(f1.values()) / 5 - 10 / 5 * (8 / 11 / 11 + 2 / 4 / 4))
+    mean = sum(f1.values()) / 5
+    added = sum(value - mean for number, value in f1.items() if number) / 5
+    assert f1_N[0] == pytest.approx(mean - added + 10 / 5 * (2 - 2 * 8 / 11) / 11 * unbiased)
+    assert f1_N[4] == pytest.approx(mean - added - 10 / 5 * (8 / 11 / 11 * unbiased + mean / 4))
+    assert f1_N[8] == pytest.approx(mean - added + 10 / 5 * (2 - 2 * mean) / 3)
     assert image_scores(ACCURACY, LABELS_N, PREDICTED_N).tolist() == [True] * 4 + [False] * 2 + [
         True,
         False,
         True,
         False,
     ]
+
+
+def test_the_variance_of_balanced_accuracy_is_unbiased() -> None:
+    """That of a mean of recalls: the mean over classes of s² / n of each class, with s² over n - 1, over K."""
+    labels_N = np.array([0] * 6 + [1] * 20)
+    right_N = np.array([True] * 4 + [False] * 2 + [True] * 15 + [False] * 5)
+    scores_N = image_scores(OBJECTIVES["balanced_accuracy"], labels_N, np.where(right_N, labels_N, 1 - labels_N))
+    of_classes = (4 * 2 / 6 / 5 / 6, 15 * 5 / 20 / 19 / 20)
+    assert ((scores_N - scores_N.mean()) ** 2).sum() / 26**2 == pytest.approx(sum(of_classes) / 2**2)
+
+
+def test_groups_take_the_place_of_the_images_of_a_class() -> None:
+    """Class 0 is in six groups of two images, class 1 in one group, which also has an image of class 0."""
+    labels_N = np.array([0] * 12 + [1] * 6)
+    groups_N = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 7, 7, 7, 7, 7, 7, 7, 7])  # no image of groups 5 and 6 is left
+    assert units_of_classes(labels_N, groups_N, 3).tolist() == [6, 1, 0]
+    assert units_of_classes(labels_N, None, 3).tolist() == [12, 6, 0]
+    predicted_N = np.array([0] * 9 + [1] * 3 + [1] * 6)
+    scores_N = image_scores(OBJECTIVES["balanced_accuracy"], labels_N, predicted_N, groups_N=groups_N)
+    mean = (9 / 12 + 1) / 2
+    added = (1 - mean) / 2
+    predictions = replace(fake_predictions(predicted_N, labels_N, 2), groups_N=groups_N)
+    assert predictions.scores_N(OBJECTIVES["balanced_accuracy"]) == pytest.approx(scores_N)
+    assert scores_N.mean() == pytest.approx(mean)
+    assert scores_N[0] == pytest.approx(mean - added + 18 / 2 / 12 * (1 - 9 / 12) * np.sqrt(6 / 5))
+    assert scores_N[-1] == pytest.approx(mean - added + 18 / 2 / 6 * (1 - mean))
+
+
+@pytest.mark.parametrize("name", ["balanced_accuracy", "macro_f1"])
+@pytest.mark.parametrize("rare", [1, 2, 3])
+def test_a_class_of_few_images_declares_no_difference(name: str, rare: int) -> None:
+    """Arms that are right equally often in all classes: 28 % of studies declared a difference from one image."""
+    random, objective = np.random.default_rng(6), OBJECTIVES[name]  # type: ignore[index]
+    labels_N = np.array([0] * 200 + [1] * 200 + [2] * rare)
+    shown = 0
+    for _ in range(100):
+        scores = {}
+        for arm in "ab":
+            chance_N = random.beta(0.6, 0.4, len(labels_N))
+            predicted_SN = np.where(random.random((5, len(labels_N))) < chance_N, labels_N, (labels_N + 1) % 3)
+            scores[arm] = np.array([image_scores(objective, labels_N, predicted_N) for predicted_N in predicted_SN])
+        p = contrast({"a": 1.0, "b": -1.0}, scores, objective=objective).p
+        shown += p is not None and p < 0.05
+    assert shown <= 5
 
 
 @pytest.mark.parametrize("name", ["balanced_accuracy", "macro_f1"])

@@ -20,6 +20,7 @@ from ablation.planning.forecast import (
     budgets,
     differences_found,
     feature_seconds,
+    fewest_images,
     level_of_plan,
     memory,
     planned_budget,
@@ -389,6 +390,23 @@ def test_a_plan_has_the_level_at_which_its_report_tests() -> None:
     assert third.rows[0][5] == ", ".join(f"{factor} {100 * size:.1f}" for factor, size in found.items())
     assert all(found[factor] > size for factor, size in differences_found(spec, 100, 5).items())
     assert level_of_plan(StudySpec(**STUDY | {"confirm": {"seeds": 5, "looks": [3, 5]}}), 4) == level
+
+
+def test_a_plan_counts_groups_of_test_images() -> None:
+    """As the report does: of 45 images in three groups it has p = 0.25 at best."""
+    images, groups, few = (
+        budget_table(replace(study_of(STUDY), size=DataSize(10, 2000, *test)))
+        for test in ((20, None), (2000, 20), (2000, 3))
+    )
+    assert images.rows[0][5] == groups.rows[0][5] != "-"
+    assert "Assumed: 20 test images, a standard" in " ".join(images.notes)
+    assert "Assumed: 20 groups of 2,000 test images, right or wrong together, a standard" in " ".join(groups.notes)
+    assert [row[5] for row in few.rows] == ["-"] * 4
+    assert any(
+        note.startswith("There are 3 groups of 2,000 test images") and "fewer than 6 cannot show" in note
+        for note in few.notes
+    )
+    assert (fewest_images(0.05), fewest_images(2**-6), fewest_images(0.0156)) == (6, 7, 8)  # p = 2^(1 - n)
 
 
 def test_a_plan_says_that_its_difference_is_one_of_accuracy() -> None:

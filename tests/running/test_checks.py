@@ -1,14 +1,16 @@
 """What --check says of a study that is too small."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ablation.base.errors import InputError
-from ablation.data.reading import DataSize
+from ablation.data.reading import DataSize, ImageSet
 from ablation.running import checks
-from ablation.running.checks import check_study, objective_hints, size_hints, too_small
+from ablation.running.checks import check_study, class_hints, objective_hints, size_hints, too_small
 from ablation.spec.study import StudySpec
 from ablation.spec.tables import Data
 from ablation.storage.store import find_store
@@ -23,6 +25,41 @@ def test_a_study_too_small_to_answer_is_said_to_be() -> None:
     assert validation.startswith("1 validation image, each worth 100.0 points")
     assert test.startswith("50 test images, each worth 2.0 points of accuracy")
     assert per_class == "there are fewer than 5 training images per class"
+
+
+def test_few_groups_of_test_images_get_a_warning() -> None:
+    spec = study(["block1", "block2"], seeds=3)
+    (warning,) = too_small(spec, DataSize(classes=10, train=50_000, test=10_000, test_groups=9))
+    assert warning.startswith("9 groups of test images, which the report's tests count")
+    assert too_small(spec, DataSize(classes=10, train=50_000, test=10_000, test_groups=10)) == []
+
+
+def test_classes_of_few_test_images_get_a_hint_where_all_classes_count_alike() -> None:
+    labels_N = np.array([0] * 20 + [1] * 4 + [2] * 5)
+    no_NHWC = np.zeros((0, 8, 8, 3), np.uint8)
+    images = ImageSet(no_NHWC, np.array([], np.int64), no_NHWC, labels_N, ["often", "rare", "seldom", "none"], "")
+    balanced = fake_spec({}, objective="balanced_accuracy", confirm={"seeds": 3})
+    (hint,) = class_hints(balanced, images)
+    assert "fewer than 5 test images ('rare' has 4, 'none' has 0)" in hint
+    grouped = replace(images, test_groups_N=np.arange(29) // 4)
+    (hint,) = class_hints(fake_spec({}, objective="macro_f1", confirm={"seeds": 3}), grouped)
+    assert "fewer than 5 groups of test images ('rare' has 1, 'seldom' has 2, 'none' has 0)" in hint
+    assert class_hints(fake_spec({}, confirm={"seeds": 3}), images) == []
+    assert class_hints(balanced, replace(images, classes=images.classes[:1], test_labels_N=labels_N[:20])) == []
+    assert class_hints(fake_spec({}, objective="balanced_accuracy", confirm={"seeds": 0}), images) == []
+
+
+def test_check_says_of_how_many_groups_the_test_images_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = study_of_folder(tmp_path, ["a", "b"], test_from=50)
+    data = {**spec.data.model_dump(exclude_unset=True), "groups": "(test|train/./[0-9])"}
+    spec = fake_spec({"truncate_at": ["block3", "block4"]}, data=data, confirm={"seeds": 3})
+    monkeypatch.setattr(checks, "load_weights", lambda spec: None)
+    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"), None)
+    said = capsys.readouterr().out
+    assert "Tested on 20 images of 1 group\n" in said
+    assert "warning: 1 group of test images" in said
 
 
 def test_a_large_study_and_one_without_a_comparison_are_not() -> None:
