@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ablation import __version__
-from ablation.base.command_line import patience_option, refusing_unreachable_paths, run_command
+from ablation.base.command_line import FAULT, REFUSED, patience_option, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand
-from ablation.base.text import Table, defused
+from ablation.base.text import Table, defused, one_line
 from ablation.spec.reading import check_name
 from ablation.storage.store import find_store, sqlite_path
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from ablation.spec.tables import Resize
     from ablation.tracking.registry import Champion
+
+BATCH_SIZE = 64  # images in memory at once
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,7 +61,10 @@ def cli(
 ) -> None:
     """Print the most probable classes of each IMAGE, according to the champion of the study NAME.
 
-    Files are read like the study's own images: as RGB, and scaled as its `data.resize` says.
+    Files are read like the study's own images: as RGB, and scaled as its `data.resize` says. A folder stands for the
+    images in it, at any depth, sorted by path.
+
+    Files that cannot be read are named on the standard error, and the exit status is 1; where none can be, it is 2.
     """
     name = check_name(study)
     with refusing_unreachable_paths():
@@ -74,24 +80,59 @@ def cli(
     is_text = output_format == "text"
     with waiting("Loading the champion (torch and MLflow take a few seconds to load)") if is_text else nullcontext():
         champion = wait_out(lambda: load_champion(name, store=store_option), patience)
-    predictions = predict_files(champion, paths, top)
-    if is_text:
+    faults: list[InputError] = []
+    predictions: list[Prediction] = []
+
+    def note(fault: InputError) -> None:
+        faults.append(fault)
+        click.echo(f"error: {one_line(str(fault))}", err=True)
+
+    for batch in predict_files(champion, paths, top, note):
+        if output_format == "csv":
+            click.echo(as_csv(batch, with_heading=not predictions), nl=False)
+        predictions += batch
+    if is_text and predictions:
         show_table(prediction_table(champion, predictions, top))
-    else:
-        click.echo((as_json if output_format == "json" else as_csv)(champion, predictions), nl=False)
+    if output_format == "json" and predictions:
+        click.echo(as_json(champion, predictions), nl=False)
+    if faults:
+        sys.exit(FAULT if predictions else REFUSED)
 
 
 def check_files(images: tuple[str, ...]) -> list[Path]:
-    """Return the paths of image files.
+    """Return the paths of image files, and of those in folders at any depth; whether they can be read shows later.
 
     Raises:
-        InputError: a path is not a file; names the first.
+        InputError: a path is neither file nor folder, or a folder cannot be read or holds no images; names the first.
     """
-    paths = [expand(image) for image in images]
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    paths: list[Path] = []
+    for path in map(expand, images):
+        if path.is_dir():
+            paths += files_below(path)
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise InputError(f"{path}: no such file")
     return paths
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the paths of the images in a folder at any depth, sorted, by the rules for image folders of studies.
+
+    Raises:
+        InputError: the folder, or one in it, cannot be read, or there are none.
+    """
+    from ablation.data.decoding import DECODING_VERSION
+    from ablation.data.folder_walk import FolderWalk
+
+    try:
+        below = FolderWalk(DECODING_VERSION, skips_unreadable=True).below(folder)
+    except InputError as error:
+        raise InputError(str(error).removeprefix("data.root: ")) from None
+    paths = sorted([path for path, _ in below.images] + below.unreadable)
+    if not paths:
+        raise InputError(f"{folder}: holds no images")
+    return list(map(Path, paths))
 
 
 def read_image(path: Path, size: int, resize: "Resize") -> "np.ndarray":
@@ -105,6 +146,8 @@ def read_image(path: Path, size: int, resize: "Resize") -> "np.ndarray":
     from ablation.data.decoding import fault, fit_image
 
     try:
+        if path.is_fifo():
+            raise ValueError("a pipe")  # which would keep its reader waiting
         with Image.open(path) as image:
             return fit_image(image, size, resize=resize)
     except Exception as error:  # Pillow raises many kinds for broken files
@@ -119,20 +162,35 @@ class Prediction:
     classes: list[tuple[str, float]]
 
 
-def predict_files(champion: "Champion", paths: list[Path], top: int) -> list[Prediction]:
-    """Return each image's `top` most probable classes.
+def predict_files(
+    champion: "Champion", paths: list[Path], top: int, note: Callable[[InputError], None]
+) -> Iterator[list[Prediction]]:
+    """Yield the `top` most probable classes of each image that can be read, a batch after the other.
 
-    Raises:
-        InputError: an image cannot be read.
+    Args:
+        champion: classifies them.
+        paths: of the images.
+        top: number of classes.
+        note: is told of each image that cannot be read.
     """
     import numpy as np
 
-    images_NSSC = np.stack([read_image(path, champion.image_size, champion.resize) for path in paths])
-    predictions = []
-    for path, probabilities_K in zip(paths, champion.probabilities(images_NSSC), strict=True):
-        best = np.argsort(-probabilities_K, kind="stable")[:top]
-        predictions.append(Prediction(path, [(champion.classes[k], float(probabilities_K[k])) for k in best]))
-    return predictions
+    for start in range(0, len(paths), BATCH_SIZE):
+        images: dict[int, np.ndarray] = {}
+        for number, path in enumerate(paths[start : start + BATCH_SIZE], start):
+            try:
+                images[number] = read_image(path, champion.image_size, champion.resize)
+            except InputError as fault:
+                note(fault)
+        if not images:
+            continue
+        predictions = []
+        probabilities_NK = champion.probabilities(np.stack(list(images.values())))
+        for number, probabilities_K in zip(images, probabilities_NK, strict=True):
+            best = np.argsort(-probabilities_K, kind="stable")[:top]
+            classes = [(champion.classes[k], float(probabilities_K[k])) for k in best]
+            predictions.append(Prediction(paths[number], classes))
+        yield predictions
 
 
 def prediction_table(champion: "Champion", predictions: list[Prediction], top: int) -> Table:
@@ -161,11 +219,12 @@ def as_json(champion: "Champion", predictions: list[Prediction]) -> str:
     return json.dumps({"champion": model, "images": images}, indent=2) + "\n"
 
 
-def as_csv(_: "Champion", predictions: list[Prediction]) -> str:
-    """Return a line for each image and class, below a heading; no cell is one that a spreadsheet would compute."""
+def as_csv(predictions: list[Prediction], *, with_heading: bool) -> str:
+    """Return a line for each image and class; no cell is one that a spreadsheet would compute."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["image", "rank", "class", "probability"])
+    if with_heading:
+        writer.writerow(["image", "rank", "class", "probability"])
     for prediction in predictions:
         for rank, (name, probability) in enumerate(prediction.classes, start=1):
             writer.writerow([defused(str(prediction.path)), rank, defused(name), probability])

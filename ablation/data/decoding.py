@@ -34,6 +34,7 @@ SUFFIXES = (*OLD_SUFFIXES, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".tga", ".p
 STRICT_VERSION = 6  # the first version that refuses those
 FOLDER_VERSION = 5  # the first version with more formats, names of splits, and links to folders
 TEST_FRACTION = 0.2  # of sets that come without a test split
+NEARLY_BLACK = 32  # of 255: the largest value of greys of 13 bits in 16; a set without a larger one is hardly meant so
 AHEAD = 8  # images per thread that are decoded before they are asked for
 
 
@@ -92,6 +93,17 @@ class ImageListing:
     reading: str = ""
     groups: dict[str, list[str]] | None = None
     open_image: OpenImage = PIL.Image.open
+
+
+def with_darkness(reading: str, brightest: int) -> str:
+    """Return how images were read and, if the largest value of all their pixels (0 to 255) is small, that it is."""
+    if brightest > NEARLY_BLACK:
+        return reading
+    note = (
+        f"the images are nearly black, no value is above {brightest} of 255: greys of fewer than 16 bits in 16-bit "
+        "files must be scaled to 16 bits, or saved as 8 bits"
+    )
+    return f"{reading}; {note}" if reading else note
 
 
 def is_image_name(name: str, version: int) -> bool:

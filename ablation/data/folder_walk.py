@@ -29,19 +29,22 @@ class Level:
         images: the paths and statuses of image files, by name.
         folders: the names of the folders that count, sorted.
         passed: what does not count.
+        unreadable: the paths of image files that are passed over because they cannot be read.
     """
 
     images: list[File] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     passed: Passed = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Below:
-    """The image files of a folder, at any depth, sorted by path, and what was passed over."""
+    """The image files of a folder, at any depth, sorted by path, and what was passed over; see `Level`."""
 
     images: list[File] = field(default_factory=list)
     passed: Passed = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
 
 
 class FolderWalk:
@@ -89,7 +92,10 @@ class FolderWalk:
             except InputError:  # a link to itself
                 if not self._skips_unreadable:
                     raise
-                level.passed["unreadable image" if is_image_name(entry.name, self.version) else "other file", ""] += 1
+                if is_image_name(entry.name, self.version):
+                    self._pass_over_unreadable(level, entry)
+                else:
+                    level.passed["other file", ""] += 1
                 continue
             kind = "folder" if is_folder else "file"
             if entry.name.startswith("."):  # .ipynb_checkpoints, or ._1.jpg of macOS
@@ -116,17 +122,22 @@ class FolderWalk:
         except InputError:  # a name that is not UTF-8, or a link to nowhere
             if not self._skips_unreadable:
                 raise
-            level.passed["unreadable image", ""] += 1
+            self._pass_over_unreadable(level, entry)
+
+    def _pass_over_unreadable(self, level: Level, entry: os.DirEntry[str]) -> None:
+        level.passed["unreadable image", ""] += 1
+        level.unreadable.append(entry.path)
 
     def _read_below(self, folder: Path) -> Below:
         below = Below()
-        above = {os.path.realpath(place) for place in (folder, *folder.parents)}
+        above = {os.path.realpath(place) for place in (folder, *folder.absolute().parents)}
         seen, waiting = set(above), [folder]
         while waiting:
             place = waiting.pop()
             level = self.level(place)
             below.images += level.images
             below.passed += level.passed
+            below.unreadable += level.unreadable
             if not level.images and not level.folders:
                 below.passed["empty folder", place.name] += 1
             for name in level.folders:

@@ -26,6 +26,7 @@ from ablation.data.decoding import (
     TrackProgress,
     fit_image,
     untracked,
+    with_darkness,
 )
 from ablation.data.duplicates import Pictures, kept, refuse_identical
 from ablation.data.file_audit import audit_files, pixel_digest
@@ -310,10 +311,9 @@ def _list_classes(data: Data, decoding: int) -> ImageListing:
 def _read_images(
     listing: ImageListing, train_N: np.ndarray, track: TrackProgress, processes: int
 ) -> tuple[ImageSet, list[str]]:
-    """Read some of the training images, and all test images, through a memory map if they do not fit into memory.
+    """Return some of the training images with all test images, and the digests of the pixels of each, in this order.
 
-    Returns:
-        The images, and the digests of the pixels of each, training images first.
+    What does not fit into memory is read through a memory map.
     """
     test_N = np.arange(len(listing.test_labels_N))
     read = listing.read
@@ -324,7 +324,7 @@ def _read_images(
     train_images, test_images = read(train_N, test_N, track)
     train_labels, test_labels = listing.train_labels_N[train_N], listing.test_labels_N
     digest = hashlib.sha256("\0".join(listing.classes).encode())
-    digests_N: list[str] = []
+    digests_N, brightest = list[str](), 0
     for array in (train_images, train_labels, test_images, test_labels):
         digest.update(str(array.shape).encode())
         for start in range(0, len(array), 4096):  # so that Ctrl-C need not wait for the end
@@ -332,7 +332,8 @@ def _read_images(
             digest.update(part.data)
             if part.ndim > 1:
                 digests_N += map(pixel_digest, part)
-    about = (listing.classes, digest.hexdigest(), listing.decoding, listing.reading)
+                brightest = max(brightest, int(part.max()))
+    about = (listing.classes, digest.hexdigest(), listing.decoding, with_darkness(listing.reading, brightest))
     images = ImageSet(train_images, train_labels, test_images, test_labels, *about)
     images = replace(images, listing_key=listing_key(listing, test_images))
     if listing.groups is not None:

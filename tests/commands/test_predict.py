@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.model_selection import train_test_split
 
 from ablation.analysis.predictions import load_predictions
 from ablation.base.command_line import run_command
-from ablation.predict import Prediction, as_csv, cli, read_image
+from ablation.predict import BATCH_SIZE, Prediction, as_csv, cli, predict_files, read_image
 from ablation.running.champion import register_champion
 from ablation.spec.tables import Resize
 from ablation.tracking.registry import load_champion
@@ -36,7 +37,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
-        status = run_command(cli)
+        try:
+            status = run_command(cli)
+        except SystemExit as end:
+            status = int(str(end.code))
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 
@@ -110,9 +114,8 @@ def test_nobody_reads_what_is_printed(
 
 def test_csv_has_no_formulas() -> None:
     """The names of files and classes are users'; numbers stay numbers."""
-    champion: Any = None  # which the lines do not name
     prediction = Prediction(Path("=1+1.png"), [("@sum", 0.75), ("-1", 0.25)])
-    (_, *rows) = csv.reader(io.StringIO(as_csv(champion, [prediction])))
+    (_, *rows) = csv.reader(io.StringIO(as_csv([prediction], with_heading=True)))
     assert rows == [["'=1+1.png", "1", "'@sum", "0.75"], ["'=1+1.png", "2", "-1", "0.25"]]
 
 
@@ -172,13 +175,74 @@ def test_files_are_scaled_as_the_study_scaled_its_own(
     assert [probabilities[name] for name in champion.classes] == pytest.approx(list(expected_K), abs=1e-6)
 
 
+def names_in(output: str, output_format: str) -> list[str]:
+    """Return the names of the images that are classified, in order; what was printed must be a valid document."""
+    if output_format == "json":
+        return [image["image"] for image in json.loads(output)["images"]]
+    if output_format == "csv":
+        return [row["image"] for row in csv.DictReader(io.StringIO(output))]
+    return [row[0] for row in rows_of(output)]
+
+
+@pytest.mark.parametrize("output_format", ["text", "json", "csv"])
+def test_what_can_be_read_is_classified_and_the_rest_is_named(
+    champion_study: ChampionStudy, command: Predict, tmp_path: Path, output_format: str
+) -> None:
+    """Folders are read as those of a study, at any depth; a pipe is not waited for."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    good = [tmp_path / "good.png", folder / "b.png", folder / "more" / "a.png"]
+    for path in [*good, folder / ".hidden.png"]:
+        Image.fromarray(champion_study.images.test_images_NHWC[3]).save(path)
+    bad = [tmp_path / "bad.png", folder / "c.png", folder / "nowhere.png", folder / "pipe.png"]
+    for path in [*bad[:2], folder / "notes.txt"]:
+        path.write_text("not an image")
+    bad[2].symlink_to(tmp_path / "none")
+    os.mkfifo(bad[3])
+    options = ("--store", champion_study.store.root, "--top", 1, "--format", output_format)
+    status, output, errors = command("small", bad[0], good[0], folder, *options)
+    assert status == 1
+    assert names_in(output, output_format) == list(map(str, good))
+    reasons = ["not an image", "not an image", "No such file or directory", "a pipe"]
+    lines = [f"error: {path}: cannot be read as an image ({why})" for path, why in zip(bad, reasons, strict=True)]
+    assert errors.splitlines() == lines
+    status, output, errors = command("small", *bad[:2], *options)
+    assert (status, rows_of(output), errors.splitlines()) == (2, [], lines[:2])
+    assert output_format == "text" or output == ""
+
+
+def test_images_are_read_and_classified_in_batches(tmp_path: Path) -> None:
+    """A champion whose second class is the more probable the brighter an image; a broken one shifts no other."""
+    sizes, faults = [], []
+
+    def probabilities(images_NSSC: np.ndarray) -> np.ndarray:
+        sizes.append(len(images_NSSC))
+        bright_N = images_NSSC[:, 0, 0, 0] / 255
+        return np.stack([1 - bright_N, bright_N], axis=1)
+
+    champion: Any = SimpleNamespace(
+        image_size=4, resize="crop", classes=["dark", "bright"], probabilities=probabilities
+    )
+    paths = [tmp_path / f"{grey}.png" for grey in range(2 * BATCH_SIZE + 3)]
+    for grey, path in enumerate(paths):
+        Image.new("L", (4, 4), grey).save(path)
+    paths[1].write_text("not an image")
+    batches = predict_files(champion, paths, 2, faults.append)
+    assert (len(next(batches)), sizes) == (BATCH_SIZE - 1, [BATCH_SIZE - 1])  # before the others are read
+    predictions = list(batches)
+    assert (list(map(len, predictions)), sizes[1:]) == ([BATCH_SIZE, 3], [BATCH_SIZE, 3])
+    assert [str(fault) for fault in faults] == [f"{paths[1]}: cannot be read as an image (not an image)"]
+    last = predictions[-1][-1]
+    assert (last.path, last.classes) == (paths[130], [("bright", 130 / 255), ("dark", 1 - 130 / 255)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["small", "{image}", "{tmp}/none.png"], "{tmp}/none.png: no such file"),
-        (["small", "{tmp}"], "{tmp}: is a folder"),
-        (["small", "{image}", "{tmp}/text.png"], "{tmp}/text.png: cannot be read as an image (not an image)"),
-        (["small", "{image}", "{tmp}/cut.png"], "{tmp}/cut.png: cannot be read as an image ("),
+        (["small", "{image}", "{tmp}/empty"], "{tmp}/empty: holds no images"),
+        (["small", "{tmp}/text.png"], "{tmp}/text.png: cannot be read as an image (not an image)"),
+        (["small", "{tmp}/cut.png"], "{tmp}/cut.png: cannot be read as an image ("),
         (["small", "{tmp}/stack.tif"], "{tmp}/stack.tif: cannot be read as an image (a stack of 2 pictures: save"),
         (["smal", "{image}"], "{store}/mlflow.db: has no study 'smal'; did you mean 'small'?"),
         (["../small", "{image}"], "the study's name '../small' must be"),
@@ -193,6 +257,8 @@ def test_refusals_are_one_line(
     image = tmp_path / "digit.png"
     Image.fromarray(champion_study.images.test_images_NHWC[0]).save(image)
     (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
     pages = [Image.new("RGB", (8, 8)) for _ in range(2)]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:100])

@@ -367,6 +367,29 @@ def test_a_class_without_validation_images_is_said(uneven: Path) -> None:
     assert images.reading.endswith("; no image to learn from of class 'c'")
 
 
+@pytest.mark.parametrize(("bits", "brightest"), [(8, 1), (12, 16), (13, 32), (14, None), (16, None)])
+@pytest.mark.parametrize("free_memory", [10**9, 10**4])  # with the second, images are read through a memory map
+def test_greys_that_do_not_fill_their_16_bits_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, brightest: int | None, free_memory: int
+) -> None:
+    """Also where the images come from the cache. The brightest value is (2^bits - 1) / 257, rounded."""
+    for number in range(20):
+        grey_HW = np.random.default_rng(number).integers(0, 2**bits, (8, 8), dtype=np.uint16)
+        grey_HW[0, 0] = 2**bits - 1
+        folder = tmp_path / "set" / ("test" if number < 4 else "train") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey_HW).save(folder / f"{number}.png")
+    monkeypatch.setattr(reading, "available_memory", lambda: free_memory)
+    data = Data(source="imagefolder", root=str(tmp_path / "set"), image_size=8)
+    images, _ = load_split(data, 1)
+    assert isinstance(images.train_images_NHWC, np.memmap) is (free_memory < 10**9)
+    note = f"; the images are nearly black, no value is above {brightest} of 255: greys of fewer than 16 bits in 16-bit"
+    assert ("nearly black" in images.reading, note in images.reading) == ((brightest is not None),) * 2
+    monkeypatch.setattr(image_files, "decode_file", None)
+    cached, _ = load_split(data, 1)
+    assert (cached.reading, cached.digest) == (images.reading, images.digest)
+
+
 # --------------------------------------------------------------------------------------------------------- on device
 
 
