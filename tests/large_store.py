@@ -37,9 +37,8 @@ def make_store(folder: Path) -> None:
     now = int(time.time() * 1000)
     arm_runs = []
     for place, arm in enumerate(arms(SPEC)):
-        levels = {name: str(level) for name, level in arm.levels.items()}
         for kind, number in ((kind, number) for kind, count in RUNS.items() for number in range(count)):
-            title = run_title(arm.name, number, is_confirmation=kind == "confirmation")
+            title = run_title(arm, number, is_confirmation=kind == "confirmation")
             tags = {"study": SPEC.name, "arm": arm.name, "kind": kind, "trial": str(number)}
             run_id, _ = tracker.find_or_create(f"{arm.name}/{kind}/{number}", title, tags)
             top = 0.6 + 0.03 * place + 0.02 * random.random()
@@ -47,12 +46,13 @@ def make_store(folder: Path) -> None:
             values |= {"test_accuracy": top} if kind == "confirmation" else {}
             metrics = [Metric(name, top * (1 - 0.5**n), now + n, n) for n in range(1, 11) for name in CURVES]
             metrics += [Metric(name, value, now, 0) for name, value in values.items()]
-            chosen = {"arm": arm.name, "lr": random.random(), "head_width": random.choice([128, 256, 512]), **levels}
+            chosen = {"arm": arm.name, "lr": random.random(), "head_width": random.choice([128, 256, 512])}
+            chosen |= arm.levels
             client.log_batch(run_id, metrics, [Param(name, str(value)) for name, value in chosen.items()])
             client.set_terminated(run_id, "FINISHED")
         means = {"test_accuracy": 0.6 + 0.03 * place, "best_val_accuracy": 0.6 + 0.03 * place, "rank": 10.0 - place}
-        arm_runs.append(ArmRun(arm.name, levels, {**means, "training_seconds": 5.0}, "made up"))
-    keep_arm_runs(tracker, "summary", SPEC.name, arm_runs, [run.arm for run in arm_runs])
+        arm_runs.append(ArmRun(arm, {**means, "training_seconds": 5.0}, "made up"))
+    keep_arm_runs(tracker, "summary", SPEC.name, arm_runs, [run.arm.name for run in arm_runs])
     keep_views(tracker, study_views(SPEC, has_confirmations=True, has_arm_runs=True))
 
 

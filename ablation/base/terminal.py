@@ -89,11 +89,11 @@ def _rich_table(table: Table, shown: list[int], widths: list[int]) -> RichTable:
 
 
 def _show_rows(table: Table) -> None:
-    """Print each row as its first cell and a line for each of the others."""
+    """Print each row as a line for each cell, those after the first below it."""
     indent = max(map(len, map(one_line, table.columns[1:])), default=0) + 2 + GAP
     for number, row in enumerate(table.rows):
         style = "bold" if number == table.bold_row else ""
-        console.print(Text(one_line(row[0]), style=style), soft_wrap=True)
+        console.print(Text(one_line(f"{table.columns[0]} {row[0]}"), style=style), soft_wrap=True)
         for heading, cell in zip(table.columns[1:], row[1:], strict=True):
             console.print(Text(_hanging(one_line(cell), f"  {one_line(heading)}".ljust(indent)), style), soft_wrap=True)
 

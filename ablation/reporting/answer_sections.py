@@ -300,6 +300,10 @@ def level_tables(analysis: StudyAnalysis) -> list[Block]:
     return tables
 
 
+MOST_PAIRS = 3  # of arms, named in a note on what they differ in
+MOST_SETS = 8  # of parameters in which arms differ, with a note of their own
+
+
 def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
     """Return the table of the tested differences between a factor's levels."""
     margin, goal = analysis.result.spec.margin, analysis.result.spec.goal
@@ -328,8 +332,7 @@ def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
             f"Equivalent: the whole interval lies within {margin_words(margin, goal)}, the margin of the "
             "study (two one-sided tests, each at 2.5 %); not equivalent: outside of it."
         )
-    for (first, second), parameters in factor.confounded.items():
-        notes.append(f"{first} and {second} differ in several parameters at once: {', '.join(parameters)}.")
+    notes += _confounded_notes(factor.confounded)
     notes += [f"Not every combination of the other factors is confirmed for {text}." for text in factor.partial]
     notes += [f"Not compared: {text}." for text in factor.not_compared]
     title = f"Levels of {factor.factor}: differences of marginal mean test {goal.label}"
@@ -339,6 +342,21 @@ def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
         [_difference_row(difference, margin) for difference in factor.family],
         notes,
     )
+
+
+def _confounded_notes(confounded: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
+    """Return a sentence for each set of parameters in which pairs of arms differ, for the first `MOST_SETS` of them."""
+    pairs_of: dict[tuple[str, ...], list[str]] = {}
+    for (first, second), parameters in confounded.items():
+        pairs_of.setdefault(tuple(parameters), []).append(f"{first} and {second}")
+    notes = [
+        f"{'; '.join(pairs) if len(pairs) <= MOST_PAIRS else f'{len(pairs):,} pairs of arms'} differ in several "
+        f"parameters at once: {', '.join(parameters)}."
+        for parameters, pairs in pairs_of.items()
+    ]
+    rest = sum(map(len, list(pairs_of.values())[MOST_SETS:]))
+    more = [f"In other sets of parameters: {plural(rest, 'more pair')} of arms."] if rest else []
+    return [*notes[:MOST_SETS], *more]
 
 
 def _count_column(analysis: StudyAnalysis) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from ablation import __version__
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
+from ablation.analysis.comparison import FactorAnalysis
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.analysis.statistics import Estimate
 from ablation.analysis.wording import shown_question
@@ -49,30 +50,41 @@ ALL_LINKS: tuple[Links, ...] = ("all", "best trials", "none")
 def short_tables(analysis: StudyAnalysis) -> list[Table]:
     """Return the tables for the terminal: the arms, published results, the tested differences."""
     arms = short_arms_table(analysis)
+    differences = [_tested_differences(analysis, factor) for factor in analysis.factors]
     published = [dataclasses.replace(table, title="Published results") for table in published_tables(analysis)]
     return [
         arms,
         *published,
-        *(
-            dataclasses.replace(difference_table(analysis, factor), optional=["n (seeds per arm)", "p", "equivalence"])
-            for factor in analysis.factors
-            if factor.family
-        ),
+        *(table for table in differences if table.rows),
     ]
 
 
+def _tested_differences(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
+    """Return the table of differences without those that are not tested, of which [[arms]] may have very many."""
+    table = difference_table(analysis, factor)
+    rows = [row for row, difference in zip(table.rows, factor.family, strict=True) if difference.is_tested]
+    return dataclasses.replace(table, rows=rows, optional=["n (seeds per arm)", "p", "equivalence"])
+
+
 def short_arms_table(analysis: StudyAnalysis) -> Table:
-    """Return the table of arms for the terminal, with the intervals also as a plot; the champion's arm is stressed."""
+    """Return the table of arms for the terminal, with the intervals also as a plot; the champion's arm is stressed.
+
+    What only confirmation runs could fill is left out while no arm has any.
+    """
     table, goal = arm_table(analysis), analysis.result.spec.goal
     winner = analysis.winner.arm.name if analysis.winner is not None else None
     bold_row = next((number for number, arm in enumerate(analysis.arms) if arm.name == winner), None)
     table = dataclasses.replace(table, title="Arms", bold_row=bold_row)
     estimates = [arm.estimate for arm in analysis.arms]
-    if not any(estimates):
-        return table
-    axis, plots = interval_plot(estimates)
     test, _, _, val, _ = metric_columns(goal)
     merged = table.columns.index(test)  # and the two columns behind it
+    if not any(estimates):
+        cells = list(zip(*table.rows, strict=True))
+        of_confirmations = range(merged, merged + len(metric_columns(goal)))
+        shown = [n for n in range(len(cells)) if n not in of_confirmations or set(cells[n]) - {"-", "0"}]
+        columns, rows = [table.columns[n] for n in shown], [[row[n] for n in shown] for row in table.rows]
+        return dataclasses.replace(table, columns=columns, rows=rows, optional=["trials"])
+    axis, plots = interval_plot(estimates)
     rows = [
         [*row[:merged], _with_margin(estimate), plot, *row[merged + 3 :]]
         for row, estimate, plot in zip(table.rows, estimates, plots, strict=True)
@@ -134,7 +146,7 @@ def summary_note(analysis: StudyAnalysis) -> str:
     def lines(links: Links) -> str:
         texts = []
         for arm in analysis.arms:
-            text = f"- {escape_markdown(arm_title(arm.name))}: {_arm_result(arm, result.spec.goal)}"
+            text = f"- {escape_markdown(arm_title(arm.result.arm))}: {_arm_result(arm, result.spec.goal)}"
             if arm.result.best is not None and links != "none":
                 text += f"; {link('best trial', arm.result.best)}"
             if links == "all":

@@ -88,8 +88,7 @@ def _arm_run(summary: ArmSummary, rank: int, arms: int, goal: Objective) -> ArmR
         "trained_parameters": summary.trained_parameters,
     }
     metrics = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
-    levels = {name: str(level) for name, level in summary.result.arm.levels.items()}
-    return ArmRun(summary.name, levels, metrics, _note(summary, rank, arms, goal.label))
+    return ArmRun(summary.result.arm, metrics, _note(summary, rank, arms, goal.label))
 
 
 def _note(summary: ArmSummary, rank: int, arms: int, label: str) -> str:
@@ -109,5 +108,5 @@ def confirmed_models(result: StudyResult) -> list[ConfirmedModel]:
             metrics = {name: value for name, value in values.items() if value is not None}
             if metrics:
                 params = {"arm": arm.arm.name, **{name: str(level) for name, level in arm.arm.levels.items()}}
-                models.append(ConfirmedModel(run.run_id, arm.arm.name, run.number, params, metrics, run.spec.repeat))
+                models.append(ConfirmedModel(run.run_id, arm.arm, run.number, params, metrics, run.spec.repeat))
     return models

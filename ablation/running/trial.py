@@ -91,7 +91,7 @@ def run_trial(
     try:
         data = workbench.study.data
         source = data.manifest or data.root or data.source
-        run.start(spec, source, workbench.device.type, workbench.files, workbench.environment)
+        run.start(spec, claim.arm, source, workbench.device.type, workbench.files, workbench.environment)
         if claim.ended is not None and not ended_before(claim)[2]:  # no epoch of it ended
             outcome = Outcome(claim.ended, None)
         elif claim.superseded:

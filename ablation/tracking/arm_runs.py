@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Metric, Param
 
+from ablation.spec.arms import Arm
 from ablation.spec.objective import ACCURACY, Objective
 from ablation.tracking.client import NOTE_TAG
 from ablation.tracking.experiment import Tracker
@@ -20,14 +21,12 @@ class ArmRun:
     """What an arm's run in MLflow shows.
 
     Attributes:
-        arm: the arm's name.
-        levels: parameter -> its level, as text.
+        arm: the arm, whose levels become parameters.
         metrics: name -> value; fractions, seconds and counts.
         note: the run's description, one line of markdown.
     """
 
-    arm: str
-    levels: dict[str, str]
+    arm: Arm
     metrics: dict[str, float]
     note: str
 
@@ -58,12 +57,13 @@ def keep_arm_runs(
     """
     with tracker.calls():
         for arm in arms:
-            tags = {"study": study, "arm": arm.arm, "kind": ARM_KIND, NOTE_TAG: arm.note}
-            key = f"{summary_key}/{arm.arm}"
+            name = arm.arm.name
+            tags = {"study": study, "arm": name, "kind": ARM_KIND, NOTE_TAG: arm.note}
+            key = f"{summary_key}/{name}"
             run_id, is_new = tracker.find_or_create(key, arm_title(arm.arm), tags)
             if not is_new:
                 tracker.client.set_tag(run_id, NOTE_TAG, arm.note)
-            params = [Param(name, value) for name, value in {"arm": arm.arm, **arm.levels}.items()]
+            params = [Param("arm", name), *(Param(factor, str(level)) for factor, level in arm.arm.levels.items())]
             _log_changes(tracker, run_id, arm.metrics, params)
             tracker.end_run(run_id, "FINISHED")
             tracker.delete_doubles(key)
@@ -71,7 +71,7 @@ def keep_arm_runs(
         if summary_id is not None:
             test = objective.test_metric
             metric_names = _arms_in_metrics(names)
-            means = {f"{test}/{metric_names[arm.arm]}": arm.metrics[test] for arm in arms if test in arm.metrics}
+            means = {f"{test}/{metric_names[arm.arm.name]}": arm.metrics[test] for arm in arms if test in arm.metrics}
             _log_changes(tracker, summary_id, means, [])
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
+from ablation.spec.arms import Arm
 from ablation.tracking.client import CHECKPOINT_FILE, all_pages, link_model
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.run_names import run_title
@@ -27,7 +28,7 @@ class ConfirmedModel:
     """
 
     run_id: str
-    arm: str
+    arm: Arm
     number: int
     params: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -59,7 +60,7 @@ def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel 
         tracker.experiment_id,
         _model_name(confirmed),
         confirmed.run_id,
-        tags={MLFLOW_MODEL_IS_EXTERNAL: "true", "arm": confirmed.arm, "checkpoint": CHECKPOINT_FILE},
+        tags={MLFLOW_MODEL_IS_EXTERNAL: "true", "arm": confirmed.arm.name, "checkpoint": CHECKPOINT_FILE},
         params=dict(list(confirmed.params.items())[:PARAMS_PER_MODEL]),
         model_type=MODEL_TYPE,
     )

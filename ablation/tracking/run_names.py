@@ -1,28 +1,31 @@
 """The names that MLflow shows for arms and runs: `block3 / fine-tune all / seed 1`."""
 
-from ablation.spec.parameters import STRATEGIES
+from ablation.spec.arms import Arm
+from ablation.spec.parameters import STRATEGIES, levels_name
 
 SEED_TAG = "ablation.seed"  # the seed of all random numbers of a run, 19 digits; its parameter `seed` counts from 1
 
 
-def arm_title(arm: str) -> str:
-    """Return an arm's name as people write it: `block3,fine_tune_all` becomes `block3 / fine-tune all`."""
-    return " / ".join(_level_title(level) for level in arm.split(","))
+def arm_title(arm: Arm) -> str:
+    """Return an arm's name as people write it: `block3 / fine-tune all`; one that a study file gives stays as it is."""
+    if arm.name != levels_name(arm.levels):
+        return arm.name
+    return " / ".join(_level_title(levels_name({factor: level})) for factor, level in arm.levels.items())
 
 
 def _level_title(level: str) -> str:
     return level.replace("fine_tune", "fine-tune").replace("_", " ") if level in STRATEGIES else level
 
 
-def run_title(arm: str, number: int, *, is_confirmation: bool, repeat: int | None = None) -> str:
+def run_title(arm: Arm, number: int, *, is_confirmation: bool, repeat: int | None = None) -> str:
     """Return a run's name in MLflow.
 
     Args:
-        arm: its arm's name; `all`, the arm of a study without factors, is left out.
+        arm: its arm; the only arm of a study that compares nothing is left out.
         number: of the trial or of the confirmation run in its arm, from 0.
         is_confirmation: whether it is a confirmation run: it differs from the arm's others by its seed.
         repeat: of the arm's tuning, from 0; None where there is one.
     """
     count = f"{'seed' if is_confirmation else 'trial'} {number + 1}"
     count = count if repeat is None else f"repeat {repeat + 1} / {count}"
-    return count if arm == "all" else f"{arm_title(arm)} / {count}"
+    return f"{arm_title(arm)} / {count}" if arm.compared_levels else count

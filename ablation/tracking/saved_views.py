@@ -90,14 +90,18 @@ def study_views(spec: StudySpec, *, has_confirmations: bool, has_arm_runs: bool)
             and the view groups the other runs by arm, whose names the UI then cuts.
     """
     factors = [name for name in spec.arm_parameters() if len(_levels(spec, name)) > 1]
+    # Of [[arms]], a run has the parameters that its arm sets: a chart leaves out the others.
+    drawn = [name for name in factors if all(name in levels for levels in spec.combinations())]
     searched = list(spec.search.entries())
     goal = spec.goal
     runs = ShownRuns(TRIALS, are_confirmations=False, metrics=(goal.best_metric,))
     if has_confirmations:
         runs = ShownRuns(CURRENT_CONFIRMATIONS, are_confirmations=True, metrics=(goal.test_metric, goal.best_metric))
     is_only = len(factors) == 1
-    views = [_best_arm(factors, runs) if has_arm_runs else _arms_so_far(runs, goal), _learning_curves(runs, goal)]
-    views += [_tuning(searched, goal), *(_levels_view(factor, runs, goal, is_only=is_only) for factor in factors)]
+    views = [_best_arm(drawn, runs) if has_arm_runs else _arms_so_far(runs, goal), _learning_curves(runs, goal)]
+    views.append(_tuning(searched, goal))
+    if not spec.arms:  # else a level's mean would be over unrelated arms
+        views += [_levels_view(factor, runs, goal, is_only=is_only) for factor in factors]
     views += [_cost(runs, goal), _failures(searched, goal)]
     blocks = block_names(spec.backbone.name)[:MOST_BLOCKS]
     own = [] if goal.best_metric in METRICS else [goal.best_metric]
@@ -260,7 +264,7 @@ def _learning_curves(runs: ShownRuns, goal: Objective) -> SavedView:
 
 
 def _tuning(searched: list[str], goal: Objective) -> SavedView:
-    charts = [_parallel(searched, goal.best_metric)] if searched else []
+    charts = [_parallel(searched, goal.best_metric)] if searched else [_bar(goal.best_metric)]
     charts += [_scatter(name, "PARAM", goal.best_metric) for name in searched]
     columns = [_tag("arm"), _metric(goal.best_metric), *(_param(name) for name in searched)]
     state = _state(

@@ -16,8 +16,9 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.machine import describe_process
 from ablation.base.text import escape_markdown, first_line
+from ablation.spec.arms import Arm
 from ablation.spec.metrics import EpochMetrics, flat_values
-from ablation.spec.trial import TrialSpec
+from ablation.spec.trial import TrialSpec, trial_name
 from ablation.storage.outbox import OF_ANOTHER, Entry, Outbox
 from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus, guarded
 from ablation.tracking.experiment import Tracker
@@ -69,7 +70,13 @@ class TrialRun:
         return self._tracker._run_ids.get(self._key)
 
     def start(
-        self, spec: TrialSpec, dataset_source: str, device: str, files: dict[str, str], environment: dict[str, str]
+        self,
+        spec: TrialSpec,
+        arm: Arm,
+        dataset_source: str,
+        device: str,
+        files: dict[str, str],
+        environment: dict[str, str],
     ) -> None:
         """Create or reopen the run, with the trial's parameters, tags, data set and text files.
 
@@ -77,6 +84,7 @@ class TrialRun:
 
         Args:
             spec: the trial's.
+            arm: which it belongs to.
             dataset_source: where the images come from.
             device: the kind of device.
             files: name -> content.
@@ -100,7 +108,8 @@ class TrialRun:
             tags["mlflow.source.git.commit"] = environment["commit"]
         dataset = {"source": dataset_source, "name": spec.data_source, "digest": spec.data_digest[:8]}
         params = {**spec.to_params(), "seed": str(spec.trial + 1)}  # a small number, for charts and tables
-        self._do("start", tags=tags, params=params, dataset=dataset, files=files)
+        name = run_title(arm, spec.trial, is_confirmation=spec.confirms is not None, repeat=spec.repeat)
+        self._do("start", name=name, tags=tags, params=params, dataset=dataset, files=files)
 
     def log_epochs(self, history: Iterable[EpochMetrics]) -> None:
         """Log epochs; those that the run already has are left out, so that no step is logged twice."""
@@ -248,11 +257,16 @@ class TrialRun:
         return run_id
 
     def _start(
-        self, _: None, tags: dict[str, str], params: dict[str, str], dataset: dict[str, str], files: dict[str, str]
+        self,
+        _: None,
+        tags: dict[str, str],
+        params: dict[str, str],
+        dataset: dict[str, str],
+        files: dict[str, str],
+        name: str | None = None,
     ) -> None:
-        is_confirmation = tags["kind"] == "confirmation"
-        repeat = int(tags["repeat"]) if "repeat" in tags else None
-        name = run_title(tags["arm"], int(tags["trial"]), is_confirmation=is_confirmation, repeat=repeat)
+        if name is None:  # in calls that older versions kept
+            name = trial_name(tags["arm"], int(tags["trial"]), is_confirmation=tags["kind"] == "confirmation")
         run_id, is_new = self._tracker.find_or_create(self._key, name, tags)
         self._last_logged = 0 if is_new else self._last_logged_epoch(run_id)
         self._points = [] if is_new else None

@@ -67,6 +67,15 @@ def test_columns_are_left_out_in_their_order() -> None:
     assert columns_that_fit(table, 4) is None
 
 
+def test_a_row_that_does_not_fit_is_a_list_that_names_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table("Arms", ["head_width", "optimizer"], [["2", "sgd"], ["16", "adamw"]])
+    assert printed(monkeypatch, table, 12) == [
+        "Arms",
+        "head_width 2", "  optimizer  sgd",
+        "head_width 16", "  optimizer  adamw",
+    ]  # fmt: skip
+
+
 def test_the_stressed_row_alone_is_bold(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(force_terminal=True, width=80, color_system="standard")
     monkeypatch.setattr(terminal, "console", console)

@@ -241,6 +241,42 @@ def test_listed_arms_are_compared_one_by_one() -> None:
     assert [table.title for table in listed_report.short] == ["Arms", "Differences of mean test accuracy"]
 
 
+def report_of_arms(arms: list[dict[str, Any]], **options: Any) -> Report:
+    """Return the report of a study of arms whose names are letters."""
+    named = [{"name": letter, **arm} for letter, arm in zip("abcdefghijklmnop", arms, strict=False)]
+    return build_report(fake_result({}, {arm["name"]: 0.8 for arm in named}, arms=named, search={}, **options))
+
+
+def test_the_terminal_lists_no_differences_that_are_not_tested() -> None:
+    arms = [{"lr": 0.01 * number, "head_width": number} for number in range(1, 6)]
+    untested = report_of_arms(arms, seeds=2, images=50)
+    assert [table.title for table in untested.short] == ["Arms"]
+    assert cells(untested.markdown, "| a | b |")[3:] == ["-", "-", "-", "2"]  # the report has them
+    assert len(report_of_arms(arms, images=50).short[1].rows) == 10
+
+
+def test_pairs_that_differ_in_the_same_parameters_are_one_note() -> None:
+    """Six pairs of four arms: three arms set two parameters, the last another one, too."""
+    arms: list[dict[str, Any]] = [{"lr": 0.01 * number, "head_width": number} for number in range(1, 5)]
+    arms[3]["label_smoothing"] = 0.1
+    notes = report_of_arms(arms, images=50).short[1].notes
+    assert [note for note in notes if "at once" in note] == [
+        "a and b; a and c; b and c differ in several parameters at once: head_width, lr.",
+        "a and d; b and d; c and d differ in several parameters at once: head_width, lr, label_smoothing.",
+    ]
+    arms = [{"lr": 0.01 * number, "head_width": number} for number in range(1, 6)]
+    (note,) = (note for note in report_of_arms(arms, images=50).short[1].notes if "at once" in note)
+    assert note == "10 pairs of arms differ in several parameters at once: head_width, lr."
+
+
+def test_notes_on_pairs_do_not_grow_with_their_sets_of_parameters() -> None:
+    """Ten pairs of five arms, each of which sets another parameter: ten sets of two."""
+    single = [("head_width", 8), ("lr", 0.1), ("label_smoothing", 0.1), ("weight_decay", 0.1), ("ema", 0.5)]
+    notes = report_of_arms([dict([pair]) for pair in single], images=50).short[1].notes
+    assert sum("at once" in note for note in notes) == 8
+    assert "In other sets of parameters: 2 more pairs of arms." in notes
+
+
 def test_known_configurations_stand_beside_what_the_search_drew() -> None:
     known = [{"name": "published", "lr": 0.01}]
     result = fake_result(CUTS, ACCURACIES, known=known)
@@ -387,6 +423,16 @@ def test_without_confirmation_runs_tuning_is_shown() -> None:
     assert "biased upwards" in study_report.markdown
     assert "## Differences" not in study_report.markdown
     assert "## What is missing" not in study_report.markdown
+    arms = study_report.short[0]
+    assert arms.columns == ["truncate_at", "best tuned val. accuracy", "trials"]
+    assert arms.rows[0] == ["block3", "0.9040", "3 finished"]
+
+
+def test_a_level_of_zero_is_shown_without_confirmation_runs() -> None:
+    levels = {"truncate_at": ["block1", "block3"], "head_width": [0]}
+    accuracies = {"block1,head_width=0": 0.7, "block3,head_width=0": 0.8}
+    arms = build_report(fake_result(levels, accuracies, seeds=0, search={})).short[0]
+    assert [row[:2] for row in arms.rows] == [["block1", "0"], ["block3", "0"]]
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ablation.running.mlflow_pages import arm_runs, confirmed_models
+from ablation.spec.arms import Arm
 from tests.fake_results import fake_result
 
 RESULT = fake_result(
@@ -18,7 +19,7 @@ def test_an_arms_run_has_its_numbers() -> None:
     arm = RESULT.arms[1]
     test_S = [run.test_accuracy for run in arm.confirmations]
     val_S = [run.val_accuracy for run in arm.confirmations]
-    assert (second.arm, second.levels) == ("fine_tune_all", {"strategy": "fine_tune_all"})
+    assert second.arm == Arm("fine_tune_all", {"strategy": "fine_tune_all"})
     assert (first.metrics["rank"], second.metrics["rank"]) == (2, 1)
     expected = {"test_accuracy": np.mean(test_S), "test_sd": np.std(test_S, ddof=1)}
     expected |= {"best_val_accuracy": np.mean(val_S), "val_sd": np.std(val_S, ddof=1), "seeds": 3}

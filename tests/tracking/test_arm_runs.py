@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ablation.analysis.dataframe import load_results
+from ablation.spec.arms import Arm
 from ablation.storage.store import Store, find_store
 from ablation.tracking.arm_runs import ArmRun, keep_arm_runs
 from ablation.tracking.client import open_client
@@ -12,7 +13,8 @@ from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import read_study
 from tests.fake_results import fake_result, store_study
 
-ARM = ArmRun("block1,fine_tune_all", {"truncate_at": "block1"}, {"test_accuracy": 0.5, "rank": 1.0}, "Rank 1 of 1.")
+LEVELS = {"truncate_at": "block1", "strategy": "fine_tune_all"}
+ARM = ArmRun(Arm("block1,fine_tune_all", LEVELS), {"test_accuracy": 0.5, "rank": 1.0}, "Rank 1 of 1.")
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_they_are_no_trials(store: Store) -> None:
     client = open_client(store)
     assert client is not None
     tracker = Tracker(client, store, "fake", "?")
-    arms = [ArmRun(name, {"truncate_at": name}, {"test_accuracy": 0.5}, "x") for name in ("block1", "block3")]
+    arms = [ArmRun(Arm(name, {"truncate_at": name}), {"test_accuracy": 0.5}, "x") for name in ("block1", "block3")]
     keep_arm_runs(tracker, "summary", "fake", arms, ["block1", "block3"])
     runs = client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
     assert {run.info.run_name for run in runs} == {"block1", "block3"}
@@ -49,11 +51,11 @@ def test_they_are_no_trials(store: Store) -> None:
 def test_they_are_kept_current(tracker: Tracker) -> None:
     tracker.begin_summary("summary", "fake", {}, {})
     for accuracy in (0.5, 0.5, 0.75):
-        arm = ArmRun(ARM.arm, ARM.levels, {**ARM.metrics, "test_accuracy": accuracy}, f"now {accuracy}")
-        keep_arm_runs(tracker, "summary", "fake", [arm], [ARM.arm])
+        arm = ArmRun(ARM.arm, {**ARM.metrics, "test_accuracy": accuracy}, f"now {accuracy}")
+        keep_arm_runs(tracker, "summary", "fake", [arm], [ARM.arm.name])
     (run,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
     assert run.info.run_name == "block1 / fine-tune all"
-    assert run.data.params == {"arm": "block1,fine_tune_all", "truncate_at": "block1"}
+    assert run.data.params == {"arm": "block1,fine_tune_all", **LEVELS}
     assert run.data.metrics == {"test_accuracy": 0.75, "rank": 1.0}
     assert run.data.tags["mlflow.note.content"] == "now 0.75"
     assert [point.value for point in tracker.client.get_metric_history(run.info.run_id, "test_accuracy")] == [0.5, 0.75]
@@ -64,7 +66,7 @@ def test_they_are_kept_current(tracker: Tracker) -> None:
 def test_arms_of_similar_names_have_metrics_of_their_own(tracker: Tracker) -> None:
     tracker.begin_summary("summary", "fake", {}, {})
     accuracies = {"mixup+ema": 0.5, "mixup": 0.6, "mixup,ema": 0.7}
-    arms = [ArmRun(name, {}, {"test_accuracy": accuracy}, "x") for name, accuracy in accuracies.items()]
+    arms = [ArmRun(Arm(name, {}), {"test_accuracy": accuracy}, "x") for name, accuracy in accuracies.items()]
     for finished in (arms[2:], arms):  # the first arm gets its first trial later
         keep_arm_runs(tracker, "summary", "fake", finished, list(accuracies))
     (summary,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
@@ -74,8 +76,8 @@ def test_arms_of_similar_names_have_metrics_of_their_own(tracker: Tracker) -> No
 
 def test_a_double_is_deleted(tracker: Tracker) -> None:
     """A server may carry out the creation of a run after it was given up."""
-    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm])
+    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm.name])
     (run,) = tracker.client.search_runs([tracker.experiment_id])
     tracker.client.create_run(tracker.experiment_id, tags={**run.data.tags, "late": "yes"})
-    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm])
+    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm.name])
     assert [left.info.run_id for left in tracker.client.search_runs([tracker.experiment_id])] == [run.info.run_id]

@@ -21,9 +21,10 @@ def test_models_are_ranked_by_their_test_metrics(tmp_path: Path) -> None:
     assert client is not None
     tracker = Tracker(client, store, "fake", "?")
     runs = sorted((run for run in record.runs if run.tags["kind"] == "confirmation"), key=lambda run: run.params["arm"])
+    arms = {arm.arm.name: arm.arm for arm in result.arms}
     models = [
         ConfirmedModel(
-            run.run_id, run.tags["arm"], int(run.tags["trial"]), {"truncate_at": run.tags["arm"]},
+            run.run_id, arms[run.tags["arm"]], int(run.tags["trial"]), {"truncate_at": run.tags["arm"]},
             {"test_accuracy": run.metrics["test_accuracy"]},
         )
         for run in runs

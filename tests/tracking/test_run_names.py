@@ -4,32 +4,50 @@ from pathlib import Path
 
 import pytest
 
+from ablation.spec.arms import Arm, arms
+from ablation.storage.outbox import Outbox
 from ablation.storage.store import find_store
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import read_run
 from ablation.tracking.run_names import SEED_TAG, arm_title, run_title
 from ablation.tracking.trial_run import TrialRun
-from tests.fake_results import ENVIRONMENT, fake_result
+from tests.fake_results import ENVIRONMENT, fake_result, fake_spec
+
+BLOCK3 = {"truncate_at": "block3", "strategy": "fine_tune_all"}
 
 
 @pytest.mark.parametrize(
     ("arm", "title"),
     [
-        ("block3,fine_tune_all", "block3 / fine-tune all"),
-        ("feature_extraction,freeze_depth=2", "feature extraction / freeze_depth=2"),
-        ("my_own arm", "my_own arm"),
+        (Arm("block3,fine_tune_all", BLOCK3), "block3 / fine-tune all"),
+        (Arm("block3,fine_tune_all", BLOCK3, is_listed=True), "block3 / fine-tune all"),  # one of [[arms]], unnamed
+        (
+            Arm("feature_extraction,freeze_depth=2", {"strategy": "feature_extraction", "freeze_depth": 2}),
+            "feature extraction / freeze_depth=2",
+        ),
+        (Arm("plain, 0=1", {}, is_listed=True), "plain, 0=1"),
+        (Arm("lr=0.1, head_width=0", {"head_width": 0, "lr": 0.1}, is_listed=True), "lr=0.1, head_width=0"),
+        (Arm("fine_tune_all", {"lr": 0.1}, is_listed=True), "fine_tune_all"),
     ],
 )
-def test_arms(arm: str, title: str) -> None:
+def test_arms(arm: Arm, title: str) -> None:
+    """A name that a study file gives stays as it is."""
     assert arm_title(arm) == title
 
 
 def test_runs() -> None:
-    assert run_title("block3,fine_tune_all", 0, is_confirmation=True) == "block3 / fine-tune all / seed 1"
-    assert run_title("block3", 4, is_confirmation=False) == "block3 / trial 5"
-    assert run_title("all", 0, is_confirmation=True) == "seed 1"
-    assert run_title("block3", 4, is_confirmation=False, repeat=1) == "block3 / repeat 2 / trial 5"
+    block3 = Arm("block3", {"truncate_at": "block3"})
+    assert run_title(Arm("block3,fine_tune_all", BLOCK3), 0, is_confirmation=True) == "block3 / fine-tune all / seed 1"
+    assert run_title(block3, 4, is_confirmation=False) == "block3 / trial 5"
+    assert run_title(block3, 4, is_confirmation=False, repeat=1) == "block3 / repeat 2 / trial 5"
+
+
+def test_the_only_arm_is_left_out_but_none_that_is_called_like_it() -> None:
+    (only,) = arms(fake_spec({}))
+    assert run_title(only, 0, is_confirmation=True) == "seed 1"
+    named, _ = arms(fake_spec({}, arms=[{"name": "all"}, {"name": "flipped", "augmentation": "flip"}]))
+    assert run_title(named, 0, is_confirmation=True) == "all / seed 1"
 
 
 def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path) -> None:
@@ -39,12 +57,13 @@ def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path) -> None:
     client = open_client(store, create=True)
     assert client is not None
     tracker = Tracker(client, store, "fake", "?")
-    run = fake_result({"truncate_at": ["block1"]}, {"block1": 0.5}, images=20).arms[0].confirmations[1]
+    arm = fake_result({"truncate_at": ["block1"]}, {"block1": 0.5}, images=20).arms[0]
+    run = arm.confirmations[1]
     assert run.spec.seed == 1001
 
     def start(key: str) -> str:
         started = TrialRun(tracker, key, tmp_path / key, "")
-        started.start(run.spec, "nowhere", "cpu", {}, ENVIRONMENT)
+        started.start(run.spec, arm.arm, "nowhere", "cpu", {}, ENVIRONMENT)
         assert started.run_id is not None
         return started.run_id
 
@@ -62,3 +81,17 @@ def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path) -> None:
     bare, _ = tracker.find_or_create("bare", "block1 confirmation #1", {"kind": "confirmation"})  # died at once
     assert start("bare") == bare
     assert read_run(store, bare).params["seed"] == "1001"
+
+
+def test_a_call_without_a_name_that_an_older_version_kept_makes_its_run(tmp_path: Path) -> None:
+    store = find_store(str(tmp_path / "s"))
+    store.prepare()
+    client = open_client(store, create=True)
+    assert client is not None
+    run = TrialRun(Tracker(client, store, "fake", "?"), "key", tmp_path / "key", "")
+    tags = {"study": "fake", "arm": "block1", "kind": "confirmation", "trial": "1"}
+    dataset = {"source": "nowhere", "name": "digits", "digest": "d" * 8}
+    Outbox(tmp_path / "key" / "outbox").add("start", {"tags": tags, "params": {}, "dataset": dataset, "files": {}})
+    assert run.deliver()
+    assert run.run_id is not None
+    assert client.get_run(run.run_id).info.run_name == "block1 confirmation #1"

@@ -160,6 +160,31 @@ def test_no_chart_is_left_to_the_ui() -> None:
         assert {chart["deleted"] for chart in charts if chart["isGenerated"]} == {True}
 
 
+def charts(view: SavedView) -> list[str]:
+    """Return the charts of a view, such as 'BAR test_accuracy' or 'SCATTER lr', those that are hidden left out."""
+    shown = [chart for chart in view.state["compareRunCharts"] if not chart["deleted"]]
+    what = [chart.get("metricKey") or chart.get("selectedParams") or chart["xaxis"]["key"] for chart in shown]
+    return [f"{chart['type']} {name}" for chart, name in zip(shown, what, strict=True)]
+
+
+def test_where_nothing_is_searched_the_view_of_tuning_has_the_trials() -> None:
+    tuning = study_views(fake_spec(FACTORS, search={}), has_confirmations=True, has_arm_runs=True)[2]
+    assert (tuning.name, tuning.state["searchFilter"]) == (NAMES[2], "tags.kind = 'trial'")
+    assert charts(tuning) == ["BAR best_val_accuracy"]
+
+
+def test_listed_arms_are_shown_by_the_parameters_that_all_of_them_set() -> None:
+    """They are no grid: there are no means of levels, and a parameter that some do not set has no axis."""
+    listed = [{"truncate_at": "block1", "lr": 0.1}, {"truncate_at": "block3"}, {"truncate_at": "block5"}]
+    views = study_views(fake_spec({}, arms=listed, search={}), has_confirmations=True, has_arm_runs=True)
+    assert [view.name[0] for view in views] == ["1", "2", "3", "5", "6"]
+    drawn = [chart for chart in charts(views[0]) if not chart.startswith("BAR")]
+    assert drawn == ["SCATTER truncate_at"]
+    listed = [{"name": "plain"}, {"head_width": 8, "lr": 0.1}, {"label_smoothing": 0.1}]
+    views = study_views(fake_spec({}, arms=listed, search={}), has_confirmations=True, has_arm_runs=True)
+    assert {chart.partition(" ")[0] for chart in charts(views[0])} == {"BAR"}
+
+
 def test_views_show_the_objective() -> None:
     """Sorted by it, the best first; nothing but the training's accuracy is of accuracy."""
     names = {
