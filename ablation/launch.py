@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ import click
 
 from ablation import __version__
 from ablation.base.command_line import check_one_of, refusing_unreachable_paths, run_command
-from ablation.base.errors import InputError, NoSuchStudy
+from ablation.base.errors import InputError, NoSuchStudy, StoreAway, StoreError
 from ablation.base.text import Table, plural
 from ablation.launching.request import Engine, EngineWorker, Launch, launch_label, read_options
 from ablation.spec.files import find_study_file
@@ -20,8 +20,10 @@ from ablation.storage.store import Store, find_store_to_write
 from ablation.study import (
     check_inputs,
     load_accepted,
+    may_have_begun,
     measured_plan,
     name_in_stores,
+    read_status,
     show_status,
     study_overrides,
 )
@@ -94,7 +96,7 @@ def cli(
         raise InputError("--workers: belongs before --")
     name = name_in_stores(study, given["name"], as_demo=given["as_demo"])
     store = find_store_to_write(given["store_option"])
-    label = launch_label(name, store)
+    label, folder = launch_label(name, store), store.root / "launch"
     try:
         engine = cast(Engine, importlib.import_module(f"ablation.launching.{engine_name}"))
     except ModuleNotFoundError as error:
@@ -103,13 +105,15 @@ def cli(
         raise InputError("--on ray: needs ray; install ablation[ray]") from None
     if status_only:
         running = show_status_or_none(name, store, given["patience"])
-        return show_workers(engine.workers(label, options), engine_name, label, running)
+        output = engine.output(label, folder)
+        return show_workers(engine.workers(label, options), engine_name, label, running, output)
     if cancel_only:
         found = engine.workers(label, options)
         deleted = engine.cancel(label, options)  # what waits for an engine's queue may have no worker yet
-        told = f"{plural(len(found), 'worker')} of {name} told to save and end; what they have done is kept."
-        none = f"No worker of {name} runs or waits on {engine_name}"
-        return print(told if found else f"{none}; deleted: {', '.join(deleted)}." if deleted else f"{none}.")
+        if found:
+            return print(f"{plural(len(found), 'worker')} of {name} told to save and end; what they have done is kept.")
+        rest = f"; deleted: {', '.join(deleted)}" if deleted else missing_study(name, store)
+        return print(f"No worker of {name} runs or waits on {engine_name}{rest}.")
     with refusing_unreachable_paths():
         path = find_study_file(study)
     with redirect_stdout(sys.stderr):  # standard output is what would be submitted, with --print
@@ -124,7 +128,7 @@ def cli(
         workers=workers,
         grace=given["grace"],
         options=options,
-        folder=store.root / "launch",
+        folder=folder,
         working_folder=Path.cwd(),
     )
     return print(engine.compose(launch) if print_only else engine.submit(launch))
@@ -179,8 +183,24 @@ def show_status_or_none(study: str, store: Store, patience: float | None) -> "li
         return []
 
 
-def show_workers(workers: list[EngineWorker], engine_name: str, label: str, running: "list[RunningTrial]") -> None:
-    """Print the workers that an engine has, running or waiting, each with the trials that its processes train."""
+def missing_study(name: str, store: Store) -> str:
+    """Return in brackets that a store has no study of a name, and the nearest that there is; "" if it may have it."""
+    with suppress(InputError, StoreAway, StoreError):
+        if not may_have_begun(store, name):
+            try:
+                read_status(name, store)
+            except NoSuchStudy as nothing:
+                return f" ({nothing})"
+    return ""
+
+
+def show_workers(
+    workers: list[EngineWorker], engine_name: str, label: str, running: "list[RunningTrial]", output: str
+) -> None:
+    """Print the workers that an engine has, running or waiting, each with the trials that its processes train.
+
+    `output`: how to see what workers wrote that have ended; it is shown where there are no others.
+    """
     from ablation.base.terminal import show_table
 
     rows = []
@@ -193,7 +213,7 @@ def show_workers(workers: list[EngineWorker], engine_name: str, label: str, runn
         ]
         now = [", ".join(trial.trial for trial in own) or "-", ", ".join(trial.last_sign for trial in own) or "-"]
         rows.append([worker.id, worker.state, worker.host, worker.since, *now])
-    notes = [] if rows else ["no worker runs or waits"]
+    notes = [] if rows else [f"no worker runs or waits{f'; {output}' if output else ''}"]
     columns = [f"{engine_name} id", "state", "host", "since", "trial", "last epoch"]
     show_table(Table(f"Workers on {engine_name} ({label})", columns, rows, notes, optional=["since", "host"]))
 

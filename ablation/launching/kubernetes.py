@@ -17,8 +17,26 @@ from ablation.launching.request import EngineWorker, Launch, refuse_unknown
 # In a wheel, the template is beside this file.
 PLACES = (Path(__file__).with_name("job.yaml"), Path(__file__).parents[2] / "docker/kubernetes/base/job.yaml")
 OPTIONS = ("image", "namespace", "context", "gpus", "cpu", "memory", "queue", "priority-class")
+# What `kubectl` or the cluster would refuse, and --print would not.
+FORMS = {
+    "namespace": (r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "small letters, digits and -"),
+    "gpus": (r"\d+", "a whole number"),
+    "cpu": (r"\d+(\.\d+)?|\d+m", "such as 4 or 500m"),
+    "memory": (r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?", "such as 16Gi"),
+}
 NEEDED = ("secret/ablation-addresses", "pvc/ablation-images", "pvc/ablation-store")
 INSTANCE = "app.kubernetes.io/instance"
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes text of several lines, such as a study file, line by line."""
+
+
+def _represent_text(dumper: Any, text: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def compose(launch: Launch) -> str:
@@ -41,7 +59,7 @@ def _manifests(launch: Launch, *, is_suspended: bool) -> str:
     if "queue" in launch.options:
         job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = launch.options["queue"]
         job["spec"]["suspend"] = is_suspended
-    return str(yaml.safe_dump_all([configuration, job], sort_keys=False, width=120))
+    return str(yaml.dump_all([configuration, job], Dumper=_Dumper, sort_keys=False, width=120))
 
 
 def _job(launch: Launch, name: str) -> dict[str, Any]:
@@ -82,6 +100,9 @@ def _check(options: Mapping[str, str]) -> None:
     for name, value in options.items():
         if not value:
             raise InputError(f"--engine-option: {name} needs a value on kubernetes")
+        pattern, form = FORMS.get(name, ("(?s:.*)", ""))
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise InputError(f"--engine-option: {name} must be {form}, got {value!r}")
 
 
 def _kubectl(options: Mapping[str, str], *arguments: str, text: str = "") -> str:
@@ -115,11 +136,11 @@ def submit(launch: Launch) -> str:
     text = _manifests(launch, is_suspended=specification.get("suspend", True))
     _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
     _kubectl(launch.options, "apply", "--filename=-", text=text)
-    output = f"output: kubectl logs job/{name}"
+    where = output(launch.label, launch.folder)
     if before is None:
-        return f"{plural(count, 'worker')} submitted to Kubernetes as Job {name}; {output}"
+        return f"{plural(count, 'worker')} submitted to Kubernetes as Job {name}; {where}"
     ends = f", {before - count} of which save and end" if count < before else ""
-    return f"The Job {name} now has {plural(count, 'worker')} instead of {before}{ends}; {output}"
+    return f"The Job {name} now has {plural(count, 'worker')} instead of {before}{ends}; {where}"
 
 
 def has_ended(job: Mapping[str, Any]) -> bool:
@@ -133,6 +154,12 @@ def cancel(label: str, options: Mapping[str, str]) -> list[str]:
     selector = f"--selector={INSTANCE}={object_name(label)}"
     said = _kubectl(options, "delete", "job,configmap", selector, "--wait=false", "--output=name")
     return [line for line in said.splitlines() if "/" in line]  # not "No resources found"
+
+
+def output(label: str, folder: Path) -> str:
+    """Return the command that shows what the pods wrote; it works until the Job is deleted."""
+    del folder
+    return f"output: kubectl logs job/{object_name(label)}"
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 
 import psutil
 
@@ -70,6 +71,12 @@ def cancel(label: str, options: Mapping[str, str]) -> list[str]:
             if process.ppid() not in numbers:
                 process.send_signal(signal.SIGTERM)
     return []
+
+
+def output(label: str, folder: Path) -> str:
+    """Return nothing: the workers wrote to their terminal."""
+    del label, folder
+    return ""
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

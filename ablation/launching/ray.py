@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shlex
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,7 +31,7 @@ def compose(launch: Launch) -> str:
     """Return what each actor is and runs.
 
     Raises:
-        InputError: an option is unknown or no number.
+        InputError: an option is unknown, or has no value that there can be.
     """
     needs = ", ".join(f"{name}={value}" for name, value in _needs(launch.options).items())
     return (
@@ -47,9 +49,14 @@ def _needs(options: Mapping[str, str]) -> dict[str, Any]:
         if name in ("address", "accelerator-type"):
             continue
         try:
-            needs[name.replace("-", "_")] = int(text) if text.isdecimal() else float(text)
+            amount = int(text) if text.isdecimal() else float(text)
         except ValueError:
-            raise InputError(f"--engine-option: {name} must be a number, got {text!r}") from None
+            amount = math.nan
+        if not 0 <= amount < math.inf:
+            raise InputError(f"--engine-option: {name} must be a number from 0, got {text!r}")
+        needs[name.replace("-", "_")] = amount
+    if options.get("accelerator-type") == "":
+        raise InputError("--engine-option: accelerator-type needs a value on ray")
     return needs | ({"accelerator_type": options["accelerator-type"]} if "accelerator-type" in options else {})
 
 
@@ -117,6 +124,12 @@ def cancel(label: str, options: Mapping[str, str]) -> list[str]:
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)
     return []
+
+
+def output(label: str, folder: Path) -> str:
+    """Return the commands that show what actors wrote that have ended; they need `ray[default]`."""
+    del folder
+    return f"output: ray list actors --filter state=DEAD (those named {label}-N), then ray logs actor --id ID"
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

@@ -16,6 +16,7 @@ from ablation.base.interrupts import WITH_PARENT
 
 FIRST_PAUSE = 2.0  # seconds before a worker that died starts again; twice as long after each further death
 DEATHS_IN_A_ROW = 5  # of a worker that lived less than `ACCIDENT_SECONDS`: more are no accident
+NO_WEIGHTS = "warning: backbone.weights: "  # of the check, about a download that fails: no worker could begin
 ACCIDENT_SECONDS = 3600  # longer than a study that has trained everything, and still cannot end well, takes to fail
 
 
@@ -66,9 +67,11 @@ def why_not(command: list[str], folder: Path, variables: Mapping[str, str]) -> s
     """Return why a worker could not run here, or nothing."""
     try:
         done = subprocess.run(with_options(command, "--check"), cwd=folder, env={**os.environ, **variables},
-                              encoding="utf-8", errors="replace", stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE)  # fmt: skip
+                              encoding="utf-8", errors="replace", capture_output=True)  # fmt: skip
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
+    if done.returncode == 0:
+        lines = [line for line in done.stdout.splitlines() if line.startswith(NO_WEIGHTS)]
+        return lines[0].removeprefix("warning: ") if lines else ""
     lines = done.stderr.strip().splitlines() or [f"the check ended with status {done.returncode}"]
-    return lines[-1].removeprefix("error: ") if done.returncode else ""
+    return lines[-1].removeprefix("error: ")

@@ -85,6 +85,8 @@ def test_workers_per_gpu_need_a_gpu(
         (["--print", "--cancel"], "--print and --cancel: choose one of them"),
         (["--per-gpu", "2"], "--per-gpu: goes with --on local"),
         (["--engine-option", "per-gpu=2"], "--per-gpu: goes with --on local"),
+        (["--engine-option", "partition="], "--engine-option: partition needs a value on slurm"),
+        (["--engine-option", "time=1"], "--engine-option: time=1 is 60 s, but must be longer than 120 s"),
         (["--engine-option", "wai="], "--engine-option: wai is set by the launch on slurm itself"),
         (["--", "--check"], "--check: is no option of a worker"),
         (["--", "--workers", "2"], "--workers: belongs before --\n"),
@@ -161,7 +163,8 @@ def test_workers_of_a_study_whose_file_is_gone(
     assert capsys.readouterr().out == "1 worker of gone told to save and end; what they have done is kept.\n"
     running.clear()
     assert launcher("gone", "--on", "slurm", "--cancel") == 0
-    assert capsys.readouterr().out == "No worker of gone runs or waits on slurm.\n"
+    none = f"No worker of gone runs or waits on slurm ({Path.cwd()}/mlruns: has no study 'gone').\n"
+    assert capsys.readouterr().out == none
     deleted += ["job/a", "map/a"]  # of an ended job, which has no worker
     assert launcher("gone", "--on", "slurm", "--cancel") == 0
     assert capsys.readouterr().out == "No worker of gone runs or waits on slurm; deleted: job/a, map/a.\n"
@@ -214,6 +217,19 @@ def test_status_shows_arms_and_workers(
     capsys.readouterr()
     assert launcher(study_file, "--on", "slurm", "--status") == 0
     text = capsys.readouterr().out
+    assert "newest output" not in text
     assert "| 7_2 | pending (Resources) | - | 2026-11-27T10:59:00 | - | - |" in text
     assert text.index("1 finished" if "1 finished" in text else "finished") < text.index("7_1")
     assert len(set(labels)) == 1
+
+    monkeypatch.setattr(slurm, "workers", lambda label, options: [])
+    monkeypatch.setattr(slurm, "cancel", lambda label, options: [])
+    log = Path(f"mlruns/launch/{labels[0]}_7_1.log")
+    log.parent.mkdir()
+    log.touch()
+    assert launcher(study_file, "--on", "slurm", "--status") == 0
+    assert f"- no worker runs or waits; newest output: {log.absolute()}\n" in capsys.readouterr().out
+    assert launcher(study_file, "--on", "slurm", "--cancel") == 0
+    assert capsys.readouterr().out == f"No worker of {study_file.stem} runs or waits on slurm.\n"
+    assert launcher(f"{study_file.stem}s", "--on", "slurm", "--cancel") == 0
+    assert f"has no study '{study_file.stem}s'; did you mean '{study_file.stem}'?).\n" in capsys.readouterr().out

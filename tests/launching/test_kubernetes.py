@@ -82,6 +82,21 @@ def test_the_job_has_what_was_asked_for() -> None:
     )
 
 
+def test_the_study_stands_in_it_line_by_line() -> None:
+    text = study_files()["vgg_truncation"].read_text()
+    printed = kubernetes.compose(launch_of(image="x"))
+    assert "\n  vgg_truncation.toml: |\n" in printed
+    assert f"    {text.splitlines()[0]}\n" in printed
+    assert yaml.safe_load(printed.partition("---")[0])["data"]["vgg_truncation.toml"] == text
+
+
+@pytest.mark.parametrize(
+    "options", [{"cpu": "0.5", "memory": "1.5G"}, {"cpu": "500m", "memory": "512Mi"}, {"memory": "16000000000"}]
+)
+def test_quantities_of_kubernetes_are_accepted(options: dict[str, str]) -> None:
+    validate(composed(namespace="team-1", gpus="0", **options))
+
+
 def test_exit_statuses_mean_what_workers_mean() -> None:
     rules = composed()[1]["spec"]["podFailurePolicy"]["rules"]
     by_status = {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in rules if "onExitCodes" in rule}
@@ -99,7 +114,9 @@ def test_long_names_fit_into_the_names_of_pods() -> None:
     ("options", "message"),
     [({}, "image=REGISTRY/ablation:TAG is needed"),
      ({"image": "x", "quene": "a"}, "quene is unknown on kubernetes; did you mean 'queue'"),
-     ({"image": ""}, "image needs a value")],
+     ({"image": ""}, "image needs a value"), ({"gpus": "two"}, "gpus must be a whole number, got 'two'"),
+     ({"cpu": "-1"}, "cpu must be such as 4 or 500m, got '-1'"), ({"memory": "16 GB"}, "memory must be such as 16Gi"),
+     ({"namespace": "My_NS"}, "namespace must be small letters, digits and -, got 'My_NS'")],
 )  # fmt: skip
 def test_what_is_refused(options: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -84,13 +84,19 @@ def test_a_node_that_cannot_run_the_study_is_named(cluster: Cluster, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"num-cpu": "1"}, "num-cpu is unknown on ray; did you mean 'num-cpus'?"),
-     ({"num-cpus": "many"}, "num-cpus must be a number, got 'many'"),
+     ({"num-cpus": "many"}, "num-cpus must be a number from 0, got 'many'"),
+     ({"num-cpus": "nan"}, "num-cpus must be a number from 0, got 'nan'"),
+     ({"num-gpus": "-1"}, "num-gpus must be a number from 0"), ({"memory": "inf"}, "memory must be a number from 0"),
+     ({"accelerator-type": ""}, "accelerator-type needs a value on ray"),
      ({"address": "127.0.0.1:1"}, "^ray: 127.0.0.1:1 cannot be reached \\(Connection refused\\)")],
 )  # fmt: skip
 def test_what_is_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
     launch = WorkerLaunch("cuts", "label", tmp_path / "cuts.toml", (), 1, 10, options, tmp_path, tmp_path)
     with pytest.raises(InputError, match=message):
         engine.submit(launch)
+    if "address" not in options:  # which is looked for when it is needed
+        with pytest.raises(InputError, match=message):
+            engine.compose(launch)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The actor of a worker, without a cluster: its child is cancelled at any moment, and does not start for ever."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("ray", reason="needs ablation[ray]")
 
 from ablation.launching import ray_actor
+from ablation.networks import weights
 
 WAIT = 10  # seconds at most
 
@@ -93,3 +95,26 @@ def test_a_study_that_fails_after_minutes_does_not_start_for_ever(
         actor.cancel()
     assert killed.wait(WAIT)
     assert len(children) == starts
+
+
+def test_weights_that_a_node_cannot_download_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The check of a study only warns of them, with status 0, beside other warnings."""
+
+    def no_internet(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(weights, "urlopen", no_internet)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    warning = weights.check_download("resnet18", "imagenet")
+    lines = ["cuts.toml is fine", warning, "warning: [confirm] seeds is 1"]
+
+    def check(lines: list[str], status: int = 0) -> str:
+        program = (
+            f"import sys; print({chr(10).join(lines)!r}); print('error: no images', file=sys.stderr); exit({status})"
+        )
+        return ray_actor.why_not([sys.executable, "-c", program], tmp_path, {})
+
+    assert check(lines).startswith("backbone.weights: https://download.pytorch.org/models/resnet18")
+    assert "could not be downloaded (Network is unreachable)" in check(lines)
+    assert check([*lines[:1], *lines[2:]]) == ""
+    assert check(lines, 2) == "no images"

@@ -1,7 +1,9 @@
 """SLURM: what is submitted, and what becomes of workers on a real SLURM that preempts, cancels and loses them."""
 
 import dataclasses
+import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -59,12 +61,75 @@ def test_the_users_signal_wins(tmp_path: Path, signal: str) -> None:
      ({"signal": "USR1@120"}, "signal must be such as B:USR1@120, got 'USR1@120'"),
      ({"signal": "B:KILL@120"}, "signal must be such as"), ({"signal": "B:USR1@1 --array=1-9"}, "signal must be"),
      ({"signal": "B:9@120"}, "signal must be such as"), ({"signal": "B:u\u017fr1"}, "signal must be such as"),
+     ({"comment": "", "time": "60"}, "comment needs a value on slurm"), ({"partition": ""}, "partition needs a value"),
      ({"signa": "USR1@120"}, "signa is set by the launch"), ({"sig": "B:USR1@120"}, "sig is set by the launch")],
 )  # fmt: skip
 def test_options_that_would_lose_workers_are_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
     """Without B:, SLURM signals job steps alone, which the script does not have."""
     with pytest.raises(InputError, match=f"^--engine-option: {message}"):
         slurm.compose(launch_of(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [({"time": "1"}, "60 s, but must be longer than 100 s"), ({"time": "1:40"}, "100 s, but must be longer than 100 s"),
+     ({"time-min": "0:01:00"}, "60 s, but"), ({"time": "0-0:1"}, "60 s, but"),
+     ({"time": "6", "signal": "B:USR1@300"}, "360 s, but must be longer than 360 s"),
+     ({"time": "2", "signal": "B:USR1"}, "120 s, but must be longer than 120 s")],
+)  # fmt: skip
+def test_a_time_limit_that_leaves_no_time_to_work_is_refused(
+    tmp_path: Path, options: dict[str, str], least: str
+) -> None:
+    """With a grace period of 10 s, notice is given 40 s before the limit; a signal that says nothing, 60 s before."""
+    name = next(iter(options))
+    with pytest.raises(InputError, match=f"^--engine-option: {name}={options[name]} is {least}"):
+        slurm.compose(launch_of(tmp_path, **options))
+
+
+@pytest.mark.parametrize("time", ["1:41", "2", "0:02:00", "1-0", "0-1:0:0", "0", "UNLIMITED", "-1"])
+def test_other_time_limits_are_slurms_business(tmp_path: Path, time: str) -> None:
+    assert f"#SBATCH --time={time}\n" in slurm.compose(launch_of(tmp_path, time=time))
+
+
+def test_an_edited_script_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a launch wrote or printed is replaced, whatever its options were."""
+    monkeypatch.setenv("PATH", stand_in(tmp_path, sbatch="echo 7"))
+    first, second = (launch_of(tmp_path, workers=workers) for workers in (1, 2))
+    script = slurm.script_path(first)
+    slurm.submit(first)
+    slurm.submit(second)
+    written = script.read_text()
+    assert written == slurm.compose(second) != slurm.compose(first)
+    script.write_text(f"{slurm.compose(first)}\n")  # as --print writes it to a file
+    slurm.submit(second)
+    for edited in (written.replace("\nset +e", "\nmodule load cuda\nset +e"), written.rpartition("\n# The")[0],
+                   f"{written}echo done\n", written.replace("\n", "\r\n")):  # fmt: skip
+        script.write_bytes(edited.encode())
+        with pytest.raises(InputError, match=f"^{script}: was edited: submit it by `sbatch {script}`, or move it away"):
+            slurm.submit(second)
+        assert script.read_bytes() == edited.encode()
+
+
+def test_the_newest_output_of_a_study_is_named(tmp_path: Path) -> None:
+    for number, name in enumerate(("a-0_10_1.log", "a-0_9_2.log", "b-0_11_1.log")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (number, number))
+    assert slurm.output("a-0", tmp_path) == f"newest output: {tmp_path}/a-0_9_2.log"
+    assert slurm.output("c-0", tmp_path) == slurm.output("a-0", tmp_path / "none") == ""
+
+
+def test_a_suspended_task_that_cannot_resume_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To resume takes the rights of an operator; `scancel` alone would end the task unsaved."""
+    path = stand_in(
+        tmp_path, squeue="echo '7_1|SUSPENDED|n1|-|-|None'", scancel=f"touch {tmp_path}/cancelled",
+        scontrol=f"echo $* > {tmp_path}/asked; echo 'Access/permission denied' >&2; exit 1",
+    )  # fmt: skip
+    monkeypatch.setenv("PATH", path)
+    message = "^scontrol: Access/permission denied; nothing was cancelled: task 7_1 is suspended, and `scancel` would"
+    with pytest.raises(InputError, match=message):
+        slurm.cancel("a-0", {})
+    assert (tmp_path / "asked").read_text() == "resume 7_1\n"
+    assert not (tmp_path / "cancelled").exists()
 
 
 def test_a_cluster_that_only_sbatch_would_know_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +156,7 @@ def test_what_the_launch_says_wins_over_the_sites_variables(tmp_path: Path, monk
     launch = launch_of(tmp_path, workers=4, partition="gpu", exclusive="", comment="two words")
     assert slurm.submit(launch).startswith("4 workers submitted to SLURM as job 17; ")
     assert said.read_text().splitlines() == [
-        "--parsable", f"--job-name={launch.label}", "--array=1-4", f"--output={launch.folder}/%A_%a.log",
+        "--parsable", f"--job-name={launch.label}", "--array=1-4", f"--output={launch.folder}/{launch.label}_%A_%a.log",
         "--open-mode=append", "--requeue", "--signal=B:USR2@40", "--partition=gpu", "--exclusive",
         "--comment=two words", str(slurm.script_path(launch)),
     ]  # fmt: skip
@@ -122,14 +187,17 @@ class ShellLaunch(Launch):
         return ["bash", "-c", *self.arguments]
 
 
-def test_each_signal_pauses_the_worker_and_returns_it_to_the_queue(tmp_path: Path) -> None:
-    """Whatever the user's variables hide from squeue and scancel."""
+@pytest.mark.parametrize("added", ["", "set -euo pipefail\n"])
+def test_each_signal_pauses_the_worker_and_returns_it_to_the_queue(tmp_path: Path, added: str) -> None:
+    """Whatever the user's variables hide from squeue and scancel, and although the controller is away at first."""
     notices = ("INT", "TERM", "HUP", "USR1", "USR2", "XCPU")
     said = tmp_path / "said"
+    away = 'name="$(basename "$0")_$SLURM_ARRAY_TASK_ID"; [ -e $name ] || { touch $name; exit 1; }\n'
     path = stand_in(
-        tmp_path, squeue='echo "${SLURM_CLUSTERS-${SQUEUE_STATES-RUNNING}}"',
+        tmp_path, sleep="exec /bin/sleep 0.1",
+        squeue=f'cd {tmp_path}; {away}echo "${{SLURM_CLUSTERS-${{SQUEUE_STATES-RUNNING}}}}"',
         scancel=f'echo "scancel ${{SCANCEL_STATE-}}${{SLURM_CLUSTERS-}}" >> {said}',
-        scontrol=f'echo "$*" >> {said}; kill -KILL "$PPID"',  # as SLURM ends the script
+        scontrol=f'cd {tmp_path}; {away}echo "$*" >> {said}; kill -KILL "$PPID"',  # as SLURM ends the script
     )  # fmt: skip
     environment = {"PATH": path, "SQUEUE_STATES": "PENDING", "SCANCEL_STATE": "PENDING", "SLURM_ARRAY_JOB_ID": "7",
                    "SLURM_CLUSTERS": "a,b"}  # fmt: skip
@@ -137,10 +205,9 @@ def test_each_signal_pauses_the_worker_and_returns_it_to_the_queue(tmp_path: Pat
     def start(task: str, line: str) -> subprocess.Popen[bytes]:
         launch = ShellLaunch("cuts", "ablation-cuts-0", tmp_path, (line,), 1, 10, {}, tmp_path, tmp_path)
         script = slurm.script_path(launch)
-        script.write_text(slurm.compose(launch))
-        script = script.rename(tmp_path / f"{task}.sh")
-        slurm.script_path(launch).touch()
-        return subprocess.Popen(["env", "--default-signal", "bash", str(script)], stdout=subprocess.DEVNULL,
+        script.write_text(slurm.compose(launch).replace("\n\n", f"\n{added}\n", 1))
+        own = shutil.copy(script, tmp_path / f"{task}.sh")
+        return subprocess.Popen(["env", "--default-signal", "bash", own], stdout=subprocess.DEVNULL,
                                 env={**environment, "SLURM_ARRAY_TASK_ID": task})  # fmt: skip
 
     tasks = {name: start(name, f"trap 'exit 75' XCPU; touch {name}; while :; do sleep 0.1; done") for name in notices}
@@ -288,8 +355,11 @@ def test_a_preempted_worker_saves_and_resumes(on_cluster: SlurmCluster, tmp_path
 @pytest.mark.slow
 def test_a_worker_whose_time_is_up_saves_and_resumes(on_cluster: SlurmCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    launch = launch_of(tmp_path, log, 120, time="1", signal="B:USR1@20")
-    slurm.submit(launch)
+    launch = launch_of(tmp_path, log, 120, time="3", signal="B:USR1@20")
+    script = slurm.script_path(launch)
+    script.parent.mkdir()
+    script.write_text(slurm.compose(launch).replace("--time=3", "--time=1"))  # a launch refuses a limit as short
+    on_cluster.run("sbatch", str(script))
     wait_for_lines(launch, log, "saved", 1, 90)
     wait_for_the_end(launch, 120)
     assert count(log, "epoch") == 120
@@ -324,6 +394,19 @@ def test_a_suspended_worker_stands_still_and_continues(on_cluster: SlurmCluster,
     on_cluster.run("scontrol", "resume", task)
     wait_for_the_end(launch)
     assert (count(log, "start"), count(log, "epoch")) == (1, 20)
+
+
+@pytest.mark.slow
+def test_a_suspended_worker_that_is_cancelled_saves(on_cluster: SlurmCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    launch = launch_of(tmp_path, log, 1000)
+    slurm.submit(launch)
+    wait_for_lines(launch, log, "epoch", 3)
+    on_cluster.run("scontrol", "suspend", task_of(launch))
+    time.sleep(5)  # SLURM takes two seconds to stop what runs
+    slurm.cancel(launch.label, {})
+    wait_for_the_end(launch)
+    assert (count(log, "start"), count(log, "saved")) == (1, 1)
 
 
 @pytest.mark.slow
