@@ -27,7 +27,7 @@ from ablation.spec.architectures import ARCHITECTURES, block_names, is_timm, sma
 @click.version_option(__version__)
 def cli(name: str | None, image_size: int, module: str | None) -> None:
     """Show the blocks and units of the backbone NAME; without NAME, all backbones."""
-    from ablation.base.terminal import show_table
+    from ablation.base.terminal import say, show_table
 
     if module is not None and name is None:
         raise InputError("--module: which of its functions? give its name")
@@ -39,7 +39,11 @@ def cli(name: str | None, image_size: int, module: str | None) -> None:
     if name not in ARCHITECTURES:
         raise InputError(f"unknown backbone {name!r}{nearest(name, ARCHITECTURES)}")
     show_table(cuts_table(name, image_size))
-    show_table(weights_table(name))
+    weights = weights_table(name)
+    if weights.rows:
+        show_table(weights)
+    else:
+        say(f"Weights: {'timm' if is_timm(name) else 'torchvision'} has none; set backbone.weights to a file.")
 
 
 def _load(module: str | None, function: str, image_size: int) -> str:
@@ -132,7 +136,7 @@ def cuts_table(backbone: str, image_size: int) -> Table:
 
 
 def weights_table(backbone: str) -> Table:
-    """Return the table of the weights that torchvision, or timm, has for a backbone."""
+    """Return the table of the weights that torchvision, or timm, has for a backbone; without rows where it has none."""
     import torchvision
 
     from ablation.networks.timm_backbones import timm_weights
@@ -142,8 +146,7 @@ def weights_table(backbone: str) -> Table:
         notes = ["backbone.weights can also name a file with timm's tensor names."]
         return Table("Weights that timm has", ["backbone.name", "trained at (pixels)"], rows, notes)
     if backbone not in torchvision.models.list_models():
-        notes = ["torchvision has none; set backbone.weights to a file."]
-        return Table("Weights", ["backbone.weights"], [], notes)
+        return Table("Weights", ["backbone.weights"], [])
     all_weights = torchvision.models.get_model_weights(backbone)
     rows = []
     for weights in all_weights:

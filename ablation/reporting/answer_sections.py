@@ -1,5 +1,6 @@
 """The report's sections on the answer: arms, levels, differences."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from ablation.reporting.content import (
     run_name,
     seeds_text,
     states_text,
+    study_command,
 )
 from ablation.spec.looks import most_seeds_of_arms
 from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.parameters import Choices
+from ablation.tracking.client import REFUSAL_TAG
 
 
 def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
@@ -101,22 +104,33 @@ def _chosen_by(goal: Objective) -> str:
 
 
 def champion_blocks(analysis: StudyAnalysis) -> list[Block]:
-    """Return what the champion is, and the commands that use it; nothing before a confirmation run has finished."""
+    """Return what the champion is, and the commands that use it; nothing before a confirmation run has finished.
+
+    There are no commands before it is registered, nor where it could not be: the study's tags say why.
+    """
     result, champion = analysis.result, analysis.champion
     if champion is None:
         return []
     winner = champion.arm
     run = champion_run(winner)
-    rank = "leads so far" if result.missing_trials or result.missing_confirmations else "is the champion"
+    is_complete = not (result.missing_trials or result.missing_confirmations)
+    refusal = result.tags.get(REFUSAL_TAG)
+    rank = "leads so far" if not is_complete else "is the best run" if refusal else "is the champion"
     name = f"{winner.arm.name}, confirmation run #{run.number}" if winner.arm.compared_levels else run_name(run)
     goal = result.spec.goal
     test = "" if run.test_value is None else f" Its own test {goal.label} is {run.test_value:.4f}."
     metrics = "accuracies" if goal.name == "accuracy" else "metrics"
+    what = Paragraph(f"{name} {rank}: {champion.reason}. Test {metrics} played no part in this choice.{test}")
+    if not is_complete:
+        return [what]
+    if refusal:
+        return [what, Paragraph(f"Its model is not registered as the champion: {refusal}.")]
+    in_store = f", store={json.dumps(result.store, ensure_ascii=False)}" if result.store else ""
     return [
-        Paragraph(f"{name} {rank}: {champion.reason}. Test {metrics} played no part in this choice.{test}"),
+        what,
         Paragraph("It classifies images in the terminal, and in Python:"),
-        Code(f"python -m ablation.predict {result.spec.name} IMAGE..."),
-        Code(f'ablation.load_champion("{result.spec.name}")'),
+        Code(f"{study_command(result, 'ablation.predict')} IMAGE..."),
+        Code(f'ablation.load_champion("{result.spec.name}"{in_store})'),
     ]
 
 

@@ -1,9 +1,10 @@
 """The parts of a report, and the texts that several of its sections share."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ablation.analysis.results import RunResult
+from ablation.analysis.results import RunResult, StudyResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table
 from ablation.reporting.charts import MOST_DOTS, Picture
@@ -187,6 +188,12 @@ def figure_block(kind: str, pictures: Mapping[str, Picture], objective: Objectiv
     caption = CAPTIONS[kind].format(metric=objective.label, panels=panels)
     notes = [picture.note for picture in of_kind.values() if picture.note]
     return [Figure({name: picture.alt for name, picture in of_kind.items()}, " ".join([caption, *notes]))]
+
+
+def study_command(result: StudyResult, *words: str) -> str:
+    """Return a command on a study, or on pooled ones: `python -m` with these words, the names, and the store."""
+    store = ["--store", result.store] if result.store else []
+    return shlex.join(["python", "-m", *words, *result.spec.name.split("+"), *store])
 
 
 def run_name(run: RunResult) -> str:

@@ -9,7 +9,7 @@ from ablation.base.text import Table, one_line, plural
 from ablation.data.near_duplicates import FEW
 from ablation.data.set_summary import SetSummary
 from ablation.reporting.charts import Picture
-from ablation.reporting.content import Block, Folded, Gallery, Paragraph, Sheet, Tile
+from ablation.reporting.content import Block, Folded, Gallery, Paragraph, Sheet, Tile, study_command
 from ablation.reporting.images import data_address, png_address, shown_suspects, side_by_side
 
 MOST_CLASSES = 20  # in a table that is not folded
@@ -120,7 +120,7 @@ def suspect_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> 
         )
         blocks.append(Gallery("suspects", pictures["suspects"].alt, [("", tiles)], caption))
     rows = [[str(each.number), each.label, each.called, f"{each.probability:.3f}"] for each in suspects[:MOST_ROWS]]
-    note = f"python -m ablation.data suspects {result.spec.name} names the files" + (
+    note = f"{study_command(result, 'ablation.data', 'suspects')} names the files" + (
         f", and all {len(suspects):,} of them." if len(suspects) > MOST_ROWS else "."
     )
     columns = ["test image", "label", "all runs say", "mean probability"]

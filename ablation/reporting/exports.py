@@ -26,7 +26,7 @@ from ablation.analysis.wording import (
     unit_words,
 )
 from ablation.base.text import Table, defused, plural
-from ablation.reporting.content import Folded, interval_text
+from ablation.reporting.content import Folded, interval_text, study_command
 from ablation.reporting.method_sections import use_of_results
 from ablation.spec.objective import ACCURACY
 
@@ -207,10 +207,8 @@ def _errors(unit: str) -> str:
 
 def paper_block(analysis: StudyAnalysis) -> Folded:
     """Return the folded paragraph on the method, and the command that prints tables."""
-    name = analysis.result.spec.name.replace("+", " ")
-    note = (
-        f"python -m ablation.report {name} --format latex prints it with tables; csv, json and bibtex print the rest."
-    )
+    command = study_command(analysis.result, "ablation.report")
+    note = f"{command} --format latex prints it with tables; csv, json and bibtex print the rest."
     return Folded(Table("A paragraph on the method", ["method"], [[methods(analysis)]], [note]))
 
 

@@ -1,6 +1,6 @@
 """The champion: the run with the best validation metric in the arm that was chosen, registered as a model.
 
-Legend: N images, C channels, S their side in pixels, K classes.
+Legend: N images, C channels, S their side in pixels.
 """
 
 import logging
@@ -9,59 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from ablation.analysis.arm_summaries import champion_run, confirmed_validation
 from ablation.analysis.champion import Choice, choose_champion
 from ablation.analysis.results import RunResult, StudyResult
 from ablation.analysis.wording import shown_question
 from ablation.base.errors import InputError
-from ablation.base.text import escape_markdown, first_line
-from ablation.data.images import Normalisation, normalise
+from ablation.base.text import escape_markdown
 from ablation.data.reading import ImageSet
-from ablation.networks.transfer_model import TransferModel
+from ablation.running.export import EXAMPLE_IMAGES, export_program
 from ablation.running.outputs import load_model
 from ablation.storage.store import Store
-from ablation.tracking.client import KEY_TAG
-from ablation.tracking.registry import Candidate, RegisteredVersion, register_version, save_model
+from ablation.tracking.client import KEY_TAG, REFUSAL_TAG
+from ablation.tracking.registry import (
+    Candidate,
+    Program,
+    RegisteredVersion,
+    keep_refusal,
+    register_version,
+)
 
-EXAMPLE_IMAGES = 2  # shown with the model; with a single one, export would fix the number of images at 1
 logger = logging.getLogger(__name__)
-
-
-class Classifier(nn.Module):
-    """A trained network with its preprocessing: pixels as they are in a file go in, class probabilities come out."""
-
-    def __init__(self, model: TransferModel):
-        super().__init__()
-        self.model = model
-        (r_mean, g_mean, b_mean), (r_std, g_std, b_std) = model.input_mean, model.input_std
-        self.normalisation = Normalisation((r_mean, g_mean, b_mean), (r_std, g_std, b_std), model.image_size)
-
-    def forward(self, images_NSSC: torch.Tensor) -> torch.Tensor:
-        """Return probabilities NK (float32) for RGB images (uint8)."""
-        images_NCSS = normalise(images_NSSC.permute(0, 3, 1, 2), self.normalisation)
-        logits_NK: torch.Tensor = self.model(images_NCSS)
-        return logits_NK.softmax(1)
-
-
-def export_program(model: TransferModel, images_NSSC: torch.Tensor, path: Path) -> None:
-    """Write a network, frozen layers included, as a program of `torch.export`, which needs torch alone to run.
-
-    Args:
-        model: as `load_model` returns it.
-        images_NSSC: at least two images, uint8; the program takes any number of that size.
-        path: the file to write, .pt2.
-
-    Raises:
-        InputError: torch cannot export the network.
-    """
-    dynamic = ({0: torch.export.Dim("N")},)
-    try:
-        program = torch.export.export(Classifier(model).eval(), (images_NSSC,), dynamic_shapes=dynamic)
-    except Exception as error:  # torch raises many kinds for a network that it cannot trace
-        raise InputError(f"torch.export cannot export it ({first_line(error)})") from None
-    torch.export.save(program, path)
 
 
 def keep_examples(images: ImageSet) -> ImageSet:
@@ -80,8 +48,8 @@ def register_champion(
 
     Its arm is chosen by `analysis.champion`, and of its confirmation runs the one with the best validation metric
     is the champion. Test metrics appear in the description, but no choice uses them. If
-    the model cannot be built, for example because the pretrained weights are gone, a warning says why, and the study
-    has no new champion.
+    the model cannot be built, for example because the pretrained weights are gone, a warning says why, the study's
+    summary run keeps it, and the study has no new champion.
 
     Args:
         store: where the study is.
@@ -102,25 +70,29 @@ def register_champion(
     run = champion_run(arm)
     spec = result.spec
 
-    def build(folder: Path, model_id: str) -> None:
+    def build(folder: Path) -> Program:
         # The study may have been resumed with its weights in another place than the trial's.
         option = str(store.root) if store.has_own_tracking else None
         model = load_model(run.run_id, store=option, weights=spec.backbone.weights, module=spec.backbone.module)
         examples_NSSC = images.test_images_NHWC[:EXAMPLE_IMAGES].copy()
-        program = folder.with_name("program.pt2")
+        program = folder / "program.pt2"
         export_program(model, torch.from_numpy(examples_NSSC), program)
         about = {"study": spec.name, "arm": arm.arm.name, "run_id": run.run_id, "resize": spec.data.resize}
-        save_model(folder, program, examples_NSSC, model.classes, about, model_id)
+        return Program(program, examples_NSSC, model.classes, about)
 
     try:
         description = version_description(result, choice, run, images.test_images_NHWC.shape[1])
         question = escape_markdown(shown_question(spec.question))
         key = result.tags[KEY_TAG]
         candidate = Candidate(spec.name, result.experiment_id, run.run_id, question, description, choice.reason, key)
-        return register_version(store, candidate, build)
+        registered = register_version(store, candidate, build)
     except InputError as error:
         logger.warning("no champion is registered: %s", error)
+        keep_refusal(store, result.summary_run_id, str(error))
         return None
+    if REFUSAL_TAG in result.tags:
+        keep_refusal(store, result.summary_run_id, "")
+    return registered
 
 
 def version_description(result: StudyResult, choice: Choice, run: RunResult, side: int) -> str:

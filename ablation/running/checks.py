@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 
 from ablation.analysis.boundaries import planned_levels
 from ablation.analysis.scores import FEWEST_OF_CLASS, units_of_classes
@@ -18,9 +19,11 @@ from ablation.data.decoding import DECODING_VERSION
 from ablation.data.reading import DataSize, ImageSet, Split, list_own_images, load_split, measure_data, split_seed
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import has_learning_layers
+from ablation.networks.transfer_model import Head, build_model
 from ablation.networks.weights import Weights, check_download, check_layers, read_weights
 from ablation.running.demo import needs_pretraining
-from ablation.spec.architectures import function_name, is_custom, kept_blocks
+from ablation.running.export import EXAMPLE_IMAGES, trace
+from ablation.spec.architectures import function_name, is_custom, kept_blocks, kept_units
 from ablation.spec.arms import arms
 from ablation.spec.objective import ACCURACY
 from ablation.spec.parameters import STRATEGIES
@@ -81,8 +84,35 @@ def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) ->
         say("Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code")
     for warning in too_small(spec, size):
         say(f"warning: {warning}")
-    for hint in objective_hints(spec) + size_hints(spec.data, decoding) + of_classes:
+    for hint in export_hints(spec, size.classes) + objective_hints(spec) + size_hints(spec.data, decoding) + of_classes:
         say(hint)
+
+
+def export_hints(spec: StudySpec, classes: int) -> list[str]:
+    """Return the line on a custom network, or one of timm's, that cannot become a registered champion; else none."""
+    backbone = spec.backbone.name
+    if not is_custom(backbone) or spec.confirm.seeds == 0:
+        return []
+    levels_of_cuts = {cut for levels in spec.combinations() for cut in spec.possible("truncate_at", levels)}
+    cuts = sorted(levels_of_cuts, key=lambda cut: (kept_units(backbone, cut), cut))
+    if not _export_refusal(spec, cuts[-1], classes):  # which has the layers of all
+        return []
+    refusals = ((cut, _export_refusal(spec, cut, classes)) for cut in cuts)
+    first, refusal = next((cut, refusal) for cut, refusal in refusals if refusal)
+    where = "" if first == cuts[0] else f" if {first} or a deeper cut wins"
+    return [f"hint: {function_name(backbone)} will have no registered champion{where}: {refusal}"]
+
+
+def _export_refusal(spec: StudySpec, cut: str, classes: int) -> str:
+    """Return why `torch.export` cannot export the network of a cut; '' where it can."""
+    side = spec.data.image_size
+    model = build_model(spec.backbone.name, cut, Head(width=0), classes, side)
+    model.image_size, model.input_mean, model.input_std = side, [0.0] * 3, [1.0] * 3
+    try:
+        trace(model, torch.zeros(EXAMPLE_IMAGES, side, side, 3, dtype=torch.uint8))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def objective_hints(spec: StudySpec) -> list[str]:

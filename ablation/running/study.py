@@ -36,14 +36,14 @@ from ablation.running.session import (
 from ablation.running.supervisor import supervise_workers
 from ablation.running.worker import work_until_done
 from ablation.search.status import status_table, trial_records
-from ablation.search.studies import TrialRecord, arm_key, has_confirmations, read_decisions
+from ablation.search.studies import TrialRecord, all_ended, arm_key, has_confirmations, read_decisions
 from ablation.spec.architectures import ARCHITECTURES, block_names, is_custom
 from ablation.spec.looks import most_seeds_of_arms
 from ablation.spec.parameters import Augmentation
 from ablation.spec.study import StudySpec
 from ablation.storage.locks import study_lock
 from ablation.storage.store import Store
-from ablation.tracking.client import DATA_FILE, SAMPLES_FILE, guarded
+from ablation.tracking.client import DATA_FILE, REFUSAL_TAG, SAMPLES_FILE, guarded
 
 MENDING = ("--repair", "--redo")  # options that the command which resumes a study does not need
 
@@ -141,7 +141,9 @@ def begin_summary(session: Session) -> None:
             session.tracker.begin_summary(summary_key(session), spec.name, about, files)
             share_decisions(session)
             seal(session)
-            write_views(session.tracker, spec, has_confirmations=has_confirmations(session.studies))
+            write_views(session.tracker, spec, has_confirmations=has_confirmations(spec, session.studies))
+            if not all_ended(spec, session.studies):
+                session.tracker.describe(escape_markdown(shown_question(spec.question)))  # without an earlier answer
 
     wait_out(begin, session.options.start_patience)
 
@@ -210,6 +212,9 @@ def _report_and_register(session: Session) -> Report | None:
             say(f"There is nothing to report: {nothing}.")
             return None
         register_champion(store, report.result, session.images, report.champion)
+        refusal = session.tracker.summary_tags(summary_key(session)).get(REFUSAL_TAG)
+        if refusal != report.result.tags.get(REFUSAL_TAG):
+            report = write_report(store, spec.name)  # it says whether there is a champion to load
         conclude_pages(session.tracker, summary_key(session), report.result)
         # The UI shows the first two lines.
         question = escape_markdown(shown_question(spec.question))

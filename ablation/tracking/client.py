@@ -27,18 +27,25 @@ from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line, nearest
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.storage.outages import find_outage, opening_reason
-from ablation.storage.store import POSTGRESQL, Store, build_database, sqlite_path
+from ablation.storage.store import DEFAULT_STORE, POSTGRESQL, Store, build_database, sqlite_path
 from ablation.tracking.answers import MLFLOW
 
 T = TypeVar("T")
 
 
+def folder_to_name(store: Store) -> Path | None:
+    """Return the folder that a command on a store must name; None for the default one, and behind a server."""
+    is_default = store.root == Path(DEFAULT_STORE).absolute()
+    return store.root if store.has_own_tracking and not is_default else None
+
+
 def ui_command(store: Store, study: str) -> str:
     """Return the command that opens the MLflow UI on a study; for a store behind a server, the server has the UI."""
     command = ["python", "-m", "ablation.ui", study]
-    if store.has_own_tracking and store.root != Path("mlruns").absolute():
-        is_below = store.root.is_relative_to(Path.cwd())
-        command += ["--store", str(store.root.relative_to(Path.cwd()) if is_below else store.root)]
+    folder = folder_to_name(store)
+    if folder is not None:
+        is_below = folder.is_relative_to(Path.cwd())
+        command += ["--store", str(folder.relative_to(Path.cwd()) if is_below else folder)]
     return shlex.join(command)
 
 
@@ -60,6 +67,7 @@ FORECAST_FILE = "forecast.json"  # of the summary run: what the features of each
 
 REPORT_FOLDER = "report"  # of the summary run
 KEY_TAG = "ablation.key"  # unique: finds a run whose id was not stored
+REFUSAL_TAG = "ablation.not_registered"  # of a summary run: why the best run of its study is not the champion
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
 
 # Called before every call to MLflow, see `guarded`.

@@ -12,8 +12,8 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
-from mlflow.entities import LoggedModel, LoggedModelStatus
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
@@ -24,12 +24,21 @@ from ablation.base.text import first_line
 from ablation.spec.tables import Resize
 from ablation.storage.store import Store, find_store
 from ablation.tracking import mlflow_settings
-from ablation.tracking.client import KEY_TAG, STUDY_JSON, PatientClient, find_experiment, link_model, reading_client
+from ablation.tracking.client import (
+    KEY_TAG,
+    REFUSAL_TAG,
+    STUDY_JSON,
+    PatientClient,
+    find_experiment,
+    link_model,
+    reading_client,
+)
 from ablation.tracking.reading import artifact_folder, download, may_read, read_run, run_file
 
 ALIAS = "champion"
 STUDY_TAG = "ablation.study"  # of a registered model: the key of its study; stores of older versions have none
 REASON_TAG = "ablation.chosen"  # of a version: why it became the champion
+LONGEST_REFUSAL = 500  # characters; an error of torch may be pages long
 MODEL_CODE = Path(__file__).with_name("champion_model.py")  # MLflow runs a copy of it where the model is loaded
 MODEL_NAME = "champion-candidate"  # in MLflow's list of an experiment's models; the alias says which one it is now
 
@@ -61,20 +70,30 @@ class Champion:
     probabilities: Callable[[np.ndarray], np.ndarray]
 
 
-def save_model(
-    folder: Path, program: Path, images_NSSC: np.ndarray, classes: list[str], about: dict[str, Any], model_id: str
-) -> None:
+@dataclass(frozen=True)
+class Program:
+    """A trained network that needs torch alone to run, and what its MLflow model says of it."""
+
+    path: Path
+    """A file of `torch.export`: RGB images (uint8 N x S x S x 3, any N) to class probabilities (N x K)."""
+    images_NSSC: np.ndarray
+    """An example of its input."""
+    classes: list[str]
+    """The names of the K classes."""
+    about: dict[str, Any]
+    """Metadata of the model; its `run_id` is the run that it comes from."""
+
+
+def save_model(folder: Path, program: Program, model_id: str) -> None:
     """Write an MLflow model that loads where MLflow and torch are, but this package is not.
 
     Args:
         folder: where to write; must not exist.
-        program: a file of `torch.export`: RGB images (uint8 N x S x S x 3, any N) to class probabilities (N x K).
-        images_NSSC: an example of its input.
-        classes: the names of the K classes.
-        about: metadata of the model; its `run_id` is the run that it comes from.
+        program: the network.
         model_id: the logged model that the folder will be uploaded to.
     """
-    outputs = Schema([ColSpec("float", name) for name in classes])
+    images_NSSC, about = program.images_NSSC, program.about
+    outputs = Schema([ColSpec("float", name) for name in program.classes])
     inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *images_NSSC.shape[1:]))])
     # Otherwise MLflow would load the model in another process to find the requirements, which takes ten seconds. A
     # build's own suffix, such as +cpu, is left out: package indexes do not have it.
@@ -82,18 +101,18 @@ def save_model(
         f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("mlflow", "torch", "numpy", "pandas")
     ]
     # MLflow's copy would have the permissions of this installation's file, not those of any new file.
-    code = shutil.copyfile(MODEL_CODE, program.with_name(MODEL_CODE.name))
+    code = shutil.copyfile(MODEL_CODE, program.path.with_name(MODEL_CODE.name))
     mlflow.pyfunc.save_model(
         path=str(folder),
         python_model=str(code),
-        artifacts={"program": str(program)},
-        model_config={"classes": list(classes)},
+        artifacts={"program": str(program.path)},
+        model_config={"classes": list(program.classes)},
         signature=ModelSignature(inputs=inputs, outputs=outputs),
         input_example=images_NSSC,
         pip_requirements=requirements,
         # Otherwise a uv.lock in the working folder would be packed with the model.
-        uv_project_path=str(program.parent),
-        metadata={**about, "classes": classes, "image_size": images_NSSC.shape[1]},
+        uv_project_path=str(program.path.parent),
+        metadata={**about, "classes": program.classes, "image_size": images_NSSC.shape[1]},
         mlflow_model=Model(run_id=about["run_id"], model_uuid=model_id, model_id=model_id),
     )
     for cache in folder.rglob("__pycache__"):
@@ -118,7 +137,7 @@ class Candidate:
     """The key of the study's summary run: another Optuna database may have a study of the same name."""
 
 
-def register_version(store: Store, candidate: Candidate, build: Callable[[Path, str], None]) -> RegisteredVersion:
+def register_version(store: Store, candidate: Candidate, build: Callable[[Path], Program]) -> RegisteredVersion:
     """Register a run's model under its study's name, and set the alias `champion` to it.
 
     A call completes what an earlier one began, so that a run has one model and one version however often this is called
@@ -127,7 +146,8 @@ def register_version(store: Store, candidate: Candidate, build: Callable[[Path, 
     Args:
         store: where the study is.
         candidate: the run, and the texts that the registry shows.
-        build: writes the model into a folder that does not exist yet; gets the id of the logged model that it becomes.
+        build: writes the run's network into a folder. It is called before MLflow is, which has nothing of a model that
+            cannot be built.
 
     Raises:
         InputError: a registered model of that name belongs to something else, or `build` cannot make the model.
@@ -139,10 +159,12 @@ def register_version(store: Store, candidate: Candidate, build: Callable[[Path, 
         client = _registry_client(store)
     except InputError as error:  # it was open a moment ago
         raise StoreError(str(error)) from None
-    _find_or_create_model(client, candidate)
+    is_known = _owns_model(client, candidate)
     version = _find_version(client, candidate)
     if version is None:
         model = _log_model(client, candidate, build)
+        if not is_known:
+            _create_model(client, candidate)
         version = repeat_briefly(lambda: _find_version(client, candidate) or _create_version(client, candidate, model))
     elif version.description != candidate.description:  # more seeds have changed the arm's mean
         client.update_model_version(study, version.version, candidate.description)
@@ -176,54 +198,108 @@ def _create_version(client: PatientClient, candidate: Candidate, model: LoggedMo
     return version
 
 
-def _find_or_create_model(client: PatientClient, candidate: Candidate) -> None:
-    """Create the registered model unless the study has it.
+def _registered_model(client: PatientClient, study: str) -> RegisteredModel | None:
+    found = client.search_registered_models(f"name = '{study}'")
+    return next((model for model in found if model.name == study), None)  # some databases do not mind the case
+
+
+def _owns_model(client: PatientClient, candidate: Candidate) -> bool:
+    """Return whether the study has its registered model; one of an older version is marked as this study's.
 
     Raises:
         InputError: a registered model of that name is not the study's.
     """
     study, key = candidate.study, client.get_experiment(candidate.experiment_id).tags[KEY_TAG]
+    model = _registered_model(client, study)
+    if model is None:
+        return False
+    whose = "" if model.tags.get(KEY_TAG) == key else "not this study's"
+    if not whose and model.tags.get(STUDY_TAG, candidate.study_key) != candidate.study_key:
+        whose = "the champion of a study of the same name in another Optuna database"
+    if whose:
+        raise InputError(
+            f"the MLflow Model Registry has a model {study!r} that is {whose}, and it is left alone; rename or "
+            "delete it, then run the same command again"
+        )
+    if STUDY_TAG not in model.tags:
+        client.set_registered_model_tag(study, STUDY_TAG, candidate.study_key)
+    return True
+
+
+def _create_model(client: PatientClient, candidate: Candidate) -> None:
+    """Create the registered model.
+
+    Raises:
+        InputError: somebody else has made one of that name meanwhile.
+    """
+    key = client.get_experiment(candidate.experiment_id).tags[KEY_TAG]
     tags = {KEY_TAG: key, STUDY_TAG: candidate.study_key}
     try:
-        repeat_briefly(lambda: client.create_registered_model(study, tags=tags, description=candidate.question))
+        repeat_briefly(
+            lambda: client.create_registered_model(candidate.study, tags=tags, description=candidate.question)
+        )
     except StoreError as error:
-        if error.code != "RESOURCE_ALREADY_EXISTS":
+        if error.code != "RESOURCE_ALREADY_EXISTS" or not _owns_model(client, candidate):
             raise
-        found = client.get_registered_model(study).tags
-        whose = "" if found.get(KEY_TAG) == key else "not this study's"
-        if not whose and found.get(STUDY_TAG, candidate.study_key) != candidate.study_key:
-            whose = "the champion of a study of the same name in another Optuna database"
-        if whose:
-            raise InputError(
-                f"the MLflow Model Registry has a model {study!r} that is {whose}, and it is left alone; rename or "
-                "delete it, then run the same command again"
-            ) from None
-        if STUDY_TAG not in found:
-            client.set_registered_model_tag(study, STUDY_TAG, candidate.study_key)
 
 
-def _log_model(client: PatientClient, candidate: Candidate, build: Callable[[Path, str], None]) -> LoggedModel:
-    """Return the run's logged model; an upload that did not end is repeated."""
+def _log_model(client: PatientClient, candidate: Candidate, build: Callable[[Path], Program]) -> LoggedModel:
+    """Return the run's logged model; an upload that did not end is repeated.
+
+    Raises:
+        InputError: `build` cannot make the model; nothing is created then.
+    """
     run_id = candidate.run_id
     query = f"source_run_id = '{run_id}' and name = '{MODEL_NAME}'"
 
-    def find_or_create() -> LoggedModel:
+    def find() -> LoggedModel | None:
         models: list[LoggedModel] = client.search_logged_models([candidate.experiment_id], query)
         # One that is ready, else the first: a server may have carried out a call after it was given up.
         models = sorted(models, key=lambda model: (model.status != LoggedModelStatus.READY, model.creation_timestamp))
         for double in models[1:]:
             client.delete_logged_model(double.model_id)
-        return models[0] if models else client.create_logged_model(candidate.experiment_id, MODEL_NAME, run_id)
+        return models[0] if models else None
 
-    model = repeat_briefly(find_or_create)
-    if model.status != LoggedModelStatus.READY:
+    def find_or_create() -> LoggedModel:
+        return find() or client.create_logged_model(candidate.experiment_id, MODEL_NAME, run_id)
+
+    model = find()
+    if model is None or model.status != LoggedModelStatus.READY:
         with temporary_folder() as folder:
-            target = folder / "model"
-            build(target, model.model_id)
-            client.log_model_artifacts(model.model_id, str(target))
+            program = build(folder)
+            model = repeat_briefly(find_or_create)
+            save_model(folder / "model", program, model.model_id)
+            client.log_model_artifacts(model.model_id, str(folder / "model"))
         link_model(client, run_id, model.model_id)
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model
+
+
+def keep_refusal(store: Store, run_id: str, reason: str) -> None:
+    """Keep in a study's summary run why its best run is not registered as champion; '' forgets what is kept.
+
+    Raises:
+        InputError: the store cannot be opened.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    client = _registry_client(store)
+    if reason:
+        client.set_tag(run_id, REFUSAL_TAG, reason[:LONGEST_REFUSAL])
+    else:
+        client.delete_tag(run_id, REFUSAL_TAG)
+
+
+def _refusal(client: PatientClient, experiment_id: str, model: RegisteredModel | None) -> str:
+    """Return why a study's best run is not registered as champion, as `keep_refusal` has kept it; else ''.
+
+    Of several studies of one name, it is of the one that the registered model is of, else of that begun last.
+    """
+    query = "tags.kind = 'summary'"
+    if model is not None and STUDY_TAG in model.tags:
+        query += f" and tags.`{KEY_TAG}` = '{model.tags[STUDY_TAG]}'"
+    runs = client.search_runs([experiment_id], query)  # those that began last come first
+    return str(runs[0].data.tags.get(REFUSAL_TAG, "")) if runs else ""
 
 
 def _registry_client(store: Store) -> PatientClient:
@@ -249,29 +325,38 @@ def find_champion(store: Store, study: str) -> ModelVersion:
 
 def _find_champion(client: PatientClient, store: Store, study: str) -> ModelVersion:
     experiment = find_experiment(client, store, study)
-    registered = [model for model in client.search_registered_models(f"name = '{study}'") if model.name == study]
-    if not registered or registered[0].tags.get(KEY_TAG) != experiment.tags[KEY_TAG]:
-        raise InputError(
-            f"study {study!r} has no champion: it gets one when all its confirmation runs have ended (of which there "
-            "are none where confirm.seeds is 0)"
-        )
-    number = registered[0].aliases.get(ALIAS)
+    model = _own_model(client, study, experiment)
+    number = None if model is None else model.aliases.get(ALIAS)
     if number is None:
-        raise InputError(f"the registered model {study!r} has no version with the alias {ALIAS!r}")
+        why = _refusal(client, experiment.experiment_id, model) or (
+            "it gets one when all its confirmation runs have ended (of which there are none where confirm.seeds is 0)"
+            if model is None
+            else f"its registered model has no version with the alias {ALIAS!r}"
+        )
+        raise InputError(f"study {study!r} has no champion: {why}")
     version: ModelVersion = client.get_model_version(study, str(number))
     return version
 
 
+def _own_model(client: PatientClient, study: str, experiment: Experiment) -> RegisteredModel | None:
+    model = _registered_model(client, study)
+    return model if model is not None and model.tags.get(KEY_TAG) == experiment.tags[KEY_TAG] else None
+
+
 def champion_texts(store: Store, study: str) -> list[str]:
-    """Return which run is a study's champion, and why, as a sentence; none where it has none, or nobody can say."""
+    """Return which run is a study's champion, and why; also why the best run is not. None where nobody can say."""
+    texts = []
     try:
         client = _registry_client(store)
+        experiment = find_experiment(client, store, study)
+        refusal = _refusal(client, experiment.experiment_id, _own_model(client, study, experiment))
+        texts = [f"The best run is not registered as the champion: {refusal}."] if refusal else []
         version = _find_champion(client, store, study)
         run = client.get_run(version.run_id)
     except (InputError, StoreAway, StoreError):
-        return []
+        return texts
     reason = version.tags.get(REASON_TAG, "chosen by validation")
-    return [f"The champion is {run.info.run_name} (version {version.version}): {reason}."]
+    return [f"The champion is {run.info.run_name} (version {version.version}): {reason}.", *texts]
 
 
 @mlflow_settings()

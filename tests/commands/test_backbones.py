@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import timm
 
-from ablation.backbones import all_backbones, cuts_table, weights_table
+from ablation.backbones import all_backbones, cli, cuts_table, weights_table
 from ablation.base.errors import InputError
+from ablation.networks import timm_backbones
 from ablation.spec.architectures import ARCHITECTURES, cut_names
 
 
@@ -89,3 +90,19 @@ def test_bad_input(arguments: list[str], said: str, tmp_path: Path) -> None:
         [sys.executable, "-m", "ablation.backbones", *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr.strip(), done.stdout) == (2, said, "")
+
+
+def test_without_weights_there_is_a_line_and_no_empty_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nets.py").write_text("from torch import nn\n\n\ndef mine():\n    return [nn.Conv2d(3, 4, 3)]\n")
+    monkeypatch.setattr(timm_backbones, "timm_weights", lambda backbone: [])
+    for arguments, owner in (
+        (["mine", "--module", str(tmp_path / "nets.py")], "torchvision"),
+        (["timm:resnet18"], "timm"),
+    ):
+        cli.main(arguments, standalone_mode=False)
+        said = capsys.readouterr().out
+        assert said.splitlines()[-1] == f"Weights: {owner} has none; set backbone.weights to a file."
+        assert "| backbone.weights |" not in said
+        assert "| backbone.name |" not in said

@@ -9,13 +9,14 @@ import pytest
 from mlflow import MlflowClient
 
 from ablation.analysis.champion import Choice, choose_champion
+from ablation.analysis.results import read_results
 from ablation.base.errors import InputError, StoreAway
 from ablation.running import champion
 from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, register_champion, version_description
 from ablation.spec.objective import ACCURACY
 from ablation.study import read_status
-from ablation.tracking.client import KEY_TAG
-from ablation.tracking.registry import STUDY_TAG, champion_texts, find_champion, load_champion
+from ablation.tracking.client import KEY_TAG, REFUSAL_TAG
+from ablation.tracking.registry import STUDY_TAG, champion_texts, find_champion, keep_refusal, load_champion
 from tests.champions import ChampionStudy, model_folder, winning_run, with_val_accuracy
 from tests.servers import free_port
 
@@ -199,19 +200,58 @@ def test_a_study_of_another_database_does_not_take_the_alias(
     assert champion_study.client.get_registered_model("small").tags[STUDY_TAG] == own
 
 
+def refuse(*_: object, **__: object) -> None:
+    raise NotImplementedError("data-dependent control flow\nand 300 lines more")
+
+
 def test_what_cannot_be_exported_costs_the_champion_alone(
     champion_study: ChampionStudy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError("data-dependent control flow\nand 300 lines more")
-
+    """Nothing is left behind but the reason, until a champion is registered."""
     champion_study.forget()
+    reason = "torch.export cannot export it (data-dependent control flow)"
     with monkeypatch.context() as patch:
         patch.setattr("torch.export.export", refuse)
         assert register_champion(champion_study.store, champion_study.result, champion_study.images) is None
-    said = "no champion is registered: torch.export cannot export it (data-dependent control flow)"
-    assert caplog.messages.count(said) == 1
-    assert register_champion(champion_study.store, champion_study.result, champion_study.images) is not None
+    assert caplog.messages.count(f"no champion is registered: {reason}") == 1
+    assert list(champion_study.client.search_registered_models()) == []
+    assert champion_study.models() == []
+    assert summary_tags(champion_study)[REFUSAL_TAG] == reason
+    assert champion_texts(champion_study.store, "small") == [
+        f"The best run is not registered as the champion: {reason}."
+    ]
+    with pytest.raises(InputError) as refused:
+        load_champion("small", store=str(champion_study.store.root))
+    assert str(refused.value) == f"study 'small' has no champion: {reason}"
+    result = read_results(champion_study.store, "small")
+    assert register_champion(champion_study.store, result, champion_study.images) is not None
+    assert REFUSAL_TAG not in summary_tags(champion_study)
+    (text,) = champion_texts(champion_study.store, "small")
+    assert text.startswith("The champion is ")
+
+
+def summary_tags(champion_study: ChampionStudy) -> dict[str, str]:
+    return champion_study.client.get_run(champion_study.result.summary_run_id).data.tags
+
+
+def test_an_earlier_champion_stays_with_the_reason_why_the_best_run_is_none(
+    champion_study: ChampionStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = champion_study.champion()
+    other = next(
+        arm for arm in champion_study.result.arms if champion.run_id not in {r.run_id for r in arm.confirmations}
+    )
+    result = with_val_accuracy(champion_study.result, other.confirmations[0].run_id, 3.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.export.export", refuse)
+        assert register_champion(champion_study.store, result, champion_study.images) is None
+    assert champion_study.champion().run_id == champion.run_id
+    assert len(champion_study.models()) == 1
+    registered, refused = champion_texts(champion_study.store, "small")
+    assert registered.startswith("The champion is ")
+    assert refused.startswith("The best run is not registered as the champion: torch.export cannot")
+    register_champion(champion_study.store, read_results(champion_study.store, "small"), champion_study.images)
+    assert champion_texts(champion_study.store, "small") == [registered]
 
 
 def test_lost_weights_cost_the_champion_alone(champion_study: ChampionStudy, caplog: pytest.LogCaptureFixture) -> None:
@@ -222,11 +262,22 @@ def test_lost_weights_cost_the_champion_alone(champion_study: ChampionStudy, cap
     moved = replace(result, spec=result.spec.model_copy(update={"backbone": backbone}))
     assert register_champion(champion_study.store, moved, champion_study.images) is None
     assert "no champion is registered: backbone.weights: moved.safetensors: no such file" in caplog.text
-    again = register_champion(
-        champion_study.store, result, champion_study.images
-    )  # they are where they were: what was begun is finished
+    assert champion_study.models() == []
+    tags = summary_tags(champion_study)
+    again = register_champion(  # they are where they were
+        champion_study.store, replace(result, tags=tags), champion_study.images
+    )
     assert again is not None
     assert len(champion_study.models()) == 1
+
+
+def test_a_long_reason_is_cut(champion_study: ChampionStudy) -> None:
+    run_id = champion_study.result.summary_run_id
+    keep_refusal(champion_study.store, run_id, "x" * 9000)
+    assert summary_tags(champion_study)[REFUSAL_TAG] == "x" * 500
+    for _ in range(2):  # an answer of the server may be lost
+        keep_refusal(champion_study.store, run_id, "")
+    assert REFUSAL_TAG not in summary_tags(champion_study)
 
 
 def test_a_server_that_went_away_is_said_to_be_away(champion_study: ChampionStudy) -> None:

@@ -9,8 +9,9 @@ from PIL import Image
 
 from ablation.base.errors import InputError
 from ablation.data.reading import DataSize, ImageSet
+from ablation.networks.custom_backbone import load_custom_backbone
 from ablation.running import checks
-from ablation.running.checks import check_study, class_hints, objective_hints, size_hints, too_small
+from ablation.running.checks import check_study, class_hints, export_hints, objective_hints, size_hints, too_small
 from ablation.spec.study import StudySpec
 from ablation.spec.tables import Data
 from ablation.storage.store import find_store
@@ -139,3 +140,60 @@ def test_weights_from_which_nothing_starts_are_not_looked_for(
     said = capsys.readouterr().out
     assert ("no imagenet for vgg16" in said) is is_needed
     assert said.startswith("mine.toml is fine: 1 arm, 1 training on 1,437 images of 10 classes")
+
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x * 0 if float(x.abs().mean()) > 1e6 else x
+
+
+def mine():
+    return [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 1), Branching()), nn.Conv2d(4, 4, 1)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("cuts", "seeds", "said"),
+    [
+        (["block1"], 1, None),
+        (["block2", "block3"], 1, "hint: mine will have no registered champion: torch.export cannot export it ("),
+        (
+            ["block3", "block2", "block1"],
+            1,
+            "hint: mine will have no registered champion if block2 or a deeper cut wins: ",
+        ),
+        (["block2"], 0, None),  # there is no champion anyway
+    ],
+)
+def test_a_custom_network_that_cannot_be_exported_gets_a_hint(
+    cuts: list[str], seeds: int, said: str | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nets.py").write_text(NETS)
+    backbone = {"name": load_custom_backbone(str(tmp_path / "nets.py"), "mine"), "weights": None}
+    spec = fake_spec(
+        {"truncate_at": cuts}, backbone=backbone, confirm={"seeds": seeds}, fixed={"strategy": "from_scratch"},
+        data={"image_size": 8},
+    )  # fmt: skip
+    hints = export_hints(spec, 10)
+    assert len(hints) == (said is not None)
+    assert all(hint.startswith(said or "") and "\n" not in hint for hint in hints)
+    assert capfd.readouterr().err == ""
+
+
+def test_torchvisions_networks_are_not_exported_for_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "trace", None)
+    assert export_hints(fake_spec({}), 10) == []
+
+
+def test_the_check_says_what_cannot_be_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "export_hints", lambda spec, classes: [f"hint: {classes} classes"])
+    spec = fake_spec({}, data={"source": "digits"}, fixed={"strategy": "from_scratch"}, trials_per_arm=1)
+    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"), None)
+    assert "hint: 10 classes\n" in capsys.readouterr().out

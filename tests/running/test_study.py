@@ -16,9 +16,10 @@ import pytest
 
 from ablation import study as study_command
 from ablation.analysis import results
-from ablation.base.errors import StoreAway
+from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
 from ablation.data.reading import ImageSet, Split
+from ablation.running import champion as running_champion
 from ablation.running import checks, trial
 from ablation.running import session as running_session
 from ablation.running import study as running_study
@@ -354,15 +355,16 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
         reports.append(len(reports))
         if is_lost:
             contextvars.Context().run(write, "the other's")  # a process of its own has no guard of this one
-        return SimpleNamespace(result=reports[-1], answer="", champion=f"champion {reports[-1]}")
+        result = SimpleNamespace(number=reports[-1], tags={})
+        return SimpleNamespace(result=result, answer="", champion=f"champion {reports[-1]}")
 
     reports: list[int] = []
     seen: list[str] = []
     concluded: list[object] = []
     monkeypatch.setattr(file_locks, "is_held", lambda name: name == study_lock("small") and not is_lost)
     monkeypatch.setattr(running_study, "write_report", report)
-    monkeypatch.setattr(running_study, "register_champion", lambda *given: write(f"{given[3]} of {given[1]}"))
-    monkeypatch.setattr(running_study, "conclude_pages", lambda *arguments: concluded.append(arguments[2]))
+    monkeypatch.setattr(running_study, "register_champion", lambda *given: write(f"{given[3]} of {given[1].number}"))
+    monkeypatch.setattr(running_study, "conclude_pages", lambda *arguments: concluded.append(arguments[2].number))
     monkeypatch.setattr(running_study, "summary_key", lambda session: "x/summary")
     session: Any = SimpleNamespace(
         spec=SimpleNamespace(name="small", question=""), store=store, locks=file_locks, tracker=tracker, images=None
@@ -466,3 +468,44 @@ def test_who_begins_a_name_that_is_replaced_is_refused(
     assert command(study_file, "--store", "s", *ONE_ARM, "--trials", 1, "--set", "confirm.seeds=1") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: another study called 'small' was begun at the same time: objective (was 'loss'")
+
+
+def test_the_report_says_whether_there_is_a_champion_to_load(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is written before the registration, and once more where that has changed what it says."""
+    arguments = (study_file, *ONE_ARM, "--trials", "1", "--epochs", "1", "--set", "confirm.seeds=1")
+    reports = []
+    write_report = running_study.write_report
+
+    def count(*given: Any) -> Any:
+        reports.append(given)
+        return write_report(*given)
+
+    def refuse(*_: object) -> None:
+        raise InputError("torch.export cannot export it (a branch)")
+
+    monkeypatch.setattr(running_study, "write_report", count)
+    page = Path("mlruns/reports/small/report.md")
+    with monkeypatch.context() as patch:
+        patch.setattr(running_champion, "export_program", refuse)
+        for written in (2, 3):  # the second time, it is known before
+            assert command(*arguments) == 0
+            assert len(reports) == written
+            text = page.read_text()
+            assert "confirmation run #" in text
+            assert " is the best run: its arm has the highest mean validation accuracy" in text
+            assert "Its model is not registered as the champion: torch.export cannot export it (a branch)." in text
+            assert "ablation.predict" not in text
+            assert "load_champion" not in text
+            assert page.read_bytes() == next(Path("mlruns/artifacts").rglob("report/report.md")).read_bytes()
+    study_command.show_status("small", find_store(None), None)
+    assert "The best run is not registered as the champion: torch.export cannot" in capsys.readouterr().out
+    assert command(*arguments) == 0
+    assert len(reports) == 5
+    text = page.read_text()
+    assert " is the champion: " in text
+    assert "not registered" not in text
+    assert "\n    python -m ablation.predict small IMAGE...\n" in text
+    assert command(*arguments) == 0
+    assert len(reports) == 6

@@ -1,6 +1,7 @@
 """The MLflow client: what it refuses, notices and finds, whatever MLflow's own settings and limits are."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from mlflow.store.entities import PagedList
 
 from ablation.base.errors import InputError, StoreError
 from ablation.storage.store import Store, find_store
-from ablation.tracking.client import PatientClient, all_pages, open_client
+from ablation.tracking.client import PatientClient, all_pages, folder_to_name, open_client, ui_command
 from ablation.tracking.experiment import Tracker
 
 
@@ -71,3 +72,14 @@ def test_a_missing_driver_is_named_with_its_extra(
     with pytest.raises(InputError) as caught:
         open_client(Store(tmp_path, f"{scheme}://me@127.0.0.1:1/x", f"sqlite:///{tmp_path}/optuna.db"))
     assert str(caught.value) == f"MLFLOW_TRACKING_URI: needs {driver}; {way}"
+
+
+def test_a_command_names_a_store_that_it_would_not_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folder_to_name(find_store(None)) is None
+    assert folder_to_name(find_store("mlruns")) is None
+    assert folder_to_name(find_store("s t")) == tmp_path / "s t"
+    assert ui_command(find_store("s t"), "small") == "python -m ablation.ui small --store 's t'"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert folder_to_name(find_store(None)) is None
+    assert folder_to_name(replace(find_store(None), root=tmp_path / "other")) is None

@@ -15,7 +15,7 @@ from ablation.data.images import Normalisation, to_device
 from ablation.data.reading import load_images, split_seed, split_train_val
 from ablation.networks.blocks import expected_tensors
 from ablation.running import trial
-from ablation.running.champion import Classifier, export_program
+from ablation.running.export import Classifier, export_program
 from ablation.spec.tables import Data
 from ablation.training.evaluation import evaluate
 from ablation.training.sources import ImageSource, frozen_part
