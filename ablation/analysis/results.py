@@ -4,7 +4,7 @@ Legend: S confirmation runs (seeds), N test images, K classes.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,10 @@ import numpy as np
 
 from ablation.analysis.cut_forecasts import CutForecast, forecast_from_json
 from ablation.analysis.predictions import Predictions, load_predictions
-from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.errors import InputError
 from ablation.data.samples import Samples, load_samples
 from ablation.data.set_summary import SetSummary, load_summary
-from ablation.search.studies import arm_key, brief_storage, study_arms
+from ablation.search.studies import own_arm_keys
 from ablation.spec.architectures import add_custom_architecture
 from ablation.spec.arms import Arm, arms, published_for
 from ablation.spec.looks import Decision, current_look, most_seeds_of_arms, seeds_of_arms
@@ -251,16 +251,7 @@ class StudyResult:
         """How many of the `planned_confirmations` have yet to end."""
         if self.missing_of_studies is not None:
             return self.missing_of_studies
-        missing = 0
-        for arm, seeds in self._most_seeds:
-            ended = [run for run in (*arm.confirmations, *arm.held_back) if run.state != "unfinished"]
-            for chosen in self._to_confirm(arm):
-                count = 0
-                if chosen is not None:
-                    count = sum(run.spec.repeat == chosen.spec.repeat for run in ended)
-                    count += sum(run.spec.confirms == chosen.number for run in arm.deleted)
-                missing += max(0, seeds - count)
-        return missing
+        return sum(max(0, planned - ended) for planned, ended in self._confirmations)
 
     @property
     def planned_confirmations(self) -> int:
@@ -268,18 +259,20 @@ class StudyResult:
 
         None has an arm, or a repeat of its tuning, whose trials have all ended without one that finished.
         """
-        return sum(seeds * len(self._to_confirm(arm)) for arm, seeds in self._most_seeds)
+        return sum(planned for planned, _ in self._confirmations)
 
     @property
-    def _most_seeds(self) -> list[tuple[ArmResult, int]]:
+    def _confirmations(self) -> Iterator[tuple[int, int]]:
+        """The numbers of planned and of ended confirmation runs, for each repeat of an arm's tuning that has any."""
         seeds = most_seeds_of_arms(self.spec.confirm, [arm.arm.name for arm in self.arms], self.decisions)
-        return [(arm, seeds[arm.arm.name]) for arm in self.arms]
-
-    def _to_confirm(self, arm: ArmResult) -> list[RunResult | None]:
-        """Return the best trial of each repeat of an arm's tuning; None where the first to finish may yet come."""
-        chosen = {run.spec.repeat or 0: run for run in arm.chosen}
-        is_tuned = arm.ended_trials >= self.spec.trials_per_arm
-        return [chosen.get(repeat) for repeat in range(self.spec.confirm.repeats) if repeat in chosen or not is_tuned]
+        for arm in self.arms:
+            chosen = {run.spec.repeat or 0: run.number for run in arm.chosen}
+            runs = [run for run in (*arm.confirmations, *arm.held_back) if run.state != "unfinished"]
+            for repeat in range(self.spec.confirm.repeats):
+                if repeat in chosen or arm.ended_trials < self.spec.trials_per_arm:
+                    ended = sum((run.spec.repeat or 0) == repeat for run in runs)
+                    ended += sum(run.spec.confirms == chosen.get(repeat, "none") for run in arm.deleted)
+                    yield seeds[arm.arm.name], ended
 
     @property
     def left_out_texts(self) -> list[str]:
@@ -445,18 +438,6 @@ def _of_blocks(run: RunRecord, metric: str) -> dict[str, float]:
     return {
         name.removeprefix(f"{metric}/"): value for name, value in run.metrics.items() if name.startswith(f"{metric}/")
     }
-
-
-def own_arm_keys(store: Store, study: str) -> list[str]:
-    """Return the keys of a study's arms in the store's Optuna database; none where that has not the study, or is away.
-
-    Results need MLflow alone, but an MLflow store may hold a study of the same name from another database.
-    """
-    try:
-        with brief_storage(store) as storage:
-            return [] if storage is None else [arm_key(arm) for arm in study_arms(storage, study).all()]
-    except (InputError, StoreAway, StoreError):
-        return []
 
 
 def _with_details(

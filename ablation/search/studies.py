@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ablation.base.errors import InputError, StoreError
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.search.patient_storage import RecordMissing, ask_database, patient_storage
 from ablation.spec.arms import arms
 from ablation.spec.looks import Decision, decision_from, is_open, seeds_of_arms
@@ -458,3 +458,15 @@ def trial_ends(studies: ArmStudies) -> dict[str, TrialEnd | None]:
         for frozen in study.get_trials(deepcopy=False):
             ends[f"{key}/{frozen.number}"] = None if frozen.number in again else TRIAL_ENDS.get(frozen.state)
     return ends
+
+
+def own_arm_keys(store: Store, study: str) -> list[str]:
+    """Return the keys of a study's arms in the store's Optuna database; none where that has not the study, or is away.
+
+    Results need MLflow alone, but an MLflow store may hold a study of the same name from another database.
+    """
+    try:
+        with brief_storage(store) as storage:
+            return [] if storage is None else [arm_key(arm) for arm in study_arms(storage, study).all()]
+    except (InputError, StoreAway, StoreError):
+        return []
