@@ -11,7 +11,7 @@ from ablation.analysis.arm_summaries import (
     summarise_arm,
 )
 from ablation.analysis.best_arms import FromBest, compared_with_best
-from ablation.analysis.champion import Choice, choose_champion
+from ablation.analysis.champion import MOST_EQUALS, Choice, choose_champion
 from ablation.analysis.comparison import (
     Comparisons,
     Correct,
@@ -21,6 +21,7 @@ from ablation.analysis.comparison import (
     compare,
     least_beaten,
 )
+from ablation.analysis.contrasts import places
 from ablation.analysis.looks import estimator_of, level_of, look_sentences
 from ablation.analysis.outliers import Outlier, outlying_runs, without_runs
 from ablation.analysis.registration import registration_sentences
@@ -42,6 +43,7 @@ from ablation.base.text import format_params, plural
 from ablation.spec.objective import ACCURACY, Objective
 
 CONDITION = "All of this holds with these configurations: another tuning might choose others."
+ONE_SIDED = " by the one-sided comparison with the best alone (the two-sided tests of differences do not show it)"
 MOST_AT_LEVELS = 6  # differences at the levels of another factor that the evidence lists; the tables have all
 
 
@@ -115,7 +117,13 @@ def analyse(result: StudyResult) -> StudyAnalysis:
     verdict = verdict_of(result, summaries, compared)
     evidence = [
         *evidence_of(result, summaries, compared),
-        *chance_sentences(chances, from_best, _among(from_best, correct), goal),
+        *chance_sentences(
+            chances,
+            from_best,
+            goal,
+            among=_among(from_best, correct),
+            is_shown=is_shown_by_pairs(result, compared, from_best),
+        ),
         *([CONDITION] if compared.contrasts else []),
         *_apart(result, outliers, verdict),
         *look_sentences(result),
@@ -145,22 +153,21 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
     """Return the answer in plain words, a line per factor."""
     confirmed = [arm for arm in arms if arm.estimate is not None]
     if not confirmed:
-        best = max((arm for arm in arms if arm.result.best), key=_tuned_goodness, default=None)
-        if best is None:
+        tuned = [arm for arm in arms if arm.result.best]
+        highest = max(map(_tuned_goodness, tuned), default=None)
+        best = [arm for arm in tuned if _tuned_goodness(arm) == highest]
+        if not best:
             return ["No trial has finished yet."]
-        trials = sum(trial.val_accuracy is not None for trial in best.result.trials)
-        has_run = any(run.test_accuracy is not None for run in best.result.confirmations)
+        has_run = any(run.test_accuracy is not None for arm in best for run in arm.result.confirmations)
         reason = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
-        reason = "the predictions of its confirmation runs are lost" if has_run else reason
+        its = "its" if len(best) == 1 else "their"
+        reason = f"the predictions of {its} confirmation runs are lost" if has_run else reason
         if any(arm.result.held_back for arm in arms):
             reason = f"the first planned look, at {result.spec.confirm.looks[0]} seeds, is not complete"
         lacking = "without confirmation runs "
         if any(arm.result.confirmed for arm in arms):
             lacking, reason = "", "no arm is confirmed in every repeat of the tuning"
-        return [
-            f"The best tuned arm is {best.name} ({_tuned_value(best, result.spec.goal)}, the best of "
-            f"{plural(trials, 'trial')}), but {lacking}no answer is possible: {reason}."
-        ]
+        return [f"{_best_tuned(best, result.spec.goal)}, but {lacking}no answer is possible: {reason}."]
     start = "Preliminary: " if _missing(result) else ""
     if len(arms) == 1:
         return [start + _found(result, confirmed[0])]
@@ -169,6 +176,17 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
     factors = [factor for factor in compared.factors if len(factor.levels) > 1]
     lines = factor_lines(factors, result.spec.margin)
     return [start + lines[0], *lines[1:]]
+
+
+def _best_tuned(best: list[ArmSummary], goal: Objective) -> str:
+    """Return which arm tuning found the best, or which are equal, with its value."""
+    counts = [sum(trial.val_accuracy is not None for trial in arm.result.trials) for arm in best]
+    trials = format_seeds((min(counts), max(counts)), "trial")
+    value = f"({_tuned_value(best[0], goal)}, the best of {trials}{'' if len(best) == 1 else ' each'})"
+    if len(best) == 1:
+        return f"The best tuned arm is {best[0].name} {value}"
+    names = join([arm.name for arm in best]) if len(best) <= MOST_EQUALS else f"{len(best)} arms"
+    return f"The best tuned arms, {names}, are equal {value}"
 
 
 def _found(result: StudyResult, arm: ArmSummary) -> str:
@@ -318,22 +336,28 @@ def _caution(factors: list[FactorAnalysis]) -> list[str]:
 
 
 def chance_sentences(
-    chances: dict[str, float], from_best: dict[str, FromBest], among: str = "", goal: Objective = ACCURACY
+    chances: dict[str, float],
+    from_best: dict[str, FromBest],
+    goal: Objective = ACCURACY,
+    *,
+    among: str = "",
+    is_shown: bool = True,
 ) -> list[str]:
     """Return the sentences on the arms that are likely to be the best, and on those that may be; none without any.
 
     Args:
         chances: arm -> chance to be the best.
         from_best: arm -> its distance from the best other one, of the same arms.
-        among: which of the confirmed arms these are, such as 'the arms with 3 seeds or more'; '' for all of them.
         goal: the objective.
+        among: which of the confirmed arms these are, such as 'the arms with 3 seeds or more'; '' for all of them.
+        is_shown: whether the differences, of which the verdict speaks, agree: see `is_shown_by_pairs`.
     """
     if not chances:
         return []
     ranked = sorted(chances, key=lambda arm: -chances[arm])
     cells = [f"{arm} {chance_words(chances[arm])}" for arm in ranked if chances[arm] >= 0.05][:3]
     likely = join(cells) if cells else "below 5 % each"
-    rivals = _rivals(from_best, goal)
+    rivals = _rivals(from_best, goal, "" if is_shown else ONE_SIDED)
     if among:
         return [f"Of {among}, chance to be the best: {likely}. Of these, at 95 %, {rivals}"]
     return [f"Chance to be the best arm: {likely}. At 95 %, {rivals}"]
@@ -344,16 +368,40 @@ def _among(from_best: dict[str, FromBest], correct: Correct) -> str:
     return f"the arms with {FEWEST_SEEDS} seeds or more" if len(from_best) < len(correct) else ""
 
 
-def _rivals(from_best: dict[str, FromBest], goal: Objective) -> str:
-    """Return which arms may be the best, and how far they may be behind, as the end of a sentence."""
+def is_shown_by_pairs(result: StudyResult, compared: Comparisons, from_best: dict[str, FromBest]) -> bool:
+    """Return whether every arm that cannot be the best is shown to be worse than the leader in a difference, too.
+
+    One is enough of the factors in which an arm differs from the leader. An arm without a difference from the leader
+    is left out, because the verdict says nothing of the two.
+    """
+    if not from_best:
+        return True
+    place_of = places(result.spec)
+    leader = place_of[max(from_best, key=lambda arm: from_best[arm].low)]
+    of_pair: dict[tuple[str, str], list[Difference]] = {}  # factor and other level -> differences from the leader's
+    for factor in compared.factors:
+        level = leader[factor.factor]
+        for difference in factor.at_levels or factor.family:
+            if level in (difference.first, difference.second) and difference.at in (None, *leader.values()):
+                other = difference.second if difference.first == level else difference.first
+                of_pair.setdefault((factor.factor, other), []).append(difference)
+    for arm, ends in from_best.items():
+        between = [(d, other) for other in place_of[arm].items() for d in of_pair.get(other, [])]
+        if not ends.may_be_best and between and not any(d.is_shown and d.loser == other[1] for d, other in between):
+            return False
+    return True
+
+
+def _rivals(from_best: dict[str, FromBest], goal: Objective, how: str) -> str:
+    """Return which arms may be the best, by which comparison, and how far they may be behind: a sentence's end."""
     rivals = [arm for arm, ends in from_best.items() if ends.may_be_best]
     if len(rivals) == 1:
-        return f"{rivals[0]} is the best."
+        return f"{rivals[0]} is the best{how}."
     behind = f"{points(max(-from_best[arm].low for arm in rivals), goal)} {goal.unit}"
     which = f"the best is {' or '.join(rivals)}"
     if len(rivals) > 3:
         which = f"{len(rivals)} of {len(from_best)} arms may be the best"
-    return f"{which}; each is at most {behind} behind the best."
+    return f"{which}{how}; each is at most {behind} behind the best."
 
 
 def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> list[str]:

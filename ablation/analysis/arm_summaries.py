@@ -34,15 +34,21 @@ def confirmations_of_arms(result: StudyResult) -> tuple[int, int]:
     return min(counts), max(counts)
 
 
-def winning_arm(result: StudyResult) -> ArmResult | None:
-    """Return the arm with the best mean validation value over its finished confirmation runs.
+def leading_arms(result: StudyResult) -> list[ArmResult]:
+    """Return the arm with the best mean validation value over its finished confirmation runs, or those that are equal.
 
-    The first of equals; None where no confirmation run has finished. No test metric is used.
+    None where no confirmation run has finished. No test metric is used.
     """
     candidates = [arm for arm in result.arms if confirmed_validation(arm).size]
-    return max(
-        candidates, key=lambda arm: result.spec.goal.goodness(float(confirmed_validation(arm).mean())), default=None
-    )
+    # Rounded, because equal means of unequal runs may differ in their last bit.
+    values = [round(result.spec.goal.goodness(float(confirmed_validation(arm).mean())), 12) for arm in candidates]
+    best = max(values, default=None)
+    return [arm for arm, value in zip(candidates, values, strict=True) if value == best]
+
+
+def winning_arm(result: StudyResult) -> ArmResult | None:
+    """Return the first of `leading_arms`; None where there is none."""
+    return next(iter(leading_arms(result)), None)
 
 
 def inference_operations(arm: ArmResult) -> float | None:

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ablation.analysis.arm_summaries import confirmed_validation, inference_operations, winning_arm
+from ablation.analysis.arm_summaries import confirmed_validation, inference_operations, leading_arms, winning_arm
 from ablation.analysis.best_arms import FromBest, best_over_repeats, compared_with_best
 from ablation.analysis.repeats import RepeatMoments
 from ablation.analysis.results import ArmResult, StudyResult, goal_of
 from ablation.analysis.simultaneous import FEWEST_SEEDS
-from ablation.analysis.wording import margin_words, points
+from ablation.analysis.wording import join, margin_words, points
 from ablation.base.text import plural
 from ablation.spec.objective import ACCURACY, Objective
 
+MOST_EQUALS = 3  # arms that are named as equally good
 MANY = 10**9  # stands for the images in the moments of repeats, whose variance contains that of their own images
 
 
@@ -42,7 +43,7 @@ def choose_champion(result: StudyResult) -> Choice | None:
         return None
     goal, margin = result.spec.goal, result.spec.margin
     if result.spec.confirm.champion == "best" or margin is None or len(result.arms) == 1:
-        return Choice(best, _best_reason(best))
+        return Choice(best, _best_reason(result, best))
     less = f"less than {margin_words(margin, goal)} worse"
     ends, obstacle = distances_from_best(result)
     if not obstacle and best.arm.name not in ends:
@@ -53,10 +54,10 @@ def choose_champion(result: StudyResult) -> Choice | None:
     candidates = [arm for arm in candidates if costs[arm.arm.name] is not None]
     if obstacle or costs[best.arm.name] is None:
         why = obstacle or "its runs do not say what classifying an image costs"
-        return Choice(best, f"{_best_reason(best)}; no cheaper arm could be chosen, because {why}")
+        return Choice(best, f"{_best_reason(result, best)}; no cheaper arm could be chosen, because {why}")
     chosen = min(candidates, key=lambda arm: _cost(arm, costs[arm.arm.name]))
     if chosen is best:
-        return Choice(best, f"{_best_reason(best)}, and no cheaper arm is shown to be {less}")
+        return Choice(best, f"{_best_reason(result, best)}, and no cheaper arm is shown to be {less}")
     share = (costs[chosen.arm.name] or 0.0) / (costs[best.arm.name] or 1.0)
     bound = points(-not_worse[chosen.arm.name], goal)
     return Choice(
@@ -72,12 +73,17 @@ def _cost(arm: ArmResult, operations: float | None) -> tuple[float, float, float
     return operations or 0.0, float(trained or 0), -goal.goodness(float(confirmed_validation(arm).mean()))
 
 
-def _best_reason(arm: ArmResult) -> str:
+def _best_reason(result: StudyResult, arm: ArmResult) -> str:
     val_S, goal = confirmed_validation(arm), goal_of(arm.confirmations)
     if not arm.arm.compared_levels:
         return f"the best validation {goal.label} of its confirmation runs"
     n = plural(len(val_S), "seed")
-    return f"its arm has the {goal.best_word} mean validation {goal.label} ({val_S.mean():.4f}, n = {n})"
+    value = f"the {goal.best_word} mean validation {goal.label} ({val_S.mean():.4f}, n = {n})"
+    equals = [each.arm.name for each in leading_arms(result) if each is not arm]
+    if not equals:
+        return f"its arm has {value}"
+    names = equals if len(equals) <= MOST_EQUALS else [f"{len(equals)} others"]
+    return f"{join(['its arm', *names])} share {value}; it comes first in the study"
 
 
 def distances_from_best(result: StudyResult) -> tuple[dict[str, FromBest], str]:

@@ -15,6 +15,7 @@ from ablation.analysis.answer import (
     analyse,
     chance_sentences,
     evidence_of,
+    is_shown_by_pairs,
     mistakes_of,
     verdict_of,
 )
@@ -77,7 +78,9 @@ def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult], left_o
     among = "the arms that every repeat has confirmed" if is_partial else ""
     evidence = [
         *evidence_of(result, summaries, compared),
-        *chance_sentences(chances, from_best, among, goal),
+        *chance_sentences(
+            chances, from_best, goal, among=among, is_shown=is_shown_by_pairs(result, compared, from_best)
+        ),
         *([over_tunings(repeats)] if right else []),
         *_components(repeats, compared, right),
         *left_out,

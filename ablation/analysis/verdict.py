@@ -162,7 +162,8 @@ def _sentence(view: Standing, factor: FactorAnalysis, margin: float | None, form
     if len(view.undecided) == others and view.bound is not None:
         if form == FORMS - 1:
             return "no clear winner"
-        which = f"{join([view.level, *view.undecided])}" if others < 4 and form < 2 else f"{others + 1} levels"
+        levels = "arms" if factor.factor == "arm" else "levels"
+        which = f"{join([view.level, *view.undecided])}" if others < 4 and form < 2 else f"{others + 1} {levels}"
         return f"no clear winner among {which}: any difference from {level} is below {view.amount(view.bound)}"
     parts = []
     if factor.pivot is None:

@@ -117,13 +117,9 @@ def _time_notes(study: StudyPlan) -> list[str]:
             "times too high."
         )
     spec = study.spec
-
-    def may_have(parameter: str) -> bool:
-        return any(max(spec.possible(parameter, levels)) > 0 for levels in spec.combinations())
-
     reasons = ["pruned trials end earlier"] if spec.search.pruner != "none" else []
-    reasons += ["trainings without progress end earlier"] if may_have("patience") else []
-    waits = may_have("head_warmup_epochs") or may_have("unfreeze_every")
+    reasons += ["trainings without progress end earlier"] if spec.may_exceed_zero("patience") else []
+    waits = spec.may_exceed_zero("head_warmup_epochs") or spec.may_exceed_zero("unfreeze_every")
     reasons += ["epochs in which only a part learns are shorter"] if waits else []
     reasons += ["the measurement ran without torch.compile"] if spec.compile != "none" else []
     looks = spec.confirm.looks

@@ -68,7 +68,7 @@ UNPLANNED = (
 
 def _planned_table(result: StudyResult) -> Table:
     confirm = result.spec.confirm
-    texts = decision_texts(confirm, result.decisions)
+    texts = decision_texts(confirm, result.decisions, has_ended=result.look == len(confirm.looks) - 1)
     levels = planned_levels(confirm.looks)
     rows = [[str(seeds), percent(level)] for seeds, level in zip(confirm.looks, levels, strict=True)]
     held_back = sum(len(arm.held_back) for arm in result.arms)

@@ -13,7 +13,9 @@ from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.wording import percent, points
 from ablation.base.text import Table, plural
 from ablation.reporting.content import INTERVAL, SIMULTANEOUS, Block, Items, behind_column
+from ablation.search.space import sampler_kind
 from ablation.spec.objective import Objective
+from ablation.spec.study import StudySpec
 
 
 def power_blocks(analysis: StudyAnalysis) -> list[Block]:
@@ -129,6 +131,37 @@ def use_of_results(result: StudyResult) -> str:
     if result.spec.confirm.looks:
         return "planned looks at the results decided which arms got further seeds; no other choice used them"
     return "no choice used the results"
+
+
+SAMPLERS = {"qmc": "quasi-random", "random": "random", "tpe": "TPE"}
+
+
+def sampler_words(result: StudyResult) -> str:
+    """Return by which sampler points were drawn; nothing for pooled studies, where `auto` depends on each of them."""
+    if result.missing_of_studies is not None and result.spec.search.sampler == "auto":
+        return ""
+    return f", with a {SAMPLERS[sampler_kind(result.spec)]} sampler"
+
+
+def early_ends(spec: StudySpec) -> list[str]:
+    """Return what may end a training before its last epoch, as clauses; none without a pruner or `patience`."""
+    pruner, is_patient = spec.search.pruner, spec.may_exceed_zero("patience")
+    ends = [f"the {pruner} pruner could end poor trials early"] if pruner != "none" else []
+    return ends + (["trainings without progress ended early (patience)"] if is_patient else [])
+
+
+def early_ends_sentence(spec: StudySpec) -> str:
+    """Return the same as a sentence behind another, with what follows for the arms; nothing without any."""
+    ends = early_ends(spec)
+    if not ends:
+        return ""
+    text = " and ".join(ends)
+    return f" {text[0].upper()}{text[1:]}, so that arms with equally many trials may differ in epochs."
+
+
+def most_epochs(spec: StudySpec) -> str:
+    """Return the epochs of a training, such as '5 epochs', or 'at most 5 epochs' where one may end early."""
+    return f"{'at most ' if early_ends(spec) else ''}{plural(spec.epochs, 'epoch')}"
 
 
 def independence(result: StudyResult) -> str:

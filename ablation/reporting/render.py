@@ -1,6 +1,7 @@
 """The forms of a report: HTML page, markdown, and the note of its summary run."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -13,7 +14,7 @@ from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.comparison import FactorAnalysis
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.analysis.statistics import Estimate
-from ablation.analysis.wording import shown_question
+from ablation.analysis.wording import join, shown_question
 from ablation.base.text import Table, escape_markdown, visible
 from ablation.reporting.answer_sections import (
     arm_table,
@@ -38,10 +39,12 @@ from ablation.reporting.content import (
     behind_column,
     metric_columns,
 )
+from ablation.reporting.method_sections import early_ends
 from ablation.spec.objective import Objective
 from ablation.tracking.run_names import arm_title
 
 PLOT_WIDTH = 21  # characters
+INTERVAL_SIGNS = {"±": "±", "(": "brackets"}  # a sign of an interval in a cell -> what a note calls it
 NOTE_LIMIT = 8000  # characters, MLflow's limit for a tag
 Links = Literal["all", "best trials", "none"]
 ALL_LINKS: tuple[Links, ...] = ("all", "best trials", "none")
@@ -89,27 +92,30 @@ def short_arms_table(analysis: StudyAnalysis) -> Table:
         [*row[:merged], _with_margin(estimate), plot, *row[merged + 3 :]]
         for row, estimate, plot in zip(table.rows, estimates, plots, strict=True)
     ]
+    signs = [name for sign, name in INTERVAL_SIGNS.items() if any(sign in row[merged] for row in rows)]
     return dataclasses.replace(
         table,
         columns=[*table.columns[:merged], test, axis, *table.columns[merged + 3 :]],
         rows=rows,
         notes=[
             *table.notes,
-            *(["± and the plot: the 95 % interval."] if any("±" in row[merged] for row in rows) else []),
+            *([f"{join([*signs, 'the plot']).capitalize()}: the 95 % interval."] if signs else []),
         ],
         optional=["trials", val, "chance to be best", behind_column(goal), axis],
     )
 
 
 def _with_margin(estimate: Estimate | None) -> str:
-    """Return a mean with the larger half of its interval, such as '0.926 ±0.016'."""
+    """Return a mean with half of its interval, such as '0.926 ±0.016', or with its ends where its halves differ."""
     if estimate is None:
         return "-"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3f}"
-    margin = max(estimate.high - estimate.value, estimate.value - estimate.low)
-    decimals = 3 if margin >= 0.002 else 4
-    return f"{estimate.value:.{decimals}f} ±{margin:.{decimals}f}"
+    above, below = estimate.high - estimate.value, estimate.value - estimate.low
+    decimals = 3 if max(above, below) >= 0.002 else 4
+    if not math.isclose(above, below, abs_tol=1e-9):  # cut off at the end of the metric's range
+        return f"{estimate.value:.{decimals}f} ({estimate.low:.{decimals}f} to {estimate.high:.{decimals}f})"
+    return f"{estimate.value:.{decimals}f} ±{above:.{decimals}f}"
 
 
 def interval_plot(estimates: Sequence[Estimate | None]) -> tuple[str, list[str]]:
@@ -189,6 +195,7 @@ def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[
     return environment.get_template("report.html.j2").render(
         result=result,
         question=shown_question(result.spec.question),
+        tuning="equally many trials, which may end early," if early_ends(result.spec) else "equal tuning",
         sections=sections,
         pictures=pictures,
         recoloured=lambda text: Markup(recoloured(text)),

@@ -29,6 +29,7 @@ from ablation.reporting.change_section import change_blocks
 from ablation.reporting.charts import Picture
 from ablation.reporting.content import Linked, Section, figure_block
 from ablation.reporting.data_section import data_blocks, duplicate_blocks, has_near_duplicates, suspect_blocks
+from ablation.reporting.environment_section import environment_blocks
 from ablation.reporting.exports import paper_block
 from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.forecast_section import forecast_blocks
@@ -40,7 +41,6 @@ from ablation.reporting.run_sections import (
     class_blocks,
     cost_table,
     edge_texts,
-    environment_blocks,
     learning_blocks,
     mistake_blocks,
     run_blocks,

@@ -1,6 +1,5 @@
 """The report's sections on the runs: cost, tuning, classes, images, environment."""
 
-import json
 import math
 from collections.abc import Mapping
 
@@ -15,13 +14,11 @@ from ablation.base.text import Table, format_params, format_value, plural
 from ablation.reporting.charts import Picture
 from ablation.reporting.content import (
     Block,
-    Code,
     Details,
     Folded,
     Gallery,
     HeatMap,
     Items,
-    Paragraph,
     Tile,
     figure_block,
     optional_number,
@@ -458,42 +455,3 @@ def run_blocks(analysis: StudyAnalysis) -> list[Block]:
     if rest:
         blocks.append(Folded(Table(f"All other runs ({len(rest)})", columns, rest)))
     return blocks
-
-
-def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
-    """Return the fixed settings of the study, the machines and versions of its runs, and the command to repeat it."""
-    result = analysis.result
-    spec = result.spec
-    variants: dict[str, int] = {}
-    for arm in result.arms:
-        for run in [*arm.trials, *arm.confirmations, *arm.superseded]:
-            environment = json.dumps({**run.environment, "trained on": run.device}, sort_keys=True)
-            variants[environment] = variants.get(environment, 0) + 1
-    parsed = [json.loads(text) for text in variants]
-    keys = sorted({key for variant in parsed for key in variant})
-    counts = [plural(count, "run") for count in variants.values()]
-    columns = ["what", *counts]
-    rows = [[key, *(variant.get(key, "-") for variant in parsed)] for key in keys]
-    notes = [] if len(parsed) == 1 else [f"The runs have {len(parsed)} different environments, one per column."]
-    about = [
-        ["study", spec.name],
-        ["study seed", str(spec.seed)],
-        ["confirmation seeds", _all_seeds_text(result)],
-        ["precision", spec.precision],
-        ["data", f"{spec.data.source}, digest {result.data_digest}"],
-        *([["data as read", result.data_reading]] if result.data_reading else []),
-        ["pretrained weights", f"digest {result.weights_digest}" if result.weights_digest else "none"],
-        ["images", f"{result.train_images:,} training, {result.val_images:,} validation, {result.test_images:,} test"],
-        *([name, format_value(value)] for name, value in spec.fixed.entries().items()),
-    ]
-    return [
-        Table("Study", ["what", "value"], about),
-        Table("Environment of the runs", columns, rows, notes),
-        Paragraph("The command that reproduces the study:"),
-        Code(result.command),
-    ]
-
-
-def _all_seeds_text(result: StudyResult) -> str:
-    seeds = sorted({run.spec.seed for arm in result.arms for run in arm.confirmations})
-    return f"{len(seeds)} different, listed with the runs" if len(seeds) > 10 else ", ".join(map(str, seeds)) or "none"

@@ -1,7 +1,7 @@
 """Search spaces, samplers and parameter importances."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -147,16 +147,21 @@ class NumberedRandomSampler(BaseSampler):
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
 
+def sampler_kind(spec: StudySpec) -> Literal["qmc", "random", "tpe"]:
+    """Return which sampler draws a study's next trials, in place of `auto`."""
+    if spec.search.sampler != "auto":
+        return spec.search.sampler
+    is_small = spec.trials_per_arm <= QUASI_RANDOM_UP_TO or spec.confirm.repeats > 1
+    return "qmc" if is_small else "tpe"
+
+
 def make_sampler(spec: StudySpec, arm: Arm, number: int) -> BaseSampler:
     """Return the sampler of an arm's trial with this number.
 
     `qmc` and `random` depend on (study seed, trial number) alone. Each repeat of the tuning has a quasi-random sequence
     of its own, because every second point of one would leave parts of the space out.
     """
-    kind = spec.search.sampler
-    if kind == "auto":
-        is_small = spec.trials_per_arm <= QUASI_RANDOM_UP_TO or spec.confirm.repeats > 1
-        kind = "qmc" if is_small else "tpe"
+    kind = sampler_kind(spec)
     # Optuna's samplers accept seeds of 32 bits.
     seed = named_seed(repeat_seed(spec.seed, spec.repeat_of(number)), "sampler") % 2**32
     if kind == "qmc":

@@ -188,6 +188,10 @@ class StudySpec(Strict):
             return list(searched.choices) if isinstance(searched, Choices) else [searched.low, searched.largest]
         return [self.default(parameter)]
 
+    def may_exceed_zero(self, parameter: str) -> bool:
+        """Return whether a numeric parameter is above 0 in a trial of some arm."""
+        return any(max(self.possible(parameter, levels)) > 0 for levels in self.combinations())
+
     def reuses(self, levels: dict[str, Any]) -> list[Reuse]:
         """Return every way in which a trial of an arm may reuse the backbone."""
         search = self.search.get("freeze_depth")

@@ -1,13 +1,16 @@
 """The answer: verdict and evidence of made-up studies."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ablation.analysis.answer import analyse, chance_sentences
+from ablation.analysis.answer import analyse, chance_sentences, is_shown_by_pairs
 from ablation.analysis.best_arms import FromBest
+from ablation.analysis.comparison import Difference
 from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.statistics import Estimate
 from ablation.analysis.verdict import MOST_WORDS
 from ablation.analysis.wording import interval_points, join, points
 from ablation.spec.arms import arms
@@ -35,6 +38,26 @@ def test_without_confirmation_there_is_no_answer() -> None:
     )
     assert analysis.factors[0].family == []
     assert analysis.evidence == []
+
+
+def tuned_to(values: dict[str, float], **changes: Any) -> StudyResult:
+    """Return a study without confirmation runs, in which all trials of an arm have this validation accuracy."""
+    result = fake_result({"truncate_at": list(values)}, values, seeds=0, **changes)
+    arms = []
+    for arm in result.arms:
+        trials = [dataclasses.replace(run, val_accuracy=values[arm.arm.name]) for run in arm.trials]
+        arms.append(dataclasses.replace(arm, trials=trials, best=trials[0]))
+    return dataclasses.replace(result, arms=arms)
+
+
+def test_equal_arms_of_the_tuning_are_no_winner() -> None:
+    two = analyse(tuned_to({"block2": 0.2, "block3": 0.5, "block4": 0.5}))
+    assert two.answer == (
+        "The best tuned arms, block3 and block4, are equal (validation accuracy 0.5000, the best of 3 trials each), "
+        "but without confirmation runs no answer is possible: [confirm] seeds is 0."
+    )
+    four = analyse(tuned_to(dict.fromkeys(("block1", "block2", "block3", "block4"), 0.1)))
+    assert four.answer.startswith("The best tuned arms, 4 arms, are equal (validation accuracy 0.1000")
 
 
 def test_a_plain_searchs_answer_is_the_configuration_that_was_found() -> None:
@@ -239,6 +262,56 @@ def test_only_an_end_of_zero_is_printed_as_zero() -> None:
     assert interval_points(-0.01, 2e-6) == "-1.0000 to 0.0002"
     assert interval_points(-0.01, 1e-9) == "-1.00000 to 0.00000"
     assert interval_points(-0.0001, 0.5, OBJECTIVES["loss"]) == "-0.0001 to 0.5000"
+
+
+def test_the_best_by_the_one_sided_comparison_alone_is_called_so() -> None:
+    """By both tests; by the one-sided one alone (the two-sided p is 0.08), and among three arms."""
+    said = "At 95 %, block3 is the best by the one-sided comparison with the best alone (the two-sided tests of "
+    two = {"truncate_at": ["block3", "block5"]}
+    options = {"seeds": 3, "images": 400, "seed_deviation": 0.01}
+    clear = analyse(fake_result(two, {"block3": 0.9, "block5": 0.7}, **options))  # type: ignore[arg-type]
+    assert clear.evidence[1].endswith("At 95 %, block3 is the best.")
+    close = analyse(fake_result(two, {"block3": 0.88, "block5": 0.85}, **options))  # type: ignore[arg-type]
+    assert close.answer.startswith("block3 and block5 might be equally good")
+    assert said in close.evidence[1]
+
+
+def test_arms_that_no_difference_compares_with_the_leader_do_not_contradict_it() -> None:
+    """With a control, a is compared with b but not with c, and is shown to be better than b, or is not."""
+    result = fake_result({"truncate_at": CUTS}, dict.fromkeys(CUTS, 0.8), images=200)
+    best = {"block3": FromBest(0, 0.2), "block4": FromBest(-0.2, 0), "block5": FromBest(-0.2, 0)}
+    compared = analyse(result).compared
+    (factor,) = compared.factors
+
+    def agrees(p: float) -> bool:
+        family = [Difference("block4", "block3", Estimate(-0.1, 0.01, 9.0, -0.2, 0.1, p), (3, 3), 1)]
+        factors = [dataclasses.replace(factor, family=family)]
+        return is_shown_by_pairs(result, dataclasses.replace(compared, factors=factors), best)
+
+    assert (agrees(0.01), agrees(0.06)) == (True, False)
+
+
+def test_of_several_factors_one_is_enough_that_shows_an_arm_to_be_worse() -> None:
+    """Of FOUR, block3,fine_tune_all leads; the cut decides against block5, but not between the strategies of block3."""
+    result = fake_result(TWO_BY_TWO, FOUR)
+    compared = analyse(result).compared
+    best = {name: FromBest(0, 0.2) if name == "block3,fine_tune_all" else FromBest(-0.2, 0) for name in FOUR}
+
+    def agrees(*ps: float) -> bool:
+        labels = (("block3", "block5"), ("feature_extraction", "fine_tune_all"))
+        values = (0.1, -0.1)
+        factors = [
+            dataclasses.replace(
+                factor,
+                family=[Difference(*pair, Estimate(value, 0.01, 9.0, value - 0.2, value + 0.2, p), (3, 3), 2)],
+                by_level={},
+            )
+            for factor, pair, value, p in zip(compared.factors, labels, values, ps, strict=True)
+        ]
+        return is_shown_by_pairs(result, dataclasses.replace(compared, factors=factors), best)
+
+    assert (agrees(0.01, 0.01), agrees(0.01, 0.06), agrees(0.06, 0.01)) == (True, False, False)
+    assert is_shown_by_pairs(result, compared, {})
 
 
 def test_join() -> None:

@@ -53,6 +53,33 @@ def test_the_best_is_chosen_by_default() -> None:
     assert reason == "its arm has the highest mean validation accuracy (0.9000, n = 3 seeds)"
 
 
+def with_values(result: StudyResult, values: dict[str, tuple[float, ...]]) -> StudyResult:
+    """Return a study whose arms' confirmation runs have these validation accuracies."""
+    arms = []
+    for arm in result.arms:
+        runs = [
+            replace(run, val_accuracy=value) for run, value in zip(arm.confirmations, values[arm.arm.name], strict=True)
+        ]
+        arms.append(replace(arm, confirmations=runs))
+    return replace(result, arms=arms)
+
+
+def test_an_arm_that_others_equal_is_called_the_first_of_them() -> None:
+    """The means of 0.1, 0.2 and 0.3 in two orders differ in the last bit."""
+    assert (0.1 + 0.2 + 0.3) / 3 > (0.3 + 0.2 + 0.1) / 3
+    result = study({"block1": 0.80, "block3": 0.90, "block5": 0.89}, margin=None)
+    two = with_values(result, {"block1": (0.1, 0.1, 0.1), "block3": (0.3, 0.2, 0.1), "block5": (0.1, 0.2, 0.3)})
+    assert chosen(two) == (
+        "block3",
+        "its arm and block5 share the highest mean validation accuracy (0.2000, n = 3 seeds); it comes first in the "
+        "study",
+    )
+    three = with_values(result, dict.fromkeys(CUTS["truncate_at"], (0.5, 0.5, 0.5)))
+    name, reason = chosen(three)
+    assert name == "block1"
+    assert reason.startswith("its arm, block3 and block5 share the highest")
+
+
 def test_the_cheapest_that_is_not_worse_by_the_margin_is_chosen() -> None:
     result = study({"block1": 0.80, "block3": 0.895, "block5": 0.90})
     name, reason = chosen(result)

@@ -1,5 +1,7 @@
 """The verdict's words, from made-up differences."""
 
+import itertools
+
 import pytest
 
 from ablation.analysis.comparison import Difference, FactorAnalysis, LevelMean
@@ -55,6 +57,13 @@ def test_a_line_says_what_is_best_as_good_and_worse(
 ) -> None:
     (line,) = factor_lines([factor("x", family, pivot)], margin)
     assert line.lower() == expected
+
+
+@pytest.mark.parametrize(("name", "what"), [("arm", "arms"), ("lr", "levels")])
+def test_many_arms_are_no_levels(name: str, what: str) -> None:
+    family = [difference(a, b, 0.001) for a, b in itertools.combinations("abcdef", 2)]
+    (line,) = factor_lines([factor(name, family)], None)
+    assert line.startswith(f"No clear winner among 6 {what}: any difference from a is below")
 
 
 @pytest.mark.parametrize("factors", [1, 2, 3, 6, 12])

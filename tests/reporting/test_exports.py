@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,40 @@ def test_the_methods_are_those_of_the_runs_that_there_are(seeds: int) -> None:
     assert methods(whole).startswith("So far, we" if seeds == 5 else "We compared")
     assert "Every arm had the same tuning budget, 3 trials of 4 epochs" in methods(whole)
     assert "(3 runs per arm)" in methods(whole)
+
+
+LR = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "searched", "early"),
+    [
+        ({"search": LR}, "Every arm had the same tuning budget, 3 trials of 4 epochs, in which Optuna searched lr, "
+         "with a quasi-random sampler. The configuration", ""),
+        ({"search": LR | {"sampler": "tpe", "pruner": "median"}},
+         "Every arm had the same number of trials, 3 trials of at most 4 epochs, in which Optuna searched lr, with a "
+         "TPE sampler. The median pruner", "The median pruner could end poor trials early, so that"),
+        ({"search": LR, "fixed": {"patience": 2}},
+         "Every arm had the same number of trials, 3 trials of at most 4 epochs, in which Optuna searched lr",
+         "Trainings without progress ended early (patience), so that arms with equally many trials may differ in"),
+    ],
+)  # fmt: skip
+def test_the_methods_name_the_sampler_and_what_makes_budgets_unequal(
+    changes: dict[str, Any], searched: str, early: str
+) -> None:
+    analysis = analyse(fake_result(CUTS, ACCURACIES, **changes))
+    (*_, paragraph) = answer_blocks(analysis, {})
+    assert isinstance(paragraph, Paragraph)
+    assert searched in methods(analysis)
+    assert early in methods(analysis)
+    assert early in paragraph.text
+    assert ("equally many" in paragraph.text) == bool(early)
+    assert " sampler; the best configuration" in paragraph.text
+
+
+def test_pooled_studies_that_chose_their_samplers_themselves_name_none() -> None:
+    studies = [fake_result(CUTS, ACCURACIES, name=f"s-{n}", seed=n, search=LR) for n in range(3)]
+    assert "Optuna searched lr. " in methods(analyse_pooled(studies))
 
 
 def test_the_methods_tell_of_no_confirmation_that_is_superseded() -> None:

@@ -47,6 +47,12 @@ def test_between_two_planned_looks_the_report_shows_the_last_complete_one(store:
     assert "Held back: 2 confirmation runs beyond the last complete look" in text
 
 
+def test_after_the_last_planned_look_no_other_is_announced() -> None:
+    result = fake_result(CUTS, ACCURACIES, confirm={"seeds": 3, "looks": [3]})
+    assert "The next look is at 3 seeds, the last one." in str(look_blocks(result))
+    assert "next look" not in str(look_blocks(dataclasses.replace(result, look=0)))
+
+
 def test_before_the_first_planned_look_nothing_is_shown(store: Store) -> None:
     store_study(store, fake_result(CUTS, ACCURACIES, seeds=4, confirm={"seeds": 8, "looks": [5, 8]}))
     result = look_at(store, "fake")

@@ -199,9 +199,10 @@ def test_published_figures_stand_beside_ours() -> None:
     study_report = build_report(fake_result(CUTS, ACCURACIES, published=published))
     arm = study_report.result.arms[0]
     trained = [run.curves["train_accuracy"][(run.best_epoch or 0) - 1] for run in arm.confirmations]
-    row = ["block3", "accuracy", "0.9223", f"{np.mean(trained):.4f}", "-", "3"]
-    assert cells(study_report.markdown, "| block3 | accuracy |") == row
-    assert "| block5 | accuracy |" not in study_report.markdown
+    row = ["block3", "training accuracy", "0.9223", f"{np.mean(trained):.4f}", "-", "3"]
+    assert cells(study_report.markdown, "| block3 | training accuracy |") == row
+    assert "published.accuracy and published.loss are training metrics" in study_report.markdown
+    assert "| block5 | training accuracy |" not in study_report.markdown
     assert "measured on other images" in study_report.markdown
     assert "block3: Somebody (2020)" in study_report.markdown
     assert study_report.short[1].rows == [row]
@@ -212,7 +213,8 @@ def test_published_validation_metrics_stand_beside_validation_and_test() -> None
     result = fake_result(CUTS, ACCURACIES, published=published)
     arm = result.arms[0]
     (table,) = [table for table in build_report(result).short if table.title == "Published results"]
-    assert [row[1:3] for row in table.rows] == [["val_loss", "0.5000"], ["val_accuracy", "0.9000"]]
+    assert [row[1:3] for row in table.rows] == [["val. loss", "0.5000"], ["val. accuracy", "0.9000"]]
+    assert not any("training metrics" in note for note in table.notes)
     val = np.mean([run.val_accuracy for run in arm.confirmations])
     assert table.rows[1][3:] == [f"{val:.4f}", f"{arm.test_accuracies_S.mean():.4f}", "3"]
     assert table.rows[0][4] == f"{np.mean([run.test_loss for run in arm.confirmed]):.4f}"

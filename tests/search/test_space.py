@@ -17,6 +17,7 @@ from ablation.search.space import (
     known_params,
     make_sampler,
     parameter_importances,
+    sampler_kind,
     suggest,
 )
 from ablation.spec.arms import Arm, arms
@@ -154,6 +155,8 @@ def test_sampler_by_budget() -> None:
     for trials, kind in ((20, NumberedQMCSampler), (21, optuna.samplers.TPESampler)):
         spec = study("vgg_truncation", f"trials_per_arm={trials}")
         assert isinstance(make_sampler(spec, arms(spec)[0], 0), kind)
+        assert sampler_kind(spec) == ("qmc" if trials == 20 else "tpe")
+    assert sampler_kind(study("vgg_truncation", "trials_per_arm=20", "search.sampler=tpe")) == "tpe"
 
 
 def test_tpe_searches_conditional_spaces(store: Store) -> None:

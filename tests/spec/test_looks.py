@@ -34,6 +34,13 @@ def test_decisions_say_how_many_seeds_each_arm_gets() -> None:
     assert not is_open(PLANNED, [first, second])  # at the last look nothing is decided
 
 
+def test_no_look_follows_the_last_one_whose_runs_have_ended() -> None:
+    decisions = [Decision(3, (), is_sure=False), Decision(5, (), is_sure=False)]
+    decided = ["Look at 3 seeds: all arms continue.", "Look at 5 seeds: all arms continue."]
+    assert decision_texts(PLANNED, decisions) == [*decided, "The next look is at 12 seeds, the last one."]
+    assert decision_texts(PLANNED, decisions, has_ended=True) == decided
+
+
 def test_a_sure_answer_ends_the_study() -> None:
     decisions = [Decision(3, ("b",), is_sure=False), Decision(5, ("a",), is_sure=True)]
     assert not is_open(PLANNED, decisions)

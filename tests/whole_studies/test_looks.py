@@ -48,6 +48,7 @@ def test_beaten_arms_stop_and_kills_between_looks_change_nothing(
     assert "Look at 3 seeds: no further seeds for lr=1e-06." in status
     page = Path("whole/reports/small/report.md").read_text()
     assert "Planned look 3 of 3, at 5 seeds: tested at" in page
+    assert "next look" not in status + page
     assert "What is missing" not in page
 
     real, stops = looks.decide, ["before", "between", "no"]
