@@ -32,10 +32,12 @@ from ablation.reporting.content import (
     states_text,
     study_command,
 )
-from ablation.spec.looks import most_seeds_of_arms
+from ablation.reporting.method_sections import early_ends_sentence, most_epochs, sampler_words
 from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.parameters import Choices
 from ablation.tracking.client import REFUSAL_TAG
+
+MOST_LEFT_OUT = 3  # interactions that are named, if no more are left out
 
 
 def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
@@ -47,9 +49,8 @@ def missing_runs_text(analysis: StudyAnalysis) -> list[Block]:
             f"{result.missing_trials} of {len(result.arms) * result.spec.trials_per_arm} trials have not ended."
         )
     if result.missing_confirmations:
-        seeds = most_seeds_of_arms(result.spec.confirm, [arm.arm.name for arm in result.arms], result.decisions)
-        planned = sum(len(arm.chosen) * seeds[arm.arm.name] for arm in result.arms)
         at_most = "At most " if result.spec.confirm.looks else ""
+        planned = result.planned_confirmations
         texts.append(f"{at_most}{result.missing_confirmations} of {planned} confirmation runs have not ended.")
     if not texts:
         return [Items(result.left_out_texts)] if result.left_out_texts else []
@@ -69,7 +70,7 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
     if spec.backbone.has_weights_file:
         weights = Path(str(weights)).name
     searched = ", ".join(f"{name} ({_range(value)})" for name, value in spec.search.entries().items())
-    tuned = f"tuned over {searched}" if searched else "with nothing to tune"
+    tuned = f"tuned over {searched}{sampler_words(result)}" if searched else "with nothing to tune"
     if spec.confirm.repeats > 1:
         tuned += (
             f" and divided among {spec.confirm.repeats} repeats of the tuning, each with its own split and tuning "
@@ -91,8 +92,8 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
             f"{method}: {spec.backbone.name} (weights: {weights or 'none'}) on {spec.data.source}, "
             f"{result.train_images:,} training, {result.val_images:,} validation and {result.test_images:,} test "
             f"images of {len(result.classes)} classes. {plural(len(result.arms), 'arm')}, with {trials} of "
-            f"{plural(spec.epochs, 'epoch')} each, {tuned}; {confirm}."
-            f"{_chosen_by(spec.goal)}"
+            f"{most_epochs(spec)} each, {tuned}; {confirm}."
+            f"{_chosen_by(spec.goal)}{early_ends_sentence(spec)}"
         )
     )
     return blocks
@@ -246,13 +247,17 @@ def _failures(analysis: StudyAnalysis) -> list[str]:
     return notes
 
 
-# A published metric -> its curve in a run, and the same on the test images.
+# A published metric, as Keras names it -> what it is, its curve in a run, and the same on the test images.
 OURS = {
-    "loss": ("train_loss", None),
-    "accuracy": ("train_accuracy", None),
-    "val_loss": ("val_loss", "test_loss"),
-    "val_accuracy": ("val_accuracy", "test_accuracy"),
+    "loss": ("training loss", "train_loss", None),
+    "accuracy": ("training accuracy", "train_accuracy", None),
+    "val_loss": ("val. loss", "val_loss", "test_loss"),
+    "val_accuracy": ("val. accuracy", "val_accuracy", "test_accuracy"),
 }
+TRAINING_METRICS = (
+    "published.accuracy and published.loss are training metrics, as Keras names them; those of validation or test "
+    "images are published.val_accuracy and published.val_loss."
+)
 
 
 def published_tables(analysis: StudyAnalysis) -> list[Table]:
@@ -262,13 +267,13 @@ def published_tables(analysis: StudyAnalysis) -> list[Table]:
         for entry in arm.published:
             if entry["source"]:
                 sources.append(f"{arm.arm.name}: {entry['source']}")
-            for metric, (curve, test) in OURS.items():
+            for metric, (name, curve, test) in OURS.items():
                 if entry[metric] is None:
                     continue
                 runs = [run for run in arm.drawn_runs if run.best_epoch is not None and curve in run.curves]
                 ours = [float(run.curves[curve][(run.best_epoch or 0) - 1]) for run in runs]
                 tested = [getattr(run, test) for run in arm.confirmed] if test else []
-                row = [arm.arm.name, metric, f"{entry[metric]:.4f}", _mean(ours), _mean(tested), str(len(ours))]
+                row = [arm.arm.name, name, f"{entry[metric]:.4f}", _mean(ours), _mean(tested), str(len(ours))]
                 rows.append(row)
     if not rows:
         return []
@@ -277,6 +282,7 @@ def published_tables(analysis: StudyAnalysis) -> list[Table]:
         "Ours: means over n runs (an arm's confirmation runs; its best trial while it has none), in the epoch with the "
         f"best validation {label}. Published metrics were measured on other images: compare their order, not their "
         "values.",
+        *([TRAINING_METRICS] if any(row[1].startswith("training") for row in rows) else []),
         *dict.fromkeys(sources),
     ]
     return [Table("", ["arm", "metric", "published", "ours", "ours (test)", "n (runs)"], rows, notes)]
@@ -419,10 +425,14 @@ def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
 
 
 def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
-    """Return the figure and the table of how differences between levels change with another factor."""
-    if not analysis.interactions and not analysis.compared.interaction_missing:
-        return []
-    goal = analysis.result.spec.goal
+    """Return the figure and the table of how differences between levels change with another factor.
+
+    Without a tested interaction there is no table, and before anything is confirmed nothing at all.
+    """
+    goal, left_out = analysis.result.spec.goal, _left_out(analysis.compared.interaction_missing)
+    if not analysis.interactions:
+        is_confirmed = any(arm.test is not None for arm in analysis.arms)
+        return [*figure_block("interaction", pictures, goal), Items(left_out)] if left_out and is_confirmed else []
     rows = [
         [
             f"{i.first} \u2212 {i.first_base}",
@@ -437,6 +447,12 @@ def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture])
     ]
     columns = ["the difference", "changes with", f"by ({goal.unit})", f"{SIMULTANEOUS} ({goal.unit})", "p", "shown"]
     notes = [f"Differences of differences of test {goal.label}, tested together with the differences between levels."]
-    notes += [f"Left out: {text}." for text in analysis.compared.interaction_missing]
-    table = Table("Interactions", [*columns, _count_column(analysis)], rows, notes)
+    table = Table("Interactions", [*columns, _count_column(analysis)], rows, [*notes, *left_out])
     return [*figure_block("interaction", pictures, goal), table]
+
+
+def _left_out(missing: Sequence[str]) -> list[str]:
+    """Return which interactions are not tested, as sentences: one for each, or the first and the number of the rest."""
+    if len(missing) <= MOST_LEFT_OUT:
+        return [f"Left out: {text}." for text in missing]
+    return [f"Left out: {missing[0]}; likewise {len(missing) - 1} other interactions."]

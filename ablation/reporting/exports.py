@@ -27,7 +27,13 @@ from ablation.analysis.wording import (
 )
 from ablation.base.text import Table, defused, plural
 from ablation.reporting.content import Folded, interval_text, study_command
-from ablation.reporting.method_sections import use_of_results
+from ablation.reporting.method_sections import (
+    early_ends,
+    early_ends_sentence,
+    most_epochs,
+    sampler_words,
+    use_of_results,
+)
 from ablation.spec.objective import ACCURACY
 
 # Key -> entry: the sources of the methods that a report uses.
@@ -141,14 +147,16 @@ def methods(analysis: StudyAnalysis) -> str:
     searched = ", ".join(spec.search.entries())
     versions = sorted({run.environment.get("torch", "") for arm in result.arms for run in arm.trials} - {""})
     trials, runs = trials_of_arms(result), confirmations_of_arms(result)
-    budget = f"{format_seeds(trials, 'trial')} of {plural(spec.epochs, 'epoch')}"
+    budget = f"{format_seeds(trials, 'trial')} of {most_epochs(spec)}"
+    same = "the same number of trials" if early_ends(spec) else "the same tuning budget"
     we = "So far, we" if result.missing_trials or result.missing_confirmations else "We"
     arms = f"{plural(len(result.arms), 'arm')}{f' ({factors})' if factors else ''}"
     sentences = [
         f"{we} compared {arms} of {spec.backbone.name} on {spec.data.source} ({result.train_images:,} training, "
         f"{result.val_images:,} validation and {result.test_images:,} test images of {len(result.classes)} classes).",
-        (f"Every arm had the same tuning budget, {budget}, " if trials[0] == trials[1] else f"An arm had {budget}, ")
-        + (f"in which Optuna searched {searched}." if searched else "with nothing to search."),
+        (f"Every arm had {same}, {budget}, " if trials[0] == trials[1] else f"An arm had {budget}, ")
+        + (f"in which Optuna searched {searched}{sampler_words(result)}." if searched else "with nothing to search.")
+        + early_ends_sentence(spec),
         *(
             [
                 f"Each arm's trials were divided among {spec.confirm.repeats} repeats of the tuning, each with its own "
