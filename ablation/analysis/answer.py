@@ -160,6 +160,8 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
             return ["No trial has finished yet."]
         has_run = any(run.test_accuracy is not None for arm in best for run in arm.result.confirmations)
         reason = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
+        if (superseded := sum(len(arm.result.superseded) for arm in arms)) and result.spec.confirm.seeds:
+            reason = f"none has finished of the configurations that are now the best ({superseded} of others have)"
         its = "its" if len(best) == 1 else "their"
         reason = f"the predictions of {its} confirmation runs are lost" if has_run else reason
         if any(arm.result.held_back for arm in arms):

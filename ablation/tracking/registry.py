@@ -329,7 +329,7 @@ def _find_champion(client: PatientClient, store: Store, study: str) -> ModelVers
     number = None if model is None else model.aliases.get(ALIAS)
     if number is None:
         why = _refusal(client, experiment.experiment_id, model) or (
-            "it gets one when all its confirmation runs have ended (of which there are none where confirm.seeds is 0)"
+            "it gets one when its command ends, after all confirmation runs (of which confirm.seeds = 0 has none)"
             if model is None
             else f"its registered model has no version with the alias {ALIAS!r}"
         )
@@ -356,7 +356,8 @@ def champion_texts(store: Store, study: str) -> list[str]:
     except (InputError, StoreAway, StoreError):
         return texts
     reason = version.tags.get(REASON_TAG, "chosen by validation")
-    return [f"The champion is {run.info.run_name} (version {version.version}): {reason}.", *texts]
+    earlier = " Its configuration is no longer its arm's best." if "superseded" in run.data.tags else ""
+    return [f"The champion is {run.info.run_name} (version {version.version}): {reason}.{earlier}", *texts]
 
 
 @mlflow_settings()

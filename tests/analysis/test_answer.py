@@ -50,6 +50,15 @@ def tuned_to(values: dict[str, float], **changes: Any) -> StudyResult:
     return dataclasses.replace(result, arms=arms)
 
 
+def test_what_confirmed_earlier_configurations_is_no_answer_and_is_not_forgotten() -> None:
+    result = fake_result(TWO_BY_TWO, FOUR)
+    arms = [dataclasses.replace(arm, confirmations=[], superseded=arm.confirmations) for arm in result.arms]
+    (line,) = analyse(dataclasses.replace(result, arms=arms)).verdict
+    assert line.endswith(
+        "no answer is possible: none has finished of the configurations that are now the best (12 of others have)."
+    )
+
+
 def test_equal_arms_of_the_tuning_are_no_winner() -> None:
     two = analyse(tuned_to({"block2": 0.2, "block3": 0.5, "block4": 0.5}))
     assert two.answer == (

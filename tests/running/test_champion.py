@@ -70,6 +70,9 @@ def test_the_cheapest_arm_is_registered_and_says_why(champion_study: ChampionStu
     assert registered.reason in version.description.replace("\\", "")
     (text,) = champion_texts(champion_study.store, "small")
     assert text.endswith(f"(version {version.version}): {registered.reason}.")
+    champion_study.client.set_tag(registered.run_id, "superseded", "true")
+    assert champion_texts(champion_study.store, "small") == [f"{text} Its configuration is no longer its arm's best."]
+    champion_study.client.delete_tag(registered.run_id, "superseded")
     assert text in read_status("small", champion_study.store)[0].notes
     assert load_champion("small", store=str(champion_study.store.root)).registered == registered
 
@@ -157,7 +160,7 @@ def test_an_incomplete_study_gets_no_champion(champion_study: ChampionStudy, mis
         is None
     )
     assert list(champion_study.client.search_registered_models()) == []
-    with pytest.raises(InputError, match=r"study 'small' has no champion: it gets one when all its confirmation runs"):
+    with pytest.raises(InputError, match=r"study 'small' has no champion: it gets one when its command ends, after all"):
         find_champion(champion_study.store, "small")
 
 
