@@ -105,7 +105,7 @@ def cli(
         raise InputError("--on ray: needs ray; install ablation[ray]") from None
     if status_only:
         running = show_status_or_none(name, store, given["patience"])
-        output = engine.output(label, folder)
+        output = engine.output(label, folder, options)
         return show_workers(engine.workers(label, options), engine_name, label, running, output)
     if cancel_only:
         found = engine.workers(label, options)

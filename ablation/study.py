@@ -441,7 +441,10 @@ def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
     table = status_table(study, trials, budget, seeds, confirm.repeats, goal)
     ended, total = count_runs(trials, budget, seeds, confirm.repeats)
     looks = decision_texts(confirm, decisions, has_ended=ended == total)
-    texts = [*champion_texts(store, study), *(unreported_texts(store, study) if ended == total else [])]
+    texts = [
+        *champion_texts(store, study, is_complete=ended == total),
+        *(unreported_texts(store, study) if ended == total else []),
+    ]
     arms = replace(table, notes=[*table.notes, *looks, *texts, *stored_differences(store, study)])
     return arms, running_trials(study, store, studies, trials)
 

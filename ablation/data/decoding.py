@@ -100,8 +100,8 @@ def with_darkness(reading: str, brightest: int) -> str:
     if brightest > NEARLY_BLACK:
         return reading
     note = (
-        f"the images are nearly black, no value is above {brightest} of 255: greys of fewer than 16 bits in 16-bit "
-        "files must be scaled to 16 bits, or saved as 8 bits"
+        f"the images are nearly black, no value is above {brightest} of 255: if they are 16-bit files with greys of "
+        "fewer bits, scale them to 16 bits, or save them as 8 bits"
     )
     return f"{reading}; {note}" if reading else note
 

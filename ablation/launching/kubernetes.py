@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def submit(launch: Launch) -> str:
     text = _manifests(launch, is_suspended=specification.get("suspend", True))
     _kubectl(launch.options, "apply", "--dry-run=server", "--filename=-", text=text)
     _kubectl(launch.options, "apply", "--filename=-", text=text)
-    where = output(launch.label, launch.folder)
+    where = output(launch.label, launch.folder, launch.options)
     if before is None:
         return f"{plural(count, 'worker')} submitted to Kubernetes as Job {name}; {where}"
     ends = f", {before - count} of which save and end" if count < before else ""
@@ -156,10 +157,11 @@ def cancel(label: str, options: Mapping[str, str]) -> list[str]:
     return [line for line in said.splitlines() if "/" in line]  # not "No resources found"
 
 
-def output(label: str, folder: Path) -> str:
+def output(label: str, folder: Path, options: Mapping[str, str]) -> str:
     """Return the command that shows what the pods wrote; it works until the Job is deleted."""
     del folder
-    return f"output: kubectl logs job/{object_name(label)}"
+    place = "".join(f" --{key}={shlex.quote(options[key])}" for key in ("context", "namespace") if key in options)
+    return f"output: kubectl{place} logs job/{object_name(label)}"
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

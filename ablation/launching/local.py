@@ -73,9 +73,9 @@ def cancel(label: str, options: Mapping[str, str]) -> list[str]:
     return []
 
 
-def output(label: str, folder: Path) -> str:
+def output(label: str, folder: Path, options: Mapping[str, str]) -> str:
     """Return nothing: the workers wrote to their terminal."""
-    del label, folder
+    del label, folder, options
     return ""
 
 

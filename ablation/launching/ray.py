@@ -126,9 +126,9 @@ def cancel(label: str, options: Mapping[str, str]) -> list[str]:
     return []
 
 
-def output(label: str, folder: Path) -> str:
+def output(label: str, folder: Path, options: Mapping[str, str]) -> str:
     """Return the commands that show what actors wrote that have ended; they need `ray[default]`."""
-    del folder
+    del folder, options
     return f"output: ray list actors --filter state=DEAD (those named {label}-N), then ray logs actor --id ID"
 
 

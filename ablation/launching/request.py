@@ -66,7 +66,7 @@ class Engine(Protocol):
     def cancel(self, label: str, options: Mapping[str, str]) -> list[str]:
         """End the workers, queued and running; return the names of the engine's objects that it deleted, if any."""
 
-    def output(self, label: str, folder: Path) -> str:
+    def output(self, label: str, folder: Path, options: Mapping[str, str]) -> str:
         """Return how to see what workers wrote that have ended, or nothing; `folder` as in `Launch`."""
 
     def workers(self, label: str, options: Mapping[str, str]) -> list[EngineWorker]:

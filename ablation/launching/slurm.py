@@ -6,6 +6,7 @@ import re
 import shlex
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ablation.base.errors import InputError
@@ -127,7 +128,8 @@ def submit(launch: Launch) -> str:
     call("sbatch", "--version")  # nothing is written where SLURM is not
     before = script.read_bytes() if script.exists() else None
     if before is not None and _is_edited(before):
-        raise InputError(f"{script}: was edited: submit it by `sbatch {script}`, or move it away")
+        what = "was edited" if CHECKSUM.encode() in before else "was edited, or is of an earlier version"
+        raise InputError(f"{script}: {what}: submit it by `sbatch {script}`, or move it away")
     write_atomically(script, text.encode(errors="surrogateescape"))
     # On the command line, too: in the script, they yield to the variables SBATCH_*.
     options = [f"--{name}={value}" if value else f"--{name}" for name, value in _options(launch).items()]
@@ -165,10 +167,14 @@ def cancel(label: str, options: Mapping[str, str]) -> list[str]:
     return []
 
 
-def output(label: str, folder: Path) -> str:
+def output(label: str, folder: Path, options: Mapping[str, str]) -> str:
     """Return where the newest output of a study's tasks is, or nothing if there is none."""
-    logs = sorted(folder.glob(f"{label}_*.log"), key=lambda log: log.stat().st_mtime)
-    return f"newest output: {logs[-1]}" if logs else ""
+    del options
+    times = {}
+    for log in folder.glob(f"{label}_*.log"):
+        with suppress(OSError):  # somebody deletes it
+            times[log] = log.stat().st_mtime
+    return f"newest output: {max(times, key=times.__getitem__)}" if times else ""
 
 
 def workers(label: str, options: Mapping[str, str]) -> list[EngineWorker]:

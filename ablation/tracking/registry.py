@@ -343,14 +343,17 @@ def _own_model(client: PatientClient, study: str, experiment: Experiment) -> Reg
     return model if model is not None and model.tags.get(KEY_TAG) == experiment.tags[KEY_TAG] else None
 
 
-def champion_texts(store: Store, study: str) -> list[str]:
-    """Return which run is a study's champion, and why; also why the best run is not. None where nobody can say."""
+def champion_texts(store: Store, study: str, *, is_complete: bool = True) -> list[str]:
+    """Return which run is a study's champion, and why; of a complete study also why the best run is not.
+
+    None where nobody can say.
+    """
     texts = []
     try:
         client = _registry_client(store)
         experiment = find_experiment(client, store, study)
         refusal = _refusal(client, experiment.experiment_id, _own_model(client, study, experiment))
-        texts = [f"The best run is not registered as the champion: {refusal}."] if refusal else []
+        texts = [f"The best run is not registered as the champion: {refusal}."] if refusal and is_complete else []
         version = _find_champion(client, store, study)
         run = client.get_run(version.run_id)
     except (InputError, StoreAway, StoreError):

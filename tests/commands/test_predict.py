@@ -67,7 +67,7 @@ def test_it_prints_the_classes_with_probabilities(
         f"small: champion, version 1 (arm {champion_study.client.get_run(run_id).data.tags['arm']}, run {run_id})"
         in output
     )
-    assert "The champion was chosen by validation: its arm has the highest mean validation accuracy (0." in output
+    assert "The champion was chosen by validation: its arm and conv2_1,fine_tune_all share the highest" in output
     assert "7 less probable classes are not shown" in output
     stored = load_predictions(predictions_file(champion_study, run_id))
     rows = rows_of(output)
@@ -89,7 +89,7 @@ def test_formats_for_programs_say_the_same(champion_study: ChampionStudy, comman
     assert (as_text[0], as_json[0], as_csv[0]) == (0, 0, 0)
     content = json.loads(as_json[1])
     assert content["champion"]["run"] == winning_run(champion_study.result)
-    assert content["champion"]["chosen"].startswith("its arm has the highest mean validation accuracy")
+    assert content["champion"]["chosen"].startswith("its arm and conv2_1,fine_tune_all share the highest mean")
     (image,) = content["images"]
     assert image["image"] == str(path)
     rows = list(csv.DictReader(io.StringIO(as_csv[1])))

@@ -383,7 +383,7 @@ def test_greys_that_do_not_fill_their_16_bits_are_said(
     data = Data(source="imagefolder", root=str(tmp_path / "set"), image_size=8)
     images, _ = load_split(data, 1)
     assert isinstance(images.train_images_NHWC, np.memmap) is (free_memory < 10**9)
-    note = f"; the images are nearly black, no value is above {brightest} of 255: greys of fewer than 16 bits in 16-bit"
+    note = f"; the images are nearly black, no value is above {brightest} of 255: if they are 16-bit files"
     assert ("nearly black" in images.reading, note in images.reading) == ((brightest is not None),) * 2
     monkeypatch.setattr(image_files, "decode_file", None)
     cached, _ = load_split(data, 1)

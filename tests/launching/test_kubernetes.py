@@ -257,3 +257,8 @@ def test_the_kustomization_is_valid(tmp_path: Path, overlay: str) -> None:
     validate(objects)
     (job,) = [manifest for manifest in objects if manifest["kind"] == "Job"]
     assert ("kueue.x-k8s.io/queue-name" in job["metadata"]["labels"]) is (overlay == "kueue")
+
+
+def test_the_pods_output_is_asked_for_where_they_are() -> None:
+    options = {"namespace": "ml", "gpus": "1"}
+    assert kubernetes.output("a-0", Path(), options) == "output: kubectl --namespace=ml logs job/a-0"

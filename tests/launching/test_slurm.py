@@ -105,7 +105,9 @@ def test_an_edited_script_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for edited in (written.replace("\nset +e", "\nmodule load cuda\nset +e"), written.rpartition("\n# The")[0],
                    f"{written}echo done\n", written.replace("\n", "\r\n")):  # fmt: skip
         script.write_bytes(edited.encode())
-        with pytest.raises(InputError, match=f"^{script}: was edited: submit it by `sbatch {script}`, or move it away"):
+        with pytest.raises(
+            InputError, match=f"^{script}: was edited.*: submit it by `sbatch {script}`, or move it away"
+        ):
             slurm.submit(second)
         assert script.read_bytes() == edited.encode()
 
@@ -114,8 +116,8 @@ def test_the_newest_output_of_a_study_is_named(tmp_path: Path) -> None:
     for number, name in enumerate(("a-0_10_1.log", "a-0_9_2.log", "b-0_11_1.log")):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (number, number))
-    assert slurm.output("a-0", tmp_path) == f"newest output: {tmp_path}/a-0_9_2.log"
-    assert slurm.output("c-0", tmp_path) == slurm.output("a-0", tmp_path / "none") == ""
+    assert slurm.output("a-0", tmp_path, {}) == f"newest output: {tmp_path}/a-0_9_2.log"
+    assert slurm.output("c-0", tmp_path, {}) == slurm.output("a-0", tmp_path / "none", {}) == ""
 
 
 def test_a_suspended_task_that_cannot_resume_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

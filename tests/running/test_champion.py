@@ -160,7 +160,9 @@ def test_an_incomplete_study_gets_no_champion(champion_study: ChampionStudy, mis
         is None
     )
     assert list(champion_study.client.search_registered_models()) == []
-    with pytest.raises(InputError, match=r"study 'small' has no champion: it gets one when its command ends, after all"):
+    with pytest.raises(
+        InputError, match=r"study 'small' has no champion: it gets one when its command ends, after all"
+    ):
         find_champion(champion_study.store, "small")
 
 

@@ -73,7 +73,7 @@ def test_an_engines_workers_are_shown_with_their_trials(capsys: Any) -> None:
         RunningTrial("c #0", "pod-x", "1", "-", "10:02", "10:10"),
     ]
     workers = [EngineWorker(name, "running", "n1", "09:59") for name in ("17_1", "41", "42", "17_3", "pod-x")]
-    show_workers(workers, "slurm", "label", running)
+    show_workers(workers, "slurm", "label", running, "newest output: a.log")
     text = capsys.readouterr().out
     assert "| 17_1 | running | n1 | 09:59 | a #0, a #1 | 10:05, 10:07 |" in text
     assert "| 41 | running | n1 | 09:59 | b #0 | 10:06 |" in text
