@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -20,7 +19,7 @@ import psutil
 import torch
 
 from ablation.base.core_use import core_use, read_core_times
-from ablation.base.device import exact_float32, free_memory
+from ablation.base.device import exact_float32, free_memory, is_out_of_memory
 from ablation.base.machine import available_memory
 from ablation.base.text import first_line
 from ablation.data.images import Images, Normalisation, evaluation_batch_size
@@ -147,18 +146,21 @@ def probe(kinds: Iterable[Kind], frozen_parts: Iterable[tuple[str, int]], condit
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     before = read_core_times()
     with peak_memory(device) as peak:
-        speeds = {kind: _training_speed(kind, conditions) for kind in dict.fromkeys(kinds)}
+        speeds = {kind: _or_failure(_training_speed, kind, conditions) for kind in dict.fromkeys(kinds)}
         frozen = {part: _or_failure(measure_frozen, part, conditions) for part in dict.fromkeys(frozen_parts)}
     seconds = time.perf_counter() - started
     return Probe(speeds, frozen, seconds, core_use(before, read_core_times()).others, peak[0], free)
 
 
-def _training_speed(kind: Kind, conditions: Conditions) -> Speed | Failure:
-    """Return the speed of a training, without CUDA graphs where their memory is too much, as a study runs it then."""
-    speed = _or_failure(measure_training, kind, conditions)
-    if isinstance(speed, Failure) and conditions.device.type == "cuda":
-        speed = _or_failure(partial(measure_training, may_capture=False), kind, conditions)
-    return speed
+def _training_speed(kind: Kind, conditions: Conditions) -> Speed:
+    """Measure a training, without CUDA graphs where their memory is too much, as a study runs it then."""
+    try:
+        return measure_training(kind, conditions)
+    except (RuntimeError, MemoryError) as error:
+        if conditions.device.type != "cuda" or not is_out_of_memory(error):
+            raise
+    free_memory(conditions.device)  # after the except block, see `_or_failure`
+    return measure_training(kind, conditions, may_capture=False)
 
 
 def _or_failure(

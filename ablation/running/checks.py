@@ -134,7 +134,8 @@ def class_hints(spec: StudySpec, images: ImageSet) -> list[str]:
     if spec.objective not in ("balanced_accuracy", "macro_f1") or spec.confirm.seeds == 0:
         return []
     units_K = units_of_classes(images.test_labels_N, images.test_groups_N, len(images.classes))
-    few = [f"{images.classes[k]!r} has {units_K[k]}" for k in np.flatnonzero(units_K < FEWEST_OF_CLASS)]
+    is_few_K = (units_K > 0) & (units_K < FEWEST_OF_CLASS)  # one without any is not in the metric
+    few = [f"{images.classes[k]!r} has {units_K[k]}" for k in np.flatnonzero(is_few_K)]
     if not few:
         return []
     what = "test images" if images.test_groups_N is None else "groups of test images"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from ablation.base.command_line import WORKER_VARIABLE
 from ablation.base.core_use import BusyCores
 from ablation.base.device import select_device
-from ablation.base.errors import StoreAway
+from ablation.base.errors import StoreAway, StoreError
 from ablation.base.interrupts import stop_with_parent
 from ablation.base.retries import wait_out
 from ablation.base.text import format_params
@@ -88,8 +88,8 @@ def work_until_done(session: Session) -> None:
                 time.sleep(WAIT_SECONDS)
                 continue
             claim, trial_spec = claimed
-            if claim.best is not None:
-                with suppress(StoreAway):  # tried again with the next one
+            if claim.best is not None and not waits_for_mlflow:
+                with suppress(StoreAway, StoreError):  # tried again with the next one
                     shows_confirmations = show_confirmations(session, shows_confirmations)
             tuned = claim.trial if claim.best is None else claim.best
             params = format_params(tuned.params) + (f" (known: {trial_spec.known})" if trial_spec.known else "")

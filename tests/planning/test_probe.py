@@ -164,19 +164,23 @@ def test_what_fails_is_told_and_the_rest_is_measured(monkeypatch: pytest.MonkeyP
     assert measurements.speeds == {KIND: Failure(reason), wider: SPEED}
 
 
-@pytest.mark.parametrize(("device", "speed"), [("cuda", SPEED), ("cpu", Failure("out of memory"))])
-def test_what_does_not_fit_beside_a_graph_is_measured_without_one(
-    monkeypatch: pytest.MonkeyPatch, device: str, speed: Speed | Failure
-) -> None:
-    """A study trains so then."""
+def test_what_does_not_fit_beside_a_graph_is_measured_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study trains so then; nothing else is tried again."""
+    error: Exception = torch.OutOfMemoryError("out of memory")
 
     def measure(kind: Kind, conditions: Conditions, *, may_capture: bool = True) -> Speed:
         if may_capture:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return SPEED
 
     monkeypatch.setattr(module, "measure_training", measure)
-    assert module._training_speed(KIND, replace(CONDITIONS, device=torch.device(device))) == speed
+    on_cuda = replace(CONDITIONS, device=torch.device("cuda"))
+    assert module._training_speed(KIND, on_cuda) == SPEED
+    with pytest.raises(torch.OutOfMemoryError):
+        module._training_speed(KIND, CONDITIONS)
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        module._training_speed(KIND, on_cuda)
 
 
 def test_a_measurement_without_graphs_captures_none(monkeypatch: pytest.MonkeyPatch) -> None:
