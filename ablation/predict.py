@@ -78,7 +78,7 @@ def cli(
     from ablation.tracking.registry import load_champion
 
     is_text = output_format == "text"
-    with waiting("Loading the champion (torch and MLflow take a few seconds to load)") if is_text else nullcontext():
+    with waiting("Loading the champion") if is_text else nullcontext():
         champion = wait_out(lambda: load_champion(name, store=store_option), patience)
     faults: list[InputError] = []
     predictions: list[Prediction] = []

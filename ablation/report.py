@@ -44,13 +44,15 @@ def cli(
         _ = store.is_empty
 
     from ablation.base.retries import wait_out
-    from ablation.base.terminal import say_prose
-    from ablation.reporting.exports import export
-    from ablation.reporting.pooled_report import read_analysis, write_pooled_report
-    from ablation.reporting.report import Report, show_report, write_report
-    from ablation.running.repair import stored_differences
-    from ablation.search import configure_optuna
-    from ablation.tracking import configure_mlflow
+    from ablation.base.terminal import loading, say_prose
+
+    with loading("MLflow and Altair"):
+        from ablation.reporting.exports import export
+        from ablation.reporting.pooled_report import read_analysis, write_pooled_report
+        from ablation.reporting.report import Report, show_report, write_report
+        from ablation.running.repair import stored_differences
+        from ablation.search import configure_optuna
+        from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()

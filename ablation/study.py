@@ -152,13 +152,16 @@ def cli(
     spec = load_accepted(path, study_name, overrides, store, report, is_try=is_try)
     check_inputs(spec, store)
 
-    from ablation.running.checks import check_custom_backbone, check_study
-    from ablation.running.options import RunOptions
-    from ablation.running.study import run_study
-    from ablation.running.worker import run_worker
-    from ablation.search import configure_optuna
-    from ablation.tracking import configure_mlflow
-    from ablation.tracking.system_metrics import check_system_metrics
+    from ablation.base.terminal import loading
+
+    with loading("torch, MLflow and Optuna"):
+        from ablation.running.checks import check_custom_backbone, check_study
+        from ablation.running.options import RunOptions
+        from ablation.running.study import run_study
+        from ablation.running.worker import run_worker
+        from ablation.search import configure_optuna
+        from ablation.tracking import configure_mlflow
+        from ablation.tracking.system_metrics import check_system_metrics
 
     configure_mlflow()
     configure_optuna()
@@ -396,11 +399,13 @@ def measured_plan(spec: StudySpec, store: Store, device_name: str, feature_limit
 def show_status(study: str, store: Store, patience: float | None) -> "list[RunningTrial]":
     """Print the arms of a study with their trials by state, and the trials that train now, which are returned."""
     from ablation.base.retries import wait_out
-    from ablation.base.terminal import show_table
-    from ablation.running.running_trials import running_table
-    from ablation.search import configure_optuna
-    from ablation.search.patient_storage import read_again
-    from ablation.tracking import configure_mlflow
+    from ablation.base.terminal import loading, show_table
+
+    with loading("MLflow and Optuna"):
+        from ablation.running.running_trials import running_table
+        from ablation.search import configure_optuna
+        from ablation.search.patient_storage import read_again
+        from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from ablation.analysis.results import StudyResult, read_results
-from ablation.data.reading import ImageSet, load_images
+from ablation.data.image_set import ImageSet
+from ablation.data.reading import load_images
 from ablation.running.champion import register_champion
 from ablation.storage.store import Store, find_store
 from ablation.tracking.confirmed_models import MODEL_TYPE

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from ablation.analysis.predictions import Predictions
 from ablation.analysis.results import CURVES, ArmResult, RunResult, StudyResult, best_run
-from ablation.data.images import Normalisation
+from ablation.data.normalisation import Normalisation
 from ablation.data.samples import DRAWS, Mistakes, Samples, confident_mistakes, samples_file
 from ablation.spec.arms import Arm, arms, published_for
 from ablation.spec.metrics import EpochMetrics

@@ -8,7 +8,7 @@ import numpy as np
 from ablation.analysis.results import ArmResult, RunResult, StudyResult, best_run, goal_of
 from ablation.analysis.statistics import Estimate, contrast
 from ablation.analysis.tuning import BestOf, best_of
-from ablation.training.evaluation import balanced_accuracy_and_macro_f1
+from ablation.training.class_metrics import balanced_accuracy_and_macro_f1
 
 
 def confirmed_validation(arm: ArmResult) -> np.ndarray:

@@ -5,10 +5,6 @@ Every random number comes from a generator that is seeded by a name and the seed
 """
 
 import hashlib
-import random
-
-import numpy as np
-import torch
 
 
 def named_seed(*names: int | str) -> int:
@@ -20,16 +16,3 @@ def named_seed(*names: int | str) -> int:
 def repeat_seed(study_seed: int, repeat: int) -> int:
     """Return the seed of a repeat of a study, from 0, whose random numbers are those of a study with this seed."""
     return study_seed if repeat == 0 else named_seed(study_seed, "repeat", repeat)
-
-
-def generator(*names: int | str) -> torch.Generator:
-    """Return a CPU generator seeded by `named_seed`; drawing on the CPU gives every device the same numbers."""
-    return torch.Generator().manual_seed(named_seed(*names))
-
-
-def seed_globally(*names: int | str) -> None:
-    """Seed the global generators of Python, NumPy and torch (all devices), which layers and libraries may use."""
-    seed = named_seed(*names)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

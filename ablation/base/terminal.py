@@ -3,7 +3,7 @@
 import os
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -122,6 +122,13 @@ def track_progress(things: Iterable[Any], total: int, description: str) -> Itera
         say(f"{description} ({total})")
         return things
     return track(things, escape(visible(description)), total, console=console, transient=True)
+
+
+@contextmanager
+def loading(libraries: str) -> Iterator[None]:
+    """Show on a terminal that libraries are imported, which takes seconds; print nothing elsewhere."""
+    with console.status(f"Loading {libraries}") if is_live() else nullcontext():
+        yield
 
 
 @contextmanager

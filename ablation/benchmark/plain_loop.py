@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ablation.benchmark.subject import BATCH_SIZE
-from ablation.data.images import Images, Normalisation
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 
 
 @dataclass

@@ -12,7 +12,8 @@ import torch
 from ablation.base.device import free_memory
 from ablation.base.errors import InputError
 from ablation.benchmark.subject import HEAD_WIDTH, Subject
-from ablation.data.images import Images, Normalisation
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from ablation.base.device import select_device
-from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation, to_device
+from ablation.base.generators import generator
+from ablation.data.images import Images, to_device
+from ablation.data.normalisation import Normalisation
 from ablation.data.reading import list_images, load_split, split_seed
 from ablation.networks.blocks import build_blocks, initialise_blocks, torchvision_tensors
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise

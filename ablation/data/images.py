@@ -14,25 +14,11 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from ablation.data.normalisation import Normalisation
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD, Weights
 
 BLOCK_IMAGES = 1024  # that are read at a time where a whole set is
 EVALUATION_PIXELS = 512 * 32 * 32  # per batch without gradients
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """The preprocessing before the first layer.
-
-    Attributes:
-        mean: per channel, subtracted from pixels scaled to 0..1.
-        std: per channel; divides the difference.
-        image_size: height and width in pixels to which images are resized first; None leaves their size.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    image_size: int | None = None
 
 
 def normalisation_for(weights: Weights | None, image_size: int) -> Normalisation:

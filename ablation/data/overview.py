@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ablation.base.text import Table, one_line, plural
 from ablation.data.decoding import OpenImage
-from ablation.data.reading import ImageSet
+from ablation.data.image_set import ImageSet
 
 PER_CLASS = 10  # pictures of a class on the contact sheet
 MOST_CLASSES = 30

@@ -5,7 +5,7 @@ Legend: N images, C channels (3, RGB), H and W pixels, K classes.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -33,6 +33,7 @@ from ablation.data.file_audit import audit_files, pixel_digest
 from ablation.data.groups import choose_groups, numbered
 from ablation.data.hugging_face import hugging_face_listing
 from ablation.data.image_folder import image_folder_listing
+from ablation.data.image_set import ImageSet, Split
 from ablation.data.manifest import manifest_listing
 from ablation.data.near_duplicates import FEW
 from ablation.data.torchvision_sets import SETS, torchvision_listing
@@ -41,39 +42,6 @@ from ablation.spec.tables import Data
 # Training images in a process's memory at the peak: decoded, chosen by the split, and reordered for the device.
 COPIES = 3
 SHARE_OF_MEMORY = 0.9  # of the free memory, for images
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """All images of a source.
-
-    Attributes:
-        train_images_NHWC: uint8; a memory map (`np.memmap`) where the images do not fit into memory.
-        train_labels_N: int64.
-        test_images_NHWC: as the training images.
-        test_labels_N: int64.
-        classes: the class names, by label.
-        digest: the SHA-256 of pixels, labels and classes.
-        decoding: version of the decoding, for sources whose pixels depend on it.
-        reading: how a folder was understood, in one line; empty for sources that leave no doubt.
-        train_groups_N: what the training images belong to, as numbers, int64; None without groups.
-        test_groups_N: the same of the test images, as numbers from 0.
-        names: of the training images, then of the test images, where these are few enough to be compared at once.
-        listing_key: see the function `listing_key`.
-    """
-
-    train_images_NHWC: np.ndarray
-    train_labels_N: np.ndarray
-    test_images_NHWC: np.ndarray
-    test_labels_N: np.ndarray
-    classes: list[str]
-    digest: str
-    decoding: int | None = None
-    reading: str = ""
-    train_groups_N: np.ndarray | None = None
-    test_groups_N: np.ndarray | None = None
-    names: list[str] = field(default_factory=list)
-    listing_key: str = ""
 
 
 def load_images(data: Data, track: TrackProgress = untracked) -> ImageSet:
@@ -95,7 +63,7 @@ def load_split(
     processes: int = 1,
     decoding: int = DECODING_VERSION,
     is_begun: bool = False,
-) -> tuple[ImageSet, "Split"]:
+) -> tuple[ImageSet, Split]:
     """Read the images of a study, without those that `data.limit` leaves out, and split the training images.
 
     Args:
@@ -143,7 +111,7 @@ def decoding_of(data: Data, seed: int, digest: str) -> int:
     raise InputError("data: the images have changed since the study") if is_readable else faults[0]
 
 
-def _with_split(listing: ImageListing, split: "Split") -> ImageListing:
+def _with_split(listing: ImageListing, split: Split) -> ImageListing:
     """Return a listing that says which classes lack images after a split, and how large groups make the validation."""
     notes = [listing.reading] if listing.reading else []
     for part_N, use in ((split.train_N, "to learn from"), (split.val_N, "for validation")):
@@ -161,7 +129,7 @@ def _with_split(listing: ImageListing, split: "Split") -> ImageListing:
     return replace(listing, reading="; ".join(notes))
 
 
-def _split(data: Data, listing: ImageListing, seed: int, *, is_begun: bool) -> "Split":
+def _split(data: Data, listing: ImageListing, seed: int, *, is_begun: bool) -> Split:
     labels_N = listing.train_labels_N
     _check_counts(labels_N, listing.classes, "data:")
     if data.limit is not None and not is_begun:  # what an earlier version accepted stays
@@ -436,14 +404,6 @@ def _digits_listing(data: Data) -> ImageListing:
 
     classes = [str(digit) for digit in range(10)]
     return ImageListing(labels[train], labels[test], classes, data.image_size, read)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Sorted indices into a set's training images: those for training, and those for validation."""
-
-    train_N: np.ndarray
-    val_N: np.ndarray
 
 
 def split_seed(study_seed: int) -> int:

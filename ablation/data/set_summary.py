@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save
 
 from ablation.base.errors import InputError
 from ablation.data.comparison import Comparison, compared, comparison_file, keep, kept, load_comparison
+from ablation.data.image_set import ImageSet, Split
 from ablation.data.near_duplicates import FEW, Picture, find_near_duplicates
 from ablation.data.overview import small_contact_sheet
-from ablation.data.reading import ImageSet, Split
 
 
 @dataclass(frozen=True)

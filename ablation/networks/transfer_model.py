@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ablation.base.device import autocast
-from ablation.base.seeds import generator
+from ablation.base.generators import generator
 from ablation.networks.blocks import build_blocks, feature_shape, initialise_blocks, kept_parts
 from ablation.networks.vision_transformers import TokenPool
 from ablation.networks.weights import Weights

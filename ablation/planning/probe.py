@@ -22,7 +22,8 @@ from ablation.base.core_use import core_use, read_core_times
 from ablation.base.device import exact_float32, free_memory, is_out_of_memory
 from ablation.base.machine import available_memory
 from ablation.base.text import first_line
-from ablation.data.images import Images, Normalisation, evaluation_batch_size
+from ablation.data.images import Images, evaluation_batch_size
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, TransferModel, build_model, calibrate, initialise
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD

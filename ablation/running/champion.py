@@ -16,7 +16,7 @@ from ablation.analysis.results import RunResult, StudyResult
 from ablation.analysis.wording import shown_question
 from ablation.base.errors import InputError
 from ablation.base.text import escape_markdown
-from ablation.data.reading import ImageSet
+from ablation.data.image_set import ImageSet
 from ablation.running.export import EXAMPLE_IMAGES, export_program
 from ablation.running.outputs import load_model
 from ablation.storage.store import Store

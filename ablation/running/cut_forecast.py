@@ -13,8 +13,8 @@ import torch
 
 from ablation.analysis.cut_forecasts import MEASURES, CutForecast, forecast_from_json, forecast_to_json
 from ablation.base.device import free_memory, make_deterministic, select_device
+from ablation.base.generators import generator
 from ablation.base.machine import available_memory
-from ablation.base.seeds import generator
 from ablation.base.terminal import say, show_table, waiting
 from ablation.base.text import first_line, format_duration
 from ablation.data.images import Images, evaluation_batch_size, normalisation_for, normalise, to_device

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save
 
 from ablation.base.files import write_atomically
-from ablation.data.images import Normalisation, to_device
+from ablation.data.images import to_device
+from ablation.data.normalisation import Normalisation
 from ablation.data.reading import load_images, split_train_val
 from ablation.networks.blocks import torchvision_tensors
 from ablation.networks.strategies import Learning

@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 
 from ablation.base.errors import InputError
 from ablation.base.text import first_line
-from ablation.data.images import Normalisation, normalise
+from ablation.data.images import normalise
+from ablation.data.normalisation import Normalisation
 from ablation.networks.transfer_model import TransferModel
 
 EXAMPLE_IMAGES = 2  # shown with the model; with a single one, export would fix the number of images at 1

@@ -14,9 +14,11 @@ from torch.nn.functional import cross_entropy
 from ablation.base.device import exact_float32
 from ablation.base.errors import InputError
 from ablation.base.files import write_over
-from ablation.data.images import Normalisation, to_device
+from ablation.data.images import to_device
+from ablation.data.normalisation import Normalisation
 from ablation.data.run_pictures import confusion_png, mistakes_png
-from ablation.data.samples import as_fed, confident_mistakes
+from ablation.data.sample_drawing import as_fed
+from ablation.data.samples import confident_mistakes
 from ablation.networks.custom_backbone import load_custom_backbone
 from ablation.networks.timm_backbones import load_timm_backbone
 from ablation.networks.transfer_model import TransferModel, initialise
@@ -33,12 +35,8 @@ from ablation.tracking.reading import read_run, run_file
 from ablation.tracking.trial_run import TrialRun
 from ablation.training.begin import Training, load_tensors
 from ablation.training.checkpoint import tensors_digest
-from ablation.training.evaluation import (
-    balanced_accuracy_and_macro_f1,
-    inference_operations,
-    inference_seconds,
-    predict,
-)
+from ablation.training.class_metrics import balanced_accuracy_and_macro_f1
+from ablation.training.evaluation import inference_operations, inference_seconds, predict
 from ablation.training.representation import mean_gradient_norms, similarities_to_start
 from ablation.training.sources import Source
 

@@ -14,7 +14,8 @@ from ablation.base.retries import wait_out
 from ablation.base.terminal import say, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION, decoding_when_begun
-from ablation.data.reading import ImageSet, Split, list_own_images
+from ablation.data.image_set import ImageSet, Split
+from ablation.data.reading import list_own_images
 from ablation.networks.weights import Weights
 from ablation.running.checks import load_images_and_split, load_weights, objective_hints
 from ablation.running.demo import demo_weights_path, is_demo, needs_pretraining
@@ -115,7 +116,7 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
             pretrain_demo_network(demo_weights_path(store, spec.backbone.name), spec.backbone.name)
         weights = load_weights(spec)
 
-    with waiting("Starting (torch, Optuna and MLflow take a few seconds to load)"):
+    with waiting("Opening the store"):
         content = study_identity(spec, weights, images)
         locks, studies, tracker, precision = wait_out(
             lambda: open_stores(spec, store, content, options, is_worker=is_worker), patience

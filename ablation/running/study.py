@@ -15,7 +15,8 @@ from ablation.base.retries import wait_out
 from ablation.base.terminal import say, show_table, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.images import normalisation_for
-from ablation.data.samples import draw_samples, samples_file
+from ablation.data.sample_drawing import draw_samples
+from ablation.data.samples import samples_file
 from ablation.data.set_summary import summarise_set, summary_file
 from ablation.reporting.report import Report, show_report, write_report
 from ablation.running.champion import keep_examples, register_champion

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ablation.data.images import Normalisation
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, calibrate, set_training_mode
 from ablation.spec.metrics import EpochMetrics

@@ -12,31 +12,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablation.base.device import autocast
+from ablation.training.class_metrics import balanced_accuracy_and_macro_f1
 from ablation.training.sources import Source
 
 MOST_IMAGES, MOST_OPERATIONS = 64, 4e9  # of a batch whose inference is timed, so that it takes less than a second
 TIMED_BATCHES = 3
-
-
-def balanced_accuracy_and_macro_f1(labels_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> tuple[float, float]:
-    """Return the mean recall over classes (balanced accuracy) and the mean F1 score (macro F1); both are fractions.
-
-    As in scikit-learn, a class without images has no recall, and a class that has no images and is never predicted has
-    no F1 score; the means leave them out.
-
-    Args:
-        labels_N: true classes, numbers from 0.
-        predicted_N: predicted classes.
-        classes: number of classes.
-    """
-    true_K, predicted_K, right_K = (
-        np.bincount(numbers, minlength=classes)
-        for numbers in (labels_N, predicted_N, labels_N[labels_N == predicted_N])
-    )
-    recall_K = right_K[true_K > 0] / true_K[true_K > 0]
-    sizes_K = true_K + predicted_K
-    f1_K = 2 * right_K[sizes_K > 0] / sizes_K[sizes_K > 0]
-    return float(recall_K.mean()), float(f1_K.mean())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from itertools import chain
 
 import torch
 
-from ablation.base.seeds import generator, seed_globally
+from ablation.base.generators import generator, seed_globally
 from ablation.networks.transfer_model import set_training_mode
 from ablation.spec.metrics import EpochMetrics
 from ablation.training.begin import Training, load_tensors, trained_tensors

@@ -13,14 +13,8 @@ from torch import nn
 
 from ablation.base.device import autocast
 from ablation.data.augmentation import Draws, augment, draw, own_share
-from ablation.data.images import (
-    Images,
-    Normalisation,
-    copy_to,
-    evaluation_batch_size,
-    gather_rows,
-    normalise,
-)
+from ablation.data.images import Images, copy_to, evaluation_batch_size, gather_rows, normalise
+from ablation.data.normalisation import Normalisation
 from ablation.networks.code_digest import module_description
 from ablation.networks.transfer_model import TransferModel
 from ablation.spec.parameters import Augmentation

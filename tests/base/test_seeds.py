@@ -4,7 +4,8 @@ import hashlib
 
 import torch
 
-from ablation.base.seeds import generator, named_seed
+from ablation.base.generators import generator
+from ablation.base.seeds import named_seed
 
 
 def test_named_seed_is_the_hash_of_its_names() -> None:

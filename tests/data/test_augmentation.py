@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from ablation.base.seeds import generator
+from ablation.base.generators import generator
 from ablation.data.augmentation import Draws, augment, draw, own_share
-from ablation.data.images import Images, Normalisation
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 from ablation.training.loss import mixed_loss
 from ablation.training.sources import FrozenPart, ImageSource, draw_epoch
 

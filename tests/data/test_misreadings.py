@@ -16,7 +16,8 @@ from PIL import Image
 from ablation.base.errors import InputError
 from ablation.data.decoding import FOLDER_VERSION, fit_image
 from ablation.data.image_folder import read_folder
-from ablation.data.reading import ImageSet, list_images, load_images
+from ablation.data.image_set import ImageSet
+from ablation.data.reading import list_images, load_images
 from ablation.spec.tables import Data
 from tests.data.test_image_folder import picture, tree
 

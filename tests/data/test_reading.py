@@ -12,17 +12,19 @@ from torchvision.transforms.functional import resize
 
 from ablation.base import machine
 from ablation.base.errors import InputError
+from ablation.base.generators import generator
 from ablation.base.machine import available_memory
-from ablation.base.seeds import generator
 from ablation.data import image_files, reading
 from ablation.data.augmentation import augment, draw
 from ablation.data.decoding import DECODING_VERSION, fit_image
 from ablation.data.image_cache import cache_folder
 from ablation.data.image_files import decode_file
 from ablation.data.image_folder import read_folder
-from ablation.data.images import Normalisation, normalise
+from ablation.data.image_set import ImageSet
+from ablation.data.images import normalise
+from ablation.data.normalisation import Normalisation
 from ablation.data.overview import small_contact_sheet
-from ablation.data.reading import ImageSet, check_memory, load_images, load_split, split_train_val
+from ablation.data.reading import check_memory, load_images, load_split, split_train_val
 from ablation.spec.tables import Data
 
 

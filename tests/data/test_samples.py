@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from ablation.base.errors import InputError
-from ablation.data.images import Normalisation, normalise
-from ablation.data.reading import ImageSet
-from ablation.data.samples import Samples, as_fed, confident_mistakes, draw_samples, load_samples, samples_file
+from ablation.data.image_set import ImageSet
+from ablation.data.images import normalise
+from ablation.data.normalisation import Normalisation
+from ablation.data.sample_drawing import as_fed, draw_samples
+from ablation.data.samples import Samples, confident_mistakes, load_samples, samples_file
 from ablation.spec.parameters import Augmentation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

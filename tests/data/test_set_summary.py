@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 from ablation.base.errors import InputError
 from ablation.data import near_duplicates, set_summary
 from ablation.data.comparison import kept
+from ablation.data.image_set import ImageSet
 from ablation.data.overview import MOST_BYTES, small_contact_sheet
-from ablation.data.reading import ImageSet, load_split
+from ablation.data.reading import load_split
 from ablation.data.set_summary import load_summary, summarise_set, summary_file
 from ablation.spec.tables import Data
 from tests.data.test_data_command import run, smooth

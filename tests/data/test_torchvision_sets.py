@@ -14,7 +14,8 @@ from scipy.io import savemat
 from ablation.base.errors import InputError
 from ablation.data import torchvision_sets
 from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION, untracked
-from ablation.data.reading import ImageSet, list_images, load_images, measure_data
+from ablation.data.image_set import ImageSet
+from ablation.data.reading import list_images, load_images, measure_data
 from ablation.data.torchvision_sets import SETS, SIDES
 from ablation.spec.tables import FILE_SOURCES, OWN_SOURCES, SIZED_SOURCES, Data
 

@@ -7,8 +7,9 @@ import torch
 
 from ablation.base.device import select_device
 from ablation.base.errors import InputError
-from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation
+from ablation.base.generators import generator
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.training.begin import begin_training

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from ablation.base.device import free_memory, make_deterministic, select_device
-from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation
+from ablation.base.generators import generator
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.spec.metrics import EpochMetrics

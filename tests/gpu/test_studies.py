@@ -14,8 +14,9 @@ import torch
 from mlflow.entities import Run
 
 from ablation.base.device import exact_float32, select_device
-from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation
+from ablation.base.generators import generator
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.running import trial, worker
 from ablation.training.feature_cache import FeatureCache, Pretrained

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from ablation.base.seeds import generator
+from ablation.base.generators import generator
 from ablation.networks.blocks import build_blocks, expected_tensors, feature_shape, initialise_blocks
 from ablation.spec.architectures import block_names
 

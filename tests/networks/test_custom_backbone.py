@@ -23,8 +23,8 @@ from ablation import backbones
 from ablation.backbones import cuts_table
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
-from ablation.base.seeds import generator
-from ablation.data.images import Normalisation
+from ablation.base.generators import generator
+from ablation.data.normalisation import Normalisation
 from ablation.networks import code_digest
 from ablation.networks.blocks import build_blocks, initialise_blocks
 from ablation.networks.custom_backbone import load_custom_backbone, make_custom_blocks

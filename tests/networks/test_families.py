@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation
+from ablation.base.generators import generator
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 from ablation.networks.blocks import build_blocks, kept_parts
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.timm_backbones import load_timm_backbone

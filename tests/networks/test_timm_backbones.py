@@ -13,7 +13,7 @@ import torch
 from ablation import load_model
 from ablation.backbones import cuts_table, weights_table
 from ablation.base.errors import InputError
-from ablation.base.seeds import generator
+from ablation.base.generators import generator
 from ablation.networks.blocks import build_blocks, expected_tensors, initialise_blocks, kept_parts
 from ablation.networks.custom_backbone import make_custom_blocks
 from ablation.networks.custom_checks import check_custom_blocks

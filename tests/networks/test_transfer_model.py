@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ablation.base.seeds import generator
+from ablation.base.generators import generator
 from ablation.networks.transfer_model import Head, build_model, calibrate, initialise, set_training_mode
 from ablation.spec.parameters import HeadNorm
 

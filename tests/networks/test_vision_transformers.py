@@ -11,7 +11,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ablation import load_model
 from ablation.base.errors import InputError
-from ablation.base.seeds import generator
+from ablation.base.generators import generator
 from ablation.networks.blocks import build_blocks, expected_tensors, feature_shape, initialise_blocks, kept_parts
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, build_model, build_pool, feature_count

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from ablation.base.errors import InputError
-from ablation.data.reading import DataSize, ImageSet
+from ablation.data.image_set import ImageSet
+from ablation.data.reading import DataSize
 from ablation.networks.custom_backbone import load_custom_backbone
 from ablation.running import checks
 from ablation.running.checks import check_study, class_hints, export_hints, objective_hints, size_hints, too_small

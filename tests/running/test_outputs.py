@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation
+from ablation.base.generators import generator
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.running.outputs import record_best, record_test

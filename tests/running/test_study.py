@@ -18,7 +18,7 @@ from ablation import study as study_command
 from ablation.analysis import results
 from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
-from ablation.data.reading import ImageSet, Split
+from ablation.data.image_set import ImageSet, Split
 from ablation.running import champion as running_champion
 from ablation.running import checks, trial
 from ablation.running import session as running_session

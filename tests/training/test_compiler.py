@@ -8,8 +8,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from ablation.base.errors import InputError
-from ablation.base.seeds import generator
-from ablation.data.images import Normalisation
+from ablation.base.generators import generator
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.training import compiler

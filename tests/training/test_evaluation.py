@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 
-from ablation.training.evaluation import balanced_accuracy_and_macro_f1, inference_operations, inference_seconds
+from ablation.training.class_metrics import balanced_accuracy_and_macro_f1
+from ablation.training.evaluation import inference_operations, inference_seconds
 
 
 def test_by_hand() -> None:

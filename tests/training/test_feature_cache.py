@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from ablation.base.disk_cache import KEPT_FREE
-from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation, normalise
+from ablation.base.generators import generator
+from ablation.data.images import Images, normalise
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, TransferModel, build_model, calibrate, initialise
 from ablation.networks.weights import read_weights

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from ablation.base.seeds import generator
-from ablation.data.images import Images, Normalisation, normalise
+from ablation.base.generators import generator
+from ablation.data.images import Images, normalise
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, build_model, calibrate, initialise
 from ablation.spec.parameters import Augmentation

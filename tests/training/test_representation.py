@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ablation.base.seeds import generator
+from ablation.base.generators import generator
 from ablation.data.images import normalise
 from ablation.training.begin import Training, load_tensors
 from ablation.training.loop import train

@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from ablation.base.seeds import generator, seed_globally
+from ablation.base.generators import generator, seed_globally
 from ablation.data.augmentation import CROP_PADDING
-from ablation.data.images import Images, Normalisation, normalise
+from ablation.data.images import Images, normalise
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.timm_backbones import load_timm_backbone
 from ablation.networks.transfer_model import Head, build_model, initialise, set_training_mode

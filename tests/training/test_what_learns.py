@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ablation.base.seeds import generator, seed_globally
-from ablation.data.images import Images, Normalisation
+from ablation.base.generators import generator, seed_globally
+from ablation.data.images import Images
+from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise, set_training_mode
 from ablation.training.begin import Training, TrainingSettings, begin_training, trained_tensors

@@ -4,6 +4,8 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from ablation.analysis.predictions import load_predictions
 from ablation.analysis.results import read_results
 from ablation.base.errors import InputError
 from ablation.base.text import escape_markdown
-from ablation.data.images import Normalisation, to_device
+from ablation.data.images import to_device
+from ablation.data.normalisation import Normalisation
 from ablation.data.reading import load_images, split_seed, split_train_val
 from ablation.reporting.report import build_report
 from ablation.spec.tables import Data
@@ -339,6 +342,31 @@ def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, comm
     assert sum(run.info.run_id in output for run in runs(store, "small")) == 4  # one per arm
     assert command(toml, "--trials", "3", "--store", store) == 2
     assert "is a copy, and MLflow keeps the address of its artifacts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("study", ["--status", "small"]),
+        ("study", ["--list"]),
+        ("report", ["small"]),
+        ("report", ["small", "--format", "json"]),
+    ],
+)
+def test_what_only_reads_a_study_does_not_load_torch(
+    module: str, arguments: list[str], finished: Path, tmp_path: Path
+) -> None:
+    """Loading it takes seconds and hundreds of megabytes."""
+    code = (
+        f"import sys; from ablation import {module} as module; from ablation.base.command_line import run_command;"
+        "sys.argv = ['ablation', *sys.argv[1:]]; run_command(module.cli);"
+        "print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
+    )
+    store = copy_store(finished / "store", tmp_path / "store")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--store", store], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stdout.splitlines()[-1], done.stderr) == ("[]", "")
 
 
 def test_the_store_lists_its_studies(finished: Path, command: Command, capsys: Any) -> None:
