@@ -145,6 +145,8 @@ def test_its_study_or_backbone_exists(command: list[str]) -> None:
         if params.get("settings"):  # every key of --set exists, and its value is one
             overrides = [parse_override(setting) for setting in params["settings"]]
             assert load_study(find_study_file(name), overrides=overrides).name == name
+            keys = {setting.partition("=")[0] for setting in params["settings"]}
+            assert "data.root" not in keys or "data.source" in keys  # the studies read CIFAR-10: not another set by its root
 
 
 def test_quick_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -172,6 +174,12 @@ def test_quick_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
     (check,) = [command for command in UNIQUE_COMMANDS if "--check" in command]
     assert run(check) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_package_is_not_installed_from_pypi(page: str) -> None:
+    """There the name is another project's."""
+    assert re.findall(r"ablation\[|pip\s+install\s+'?ablation", PAGES[page]) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
