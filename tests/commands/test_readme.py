@@ -146,7 +146,7 @@ def test_its_study_or_backbone_exists(command: list[str]) -> None:
             overrides = [parse_override(setting) for setting in params["settings"]]
             assert load_study(find_study_file(name), overrides=overrides).name == name
             keys = {setting.partition("=")[0] for setting in params["settings"]}
-            assert "data.root" not in keys or "data.source" in keys  # the studies read CIFAR-10: not another set by its root
+            assert "data.root" not in keys or "data.source" in keys  # a root alone is where CIFAR-10 is
 
 
 def test_quick_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
