@@ -54,6 +54,6 @@ def unplanned_level(number: int, alpha: float = ALPHA) -> float:
     """Return the level of an unplanned look, from 1: all of alpha at the first, then alpha / 2^number.
 
     Nobody knows of a first look that others will follow; together they stay below 1.5 alpha. Looks share most of their
-    data, so that studies without a difference declare one in about 5 % (see `tests/README.md`).
+    data, so that studies without a difference declare one in about 5 % (see `tests/calibration.md`).
     """
     return alpha if number == 1 else alpha / 2**number

@@ -30,7 +30,7 @@ from tests.studies import REPOSITORY, signal_handlers_kept
 
 PAGES = {
     path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
-    for path in sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("[!.]*/README.md"), *REPOSITORY.glob("docker/*.md")])
+    for path in sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("[!.]*/*.md")])
 }
 MODULES = re.compile(r"ablation\.(study|launch|report|compare|predict|backbones|bench|ui)")
 COMMANDS: dict[str, click.Command] = {
@@ -342,7 +342,7 @@ def test_the_tree_is_the_package() -> None:
             files.add(f"{folders[-1]}/{name}" if line.startswith(" ") else name)
     assert folders == list(reversed(FOLDERS))
     real = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.is_file()}
-    skipped = {"README.md", "py.typed"}
+    skipped = {"README.md", "speed.md", "py.typed"}
     assert files == {
         name for name in real if name not in skipped and "__pycache__" not in name and not name.endswith("/__init__.py")
     }
