@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ablation.analysis.predictions import Predictions
-from ablation.analysis.results import CURVES, ArmResult, RunResult, StudyResult, best_run
+from ablation.analysis.results import CURVES, ArmResult, RunResult, StudyResult
 from ablation.data.normalisation import Normalisation
 from ablation.data.samples import DRAWS, Mistakes, Samples, confident_mistakes, samples_file
 from ablation.spec.arms import Arm, arms, published_for
@@ -153,7 +153,7 @@ def fake_arm(
         fake_run(spec, arm, n, v, state="failed" if v is None else "finished", reason="" if v else "the loss was NaN")
         for n, v in enumerate(trial_accuracies)
     ]
-    result = ArmResult(arm, trials, best_run(trials), [], [], published_for(spec, arm))
+    result = ArmResult(arm, trials, [], [], published_for(spec, arm))
     chosen = [run.number for run in result.chosen] or [0]
     confirmations = [
         fake_run(spec, arm, n, v, confirms=chosen[n % len(chosen)], predictions=p)

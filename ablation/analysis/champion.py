@@ -115,8 +115,8 @@ def distances_from_best(result: StudyResult) -> tuple[dict[str, FromBest], str]:
 def _over_repeats(arms: Sequence[ArmResult]) -> tuple[dict[str, FromBest], str]:
     by_repeat: dict[int, dict[str, float]] = {}
     for arm in arms:
-        for repeat in {run.spec.repeat or 0 for run in arm.confirmations}:
-            of_repeat = [run.val_value for run in arm.confirmations if (run.spec.repeat or 0) == repeat]
+        for repeat in {run.repeat for run in arm.confirmations}:
+            of_repeat = [run.val_value for run in arm.confirmations if run.repeat == repeat]
             values = [value for value in of_repeat if value is not None]
             if values:
                 by_repeat.setdefault(repeat, {})[arm.arm.name] = float(np.mean(values))

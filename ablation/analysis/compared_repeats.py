@@ -36,7 +36,7 @@ def repeats_of(result: StudyResult) -> list[StudyResult]:
         return [result]
 
     def is_of(repeat: int) -> Callable[[RunResult], bool]:
-        return lambda run: (run.spec.repeat or 0) == repeat
+        return lambda run: run.repeat == repeat
 
     return [
         replace(
@@ -55,11 +55,10 @@ def repeats_of(result: StudyResult) -> list[StudyResult]:
 
 
 def _with_runs(arm: ArmResult, is_wanted: Callable[[RunResult], bool]) -> ArmResult:
-    part = replace(
+    return replace(
         arm,
         trials=list(filter(is_wanted, arm.trials)),
         confirmations=list(filter(is_wanted, arm.confirmations)),
         superseded=list(filter(is_wanted, arm.superseded)),
         deleted=list(filter(is_wanted, arm.deleted)),
     )
-    return replace(part, best=next(iter(part.chosen), None))

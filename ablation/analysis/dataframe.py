@@ -1,7 +1,6 @@
 """`ablation.load_results`: a study as a pandas table, one row per run."""
 
 import os
-from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -84,20 +83,14 @@ def runs_table(result: StudyResult) -> pd.DataFrame:
     for name, dtype in DTYPES.items():
         dtypes |= {name: dtype} | ({result.spec.goal.val_metric: "float64"} if name == "val_accuracy" else {})
     dtypes |= {name: _dtype(TrialSpec.model_fields[name].annotation) for name in Hyperparameters.model_fields}
-    rows = [
-        [_value(name, arm, run) for name in dtypes]
-        for arm in result.arms
-        for run in chain(arm.trials, arm.confirmations, arm.superseded)
-    ]
+    rows = [[_value(name, arm, run) for name in dtypes] for arm in result.arms for run in arm.runs]
     return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
 
 def _value(column: str, arm: ArmResult, run: RunResult) -> Any:
     """Return a run's value of a column: its own, or of what was trained."""
     if column == "kind":
-        return "trial" if run.spec.confirms is None else "confirmation"
-    if column == "repeat":
-        return run.spec.repeat or 0
+        return "confirmation" if run.is_confirmation else "trial"
     if column == "is_best":
         return run in arm.chosen
     if column == "is_superseded":

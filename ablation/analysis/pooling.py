@@ -32,7 +32,7 @@ from ablation.analysis.comparison import Comparisons, Correct, compare, over_rep
 from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.registration import registration_sentences
 from ablation.analysis.repeats import chances_over_repeats, contrast_over_repeats, variance_components
-from ablation.analysis.results import ArmResult, RunResult, StudyResult, best_run
+from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.analysis.wording import join, points
 from ablation.base.errors import InputError
 from ablation.base.text import plural
@@ -210,7 +210,6 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
             replace(
                 of_repeats[0],
                 trials=trials,
-                best=best_run(trials),
                 confirmations=confirmations,
                 superseded=superseded,
                 deleted=deleted,

@@ -83,6 +83,21 @@ class RunResult:
     changes: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
+    def is_confirmation(self) -> bool:
+        """Whether it is a confirmation run, not a trial."""
+        return self.spec.confirms is not None
+
+    @property
+    def repeat(self) -> int:
+        """The repeat of the tuning that it belongs to, from 0; 0 in a study without repeats."""
+        return self.spec.repeat or 0
+
+    @property
+    def label(self) -> str:
+        """How people call it beside its arm, such as 'trial #3'."""
+        return f"{'confirmation run' if self.is_confirmation else 'trial'} #{self.number}"
+
+    @property
     def val_value(self) -> float | None:
         """The study's objective on the validation images at the best epoch."""
         value: float | None = getattr(self, self.spec.goal.val_metric)
@@ -104,14 +119,12 @@ class RunResult:
 class ArmResult:
     """An arm's runs: the trials that tuned it, and the runs that confirm its best configuration.
 
-    `superseded` confirmed a configuration that was the best while the budget was smaller. `best` is the finished trial
-    with the best validation value of all repeats, the first of equals; None where none finished. `published` are
-    results of others, as in the study file.
+    `superseded` confirmed a configuration that was the best while the budget was smaller. `published` are results of
+    others, as in the study file.
     """
 
     arm: Arm
     trials: list[RunResult]
-    best: RunResult | None
     confirmations: list[RunResult]
     superseded: list[RunResult]
     published: list[dict[str, Any]] = field(default_factory=list)
@@ -125,16 +138,26 @@ class ArmResult:
     def ended_trials(self) -> int:
         """The number of trials that have ended, deleted ones included."""
         return sum(run.state != "unfinished" for run in self.trials) + sum(
-            run.spec.confirms is None for run in self.deleted
+            not run.is_confirmation for run in self.deleted
         )
 
     @cached_property
     def chosen(self) -> list[RunResult]:
         """The trials whose configurations are confirmed: the best of each repeat of the tuning, in their order."""
-        trials = [*self.trials, *(run for run in self.deleted if run.spec.confirms is None)]
-        repeats = sorted({run.spec.repeat or 0 for run in trials})
-        best = [best_run([run for run in trials if (run.spec.repeat or 0) == repeat]) for repeat in repeats]
+        trials = [*self.trials, *(run for run in self.deleted if not run.is_confirmation)]
+        repeats = sorted({run.repeat for run in trials})
+        best = [best_run([run for run in trials if run.repeat == repeat]) for repeat in repeats]
         return [run for run in best if run is not None]
+
+    @cached_property
+    def best(self) -> RunResult | None:
+        """The finished trial with the best validation value of all repeats, the first of equals; None without one."""
+        return best_run(self.chosen)
+
+    @property
+    def runs(self) -> list[RunResult]:
+        """All of its runs but those that are deleted or held back."""
+        return [*self.trials, *self.confirmations, *self.superseded]
 
     def with_seeds(self, seeds: int) -> "ArmResult":
         """Return the arm with its first confirmation runs, by their number; the others are held back."""
@@ -266,22 +289,18 @@ class StudyResult:
         """The numbers of planned and of ended confirmation runs, for each repeat of an arm's tuning that has any."""
         seeds = most_seeds_of_arms(self.spec.confirm, [arm.arm.name for arm in self.arms], self.decisions)
         for arm in self.arms:
-            chosen = {run.spec.repeat or 0: run.number for run in arm.chosen}
+            chosen = {run.repeat: run.number for run in arm.chosen}
             runs = [run for run in (*arm.confirmations, *arm.held_back) if run.state != "unfinished"]
             for repeat in range(self.spec.confirm.repeats):
                 if repeat in chosen or arm.ended_trials < self.spec.trials_per_arm:
-                    ended = sum((run.spec.repeat or 0) == repeat for run in runs)
+                    ended = sum(run.repeat == repeat for run in runs)
                     ended += sum(run.spec.confirms == chosen.get(repeat, "none") for run in arm.deleted)
                     yield seeds[arm.arm.name], ended
 
     @property
     def left_out_texts(self) -> list[str]:
         """Which runs no figure uses although they have ended, and why, as sentences."""
-        deleted = [
-            f"{'trial' if run.spec.confirms is None else 'confirmation run'} #{run.number} of {arm.arm.name}"
-            for arm in self.arms
-            for run in arm.deleted
-        ]
+        deleted = [f"{run.label} of {arm.arm.name}" for arm in self.arms for run in arm.deleted]
         texts = [f"Left out: {each.text}." for each in self.left_out]
         return texts + ([f"Left out, because deleted in MLflow: {', '.join(deleted)}."] if deleted else [])
 
@@ -381,8 +400,8 @@ def _arm_result(spec: StudySpec, arm: Arm, record: StudyRecord) -> ArmResult:
         for kind in (False, True)
     )
     deleted = [_run_result(run) for run in record.deleted if run.params["arm"] == arm.name]
-    known = [*trials, *(run for run in deleted if run.spec.confirms is None)]
-    result = ArmResult(arm, trials, best_run(known), [], [], published_for(spec, arm), deleted)
+    known = [*trials, *(run for run in deleted if not run.is_confirmation)]
+    result = ArmResult(arm, trials, [], [], published_for(spec, arm), deleted)
     chosen = {run.number for run in result.chosen}
     # A trial whose run, or the end of it, is lost was its arm's best unless its confirmation runs say otherwise.
     marked = {run.run_id for run in records if "superseded" in run.tags}
@@ -460,12 +479,12 @@ def _with_details(
         )
 
     def detailed_arm(result: ArmResult) -> ArmResult:
-        trials = [detailed(run) for run in result.trials]
-        confirmations = [detailed(run) for run in result.confirmations]
-        best = next((run for run in trials if result.best and run.run_id == result.best.run_id), None)
-        if best is None and result.best is not None:  # deleted in MLflow
-            best = detailed(result.best)
-        return replace(result, trials=trials, best=best, confirmations=confirmations)
+        return replace(
+            result,
+            trials=[detailed(run) for run in result.trials],
+            confirmations=[detailed(run) for run in result.confirmations],
+            deleted=[run if run.is_confirmation else detailed(run) for run in result.deleted],
+        )
 
     return [detailed_arm(result) for result in results]
 

@@ -198,7 +198,7 @@ def study_command(result: StudyResult, *words: str) -> str:
 
 def run_name(run: RunResult) -> str:
     """Return a run's name, such as 'block3 trial #2' or 'block3 confirmation run #0'."""
-    return f"{run.spec.arm} {'trial' if run.spec.confirms is None else 'confirmation run'} #{run.number}"
+    return f"{run.spec.arm} {run.label}"
 
 
 def seeds_text(seeds: tuple[int, int]) -> str:

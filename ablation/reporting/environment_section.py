@@ -17,7 +17,7 @@ def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
     spec = result.spec
     variants: dict[str, int] = {}
     for arm in result.arms:
-        for run in [*arm.trials, *arm.confirmations, *arm.superseded]:
+        for run in arm.runs:
             environment = json.dumps({**run.environment, "trained on": run.device}, sort_keys=True)
             variants[environment] = variants.get(environment, 0) + 1
     parsed = [json.loads(text) for text in variants]
@@ -49,8 +49,7 @@ def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
 
 def _precision_text(result: StudyResult) -> str:
     """Return what the runs computed in, which 'auto' settles once per study."""
-    runs = [run for arm in result.arms for run in [*arm.trials, *arm.confirmations, *arm.superseded]]
-    settled = " and ".join(sorted({run.spec.precision for run in runs}))
+    settled = " and ".join(sorted({run.spec.precision for arm in result.arms for run in arm.runs}))
     return f"{settled} (auto)" if result.spec.precision == "auto" else settled
 
 

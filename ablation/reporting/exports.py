@@ -236,8 +236,8 @@ def runs_csv(analysis: StudyAnalysis) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([defused(column) for column in columns])
     for arm in result.arms:
-        for run in [*arm.trials, *arm.confirmations, *arm.superseded]:
-            kind = "trial" if run.spec.confirms is None else "confirmation"
+        for run in arm.runs:
+            kind = "confirmation" if run.is_confirmation else "trial"
             kind = f"superseded {kind}" if run in arm.superseded else kind
             values = searched_params(result.spec, run)
             levels = [arm.arm.compared_levels.get(factor) for factor in factors]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
-from ablation.analysis.results import ArmResult, RunResult
+from ablation.analysis.results import ArmResult
 from ablation.analysis.tuning import searched_params
 from ablation.analysis.wording import axis_title
 from ablation.base.text import plural
@@ -76,7 +76,7 @@ def curve_panels(analysis: StudyAnalysis, quantity: ObjectiveName, label: str) -
                     rows.append(
                         {
                             "arm": arm.name,
-                            "run": _run_label(run),
+                            "run": run.label,
                             "kind": kind,
                             **_points(run.curves[name], most_epochs),
                         }
@@ -105,10 +105,6 @@ def curves(arm: ArmResult, name: str) -> np.ndarray:
     found = [run.curves[name] for run in arm.drawn_runs if len(run.curves.get(name, ()))]
     epochs = min((len(curve) for curve in found), default=0)
     return np.array([curve[:epochs] for curve in found], np.float64).reshape(len(found), epochs)
-
-
-def _run_label(run: RunResult) -> str:
-    return f"trial #{run.number}" if run.spec.confirms is None else f"confirmation run #{run.number}"
 
 
 def _points(curve_E: np.ndarray, most_epochs: int) -> dict[str, list[float | None]]:

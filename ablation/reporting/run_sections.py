@@ -437,7 +437,7 @@ def run_blocks(analysis: StudyAnalysis) -> list[Block]:
     first: list[list[str]] = []
     rest: list[list[str]] = []
     for arm in result.arms:
-        for run in [*arm.trials, *arm.confirmations, *arm.superseded]:
+        for run in arm.runs:
             row = [
                 run_name(run)
                 + (f" (known: {run.spec.known})" if run.spec.known else "")

@@ -46,7 +46,7 @@ def tuned_to(values: dict[str, float], **changes: Any) -> StudyResult:
     arms = []
     for arm in result.arms:
         trials = [dataclasses.replace(run, val_accuracy=values[arm.arm.name]) for run in arm.trials]
-        arms.append(dataclasses.replace(arm, trials=trials, best=trials[0]))
+        arms.append(dataclasses.replace(arm, trials=trials))
     return dataclasses.replace(result, arms=arms)
 
 
@@ -171,7 +171,7 @@ def test_the_answer_is_truthful_where_the_test_images_say_the_opposite() -> None
 def test_an_unfinished_study_says_that_it_is_preliminary() -> None:
     result = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.8}, seeds=4)
     first = dataclasses.replace(result.arms[0], confirmations=result.arms[0].confirmations[:3])
-    second = dataclasses.replace(result.arms[1], trials=result.arms[1].trials[:2], best=result.arms[1].trials[0])
+    second = dataclasses.replace(result.arms[1], trials=result.arms[1].trials[:2])
     analysis = analyse(dataclasses.replace(result, arms=[first, second]))
     assert analysis.answer.startswith("Preliminary: block3 is clearly better than block5")
     assert analysis.evidence[0] == "Still missing: 1 trial and 1 confirmation run."

@@ -119,11 +119,10 @@ def test_where_the_best_cannot_be_compared_it_is_chosen() -> None:
 def test_of_equal_costs_the_one_that_trains_less_and_then_the_better_one_is_chosen() -> None:
     same = dict.fromkeys(OPERATIONS, 2e6)
     result = study({"block1": 0.894, "block3": 0.895, "block5": 0.90}, operations=same)
-    assert result.arms[0].best is not None
 
     def training(parameters: dict[str, int]) -> StudyResult:
         arms = [
-            replace(arm, best=replace(arm.best, trained_parameters=parameters[arm.arm.name]) if arm.best else None)
+            replace(arm, trials=[replace(run, trained_parameters=parameters[arm.arm.name]) for run in arm.trials])
             for arm in result.arms
         ]
         return replace(result, arms=arms)

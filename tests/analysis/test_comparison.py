@@ -65,9 +65,9 @@ def test_the_leader_is_that_of_the_tuned_trials() -> None:
     result = fake_result({"truncate_at": CUTS}, accuracies, confirm={"seeds": 3, "compare": "leader"})
     arms = []
     for arm in result.arms:
-        assert arm.best is not None
-        best = dataclasses.replace(arm.best, val_accuracy=0.99 if arm.arm.name == "block5" else 0.5)
-        arms.append(dataclasses.replace(arm, best=best))
+        value = 0.99 if arm.arm.name == "block5" else 0.5
+        trials = [dataclasses.replace(run, val_accuracy=value) for run in arm.trials]
+        arms.append(dataclasses.replace(arm, trials=trials))
     tuned = dataclasses.replace(result, arms=arms)
     assert tuning_leader(tuned, "truncate_at") == "block5"
     (factor,) = compare(tuned, tuned.scores).factors

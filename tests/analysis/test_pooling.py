@@ -276,7 +276,7 @@ def test_a_repeat_that_is_not_confirmed_yet_is_left_out(repeated: StudyResult) -
         for arm in repeated.arms
     ]
     assert "over 1 tuning, " in " ".join(analyse_study(replace(repeated, arms=one_repeat)).evidence)
-    untuned = [replace(arm, trials=[], best=None, confirmations=[]) for arm in repeated.arms[:1]]
+    untuned = [replace(arm, trials=[], confirmations=[]) for arm in repeated.arms[:1]]
     analysis = analyse_study(replace(repeated, arms=[*untuned, *repeated.arms[1:]]))
     assert "over 3 tunings" in " ".join(analysis.evidence)
 
@@ -398,3 +398,16 @@ def test_repeats_without_any_confirmation_run_leave_no_arm_out() -> None:
     analysis = analyse_study(fake_result(CUTS, ACCURACIES, seeds=0, trials_per_arm=3, confirm=confirm))
     assert analysis.verdict[0].endswith("no answer is possible: [confirm] seeds is 0.")
     assert analysis.evidence == []
+
+
+def test_the_best_trial_of_a_pooled_arm_may_have_been_deleted() -> None:
+    """What it found best stays confirmed, in one study as in pooled ones."""
+    studies = [repeat(seed, trials_per_arm=1) for seed in range(3)]
+    studies = [
+        replace(study, arms=[replace(study.arms[0], trials=[], deleted=study.arms[0].trials), *study.arms[1:]])
+        for study in studies
+    ]
+    analysis = analyse_pooled(studies)
+    assert analysis.verdict[0].startswith("block3 is best")
+    assert not any("no trial of it finished" in sentence for sentence in analysis.evidence)
+    assert analysis.result.arms[0].best is analysis.result.arms[0].deleted[0]

@@ -19,7 +19,7 @@ def chosen(search: dict[str, Any], **values: Any) -> StudyResult:
     (arm,) = arms(spec)
     run = fake_run(spec, arm, 0, 0.9)
     run = dataclasses.replace(run, spec=run.spec.model_copy(update=values))
-    return fake_study(spec, [ArmResult(arm, [run], run, [], [])], ["a", "b"])
+    return fake_study(spec, [ArmResult(arm, [run], [], [])], ["a", "b"])
 
 
 LR = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}}

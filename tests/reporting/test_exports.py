@@ -13,7 +13,7 @@ import pytest
 
 from ablation.analysis.answer import StudyAnalysis, analyse
 from ablation.analysis.pooling import analyse_pooled
-from ablation.analysis.results import StudyResult, best_run
+from ablation.analysis.results import StudyResult
 from ablation.base.command_line import run_command
 from ablation.base.text import Table
 from ablation.report import cli
@@ -110,7 +110,7 @@ def test_the_methods_are_those_of_the_runs_that_there_are(seeds: int) -> None:
     """Of three seeds, and of two in one arm, whatever the command plans: fewer, or more that have yet to run."""
     result = fake_result(CUTS, ACCURACIES)
     first, second = result.arms
-    short = replace(first, trials=first.trials[1:], best=best_run(first.trials[1:]))
+    short = replace(first, trials=first.trials[1:])
     short = replace(short, confirmations=[
         replace(run, spec=run.spec.model_copy(update={"confirms": short.chosen[0].number}))
         for run in short.confirmations[:2]

@@ -505,7 +505,7 @@ def test_a_chosen_value_near_an_end_is_a_warning() -> None:
         assert arm.best is not None
         best = dataclasses.replace(arm.best, spec=arm.best.spec.model_copy(update={"lr": 0.09, "head_width": 256}))
         trials = [best if run is arm.best else run for run in arm.trials]
-        arms_at_edge.append(dataclasses.replace(arm, best=best, trials=trials))
+        arms_at_edge.append(dataclasses.replace(arm, trials=trials))
     study_report = build_report(dataclasses.replace(result, arms=arms_at_edge))
     assert study_report.warnings == [
         "Warning: lr was chosen at or near its highest searched value, 0.1, in 2 of 2 arms (block3 0.09, block5 0.09): "
@@ -573,7 +573,7 @@ def test_importances_come_from_the_trials() -> None:
     accuracies: list[float | None] = [0.5] * 12
     trials = fake_arm(spec, arm, accuracies, [], []).trials
     trials = [dataclasses.replace(run, val_accuracy=0.9 if run.spec.lr > 3e-3 else 0.3) for run in trials]
-    importances = _importances(fake_study(spec, [ArmResult(arm, trials, trials[0], [], [])], ["a", "b"]))
+    importances = _importances(fake_study(spec, [ArmResult(arm, trials, [], [])], ["a", "b"]))
     assert importances["block3"]["lr"] > 0.8
     assert sum(importances["block3"].values()) == pytest.approx(1)
 
