@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 import ablation
 from ablation.base.command_line import run_command
 from ablation.spec.architectures import ARCHITECTURES, is_timm
-from ablation.spec.files import find_study_file, study_files
+from ablation.spec.files import SCHEMA, find_study_file, study_files
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.parameters import STRATEGIES, Hyperparameters
 from ablation.spec.reading import load_study, parse_override
@@ -274,8 +274,19 @@ def test_toml_loads(tmp_path: Path) -> None:
     contents = [tomllib.loads(block) for page in PAGES for block in blocks(page, "toml")]
     assert len(contents) >= 2
     (whole,) = [block for block in blocks("studies/README.md", "toml") if "question" in block]
+    template = (PACKAGE / "spec" / "study_template.toml").read_text(encoding="utf-8")
+    assert whole == template.format(schema=f"../{PACKAGE.name}/{SCHEMA}", command="my_cut")
     (tmp_path / "my_cut.toml").write_text(whole)
     assert len(load_study(tmp_path / "my_cut.toml").combinations()) == 6
+
+
+def test_a_table_becomes_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [block for block in blocks("studies/README.md", "python") if "truth.csv" in block]
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("truth.csv").write_text("image,patient,MEL,NV,BCC\n0001,p1,0.0,1.0,0.0\n0002,p2,0.0,0.0,1.0\n")
+    exec(code, {})
+    assert Path("photos/labels.csv").read_text() == "path,label,group\n0001.jpg,NV,p1\n0002.jpg,BCC,p2\n"
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
