@@ -154,9 +154,9 @@ def format_params(params: dict[str, Any]) -> str:
     return ", ".join(f"{name} {format_value(value)}" for name, value in sorted(params.items()))
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun, such as '1 arm', '5 arms' or '1,200 arms'."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Return a count with its noun, such as '1 arm', '5 arms' or '1,200 arms'; `nouns` is a plural without -s."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 def format_duration(seconds: float) -> str:

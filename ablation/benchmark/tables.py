@@ -42,7 +42,7 @@ def scale_table(measured: dict[str, Any]) -> Table:
     figures |= {f"{name} (MB)": f"{size / 1e6:.1f}" for name, size in sizes.items() if size is not None}
     if measured["connections"] is not None:
         figures["most connections to PostgreSQL"] = str(measured["connections"])
-    processes = plural(measured["workers"], "process").replace("processs", "processes")
+    processes = plural(measured["workers"], "process", "processes")
     title = f"{plural(measured['trials'], 'trial')} that return at once, {processes}"
     return Table(title, ["measured", "value"], [[name, value] for name, value in figures.items()])
 

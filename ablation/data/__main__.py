@@ -5,6 +5,7 @@ The folder's command: `ablation/data.py` cannot stand beside `ablation/data/`. H
 
 import csv
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -64,25 +65,43 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
         InputError: there is no such study, folder or file.
     """
     with refusing_unreachable_paths():
+        path, overrides = expand(name), [parse_override(setting) for setting in settings]
+        keys = {".".join(keys).removeprefix("data."): value for keys, value in overrides}
         own: dict[str, str] | None = None
         if name.lower().endswith(MANIFEST_FILES):
             own = {"source": "manifest", "manifest": name}
-        elif expand(name).is_dir() and not name.endswith(".toml"):
-            is_saved = any((expand(name) / file).is_file() for file in SAVED_BY_DATASETS)
+            if keys.get("source") == "huggingface" or _has_images(path, keys.get("image_column", "image")):
+                own = {"source": "huggingface", "root": name}
+        elif path.is_dir() and not name.endswith(".toml"):
+            is_saved = any((path / file).is_file() for file in SAVED_BY_DATASETS)
             own = {"source": "huggingface" if is_saved else "imagefolder", "root": name}
+        elif len(path.parts) > 1 and not path.exists():
+            raise InputError(f"{name}: no such folder or file")
         if own is not None:
-            keys = {".".join(keys).removeprefix("data."): value for keys, value in map(parse_override, settings)}
             for key in keys.keys() - Data.model_fields.keys():
                 raise InputError(f"--set: data.{key}: unknown key{nearest(key, Data.model_fields)}")
             try:
                 return Data.model_validate({**own, **keys})
             except ValidationError as error:
                 raise InputError(f"--set: {validation_message(error)}") from None
-        path, overrides = find_study_file(name), [parse_override(setting) for setting in settings]
         try:
-            return load_study(path, overrides=overrides, load_custom=_load_custom, load_timm=_load_timm).data
+            return load_study(
+                find_study_file(name), overrides=overrides, load_custom=_load_custom, load_timm=_load_timm
+            ).data
         except WithoutEffect as error:  # the images are described all the same
             return error.spec.data
+
+
+def _has_images(path: Path, column: str) -> bool:
+    """Return whether a file is a Parquet file with its images inside: a structure of bytes and a path in each row."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    import pyarrow
+    import pyarrow.parquet
+
+    with suppress(OSError, KeyError, pyarrow.ArrowException):  # said when it is read
+        return bool(pyarrow.types.is_struct(pyarrow.parquet.read_schema(path).field(column).type))
+    return False
 
 
 def _load_custom(file: str, function: str) -> str:
@@ -103,10 +122,10 @@ def show(data: Data, sheet: Path) -> None:
     """Print the classes, sizes and modes of a set, and write its contact sheet."""
     from ablation.base.terminal import say, show_table, track_progress
     from ablation.data.overview import class_table, contact_sheet, kinds_text
-    from ablation.data.reading import list_images, load_images
+    from ablation.data.reading import list_images, read_listing
 
-    listing = list_images(data)
-    images = load_images(data, track_progress)  # which refuses images that cannot be read
+    listing = list_images(data, track=track_progress)
+    images = read_listing(listing, track_progress)  # which refuses images that cannot be read
     if listing.files is not None:
         say(kinds_text([path for files in listing.files.values() for path, _ in files], listing.open_image))
     if images.reading:
@@ -121,50 +140,53 @@ def show(data: Data, sheet: Path) -> None:
 
 def check(data: Data, out: Path | None) -> None:
     """Print the pairs of pictures that are nearly the same, and keep those across training and test for the report."""
+    import numpy as np
+
     from ablation.base.terminal import say, track_progress, waiting
     from ablation.data.comparison import compared, keep
     from ablation.data.near_duplicates import Picture, find_near_duplicates
-    from ablation.data.reading import list_images, listing_key, load_images
+    from ablation.data.reading import image_names, list_images, listing_key, read_listing
 
-    listing = list_images(data)
-    labels, train = [*listing.train_labels_N, *listing.test_labels_N], len(listing.train_labels_N)
+    listing = list_images(data, track=track_progress)
+    labels_N, train = np.concatenate([listing.train_labels_N, listing.test_labels_N]), len(listing.train_labels_N)
+    names = image_names(listing)
     pictures: list[Picture]
     if listing.files is not None:
-        names = [path for files in listing.files.values() for path, _ in files]
         pictures, key = [*names], listing_key(listing)
     else:
-        images = load_images(data, track_progress)
-        names = [f"{split} image {n}" for split, count in (("training", train), ("test", len(labels) - train))
-                 for n in range(count)]  # fmt: skip
+        images = read_listing(listing, track_progress)
         pictures, key = [*images.train_images_NHWC, *images.test_images_NHWC], images.listing_key
     with waiting(f"Comparing {plural(len(names), 'picture')}"):
-        pairs = find_near_duplicates(pictures, lambda count: None, listing.open_image)
-    keep(compared(pairs, pictures, names, train, listing.open_image), key)
-    lines = []
-    for pair in pairs:
-        notes = ["mirrored"] if pair.is_mirrored else []
-        notes += ["training and test"] if (pair.first < train) != (pair.second < train) else []
-        notes += ["two classes"] if labels[pair.first] != labels[pair.second] else []
-        lines.append((names[pair.first], names[pair.second], f"{pair.difference:.1f}", " and ".join(notes)))
+        found = find_near_duplicates(pictures, listing.open_image)
+    keep(compared(found, pictures, names, train, listing.open_image), key)
+    is_across_P = (found.first_P < train) & (found.second_P >= train)
+    is_labelled_P = labels_N[found.first_P] != labels_N[found.second_P]
+
+    def line(pair: int) -> tuple[str, str, str, str]:
+        kinds = ((found.is_mirrored_P, "mirrored"), (is_across_P, "training and test"), (is_labelled_P, "two classes"))
+        note = " and ".join(kind for is_kind_P, kind in kinds if is_kind_P[pair])
+        return names[found.first_P[pair]], names[found.second_P[pair]], f"{found.difference_P[pair]:.1f}", note
+
+    count = len(found.first_P)
     if listing.reading:
         say(listing.reading)
-    for one, other, difference, note in lines[:MOST_SHOWN]:
+    if found.unreadable:
+        say(f"not compared: {plural(found.unreadable, 'picture')} that cannot be read")
+    for one, other, difference, note in map(line, range(min(count, MOST_SHOWN))):
         say(f"{one_line(one)} = {one_line(other)} (grey levels differ by {difference} of 255{note and f'; {note}'})")
-    across = sum("training and test" in line[3] for line in lines)
-    labelled = sum("two classes" in line[3] for line in lines)
-    say(f"{plural(len(lines), 'pair')} of pictures nearly the same: {across} across training and test, {labelled} in "
-        "two classes")  # fmt: skip
+    say(f"{plural(count, 'pair')} of pictures nearly the same: {is_across_P.sum()} across training and test, "
+        f"{is_labelled_P.sum()} in two classes")  # fmt: skip
     if out is not None:
-        write_lines(out, [("first", "second", "difference", "note"), *lines])
+        write_lines(out, [("first", "second", "difference", "note"), *map(line, range(count))])
 
 
 def show_suspects(name: str, store: str | None, out: Path | None) -> None:
     """Print the test images of a study whose label all confirmation runs contradict."""
     from ablation.analysis.label_errors import suspected_labels
     from ablation.analysis.results import read_results
-    from ablation.base.terminal import say, show_table
+    from ablation.base.terminal import say, show_table, track_progress
     from ablation.base.text import Table
-    from ablation.data.reading import decoding_of, list_images, split_seed
+    from ablation.data.reading import decoding_of, image_names, list_images, split_seed
     from ablation.storage.store import find_store
     from ablation.tracking import configure_mlflow
 
@@ -172,10 +194,8 @@ def show_suspects(name: str, store: str | None, out: Path | None) -> None:
     result = read_results(find_store(store), check_name(name))
     suspects = suspected_labels(result)
     data = result.spec.data
-    listing = list_images(data, decoding_of(data, split_seed(result.spec.seed), result.data_digest))
-    names = [f"test image {n}" for n in range(result.test_images)]
-    if listing.files is not None:
-        names = [path for path, _ in listing.files["test"]]
+    listing = list_images(data, decoding_of(data, split_seed(result.spec.seed), result.data_digest), track_progress)
+    names = image_names(listing)[len(listing.train_labels_N) :]
     lines = [(names[each.number], each.label, each.called, f"{each.probability:.3f}") for each in suspects]
     columns = ["test image", "label", "all runs say", "mean probability"]
     if lines:
@@ -209,6 +229,9 @@ def show_cache(clear: bool) -> None:
 
     if clear:
         say(f"{plural(clear_cache(), 'file')} deleted")
+    if (folder := cache_folder()) is None:
+        say("There is no cache of decoded images: the home folder is unknown; ABLATION_CACHE names a folder")
+        return
     files = cache_files()
     rows = [
         [file.name, f"{size / 1e6:,.1f}", "in use" if in_use else "damaged" if is_damaged(file) else "not in use"]
@@ -218,7 +241,7 @@ def show_cache(clear: bool) -> None:
     note = (
         f"{total:.1f} of {cache_limit() / 1e9:g} GB (ABLATION_CACHE_LIMIT). Damaged files are made again when needed."
     )
-    show_table(Table(f"Decoded images in {cache_folder()}", ["file", "MB", "state"], rows, [note]))
+    show_table(Table(f"Decoded images in {folder}", ["file", "MB", "state"], rows, [note]))
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from ablation.base.errors import InputError, StoreError
 from ablation.base.files import write_atomically
 from ablation.data.decoding import File, OpenImage, fit_image
 from ablation.data.image_cache import cache_folder
-from ablation.data.near_duplicates import NearDuplicate, Picture, open_picture
+from ablation.data.near_duplicates import NearDuplicates, Picture, open_picture
 
 MOST_PAIRS = 12  # that are kept with their thumbnails
 SIDE = 48  # pixels of a thumbnail
@@ -53,7 +53,7 @@ class Comparison:
 
 
 def compared(
-    found: Sequence[NearDuplicate],
+    found: NearDuplicates,
     pictures: Sequence[Picture],
     names: Sequence[str],
     train: int,
@@ -62,21 +62,22 @@ def compared(
     """Return what is kept of a comparison.
 
     Args:
-        found: the pairs, the most similar first.
+        found: the pairs.
         pictures: what was compared, training pictures first.
         names: of the pictures.
         train: the number of training pictures.
         open_image: opens a file.
     """
-    across = [pair for pair in found if (pair.first < train) != (pair.second < train)]
-    shown = across[:MOST_PAIRS]
-    pairs = [Pair(names[each.first], names[each.second], each.difference, each.is_mirrored) for each in shown]
-    thumbnails_P2SSC = np.empty((len(shown), 2, SIDE, SIDE, 3), np.uint8)
-    for place, each in enumerate(shown):
-        for side, number in enumerate((each.first, each.second)):
+    across = np.flatnonzero((found.first_P < train) & (found.second_P >= train))
+    pairs, thumbnails_P2SSC = [], np.empty((min(len(across), MOST_PAIRS), 2, SIDE, SIDE, 3), np.uint8)
+    for place, pair in enumerate(across[:MOST_PAIRS]):
+        numbers = (int(found.first_P[pair]), int(found.second_P[pair]))
+        first, second = (names[number] for number in numbers)
+        pairs.append(Pair(first, second, float(found.difference_P[pair]), bool(found.is_mirrored_P[pair])))
+        for side, number in enumerate(numbers):
             with open_picture(pictures[number], open_image) as image:
                 thumbnails_P2SSC[place, side] = fit_image(image, SIDE)
-    return Comparison(len(pictures), len(across), pairs, thumbnails_P2SSC)
+    return Comparison(len(pictures) - found.unreadable, len(across), pairs, thumbnails_P2SSC)
 
 
 def files_key(*splits: Iterable[File]) -> str:

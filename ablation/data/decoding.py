@@ -204,7 +204,12 @@ def _as_rgb(image: Image) -> Image:
 
 
 def decode_images(
-    names: list[str], decode: Callable[[int], np.ndarray], track: TrackProgress, description: str
+    names: list[str],
+    decode: Callable[[int], np.ndarray],
+    track: TrackProgress,
+    description: str,
+    *,
+    can_skip: bool = True,
 ) -> Iterator[np.ndarray]:
     """Yield the pixels of all images in order, decoded by a thread per core: Pillow releases Python's lock.
 
@@ -213,6 +218,7 @@ def decode_images(
         decode: returns the pixels of the image with a number from 0.
         track: shows progress.
         description: the text beside the progress.
+        can_skip: whether a study can leave unreadable images out, as the error then says.
 
     Raises:
         InputError: after the last image; names up to ten images that cannot be decoded.
@@ -232,9 +238,8 @@ def decode_images(
     if unreadable:
         named = ", ".join(f"{one_line(name)} ({reason})" for name, reason in sorted(unreadable)[:10])
         more = f" and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
-        raise InputError(
-            f"data.root: cannot be read as an image: {named}{more}; data.unreadable = 'skip' leaves such files out"
-        )
+        advice = "; data.unreadable = 'skip' leaves such files out" if can_skip else ""
+        raise InputError(f"data.root: cannot be read as an image: {named}{more}{advice}")
 
 
 def fault(error: Exception) -> str:

@@ -35,7 +35,7 @@ def audit_files(
     """Decode all files, or read what was found the last time, unless one has changed.
 
     Faults of the system are not kept: a permission may be given, a disk may recover. Only these files are
-    decoded again.
+    decoded again. Another version of Pillow may read other files.
 
     Args:
         files: paths and statuses.
@@ -44,7 +44,7 @@ def audit_files(
         track: shows progress.
         open_image: opens a file.
     """
-    fingerprint = hashlib.sha256(f"{version}\0{data.image_size}\0{data.resize}".encode())
+    fingerprint = hashlib.sha256(f"{PIL.__version__}\0{version}\0{data.image_size}\0{data.resize}".encode())
     for path, status in files:
         fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     folder = cache_folder()

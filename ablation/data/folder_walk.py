@@ -16,6 +16,13 @@ SYSTEM_NAMES = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir",
     "lost+found", "__pycache__",
 }  # fmt: skip
+PLURALS = {  # of what is passed over, where the noun does not stand at the end
+    "class left out": "classes left out",
+    "folder beside the splits": "folders beside the splits",
+    "folder met twice": "folders met twice",
+    "image outside class folders": "images outside class folders",
+    "link that leads back": "links that lead back",
+}
 MOST_DETAILS = 3  # of the names and formats that are passed over for one reason, in the line about them
 
 Passed = Counter[tuple[str, str]]  # (what, its name or format) -> how many were passed over
@@ -160,8 +167,8 @@ def passed_text(passed: Passed) -> str:
         count = sum(number for (other, _), number in passed.items() if other == what)
         names = sorted(name for other, name in passed if other == what and name)
         details = names[:MOST_DETAILS] + (["..."] if len(names) > MOST_DETAILS else [])
-        noun = plural(count, what) if what != "link that leads back" else f"{plural(count, 'link')} that lead back"
-        parts.append(f"{noun} ({', '.join(details)})" if details else noun)
+        counted = plural(count, what, PLURALS.get(what, ""))
+        parts.append(f"{counted} ({', '.join(details)})" if details else counted)
     return ", ".join(parts)
 
 

@@ -78,7 +78,7 @@ def _splits(root: Path, table: str) -> dict[str, Any]:
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise InputError("data.source = 'huggingface' needs datasets: pip install 'ablation[datasets]'") from None
+        raise InputError("data.source = 'huggingface' needs datasets: python -m pip install datasets") from None
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised, too
     try:

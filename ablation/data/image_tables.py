@@ -101,10 +101,11 @@ def rows_of_classes(columns: Columns, data: Data, passed: Passed) -> list[int]:
     labels = columns.labels(data)
     if data.classes is None:
         return list(range(len(labels)))
-    unknown = [name for name in data.classes if name not in labels]
+    known, chosen = set(labels), set(data.classes)
+    unknown = [name for name in data.classes if name not in known]
     if unknown:
-        raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(sorted(set(labels)))}")
-    rows = [row for row, label in enumerate(labels) if label in data.classes]
+        raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    rows = [row for row, label in enumerate(labels) if label in chosen]
     passed[CLASS_LEFT_OUT] += len(labels) - len(rows)
     return rows
 

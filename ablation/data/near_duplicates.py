@@ -1,10 +1,10 @@
 """Pictures that are nearly the same: re-encoded, resized, mirrored. By a perceptual hash, then by their pixels.
 
-Legend: N pictures, P pairs, W words of 64 bits of a hash.
+Legend: N pictures, R those of them that can be read, P pairs, S pixels of a thumbnail's side.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,24 +25,32 @@ THUMBNAIL = 16  # pixels a side
 SIDE = 32  # of the picture that is hashed: imagehash's own
 ROWS = 512  # of the comparison of all with all that are in memory at once
 CHUNK = 500  # pictures that a process looks at, at a time
+SLICE = 4096  # pairs whose thumbnails are in memory at once
 FEW = 2000  # pictures; so many are compared within a second by one process, once their pixels are in memory
 
 Picture = str | np.ndarray  # the name of a file, or pixels, uint8 HWC
 
 
 @dataclass(frozen=True)
-class NearDuplicate:
-    """Two pictures by their numbers, the mean difference of their grey levels (of 255), and whether one is mirrored."""
+class NearDuplicates:
+    """Pairs of pictures, the most similar first.
 
-    first: int
-    second: int
-    difference: float
-    is_mirrored: bool
+    Attributes:
+        first_P: a picture's number, int64.
+        second_P: that of the other one, which is larger.
+        difference_P: the mean difference of their grey levels, of 255.
+        is_mirrored_P: whether one is mirrored, bool.
+        unreadable: how many files could not be read, so that they were compared with none.
+    """
+
+    first_P: np.ndarray
+    second_P: np.ndarray
+    difference_P: np.ndarray
+    is_mirrored_P: np.ndarray
+    unreadable: int
 
 
-def find_near_duplicates(
-    pictures: Sequence[Picture], track: Callable[[int], None], open_image: OpenImage = PIL.Image.open
-) -> list[NearDuplicate]:
+def find_near_duplicates(pictures: Sequence[Picture], open_image: OpenImage = PIL.Image.open) -> NearDuplicates:
     """Compare all pictures with all others, as they are and mirrored; files that cannot be read are left out.
 
     The hash is `imagehash.phash` (Krawetz, "Looks like it", 2011): the signs of 64 low frequencies. It finds pairs, and
@@ -50,11 +58,7 @@ def find_near_duplicates(
 
     Args:
         pictures: image files, or pixels.
-        track: is told how many pictures have been looked at.
         open_image: opens a file; processes get a copy of it.
-
-    Returns:
-        Pairs, the most similar first.
 
     Raises:
         InputError: the optional library is missing.
@@ -65,25 +69,28 @@ def find_near_duplicates(
     if len(pictures) <= FEW and not isinstance(pictures[0], str):
         parts = list(map(look, chunks))
     else:
-        parts = []
         with ProcessPoolExecutor(usable_cores()) as pool:
-            for chunk, part in zip(chunks, pool.map(look, chunks), strict=True):
-                parts.append(part)
-                track(len(chunk))
-    readable_N, hashes_N, mirrored_N, thumbnails_NSS = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    pairs = []
-    for other_N, is_mirrored in ((hashes_N, False), (mirrored_N, True)):
-        for a, b in _similar_hashes(hashes_N, other_N):
-            if not (readable_N[a] and readable_N[b]):
-                continue
-            other_SS = thumbnails_NSS[b][:, ::-1] if is_mirrored else thumbnails_NSS[b]
-            difference = float(abs(thumbnails_NSS[a].astype(np.int16) - other_SS).mean())
-            if difference <= MOST_DIFFERENCE:
-                pairs.append(NearDuplicate(a, b, difference, is_mirrored))
-    best: dict[tuple[int, int], NearDuplicate] = {}
-    for pair in sorted(pairs, key=lambda pair: (pair.difference, pair.is_mirrored)):
-        best.setdefault((pair.first, pair.second), pair)
-    return list(best.values())
+            parts = list(pool.map(look, chunks))
+    readable_N, *looked_at = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    numbers_R = np.flatnonzero(readable_N)
+    hashes_R, mirrored_R, thumbnails_RSS = (array[numbers_R] for array in looked_at)
+    thumbnails_RSS = thumbnails_RSS.astype(np.int16)
+    none = np.zeros(0, np.int64)
+    found = [(none, none, none.astype(float), none.astype(bool))]
+    for is_mirrored, other_R in ((False, hashes_R), (True, mirrored_R)):
+        others_RSS = thumbnails_RSS[:, :, ::-1] if is_mirrored else thumbnails_RSS
+        for a_P, b_P in _similar_hashes(hashes_R, other_R):
+            difference_P = abs(thumbnails_RSS[a_P] - others_RSS[b_P]).mean((1, 2))
+            is_near_P = difference_P <= MOST_DIFFERENCE
+            a_P, b_P, difference_P = a_P[is_near_P], b_P[is_near_P], difference_P[is_near_P]
+            found.append((numbers_R[a_P], numbers_R[b_P], difference_P, np.full(len(a_P), is_mirrored)))
+    first_P, second_P, difference_P, is_mirrored_P = (np.concatenate(column) for column in zip(*found, strict=True))
+    order_P = np.lexsort((second_P, first_P, is_mirrored_P, difference_P))
+    _, places_P = np.unique((first_P * len(pictures) + second_P)[order_P], return_index=True)  # as it is, or mirrored
+    best_P = order_P[np.sort(places_P)]
+    return NearDuplicates(
+        first_P[best_P], second_P[best_P], difference_P[best_P], is_mirrored_P[best_P], len(pictures) - len(numbers_R)
+    )
 
 
 def _library() -> Any:
@@ -95,7 +102,7 @@ def _library() -> Any:
     try:
         return importlib.import_module("imagehash")
     except ImportError:
-        raise InputError("near-duplicates: need imagehash: pip install 'ablation[check]'") from None
+        raise InputError("near-duplicates: need imagehash: python -m pip install imagehash") from None
 
 
 def open_picture(picture: Picture, open_image: OpenImage) -> Image:
@@ -124,12 +131,10 @@ def _hash(grey: Image) -> np.uint64:
     return np.uint64(np.packbits(bits.flatten()).view(np.uint64)[0])
 
 
-def _similar_hashes(hashes_N: np.ndarray, other_N: np.ndarray) -> list[tuple[int, int]]:
-    """Return the pairs (a, b), a before b, in which hash a and the other hash b differ in few bits."""
-    pairs = []
-    for start in range(0, len(hashes_N), ROWS):
-        rows_R = hashes_N[start : start + ROWS]
-        bits_RN = np.bitwise_count(rows_R[:, None] ^ other_N[None, start:])
-        a_P, b_P = np.nonzero(bits_RN <= MOST_BITS)
-        pairs += [(int(a) + start, int(b) + start) for a, b in zip(a_P, b_P, strict=True) if a < b]
-    return pairs
+def _similar_hashes(hashes_R: np.ndarray, other_R: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the pairs (a, b), a before b, in which hash a and the other hash b differ in few bits, slice by slice."""
+    for start in range(0, len(hashes_R), ROWS):
+        bits = np.bitwise_count(hashes_R[start : start + ROWS, None] ^ other_R[None, start:])
+        a_P, b_P = np.nonzero(np.triu(bits <= MOST_BITS, 1))
+        for place in range(0, len(a_P), SLICE):
+            yield a_P[place : place + SLICE] + start, b_P[place : place + SLICE] + start

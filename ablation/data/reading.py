@@ -4,6 +4,7 @@ Legend: N images, C channels (3, RGB), H and W pixels, K classes.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -51,8 +52,16 @@ def load_images(data: Data, track: TrackProgress = untracked) -> ImageSet:
         InputError: the folder is missing, empty, has classes in one split only or unreadable images; a class is
             unknown; a download failed; the images do not fit into memory.
     """
-    listing = list_images(data, track=track)
-    return _read_images(listing, np.arange(len(listing.train_labels_N)), track, processes=1)[0]
+    return read_listing(list_images(data, track=track), track)
+
+
+def read_listing(listing: ImageListing, track: TrackProgress = untracked) -> ImageSet:
+    """Read all images of a listing.
+
+    Raises:
+        InputError: images cannot be read, or do not fit into memory.
+    """
+    return _read_images(listing, np.arange(len(listing.train_labels_N)), track, processes=1)
 
 
 def load_split(
@@ -81,11 +90,11 @@ def load_split(
     split = _split(data, listing, seed, is_begun=is_begun)
     listing = _with_split(listing, split)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
-    images, digests = _read_images(listing, kept_N, track, processes)
+    images = _read_images(listing, kept_N, track, processes)
     if len(kept_N) + len(listing.test_labels_N) <= FEW:
-        images = replace(images, names=_names(listing, kept_N))
+        images = replace(images, names=image_names(listing, kept_N))
     if data.refuses_duplicates and not is_begun:
-        copies = refuse_identical(_pictures(listing, kept_N, digests))
+        copies = refuse_identical(_pictures(listing, kept_N, _pixel_digests(images)))
         if copies:
             note = f"{plural(copies, 'image')} identical to another of the same class and split"
             images = replace(images, reading=f"{images.reading}; {note}" if images.reading else note)
@@ -169,17 +178,17 @@ def list_images(data: Data, decoding: int = DECODING_VERSION, track: TrackProgre
         if audit.faults and data.unreadable == "skip":
             notes.append(f"left out: {plural(len(audit.faults), 'unreadable image')}")
     else:
-        digests_N = _read_images(listing, np.arange(len(listing.train_labels_N)), track, 1)[1]
+        digests_N = _pixel_digests(read_listing(listing, track))
     readable_N = np.array([digest is not None or data.unreadable == "error" for digest in digests_N])
     stays_N = readable_N.copy()
     if data.duplicates == "drop":
         places = np.flatnonzero([digest is not None for digest in digests_N])
-        names = _names(listing, np.arange(len(listing.train_labels_N)))
+        names = image_names(listing)
         chosen = Pictures(
             [str(digests_N[n]) for n in places], labels_N[places], is_test_N[places], [names[n] for n in places]
         )
         stays_N[places] = kept(chosen)
-        notes.append(f"left out: {plural(int((readable_N & ~stays_N).sum()), 'copy').replace('copys', 'copies')}")
+        notes.append(f"left out: {plural(int((readable_N & ~stays_N).sum()), 'copy', 'copies')}")
     train_N, test_N = np.flatnonzero(stays_N[~is_test_N]), np.flatnonzero(stays_N[is_test_N])
     for split, labels in (("training", listing.train_labels_N[train_N]), ("test", listing.test_labels_N[test_N])):
         missing = np.flatnonzero(np.bincount(labels, minlength=len(listing.classes)) == 0)
@@ -214,8 +223,9 @@ def _chosen(listing: ImageListing, train_N: np.ndarray, test_N: np.ndarray) -> I
     )
 
 
-def _names(listing: ImageListing, train_N: np.ndarray) -> list[str]:
-    """Return the names of some training images, then of all test images."""
+def image_names(listing: ImageListing, train_N: np.ndarray | None = None) -> list[str]:
+    """Return the names of the training images, or of some by their numbers, then of all test images."""
+    train_N = np.arange(len(listing.train_labels_N)) if train_N is None else train_N
     if listing.files is not None:
         return [listing.files["train"][n][0] for n in train_N] + [path for path, _ in listing.files["test"]]
     return [f"training image {n}" for n in train_N] + [f"test image {n}" for n in range(len(listing.test_labels_N))]
@@ -240,7 +250,7 @@ def listing_key(listing: ImageListing, test_images_NHWC: np.ndarray | None = Non
 
 def _pictures(listing: ImageListing, train_N: np.ndarray, digests_N: list[str]) -> Pictures:
     labels_N = np.concatenate([listing.train_labels_N[train_N], listing.test_labels_N])
-    return Pictures(digests_N, labels_N, np.arange(len(labels_N)) >= len(train_N), _names(listing, train_N))
+    return Pictures(digests_N, labels_N, np.arange(len(labels_N)) >= len(train_N), image_names(listing, train_N))
 
 
 def list_own_images(data: Data, decoding: int) -> ImageListing:
@@ -264,22 +274,16 @@ def _list_classes(data: Data, decoding: int) -> ImageListing:
     unknown = [name for name in data.classes if name not in listing.classes]
     if unknown:
         raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(listing.classes)}")
-    numbers = [listing.classes.index(name) for name in data.classes]
-    train_N, test_N = (
-        np.flatnonzero(np.isin(labels, numbers)) for labels in (listing.train_labels_N, listing.test_labels_N)
-    )
-    train_labels_N, test_labels_N = (
-        np.array([numbers.index(label) for label in labels], np.int64)
-        for labels in (listing.train_labels_N[train_N], listing.test_labels_N[test_N])
-    )
-    chosen = _chosen(listing, train_N, test_N)
-    return replace(chosen, train_labels_N=train_labels_N, test_labels_N=test_labels_N, classes=list(data.classes))
+    places_K = np.full(len(listing.classes), -1)
+    places_K[[listing.classes.index(name) for name in data.classes]] = np.arange(len(data.classes))
+    places_N, test_places_N = places_K[listing.train_labels_N], places_K[listing.test_labels_N]
+    chosen = _chosen(listing, np.flatnonzero(places_N >= 0), np.flatnonzero(test_places_N >= 0))
+    labels = {"train_labels_N": places_N[places_N >= 0], "test_labels_N": test_places_N[test_places_N >= 0]}
+    return replace(chosen, **labels, classes=list(data.classes))
 
 
-def _read_images(
-    listing: ImageListing, train_N: np.ndarray, track: TrackProgress, processes: int
-) -> tuple[ImageSet, list[str]]:
-    """Return some of the training images with all test images, and the digests of the pixels of each, in this order.
+def _read_images(listing: ImageListing, train_N: np.ndarray, track: TrackProgress, processes: int) -> ImageSet:
+    """Return some of the training images with all test images.
 
     What does not fit into memory is read through a memory map.
     """
@@ -292,14 +296,13 @@ def _read_images(
     train_images, test_images = read(train_N, test_N, track)
     train_labels, test_labels = listing.train_labels_N[train_N], listing.test_labels_N
     digest = hashlib.sha256("\0".join(listing.classes).encode())
-    digests_N, brightest = list[str](), 0
+    brightest = 0
     for array in (train_images, train_labels, test_images, test_labels):
         digest.update(str(array.shape).encode())
         for start in range(0, len(array), 4096):  # so that Ctrl-C need not wait for the end
             part = np.ascontiguousarray(array[start : start + 4096])
             digest.update(part.data)
             if part.ndim > 1:
-                digests_N += map(pixel_digest, part)
                 brightest = max(brightest, int(part.max()))
     about = (listing.classes, digest.hexdigest(), listing.decoding, with_darkness(listing.reading, brightest))
     images = ImageSet(train_images, train_labels, test_images, test_labels, *about)
@@ -307,7 +310,11 @@ def _read_images(
     if listing.groups is not None:
         train_groups_N, test_groups_N = (numbered(listing.groups[split]) for split in ("train", "test"))
         images = replace(images, train_groups_N=train_groups_N[train_N], test_groups_N=test_groups_N)
-    return images, digests_N
+    return images
+
+
+def _pixel_digests(images: ImageSet) -> list[str]:
+    return [pixel_digest(image) for split in (images.train_images_NHWC, images.test_images_NHWC) for image in split]
 
 
 def _fit_into_memory(side: int, train: int, test: int, processes: int = 1) -> bool:
@@ -368,8 +375,8 @@ class DataSize:
         return self.test if self.test_groups is None else self.test_groups
 
     def validation(self, fraction: float) -> int:
-        """Return how many of the training images a fraction of them for validation is."""
-        return round(self.train * fraction)
+        """Return how many of the training images a fraction of them for validation is, as `split_train_val` splits."""
+        return math.ceil(self.train * fraction)
 
 
 def measure_data(data: Data, decoding: int = DECODING_VERSION) -> DataSize:

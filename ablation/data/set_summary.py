@@ -61,7 +61,7 @@ def _compare(images: ImageSet) -> tuple[Comparison | None, str]:
         return None, f"the set has more than {FEW:,} images"
     pictures: list[Picture] = [*images.train_images_NHWC, *images.test_images_NHWC]
     try:
-        found = find_near_duplicates(pictures, lambda count: None)
+        found = find_near_duplicates(pictures)
     except InputError as error:  # without the optional library
         return None, str(error).removeprefix("near-duplicates: ")
     comparison = compared(found, pictures, images.names, len(images.train_labels_N))

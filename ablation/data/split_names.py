@@ -1,6 +1,7 @@
 """The names of splits, as people write them in folders and tables."""
 
 import re
+from functools import cache
 
 from ablation.data.decoding import FOLDER_VERSION
 
@@ -14,6 +15,7 @@ FILLER = "(?:segmented|seg|data|dataset|sets?|images?|imgs?|pictures?|pics?|phot
 OLD_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # until version 4
 
 
+@cache  # a table asks for every row
 def split_of(name: str, version: int) -> str | None:
     """Return the split that a name stands for: 'train', 'val', 'test', or None for a class."""
     if version < FOLDER_VERSION:

@@ -100,7 +100,7 @@ def _pixels(parts: Sequence[Any], chosen_N: np.ndarray, data: Data, track: Track
         part, number_there = places[chosen_N[number]]
         return fit_image(part[number_there][0], data.image_size, resize=data.resize)  # decoded at full size
 
-    images = decode_images(names, decode, track, f"Decoding {kind}s")
+    images = decode_images(names, decode, track, f"Decoding {kind}s", can_skip=False)
     return in_memory(images, (len(names), data.image_size, data.image_size, 3))
 
 

@@ -23,6 +23,7 @@ def test_durations() -> None:
 def test_plural() -> None:
     counts = (0, 1, 5, 1200)
     assert [plural(count, "arm") for count in counts] == ["0 arms", "1 arm", "5 arms", "1,200 arms"]
+    assert [plural(count, "class", "classes") for count in (1, 2)] == ["1 class", "2 classes"]
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,24 @@ import csv
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageFilter, ImageOps
 
 from ablation.base.errors import InputError
+from ablation.data import reading
 from ablation.data.__main__ import cli, read_data, write_lines
+from ablation.data.comparison import kept
 from ablation.data.image_cache import cache_folder, map_decoded
 from ablation.data.near_duplicates import find_near_duplicates
-from ablation.data.reading import load_split, split_seed
+from ablation.data.reading import list_images, listing_key, load_split, split_seed
 from ablation.spec.tables import Data
 from ablation.storage.store import find_store
 from tests.analysis.test_label_errors import with_calls
@@ -65,11 +70,11 @@ def test_copies_that_differ_in_encoding_size_or_side_are_found(photos: Path) -> 
         copy.save(photos / "train" / "a" / name, quality=50)
     (photos / "train" / "a" / "broken.png").write_bytes(b"x")
     paths = [str(path) for path in sorted(photos.rglob("*.*"))]
-    looked: list[int] = []
-    pairs = find_near_duplicates(paths, looked.append)
-    assert sum(looked) == len(paths) == 46
+    pairs = find_near_duplicates(paths)
+    assert (len(paths), pairs.unreadable) == (46, 1)
     found = {
-        frozenset((Path(paths[pair.first]).name, Path(paths[pair.second]).name)): pair.is_mirrored for pair in pairs
+        frozenset((Path(paths[first]).name, Path(paths[second]).name)): bool(is_mirrored)
+        for first, second, is_mirrored in zip(pairs.first_P, pairs.second_P, pairs.is_mirrored_P, strict=True)
     }
     assert {name for pair in found for name in pair} == {*copies, "30.png"}
     assert all(frozenset((test.name, name)) in found for name in copies)
@@ -79,8 +84,22 @@ def test_copies_that_differ_in_encoding_size_or_side_are_found(photos: Path) -> 
 
 def test_black_pictures_are_pictures() -> None:
     black, white = (np.full((40, 40, 3), grey, np.uint8) for grey in (0, 255))
-    pairs = find_near_duplicates([black, white, black.copy()], lambda count: None)
-    assert [(pair.first, pair.second) for pair in pairs] == [(0, 2)]
+    pairs = find_near_duplicates([black, white, black.copy()])
+    assert [pairs.first_P.tolist(), pairs.second_P.tolist(), pairs.is_mirrored_P.tolist()] == [[0], [2], [False]]
+
+
+def test_many_equal_pictures_take_no_time(tmp_path: Path) -> None:
+    """A loop over the half a million pairs took 13 seconds; broken files are not equal to each other."""
+    pictures = [np.zeros((8, 8, 3), np.uint8)] * 1000
+    began = time.process_time()
+    pairs = find_near_duplicates(pictures)
+    assert time.process_time() - began < 6
+    assert (len(pairs.first_P), pairs.difference_P.max(), pairs.is_mirrored_P.any()) == (499_500, 0, False)
+    assert pairs.first_P[:3].tolist() == [0, 0, 0]
+    assert pairs.second_P[:3].tolist() == [1, 2, 3]
+    broken = [str(tmp_path / f"{number}.png") for number in range(3)]
+    pairs = find_near_duplicates(broken)
+    assert (len(pairs.first_P), pairs.unreadable) == (0, 3)
 
 
 @pytest.mark.real_data
@@ -127,6 +146,42 @@ def test_check_says_where_the_pairs_lie(photos: Path, tmp_path: Path) -> None:
     assert note == "training and test and two classes"
 
 
+def test_check_says_what_it_cannot_read(photos: Path) -> None:
+    (photos / "test" / "a" / "30.png").write_bytes(b"x")
+    text = " ".join(run("check", str(photos)).split())
+    assert "not compared: 1 picture that cannot be read" in text
+    comparison = kept(listing_key(list_images(Data(source="imagefolder", root=str(photos)))))
+    assert comparison is not None
+    assert comparison.pictures == 39
+
+
+def test_a_set_is_listed_once_and_with_progress(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, listed = reading.image_folder_listing, []
+    monkeypatch.setattr(reading, "image_folder_listing", lambda *a: listed.append(1) or real(*a))
+    text = run(str(photos), "--out", str(tmp_path / "sheet.png"), "--set", "data.unreadable=skip")
+    assert "Looking at all images (40)" in text
+    assert listed == [1]
+    assert "Looking at all images (40)" in run(
+        "check", str(photos), "--set", "data.unreadable=skip", "--set", "image_size=16"
+    )
+
+
+def test_parquet_files_with_their_images_are_named_by_their_path(tmp_path: Path) -> None:
+    """Others are manifests. A file that is none, or is not there, is described as that."""
+    images = [{"bytes": b"", "path": None}]
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": [1]}), tmp_path / "set.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"photo": images, "label": [1]}), tmp_path / "other.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["1.png"], "label": [1]}), tmp_path / "manifest.parquet")
+    assert read_data(str(tmp_path / "set.parquet"), ()).source == "huggingface"
+    assert read_data(str(tmp_path / "other.parquet"), ()).source == "manifest"
+    assert read_data(str(tmp_path / "other.parquet"), ("data.image_column=photo",)).source == "huggingface"
+    assert read_data(str(tmp_path / "other.parquet"), ("data.source=huggingface",)).root == str(
+        tmp_path / "other.parquet"
+    )
+    assert read_data(str(tmp_path / "manifest.parquet"), ()).source == "manifest"
+    assert read_data(str(tmp_path / "missing.parquet"), ()).source == "manifest"
+
+
 def test_a_set_is_shown(photos: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     text = " ".join(run(str(photos), "--out", str(sheet), "--set", "data.image_size=16").split())
@@ -161,12 +216,19 @@ def test_the_cache_is_listed_and_cleaned() -> None:
     assert used["test"].shape == (1, 10_000)
 
 
+def test_without_a_cache_its_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablation.data.image_cache.cache_folder", lambda: None)
+    assert run("cache").startswith("There is no cache of decoded images: the home folder is unknown")
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
         ((), "which images"),
         (("check",), "which images"),
         (("nowhere_at_all",), "no study 'nowhere_at_all'"),
+        (("photos/tyop",), "^photos/tyop: no such folder or file$"),
+        (("check", "studies/tyop.toml"), "^studies/tyop.toml: no such folder or file$"),
         (("a", "b"), "which images"),
         (("digits_known", "--clear"), "--clear: is for"),
         (("suspects",), "which images"),

@@ -222,4 +222,4 @@ def test_the_library_is_named_where_it_is_missing(saved: Path, monkeypatch: pyte
         return real(name)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    refused(data(saved), r"needs datasets: pip install 'ablation\[datasets\]'")
+    refused(data(saved), "needs datasets: python -m pip install datasets")

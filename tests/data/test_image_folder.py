@@ -2,17 +2,20 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from ablation.base.errors import InputError
 from ablation.data import file_audit
 from ablation.data.decoding import DECODING_VERSION
+from ablation.data.folder_walk import passed_text
 from ablation.data.image_folder import read_folder
 from ablation.data.reading import list_images, load_images, load_split, measure_data
 from ablation.data.split_names import split_of
@@ -179,6 +182,18 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     assert "nothing passed over" in read_folder(data(tree(tmp_path / "clean", "a", "b")), DECODING_VERSION).text()
 
 
+def test_several_of_what_is_passed_over_are_said_in_english() -> None:
+    passed = Counter(
+        {("class left out", ""): 4, ("folder beside the splits", "x"): 1, ("link that leads back", "y"): 2}
+    )
+    passed += Counter({("folder beside the splits", "z"): 1, ("image outside class folders", ""): 3})
+    passed += Counter({("folder met twice", "a"): 2, ("left-out image", "of other classes"): 1})
+    assert passed_text(passed) == (
+        "4 classes left out, 2 folders beside the splits (x, z), 2 folders met twice (a), 3 images outside class "
+        "folders, 1 left-out image (of other classes), 2 links that lead back (y)"
+    )
+
+
 def test_what_stands_beside_the_splits_is_counted(tmp_path: Path) -> None:
     """And an image beside the one folder that holds all does not make that a class."""
     root = tree(tmp_path / "a", "train/a", "train/b", "test/a", "test/b")
@@ -288,6 +303,20 @@ def test_broken_files_are_named_with_their_reason_or_left_out(tmp_path: Path) ->
         path.write_bytes(b"")
     with pytest.raises(InputError, match="data: class 'a' has no training image left .left out: 21 unreadable images"):
         load_images(data(root, unreadable="skip"))
+
+
+def test_another_pillow_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read what this one could not."""
+    root = tree(tmp_path, "a", "b", count=3)
+    (root / "a" / "1.png").write_bytes(b"of a format of the future")
+    real, decoded = file_audit.decode_file, []
+    monkeypatch.setattr(file_audit, "decode_file", lambda *args: decoded.append(args[0]) or real(*args))
+    counts = []
+    for version in ("11.0", "11.0", "99.0"):
+        monkeypatch.setattr(PIL, "__version__", version)
+        list_images(data(root, unreadable="skip"))
+        counts.append(len(decoded))
+    assert counts == [6, 6, 12]
 
 
 @pytest.mark.parametrize(

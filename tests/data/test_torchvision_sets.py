@@ -126,6 +126,16 @@ def test_a_set_without_files_is_scaled_as_the_study_says(monkeypatch: pytest.Mon
     assert [rows for (_, version), rows in white.items() if version == FULL_SIZE_VERSION] == [[0, 0]] * 3
 
 
+def test_an_image_that_cannot_be_left_out_is_named_without_that_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    pets = [(None, 0), (None, 1)]
+    monkeypatch.setattr(torchvision_sets, "labels_of", lambda part: [label for _, label in part])
+    monkeypatch.setattr(torchvision_sets, "open_set", lambda *_, **__: ([pets], pets))
+    monkeypatch.setattr(torchvision_sets, "class_names", lambda *_: ["cat", "dog"])
+    with pytest.raises(InputError, match=r"cannot be read as an image: oxford_pets, training image 0 \(") as caught:
+        load_images(Data(source="oxford_pets"))
+    assert "unreadable" not in str(caught.value)
+
+
 @pytest.mark.parametrize("source", SETS)
 def test_every_set_is_torchvisions_and_its_failed_download_is_said(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
