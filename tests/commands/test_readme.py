@@ -299,6 +299,16 @@ def rows(page: str, heading: str) -> list[list[str]]:
     return [row for number, row in enumerate(cells) if number not in heads and number + 1 not in heads]
 
 
+def test_the_front_page_has_the_numbers_of_the_pages_that_it_names() -> None:
+    fixed, tuned = rows("README.md", "Real results")[-2:]
+    cuts = rows("studies/results.md", "The results on the front page")[:5]
+    assert [fixed[1:], tuned[1:]] == [[cut[column] for cut in cuts] for column in (1, 3)]
+    on_cpu, on_gpu, tuned_on_cpu, tuned_on_gpu = [row[2:] for row in rows("README.md", "How fast")]
+    speed = PAGES["ablation/speed.md"]
+    assert all(" | ".join(measured) in speed for measured in (on_cpu, tuned_on_cpu))
+    assert all(cell.removesuffix(" (n = 1)") in speed for cell in on_gpu[:1] + tuned_on_gpu[:2])
+
+
 def keys_with_defaults() -> dict[str, Any]:
     """Return every key of a study file but the hyper-parameters, with its default."""
     keys: dict[str, Any] = {}
