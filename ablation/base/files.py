@@ -81,14 +81,21 @@ def temporary_folder() -> Iterator[Path]:
     """
     if not has_temporary_folder():
         raise StoreError(NO_TEMPORARY_FOLDER)
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise _unwritable(error) from None
+    with made as folder:
         try:
             yield Path(folder)
         except OSError as error:
             if error.errno != errno.ENOSPC or shutil.disk_usage(folder).free > FULL:
                 raise
-            place = tempfile.gettempdir()
-            raise StoreError(f"{place} is full ({error.strerror}): set TMPDIR to another folder") from None
+            raise _unwritable(error) from None
+
+
+def _unwritable(error: OSError) -> StoreError:
+    return StoreError(f"{tempfile.gettempdir()} cannot be written ({error.strerror}): set TMPDIR to another folder")
 
 
 @contextmanager

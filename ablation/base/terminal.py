@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import track
@@ -51,15 +52,15 @@ WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def columns_that_fit(table: Table, width: int) -> tuple[list[int], list[int]] | None:
-    """Return the indices of the columns for a terminal, and their widths in characters; None if too many remain."""
+    """Return the indices of the columns for a terminal, and their widths there; None if too many remain."""
     numeric = table.numeric_columns()
     least, most = [], []
     for index, (heading, *cells) in enumerate(zip(table.columns, *table.rows, strict=True)):
         words = [word for cell in cells for word in ([cell] if index in numeric else cell.split(" "))]
-        least.append(max(map(len, [*heading.split(), *map(one_line, words)])))
-        most.append(max([least[-1], *(len(one_line(cell)) for cell in cells)]))
+        least.append(max(map(cell_len, [*heading.split(), *map(one_line, words)])))
+        most.append(max([least[-1], *(cell_len(one_line(cell)) for cell in cells)]))
     shown = list(range(len(table.columns)))
-    for name in ["", *table.optional]:
+    for name in [None, *table.optional]:
         shown = [index for index in shown if table.columns[index] != name]
         spare = width - sum(least[index] for index in shown) - GAP * (len(shown) - 1)
         if spare < 0:
@@ -90,12 +91,14 @@ def _rich_table(table: Table, shown: list[int], widths: list[int]) -> RichTable:
 
 def _show_rows(table: Table) -> None:
     """Print each row as a line for each cell, those after the first below it."""
-    indent = max(map(len, map(one_line, table.columns[1:])), default=0) + 2 + GAP
+    indent = max(map(cell_len, map(one_line, table.columns[1:])), default=0) + 2 + GAP
     for number, row in enumerate(table.rows):
         style = "bold" if number == table.bold_row else ""
         console.print(Text(one_line(f"{table.columns[0]} {row[0]}"), style=style), soft_wrap=True)
         for heading, cell in zip(table.columns[1:], row[1:], strict=True):
-            console.print(Text(_hanging(one_line(cell), f"  {one_line(heading)}".ljust(indent)), style), soft_wrap=True)
+            start = f"  {one_line(heading)}"
+            start += " " * (indent - cell_len(start))
+            console.print(Text(_hanging(one_line(cell), start), style), soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -112,8 +115,9 @@ def _hanging(text: str, start: str) -> str:
     """Return a text in lines as wide as the terminal, all but the first below the end of `start`."""
     if not text:
         return start.rstrip()
-    width = max(console.width, len(start) + 20)
-    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start), **WORDS)
+    indent = cell_len(start)
+    width = max(console.width, indent + 20)
+    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * indent, **WORDS)
 
 
 def track_progress(things: Iterable[Any], total: int, description: str) -> Iterable[Any]:

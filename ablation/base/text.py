@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # What would act on a terminal or hide in a text: control characters, line separators, marks of the writing direction,
-# and the surrogates by which Python keeps bytes that are not UTF-8. Lines and tabs are not among them.
-_HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# signs without a width, and the surrogates by which Python keeps bytes that are not UTF-8; not lines and tabs.
+_HIDDEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 _SIMPLER = {"±": "+-", "−": "-", "–": "-", "×": "x", "…": "...", "→": "->", "━": "="} | dict(
     zip("─●◆·", "-o+.", strict=True)
 )

@@ -180,7 +180,7 @@ def study_tables(measured: dict[str, Any]) -> list[Table]:
     return [
         Table(
             f"Study {measured['study']} ({about['device']}, torch {about['torch']})",
-            ["", "measured"],
+            ["measure", "measured"],
             [
                 ["from the command to the end", f"{seconds / 60:.1f} min ({seconds:,.1f} s)"],
                 ["trainings", str(measured["trainings"])],

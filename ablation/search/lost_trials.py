@@ -51,8 +51,8 @@ def tell_again(
 ) -> list[int]:
     """Tell Optuna of ended trials that its database lacks, or has not seen ending; return their numbers.
 
-    A number in between, of which nothing is known, becomes a trial that was interrupted. The caller holds the claim
-    lock.
+    A number in between, of which nothing is known, becomes a trial that was interrupted; so does one that waits to be
+    begun, because its process died before. The caller holds the claim lock.
 
     Args:
         spec: the study.
@@ -72,7 +72,10 @@ def tell_again(
         if number >= len(trials):
             study.add_trial(_interrupted(spec, arm, number) if trial is None else _ended(spec, arm, trial))
             told += [] if trial is None else [number]
-        elif trial is not None and trials[number].state is TrialState.RUNNING:
+            continue
+        if trials[number].state is TrialState.WAITING:
+            study.ask()  # begins the first one that waits
+        if trial is not None and not trials[number].state.is_finished():
             running = interrupted_trial(locks, study, trials[number])
             if running is not None:
                 _end(study, running, trial)

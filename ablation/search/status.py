@@ -35,15 +35,16 @@ def trial_records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialReco
         if arm in studies.confirmation:
             confirmation = studies.confirmation[arm]
             runs = confirmation.get_trials(deepcopy=False)
-            records[arm] += _records_of(studies, arm, confirmation, runs, locks, tuned)
+            by_number = {frozen.number: frozen for frozen in tuned}
+            records[arm] += _records_of(studies, arm, confirmation, runs, locks, by_number)
     return records
 
 
 def _records_of(
     studies: ArmStudies, arm: str, study: optuna.Study, trials: list[FrozenTrial], locks: Locks,
-    tuned: list[FrozenTrial] | None = None,
+    tuned: Mapping[int, FrozenTrial] | None = None,
 ) -> list[TrialRecord]:  # fmt: skip
-    """Return the records of an Optuna study's trials; of confirmation runs, with those of which they are."""
+    """Return the records of an Optuna study's trials; of confirmation runs, with those of which they are, by number."""
     ended = studies.ended.setdefault(study.study_name, [])
     new = trials[len(ended) :]
     attributes = study.user_attrs if new else {}  # read once: each time asks the database
@@ -58,7 +59,7 @@ def _records_of(
     for frozen in new:
         lock_state = {True: "running", False: "interrupted", None: "unknown"}[taken.get(frozen.number, False)]
         state: Any = _end(frozen, attributes) or lock_state
-        with_params = frozen if tuned is None else tuned[frozen.user_attrs.get("confirms", 0)]
+        with_params = frozen if tuned is None else tuned[frozen.user_attrs.get("confirms", min(tuned))]
         records.append(
             TrialRecord(
                 arm=arm,

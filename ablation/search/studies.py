@@ -22,7 +22,7 @@ from ablation.spec.study import StudySpec
 from ablation.spec.trial import trial_name
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.storage.outages import opening_reason
-from ablation.storage.store import Store, build_database, sqlite_path
+from ablation.storage.store import POSTGRESQL_PACKAGES, Store, build_database, sqlite_path
 
 LOOKS = "looks"  # user attribute of the first arm's Optuna study: what the planned looks so far decided
 CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
@@ -110,7 +110,7 @@ def open_storage(store: Store, *, create: bool = False) -> BaseStorage | None:
     try:
         return ask_database(lambda: _open(store, create))
     except ModuleNotFoundError as error:
-        raise InputError(f"OPTUNA_STORAGE: needs {error.name}; install ablation[postgresql]") from None
+        raise InputError(f"OPTUNA_STORAGE: needs {error.name}: {POSTGRESQL_PACKAGES}") from None
     except (StoreError, ImportError, RuntimeError, ValueError) as error:
         raise InputError(f"{where}: cannot be opened as Optuna's database ({opening_reason(error)})") from None
 

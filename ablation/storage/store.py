@@ -28,6 +28,8 @@ ADDRESSES = (
 DATABASES = ("OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")
 LONGEST_PATH = 430  # bytes; SQLite's own limit is 512, and the journal of a database that is being made has a long name
 POSTGRESQL = ("postgresql://", "postgresql+psycopg://")
+POSTGRESQL_PACKAGES = "python -m pip install 'psycopg[binary]>=3.2' 'sqlalchemy>=2.1'"  # what these need
+SERVERS = ("http://", "https://")  # of MLflow
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,7 @@ def find_store(option: str | os.PathLike[str] | None) -> Store:
     working folder.
 
     Raises:
-        InputError: `option` is empty or an address, the store is a file, OPTUNA_STORAGE is neither a SQLite file nor
-            PostgreSQL, or an address is ambiguous or not supported.
+        InputError: `option` is empty or an address, the store is a file, or an address is ambiguous or not supported.
     """
     if option is not None:
         _check_is_folder_name(os.fspath(option))
@@ -172,12 +173,9 @@ def find_store(option: str | os.PathLike[str] | None) -> Store:
         raise InputError(
             "OPTUNA_STORAGE: Optuna's gRPC proxy has no lock that dies with its worker; name the PostgreSQL behind it"
         )
-    # Other databases lack a lock that dies with its owner, or nobody has tried theirs with this program.
-    if not optuna_url.startswith((SQLITE, *POSTGRESQL)) or optuna_url == SQLITE:
-        raise InputError("OPTUNA_STORAGE: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or own_tracking
-    _check_credentials("OPTUNA_STORAGE", optuna_url)
-    _check_credentials("MLFLOW_TRACKING_URI", tracking_uri)
+    _check_address("OPTUNA_STORAGE", optuna_url)
+    _check_address("MLFLOW_TRACKING_URI", tracking_uri, SERVERS)
     if _database(tracking_uri) == _database(optuna_url):
         raise InputError(
             "OPTUNA_STORAGE and MLFLOW_TRACKING_URI: need two databases, because some tables have the same name"
@@ -230,8 +228,14 @@ def _is_utf8(text: str) -> bool:
     return re.search("[\ud800-\udfff]", text) is None
 
 
-def _check_credentials(variable: str, url: str) -> None:
-    """Refuse a password that could end an address early: libraries would read half of it as a host, and print it."""
+def _check_address(variable: str, url: str, servers: tuple[str, ...] = ()) -> None:
+    """Refuse another database, which lacks a lock that dies with its owner, or which nobody has tried here.
+
+    Also a password that could end an address early: libraries would read half of it as a host, and print it.
+    """
+    if not url.startswith((SQLITE, *POSTGRESQL, *servers)) or url == SQLITE:
+        forms = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+        raise InputError(f"{variable}: must be {'http://HOST:PORT, ' if servers else ''}{forms}")
     before, at, _ = url.partition("://")[2].rpartition("@")
     if not url.startswith(SQLITE) and at and re.search(r"[@/?#]", before):
         raise InputError(f"{variable}: write @ / ? # in a user name or password as %40 %2F %3F %23")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, Run
 
 from ablation.spec.arms import Arm
 from ablation.spec.objective import ACCURACY, Objective
@@ -64,23 +64,26 @@ def keep_arm_runs(
             if not is_new:
                 tracker.client.set_tag(run_id, NOTE_TAG, arm.note)
             params = [Param("arm", name), *(Param(factor, str(level)) for factor, level in arm.arm.levels.items())]
-            _log_changes(tracker, run_id, arm.metrics, params)
-            tracker.end_run(run_id, "FINISHED")
+            run = tracker.client.get_run(run_id)
+            _log_changes(tracker, run, arm.metrics, params)
+            if run.info.end_time is None:
+                tracker.end_run(run_id, "FINISHED")
+            else:  # its end stays the first one: else the UI would show days, in which nothing was trained
+                tracker.client.update_run(run_id, status="FINISHED")
             tracker.delete_doubles(key)
         summary_id = tracker.summary_run_id(summary_key)
         if summary_id is not None:
             test = objective.test_metric
             metric_names = _arms_in_metrics(names)
             means = {f"{test}/{metric_names[arm.arm.name]}": arm.metrics[test] for arm in arms if test in arm.metrics}
-            _log_changes(tracker, summary_id, means, [])
+            _log_changes(tracker, tracker.client.get_run(summary_id), means, [])
 
 
-def _log_changes(tracker: Tracker, run_id: str, metrics: Mapping[str, float], params: list[Param]) -> None:
+def _log_changes(tracker: Tracker, run: Run, metrics: Mapping[str, float], params: list[Param]) -> None:
     """Log parameters, and the metrics whose values have changed: a study that is run again adds no points."""
-    logged = tracker.client.get_run(run_id).data.metrics
     now = time.time_ns() // 1_000_000
-    new = [Metric(name, value, now, 0) for name, value in metrics.items() if logged.get(name) != value]
-    tracker.client.log_batch(run_id, metrics=new, params=params)
+    new = [Metric(name, value, now, 0) for name, value in metrics.items() if run.data.metrics.get(name) != value]
+    tracker.client.log_batch(run.info.run_id, metrics=new, params=params)
 
 
 def _arms_in_metrics(arms: Sequence[str]) -> dict[str, str]:

@@ -25,9 +25,18 @@ from ablation.base.errors import InputError, StoreError
 from ablation.base.interrupts import uninterrupted
 from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line, nearest
+from ablation.spec.reading import NAME_PATTERN
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
 from ablation.storage.outages import find_outage, opening_reason
-from ablation.storage.store import DEFAULT_STORE, POSTGRESQL, Store, build_database, sqlite_path
+from ablation.storage.store import (
+    DEFAULT_STORE,
+    POSTGRESQL,
+    POSTGRESQL_PACKAGES,
+    SERVERS,
+    Store,
+    build_database,
+    sqlite_path,
+)
 from ablation.tracking.answers import MLFLOW
 
 T = TypeVar("T")
@@ -264,6 +273,8 @@ def experiment_of(client: PatientClient, study: str, key: str | None = None) -> 
     experiments = [other for other in all_pages(client.search_experiments, ViewType.ALL) if KEY_TAG in other.tags]
     if key is not None:
         return next((other for other in experiments if other.tags[KEY_TAG] == key), None)
+    if not NAME_PATTERN.fullmatch(study):  # no study has such a name, and a query could not hold it
+        return None
     ids = [other.experiment_id for other in experiments]
     runs = client.search_runs(ids, f"tags.kind = 'summary' and tags.study = '{study}'", max_results=1) if ids else []
     return next((other for run in runs for other in experiments if other.experiment_id == run.info.experiment_id), None)
@@ -301,8 +312,7 @@ def opening_errors(store: Store) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        way = "install ablation[postgresql]" if str(error.name).startswith("psycopg") else "it is not installed"
-        raise InputError(f"MLFLOW_TRACKING_URI: needs {error.name}; {way}") from None
+        raise InputError(f"MLFLOW_TRACKING_URI: needs {error.name}: {POSTGRESQL_PACKAGES}") from None
     except InputError:
         raise
     except (StoreError, ValueError) as error:
@@ -332,7 +342,7 @@ def _client_uri(store: Store) -> str:
 
 def is_server(store: Store) -> bool:
     """Return whether the store's runs are behind a tracking server, not in a database."""
-    return store.tracking_uri.startswith(("http://", "https://"))
+    return store.tracking_uri.startswith(SERVERS)
 
 
 def artifact_location(store: Store, study: str) -> str:

@@ -343,23 +343,32 @@ def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
         HiddenFile: this user may not read it.
         StoreAway: the tracking server does not answer.
     """
+    if store.has_own_tracking:
+        path = artifact_path(store, run, name)
+        try:
+            file = path if may_read(path) else None
+        except OSError as error:
+            raise HiddenFile(f"run {run.run_id}: its {name} cannot be read ({error.strerror})") from None
+        yield _intact(run, name, file)
+        return
     with temporary_folder() as folder:
-        if store.has_own_tracking:
-            path = artifact_path(store, run, name)
-            try:
-                file = path if may_read(path) else None
-            except OSError as error:
-                raise HiddenFile(f"run {run.run_id}: its {name} cannot be read ({error.strerror})") from None
-        else:
-            file = download(PatientClient(store), run.artifact_uri, name, folder)
-        if file is None:
-            raise InputError(
-                f"run {run.run_id} has no {name}: it did not end, its checkpoint was not kept, or somebody deleted it"
-            )
-        expected = run.tags.get(checksum_tag(name))  # files of older versions have none
-        if expected is not None and (not file.is_file() or file_checksum(file) != expected):
-            raise InputError(f"run {run.run_id}: its {name} is damaged: its checksum is wrong")
-        yield file
+        yield _intact(run, name, download(PatientClient(store), run.artifact_uri, name, folder))
+
+
+def _intact(run: RunRecord, name: str, file: Path | None) -> Path:
+    """Return a run's file.
+
+    Raises:
+        InputError: it is missing, or it is not the file that was logged.
+    """
+    if file is None:
+        raise InputError(
+            f"run {run.run_id} has no {name}: it did not end, its checkpoint was not kept, or somebody deleted it"
+        )
+    expected = run.tags.get(checksum_tag(name))  # files of older versions have none
+    if expected is not None and (not file.is_file() or file_checksum(file) != expected):
+        raise InputError(f"run {run.run_id}: its {name} is damaged: its checksum is wrong")
+    return file
 
 
 def may_read(path: Path) -> bool:

@@ -312,20 +312,14 @@ def _registry_client(store: Store) -> PatientClient:
     return PatientClient(store, registry_uri=reading_client(store).tracking_uri)
 
 
-def find_champion(store: Store, study: str) -> ModelVersion:
+def _find_champion(
+    client: PatientClient, study: str, experiment: Experiment, model: RegisteredModel | None
+) -> ModelVersion:
     """Return the version that a study's alias `champion` names, as MLflow has it.
 
     Raises:
-        InputError: there is no such study, or it has no champion.
-        StoreAway: the tracking server does not answer.
-        StoreError: MLflow's store cannot be used.
+        InputError: it has no champion.
     """
-    return _find_champion(_registry_client(store), store, study)
-
-
-def _find_champion(client: PatientClient, store: Store, study: str) -> ModelVersion:
-    experiment = find_experiment(client, store, study)
-    model = _own_model(client, study, experiment)
     number = None if model is None else model.aliases.get(ALIAS)
     if number is None:
         why = _refusal(client, experiment.experiment_id, model) or (
@@ -346,15 +340,16 @@ def _own_model(client: PatientClient, study: str, experiment: Experiment) -> Reg
 def champion_texts(store: Store, study: str, *, is_complete: bool = True) -> list[str]:
     """Return which run is a study's champion, and why; of a complete study also why the best run is not.
 
-    None where nobody can say.
+    Nothing where nobody can say.
     """
     texts = []
     try:
         client = _registry_client(store)
         experiment = find_experiment(client, store, study)
-        refusal = _refusal(client, experiment.experiment_id, _own_model(client, study, experiment))
+        model = _own_model(client, study, experiment)
+        refusal = _refusal(client, experiment.experiment_id, model)
         texts = [f"The best run is not registered as the champion: {refusal}."] if refusal and is_complete else []
-        version = _find_champion(client, store, study)
+        version = _find_champion(client, study, experiment, model)
         run = client.get_run(version.run_id)
     except (InputError, StoreAway, StoreError):
         return texts
@@ -383,13 +378,19 @@ def load_champion(study: str, *, store: str | os.PathLike[str] | None = None) ->
         StoreError: MLflow's store cannot be used, or the champion's files are damaged.
     """
     place = find_store(store)
-    version = find_champion(place, study)
+    client = _registry_client(place)
+    experiment = find_experiment(client, place, study)
+    version = _find_champion(client, study, experiment, _own_model(client, study, experiment))
     with _model_folder(place, version) as folder:
         try:
             model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
         except Exception as error:  # whatever its code and torch raise for damaged files
             raise StoreError(f"the champion of {study!r} cannot be loaded ({first_line(error)})") from None
     about = model.metadata.metadata
+    reason = version.tags.get(REASON_TAG, "")
+    registered = RegisteredVersion(study, str(version.version), str(version.run_id), reason)
+    # Models of older versions do not say how images are scaled.
+    size, resize = int(about["image_size"]), about.get("resize") or _resize_of(place, registered.run_id)
 
     @mlflow_settings()
     def probabilities(images_NSSC: np.ndarray) -> np.ndarray:
@@ -397,10 +398,6 @@ def load_champion(study: str, *, store: str | os.PathLike[str] | None = None) ->
         probabilities_NK: np.ndarray = model.predict(images_NSSC).to_numpy()
         return probabilities_NK
 
-    reason = version.tags.get(REASON_TAG, "")
-    registered = RegisteredVersion(study, str(version.version), str(version.run_id), reason)
-    # Models of older versions do not say how images are scaled.
-    size, resize = int(about["image_size"]), about.get("resize") or _resize_of(place, registered.run_id)
     return Champion(registered, about["arm"], list(about["classes"]), size, resize, probabilities)
 
 

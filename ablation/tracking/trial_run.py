@@ -61,7 +61,7 @@ class TrialRun:
         self._last_passed_epoch = 0  # the last epoch that was logged or kept
         self._last_logged: int | None = None  # the last epoch of the run in MLflow; None until it is read
         self._monitor: SystemMonitor | None = None
-        self._points: list[int] | None = None  # the same of system metrics: the timestamps (ms) of all points, by step
+        self._points: list[int] | None = None  # timestamps (ms) of the points in MLflow, by step; None until read
         self._is_deleted = False  # whether a person has deleted the run in MLflow
 
     @property
@@ -215,11 +215,11 @@ class TrialRun:
         """
         try:
             self._make(entry.call, entry.file, entry.arguments)
-        except FileNotFoundError:
-            if entry.path.exists():
+        except (FileNotFoundError, StoreError) as error:
+            if not entry.path.exists():
+                raise StoreAway(OF_ANOTHER) from None
+            if isinstance(error, FileNotFoundError):
                 raise
-            raise StoreAway(OF_ANOTHER) from None
-        except StoreError as error:
             raise StoreError(f"{error}; the refused call is in {entry.path}") from None
 
     def _do(self, call: str, file: Path | None = None, **arguments: Any) -> None:

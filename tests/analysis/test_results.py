@@ -1,6 +1,7 @@
 """A study read back from its store: what is read, and of which runs."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_curves_are_read_of_the_runs_that_are_drawn(store: Store, monkeypatch: p
     result = read_results(store, "fake")
     assert sorted(set(requests)) == sorted(run.run_id for arm in result.arms for run in arm.drawn_runs)
     assert len(requests) == len(CURVES) * 4
+
+
+def test_a_store_with_its_own_database_is_read_without_a_temporary_folder(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    assert len(read_results(store, "fake").arms) == 3
 
 
 def test_a_table_of_results_needs_no_curves_and_no_files_but_one(

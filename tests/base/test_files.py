@@ -161,12 +161,26 @@ def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for free in (0, 10**9):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
-        expected = (StoreError, f"^{tmp_path} is full .No space left on device.: set TMPDIR to another folder$")
+        expected = (
+            StoreError,
+            f"^{tmp_path} cannot be written .No space left on device.: set TMPDIR to another folder$",
+        )
         another = (OSError, "No space left")  # of another disk: who wrote there names it
         error, text = expected if free == 0 else another
         with pytest.raises(error, match=text), files.temporary_folder():
             raise OSError(errno.ENOSPC, "No space left on device")
         assert names(tmp_path) == []
+
+
+def test_a_folder_in_which_no_other_can_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    text = f"^{tmp_path} cannot be written .No space left on device.: set TMPDIR to another folder$"
+    with pytest.raises(StoreError, match=text), files.temporary_folder():
+        pass
 
 
 def test_an_unknown_home_folder_is_left_as_it_is() -> None:

@@ -76,6 +76,24 @@ def test_a_row_that_does_not_fit_is_a_list_that_names_every_cell(monkeypatch: py
     ]  # fmt: skip
 
 
+def test_a_column_without_a_heading_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table("Study", ["", "measured"], [["trainings", "8"]])
+    assert printed(monkeypatch, table, 40)[-1].split() == ["trainings", "8"]
+    assert columns_that_fit(table, 40) == ([0, 1], [9, 8])
+
+
+def test_wide_characters_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a terminal draws them: Chinese, Japanese and Korean, and emojis."""
+    table = Table("Classes", ["class", "images"], [["日本語", "12"], ["犬", "8"]])
+    assert columns_that_fit(table, 40) == ([0, 1], [6, 6])
+    assert [line.split() for line in printed(monkeypatch, table, 40)[-2:]] == [["日本語", "12"], ["犬", "8"]]
+    assert columns_that_fit(table, 13) is None
+    assert printed(monkeypatch, Table("", ["class", "数", "n"], [["a", "1", "2"]], []), 4)[-2:] == [
+        "  数  1",
+        "  n   2",
+    ]
+
+
 def test_the_stressed_row_alone_is_bold(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(force_terminal=True, width=80, color_system="standard")
     monkeypatch.setattr(terminal, "console", console)

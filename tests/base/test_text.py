@@ -52,6 +52,7 @@ def test_a_table_without_rows_has_no_numeric_columns() -> None:
         ("50 %\r100 %", r"50 %\r100 %"),
         ("\x9b31m\x7f", r"\x9b31m\x7f"),
         ("abc\u202ecba", r"abc\u202ecba"),
+        ("soft\xadhy\u200bphen\u2060s", r"soft\xadhy\u200bphen\u2060s"),
         ("caf\udce9", r"caf\xe9"),  # a file name in Latin-1, as Python reads it
         ("two\nlines\tand a tab", "two\nlines\tand a tab"),
         (

@@ -16,7 +16,7 @@ from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, register_ch
 from ablation.spec.objective import ACCURACY
 from ablation.study import read_status
 from ablation.tracking.client import KEY_TAG, REFUSAL_TAG
-from ablation.tracking.registry import STUDY_TAG, champion_texts, find_champion, keep_refusal, load_champion
+from ablation.tracking.registry import STUDY_TAG, champion_texts, keep_refusal, load_champion
 from tests.champions import ChampionStudy, model_folder, winning_run, with_val_accuracy
 from tests.servers import free_port
 
@@ -163,7 +163,7 @@ def test_an_incomplete_study_gets_no_champion(champion_study: ChampionStudy, mis
     with pytest.raises(
         InputError, match=r"study 'small' has no champion: it gets one when its command ends, after all"
     ):
-        find_champion(champion_study.store, "small")
+        load_champion("small", store=champion_study.store.root)
 
 
 def test_a_model_of_somebody_else_is_left_alone(
@@ -177,7 +177,7 @@ def test_a_model_of_somebody_else_is_left_alone(
     theirs = champion_study.client.get_registered_model("small")
     assert (theirs.tags, theirs.aliases, champion_study.versions()) == ({"team": "another"}, {}, {})
     with pytest.raises(InputError, match="has no champion"):
-        find_champion(champion_study.store, "small")
+        load_champion("small", store=champion_study.store.root)
 
 
 def test_a_study_of_another_database_does_not_take_the_alias(

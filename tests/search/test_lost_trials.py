@@ -9,7 +9,7 @@ from ablation.spec.arms import arms
 from ablation.storage.locks import open_locks
 from ablation.storage.store import Store
 from tests.fake_results import fake_run, fake_spec
-from tests.search.steps import begin, claim_next, end
+from tests.search.steps import begin, claim_next, end, records
 
 SPEC = fake_spec({"truncate_at": ["block1"]})
 (ARM,) = arms(SPEC)
@@ -39,6 +39,20 @@ def test_a_trial_that_died_unseen_is_told(store: Store) -> None:
     (trial,) = study.trials
     assert (trial.state.name, trial.value, trial.intermediate_values) == ("COMPLETE", 0.5, {1: 0.5})
     assert trial.user_attrs["run_id"] == "run 0"
+
+
+def test_a_trial_that_waits_is_told_or_begun(store: Store) -> None:
+    """Optuna's database is of a moment at which its process had enqueued the trial, and not asked for it."""
+    studies = begin(SPEC, store)
+    study = studies.tuning["block1"]
+    for lr in (0.25, 0.5):
+        study.enqueue_trial({"lr": lr})
+    assert tell_again(SPEC, ARM, study, [known(1, 0.5), known(2, 0.75)], open_locks(store.optuna_url)) == [1, 2]
+    assert [(trial.state.name, trial.value) for trial in study.trials] == [
+        ("RUNNING", None), ("COMPLETE", 0.5), ("COMPLETE", 0.75),
+    ]  # fmt: skip
+    assert study.trials[0].system_attrs["fixed_params"] == {"lr": 0.25}
+    assert [record.state for record in records(studies, store)] == ["interrupted", "finished", "finished"]
 
 
 def test_what_confirmation_runs_confirm_exists(store: Store) -> None:

@@ -111,6 +111,22 @@ def test_a_trial_that_waited_is_counted_once_it_has_begun(tmp_path: Path) -> Non
     assert numbers() == numbers() == [0, 1]
 
 
+def test_a_confirmation_run_has_the_parameters_of_what_it_confirms_though_another_waits(tmp_path: Path) -> None:
+    tuning, confirmation = optuna.create_study(), optuna.create_study()
+    for study in (tuning, confirmation):
+        study.set_user_attr("key", "0123")
+    tuning.enqueue_trial({})
+    for lr in (0.25, 0.5):
+        distributions = {"lr": optuna.distributions.FloatDistribution(0, 1)}
+        tuning.add_trial(optuna.trial.create_trial(params={"lr": lr}, distributions=distributions, value=0.5))
+    for attributes in ({"confirms": 1}, {"confirms": 2}, {}):  # the last one died when it was created
+        confirmation.add_trial(optuna.trial.create_trial(value=0.5, user_attrs=attributes))
+    studies = ArmStudies({"a": tuning}, {"a": confirmation})
+    records = trial_records(studies, open_locks(f"sqlite:///{tmp_path}/optuna.db"))["a"]
+    confirmed = [(record.confirms, record.params) for record in records[2:]]
+    assert confirmed == [(1, {"lr": 0.25}), (2, {"lr": 0.5}), (1, {"lr": 0.25})]
+
+
 def test_a_trial_that_ends_while_its_lock_is_read_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process tells its end, then releases its lock, after the trials were read."""
     study = optuna.create_study()

@@ -128,6 +128,21 @@ def test_one_database_for_both_is_refused_however_it_is_written(
         assert find_store(None).tracking_uri == tracking_uri
 
 
+@pytest.mark.parametrize(
+    "address", ["postgresql+psycopg2://me:hush@h/d", "mysql://me:hush@h/d", "file:///mlruns", "foo", "sqlite:///"]
+)
+@pytest.mark.parametrize(
+    ("variable", "server"), [("OPTUNA_STORAGE", ""), ("MLFLOW_TRACKING_URI", "http://HOST:PORT, ")]
+)
+def test_an_address_of_another_kind_is_refused_with_those_that_are_taken(
+    variable: str, server: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, address)
+    taken = f"{server}sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+    with pytest.raises(InputError, match=f"^{variable}: must be {re.escape(taken)}$"):
+        find_store(None)
+
+
 @pytest.mark.parametrize("variable", DATABASES)
 @pytest.mark.parametrize("name", ["o.db?timeout=3", "o.db?isolation_level=IMMEDIATE", "50%.db", "a\n?b.db"])
 def test_options_of_a_sqlite_address_are_refused(

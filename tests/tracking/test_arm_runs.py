@@ -1,5 +1,6 @@
 """A run per arm: made once, kept current, and never a trial."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,19 @@ def test_they_are_kept_current(tracker: Tracker) -> None:
     assert [point.value for point in tracker.client.get_metric_history(run.info.run_id, "test_accuracy")] == [0.5, 0.75]
     (summary,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")
     assert summary.data.metrics == {"test_accuracy/block1 - fine_tune_all": 0.75}
+
+
+def test_one_that_is_kept_current_does_not_get_longer(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(second: int) -> tuple[str, int]:
+        monkeypatch.setattr(time, "time_ns", lambda: second * 10**9)
+        keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm.name])
+        (run,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
+        return run.info.status, run.info.end_time
+
+    now = int(time.time()) + 60
+    assert [kept(now), kept(now + 86_400)] == [("FINISHED", 1000 * now)] * 2
+    tracker.client.update_run(tracker.run_id("summary/block1,fine_tune_all"), status="RUNNING")  # its process died
+    assert kept(now + 90_000) == ("FINISHED", 1000 * now)
 
 
 def test_arms_of_similar_names_have_metrics_of_their_own(tracker: Tracker) -> None:

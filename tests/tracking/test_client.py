@@ -1,6 +1,8 @@
 """The MLflow client: what it refuses, notices and finds, whatever MLflow's own settings and limits are."""
 
+import re
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +11,11 @@ from mlflow.entities import Metric
 from mlflow.store.entities import PagedList
 
 from ablation.base.errors import InputError, StoreError
+from ablation.search.studies import open_storage
 from ablation.storage.store import Store, find_store
-from ablation.tracking.client import PatientClient, all_pages, folder_to_name, open_client, ui_command
+from ablation.tracking.client import PatientClient, all_pages, find_experiment, folder_to_name, open_client, ui_command
 from ablation.tracking.experiment import Tracker
+from tests.studies import REPOSITORY
 
 
 def test_a_refused_call_is_noticed_though_mlflow_would_log_in_threads(
@@ -61,17 +65,33 @@ def test_all_pages_of_a_search_are_read() -> None:
     assert asked == [(("query",), 2)] * 3
 
 
-@pytest.mark.parametrize(
-    ("scheme", "driver", "way"),
-    [("mysql", "MySQLdb", "it is not installed"), ("postgresql+psycopg", "psycopg", "install ablation[postgresql]")],
-)
-def test_a_missing_driver_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, driver: str, way: str
+@pytest.mark.parametrize("name", ["a'b", "small ", "' or tags.study != '"])
+def test_a_name_that_no_study_has_is_not_asked_for(tmp_path: Path, name: str) -> None:
+    """A query could not hold it. An experiment that somebody has given such a name is found by it, however."""
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "small", "?")
+    with pytest.raises(InputError, match=re.escape(f"has no study {name!r}")):
+        find_experiment(client, store, name)
+    client.rename_experiment(tracker.experiment_id, name)
+    assert find_experiment(client, store, name).experiment_id == tracker.experiment_id
+
+
+def test_a_missing_driver_is_named_with_the_packages_of_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, driver, None)
-    with pytest.raises(InputError) as caught:
-        open_client(Store(tmp_path, f"{scheme}://me@127.0.0.1:1/x", f"sqlite:///{tmp_path}/optuna.db"))
-    assert str(caught.value) == f"MLFLOW_TRACKING_URI: needs {driver}; {way}"
+    """Not with the extra: PyPI's `ablation` is another project."""
+    address = "postgresql+psycopg://me@127.0.0.1:1/x"
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InputError) as of_mlflow:
+        open_client(Store(tmp_path, address, f"sqlite:///{tmp_path}/optuna.db"))
+    with pytest.raises(InputError) as of_optuna:
+        open_storage(Store(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", address))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = " ".join(f"'{package}'" for package in project["optional-dependencies"]["postgresql"])
+    for caught, variable in ((of_mlflow, "MLFLOW_TRACKING_URI"), (of_optuna, "OPTUNA_STORAGE")):
+        assert str(caught.value) == f"{variable}: needs psycopg: python -m pip install {packages}"
 
 
 def test_a_command_names_a_store_that_it_would_not_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from ablation.running import trial
 from ablation.search.claims import Claim
 from ablation.search.patient_storage import ClaimLost
 from ablation.storage.store import find_store
-from ablation.tracking.client import open_client
+from ablation.tracking.client import PatientClient, open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import checksum_tag, file_checksum, read_open_runs
 from ablation.tracking.system_metrics import SystemMonitor
@@ -348,6 +348,33 @@ def test_what_comes_for_a_run_that_was_deleted_is_dropped(tmp_path: Path, caplog
     assert said == ["the MLflow run of trial a/0 was deleted; its results are dropped"]
     left = client.get_run(run_id)
     assert (left.info.status, left.data.metrics, "device" in left.data.tags) == ("RUNNING", {}, False)
+
+
+def test_a_file_that_another_process_has_delivered_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the entry and its file away in the moment before this one's upload."""
+    store = find_store(str(tmp_path))
+    client = open_client(store, create=True)
+    assert client is not None
+    tracker = Tracker(client, store, "small", "?")
+    tracker.find_or_create("a/0", "run", {})
+    file = tmp_path / "predictions.safetensors"
+    file.write_bytes(b"predictions")
+    run = TrialRun(tracker, "a/0", tmp_path / "trial", "")
+    run._outbox.add("log_result", {"values": {}, "timestamp": 1, "folder": "test"}, file)
+    real, refused = client.log_artifact, StoreError("MLflow's store cannot be used (no space)")
+
+    def upload(_: object, *arguments: str) -> None:
+        if not is_there:
+            run._outbox.clear()
+            real(*arguments)
+        raise refused
+
+    monkeypatch.setattr(PatientClient, "log_artifact", upload, raising=False)
+    is_there = True
+    with pytest.raises(StoreError, match=r"no space\); the refused call is in .*000001.json"):
+        run.deliver()
+    is_there = False
+    assert not run.deliver()
 
 
 def test_a_call_that_is_refused_for_another_reason_is_an_error(tmp_path: Path) -> None:

@@ -399,7 +399,7 @@ def refused(command: Command, capsys: Any, *arguments: object) -> str:
         ("MLFLOW_TRACKING_URI", "http://ablation:x/hush@127.0.0.1:9", "MLFLOW_TRACKING_URI: write @ / ? #"),
         ("OPTUNA_STORAGE", "postgresql://ablation:hush@127.0.0.1:port/x", "OPTUNA_STORAGE: cannot be opened"),
         ("MLFLOW_TRACKING_URI", "postgresql://ablation:hush@127.0.0.1:{port}/x", "password authentication failed"),
-        ("MLFLOW_TRACKING_URI", "nonsense://ablation:hush@h", "MLFLOW_TRACKING_URI: cannot be opened"),
+        ("MLFLOW_TRACKING_URI", "nonsense://ablation:hush@h", "MLFLOW_TRACKING_URI: must be http"),
     ],
 )
 def test_wrong_addresses_are_refused(
