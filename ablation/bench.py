@@ -21,6 +21,7 @@ from ablation import __version__
 from ablation.base.command_line import check_device_name, refusing_unreachable_paths, run_command
 from ablation.base.errors import InputError
 from ablation.base.files import expand, write_atomically
+from ablation.base.text import Table
 from ablation.benchmark import SMALL_TRIALS
 from ablation.spec.files import check_images, check_weights_file, find_study_file
 from ablation.spec.reading import WithoutEffect, load_study
@@ -35,8 +36,10 @@ ONLY_WITHOUT_STUDY = {"limit": "--set data.limit=N", "repeats": "the study runs 
 @click.option("--images", metavar="DIR", help="train/<class>/* and test/<class>/*.  [default: scikit-learn's digits]")
 @click.option("--weights", metavar="FILE", help="Weights of VGG-16, as for a study.  [default: random weights]")
 @click.option("--limit", type=click.IntRange(100), default=5000, metavar="N", help="Training images.  [default: 5000]")
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
-@click.option("--repeats", type=click.IntRange(1), default=3, metavar="N", help="Of each measurement.  [default: 3]")
+@click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=3, metavar="N", help="Repetitions of each measurement.  [default: 3]"
+)
 @click.option(
     "--fill", type=click.IntRange(2 * SMALL_TRIALS), default=100, metavar="N",
     help="Small trials in one store, to see whether they stay fast.  [default: 100]",
@@ -55,7 +58,9 @@ ONLY_WITHOUT_STUDY = {"limit": "--set data.limit=N", "repeats": "the study runs 
 @click.option("--trials", type=int, metavar="N", help="With --study: total number of trials per arm.")
 @click.option("--epochs", type=int, metavar="N", help="With --study: number of epochs per trial.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="With --study: set a field; repeatable.")
-@click.option("--output", default="bench.json", metavar="FILE", help="All measurements.  [default: bench.json]")
+@click.option(
+    "--output", default="bench.json", metavar="FILE", help="File for all measurements.  [default: bench.json]"
+)
 @click.version_option(__version__)
 @click.pass_context
 def cli(
@@ -98,7 +103,6 @@ def cli(
         raise InputError("--trials, --epochs and --set: only with --study")
 
     from ablation.base.core_use import core_use, read_core_times
-    from ablation.base.terminal import show_table
     from ablation.benchmark.measures import (
         feature_extraction,
         fine_tuning,
@@ -133,15 +137,11 @@ def cli(
             }
             measurements["peak_memory_bytes"] = process_peak_bytes()
             write_atomically(target, json.dumps(measurements, indent=2).encode())  # kept if a later measurement fails
-    for table in result_tables(measurements):
-        show_table(table)
-        print()
-    print(f"All measurements: {target}")
+    show_tables(result_tables(measurements), target)
 
 
 def measure_scale(count: int, workers: int, target: Path) -> None:
     """Run a simulated study, and print what a trial, --status and reading the results cost."""
-    from ablation.base.terminal import show_table
     from ablation.benchmark.scale import scale
     from ablation.benchmark.tables import scale_table
     from ablation.search import configure_optuna
@@ -155,7 +155,7 @@ def measure_scale(count: int, workers: int, target: Path) -> None:
             store = replace(find_store(None), root=Path(folder))
         measured = scale(store, count, workers)
     write_atomically(target, json.dumps(measured, indent=2).encode())
-    show_table(scale_table(measured))
+    show_tables([scale_table(measured)], target)
 
 
 def spec_to_measure(
@@ -183,6 +183,7 @@ def spec_to_measure(
 def measure_study(spec: StudySpec, device: str, target: Path) -> None:
     """Run a study in a temporary store, and print the tables of its time."""
     from ablation.base.core_use import core_use, read_core_times
+    from ablation.benchmark.tables import study_tables
     from ablation.benchmark.whole_study import whole_study
     from ablation.search import configure_optuna
     from ablation.tracking import configure_mlflow
@@ -194,16 +195,19 @@ def measure_study(spec: StudySpec, device: str, target: Path) -> None:
         measured = whole_study(spec, find_store(folder), device)
         measured["core_use"] = asdict(core_use(before, read_core_times()))
     write_atomically(target, json.dumps(measured, indent=2).encode())
+    show_tables(study_tables(measured), target)
+    if not measured["is_whole"]:
+        raise KeyboardInterrupt
 
+
+def show_tables(tables: list[Table], target: Path) -> None:
+    """Print the tables of the measurements, and in which file all of them are."""
     from ablation.base.terminal import show_table
-    from ablation.benchmark.tables import study_tables
 
-    for table in study_tables(measured):
+    for table in tables:
         show_table(table)
         print()
     print(f"All measurements: {target}")
-    if not measured["is_whole"]:
-        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 import click
 
 from ablation import __version__
-from ablation.base.command_line import patience_option, run_command
+from ablation.base.command_line import patience_option, run_command, store_option
 from ablation.base.errors import InputError
 from ablation.spec.reading import check_name
 from ablation.storage.store import find_store_to_write
@@ -13,11 +13,11 @@ from ablation.storage.store import find_store_to_write
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", metavar="NAME NAME...", nargs=-1, required=True)
-@click.option("--store", "store_option", metavar="DIR", help="Folder with the results.  [default: mlruns]")
+@store_option("Folder with the results.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="[default: text]")
 @patience_option("Time to wait for a server that is away.  [default: 2]")
 @click.version_option(__version__)
-def cli(names: tuple[str, ...], store_option: str | None, form: str, patience: float | None) -> None:
+def cli(names: tuple[str, ...], store_folder: str | None, form: str, patience: float | None) -> None:
     """Compare studies that ask one question of several data sets or networks, and print what holds of all.
 
     The studies compare the same levels; each is one observation. From three studies on, the mean difference of two
@@ -27,7 +27,8 @@ def cli(names: tuple[str, ...], store_option: str | None, form: str, patience: f
         check_name(name)
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError("which studies? name at least two, each once")
-    store = find_store_to_write(store_option)
+    store = find_store_to_write(store_folder)
+    store.check_reachable()
 
     from ablation.base.retries import wait_out
     from ablation.base.terminal import say, say_prose, show_table

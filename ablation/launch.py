@@ -54,7 +54,7 @@ NOT_FOR_WORKERS = {
 )
 @click.option("--per-gpu", metavar="N", help="Workers on each GPU, or auto: as many as fit; with --on local.")
 @click.option(
-    "--engine-option", "settings", multiple=True, metavar="KEY=VALUE", help="Say this to the engine; repeatable."
+    "--engine-option", "settings", multiple=True, metavar="KEY=VALUE", help="Pass an option to the engine; repeatable."
 )
 @click.option(
     "--engine-file",
@@ -95,14 +95,14 @@ def cli(
     if given["workers"] is not None:
         raise InputError("--workers: belongs before --")
     name = name_in_stores(study, given["name"], as_demo=given["as_demo"])
-    store = find_store_to_write(given["store_option"])
+    store = find_store_to_write(given["store_folder"])
     label, folder = launch_label(name, store), store.root / "launch"
     try:
         engine = cast(Engine, importlib.import_module(f"ablation.launching.{engine_name}"))
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise InputError("--on ray: needs ray; install ablation[ray]") from None
+        raise InputError("--on ray: needs ray: python -m pip install ray") from None
     if status_only:
         running = show_status_or_none(name, store, given["patience"])
         output = engine.output(label, folder, options)
@@ -111,7 +111,9 @@ def cli(
         found = engine.workers(label, options)
         deleted = engine.cancel(label, options)  # what waits for an engine's queue may have no worker yet
         if found:
-            return print(f"{plural(len(found), 'worker')} of {name} told to save and end; what they have done is kept.")
+            return print(
+                f"{plural(len(found), 'worker')} of {name} asked to save and end; what they have done is kept."
+            )
         rest = f"; deleted: {', '.join(deleted)}" if deleted else missing_study(name, store)
         return print(f"No worker of {name} runs or waits on {engine_name}{rest}.")
     with refusing_unreachable_paths():

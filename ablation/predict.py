@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ablation import __version__
-from ablation.base.command_line import FAULT, REFUSED, patience_option, refusing_unreachable_paths, run_command
+from ablation.base.command_line import (
+    FAULT,
+    REFUSED,
+    patience_option,
+    refusing_unreachable_paths,
+    run_command,
+    store_option,
+)
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import Table, defused, one_line
@@ -38,7 +45,7 @@ BATCH_SIZE = 64  # images in memory at once
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("study", metavar="NAME")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--store", "store_option", metavar="DIR", help="Folder with the study's results.  [default: mlruns]")
+@store_option("Folder with the study's results.")
 @click.option(
     "--top", type=click.IntRange(1), default=5, metavar="K", help="Number of classes to print per image.  [default: 5]"
 )
@@ -54,7 +61,7 @@ BATCH_SIZE = 64  # images in memory at once
 def cli(
     study: str,
     images: tuple[str, ...],
-    store_option: str | None,
+    store_folder: str | None,
     top: int,
     output_format: str,
     patience: float | None,
@@ -69,7 +76,7 @@ def cli(
     name = check_name(study)
     with refusing_unreachable_paths():
         paths = check_files(images)
-        store = find_store(store_option)
+        store = find_store(store_folder)
         if store.has_own_tracking and not sqlite_path(store.tracking_uri).is_file():
             raise InputError(f"{store.root}: is no store, or an empty one")
 
@@ -79,7 +86,7 @@ def cli(
 
     is_text = output_format == "text"
     with waiting("Loading the champion") if is_text else nullcontext():
-        champion = wait_out(lambda: load_champion(name, store=store_option), patience)
+        champion = wait_out(lambda: load_champion(name, store=store_folder), patience)
     faults: list[InputError] = []
     predictions: list[Prediction] = []
 

@@ -9,7 +9,7 @@ import sys
 import click
 
 from ablation import __version__
-from ablation.base.command_line import patience_option, refusing_unreachable_paths, run_command
+from ablation.base.command_line import patience_option, run_command, store_option
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.spec.reading import check_name
@@ -18,18 +18,19 @@ from ablation.storage.store import find_store_to_write
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--store", "store_option", metavar="DIR", help="Folder with the results.  [default: mlruns]")
+@store_option("Folder with the results.")
 @click.option("--output", metavar="DIR", help="Folder for the report.  [default: reports/NAME... in the store]")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["latex", "csv", "json", "bibtex"]),
-    help="Print tables for a paper, all runs, all figures, or the methods' sources, and write no report.",
+    help="Print tables for a paper (latex), all runs (csv), the numbers of the answer (json) or the methods' sources "
+    "(bibtex); write no report.",
 )
 @patience_option("Time to wait for a server that is away.  [default: 2]")
 @click.version_option(__version__)
 def cli(
-    names: tuple[str, ...], store_option: str | None, output: str | None, form: str | None, patience: float | None
+    names: tuple[str, ...], store_folder: str | None, output: str | None, form: str | None, patience: float | None
 ) -> None:
     """Write the report of the study NAME from its data in MLflow, and print its short form.
 
@@ -39,9 +40,8 @@ def cli(
         check_name(name)
     if form is not None and output is not None:
         raise InputError("--output: --format prints to standard output and writes no report")
-    store = find_store_to_write(store_option)
-    with refusing_unreachable_paths():
-        _ = store.is_empty
+    store = find_store_to_write(store_folder)
+    store.check_reachable()
 
     from ablation.base.retries import wait_out
     from ablation.base.terminal import loading, say_prose

@@ -26,6 +26,7 @@ from ablation.base.command_line import (
     patience_option,
     refusing_unreachable_paths,
     run_command,
+    store_option,
 )
 from ablation.base.errors import InputError, NoSuchStudy, StoreAway, StoreError
 from ablation.base.interrupts import GRACE_SECONDS, set_grace
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--redo", is_flag=True, help="Restore runs that were deleted in MLflow.")
 @click.option("--demo", "as_demo", is_flag=True, help="Run it on bundled digits with a small network, as NAME-demo.")
 @click.option("--name", metavar="NAME", help="Run the file as a study with another name; not with --demo.")
-@click.option("--store", "store_option", metavar="DIR", help="Folder for results.  [default: mlruns]")
+@store_option("Folder for results.")
 @click.option("--trials", type=int, metavar="N", help="Total number of trials per arm.")
 @click.option("--epochs", type=int, metavar="N", help="Number of epochs per trial.")
 @click.option(
@@ -105,7 +106,7 @@ def cli(
     redo: bool,
     as_demo: bool,
     name: str | None,
-    store_option: str | None,
+    store_folder: str | None,
     trials: int | None,
     epochs: int | None,
     device: str,
@@ -132,18 +133,18 @@ def cli(
     if list_only and study is not None:
         raise InputError(f"--list: lists all studies, without a NAME; --status {study} shows one of a store")
     if list_only:
-        return list_studies() if store_option is None else list_stored(find_store(store_option), patience)
+        return list_studies() if store_folder is None else list_stored(find_store(store_folder), patience)
     if study is None:
         raise InputError("which study? --list lists them")
     if as_new:
         return new_study(study.removesuffix(".toml"))
     if status_only:
-        show_status(name_in_stores(study, name, as_demo=as_demo), find_store_to_write(store_option), patience)
+        show_status(name_in_stores(study, name, as_demo=as_demo), find_store_to_write(store_folder), patience)
         return None
     with refusing_unreachable_paths():
         path = find_study_file(study)
     study_name = name_in_stores(study, name, as_demo=as_demo)
-    store = find_store_to_write(store_option)
+    store = find_store_to_write(store_folder)
     overrides = study_overrides(path, store if as_demo else None, trials, epochs, settings)
     as_worker = WORKER_VARIABLE in os.environ
     report = None if as_worker else show_line  # the first process has shown the lines
@@ -172,7 +173,7 @@ def cli(
         return check_study(spec, store, path, begun_decoding(store, study_name))
     if plan_only:
         return show_plan(spec, store, device, feature_limit)
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     options = RunOptions(device, workers, feature_limit, system_metrics, patience, text, repair, redo)
     if as_worker:
         return run_worker(spec, store, options)
@@ -341,8 +342,8 @@ def read_stored(store: Store) -> Table:
     from ablation.search.studies import open_storage, stored_studies, study_arms
     from ablation.storage.locks import open_locks
 
-    with refusing_unreachable_paths():
-        storage = None if store.is_empty else open_storage(store)
+    store.check_reachable()
+    storage = None if store.is_empty else open_storage(store)
     if storage is None:
         raise InputError(f"{store.root}: is no store, or an empty one")
     locks = open_locks(store.optuna_url)
@@ -429,9 +430,8 @@ def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
     from ablation.tracking.reading import unreported_texts
     from ablation.tracking.registry import champion_texts
 
-    with refusing_unreachable_paths():
-        is_empty = store.is_empty
-    storage = None if is_empty else open_storage(store)
+    store.check_reachable()
+    storage = None if store.is_empty else open_storage(store)
     studies = study_arms(storage, study) if storage else ArmStudies({}, {})
     if not studies.tuning:
         names = (stored_studies(storage) if storage else []) or similar_files(study)

@@ -17,7 +17,7 @@ from typing import IO
 import click
 
 from ablation import __version__
-from ablation.base.command_line import refusing_unreachable_paths, run_command
+from ablation.base.command_line import refusing_unreachable_paths, run_command, store_option
 from ablation.base.errors import InputError, StoreError
 from ablation.storage.store import Store, find_store
 
@@ -31,7 +31,7 @@ SERVER_VARIABLES = {  # a variable that the user has set wins
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("study", metavar="[NAME]", required=False)
-@click.option("--store", "store_option", metavar="DIR", help="Folder with the results.  [default: mlruns]")
+@store_option("Folder with the results.")
 @click.option("--host", default="127.0.0.1", metavar="HOST", help="Address to listen at.  [default: 127.0.0.1]")
 @click.option(
     "--port",
@@ -45,10 +45,10 @@ SERVER_VARIABLES = {  # a variable that the user has set wins
 @click.option("--no-browser", is_flag=True, help="Print the addresses; open none of them.")
 @click.version_option(__version__)
 def cli(
-    study: str | None, store_option: str | None, host: str, port: int | None, with_auth: bool, no_browser: bool
+    study: str | None, store_folder: str | None, host: str, port: int | None, with_auth: bool, no_browser: bool
 ) -> None:
     """Open the MLflow UI on a store, at the study NAME if there is one; Ctrl-C ends it."""
-    store = find_store(store_option)
+    store = find_store(store_folder)
     with refusing_unreachable_paths():
         check_servable(store, host, with_auth=with_auth)
     port = free_port(host, port)

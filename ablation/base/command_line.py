@@ -81,6 +81,12 @@ def patience_option(help_text: str) -> Callable[[Command], Command]:
     return click.option("--patience", type=click.FloatRange(0), metavar="MINUTES", callback=seconds, help=help_text)
 
 
+def store_option(help_text: str) -> Callable[[Command], Command]:
+    """Return the option --store DIR; its parameter is `store_folder`, None where it is not given."""
+    default = "[default: MLFLOW_TRACKING_URI and OPTUNA_STORAGE, else mlruns]"
+    return click.option("--store", "store_folder", metavar="DIR", help=f"{help_text}  {default}")
+
+
 def check_finite(_: click.Context, option: click.Parameter, number: float) -> float:
     """Return an option's number unless it is infinite or nan, which click's ranges let pass; a click callback.
 

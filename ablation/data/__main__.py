@@ -25,8 +25,17 @@ MOST_SHOWN = 50  # pairs of near-duplicates; all are in the file of --out
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("words", metavar="[check | suspects] NAME | cache", nargs=-1)
-@click.option("--out", metavar="FILE", help="Where the contact sheet (PNG), the pairs or the suspects (CSV) go.")
-@click.option("--store", metavar="DIR", help="With suspects: folder with the results.  [default: mlruns]")
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="File for the contact sheet (PNG) [default: contact-sheet.png]; for pairs or suspects (CSV) [default: none, "
+    "they are printed].",
+)
+@click.option(
+    "--store",
+    metavar="DIR",
+    help="With suspects: folder with the results.  [default: MLFLOW_TRACKING_URI and OPTUNA_STORAGE, else mlruns]",
+)
 @click.option("--clear", is_flag=True, help="With cache: delete the decoded images that no process uses.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
 @click.version_option(__version__)

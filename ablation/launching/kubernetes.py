@@ -54,7 +54,7 @@ def _manifests(launch: Launch, *, is_suspended: bool) -> str:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "ablation", INSTANCE: name}},
-        "data": {f"{launch.study_file.stem}.toml": launch.study_file.read_text(encoding="utf-8")},
+        "data": {f"{launch.study_file.stem}.toml": launch.study_file.read_text(encoding="utf-8-sig")},
     }
     job = _job(launch, name)
     if "queue" in launch.options:

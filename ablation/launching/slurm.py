@@ -89,7 +89,11 @@ def _options(launch: Launch) -> dict[str, str]:
     options = {**own, **launch.options}
     if (found := SIGNAL.fullmatch(options["signal"])) is None:
         raise InputError(f"--engine-option: signal must be such as B:USR1@120, got {options['signal']!r}")
-    least = int(found[5] or DEFAULT_NOTICE) + LEAST_WORK
+    notice = int(found[5] or DEFAULT_NOTICE)
+    if notice < launch.grace:  # SLURM would end a worker that still saves
+        given = f"signal={options['signal']} gives a notice of {notice} s"
+        raise InputError(f"--engine-option: {given}, less than --grace {launch.grace:g}")
+    least = notice + LEAST_WORK
     for name in ("time", "time-min"):
         if 0 < (seconds := _seconds(options.get(name, ""))) <= least:  # it would be requeued for ever
             raise InputError(

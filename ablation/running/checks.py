@@ -64,11 +64,13 @@ def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) ->
         load_weights(spec)
     size = measure_data(spec.data, decoding)
     of_classes: list[str] = []
+    val_images = size.validation(spec.data.val_fraction)
     if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
-        images, _ = load_images_and_split(spec, 1, decoding, is_begun=begun is not None)
+        images, split = load_images_and_split(spec, 1, decoding, is_begun=begun is not None)
         if images.reading:
             say(images.reading)
         of_classes = class_hints(spec, images)
+        val_images = len(split.val_N)  # groups are not divided
     trainings = plural(len(arms(spec)) * (spec.trials_per_arm + spec.confirm.runs), "training")
     say(
         f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} on {size.train:,} images of "
@@ -83,7 +85,7 @@ def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) ->
         say(f"Looks: {', '.join(f'at {seeds} seeds tested at {percent(level)}' for seeds, level in levels)}")
     if spec.preregister:
         say("Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code")
-    for warning in too_small(spec, size):
+    for warning in too_small(spec, size, val_images):
         say(f"warning: {warning}")
     for hint in export_hints(spec, size.classes) + objective_hints(spec) + size_hints(spec.data, decoding) + of_classes:
         say(hint)
@@ -166,7 +168,7 @@ def size_hints(data: Data, decoding: int = DECODING_VERSION) -> list[str]:
     ]
 
 
-def too_small(spec: StudySpec, size: DataSize) -> list[str]:
+def too_small(spec: StudySpec, size: DataSize, val_images: int) -> list[str]:
     """Return why a study is too small to answer its question, a sentence each."""
     warnings = []
     compares = len(arms(spec)) > 1
@@ -174,7 +176,6 @@ def too_small(spec: StudySpec, size: DataSize) -> list[str]:
     if compares and getattr(spec.confirm, unit) < FEWEST_SEEDS:
         few = f"arms with fewer than {FEWEST_SEEDS} are not compared"
         warnings.append(f"[confirm] {unit} is {getattr(spec.confirm, unit)}; {few}")
-    val_images = size.validation(spec.data.val_fraction)
     per_image = 100 / max(1, val_images)
     if per_image > MOST_POINTS_PER_IMAGE:
         warnings.append(

@@ -49,7 +49,7 @@ def worker_devices(options: RunOptions) -> list[str]:
     device_name = options.device_name
     check_device(device_name)
     gpus = gpu_count() if device_name in ("auto", "cuda") else 0
-    workers = options.workers or (max(gpus, len(mig_slices())) if gpus and device_name == "auto" else 1)
+    workers = options.workers or max(1, gpus, len(mig_slices()) if gpus else 0)
     return [f"cuda:{number % gpus}" if gpus > 1 else device_name for number in range(workers)]
 
 

@@ -45,6 +45,7 @@ from ablation.spec.study import StudySpec
 from ablation.storage.locks import study_lock
 from ablation.storage.store import Store
 from ablation.tracking.client import DATA_FILE, REFUSAL_TAG, SAMPLES_FILE, guarded
+from ablation.training.loop import LOSS_BECAME
 
 MENDING = ("--repair", "--redo")  # options that the command which resumes a study does not need
 
@@ -189,8 +190,8 @@ def failure_text(reasons: list[str]) -> str:
     """Return what to change in a study of which every trial failed for these reasons."""
     if any("out of memory" in reason for reason in reasons):
         advice = "try a smaller batch_size"
-    elif any(" loss became " in reason for reason in reasons):
-        advice = "try a lower search.lr"
+    elif any(LOSS_BECAME in reason for reason in reasons):
+        advice = "try a lower lr"
     else:
         advice = "the table above has the reasons"
     return f"every trial failed; {advice}"

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import time
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import ConsoleRenderable, Group, RenderHook
 from rich.control import Control
@@ -19,6 +19,7 @@ from ablation.running.time_left import Runs, SeedsLeft, TimeLeft
 from ablation.search.status import best_record, superseded_runs
 from ablation.search.studies import TrialRecord
 from ablation.spec.arms import arms
+from ablation.spec.metrics import EpochMetrics
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 
@@ -71,7 +72,7 @@ class StudyView:
         return Group(*self.lines(console.width, console.height))
 
     def lines(self, width: int, height: int) -> list[Text]:
-        """Return the view for a terminal of this size in characters; no line is wider, and their number is constant."""
+        """Return the view for a terminal of this size in characters; no line is wider."""
         running = self._running_lines()
         trains = bool(self.label or self.workers) and not self.waits_for
         note = Text(self.cores.update() if self.cores and trains else "", style="yellow")
@@ -217,9 +218,9 @@ class StudyView:
         self.curve = []
         self.label, self.params = visible(spec.name), visible(params)
         if not self.is_live:
-            say(f"[{self.ended + 1}/{self.trials}] {spec.name}: {params}")
+            say(": ".join(part for part in (f"[{self.ended + 1}/{self.trials}] {spec.name}", params) if part))
 
-    def show_epoch(self, spec: TrialSpec, metrics: Any) -> None:
+    def show_epoch(self, spec: TrialSpec, metrics: EpochMetrics) -> None:
         """Show the metrics of an epoch that has ended."""
         goal = spec.goal
         self.curve.append(metrics.value(goal))
@@ -260,9 +261,9 @@ class WorkerLine:
 
     def take(self, line: str) -> bool:
         """Note a line; return whether a log needs it: of the lines about epochs, one every `PLAIN_SECONDS`."""
-        start = re.fullmatch(r"\[\d+/\d+\] (.*?): (.*)", line)
+        start = re.fullmatch(r"\[\d+/\d+\] (.*?)(?:: (.*))?", line)
         if start:
-            self.label, self.params = start.groups()
+            self.label, self.params = start.groups("")
             self.detail = ""
         else:
             self.detail = line.strip()
@@ -293,7 +294,7 @@ class CleanerAfterResize(RenderHook):
         return [Control.clear(), Control.home(), *renderables] if is_narrower else renderables
 
 
-def dotted(runs: list[TrialRecord] | Any, low: float, high: float, width: int) -> str:
+def dotted(runs: Sequence[TrialRecord], low: float, high: float, width: int) -> str:
     """Return the values of an arm on an axis: '·' trials, '◆' confirmation runs, '●' the best trial."""
     cells = [" "] * width
     best = best_record(runs)

@@ -73,6 +73,11 @@ class Worker:
     lines: list[str]
     has_trained: bool = False
     """Whether it has ended an epoch or a trial."""
+    is_heard_out: bool = False
+    """Whether all its output has been passed on."""
+
+
+Output = queue.Queue[tuple[Worker, str | None]]  # lines of the workers; None where one's output ends
 
 
 class WorkerDeaths:
@@ -130,7 +135,7 @@ def run_workers(  # noqa: C901 - one loop
         StoreError: the workers died again and again without progress; contains the last lines of one.
         InputError: a worker refused its input, for example because the images do not fit into the GPU's memory.
     """
-    output: queue.Queue[tuple[Worker, str]] = queue.Queue()
+    output: Output = queue.Queue()
 
     def start(number: int, device: str) -> None:
         process = subprocess.Popen(
@@ -172,6 +177,7 @@ def run_workers(  # noqa: C901 - one loop
                     now = time.monotonic()
                     next_look = now + min((now - began) / SHARE_OF_POLLS, LONGEST_PAUSE)
                 for worker in ended:
+                    _hear_out(worker, output, say)
                     workers.remove(worker)
                     status = worker.process.returncode
                     if status == REFUSED:
@@ -179,7 +185,6 @@ def run_workers(  # noqa: C901 - one loop
                     elif status in (RESUME_ME, CTRL_C):
                         paused.append(worker)
                     elif status != 0 and progress.trials_left > 0:
-                        _pass_on(output, say)
                         pause = deaths.pause_after(worker, [*workers, *(waiting for _, waiting in dead)])
                         say(worker.number, f"{_end(worker)}; starts again in {plural(round(pause), 'second')}")
                         dead.append((time.monotonic() + pause, worker))
@@ -192,7 +197,7 @@ def run_workers(  # noqa: C901 - one loop
                 _close(worker)
             for worker in workers:
                 _wait_or_kill(worker)
-            _pass_on(output, say)
+                _hear_out(worker, output, say)
         if (refused or paused) and look().trials_left > 0:
             if refused:
                 raise InputError(f"worker {refused[0].number} {_end(refused[0])}: {_reason(refused[0])}")
@@ -221,19 +226,32 @@ def _environment(workers: int, on_device: int) -> dict[str, str]:
     return os.environ | worker_variables(workers) | fixed
 
 
-def _listen(worker: Worker, output: queue.Queue[tuple[Worker, str]]) -> None:
+def _listen(worker: Worker, output: Output) -> None:
     assert worker.process.stdout is not None
     for line in worker.process.stdout:
         output.put((worker, line.rstrip("\n")))
+    output.put((worker, None))
 
 
-def _pass_on(output: queue.Queue[tuple[Worker, str]], say: Callable[[int, str], None]) -> None:
-    """Pass on the workers' output for up to a second."""
+def _hear_out(worker: Worker, output: Output, say: Callable[[int, str], None]) -> None:
+    """Pass on the rest of the output of a worker that has ended; what it started may hold it open for ever."""
+    until = time.monotonic() + POLL_SECONDS
+    while not worker.is_heard_out and time.monotonic() < until:
+        _pass_on(output, say)
+
+
+def _pass_on(output: Output, say: Callable[[int, str], None]) -> None:
+    """Pass on the workers' output for up to a second, or until one ends."""
     until = time.monotonic() + POLL_SECONDS
     while (seconds := until - time.monotonic()) > 0:
         try:
             worker, line = output.get(timeout=seconds)
         except queue.Empty:
+            return
+        if line is None:
+            worker.is_heard_out = True
+            with suppress(subprocess.TimeoutExpired):  # it closes its output a moment before it ends
+                worker.process.wait(max(0, until - time.monotonic()))
             return
         worker.lines.append(line)
         del worker.lines[:-LAST_LINES]

@@ -70,7 +70,7 @@ class TimeLeft:
         return low, high
 
     def text(self, now: float) -> str:
-        """Return the time left such as 'about 12 to 15 min left'; "" while it is unknown."""
+        """Return the time left such as '12 to 15 min left'; "" while it is unknown."""
         ends = self.seconds(now)
         if ends is None or ends[1] <= 0:
             return ""

@@ -25,7 +25,6 @@ from ablation.running.workbench import Workbench, make_training, training_settin
 from ablation.search.claims import (
     Claim,
     end_trial,
-    ended_before,
     ensure_held,
     has_ended,
     release_and_delete,
@@ -92,16 +91,15 @@ def run_trial(
         data = workbench.study.data
         source = data.manifest or data.root or data.source
         run.start(spec, claim.arm, source, workbench.device.type, workbench.files, workbench.environment)
-        if claim.ended is not None and not ended_before(claim)[2]:  # no epoch of it ended
-            outcome = Outcome(claim.ended, None)
+        if claim.earlier is not None and not claim.earlier.intermediate_values:  # no epoch of it ended
+            outcome = Outcome("failed", None)  # or whatever it was before
         elif claim.superseded:
             assert claim.best is not None
             outcome = Outcome("pruned", None, f"superseded: the arm's best trial is #{claim.best.number} now")
         else:
             with run.system_metrics() if workbench.system_metrics else nullcontext():
                 outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
-        if claim.ended is not None:
-            outcome = _as_before(claim, spec, outcome)
+        outcome = _as_before(claim, spec, outcome)
         wait_out(lambda: _end_trial(workbench, claim, run, outcome), workbench.patience)
         is_delivered = run.complete()
         if is_delivered:  # else the folder is needed, see `clean_up_ended_trials`
@@ -122,12 +120,13 @@ def run_trial(
 
 
 def _as_before(claim: Claim, spec: TrialSpec, outcome: Outcome) -> Outcome:
-    """Return how a trial that is trained again ended before: that stands, on whatever machine it is trained now."""
-    assert claim.ended is not None
-    value, reason, _ = ended_before(claim)
+    """Return how a trial ended; of one that is trained again, its first end stands, on whatever machine it is now."""
+    if claim.earlier is None or claim.ended is None:
+        return outcome
+    value = claim.earlier.value if claim.ended == "finished" else None
     if outcome.value != value:
         logger.warning("%s #%s: trained again, its value is %s and was %s", spec.arm, spec.trial, outcome.value, value)
-    return Outcome(claim.ended, value, reason)
+    return Outcome(claim.ended, value, claim.earlier.user_attrs.get("reason", ""))
 
 
 def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outcome) -> None:
@@ -314,9 +313,9 @@ def _log(claim: Claim, run: TrialRun, training: Training) -> None:
 
 def _is_pruned(claim: Claim, spec: TrialSpec, training: Training) -> bool:
     """Return whether the study's pruner gives the trial up; False while the database does not answer."""
+    if claim.earlier is not None:
+        return claim.ended == "pruned" and len(training.history) >= len(claim.earlier.intermediate_values)
     with suppress(StoreAway):
-        if claim.ended is not None:
-            return claim.ended == "pruned" and len(training.history) >= ended_before(claim)[2]
         if not is_over(training.history, training_settings(spec)):
             ensure_held(claim)
             report_epochs(claim, training.history, training.objective)

@@ -60,8 +60,13 @@ class Claim:
     owner: str
     best: FrozenTrial | None
     superseded: bool
-    ended: TrialEnd | None = None
-    """How it ended before MLflow lost its run; None unless it is trained again for that reason."""
+    earlier: FrozenTrial | None = None
+    """The trial as it ended before MLflow lost its run; None unless it is trained again for that reason."""
+
+    @property
+    def ended(self) -> TrialEnd | None:
+        """How it ended before MLflow lost its run; None unless it is trained again for that reason."""
+        return None if self.earlier is None else TRIAL_ENDS[self.earlier.state]
 
     def release(self) -> None:
         """Release the trial's lock, so that another process can claim the trial."""
@@ -218,8 +223,8 @@ def _claim_lost(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies
                 confirms = frozen.user_attrs.get("confirms")
                 best = None if confirms is None else studies.tuning[arm.name].get_trials(deepcopy=False)[confirms]
                 trial, folder = optuna.Trial(study, frozen._trial_id), store.trial_folder(key)
-                owner, ended = frozen.user_attrs.get("owner", ""), TRIAL_ENDS[frozen.state]
-                return Claim(arm, study, trial, key, folder, locks, True, owner, best, False, ended)
+                owner = frozen.user_attrs.get("owner", "")
+                return Claim(arm, study, trial, key, folder, locks, True, owner, best, False, frozen)
     return None
 
 
@@ -290,7 +295,7 @@ def ensure_held(claim: Claim) -> None:
     except StoreAway:
         claim.release()  # the owner is unknown, so the next call must check again
         raise
-    is_done = claim.ended is not None and has_ended(claim)
+    is_done = claim.earlier is not None and has_ended(claim)
     if frozen.user_attrs.get("owner", "") != claim.owner or is_done:
         claim.release()
         raise ClaimLost("another worker took it over while the database was away")
@@ -314,7 +319,7 @@ def store_spec(claim: Claim, params: dict[str, str]) -> None:
 
 def report_epochs(claim: Claim, history: Iterable[EpochMetrics], objective: Objective) -> None:
     """Report the objective's validation values of epochs to Optuna, except those that were reported before."""
-    if claim.ended is not None:
+    if claim.earlier is not None:
         return
     reported = _stored_trial(claim).intermediate_values
     for metrics in history:
@@ -327,16 +332,9 @@ def should_prune(claim: Claim) -> bool:
     return claim.trial.should_prune()
 
 
-def ended_before(claim: Claim) -> tuple[float | None, str, int]:
-    """Return the value, the reason and the number of epochs of a trial that is trained again."""
-    frozen = _stored_trial(claim)
-    value = frozen.value if claim.ended == "finished" else None
-    return value, frozen.user_attrs.get("reason", ""), len(frozen.intermediate_values)
-
-
 def has_ended(claim: Claim) -> bool:
     """Return whether the trial has ended in Optuna's database; one that is trained again, whether that has ended."""
-    if claim.ended is not None:
+    if claim.earlier is not None:
         return claim.trial.number not in again_numbers(claim.study)
     return _stored_trial(claim).state.is_finished()
 
@@ -353,7 +351,7 @@ def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, r
     """
     if has_ended(claim):
         return
-    if claim.ended is not None:
+    if claim.earlier is not None:
         with claim.locks.exclusive():
             left = [number for number in again_numbers(claim.study) if number != claim.trial.number]
             runs = {**claim.study.user_attrs.get(NEW_RUNS, {}), str(claim.trial.number): run_id}

@@ -89,7 +89,7 @@ class Hyperparameters(Strict):
     )
     head_warmup_epochs: int = Field(0, ge=0, description="Epochs in which only the head learns (Kumar et al., 2022).")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay; biases are not decayed.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay; biases and scales of channels are not decayed.")
     max_grad_norm: float = Field(
         5.0, gt=0, description="Gradients with a larger norm are scaled down to it (Pascanu et al., 2013)."
     )

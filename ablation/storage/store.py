@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ablation.base.command_line import refusing_unreachable_paths
 from ablation.base.errors import InputError
 from ablation.base.files import check_temporary_folder, expand, file_system, replacing
 
@@ -54,6 +55,15 @@ class Store:
     def is_empty(self) -> bool:
         """Whether no study can have run here yet, as far as one can know without a database library."""
         return not self.has_remote_optuna and not sqlite_path(self.optuna_url).exists()
+
+    def check_reachable(self) -> None:
+        """Refuse a folder that this user may not enter.
+
+        Raises:
+            InputError: names the path.
+        """
+        with refusing_unreachable_paths():
+            _ = self.is_empty
 
     @property
     def is_read_only(self) -> bool:

@@ -22,6 +22,8 @@ from ablation.training.settings import TrainingSettings
 from ablation.training.sources import Source, batch_places, draw_epoch
 from ablation.training.step import TrainingStep
 
+LOSS_BECAME = "loss became"  # in the reason for which a trial that diverged ends
+
 
 class Diverged(Exception):
     """The loss is no longer a finite number."""
@@ -71,11 +73,11 @@ def train(
         gradient_norms = relative_gradient_norms(model.blocks, model.head)
 
         if not math.isfinite(train_loss):
-            raise Diverged(f"the training loss became {train_loss} in epoch {epoch}")
+            raise Diverged(f"the training {LOSS_BECAME} {train_loss} in epoch {epoch}")
         with averaged(training):
             validation = evaluate(model, val_source, settings.precision)
         if not math.isfinite(validation.loss):
-            raise Diverged(f"the validation loss became {validation.loss} in epoch {epoch}")
+            raise Diverged(f"the validation {LOSS_BECAME} {validation.loss} in epoch {epoch}")
         metrics = EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,

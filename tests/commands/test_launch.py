@@ -160,7 +160,7 @@ def test_workers_of_a_study_whose_file_is_gone(
     assert "No trial has begun" in (said := capsys.readouterr().out)
     assert "7_1" in said
     assert launcher("gone", "--on", "slurm", "--cancel") == 0
-    assert capsys.readouterr().out == "1 worker of gone told to save and end; what they have done is kept.\n"
+    assert capsys.readouterr().out == "1 worker of gone asked to save and end; what they have done is kept.\n"
     running.clear()
     assert launcher("gone", "--on", "slurm", "--cancel") == 0
     none = f"No worker of gone runs or waits on slurm ({Path.cwd()}/mlruns: has no study 'gone').\n"
@@ -192,7 +192,7 @@ def test_a_missing_module_of_an_engine_is_named_with_its_extra(
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert launcher(study_file, "--on", "ray", "--status") == 2
-    assert capsys.readouterr().err == "error: --on ray: needs ray; install ablation[ray]\n"
+    assert capsys.readouterr().err == "error: --on ray: needs ray: python -m pip install ray\n"
 
 
 def test_status_shows_arms_and_workers(

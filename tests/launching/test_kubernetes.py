@@ -61,6 +61,14 @@ def test_the_check_is_strict() -> None:
         kubernetes_validate.validate(job, VERSIONS[0], strict=True)
 
 
+def test_a_study_file_of_notepad_is_written_line_by_line(tmp_path: Path) -> None:
+    """Behind a byte order mark, YAML would put it into one line that nobody can read."""
+    file = tmp_path / "mine.toml"
+    file.write_text('question = "?"\ntrials_per_arm = 1\n', encoding="utf-8-sig")
+    launch = dataclasses.replace(launch_of(image="r.example.org/ablation:1"), study_file=file)
+    assert '  mine.toml: |\n    question = "?"\n    trials_per_arm = 1\n' in kubernetes.compose(launch)
+
+
 def test_the_job_has_what_was_asked_for() -> None:
     configuration, job = composed(gpus="2", memory="8Gi", queue="team")
     pod = job["spec"]["template"]["spec"]

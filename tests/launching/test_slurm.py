@@ -47,7 +47,7 @@ def test_the_script_says_what_the_user_says_to_slurm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "signal", ["B:USR2@300", "B:USR1@120", "RB:SIGTERM", "B:XCPU@60", "b:usr2@300", "B:12@9", "B:24"]
+    "signal", ["B:USR2@300", "B:USR1@120", "RB:SIGTERM", "B:XCPU@60", "b:usr2@300", "B:12@10", "B:24"]
 )
 def test_the_users_signal_wins(tmp_path: Path, signal: str) -> None:
     text = slurm.compose(launch_of(tmp_path, signal=signal))
@@ -62,6 +62,7 @@ def test_the_users_signal_wins(tmp_path: Path, signal: str) -> None:
      ({"signal": "B:KILL@120"}, "signal must be such as"), ({"signal": "B:USR1@1 --array=1-9"}, "signal must be"),
      ({"signal": "B:9@120"}, "signal must be such as"), ({"signal": "B:u\u017fr1"}, "signal must be such as"),
      ({"comment": "", "time": "60"}, "comment needs a value on slurm"), ({"partition": ""}, "partition needs a value"),
+     ({"signal": "B:USR1@9"}, "signal=B:USR1@9 gives a notice of 9 s, less than --grace 10$"),
      ({"signa": "USR1@120"}, "signa is set by the launch"), ({"sig": "B:USR1@120"}, "sig is set by the launch")],
 )  # fmt: skip
 def test_options_that_would_lose_workers_are_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:

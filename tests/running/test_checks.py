@@ -22,7 +22,7 @@ from tests.running.test_study_view import study
 
 def test_a_study_too_small_to_answer_is_said_to_be() -> None:
     spec = study(["block1", "block2"], seeds=2)
-    seeds, validation, test, per_class = too_small(spec, DataSize(classes=2, train=10, test=50))
+    seeds, validation, test, per_class = too_small(spec, DataSize(classes=2, train=10, test=50), 1)
     assert seeds == "[confirm] seeds is 2; arms with fewer than 3 are not compared"
     assert validation.startswith("1 validation image, each worth 100.0 points")
     assert test.startswith("50 test images, each worth 2.0 points of accuracy")
@@ -31,9 +31,9 @@ def test_a_study_too_small_to_answer_is_said_to_be() -> None:
 
 def test_few_groups_of_test_images_get_a_warning() -> None:
     spec = study(["block1", "block2"], seeds=3)
-    (warning,) = too_small(spec, DataSize(classes=10, train=50_000, test=10_000, test_groups=9))
+    (warning,) = too_small(spec, DataSize(classes=10, train=50_000, test=10_000, test_groups=9), 5_000)
     assert warning.startswith("9 groups of test images, which the report's tests count")
-    assert too_small(spec, DataSize(classes=10, train=50_000, test=10_000, test_groups=10)) == []
+    assert too_small(spec, DataSize(classes=10, train=50_000, test=10_000, test_groups=10), 5_000) == []
 
 
 def test_classes_of_few_test_images_get_a_hint_where_all_classes_count_alike() -> None:
@@ -64,10 +64,23 @@ def test_check_says_of_how_many_groups_the_test_images_are(
     assert "warning: 1 group of test images" in said
 
 
+def test_groups_are_not_divided_for_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of each class is one group: 10 images, although a tenth of the images would be 2."""
+    spec = study_of_folder(tmp_path, ["a", "b"], test_from=50)
+    for number, path in enumerate(sorted(tmp_path.glob("train/*/*.png"))):
+        path.rename(path.with_name("pq"[number % 2] + path.name))
+    data = {**spec.data.model_dump(exclude_unset=True), "groups": "(test|train/./[pq])"}
+    monkeypatch.setattr(checks, "load_weights", lambda spec: None)
+    check_study(fake_spec({}, data=data), find_store(str(tmp_path / "store")), Path("mine.toml"), None)
+    assert "warning: 10 validation images" in capsys.readouterr().out
+
+
 def test_a_large_study_and_one_without_a_comparison_are_not() -> None:
     large = DataSize(classes=10, train=50_000, test=10_000)
-    assert too_small(study(["block1", "block2"], seeds=3), large) == []
-    assert too_small(study(["block1"], seeds=0), large) == []
+    assert too_small(study(["block1", "block2"], seeds=3), large, 5_000) == []
+    assert too_small(study(["block1"], seeds=0), large, 5_000) == []
 
 
 def test_balanced_class_weights_with_accuracy_get_a_hint() -> None:

@@ -9,7 +9,9 @@ def test_each_worker_has_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_devices(RunOptions(device_name="cpu", workers=3)) == ["cpu"] * 3
     monkeypatch.setattr(options, "gpu_count", lambda: 4)
     monkeypatch.setattr(options, "check_device", lambda name: None)
-    assert worker_devices(RunOptions()) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    for name in ("auto", "cuda"):
+        assert worker_devices(RunOptions(device_name=name)) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert worker_devices(RunOptions(device_name="cpu")) == ["cpu"]
     assert worker_devices(RunOptions(device_name="cuda:1")) == ["cuda:1"]
 
 

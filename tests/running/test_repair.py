@@ -17,9 +17,10 @@ import ablation
 from ablation import report
 from ablation.analysis.results import read_results
 from ablation.base.command_line import run_command
-from ablation.base.errors import InputError, StoreError
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.running import repair, session, trial
 from ablation.running.repair import compare, difference_texts, find_differences, stored_differences
+from ablation.search import patient_storage
 from ablation.search.studies import open_storage, study_arms, trial_ends
 from ablation.storage.store import find_store
 from ablation.tracking.client import KEY_TAG, find_experiment, reading_client
@@ -228,6 +229,30 @@ def test_a_repair_that_was_interrupted_is_resumed(
     assert epochs == [1, 2, 2]
     assert stored(whole) == before
     assert not list((whole / "checkpoints").rglob("*.ckpt"))
+
+
+def test_a_trial_that_is_trained_again_waits_for_its_database(
+    whole: Path, resume: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away when the training has ended: what it took would be lost to a failure of a few seconds."""
+    before = stored(whole)
+    delete_for_good(whole, runs(whole, "small")[1])
+    ask, failures = patient_storage.ask_database, iter(())
+
+    def ask_in_turn(call: Callable[[], Any], **options: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return ask(call, **options)
+
+    def fault(number: int, epoch: int) -> None:
+        nonlocal failures
+        failures = iter([StoreAway("Optuna's database does not answer")] if epoch == 2 else [])
+
+    monkeypatch.setattr(patient_storage, "ask_database", ask_in_turn)
+    patched_train(monkeypatch, fault)
+    assert resume("--repair") == 0
+    assert next(failures, None) is None
+    assert stored(whole) == before
 
 
 def test_a_superseded_confirmation_run_ends_where_it_ended(

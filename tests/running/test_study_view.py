@@ -192,6 +192,11 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert len(lines) == 2
     view.show_trial_start(spec(confirms=4), "lr 0.01")
     assert capsys.readouterr().out == "[2/2] block1 confirmation #0: lr 0.01\n"
+    view.show_trial_start(spec(), "")  # of a study without a search
+    line = capsys.readouterr().out
+    assert line == "[2/2] block1 #0\n"
+    view.show_worker_line(1, line.rstrip())
+    assert view.workers[1].text() == "block1 #0"
 
 
 def test_lines_about_epochs_and_ended_trials_are_progress(

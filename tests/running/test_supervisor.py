@@ -48,6 +48,17 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.02)
 
 
+def test_the_end_of_the_last_worker_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all that the workers wrote is passed on before."""
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 60)
+    said: Said = []
+    began = time.monotonic()
+    code = "time.sleep(sys.argv[2] == 'b'); print(*range(999), sep=os.linesep)"
+    run_workers(python(code), ["a", "b"], lambda *line: said.append(line), lambda: Progress(0, 0))
+    assert time.monotonic() - began < 30
+    assert sorted(said) == sorted((worker, str(number)) for worker in (1, 2) for number in range(999))
+
+
 @pytest.mark.parametrize(
     ("death", "end"),
     [

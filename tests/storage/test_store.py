@@ -1,9 +1,11 @@
 """Stores: where their databases are, and how these are created."""
 
+import importlib
 import multiprocessing
 import os
 import re
 import sqlite3
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import optuna
 import pytest
 
 from ablation.base import files, retries
+from ablation.base.command_line import run_command
 from ablation.base.errors import InputError, StoreAway
 from ablation.search.studies import open_storage
 from ablation.storage.store import (
@@ -24,6 +27,7 @@ from ablation.storage.store import (
 )
 from ablation.tracking.client import open_client
 from tests.other_user import as_nobody, folder_for_all, needs_root
+from tests.studies import signal_handlers_kept
 
 
 def create_table(url: str) -> None:
@@ -314,3 +318,27 @@ def test_a_folder_that_may_not_be_reached_is_refused_by_what_uses_it() -> None:
         (folder / "closed" / "s").mkdir(parents=True)
         (folder / "closed").chmod(0o700)
         assert as_nobody(lambda: str(find_store_to_write(str(folder / "closed" / "s")).root)).endswith("closed/s")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "arguments", [("report", "a"), ("compare", "a", "b"), ("study", "--status", "a"), ("study", "--list")]
+)
+def test_a_store_that_may_not_be_entered_is_refused_by_what_reads_it(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cli = importlib.import_module(f"ablation.{arguments[0]}").cli
+    with folder_for_all() as folder:
+        store = folder / "closed" / "s"
+        store.mkdir(parents=True)
+        monkeypatch.setattr(sys, "argv", [*arguments, "--store", str(store)])
+
+        def status() -> int:
+            with signal_handlers_kept():
+                return run_command(cli)
+
+        status()  # so that everything is imported
+        (folder / "closed").chmod(0o700)
+        capfd.readouterr()
+        assert as_nobody(status) == 2
+        assert capfd.readouterr().err == f"error: {store}/optuna.db: Permission denied\n"

@@ -57,7 +57,7 @@ def test_a_study_in_which_everything_failed(command: Command, study_file: Path, 
     rates = ("--set", "search={lr={choices=[1e30]}}")
     assert command(study_file, "--store", "s", *ONE_ARM, *rates, *CONFIRM) == 1
     output, errors = capsys.readouterr()
-    assert errors.endswith("error: every trial failed; try a lower search.lr\n")
+    assert errors.endswith("error: every trial failed; try a lower lr\n")
     assert "| fine_tune_all | 2 failed | - | - | none |" in output
     assert "There is nothing to report: study 'small' has no finished trial yet." in output
     (summary,) = runs(Path("s"), "small", kind="summary")
