@@ -176,6 +176,19 @@ def test_refusals_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scaled_study_says_where_its_measurements_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    numbers = ("claims_per_second", "first_tenth_seconds", "last_tenth_seconds", "status_seconds", "results_seconds")
+    sizes = ("processor_seconds", "optuna_bytes", "mlflow_bytes", "connections")
+    measured = {"trials": 100, "workers": 1, **dict.fromkeys(numbers, 0.5), **dict.fromkeys(sizes)}
+    monkeypatch.setattr("ablation.benchmark.scale.scale", lambda store, count, workers: measured)
+    monkeypatch.setattr(sys, "argv", ["bench", "--scale", "100", "--output", str(tmp_path / "scale.json")])
+    assert run_command(cli) == 0
+    assert json.loads((tmp_path / "scale.json").read_text()) == measured
+    assert capsys.readouterr().out.endswith(f"All measurements: {tmp_path}/scale.json\n")
+
+
 @pytest.mark.parametrize("backbone", ['module = "nets.py"\nfunction = "mine"', 'name = "timm:resnet18"'])
 def test_a_study_of_any_backbone_is_measured(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for loader in ("custom_backbone.load_custom_backbone", "timm_backbones.load_timm_backbone"):
