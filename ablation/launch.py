@@ -169,7 +169,7 @@ def fitting_workers(spec: StudySpec, store: Store, given: Mapping[str, Any]) -> 
     if check_device(given["device"]).type != "cuda":
         raise InputError("--per-gpu auto: is for CUDA devices; say --workers N")
     with waiting("Measuring the memory that a worker needs"):
-        study = measured_plan(spec, store, given["device"], round(given["feature_cache"] * 1e9))
+        study = measured_plan(spec, given["device"], round(given["feature_cache"] * 1e9))
     needed, free = memory(study).total, study.probe.free_bytes
     count = workers_that_fit(needed, free, usable_cores() // gpus)
     say(f"{plural(count, 'worker')} on each GPU: each needs about {needed / 1e9:.1f} of {free / 1e9:.1f} GB")

@@ -129,11 +129,10 @@ def files_below(folder: Path) -> list[Path]:
     Raises:
         InputError: the folder, or one in it, cannot be read, or there are none.
     """
-    from ablation.data.decoding import DECODING_VERSION
     from ablation.data.folder_walk import FolderWalk
 
     try:
-        below = FolderWalk(DECODING_VERSION, skips_unreadable=True).below(folder)
+        below = FolderWalk(skips_unreadable=True).below(folder)
     except InputError as error:
         raise InputError(str(error).removeprefix("data.root: ")) from None
     paths = sorted([path for path, _ in below.images] + below.unreadable)

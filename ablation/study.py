@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,7 +169,7 @@ def cli(
     if system_metrics:
         check_system_metrics()
     if check_only:
-        return check_study(spec, store, path, begun_decoding(store, study_name))
+        return check_study(spec, store, path)
     if plan_only:
         return show_plan(spec, store, device, feature_limit)
     text = path.read_text(encoding="utf-8-sig")
@@ -253,31 +252,19 @@ def check_inputs(spec: StudySpec, store: Store) -> None:
         check_images(spec.data)
 
 
-def begun_decoding(store: Store, study: str) -> int | None:
-    """Return the version of the decoding of a study that a store has; None if it has none, or does not answer."""
-    with suppress(InputError, StoreAway, StoreError):
-        return _stored_decoding(store, study)
-    return None
-
-
 def may_have_begun(store: Store, study: str) -> bool:
     """Return whether a store has a study, or may have it: its server is away, for which a run waits."""
-    try:
-        return _stored_decoding(store, study) is not None
-    except StoreAway:
-        return True
-    except (InputError, StoreError):
-        return False
-
-
-def _stored_decoding(store: Store, study: str) -> int | None:
-    from ablation.data.decoding import decoding_when_begun
     from ablation.search import configure_optuna
     from ablation.search.studies import brief_storage, stored_content
 
     configure_optuna()
-    with brief_storage(store) as storage:
-        return None if storage is None else decoding_when_begun(stored_content(storage, study))
+    try:
+        with brief_storage(store) as storage:
+            return storage is not None and stored_content(storage, study) is not None
+    except StoreAway:
+        return True
+    except (InputError, StoreError):
+        return False
 
 
 def load_custom(file: str, function: str) -> str:
@@ -369,7 +356,7 @@ def show_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: in
     from ablation.planning.tables import arms_table, budget_table
 
     with waiting("Measuring how fast this machine is"):
-        study = measured_plan(spec, store, device_name, feature_limit)
+        study = measured_plan(spec, device_name, feature_limit)
         on_cpu = None if study.conditions.device.type == "cpu" else faster_on_cpu(study)
     from ablation.analysis.looks import count_looks  # imports MLflow, whose memory the measurement leaves out
 
@@ -377,16 +364,15 @@ def show_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: in
     show_table(budget_table(study, count_looks(store, spec.name)))
 
 
-def measured_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: int) -> "StudyPlan":
+def measured_plan(spec: StudySpec, device_name: str, feature_limit: int) -> "StudyPlan":
     """Return a study's plan, with what each kind of training took on the study's device."""
     from ablation.base.device import make_deterministic, select_device
-    from ablation.data.decoding import DECODING_VERSION
     from ablation.data.reading import measure_data
     from ablation.planning.forecast import StudyPlan
     from ablation.planning.probe import probe
     from ablation.planning.workload import feature_bytes, frozen_parts, plan, shared_conditions
 
-    size = measure_data(spec.data, begun_decoding(store, spec.name) or DECODING_VERSION)
+    size = measure_data(spec.data)
     setup = shared_conditions(spec, size, select_device(device_name))
     if spec.deterministic:
         make_deterministic()

@@ -133,7 +133,7 @@ def show(data: Data, sheet: Path) -> None:
     from ablation.data.overview import class_table, contact_sheet, kinds_text
     from ablation.data.reading import list_images, read_listing
 
-    listing = list_images(data, track=track_progress)
+    listing = list_images(data, track_progress)
     images = read_listing(listing, track_progress)  # which refuses images that cannot be read
     if listing.files is not None:
         say(kinds_text([path for files in listing.files.values() for path, _ in files], listing.open_image))
@@ -156,7 +156,7 @@ def check(data: Data, out: Path | None) -> None:
     from ablation.data.near_duplicates import Picture, find_near_duplicates
     from ablation.data.reading import image_names, list_images, listing_key, read_listing
 
-    listing = list_images(data, track=track_progress)
+    listing = list_images(data, track_progress)
     labels_N, train = np.concatenate([listing.train_labels_N, listing.test_labels_N]), len(listing.train_labels_N)
     names = image_names(listing)
     pictures: list[Picture]
@@ -195,7 +195,7 @@ def show_suspects(name: str, store: str | None, out: Path | None) -> None:
     from ablation.analysis.results import read_results
     from ablation.base.terminal import say, show_table, track_progress
     from ablation.base.text import Table
-    from ablation.data.reading import decoding_of, image_names, list_images, split_seed
+    from ablation.data.reading import image_names, list_images, load_split, split_seed
     from ablation.storage.store import find_store
     from ablation.tracking import configure_mlflow
 
@@ -203,8 +203,10 @@ def show_suspects(name: str, store: str | None, out: Path | None) -> None:
     result = read_results(find_store(store), check_name(name))
     suspects = suspected_labels(result)
     data = result.spec.data
-    listing = list_images(data, decoding_of(data, split_seed(result.spec.seed), result.data_digest), track_progress)
-    names = image_names(listing)[len(listing.train_labels_N) :]
+    images, _ = load_split(data, split_seed(result.spec.seed), track=track_progress, is_begun=True)
+    if images.digest != result.data_digest:
+        raise InputError("data: the images have changed since the study, or another version of ablation decoded them")
+    names = image_names(list_images(data))[-len(images.test_labels_N) :]
     lines = [(names[each.number], each.label, each.called, f"{each.probability:.3f}") for each in suspects]
     columns = ["test image", "label", "all runs say", "mean probability"]
     if lines:

@@ -21,18 +21,15 @@ from ablation.base.errors import InputError
 from ablation.base.text import first_line, one_line
 from ablation.spec.tables import Resize
 
-# Version of the decoding. Raise it where pixels change: a study keeps the version with which it began. Since version 4
-# a JPEG file that is more than twice as large as its image is decoded at a half, a quarter or an eighth of its size.
-# Since version 5 image folders are read in more formats, with more names of splits, and through links to folders.
-# Since version 6 more is refused: stacks of pictures, class names that look the same, folders that may be splits.
+# Version of the decoding. Raise it where pixels change, or which images a folder or a table holds: caches are made
+# anew, and a study that began with another version is refused.
 DECODING_VERSION = 6
-FULL_SIZE_VERSION = 3  # the last one that decodes all files at full size; the oldest that is still known
 REDUCING_GAP = 2  # a reduced JPEG's sides to the image's, at least; pixels change by 0.1 to 0.8 of 255 on average
 
-OLD_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # until version 4
-SUFFIXES = (*OLD_SUFFIXES, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".tga", ".pbm", ".pnm")
-STRICT_VERSION = 6  # the first version that refuses those
-FOLDER_VERSION = 5  # the first version with more formats, names of splits, and links to folders
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".gif", ".avif", ".jp2",
+    ".tga", ".pbm", ".pnm",
+)  # fmt: skip
 TEST_FRACTION = 0.2  # of sets that come without a test split
 NEARLY_BLACK = 32  # of 255: the largest value of greys of 13 bits in 16; a set without a larger one is hardly meant so
 AHEAD = 8  # images per thread that are decoded before they are asked for
@@ -57,11 +54,6 @@ ReadImages = Callable[[np.ndarray, np.ndarray, TrackProgress], tuple[np.ndarray,
 def untracked(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     """Return the items without showing progress: a `TrackProgress`."""
     return items
-
-
-def decoding_when_begun(content: dict[str, Any] | None) -> int | None:
-    """Return the version of the decoding of image files that a study's stored content names; None of no content."""
-    return None if content is None else int(content.get("data", {}).get("decoding", FULL_SIZE_VERSION))
 
 
 @dataclass(frozen=True)
@@ -106,27 +98,24 @@ def with_darkness(reading: str, brightest: int) -> str:
     return f"{reading}; {note}" if reading else note
 
 
-def is_image_name(name: str, version: int) -> bool:
-    """Return whether a file with this name is an image for a version of the decoding."""
-    return name.lower().endswith(OLD_SUFFIXES if version < FOLDER_VERSION else SUFFIXES)
+def is_image_name(name: str) -> bool:
+    """Return whether a file with this name is an image."""
+    return name.lower().endswith(SUFFIXES)
 
 
-def fit_image(image: Image, size: int, version: int = DECODING_VERSION, resize: Resize = "crop") -> np.ndarray:
+def fit_image(image: Image, size: int, resize: Resize = "crop") -> np.ndarray:
     """Return RGB pixels, size x size x 3.
 
     Args:
         image: its pixels are decoded here, unless they have been.
         size: height and width of the result.
-        version: of the decoding.
         resize: 'crop' scales so that the shorter side fits and cuts the rest off in the middle; 'squash' scales both
             sides; 'pad' scales so that the longer side fits and fills the rest with black.
     """
-    if version >= STRICT_VERSION:
-        _refuse_stack(image)
+    _refuse_stack(image)
     width, height = image.size
-    if version > FULL_SIZE_VERSION:
-        # Only JPEG has this. The decoder's size is the smallest that is not below the one asked for.
-        image.draft(None, (REDUCING_GAP * size, REDUCING_GAP * size))
+    # Only JPEG has this. The decoder's size is the smallest that is not below the one asked for.
+    image.draft(None, (REDUCING_GAP * size, REDUCING_GAP * size))
     if image.size != (width, height):
         return _fit_reduced(image, (width, height), size, resize)
     image = _as_rgb(_upright(image))

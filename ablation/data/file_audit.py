@@ -10,7 +10,7 @@ import PIL.Image
 
 from ablation.base.errors import StoreError
 from ablation.base.files import write_atomically
-from ablation.data.decoding import File, OpenImage, TrackProgress, decode_images, fault
+from ablation.data.decoding import DECODING_VERSION, File, OpenImage, TrackProgress, decode_images, fault
 from ablation.data.image_cache import cache_folder
 from ablation.data.image_files import decode_file
 from ablation.spec.tables import Data
@@ -30,7 +30,7 @@ def pixel_digest(pixels_HWC: np.ndarray) -> str:
 
 
 def audit_files(
-    files: list[File], data: Data, version: int, track: TrackProgress, open_image: OpenImage = PIL.Image.open
+    files: list[File], data: Data, track: TrackProgress, open_image: OpenImage = PIL.Image.open
 ) -> FileAudit:
     """Decode all files, or read what was found the last time, unless one has changed.
 
@@ -40,11 +40,10 @@ def audit_files(
     Args:
         files: paths and statuses.
         data: the study's `[data]`: the images' size, and how they get it.
-        version: of the decoding.
         track: shows progress.
         open_image: opens a file.
     """
-    fingerprint = hashlib.sha256(f"{PIL.__version__}\0{version}\0{data.image_size}\0{data.resize}".encode())
+    fingerprint = hashlib.sha256(f"{PIL.__version__}\0{DECODING_VERSION}\0{data.image_size}\0{data.resize}".encode())
     for path, status in files:
         fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     folder = cache_folder()
@@ -63,7 +62,7 @@ def audit_files(
     def digest_of_unknown(which: int) -> np.ndarray:
         number = unknown[which]
         try:
-            pixels_HWC = decode_file(files[number][0], data.image_size, version, data.resize, open_image)
+            pixels_HWC = decode_file(files[number][0], data.image_size, data.resize, open_image)
         except Exception as error:  # Pillow raises many kinds for broken files; its own errors have no `errno`
             is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
             (of_system if is_of_system else faults)[number] = fault(error)

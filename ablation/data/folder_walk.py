@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ablation.base.errors import InputError
 from ablation.base.text import one_line, plural
-from ablation.data.decoding import FOLDER_VERSION, File, is_image_name
+from ablation.data.decoding import File, is_image_name
 
 SYSTEM_NAMES = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir",
@@ -58,12 +58,10 @@ class FolderWalk:
     """The folders of a set, each read once.
 
     Args:
-        version: of the decoding: it says which formats count, and whether links to folders are followed.
         skips_unreadable: whether a file that cannot be reached is passed over, and not refused.
     """
 
-    def __init__(self, version: int, *, skips_unreadable: bool):
-        self.version = version
+    def __init__(self, *, skips_unreadable: bool):
         self._skips_unreadable = skips_unreadable
         self._levels: dict[Path, Level] = {}
         self._below: dict[Path, Below] = {}
@@ -99,7 +97,7 @@ class FolderWalk:
             except InputError:  # a link to itself
                 if not self._skips_unreadable:
                     raise
-                if is_image_name(entry.name, self.version):
+                if is_image_name(entry.name):
                     self._pass_over_unreadable(level, entry)
                 else:
                     level.passed["other file", ""] += 1
@@ -112,7 +110,7 @@ class FolderWalk:
             elif is_folder:
                 _check_name(entry)
                 level.folders.append(entry.name)
-            elif is_image_name(entry.name, self.version):
+            elif is_image_name(entry.name):
                 self._add_image(level, entry)
             else:
                 level.passed["other file", one_line(Path(entry.name).suffix.lower()) or "no suffix"] += 1
@@ -149,8 +147,6 @@ class FolderWalk:
                 below.passed["empty folder", place.name] += 1
             for name in level.folders:
                 real = os.path.realpath(place / name)
-                if (place / name).is_symlink() and self.version < FOLDER_VERSION:
-                    continue
                 if real in seen:
                     below.passed["link that leads back" if real in above else "folder met twice", name] += 1
                     continue

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 
 from ablation.base.errors import InputError
 from ablation.base.text import one_line, plural
-from ablation.data.decoding import DECODING_VERSION, TEST_FRACTION
+from ablation.data.decoding import TEST_FRACTION
 from ablation.data.groups import choose_groups, numbered, refuse_shared
 from ablation.data.split_names import split_of
 
@@ -71,7 +71,7 @@ def held_out_rows(rows: Rows) -> tuple[np.ndarray, str]:
     counts = Counter(rows.labels)
     if len(counts) < 2:
         raise InputError(f"{rows.table}: must have rows of two labels or more, not of {', '.join(counts) or 'none'}")
-    kinds = [split_of(word, DECODING_VERSION) for word in rows.splits] if rows.splits is not None else []
+    kinds = [split_of(word) for word in rows.splits] if rows.splits is not None else []
     for row, kind in enumerate(kinds):
         if kind is None and rows.splits is not None:
             raise rows.fault(row, f"{one_line(rows.splits[row])!r} is no split; say train, val or test, or set "

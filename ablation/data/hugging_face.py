@@ -50,7 +50,7 @@ class EmbeddedImages:
         return PIL.Image.open(io.BytesIO(image["bytes"]))
 
 
-def hugging_face_listing(data: Data, version: int) -> ImageListing:
+def hugging_face_listing(data: Data) -> ImageListing:
     """List the images of a set, split by split.
 
     Raises:
@@ -70,7 +70,7 @@ def hugging_face_listing(data: Data, version: int) -> ImageListing:
     prefix = "" if image_column == USUAL_COLUMN else f"{image_column}: "  # because names identify images in the cache
     files: list[File] = [(f"{prefix}{columns.places[row]}", statuses[row]) for row in rows]
     found = TableImages(columns.chosen(rows), files, str(root), root, None, images, passed)
-    return table_listing(found, data, version)
+    return table_listing(found, data)
 
 
 def _splits(root: Path, table: str) -> dict[str, Any]:

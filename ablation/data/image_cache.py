@@ -21,11 +21,9 @@ from safetensors import SafetensorError, safe_open
 from ablation.base.disk_cache import files_to_evict, is_in_use, mark_in_use
 from ablation.base.errors import InputError
 from ablation.base.files import replacing
-from ablation.data.decoding import FULL_SIZE_VERSION, in_memory
+from ablation.data.decoding import in_memory
 from ablation.storage.locks import file_lock
 
-UNNAMED_VERSION = 3  # the latest version of the decoding whose files do not name it
-OLDEST_VERSION = FULL_SIZE_VERSION  # of those that a study may still need
 DEFAULT_LIMIT = 10  # GB
 LOCK_SECONDS = 10  # to wait for a process that decodes a set into its file, before images are not cached
 logger = logging.getLogger(__name__)
@@ -38,14 +36,12 @@ class DecodedImages:
     Attributes:
         name: identifies their file.
         fingerprint: changes with the images and with their decoding.
-        version: of the decoding.
         shapes: array name -> shape NHWC.
         decode: yields the images of an array in order, uint8 HWC; raises InputError for unreadable ones.
     """
 
     name: str
     fingerprint: str
-    version: int
     shapes: Mapping[str, tuple[int, ...]]
     decode: Callable[[str], Iterator[np.ndarray]]
 
@@ -154,8 +150,10 @@ def is_damaged(file: Path) -> bool:
             return False
         with safe_open(file, framework="numpy"):
             return False
-    except (OSError, SafetensorError, ValueError):
+    except (SafetensorError, ValueError):
         return True
+    except OSError:  # another user's, which may be fine
+        return False
 
 
 def clear_cache() -> int:
@@ -232,8 +230,7 @@ def _memory_maps(file: Path) -> dict[str, np.memmap]:
 
 def _write(file: Path, images: DecodedImages, parts: Iterable[np.ndarray]) -> None:
     """Write a cache file, a part of its pixels after the other; unless all are there, there is no file."""
-    metadata = {"fingerprint": images.fingerprint, "version": str(images.version)}
-    header: dict[str, object] = {"__metadata__": metadata}
+    header: dict[str, object] = {"__metadata__": {"fingerprint": images.fingerprint}}
     end = 0
     for name, shape in images.shapes.items():
         start, end = end, end + math.prod(shape)
@@ -261,7 +258,7 @@ def _locked(folder: Path, timeout: float) -> Iterator[None]:
 
 
 def _make_room(file: Path, size: int, limit: int) -> bool:
-    """Delete useless files and, if a new one needs their room, the least recently used; return whether it has room.
+    """Delete damaged files and, if a new one needs their room, the least recently used; return whether it has room.
 
     Files in use are neither deleted nor counted. One that exceeds the limit goes first once it is not in use.
     """
@@ -270,7 +267,7 @@ def _make_room(file: Path, size: int, limit: int) -> bool:
     for other in folder.glob("imagefolder-*"):
         if other != file and is_in_use(other):
             continue
-        if other == file or other.suffix == ".tmp" or _is_useless(other):  # nobody else writes: its writer has crashed
+        if other == file or is_damaged(other):  # nobody else writes: its writer has crashed
             with suppress(OSError):  # on Windows, while another process reads it
                 other.unlink()
         else:
@@ -282,14 +279,3 @@ def _make_room(file: Path, size: int, limit: int) -> bool:
     for other in evicted or []:
         other.unlink()
     return evicted is not None
-
-
-def _is_useless(file: Path) -> bool:
-    """Return whether a cache file is damaged, or of a version of the decoding that no study needs."""
-    try:
-        with safe_open(file, framework="numpy") as cached:
-            return int((cached.metadata() or {}).get("version", UNNAMED_VERSION)) < OLDEST_VERSION
-    except (SafetensorError, ValueError):
-        return True
-    except OSError:  # another user's, which may be fine
-        return False

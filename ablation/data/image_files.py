@@ -10,7 +10,15 @@ import numpy as np
 import PIL.Image
 
 from ablation.base.errors import InputError
-from ablation.data.decoding import File, OpenImage, ReadImages, TrackProgress, decode_images, fit_image
+from ablation.data.decoding import (
+    DECODING_VERSION,
+    File,
+    OpenImage,
+    ReadImages,
+    TrackProgress,
+    decode_images,
+    fit_image,
+)
 from ablation.data.image_cache import DecodedImages, map_decoded, read_decoded
 from ablation.spec.tables import Data, Resize
 
@@ -30,7 +38,7 @@ def file_status(path: str) -> File:
 
 
 def file_readers(
-    files: dict[str, list[File]], data: Data, root: Path, version: int, open_image: OpenImage = PIL.Image.open
+    files: dict[str, list[File]], data: Data, root: Path, open_image: OpenImage = PIL.Image.open
 ) -> tuple[ReadImages, ReadImages]:
     """Return the functions `read` and `map` of an `ImageListing` of files.
 
@@ -38,7 +46,6 @@ def file_readers(
         files: those of the splits 'train' and 'test'.
         data: the study's `[data]`; images get its size.
         root: identifies the set in the cache.
-        version: of the decoding.
         open_image: opens one.
     """
 
@@ -50,7 +57,7 @@ def file_readers(
             identity = (
                 f"{root}\0{data.image_size}\0{data.classes}\0{subset}{'' if data.resize == 'crop' else data.resize}"
             )
-            pixels = load(_decoded_images(chosen, identity, data, (version, open_image), track))
+            pixels = load(_decoded_images(chosen, identity, data, open_image, track))
             return pixels["train"], pixels["test"]
 
         return read
@@ -59,10 +66,10 @@ def file_readers(
 
 
 def _decoded_images(
-    files: dict[str, list[File]], identity: str, data: Data, how: tuple[int, OpenImage], track: TrackProgress
+    files: dict[str, list[File]], identity: str, data: Data, open_image: OpenImage, track: TrackProgress
 ) -> DecodedImages:
-    size, (version, open_image) = data.image_size, how
-    fingerprint = hashlib.sha256(f"{version}\0{size}{'' if data.resize == 'crop' else data.resize}".encode())
+    size = data.image_size
+    fingerprint = hashlib.sha256(f"{DECODING_VERSION}\0{size}{'' if data.resize == 'crop' else data.resize}".encode())
     for split_files in files.values():
         for path, status in split_files:
             fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
@@ -71,7 +78,7 @@ def _decoded_images(
         paths = [path for path, _ in files[split]]
         return decode_images(
             paths,
-            lambda number: decode_file(paths[number], size, version, data.resize, open_image),
+            lambda number: decode_file(paths[number], size, data.resize, open_image),
             track,
             f"Decoding {split} images",
         )
@@ -79,15 +86,12 @@ def _decoded_images(
     return DecodedImages(
         name=hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16],
         fingerprint=fingerprint.hexdigest(),
-        version=version,
         shapes={split: (len(split_files), size, size, 3) for split, split_files in files.items()},
         decode=decode,
     )
 
 
-def decode_file(
-    path: str, size: int, version: int, resize: Resize = "crop", open_image: OpenImage = PIL.Image.open
-) -> np.ndarray:
+def decode_file(path: str, size: int, resize: Resize = "crop", open_image: OpenImage = PIL.Image.open) -> np.ndarray:
     """Return the pixels of an image file, see `fit_image`."""
     with open_image(path) as image:
-        return fit_image(image, size, version, resize)
+        return fit_image(image, size, resize)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import one_line, plural
 from ablation.data.class_names import folded, refuse_look_alikes
-from ablation.data.decoding import FOLDER_VERSION, STRICT_VERSION, SUFFIXES, File, ImageListing
+from ablation.data.decoding import DECODING_VERSION, SUFFIXES, File, ImageListing
 from ablation.data.folder_walk import FolderWalk, Passed, passed_text
 from ablation.data.groups import groups_in, refuse_shared
 from ablation.data.held_out import FEWEST, a_fifth
@@ -74,18 +74,28 @@ class FolderContent:
         return one_line(f"{self.root}: {where}; {counts}; {f'passed over: {over}' if over else 'nothing passed over'}")
 
 
-def image_folder_listing(data: Data, version: int) -> ImageListing:
+def image_folder_listing(data: Data) -> ImageListing:
     """List the images of a folder, see `read_folder`."""
-    content = read_folder(data, version)
+    content = read_folder(data)
     splits, classes = content.files, sorted(content.files["train"])
     files = {split: [file for name in classes for file in splits[split][name]] for split in ("train", "test")}
     labels = {
         split: np.repeat(np.arange(len(classes)), [len(splits[split][name]) for name in classes]) for split in files
     }
-    read, map_ = file_readers(files, data, content.root, version)
+    read, map_ = file_readers(files, data, content.root)
     groups = content.groups
-    listing = ImageListing(labels["train"], labels["test"], classes, data.image_size, read, map_, version, files)
-    return replace(listing, reading=content.text(groups), groups=groups)
+    return ImageListing(
+        labels["train"],
+        labels["test"],
+        classes,
+        data.image_size,
+        read,
+        map=map_,
+        decoding=DECODING_VERSION,
+        files=files,
+        reading=content.text(groups),
+        groups=groups,
+    )
 
 
 def _refusal(text: str) -> InputError:
@@ -98,7 +108,7 @@ def _below(root: Path, file: File) -> str:
     return os.path.relpath(file[0], root).replace(os.sep, "/")
 
 
-def read_folder(data: Data, version: int) -> FolderContent:
+def read_folder(data: Data) -> FolderContent:
     """Find the images of a folder, at any depth below their class's, by split and class.
 
     Training images are in `train/<class>`, test images in `test/<class>`; `split_of` knows other names. Images in
@@ -111,7 +121,7 @@ def read_folder(data: Data, version: int) -> FolderContent:
     """
     root = expand(str(data.root)).resolve()
     check_image_root(root)
-    layout = _Layout(root, FolderWalk(version, skips_unreadable=data.unreadable == "skip"), data.classes, data.groups)
+    layout = _Layout(root, FolderWalk(skips_unreadable=data.unreadable == "skip"), data.classes, data.groups)
     places = layout.chosen(data) if data.train is not None else layout.found()
     return layout.content(places)
 
@@ -154,14 +164,11 @@ class _Layout:
             InputError: there are two readings, or none.
         """
         base = self._unwrapped(self.root)
-        version = self.walk.version
         splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
         for name in self.walk.level(base).folders:
-            if (split := split_of(name, version)) is not None:
+            if (split := split_of(name)) is not None:
                 splits[split].append(name)
         names = [name for group in splits.values() for name in group]
-        if version < FOLDER_VERSION:
-            return self._by_split(base, splits) if names else {"train": [base], "test": []}
         others = [name for name in self.with_images(base) if name not in names]
         empty = [name for name in splits["val"] if not self.walk.below(base / name).images]
         self.passed += Counter(("empty folder", name) for name in empty)
@@ -204,16 +211,16 @@ class _Layout:
 
     def _unwrapped(self, folder: Path) -> Path:
         """Return the folder that holds the splits or classes: below seg_train/seg_train, images or train/images."""
-        while self.walk.version >= FOLDER_VERSION:
+        while True:
             names = self.with_images(folder)
             if len(names) != 1 or (self.walk.level(folder).images and folder != self.root):
                 break
             inner = folder / names[0]
-            own_split, split = split_of(folder.name, self.walk.version), split_of(names[0], self.walk.version)
+            own_split, split = split_of(folder.name), split_of(names[0])
             is_filler = re.fullmatch(f"{FILLER}+", re.sub("[^a-z0-9]", "", names[0].lower())) is not None
             is_repeated = split is not None and split == own_split and folder != self.root
             below = self.with_images(inner)
-            holds_splits = split is None and sum(split_of(name, self.walk.version) is not None for name in below) > 1
+            holds_splits = split is None and sum(split_of(name) is not None for name in below) > 1
             if not below or not (is_filler or is_repeated or holds_splits):
                 break
             folder = inner
@@ -227,7 +234,7 @@ class _Layout:
     def _refuse_splits_in_classes(self, base: Path) -> None:
         """Refuse <class>/train/*, whose images would otherwise be mixed."""
         for name in self.with_images(base):
-            inner = {split_of(each, self.walk.version): each for each in self.with_images(base / name)}
+            inner = {split_of(each): each for each in self.with_images(base / name)}
             if "train" in inner and ("val" in inner or "test" in inner):
                 raise _refusal(
                     f"data.root: {base / name} holds {', '.join(inner.values())}: move the images to train/<class> and "
@@ -240,7 +247,7 @@ class _Layout:
         `data.classes` may say that they are classes.
         """
         names = self.with_images(base)
-        if self.walk.version < STRICT_VERSION or len(names) < 2 or set(self.chosen_classes or []) & set(names):
+        if len(names) < 2 or set(self.chosen_classes or []) & set(names):
             return
         shared = set.intersection(*(set(self.with_images(base / name)) for name in names))
         if len(shared) > 1 and not any(self.walk.level(base / name).images for name in names):
@@ -276,7 +283,7 @@ class _Layout:
             for name in self.chosen_classes:
                 if name not in self.names:
                     raise _refusal(f"data.classes: no class {name!r}; known: {', '.join(known)}")
-        elif self.walk.version >= STRICT_VERSION:
+        else:
             refuse_look_alikes(sorted(files["train"]))
         if places["test"]:
             self._check_same_classes(files, places)

@@ -5,7 +5,7 @@ Legend: N rows.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import PIL.Image
 from ablation.base.errors import InputError
 from ablation.base.text import nearest, one_line, plural
 from ablation.data.class_names import refuse_look_alikes
-from ablation.data.decoding import DECODING_VERSION, STRICT_VERSION, File, ImageListing, OpenImage
+from ablation.data.decoding import DECODING_VERSION, File, ImageListing, OpenImage
 from ablation.data.folder_walk import Passed, passed_text
 from ablation.data.groups import groups_in
 from ablation.data.held_out import Rows, held_out_rows
@@ -110,21 +110,18 @@ def rows_of_classes(columns: Columns, data: Data, passed: Passed) -> list[int]:
     return rows
 
 
-def table_listing(images: TableImages, data: Data, version: int) -> ImageListing:
+def table_listing(images: TableImages, data: Data) -> ImageListing:
     """List the images of a table, in the order of its rows.
 
     Raises:
         InputError: a column is missing, a row is wrong, or the images cannot be split.
     """
     rows = _rows(images, data)
-    if version >= STRICT_VERSION:
-        for row, label in enumerate(rows.labels):
-            if label.lower() == "nan":
-                raise rows.fault(
-                    row, f"label {label!r} stands for none: leave the row out, or call the class otherwise"
-                )
-        if data.classes is None:
-            refuse_look_alikes(dict.fromkeys(rows.labels))
+    for row, label in enumerate(rows.labels):
+        if label.lower() == "nan":
+            raise rows.fault(row, f"label {label!r} stands for none: leave the row out, or call the class otherwise")
+    if data.classes is None:
+        refuse_look_alikes(dict.fromkeys(rows.labels))
     is_test_N, how = held_out_rows(rows)
     classes = sorted(set(rows.labels))
     label_numbers = {name: number for number, name in enumerate(classes)}
@@ -140,10 +137,20 @@ def table_listing(images: TableImages, data: Data, version: int) -> ImageListing
         f"{images.where}, {how}; {len(files['train']):,} training and {plural(len(files['test']), 'test image')} of "
         f"{len(classes)} classes; {f'passed over: {over}' if over else 'nothing passed over'}"
     )
-    read, map_ = file_readers(files, data, images.source, version, images.open_image)
-    labels = (labels_N[~is_test_N], labels_N[is_test_N])
-    listing = ImageListing(*labels, classes, data.image_size, read, map_, version, files)
-    return replace(listing, reading=reading, groups=groups, open_image=images.open_image)
+    read, map_ = file_readers(files, data, images.source, images.open_image)
+    return ImageListing(
+        labels_N[~is_test_N],
+        labels_N[is_test_N],
+        classes,
+        data.image_size,
+        read,
+        map=map_,
+        decoding=DECODING_VERSION,
+        files=files,
+        reading=reading,
+        groups=groups,
+        open_image=images.open_image,
+    )
 
 
 def _rows(images: TableImages, data: Data) -> Rows:
@@ -160,13 +167,10 @@ def _rows(images: TableImages, data: Data) -> Rows:
     return Rows(columns.table, columns.places, columns.labels(data), splits, groups)
 
 
-def cell_text(value: Any, version: int = DECODING_VERSION) -> str:
-    """Return a value of a typed table as a CSV file would have it: whole numbers without a point, '' for none.
-
-    Before `STRICT_VERSION`, bytes were written as Python writes them: b'cat'.
-    """
+def cell_text(value: Any) -> str:
+    """Return a value of a typed table as a CSV file would have it: whole numbers without a point, '' for none."""
     if value is None or value != value:  # not a number
         return ""
-    if isinstance(value, bytes) and version >= STRICT_VERSION:  # words, from programs that do not say so
+    if isinstance(value, bytes):  # words, from programs that do not say so
         return value.decode(errors="replace").strip()
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

@@ -13,14 +13,14 @@ import pyarrow.parquet
 from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line, one_line, plural
-from ablation.data.decoding import STRICT_VERSION, File, ImageListing
+from ablation.data.decoding import File, ImageListing
 from ablation.data.folder_walk import Passed
 from ablation.data.image_tables import Columns, TableImages, cell_text, rows_of_classes, table_listing
 from ablation.spec.files import check_manifest
 from ablation.spec.tables import Data
 
 
-def manifest_listing(data: Data, version: int) -> ImageListing:
+def manifest_listing(data: Data) -> ImageListing:
     """List the images of a manifest, in the order of its rows.
 
     Raises:
@@ -30,13 +30,13 @@ def manifest_listing(data: Data, version: int) -> ImageListing:
     check_manifest(data)
     manifest = expand(str(data.manifest)).resolve()
     root = expand(data.root).resolve() if data.root is not None else manifest.parent
-    columns = read_columns(manifest, version)
+    columns = read_columns(manifest)
     passed: Passed = Counter()
     columns = columns.chosen(rows_of_classes(columns, data, passed))
     columns, files = _found_files(columns, data, root, passed)
     names = [Path(path).relative_to(root).as_posix() for path, _ in files]
     images = TableImages(columns, files, f"{manifest}: images in {root}", manifest, names, passed=passed)
-    return table_listing(images, data, version)
+    return table_listing(images, data)
 
 
 def _found_files(columns: Columns, data: Data, root: Path, passed: Passed) -> tuple[Columns, list[File]]:
@@ -84,15 +84,15 @@ def _meant(path: str) -> str:
     return f"; did you mean {one_line(files[0])!r}?" if files else ""
 
 
-def read_columns(path: Path, version: int) -> Columns:
-    """Read a CSV file (commas, UTF-8) or a Parquet file, as a version of the decoding does.
+def read_columns(path: Path) -> Columns:
+    """Read a CSV file (commas, UTF-8) or a Parquet file.
 
     Raises:
         InputError: it is no such file, a column is there twice, a line has too many fields, or there is no row.
     """
     table = f"data.manifest: {one_line(path.name)}"
     try:
-        columns = _csv_columns(path, table) if path.suffix.lower() == ".csv" else _parquet_columns(path, table, version)
+        columns = _csv_columns(path, table) if path.suffix.lower() == ".csv" else _parquet_columns(path, table)
     except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else first_line(error)
         raise InputError(f"{table}: cannot be read ({reason})") from None
@@ -120,16 +120,12 @@ def _csv_columns(path: Path, table: str) -> Columns:
     return Columns(table, places, {name: [row[n] for row in rows] for n, name in enumerate(names)})
 
 
-def _parquet_columns(path: Path, table: str, version: int) -> Columns:
+def _parquet_columns(path: Path, table: str) -> Columns:
     content = pyarrow.parquet.read_table(path)
     _check_names(content.column_names, table)
     kinds = {name: content.schema.field(name).type for name in content.column_names}
     nested = {name: str(kind) for name, kind in kinds.items() if pyarrow.types.is_nested(kind)}
-    if version < STRICT_VERSION:  # they were words as Python writes them: ['cat']
-        nested = {}
-    values = {
-        name: [cell_text(value, version) for value in content[name].to_pylist()] for name in kinds if name not in nested
-    }
+    values = {name: [cell_text(value) for value in content[name].to_pylist()] for name in kinds if name not in nested}
     return Columns(table, [f"row {number}" for number in range(1, content.num_rows + 1)], values, nested)
 
 

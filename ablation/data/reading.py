@@ -19,8 +19,6 @@ from ablation.base.seeds import named_seed
 from ablation.base.text import plural
 from ablation.data.comparison import files_key
 from ablation.data.decoding import (
-    DECODING_VERSION,
-    FULL_SIZE_VERSION,
     TEST_FRACTION,
     ImageListing,
     ReadImages,
@@ -52,7 +50,7 @@ def load_images(data: Data, track: TrackProgress = untracked) -> ImageSet:
         InputError: the folder is missing, empty, has classes in one split only or unreadable images; a class is
             unknown; a download failed; the images do not fit into memory.
     """
-    return read_listing(list_images(data, track=track), track)
+    return read_listing(list_images(data, track), track)
 
 
 def read_listing(listing: ImageListing, track: TrackProgress = untracked) -> ImageSet:
@@ -70,7 +68,6 @@ def load_split(
     *,
     track: TrackProgress = untracked,
     processes: int = 1,
-    decoding: int = DECODING_VERSION,
     is_begun: bool = False,
 ) -> tuple[ImageSet, Split]:
     """Read the images of a study, without those that `data.limit` leaves out, and split the training images.
@@ -80,14 +77,13 @@ def load_split(
         seed: see `split_seed`.
         track: shows the progress of decoding.
         processes: see `check_memory`.
-        decoding: version of the decoding: the one with which the study began.
-        is_begun: whether the study has begun, so that its images have been accepted.
+        is_begun: whether the study has begun, so that its images have been compared with each other.
 
     Raises:
         InputError: as `load_images` and `split_train_val`; or images are in two splits or classes.
     """
-    listing = list_images(data, decoding, track)
-    split = _split(data, listing, seed, is_begun=is_begun)
+    listing = list_images(data, track)
+    split = _split(data, listing, seed)
     listing = _with_split(listing, split)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
     images = _read_images(listing, kept_N, track, processes)
@@ -99,25 +95,6 @@ def load_split(
             note = f"{plural(copies, 'image')} identical to another of the same class and split"
             images = replace(images, reading=f"{images.reading}; {note}" if images.reading else note)
     return images, Split(np.searchsorted(kept_N, split.train_N), np.searchsorted(kept_N, split.val_N))
-
-
-def decoding_of(data: Data, seed: int, digest: str) -> int:
-    """Return the version of the decoding that gives a study's images, by their digest; the latest is tried first.
-
-    Raises:
-        InputError: the images have changed; or as `load_split`.
-    """
-    faults, is_readable = [], False
-    for version in range(DECODING_VERSION, FULL_SIZE_VERSION - 1, -1):
-        try:
-            images, _ = load_split(data, seed, decoding=version, is_begun=True)
-        except InputError as error:
-            faults.append(error)
-            continue
-        is_readable = True
-        if images.digest == digest:
-            return version
-    raise InputError("data: the images have changed since the study") if is_readable else faults[0]
 
 
 def _with_split(listing: ImageListing, split: Split) -> ImageListing:
@@ -138,10 +115,10 @@ def _with_split(listing: ImageListing, split: Split) -> ImageListing:
     return replace(listing, reading="; ".join(notes))
 
 
-def _split(data: Data, listing: ImageListing, seed: int, *, is_begun: bool) -> Split:
+def _split(data: Data, listing: ImageListing, seed: int) -> Split:
     labels_N = listing.train_labels_N
     _check_counts(labels_N, listing.classes, "data:")
-    if data.limit is not None and not is_begun:  # what an earlier version accepted stays
+    if data.limit is not None:
         chosen_N = _limited(labels_N, data.limit, seed)
         _check_counts(labels_N[chosen_N], listing.classes, f"data.limit: of {data.limit} images,")
     groups_N = None if listing.groups is None else numbered(listing.groups["train"])
@@ -158,12 +135,12 @@ def _check_counts(labels_N: np.ndarray, classes: list[str], where: str) -> None:
         )
 
 
-def list_images(data: Data, decoding: int = DECODING_VERSION, track: TrackProgress = untracked) -> ImageListing:
+def list_images(data: Data, track: TrackProgress = untracked) -> ImageListing:
     """List the images of a study, with labels from 0 in the order of `data.classes`.
 
     Unreadable files and copies are left out where the study wants that; then all images are decoded here once.
     """
-    listing = _list_classes(data, decoding)
+    listing = _list_classes(data)
     if data.unreadable == "error" and data.duplicates != "drop":
         return listing
     splits = ("train", "test")
@@ -173,7 +150,7 @@ def list_images(data: Data, decoding: int = DECODING_VERSION, track: TrackProgre
     digests_N: Sequence[str | None]
     if listing.files is not None:
         files = [file for split in splits for file in listing.files[split]]
-        audit = audit_files(files, data, decoding, track, listing.open_image)
+        audit = audit_files(files, data, track, listing.open_image)
         digests_N = audit.digests
         if audit.faults and data.unreadable == "skip":
             notes.append(f"left out: {plural(len(audit.faults), 'unreadable image')}")
@@ -253,22 +230,22 @@ def _pictures(listing: ImageListing, train_N: np.ndarray, digests_N: list[str]) 
     return Pictures(digests_N, labels_N, np.arange(len(labels_N)) >= len(train_N), image_names(listing, train_N))
 
 
-def list_own_images(data: Data, decoding: int) -> ImageListing:
+def list_own_images(data: Data) -> ImageListing:
     """List the images of the user's own; none is opened.
 
     Raises:
         InputError: they cannot be understood; says why.
     """
     listings = {"imagefolder": image_folder_listing, "manifest": manifest_listing, "huggingface": hugging_face_listing}
-    return listings[data.source](data, decoding)
+    return listings[data.source](data)
 
 
-def _list_classes(data: Data, decoding: int) -> ImageListing:
+def _list_classes(data: Data) -> ImageListing:
     """List the images of the classes that a study asks for, with labels from 0 in the order of `data.classes`."""
     if data.is_own:
-        listing = list_own_images(data, decoding)
+        listing = list_own_images(data)
     else:
-        listing = _digits_listing(data) if data.source == "digits" else torchvision_listing(data, decoding)
+        listing = _digits_listing(data) if data.source == "digits" else torchvision_listing(data)
     if data.classes is None:
         return listing
     unknown = [name for name in data.classes if name not in listing.classes]
@@ -379,8 +356,8 @@ class DataSize:
         return math.ceil(self.train * fraction)
 
 
-def measure_data(data: Data, decoding: int = DECODING_VERSION) -> DataSize:
-    """Return the size of a study's data, listed as a version of the decoding does, without downloading an image.
+def measure_data(data: Data) -> DataSize:
+    """Return the size of a study's data without downloading an image.
 
     Images are decoded only where those that are unreadable, or copies, are left out.
 
@@ -393,7 +370,7 @@ def measure_data(data: Data, decoding: int = DECODING_VERSION) -> DataSize:
         classes = len(data.classes) if data.classes else known.classes
         train, test = (n * classes // known.classes for n in (known.train_images, known.test_images))
     else:
-        listing = list_images(data, decoding)
+        listing = list_images(data)
         classes, train, test = len(listing.classes), len(listing.train_labels_N), len(listing.test_labels_N)
         groups = None if listing.groups is None else len(set(listing.groups["test"]))
     return DataSize(classes, min(train, data.limit or train), test, groups)

@@ -3,8 +3,6 @@
 import re
 from functools import cache
 
-from ablation.data.decoding import FOLDER_VERSION
-
 SPLIT_WORDS = {
     "train": "train|training|trains|trainings",
     "val": "val|vals|valid|validation|validations|dev|develop|development",
@@ -12,14 +10,11 @@ SPLIT_WORDS = {
 }
 # Words that say nothing about the split or the class: seg_train, train_set, images, Training Data, val2017.
 FILLER = "(?:segmented|seg|data|dataset|sets?|images?|imgs?|pictures?|pics?|photos?|split|files?|folders?|[12][0-9]{3})"
-OLD_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # until version 4
 
 
 @cache  # a table asks for every row
-def split_of(name: str, version: int) -> str | None:
+def split_of(name: str) -> str | None:
     """Return the split that a name stands for: 'train', 'val', 'test', or None for a class."""
-    if version < FOLDER_VERSION:
-        return OLD_SPLITS.get(name)
     letters = re.sub("[^a-z0-9]", "", name.lower())
     for split, words in SPLIT_WORDS.items():
         if re.fullmatch(f"{FILLER}*(?:{words}){FILLER}*", letters):

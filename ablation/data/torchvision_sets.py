@@ -13,7 +13,7 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line
 from ablation.data.decoding import (
-    FULL_SIZE_VERSION,
+    DECODING_VERSION,
     ImageListing,
     TrackProgress,
     decode_images,
@@ -24,24 +24,17 @@ from ablation.data.image_files import file_readers, file_status
 from ablation.spec.tables import Data
 
 
-def torchvision_listing(data: Data, version: int) -> ImageListing:
+def torchvision_listing(data: Data) -> ImageListing:
     """List one of torchvision's sets; pixels of one size stay as they are, others are fitted to `image_size`.
-
-    Args:
-        data: the study's `[data]`.
-        version: of the decoding, for sets whose files are decoded here.
 
     Raises:
         InputError: the set is missing or damaged, and cannot be downloaded.
     """
     known = SETS[data.source]
     root = expand(data.root or "data")
-    gives_files = known.gives_files and version > FULL_SIZE_VERSION
-    # Until that version, sets without files were cropped, whatever the study said.
-    fitting = data if version > FULL_SIZE_VERSION else data.model_copy(update={"resize": "crop"})
     existed = root.exists()
     try:
-        train, test = open_set(known, root, gives_files=gives_files)
+        train, test = open_set(known, root, gives_files=known.gives_files)
     except (OSError, RuntimeError) as error:
         fault, checksum = _missing(known, root)
         raise InputError(
@@ -55,8 +48,8 @@ def torchvision_listing(data: Data, version: int) -> ImageListing:
 
     def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
         return (
-            _pixels(train, train_N, fitting, track, "training image"),
-            _pixels([test], test_N, fitting, track, "test image"),
+            _pixels(train, train_N, data, track, "training image"),
+            _pixels([test], test_N, data, track, "test image"),
         )
 
     labels = [label for part in train for label in labels_of(part)]
@@ -67,16 +60,16 @@ def torchvision_listing(data: Data, version: int) -> ImageListing:
         class_names(train[0], known.classes),
         side,
         read,
-        decoding=version if data.resize != "crop" else None,
+        decoding=DECODING_VERSION if data.resize != "crop" else None,
     )
-    if not gives_files:
+    if not known.gives_files:
         return listing
     files = {
         split: [file_status(part[number][0]) for part in parts for number in range(len(part))]
         for split, parts in (("train", train), ("test", [test]))
     }
-    read_files, map_files = file_readers(files, data, root.resolve() / data.source, version)
-    return replace(listing, read=read_files, map=map_files, decoding=version, files=files)
+    read_files, map_files = file_readers(files, data, root.resolve() / data.source)
+    return replace(listing, read=read_files, map=map_files, decoding=DECODING_VERSION, files=files)
 
 
 def _missing(known: "TorchvisionSet", root: Path) -> tuple[str, str]:

@@ -15,7 +15,6 @@ from ablation.analysis.wording import percent
 from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
 from ablation.base.text import plural
-from ablation.data.decoding import DECODING_VERSION
 from ablation.data.image_set import ImageSet, Split
 from ablation.data.reading import DataSize, list_own_images, load_split, measure_data, split_seed
 from ablation.networks.custom_checks import check_custom_blocks
@@ -40,19 +39,17 @@ MOST_NAMED = 5  # classes in a hint
 FEWEST_PER_CLASS = 5  # training images; few-shot learning begins with one to five, where other methods are used
 
 
-def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) -> None:
+def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     """Read the study's images and weights as well, then print that the study can run; download nothing.
 
     Args:
         spec: the study.
         store: where its results go.
         path: of its file.
-        begun: see `decoding_when_begun`.
 
     Raises:
         InputError: the images or the weights cannot be used.
     """
-    decoding = begun or DECODING_VERSION
     is_to_pretrain = needs_pretraining(spec, store)
     weights = None if is_to_pretrain or not pretrained_cuts(spec) else spec.backbone.weights
     download = ""
@@ -62,11 +59,11 @@ def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) ->
         download = check_download(spec.backbone.name, weights)
     if weights is not None and not download:
         load_weights(spec)
-    size = measure_data(spec.data, decoding)
+    size = measure_data(spec.data)
     of_classes: list[str] = []
     val_images = size.validation(spec.data.val_fraction)
     if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
-        images, split = load_images_and_split(spec, 1, decoding, is_begun=begun is not None)
+        images, split = load_images_and_split(spec, 1)
         if images.reading:
             say(images.reading)
         of_classes = class_hints(spec, images)
@@ -87,7 +84,7 @@ def check_study(spec: StudySpec, store: Store, path: Path, begun: int | None) ->
         say("Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code")
     for warning in too_small(spec, size, val_images):
         say(f"warning: {warning}")
-    for hint in export_hints(spec, size.classes) + objective_hints(spec) + size_hints(spec.data, decoding) + of_classes:
+    for hint in export_hints(spec, size.classes) + objective_hints(spec) + size_hints(spec.data) + of_classes:
         say(hint)
 
 
@@ -149,11 +146,11 @@ def class_hints(spec: StudySpec, images: ImageSet) -> list[str]:
     ]
 
 
-def size_hints(data: Data, decoding: int = DECODING_VERSION) -> list[str]:
+def size_hints(data: Data) -> list[str]:
     """Return the line on pictures that lose most of their pixels because nobody chose their size; else none."""
     if not data.is_own or "image_size" in data.model_fields_set:
         return []
-    listing = list_own_images(data, decoding)
+    listing = list_own_images(data)
     files = [path for split in (listing.files or {}).values() for path, _ in split]
     sides = []
     for path in files[:: max(1, len(files) // SAMPLED_FILES)]:
@@ -241,14 +238,13 @@ def load_weights(spec: StudySpec) -> Weights | None:
     return weights
 
 
-def load_images_and_split(spec: StudySpec, processes: int, decoding: int, *, is_begun: bool) -> tuple[ImageSet, Split]:
+def load_images_and_split(spec: StudySpec, processes: int, *, is_begun: bool = False) -> tuple[ImageSet, Split]:
     """Read the images and split them.
 
     Args:
         spec: the study.
         processes: how many processes hold the images in memory at once.
-        decoding: version of the decoding of image files.
-        is_begun: whether the study has begun, so that its images have been accepted.
+        is_begun: whether the study has begun, so that its images have been compared with each other.
 
     Raises:
         InputError: the images cannot be read or split, or do not fit into memory.
@@ -258,6 +254,5 @@ def load_images_and_split(spec: StudySpec, processes: int, decoding: int, *, is_
         split_seed(spec.seed),
         track=track_progress,
         processes=processes,
-        decoding=decoding,
         is_begun=is_begun,
     )

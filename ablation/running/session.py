@@ -13,7 +13,6 @@ from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
 from ablation.base.terminal import say, waiting
 from ablation.base.text import escape_markdown, plural
-from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION, decoding_when_begun
 from ablation.data.image_set import ImageSet, Split
 from ablation.data.reading import list_own_images
 from ablation.networks.weights import Weights
@@ -97,13 +96,12 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
     if options.device_name not in ("auto", "cpu"):
         check_device(options.device_name)
     patience = options.start_patience
-    begun = wait_out(lambda: _check_begun(spec, store), patience)
-    decoding = begun or DECODING_VERSION
+    is_begun = wait_out(lambda: _check_begun(spec, store), patience)
     if spec.data.is_own:
-        list_own_images(spec.data, decoding)
+        list_own_images(spec.data)
     weights = None if is_to_pretrain else load_weights(spec)
     processes = 1 if is_worker else len(worker_devices(options))  # a supervisor of workers drops its own images
-    images, split = load_images_and_split(spec, processes, decoding, is_begun=begun is not None)
+    images, split = load_images_and_split(spec, processes, is_begun=is_begun)
     if images.reading and not is_worker:
         say(images.reading)
     for hint in objective_hints(spec) if not is_worker else []:
@@ -128,8 +126,8 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
     return session
 
 
-def _check_begun(spec: StudySpec, store: Store) -> int | None:
-    """Check that a study which has begun is the same; return the version of its images' decoding, None for a new one.
+def _check_begun(spec: StudySpec, store: Store) -> bool:
+    """Check that a study which has begun is the same; return whether it has begun.
 
     Raises:
         InputError: another study of the same name is in the store, or Optuna's database cannot be opened.
@@ -137,7 +135,7 @@ def _check_begun(spec: StudySpec, store: Store) -> int | None:
     """
     with brief_storage(store) as storage:
         if storage is None:
-            return None
+            return False
         is_late = spec.preregister and has_trials(storage, spec.name)
         content = stored_content(storage, spec.name)  # after that: until the first trial, it may be replaced
         if is_late and not (content or {}).get("preregister", False):
@@ -147,7 +145,7 @@ def _check_begun(spec: StudySpec, store: Store) -> int | None:
             )
         later = ("backbone.weights_digest", "data.digest", "data.decoding")
         check_identity(storage, spec.name, spec.content(), ignored=later)
-        return decoding_when_begun(content)  # a study keeps its pixels
+        return content is not None
 
 
 def _preferred_precision(spec: StudySpec, options: RunOptions) -> str:
@@ -275,11 +273,11 @@ def summary_key(session: Session) -> str:
 def study_identity(spec: StudySpec, weights: Weights | None, images: ImageSet) -> dict[str, Any]:
     """Return the study's content with the digests of its weights and its data, as JSON can store it.
 
-    The decoding is left out where it does not matter, and at the version before it was named.
+    The version of the decoding is left out where pixels do not depend on it.
     """
     content = spec.content()
     content["backbone"]["weights_digest"] = weights.digest if weights else None
     content["data"]["digest"] = images.digest
-    if images.decoding not in (None, FULL_SIZE_VERSION):
+    if images.decoding is not None:
         content["data"]["decoding"] = images.decoding
     return content

@@ -13,7 +13,6 @@ import pytest
 
 from ablation import study
 from ablation.base.errors import InputError, StoreAway, StoreError
-from ablation.data.decoding import DECODING_VERSION
 from ablation.running import checks
 from ablation.running import study as running_study
 from ablation.running.demo import demo_overrides
@@ -23,10 +22,8 @@ from ablation.search.studies import TrialRecord, create_arms, open_storage
 from ablation.spec import files
 from ablation.spec.reading import load_study
 from ablation.spec.study import StudySpec
-from ablation.spec.tables import Data
 from ablation.storage.locks import open_locks
 from ablation.storage.store import Store, find_store
-from tests.fake_results import fake_spec
 from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.studies import Command, signal_handlers_kept
 
@@ -284,30 +281,14 @@ def test_a_study_may_have_begun_while_its_server_is_away(
     store = find_store(str(tmp_path))
     monkeypatch.setattr("ablation.search.studies.brief_storage", fail)
     assert study.may_have_begun(store, "mine") == may
-    assert study.begun_decoding(store, "mine") is None
 
 
 def test_a_study_is_found_in_its_store(finished_study: Path, tmp_path: Path) -> None:
     store = find_store(str(finished_study / "store"))
-    assert study.begun_decoding(store, "small") == 3  # digits are not decoded: no version is named
-    assert study.begun_decoding(store, "other") is None
     assert study.may_have_begun(store, "small")
     assert not study.may_have_begun(store, "other")
-    assert study.begun_decoding(find_store(str(tmp_path / "none")), "small") is None
+    assert not study.may_have_begun(find_store(str(tmp_path / "none")), "small")
     assert not (tmp_path / "none").exists()
-
-
-def test_a_plan_lists_images_as_the_study_that_has_begun(
-    finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measure_data(data: Data, decoding: int) -> None:
-        raise InputError(f"decoding {decoding}")
-
-    monkeypatch.setattr("ablation.data.reading.measure_data", measure_data)
-    spec = fake_spec({}, name="small")
-    for store, decoding in ((finished_study / "store", 3), (tmp_path / "none", DECODING_VERSION)):
-        with pytest.raises(InputError, match=f"decoding {decoding}"):
-            study.measured_plan(spec, find_store(str(store)), "cpu", 0)
 
 
 @needs_root

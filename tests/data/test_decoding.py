@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from ablation.base.cores import usable_cores
 from ablation.base.errors import InputError
 from ablation.data import decoding
-from ablation.data.decoding import AHEAD, FULL_SIZE_VERSION, decode_images, fit_image, in_memory, untracked
+from ablation.data.decoding import AHEAD, decode_images, fit_image, in_memory, untracked
 from ablation.data.image_files import decode_file
 from ablation.data.reading import load_images
 from ablation.spec.study import Data
@@ -32,9 +32,11 @@ def photo() -> Image.Image:
 
 
 def both(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a file's pixels, decoded at full size and as a new study decodes them."""
-    full, reduced = decode_file(str(path), size, FULL_SIZE_VERSION), decode_file(str(path), size, FULL_SIZE_VERSION + 1)
-    return full.astype(int), reduced.astype(int)
+    """Return a file's pixels, decoded at full size and as a study decodes them."""
+    with Image.open(path) as image:
+        image.load()
+        full = fit_image(image, size)
+    return full.astype(int), decode_file(str(path), size).astype(int)
 
 
 # --------------------------------------------------------------------------------------------------- the decoder's size
@@ -92,7 +94,7 @@ def test_a_reduced_photo_is_turned_as_the_camera_says(tmp_path: Path, photo: Ima
 def test_torchvisions_files_are_reduced_too(
     tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And kept in the cache; a study that began with the older decoding keeps its pixels."""
+    """And kept in the cache."""
     monkeypatch.setattr(torchvision.datasets.Flowers102, "_check_integrity", lambda self: True)
     folder = tmp_path / "flowers-102"
     (folder / "jpg").mkdir(parents=True)
@@ -104,7 +106,7 @@ def test_torchvisions_files_are_reduced_too(
     images = load_images(data)
     files = [str(folder / "jpg" / f"image_{number:05}.jpg") for number in range(1, 5)]
     for row, file in zip(images.train_images_NHWC, files, strict=True):
-        assert np.array_equal(row, decode_file(file, 24, FULL_SIZE_VERSION + 1))
+        assert np.array_equal(row, decode_file(file, 24))
     monkeypatch.setattr("ablation.data.image_files.decode_images", None)  # a second decoding would raise
     assert load_images(data).digest == images.digest
 
@@ -150,7 +152,7 @@ def test_broken_files_in_the_middle_are_named(tmp_path: Path) -> None:
     (tmp_path / "17.jpg").write_bytes(b"")
     names = [str(tmp_path / f"{number:02}.jpg") for number in range(60)]
     with pytest.raises(InputError) as refused:
-        list(decode_images(names, lambda number: decode_file(names[number], 8, 4), untracked, ""))
+        list(decode_images(names, lambda number: decode_file(names[number], 8), untracked, ""))
     assert (
         str(refused.value)
         == f"data.root: cannot be read as an image: {names[17]} (not an image), {names[41]} (Truncated File Read)"
@@ -159,7 +161,7 @@ def test_broken_files_in_the_middle_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"0.jpg \(No such file or directory\), \S*1.jpg .* and 50 more; data.unreadable"
     ):
-        list(decode_images(names, lambda number: decode_file(names[number] + "x", 8, 4), untracked, ""))
+        list(decode_images(names, lambda number: decode_file(names[number] + "x", 8), untracked, ""))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -54,7 +54,7 @@ def test_a_folder_with_leaks(tmp_path: Path) -> None:
     for more in ({}, {"duplicates": "error"}):
         with pytest.raises(InputError, match=leak):
             load_split(data(root, val_fraction=0.25, **more), seed=0)
-    images, _ = load_split(data(root, val_fraction=0.25), seed=0, is_begun=True)  # by a version that did not look
+    images, _ = load_split(data(root, val_fraction=0.25), seed=0, is_begun=True)  # which has looked
     assert len(images.train_labels_N) == 14
     images, _ = load_split(data(root, val_fraction=0.25, duplicates="keep"), seed=0)
     assert (len(images.train_labels_N), len(images.test_labels_N)) == (14, 13)

@@ -9,14 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from ablation.base import files
 from ablation.base.disk_cache import KEPT_FREE
 from ablation.base.errors import InputError
-from ablation.data import image_cache
-from ablation.data.decoding import DECODING_VERSION
 from ablation.data.image_cache import DecodedImages, cache_folder, cache_limit, read_decoded
 
 IMAGE_BYTES = 100_000
@@ -31,7 +27,7 @@ def images(name: str, fingerprint: str, calls: list[str]) -> DecodedImages:
             calls.append(name)
         yield np.full((IMAGE_BYTES if part == "train" else 1,), ord(name), np.uint8)
 
-    return DecodedImages(name, fingerprint, DECODING_VERSION, {"train": (1, IMAGE_BYTES), "test": (1, 1)}, decode)
+    return DecodedImages(name, fingerprint, {"train": (1, IMAGE_BYTES), "test": (1, 1)}, decode)
 
 
 def read(name: str, fingerprint: str, calls: list[str]) -> np.ndarray:
@@ -177,25 +173,16 @@ def test_a_full_disk_is_no_reason_to_stop(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_files_of_no_use_are_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of crashed writers (of this version and before), damaged ones, and those of older decodings; no others."""
+    """Those of crashed writers (of this version and before), and damaged ones; no others."""
     calls: list[str] = []
     for name in "ab":
         read(name, "1", calls)
-    unnamed = {"train": np.zeros((1, IMAGE_BYTES), np.uint8), "test": np.zeros((1, 1), np.uint8)}
-    save_file(unnamed, folder / "imagefolder-c.safetensors", {"fingerprint": "1"})  # as version 3 was stored at first
-    save_file(unnamed, folder / "imagefolder-d.safetensors", {"fingerprint": "1", "version": "2"})
     (folder / "imagefolder-e.safetensors").write_bytes(b"half")
     for name in ("imagefolder-f.tmp", "imagefolder-f.4711.tmp", "mine.tmp", "mine.safetensors"):
         (folder / name).write_bytes(b"half")
-    assert read("c", "1", calls)[0, 0] == 0, "it is found"
     read("g", "1", calls)
-    kept = [f"imagefolder-{name}.safetensors" for name in "abcg"]
+    kept = [f"imagefolder-{name}.safetensors" for name in "abg"]
     assert names(folder) == [*kept, "mine.safetensors", "mine.tmp"]
-    with safe_open(folder / "imagefolder-g.safetensors", framework="numpy") as file:
-        assert file.metadata() == {"fingerprint": "1", "version": str(DECODING_VERSION)}
-    monkeypatch.setattr(image_cache, "OLDEST_VERSION", DECODING_VERSION + 1)
-    read("h", "1", calls)
-    assert names(folder) == ["imagefolder-h.safetensors", "mine.safetensors", "mine.tmp"]
 
 
 def test_a_file_that_cannot_be_deleted_is_no_reason_to_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

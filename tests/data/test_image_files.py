@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from ablation.base import files
 from ablation.base.disk_cache import KEPT_FREE, is_in_use
 from ablation.base.errors import InputError
 from ablation.data import image_cache, image_files, reading
-from ablation.data.decoding import DECODING_VERSION
 from ablation.data.image_cache import DecodedImages, map_decoded, read_decoded
 from ablation.data.images import to_device
 from ablation.data.reading import load_images, load_split
@@ -41,7 +39,7 @@ def images(name: str, calls: list[str] | None = None) -> DecodedImages:
         for number in range(IMAGES if part == "train" else 1):
             yield np.full(BYTES, ord(name) + number, np.uint8)
 
-    return DecodedImages(name, f"of {name}", DECODING_VERSION, {"train": (IMAGES, BYTES), "test": (1, BYTES)}, decode)
+    return DecodedImages(name, f"of {name}", {"train": (IMAGES, BYTES), "test": (1, BYTES)}, decode)
 
 
 def names(folder: Path) -> list[str]:
@@ -120,9 +118,6 @@ def test_a_set_in_use_is_not_evicted(folder: Path, monkeypatch: pytest.MonkeyPat
     for name in "bcdef":
         read_decoded(images(name))
     assert names(folder) == ["a", "e", "f"]
-    monkeypatch.setattr(image_cache, "OLDEST_VERSION", DECODING_VERSION + 1)
-    read_decoded(replace(images("g"), version=DECODING_VERSION + 1))
-    assert names(folder) == ["a", "g"], "not even a set of another decoding"
     rows = train_NX[2:4]
     del train_NX
     gc.collect()
@@ -131,8 +126,8 @@ def test_a_set_in_use_is_not_evicted(folder: Path, monkeypatch: pytest.MonkeyPat
     del rows
     gc.collect()
     assert not is_in_use(file)
-    read_decoded(replace(images("h"), version=DECODING_VERSION + 1))
-    assert names(folder) == ["g", "h"]
+    read_decoded(images("g"))
+    assert names(folder) == ["f", "g"]
 
 
 def test_only_a_disk_without_room_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,25 +267,18 @@ def test_broken_files_in_a_map_are_named(root: Path, folder: Path, monkeypatch: 
     assert names(folder) == []
 
 
-def test_pixels_of_another_decoding_are_never_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In memory or mapped: each version decodes again after the other, and has pixels of its own."""
+def test_pixels_of_another_decoding_are_never_read(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory or mapped: each version decodes again after the other."""
     data = Data(source="imagefolder", root=str(root), image_size=8)
-    decoded: list[int] = []
+    decoded: list[str] = []
     real = image_files.decode_file
-
-    def decode(path: str, size: int, version: int, *how: Any) -> np.ndarray:
-        decoded.append(version)
-        return real(path, size, version, *how)
-
-    monkeypatch.setattr(image_files, "decode_file", decode)
-    digests: dict[int, set[str]] = {3: set(), 4: set()}
+    monkeypatch.setattr(image_files, "decode_file", lambda path, *how: decoded.append(path) or real(path, *how))
     for memory in (10**10, 1000):
         monkeypatch.setattr(reading, "available_memory", lambda memory=memory: memory)
-        for version in (3, 4, 4, 3):
+        for version, decodes in ((1, True), (1, False), (2, True), (2, False), (1, True)):
             decoded.clear()
-            images, _ = load_split(data, seed=0, decoding=version)
-            assert images.decoding == version
-            digests[version].add(images.digest)
-            assert set(decoded) <= {version}
-    assert (len(digests[3]), len(digests[4])) == (1, 1)
-    assert digests[3] != digests[4]
+            monkeypatch.setattr(image_files, "DECODING_VERSION", version)
+            load_split(data, seed=0)
+            assert bool(decoded) is decodes
+        for path in folder.glob("imagefolder-*"):
+            path.unlink()

@@ -14,7 +14,6 @@ from PIL import Image
 
 from ablation.base.errors import InputError
 from ablation.data import file_audit
-from ablation.data.decoding import DECODING_VERSION
 from ablation.data.folder_walk import passed_text
 from ablation.data.image_folder import read_folder
 from ablation.data.reading import list_images, load_images, load_split, measure_data
@@ -46,7 +45,7 @@ def data(root: Path, **more: object) -> Data:
 
 def places(root: Path, **more: object) -> dict[str, set[str]]:
     """Return split -> the folders of its images, below the root."""
-    files = read_folder(data(root, **more), DECODING_VERSION).files
+    files = read_folder(data(root, **more)).files
     return {
         split: {Path(path).parent.relative_to(root).as_posix() for group in files[split].values() for path, _ in group}
         for split in files
@@ -77,7 +76,7 @@ def test_splits_are_known_by_name(tmp_path: Path, train: str, test: str) -> None
 
 @pytest.mark.parametrize("name", ["trainer", "contest", "valley", "strain", "attest", "cat", "images", "testament", ""])
 def test_other_words_are_classes(name: str) -> None:
-    assert split_of(name, DECODING_VERSION) is None
+    assert split_of(name) is None
 
 
 def test_all_validation_images_are_training_images_where_there_is_a_test(tmp_path: Path) -> None:
@@ -98,7 +97,7 @@ def test_classes_with_the_names_of_splits_are_classes(tmp_path: Path) -> None:
 
 def refused(root: Path, match: str, **more: object) -> None:
     with pytest.raises(InputError, match=match) as caught:
-        read_folder(data(root, **more), DECODING_VERSION)
+        read_folder(data(root, **more))
     assert "\n" not in str(caught.value)
 
 
@@ -131,7 +130,7 @@ def test_images_beside_the_classes_of_a_split_are_refused(tmp_path: Path) -> Non
 def test_folders_beside_splits_that_agree_are_passed_over(tmp_path: Path) -> None:
     tree(tmp_path, "train/a", "train/b", "test/a", "test/b", "unlabeled")
     assert places(tmp_path) == {"train": {"train/a", "train/b"}, "test": {"test/a", "test/b"}}
-    assert "1 folder beside the splits (unlabeled)" in read_folder(data(tmp_path), DECODING_VERSION).text()
+    assert "1 folder beside the splits (unlabeled)" in read_folder(data(tmp_path)).text()
 
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
@@ -173,13 +172,13 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     picture(root / "__MACOSX" / "cat" / "0.png")
     picture(root / "stray.png")
     (root / "bird").mkdir()
-    assert read_folder(data(root), DECODING_VERSION).text() == (
+    assert read_folder(data(root)).text() == (
         f"{root}: classes in ./, a fifth of each class is the test; 8 training and 2 test images of 2 classes; passed "
         "over: 1 empty folder (bird), 1 hidden file, 1 hidden folder, 1 image outside class folders, 3 other files "
         "(.heic, .txt, no suffix), 1 system file (Thumbs.db), 2 system folders (__MACOSX)"
     )
     assert load_split(data(root, val_fraction=0.25), 0)[0].reading.startswith(f"{root}: classes in ./")
-    assert "nothing passed over" in read_folder(data(tree(tmp_path / "clean", "a", "b")), DECODING_VERSION).text()
+    assert "nothing passed over" in read_folder(data(tree(tmp_path / "clean", "a", "b"))).text()
 
 
 def test_several_of_what_is_passed_over_are_said_in_english() -> None:
@@ -200,11 +199,11 @@ def test_what_stands_beside_the_splits_is_counted(tmp_path: Path) -> None:
     (root / "notes.txt").write_bytes(b"x")
     picture(root / "stray.png")
     (root / "test" / "labels.json").write_bytes(b"x")
-    assert "1 image outside class folders, 2 other files (.json, .txt)" in read_folder(data(root), 5).text()
+    assert "1 image outside class folders, 2 other files (.json, .txt)" in read_folder(data(root)).text()
     root = tree(tmp_path / "b", "images/a", "images/b")
     picture(root / "stray.png")
     assert places(root)["train"] == {"images/a", "images/b"}
-    assert "passed over: 1 image outside class folders" in read_folder(data(root), 5).text()
+    assert "passed over: 1 image outside class folders" in read_folder(data(root)).text()
 
 
 def test_a_class_can_be_left_out(tmp_path: Path) -> None:
@@ -228,12 +227,10 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
     (root / "a" / "again").symlink_to(elsewhere / "more")
     (root / "a" / "self").symlink_to(root / "a")
     (root / "b" / "up").symlink_to(root)
-    content = read_folder(data(root), DECODING_VERSION)
+    content = read_folder(data(root))
     counts = {name: len(content.files["train"][name]) + len(content.files["test"][name]) for name in "ab"}
     assert counts == {"a": 5 + 10, "b": 10}
     assert "1 folder met twice (linked), 2 links that lead back (self, up)" in content.text()
-    older = read_folder(data(root), 4)  # a study that has begun keeps its images
-    assert sum(len(older.files[split]["a"]) for split in older.files) == 5
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".gif", ".avif", ".jp2", ".tga", ".pbm", ".PNM", ".webp", ".tiff"])
@@ -247,16 +244,13 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
         for number in range(3):
             image = Image.fromarray(np.roll(pixels, number, 0)).convert(mode)
             image.save(tmp_path / name / f"{number}{suffix}", {".jpe": "JPEG", ".jfif": "JPEG"}.get(suffix.lower()))
-    files = read_folder(data(tmp_path), DECODING_VERSION).files
+    files = read_folder(data(tmp_path)).files
     assert sum(len(group) for split in files.values() for group in split.values()) == 6
     images = load_images(Data(source="imagefolder", root=str(tmp_path), image_size=16, duplicates="keep"))
     if mode == "RGB":
         top = images.train_images_NHWC[0, 3, 3].astype(int)
         assert abs(top - [255, 0, 0]).max() < 60
         assert abs(images.train_images_NHWC[0, 12, 3].astype(int) - [0, 0, 255]).max() < 60
-    if suffix not in (".webp", ".tiff"):  # older versions knew fewer formats, and a study keeps its images
-        with pytest.raises(InputError, match="no images"):
-            read_folder(data(tmp_path), 4)
 
 
 def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
@@ -361,7 +355,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     root = tree(tmp_path / "images", "a", "b")
     (root / "a" / "0.png").rename(os.fsdecode(os.fsencode(root / "a") + b"/caf\xe9.png"))
     refused(root, r"the name of .*a/caf\\xe9.png is not UTF-8: rename it")
-    content = read_folder(data(root, unreadable="skip"), DECODING_VERSION)
+    content = read_folder(data(root, unreadable="skip"))
     assert "1 unreadable image" in content.text()
     assert sum(len(group) for split in content.files.values() for group in split.values()) == 9
 

@@ -1,7 +1,6 @@
 """torchvision's sets, read from small files in the formats that their makers publish."""
 
 import pickle
-from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +12,7 @@ from scipy.io import savemat
 
 from ablation.base.errors import InputError
 from ablation.data import torchvision_sets
-from ablation.data.decoding import DECODING_VERSION, FULL_SIZE_VERSION, untracked
+from ablation.data.decoding import DECODING_VERSION, untracked
 from ablation.data.image_set import ImageSet
 from ablation.data.reading import list_images, load_images, measure_data
 from ablation.data.torchvision_sets import SETS, SIDES
@@ -114,16 +113,13 @@ def test_a_set_without_files_is_scaled_as_the_study_says(monkeypatch: pytest.Mon
     monkeypatch.setattr(torchvision_sets, "labels_of", lambda part: [label for _, label in part])
     monkeypatch.setattr(torchvision_sets, "open_set", lambda *_, **__: ([pets], pets))
     monkeypatch.setattr(torchvision_sets, "class_names", lambda *_: ["cat", "dog"])
-    white: dict[tuple[str, int], list[int]] = {}
-    for resize, version in product(("crop", "squash", "pad"), (DECODING_VERSION, FULL_SIZE_VERSION)):
-        listing = list_images(Data(source="oxford_pets", image_size=20, resize=resize), version)
+    white: dict[str, list[int]] = {}
+    for resize in ("crop", "squash", "pad"):
+        listing = list_images(Data(source="oxford_pets", image_size=20, resize=resize))
         pixels_NHWC, _ = listing.read(np.arange(1), np.arange(0), untracked)
-        white[resize, version] = [int((pixels_NHWC[0, row, :, 0] > 127).sum()) for row in (0, 10)]
-        assert listing.decoding == (None if resize == "crop" else version)
-    now = {resize: rows for (resize, version), rows in white.items() if version == DECODING_VERSION}
-    assert now == {"crop": [0, 0], "squash": [5, 5], "pad": [0, 5]}
-    # What a study has that began before, when every such set was cropped.
-    assert [rows for (_, version), rows in white.items() if version == FULL_SIZE_VERSION] == [[0, 0]] * 3
+        white[resize] = [int((pixels_NHWC[0, row, :, 0] > 127).sum()) for row in (0, 10)]
+        assert listing.decoding == (None if resize == "crop" else DECODING_VERSION)
+    assert white == {"crop": [0, 0], "squash": [5, 5], "pad": [0, 5]}
 
 
 def test_an_image_that_cannot_be_left_out_is_named_without_that_advice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_check_says_of_how_many_groups_the_test_images_are(
     data = {**spec.data.model_dump(exclude_unset=True), "groups": "(test|train/./[0-9])"}
     spec = fake_spec({"truncate_at": ["block3", "block4"]}, data=data, confirm={"seeds": 3})
     monkeypatch.setattr(checks, "load_weights", lambda spec: None)
-    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"), None)
+    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"))
     said = capsys.readouterr().out
     assert "Tested on 20 images of 1 group\n" in said
     assert "warning: 1 group of test images" in said
@@ -117,31 +117,17 @@ def study_of_folder(root: Path, classes: list[str], test_from: int) -> StudySpec
     return fake_spec({}, data={"source": "imagefolder", "root": str(root), "image_size": 32})
 
 
-def test_a_study_that_has_begun_keeps_images_that_a_new_one_may_not_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("classes", "test_from", "match"),
+    [(["a", "b"], 0, "the same image in training and test"), (["cat", "Cat"], 50, "differ in case alone")],
+)
+def test_images_are_read_before_a_study_is_called_fine(
+    classes: list[str], test_from: int, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as one picture in both splits: earlier versions accepted it."""
-    spec = study_of_folder(tmp_path, ["a", "b"], test_from=0)
+    spec = study_of_folder(tmp_path, classes, test_from=test_from)
     monkeypatch.setattr(checks, "load_weights", lambda spec: None)
-    store = find_store(str(tmp_path / "store"))
-    with pytest.raises(InputError, match="the same image in training and test"):
-        check_study(spec, store, Path("mine.toml"), None)
-    check_study(spec, store, Path("mine.toml"), 6)
-    assert "mine.toml is fine" in capsys.readouterr().out
-
-
-def test_a_study_that_has_begun_keeps_its_decoding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Since version 6, classes whose names look the same are refused."""
-    spec = study_of_folder(tmp_path, ["cat", "Cat"], test_from=50)
-    monkeypatch.setattr(checks, "load_weights", lambda spec: None)
-    store = find_store(str(tmp_path / "store"))
-    check_study(spec, store, Path("mine.toml"), 5)
-    assert "mine.toml is fine" in capsys.readouterr().out
-    for begun in (None, 6):
-        with pytest.raises(InputError, match="differ in case alone"):
-            check_study(spec, store, Path("mine.toml"), begun)
+    with pytest.raises(InputError, match=match):
+        check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"))
 
 
 @pytest.mark.parametrize(("strategy", "is_needed"), [("from_scratch", False), ("feature_extraction", True)])
@@ -150,7 +136,7 @@ def test_weights_from_which_nothing_starts_are_not_looked_for(
 ) -> None:
     monkeypatch.setattr(checks, "check_download", lambda backbone, weights: f"warning: no {weights} for {backbone}")
     spec = fake_spec({}, data={"source": "digits"}, fixed={"strategy": strategy}, trials_per_arm=1)
-    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"), None)
+    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"))
     said = capsys.readouterr().out
     assert ("no imagenet for vgg16" in said) is is_needed
     assert said.startswith("mine.toml is fine: 1 arm, 1 training on 1,437 images of 10 classes")
@@ -209,5 +195,5 @@ def test_the_check_says_what_cannot_be_exported(
 ) -> None:
     monkeypatch.setattr(checks, "export_hints", lambda spec, classes: [f"hint: {classes} classes"])
     spec = fake_spec({}, data={"source": "digits"}, fixed={"strategy": "from_scratch"}, trials_per_arm=1)
-    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"), None)
+    check_study(spec, find_store(str(tmp_path / "store")), Path("mine.toml"))
     assert "hint: 10 classes\n" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Studies of image folders: read through memory maps, and begun before the decoding changed."""
+"""Studies of image folders: read through memory maps, and decoded by another version."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ablation.analysis.results import read_results
-from ablation.data import decoding, reading
+from ablation.data import reading
 from ablation.data.reading import load_split, split_seed
-from ablation.running import session, workbench
+from ablation.running import workbench
 from ablation.storage.store import find_store
 from tests.studies import Command, arm_study, history, runs
 
@@ -68,30 +68,21 @@ def test_a_study_of_mapped_images_computes_the_same_to_the_bit(
     assert copied == mapped
 
 
-def test_a_study_keeps_the_pixels_with_which_it_began(
-    command: Command, study_file: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_study_of_another_decoding_is_refused(
+    command: Command, study_file: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that an older version began names no decoding; what resumes it decodes as that version did."""
+    """Its pixels, or which images a folder holds, may be others."""
     settings = (study_file, *folder(root), "--set", 'factors={strategy=["fine_tune_all"]}', "--set",
                 "fixed.truncate_at=block1")  # fmt: skip
-    arm = "fine_tune_all"
-
-    def content(name: str) -> dict[str, Any]:
-        found: dict[str, Any] = arm_study(Path("mlruns"), f"{name}/{arm}").user_attrs["content"]["data"]
-        return found
-
     with monkeypatch.context() as older:
-        older.setattr(session, "DECODING_VERSION", decoding.FULL_SIZE_VERSION)
-        assert command(*settings, "--name", "old", "--trials", "1") == 0
-    begun = content("old")
-    assert "decoding" not in begun
-    assert command(*settings, "--name", "new", "--trials", "1") == 0
-    assert content("new")["decoding"] == decoding.DECODING_VERSION
-    assert content("new")["digest"] != begun["digest"]
-    assert command(*settings, "--name", "old", "--trials", "2") == 0
-    assert content("old") == begun
-    assert {run.data.params["data_digest"] for run in runs(Path("mlruns"), "old")} == {begun["digest"]}
-    assert len(runs(Path("mlruns"), "old")) == 2
+        older.setattr("ablation.data.image_folder.DECODING_VERSION", 5)
+        assert command(*settings, "--trials", "1") == 0
+    content = arm_study(Path("mlruns"), "small/fine_tune_all").user_attrs["content"]
+    assert content["data"]["decoding"] == 5
+    assert command(*settings, "--trials", "2") == 2
+    why = "data.decoding (was 5, is 6: its images were decoded by another version of ablation); run this variant"
+    assert why in " ".join(capsys.readouterr().err.split())
+    assert len(runs(Path("mlruns"), "small")) == 1
 
 
 def test_groups_stay_together_and_reach_the_report(command: Command, study_file: Path, tmp_path: Path) -> None:
