@@ -137,8 +137,11 @@ def _why(field: str, old: Any, new: Any) -> str:
     if are_custom and function_name(old) == function_name(new):
         what = "timm's version, or the image size," if is_timm(new) else "its code, or what that imports,"
         return f": {what} has changed"
-    whys = {"digest": "the images have changed", "decoding": "its images were decoded by another version of ablation"}
-    return next((f": {why}" for key, why in whys.items() if field == f"data.{key}"), "")
+    whys = {
+        "data.digest": ": the images have changed",
+        "data.decoding": ": its images were decoded by another version of ablation",
+    }
+    return whys.get(field, "")
 
 
 def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any]]:

@@ -73,7 +73,7 @@ def test_groups_are_not_divided_for_validation(
         path.rename(path.with_name("pq"[number % 2] + path.name))
     data = {**spec.data.model_dump(exclude_unset=True), "groups": "(test|train/./[pq])"}
     monkeypatch.setattr(checks, "load_weights", lambda spec: None)
-    check_study(fake_spec({}, data=data), find_store(str(tmp_path / "store")), Path("mine.toml"), None)
+    check_study(fake_spec({}, data=data), find_store(str(tmp_path / "store")), Path("mine.toml"))
     assert "warning: 10 validation images" in capsys.readouterr().out
 
 
