@@ -259,15 +259,15 @@ def store_study(store: Store, result: StudyResult) -> StudyRecord:
         for kind, runs in (("trials", arm.trials), ("confirmations", arm.confirmations)):
             for run in runs:
                 target = TrialRun(tracker, f"{arm.arm.name}/{kind}/{run.number}", folder, "")
-                _store_run(target, arm.arm, run, folder)
+                _store_run(target, result.spec, arm.arm, run, folder)
     return read_study(store, result.spec.name)
 
 
 RUN_STATUS: dict[str, RunStatus] = {"finished": "FINISHED", "failed": "FAILED"}
 
 
-def _store_run(target: TrialRun, arm: Arm, run: RunResult, folder: Path) -> None:
-    target.start(run.spec, arm, "nowhere", run.device, {}, run.environment)
+def _store_run(target: TrialRun, study: StudySpec, arm: Arm, run: RunResult, folder: Path) -> None:
+    target.start(run.spec, study, arm, run.device, {}, run.environment)
     target.log_epochs(
         EpochMetrics(
             epoch=epoch, lr=0.1, images_per_second=1.0, timestamp=epoch, val_balanced_accuracy=0.5, val_macro_f1=0.5,

@@ -51,7 +51,7 @@ def make_store(folder: Path) -> None:
             client.log_batch(run_id, metrics, [Param(name, str(value)) for name, value in chosen.items()])
             client.set_terminated(run_id, "FINISHED")
         means = {"test_accuracy": 0.6 + 0.03 * place, "best_val_accuracy": 0.6 + 0.03 * place, "rank": 10.0 - place}
-        arm_runs.append(ArmRun(arm, {**means, "training_seconds": 5.0}, "made up"))
+        arm_runs.append(ArmRun(arm, {**means, "training_seconds": 5.0}, "made up", "#0072b2"))
     keep_arm_runs(tracker, "summary", SPEC.name, arm_runs, [run.arm.name for run in arm_runs])
     keep_views(tracker, study_views(SPEC, has_confirmations=True, has_arm_runs=True))
 

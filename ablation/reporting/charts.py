@@ -3,8 +3,7 @@
 A plot is one Vega-Lite definition, which gives the static SVG of files, print and pages without scripts, and the plot
 that a page with scripts draws. With `figures.py` and the `*_charts.py`, this is what knows Altair and vl-convert.
 
-Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart, darkened where they would be faint on
-white. Every colour has its own marker, so that plots can be read in grey print.
+Every colour has its own marker, so that plots can be read in grey print.
 """
 
 import json
@@ -18,9 +17,9 @@ import vl_convert as vlc
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.results import ArmResult
 from ablation.analysis.statistics import Estimate
+from ablation.spec.colours import COLOURS
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#dfe3e8", "#ffffff"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b07d00", "#3b9bd6", "#c05e97", "#6a5acd")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [12, 4])
 FONT = "'DejaVu Sans', Verdana, Arial, sans-serif"  # the widest first: space is measured with it

@@ -14,7 +14,6 @@ from ablation.analysis.verdict import reference
 from ablation.analysis.wording import axis_title, format_seeds, p_cell, points, unit_words
 from ablation.base.text import plural
 from ablation.reporting.charts import (
-    COLOURS,
     INK,
     MUTED,
     PAPER,
@@ -31,6 +30,7 @@ from ablation.reporting.charts import (
     rounded,
     values_text,
 )
+from ablation.spec.colours import COLOURS
 from ablation.spec.objective import ACCURACY
 
 MOST_DIFFERENCES = 60  # of a factor in a plot; of more, only those from one level are drawn

@@ -16,7 +16,6 @@ from ablation.analysis.tuning import searched_params
 from ablation.analysis.wording import axis_title
 from ablation.base.text import plural
 from ablation.reporting.charts import (
-    COLOURS,
     INK,
     MOST_DOTS,
     ArmStyles,
@@ -28,6 +27,7 @@ from ablation.reporting.charts import (
     rounded,
     values_text,
 )
+from ablation.spec.colours import COLOURS
 from ablation.spec.objective import OBJECTIVES, Objective, ObjectiveName
 from ablation.spec.parameters import Choices
 

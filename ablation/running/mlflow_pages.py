@@ -6,6 +6,7 @@ from functools import partial
 from ablation.analysis.arm_summaries import ArmSummary, summarise
 from ablation.analysis.pooling import summarise_arms
 from ablation.analysis.results import StudyResult
+from ablation.spec.colours import arm_colours
 from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
 from ablation.tracking.arm_runs import ArmRun, keep_arm_runs
@@ -54,7 +55,11 @@ def arm_runs(result: StudyResult) -> list[ArmRun]:
     goal = result.spec.goal
     summaries = [summary for summary in summarise_arms(result) if summary.result.best is not None]
     ranked = [summary.name for summary in sorted(summaries, key=partial(_rank, goal=goal), reverse=True)]
-    return [_arm_run(summary, ranked.index(summary.name) + 1, len(ranked), goal) for summary in summaries]
+    colours = arm_colours([arm.arm for arm in result.arms])
+    return [
+        _arm_run(summary, ranked.index(summary.name) + 1, len(ranked), goal, colours[summary.name])
+        for summary in summaries
+    ]
 
 
 def _rank(summary: ArmSummary, goal: Objective) -> tuple[bool, float]:
@@ -69,7 +74,7 @@ def _validation(summary: ArmSummary) -> float | None:
     return summary.result.best.val_value if summary.result.best is not None else None
 
 
-def _arm_run(summary: ArmSummary, rank: int, arms: int, goal: Objective) -> ArmRun:
+def _arm_run(summary: ArmSummary, rank: int, arms: int, goal: Objective, colour: str) -> ArmRun:
     test, val, estimate = summary.test, summary.val, summary.estimate
     accuracy = summarise(summary.result.test_accuracies_S)
     values = {
@@ -88,7 +93,7 @@ def _arm_run(summary: ArmSummary, rank: int, arms: int, goal: Objective) -> ArmR
         "trained_parameters": summary.trained_parameters,
     }
     metrics = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
-    return ArmRun(summary.result.arm, metrics, _note(summary, rank, arms, goal.label))
+    return ArmRun(summary.result.arm, metrics, _note(summary, rank, arms, goal.label), colour)
 
 
 def _note(summary: ArmSummary, rank: int, arms: int, label: str) -> str:

@@ -88,9 +88,7 @@ def run_trial(
         torch.set_num_threads(spec.threads)
     run = TrialRun(workbench.tracker, claim.key, claim.folder, claim.owner, partial(ensure_held, claim))
     try:
-        data = workbench.study.data
-        source = data.manifest or data.root or data.source
-        run.start(spec, claim.arm, source, workbench.device.type, workbench.files, workbench.environment)
+        run.start(spec, workbench.study, claim.arm, workbench.device.type, workbench.files, workbench.environment)
         if claim.earlier is not None and not claim.earlier.intermediate_values:  # no epoch of it ended
             outcome = Outcome("failed", None)  # or whatever it was before
         elif claim.superseded:

@@ -9,7 +9,7 @@ from mlflow.entities import Metric, Param, Run
 
 from ablation.spec.arms import Arm
 from ablation.spec.objective import ACCURACY, Objective
-from ablation.tracking.client import NOTE_TAG
+from ablation.tracking.client import COLOUR_TAG, NOTE_TAG
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.run_names import arm_title
 
@@ -24,11 +24,13 @@ class ArmRun:
         arm: the arm, whose levels become parameters.
         metrics: name -> value; fractions, seconds and counts.
         note: the run's description, one line of markdown.
+        colour: of the run in the UI, such as '#0072b2'.
     """
 
     arm: Arm
     metrics: dict[str, float]
     note: str
+    colour: str
 
 
 def keep_arm_runs(
@@ -58,7 +60,7 @@ def keep_arm_runs(
     with tracker.calls():
         for arm in arms:
             name = arm.arm.name
-            tags = {"study": study, "arm": name, "kind": ARM_KIND, NOTE_TAG: arm.note}
+            tags = {"study": study, "arm": name, "kind": ARM_KIND, COLOUR_TAG: arm.colour, NOTE_TAG: arm.note}
             key = f"{summary_key}/{name}"
             run_id, is_new = tracker.find_or_create(key, arm_title(arm.arm), tags)
             if not is_new:

@@ -78,6 +78,7 @@ REPORT_FOLDER = "report"  # of the summary run
 KEY_TAG = "ablation.key"  # unique: finds a run whose id was not stored
 REFUSAL_TAG = "ablation.not_registered"  # of a summary run: why the best run of its study is not the champion
 NOTE_TAG = "mlflow.note.content"  # shown as a run's or an experiment's description
+COLOUR_TAG = "mlflow.runColor"  # in the charts of the UI, where a person can change it
 
 # Called before every call to MLflow, see `guarded`.
 _guard: ContextVar[Callable[[], object]] = ContextVar("guard", default=lambda: None)

@@ -16,11 +16,13 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.machine import describe_process
 from ablation.base.text import escape_markdown, first_line
-from ablation.spec.arms import Arm
+from ablation.spec.arms import Arm, arms
+from ablation.spec.colours import arm_colours
 from ablation.spec.metrics import EpochMetrics, flat_values
+from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec, trial_name
 from ablation.storage.outbox import OF_ANOTHER, Entry, Outbox
-from ablation.tracking.client import CHECKPOINT_FILE, NOTE_TAG, RunStatus, guarded
+from ablation.tracking.client import CHECKPOINT_FILE, COLOUR_TAG, NOTE_TAG, RunStatus, guarded
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import WORKER_TAG, checksum_tag, download, file_checksum
 from ablation.tracking.run_names import SEED_TAG, run_title
@@ -72,8 +74,8 @@ class TrialRun:
     def start(
         self,
         spec: TrialSpec,
+        study: StudySpec,
         arm: Arm,
-        dataset_source: str,
         device: str,
         files: dict[str, str],
         environment: dict[str, str],
@@ -84,8 +86,8 @@ class TrialRun:
 
         Args:
             spec: the trial's.
+            study: which it belongs to.
             arm: which it belongs to.
-            dataset_source: where the images come from.
             device: the kind of device.
             files: name -> content.
             environment: versions, device and commit with which the trial begins.
@@ -102,11 +104,13 @@ class TrialRun:
             "environment": json.dumps(environment),
             WORKER_TAG: json.dumps(describe_process()),
             SEED_TAG: str(spec.seed),
+            COLOUR_TAG: arm_colours(arms(study))[arm.name],
             **({} if spec.repeat is None else {"repeat": str(spec.repeat)}),
         }
         if "commit" in environment:
             tags["mlflow.source.git.commit"] = environment["commit"]
-        dataset = {"source": dataset_source, "name": spec.data_source, "digest": spec.data_digest[:8]}
+        source = study.data.manifest or study.data.root or study.data.source
+        dataset = {"source": source, "name": spec.data_source, "digest": spec.data_digest[:8]}
         params = {**spec.to_params(), "seed": str(spec.trial + 1)}  # a small number, for charts and tables
         name = run_title(arm, spec.trial, is_confirmation=spec.confirms is not None, repeat=spec.repeat)
         self._do("start", name=name, tags=tags, params=params, dataset=dataset, files=files)

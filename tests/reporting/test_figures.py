@@ -18,7 +18,6 @@ from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.results import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.reporting.charts import (
-    COLOURS,
     MOST_DOTS,
     NARROW,
     SHAPES,
@@ -36,6 +35,7 @@ from ablation.reporting.images import data_address
 from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels
 from ablation.reporting.run_sections import cost_table
 from ablation.spec.arms import arms
+from ablation.spec.colours import COLOURS
 from ablation.spec.objective import OBJECTIVES
 from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, fake_spec
 from tests.odd_names import NAMES, SHOWN_NAMES

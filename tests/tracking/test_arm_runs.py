@@ -15,7 +15,7 @@ from ablation.tracking.reading import read_study
 from tests.fake_results import fake_result, store_study
 
 LEVELS = {"truncate_at": "block1", "strategy": "fine_tune_all"}
-ARM = ArmRun(Arm("block1,fine_tune_all", LEVELS), {"test_accuracy": 0.5, "rank": 1.0}, "Rank 1 of 1.")
+ARM = ArmRun(Arm("block1,fine_tune_all", LEVELS), {"test_accuracy": 0.5, "rank": 1.0}, "Rank 1 of 1.", "#0072b2")
 
 
 @pytest.fixture
@@ -38,7 +38,10 @@ def test_they_are_no_trials(store: Store) -> None:
     client = open_client(store)
     assert client is not None
     tracker = Tracker(client, store, "fake", "?")
-    arms = [ArmRun(Arm(name, {"truncate_at": name}), {"test_accuracy": 0.5}, "x") for name in ("block1", "block3")]
+    arms = [
+        ArmRun(Arm(name, {"truncate_at": name}), {"test_accuracy": 0.5}, "x", "#0072b2")
+        for name in ("block1", "block3")
+    ]
     keep_arm_runs(tracker, "summary", "fake", arms, ["block1", "block3"])
     runs = client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
     assert {run.info.run_name for run in runs} == {"block1", "block3"}
@@ -49,10 +52,19 @@ def test_they_are_no_trials(store: Store) -> None:
     assert {client.get_run(run.info.run_id).info.status for run in runs} == {"FINISHED"}
 
 
+def test_a_colour_that_a_person_chose_stays(tracker: Tracker) -> None:
+    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm.name])
+    (run,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
+    assert run.data.tags["mlflow.runColor"] == "#0072b2"
+    tracker.client.set_tag(run.info.run_id, "mlflow.runColor", "#ff0000")
+    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm.name])
+    assert tracker.client.get_run(run.info.run_id).data.tags["mlflow.runColor"] == "#ff0000"
+
+
 def test_they_are_kept_current(tracker: Tracker) -> None:
     tracker.begin_summary("summary", "fake", {}, {})
     for accuracy in (0.5, 0.5, 0.75):
-        arm = ArmRun(ARM.arm, {**ARM.metrics, "test_accuracy": accuracy}, f"now {accuracy}")
+        arm = ArmRun(ARM.arm, {**ARM.metrics, "test_accuracy": accuracy}, f"now {accuracy}", ARM.colour)
         keep_arm_runs(tracker, "summary", "fake", [arm], [ARM.arm.name])
     (run,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'arm'")
     assert run.info.run_name == "block1 / fine-tune all"
@@ -80,7 +92,7 @@ def test_one_that_is_kept_current_does_not_get_longer(tracker: Tracker, monkeypa
 def test_arms_of_similar_names_have_metrics_of_their_own(tracker: Tracker) -> None:
     tracker.begin_summary("summary", "fake", {}, {})
     accuracies = {"mixup+ema": 0.5, "mixup": 0.6, "mixup,ema": 0.7}
-    arms = [ArmRun(Arm(name, {}), {"test_accuracy": accuracy}, "x") for name, accuracy in accuracies.items()]
+    arms = [ArmRun(Arm(name, {}), {"test_accuracy": accuracy}, "x", "#0072b2") for name, accuracy in accuracies.items()]
     for finished in (arms[2:], arms):  # the first arm gets its first trial later
         keep_arm_runs(tracker, "summary", "fake", finished, list(accuracies))
     (summary,) = tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'summary'")

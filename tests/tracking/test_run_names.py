@@ -57,13 +57,14 @@ def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path) -> None:
     client = open_client(store, create=True)
     assert client is not None
     tracker = Tracker(client, store, "fake", "?")
-    arm = fake_result({"truncate_at": ["block1"]}, {"block1": 0.5}, images=20).arms[0]
+    result = fake_result({"truncate_at": ["block1"]}, {"block1": 0.5}, images=20)
+    (arm,) = result.arms
     run = arm.confirmations[1]
     assert run.spec.seed == 1001
 
     def start(key: str) -> str:
         started = TrialRun(tracker, key, tmp_path / key, "")
-        started.start(run.spec, arm.arm, "nowhere", "cpu", {}, ENVIRONMENT)
+        started.start(run.spec, result.spec, arm.arm, "cpu", {}, ENVIRONMENT)
         assert started.run_id is not None
         return started.run_id
 
