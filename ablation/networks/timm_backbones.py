@@ -146,8 +146,8 @@ def fit_to_image_size(backbone: str, tensors: dict[str, np.ndarray]) -> dict[str
 
 def timm_normalisation(backbone: str) -> tuple[Three, Three]:
     """Return the mean and standard deviation of images, scaled to 0..1, for which timm's weights were trained."""
-    config = _new_network(function_name(backbone)).pretrained_cfg
-    mean, std = ((float(r), float(g), float(b)) for r, g, b in (config["mean"], config["std"]))
+    config = _timm().get_pretrained_cfg(function_name(backbone).removeprefix(TIMM))
+    mean, std = ((float(r), float(g), float(b)) for r, g, b in (config.mean, config.std))
     return mean, std
 
 
@@ -168,7 +168,7 @@ def _timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError:
-        raise ValueError("name: timm's networks need timm: python -m pip install 'ablation[timm]'") from None
+        raise ValueError("name: timm's networks need timm: python -m pip install timm") from None
 
 
 def _new_network(name: str) -> Any:

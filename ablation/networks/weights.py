@@ -127,7 +127,7 @@ def _weights(backbone: str, named: str, tensors: dict[str, torch.Tensor], mean: 
     kept = {key: _array(named, key, tensors.pop(key)) for key in list(tensors) if key in expected}
     if not kept:
         raise InputError(f"backbone.weights: {named}: has none of {backbone}'s tensors, such as {next(iter(expected))}")
-    if is_timm(backbone):
+    if is_timm(backbone) and any(tensor.shape != expected[key][1] for key, tensor in kept.items()):
         kept = fit_to_image_size(backbone, kept)
     for key, tensor in kept.items():
         if tensor.shape != expected[key][1] and not can_resize(key, tensor.shape, expected[key][1]):
@@ -168,10 +168,10 @@ def _read_pth(path: Path) -> dict[str, torch.Tensor]:
             f"backbone.weights: {path}: corrupt, or holds pickled code, which is not run; "
             "save only the tensors, with torch.save(model.state_dict(), ...)"
         ) from None
-    except KeyError:  # of a byte that begins no pickle: its number is the message
-        raise InputError(f"backbone.weights: {path}: not a file that torch.save wrote") from None
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, MemoryError) as error:
         raise InputError(f"backbone.weights: {path}: cannot be read: {first_line(error)}") from None
+    except Exception:  # of many kinds, with texts about torch's reader
+        raise InputError(f"backbone.weights: {path}: damaged, or not a file that torch.save wrote") from None
     if isinstance(state, dict):  # perhaps a checkpoint of a training script
         state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), dict)), state)
     is_state = isinstance(state, dict) and all(isinstance(key, str) for key in state)

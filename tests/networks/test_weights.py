@@ -246,6 +246,12 @@ def test_a_file_placed_by_hand_is_read_without_running_code(monkeypatch: pytest.
 
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    (tmp_path / "w.pth").write_text("junk text here")
-    with pytest.raises(InputError, match=r"w\.pth: not a file that torch\.save wrote$"):
-        read_weights("vgg16", str(tmp_path / "w.pth"))
+    """torch's reader raises a KeyError for the first, an IndexError for the second, an AssertionError for the third."""
+    torch.save(torch.ones(2), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "w.pth").read_bytes()
+    key = re.findall(rb"\d{9,}", old)[-1]  # the tensor's name, which its numbers follow
+    before, _, after = old.rpartition(key)
+    for content in (b"junk text here", b".", before + b"0" * len(key) + after):
+        (tmp_path / "w.pth").write_bytes(content)
+        with pytest.raises(InputError, match=r"w\.pth: damaged, or not a file that torch\.save wrote$"):
+            read_weights("vgg16_narrow", str(tmp_path / "w.pth"))
