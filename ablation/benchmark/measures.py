@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
@@ -23,7 +24,6 @@ from ablation.base.errors import StoreError
 from ablation.benchmark import SMALL_TRIALS
 from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loader
 from ablation.benchmark.subject import BATCH_SIZE, Measured, Subject, few_images_limit, first_images, network
-from ablation.benchmark.whole_study import replaced
 from ablation.data.images import Images
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import TransferModel, calibrate
@@ -36,10 +36,10 @@ from ablation.spec.study import StudySpec
 from ablation.spec.tables import Backbone
 from ablation.storage.store import Store, find_store
 from ablation.tracking.trial_run import TrialRun
-from ablation.training.begin import begin_training, calibration_sample
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import ImageSource, frozen_part
+from ablation.training.state import begin_training, calibration_sample
 
 if sys.platform != "win32":
     import resource
@@ -350,7 +350,7 @@ def timed(owner: Any, name: str, durations: list[float]) -> Iterator[None]:
         finally:
             durations.append(time.perf_counter() - started)
 
-    with replaced(owner, name, method):
+    with mock.patch.object(owner, name, method):
         yield
 
 

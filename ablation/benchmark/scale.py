@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 from ablation.analysis.results import read_results
-from ablation.benchmark.whole_study import replaced
 from ablation.running import trial as trials
 from ablation.running.options import RunOptions
 from ablation.running.repair import stored_differences
@@ -91,7 +91,7 @@ def work(store: Store, content: dict[str, Any]) -> list[float]:
         used.append(time.process_time())
         return no_training(*arguments)
 
-    with replaced(trials, "_train_and_record", train), contextlib.redirect_stdout(io.StringIO()):
+    with mock.patch.object(trials, "_train_and_record", train), contextlib.redirect_stdout(io.StringIO()):
         work_until_done(_open(store, StudySpec(**content), is_worker=True))
     return [after - before for before, after in pairwise(used)]
 

@@ -18,11 +18,11 @@ from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD
 from ablation.spec.study import StudySpec
-from ablation.training.begin import begin_training
 from ablation.training.compiler import check_compiler, release_compiled
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FeatureSource, ImageSource, Source
+from ablation.training.state import begin_training
 
 IMAGES = 20 * 1024  # full batches only: a last smaller one would be compiled, too
 BATCH_SIZES = (64, 256, 1024)
@@ -90,7 +90,7 @@ def mode_rows(device: torch.device, repeats: int, deadline: float = math.inf) ->
 def endless_epochs(device: torch.device, work: Work, batch_size: int, mode: str) -> Iterator[float]:
     """Train VGG-16 with random weights on random images or features; yield the images per second of each epoch."""
     model = build_model("vgg16", work.cut, Head(HEAD_WIDTH), 10, 32)
-    initialise(model, "vgg16", None, 0)
+    initialise(model, None, 0)
     model = model.to(device).to(memory_format=torch.channels_last)
     compile_mode = mode if mode in COMPILE_MODES else "none"
     precision = "bfloat16" if device.type == "cuda" else "float32"

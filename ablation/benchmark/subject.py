@@ -115,7 +115,7 @@ def network(subject: Subject, cut: str, head_width: int = HEAD_WIDTH, seed: int 
     """Build a network on the device as a trial does; layers that the weights lack are random."""
     size = subject.train_images.images_NCHW.shape[-1]
     model = build_model("vgg16", cut, Head(head_width), subject.classes, size)
-    initialise(model, "vgg16", subject.weights, seed)
+    initialise(model, subject.weights, seed)
     return model.to(subject.device)
 
 

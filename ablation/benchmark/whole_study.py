@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
@@ -175,17 +176,6 @@ class Load:
                 self._samples.append((time.perf_counter(), torch.cuda.utilization(self.device) / 100))
 
 
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function or method of `owner` in this context."""
-    real = getattr(owner, name)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        setattr(owner, name, real)
-
-
 def whole_study(spec: StudySpec, store: Store, device_name: str) -> dict[str, Any]:
     """Run a study in this process, with its output on the standard error, and measure it.
 
@@ -211,8 +201,8 @@ def whole_study(spec: StudySpec, store: Store, device_name: str) -> dict[str, An
     with contextlib.ExitStack() as stack:
         for owner, name, part in PARTS:
             make = stopwatch.timed_generator if part == TRAINING else stopwatch.timed
-            stack.enter_context(replaced(owner, name, make(getattr(owner, name), part)))
-        stack.enter_context(replaced(worker, "run_trial", load.observed(vars(worker)["run_trial"])))
+            stack.enter_context(mock.patch.object(owner, name, make(getattr(owner, name), part)))
+        stack.enter_context(mock.patch.object(worker, "run_trial", load.observed(vars(worker)["run_trial"])))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.callback(load.stop)
         try:

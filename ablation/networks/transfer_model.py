@@ -159,13 +159,13 @@ def build_pool(backbone: str, truncate_at: str, image_size: int, head_pool: Head
     return pool if extra_tokens is None else TokenPool(pool, side, extra_tokens)
 
 
-def initialise(model: TransferModel, backbone: str, weights: Weights | None, seed: int) -> None:
+def initialise(model: TransferModel, weights: Weights | None, seed: int) -> None:
     """Set all parameters: the blocks from the weights (None: at random), the head's linear layers at random.
 
     They start as torch's Linear does (uniform within 1 / sqrt(inputs)). Blocks and head each have a generator.
     """
     tensors = None if weights is None else weights.tensors
-    initialise_blocks(model.blocks, backbone, tensors, generator(seed, "backbone"))
+    initialise_blocks(model.blocks, model.backbone, tensors, generator(seed, "backbone"))
     head_generator = generator(seed, "head")
     with torch.no_grad():
         for linear in (module for module in model.head if isinstance(module, nn.Linear)):

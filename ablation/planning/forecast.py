@@ -15,8 +15,8 @@ from ablation.data.reading import DataSize, is_mapped
 from ablation.planning.probe import Conditions, Failure, Probe, Speed
 from ablation.planning.workload import ArmPlan, feature_bytes, stored_images
 from ablation.spec.study import StudySpec
-from ablation.training.begin import CALIBRATION_IMAGES
 from ablation.training.feature_cache import SHARE_OF_DEVICE
+from ablation.training.state import CALIBRATION_IMAGES
 
 RUN_SECONDS = 0.1  # per run, for MLflow, Optuna and checkpoints
 STUDY_SECONDS = 10  # for the start and the report

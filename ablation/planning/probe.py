@@ -29,11 +29,11 @@ from ablation.networks.transfer_model import Head, TransferModel, build_model, c
 from ablation.networks.weights import IMAGENET_MEAN, IMAGENET_STD
 from ablation.spec.parameters import Augmentation, HeadPool
 from ablation.spec.reuse import Reuse, unit_at_end
-from ablation.training.begin import Training, begin_training
 from ablation.training.evaluation import evaluate, predict
 from ablation.training.loop import Diverged, train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FeatureSource, FrozenPart, ImageSource, Source, frozen_part
+from ablation.training.state import Training, begin_training
 from ablation.training.step import EAGER_STEPS
 
 SECONDS = 0.3  # for which a measurement is repeated
@@ -266,7 +266,7 @@ def _settings(kind: Kind, conditions: Conditions, epochs: int) -> TrainingSettin
 def _make_model(cut: str, head_width: int, head_pool: HeadPool, conditions: Conditions) -> TransferModel:
     head = Head(head_width, head_pool)
     model = build_model(conditions.backbone, cut, head, conditions.classes, conditions.image_size)
-    initialise(model, conditions.backbone, None, seed=0)
+    initialise(model, None, seed=0)
     return model.to(conditions.device).to(memory_format=torch.channels_last)
 
 

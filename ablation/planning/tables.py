@@ -57,7 +57,7 @@ def arms_table(study: StudyPlan, on_cpu: Span | None = None) -> Table:
         for speed in study.probe.frozen.values()
         if isinstance(speed, Failure)
     ]
-    runs = sum(arm.trials + arm.confirmations for arm in study.arms)
+    runs = len(study.arms) * (study.spec.trials_per_arm + study.spec.confirm.runs)
     notes = [
         f"{plural(len(study.arms), 'arm')}, {plural(runs, 'training')}, {plural(runs * study.spec.epochs, 'epoch')}: "
         f"an arm has {plural(study.spec.trials_per_arm, 'trial')} and "

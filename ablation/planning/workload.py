@@ -30,12 +30,10 @@ ALIKE = 0.8  # a kind with at least this share of the costliest's operations nee
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """An arm's budget, the largest network that its trials can train, and the range of its training cost.
+    """The largest network that an arm's trials can train, and the range of its training cost.
 
     Attributes:
         arm: the arm.
-        trials: their number.
-        confirmations: number of confirmation runs.
         trained_parameters: of the largest network that the search can choose.
         all_parameters: of the same network.
         checkpoint_bytes: of all checkpoints that the arm keeps.
@@ -44,8 +42,6 @@ class ArmPlan:
     """
 
     arm: Arm
-    trials: int
-    confirmations: int
     trained_parameters: int
     all_parameters: int
     checkpoint_bytes: int
@@ -63,7 +59,7 @@ def plan(spec: StudySpec, num_classes: int, *, stores_features: bool = True) -> 
         trained, total = _largest(spec, arm, num_classes)
         disk = checkpoints * trained * BYTES_PER_PARAMETER
         cheapest, costliest = _extreme_kinds(spec, arm, stores_features)
-        arm_plans.append(ArmPlan(arm, spec.trials_per_arm, seeds, trained, total, disk, cheapest, costliest))
+        arm_plans.append(ArmPlan(arm, trained, total, disk, cheapest, costliest))
     return arm_plans
 
 

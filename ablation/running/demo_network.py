@@ -14,10 +14,10 @@ from ablation.networks.blocks import torchvision_tensors
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.spec.tables import Data
-from ablation.training.begin import begin_training
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import ImageSource
+from ablation.training.state import begin_training
 
 PRETRAINING_CLASSES = ["0", "1", "2", "3", "4"]
 SETTINGS = TrainingSettings(epochs=12, batch_size=32, seed=0, precision="float32", optimizer="adamw")
@@ -50,7 +50,7 @@ def _pretrained(backbone: str) -> bytes:
     )
     normalisation = Normalisation((0.3,) * 3, (0.35,) * 3)  # about the mean and deviation of the digits' pixels
     model = build_model(backbone, "block5", Head(64), len(PRETRAINING_CLASSES), 32)
-    initialise(model, backbone, None, seed=0)
+    initialise(model, None, seed=0)
     training = begin_training(
         model,
         Learning("from_scratch", lr=2e-3),

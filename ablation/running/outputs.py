@@ -33,12 +33,12 @@ from ablation.tracking import mlflow_settings
 from ablation.tracking.client import CHECKPOINT_FILE, PREDICTIONS_FILE
 from ablation.tracking.reading import read_run, run_file
 from ablation.tracking.trial_run import TrialRun
-from ablation.training.begin import Training, load_tensors
 from ablation.training.checkpoint import tensors_digest
 from ablation.training.class_metrics import balanced_accuracy_and_macro_f1
 from ablation.training.evaluation import inference_operations, inference_seconds, predict
 from ablation.training.representation import mean_gradient_norms, similarities_to_start
 from ablation.training.sources import Source
+from ablation.training.state import Training, load_tensors
 
 
 def record_best(
@@ -234,7 +234,7 @@ def load_model(
         pretrained = read_weights(spec.backbone, address)
         if pretrained.digest != spec.weights_digest:
             raise InputError(f"{address}: not the weights that run {run} was trained with")
-    initialise(model, spec.backbone, pretrained, spec.seed)
+    initialise(model, pretrained, spec.seed)
     load_tensors(model, trained)
     if tensors_digest(_frozen_tensors(model, trained).items()) != metadata["frozen_digest"]:
         raise InputError(f"run {run}: its frozen layers cannot be rebuilt from {spec.weights}")

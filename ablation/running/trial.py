@@ -41,7 +41,6 @@ from ablation.spec.objective import Objective
 from ablation.spec.trial import TrialSpec
 from ablation.storage.locks import study_lock
 from ablation.tracking.trial_run import TrialRun
-from ablation.training.begin import Training
 from ablation.training.checkpoint import (
     CorruptCheckpoint,
     load_resume_checkpoint,
@@ -52,6 +51,7 @@ from ablation.training.compiler import has_compiled, release_compiled
 from ablation.training.loop import Diverged, train
 from ablation.training.schedule import is_over
 from ablation.training.sources import Source
+from ablation.training.state import Training
 
 CHECKPOINT_SECONDS = 15  # after a crash, at most this much work or one epoch is repeated
 logger = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.tracking.experiment import Tracker
-from ablation.training.begin import Training, begin_training
 from ablation.training.compiler import check_compiler
 from ablation.training.feature_cache import FeatureCache
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import Source
+from ablation.training.state import Training, begin_training
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
     """Build the trial's network and optimizer, before the first epoch."""
     model = make_model(spec)
     weights = workbench.weights if STRATEGIES[spec.strategy].starts_pretrained else None
-    initialise(model, spec.backbone, weights, spec.seed)
+    initialise(model, weights, spec.seed)
     model = model.to(workbench.device).to(memory_format=torch.channels_last)
     learning = Learning(
         spec.strategy,

@@ -1,6 +1,6 @@
-"""The training loop and the evaluation of one trial.
+"""The training loop of one trial.
 
-Legend: N images, B images of a batch, K classes.
+Legend: N images.
 """
 
 import math
@@ -14,12 +14,12 @@ import torch
 from ablation.base.generators import generator, seed_globally
 from ablation.networks.transfer_model import set_training_mode
 from ablation.spec.metrics import EpochMetrics
-from ablation.training.begin import Training, load_tensors, trained_tensors
 from ablation.training.evaluation import evaluate
 from ablation.training.representation import distances_moved, relative_gradient_norms
 from ablation.training.schedule import average_decay, is_over, last_alike, layers_learning, lr_factor
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import Source, batch_places, draw_epoch
+from ablation.training.state import Training, load_tensors, trained_tensors
 from ablation.training.step import TrainingStep
 
 LOSS_BECAME = "loss became"  # in the reason for which a trial that diverged ends

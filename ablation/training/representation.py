@@ -13,9 +13,9 @@ from torch.nn.utils import get_total_norm
 
 from ablation.networks.transfer_model import TransferModel
 from ablation.spec.metrics import EpochMetrics
-from ablation.training.begin import Training, load_tensors
 from ablation.training.closed_form import exact
 from ablation.training.sources import Point, Source, run_layers
+from ablation.training.state import Training, load_tensors
 
 SIMILARITY_IMAGES = 1000
 

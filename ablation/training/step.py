@@ -18,11 +18,11 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from ablation.base.device import autocast
 from ablation.base.text import first_line
-from ablation.training.begin import Training
 from ablation.training.compiler import compiled_forward
 from ablation.training.loss import balanced_weights, mixed_loss
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import EpochOrder, FeatureSource, Source
+from ablation.training.state import Training
 
 EAGER_STEPS = 3  # before a capture: they make the optimizer's state, and cuDNN chooses its algorithms
 FEWEST_REPLAYS = 50  # of a graph, whose capture takes about as long as so many eager steps

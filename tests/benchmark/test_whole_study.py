@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pynvml
@@ -14,7 +13,7 @@ import torch
 from ablation.base.command_line import run_command
 from ablation.bench import cli
 from ablation.benchmark import whole_study
-from ablation.benchmark.whole_study import OTHER, PARTS, START, Load, Stopwatch, replaced
+from ablation.benchmark.whole_study import OTHER, PARTS, START, Load, Stopwatch
 from ablation.running import trial
 from tests.studies import patched_train, signal_handlers_kept
 
@@ -156,16 +155,6 @@ def test_a_driver_that_does_not_say(error: Exception, monkeypatch: pytest.Monkey
     load.observed(lambda: time.sleep(0.02))()
     load.stop()
     assert load.share is None
-
-
-def test_what_is_replaced_is_put_back() -> None:
-    owner = SimpleNamespace(act=len)
-    with replaced(owner, "act", max):
-        assert owner.act is max
-    assert owner.act is len
-    with pytest.raises(ZeroDivisionError), replaced(owner, "act", max):
-        owner.act(1 / 0)
-    assert owner.act is len
 
 
 def bench(arguments: list[object], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:

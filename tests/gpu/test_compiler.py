@@ -12,11 +12,11 @@ from ablation.data.images import Images
 from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
-from ablation.training.begin import begin_training
 from ablation.training.compiler import check_compiler, release_compiled
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import ImageSource
+from ablation.training.state import begin_training
 
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda:0"
@@ -32,7 +32,7 @@ def losses(mode: str, seed: int, warmup: int) -> list[float]:
     noise = torch.randint(0, 60, (90, 3, 32, 32), generator=generator(1, "pixels"))
     pixels = (noise + 60 * labels_N[:, None, None, None]).to(torch.uint8)
     model = build_model("vgg16_narrow", "block1", Head(16, 2), 3, 32)
-    initialise(model, "vgg16_narrow", None, seed)
+    initialise(model, None, seed)
     model = model.to(DEVICE).to(memory_format=torch.channels_last)
     settings = TrainingSettings(3, 32, seed, "float32", head_warmup_epochs=warmup, compile=mode)
     training = begin_training(model, Learning("fine_tune_all", 0.02), settings, NORMALISATION)

@@ -21,10 +21,10 @@ from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
-from ablation.training.begin import Training, begin_training
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
+from ablation.training.state import Training, begin_training
 
 pytestmark = pytest.mark.cuda
 DEVICE = torch.device("cuda:0")
@@ -79,7 +79,7 @@ def begin(
     head: Head = PLAIN,
 ) -> tuple[Training, Any, Any]:
     model = build_model(backbone, "block2", head, 3, 32)
-    initialise(model, backbone, None, 0)
+    initialise(model, None, 0)
     model = model.to("cuda:0").to(memory_format=torch.channels_last)
     cache = FeatureCache(folder, 10**9, lambda: Pretrained([], []), lambda text: None)
     images, others = some_images(330, 1), some_images(60, 2)  # ten batches of 32 and one of 10 in every epoch

@@ -114,7 +114,7 @@ def test_features_of_the_device_are_those_of_the_cpu(tmp_path: Path, precision: 
     """Of images and of their mirror images; the tolerance is relative, of the root mean square."""
     select_device(DEVICE)
     model = build_model("vgg16_narrow", "block2", Head(8, 2), 3, 32)
-    initialise(model, "vgg16_narrow", None, 0)
+    initialise(model, None, 0)
     pixels = torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=generator(1, "pixels"))
     sources = []
     for device in ("cpu", DEVICE):

@@ -35,8 +35,8 @@ from ablation.networks.weights import read_weights
 from ablation.spec import reading
 from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.reading import load_study
-from ablation.training.begin import trained_tensors
 from ablation.training.sources import frozen_part
+from ablation.training.state import trained_tensors
 from tests.studies import Command, signal_handlers_kept
 
 NETS = """

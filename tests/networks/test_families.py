@@ -15,11 +15,11 @@ from ablation.networks.timm_backbones import load_timm_backbone
 from ablation.networks.transfer_model import Head, TransferModel, build_model, calibrate, initialise
 from ablation.spec.architectures import block_names, is_timm, smallest_image
 from ablation.spec.parameters import STRATEGIES, StrategyName
-from ablation.training.begin import Training, make_optimizer
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FeatureSource, frozen_part
+from ablation.training.state import Training, make_optimizer
 
 CPU = torch.device("cpu")
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
@@ -61,7 +61,7 @@ def some_images(n: int, size: int) -> Images:
 
 def network(name: str, cut: str, size: int) -> TransferModel:
     model = build_model(name, cut, Head(4, 2), 2, size)
-    initialise(model, name, None, seed=0)
+    initialise(model, None, seed=0)
     for module in model.modules():  # statistics as of a trained network
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1, generator=generator("mean"))

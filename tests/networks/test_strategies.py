@@ -10,7 +10,7 @@ from ablation.spec.parameters import STRATEGIES
 
 def model() -> TransferModel:
     built = build_model("vgg16_narrow", "conv3_2", Head(8, 2), 5, 32)
-    initialise(built, "vgg16_narrow", None, 0)
+    initialise(built, None, 0)
     return built
 
 

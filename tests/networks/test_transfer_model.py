@@ -16,7 +16,7 @@ from ablation.spec.parameters import HeadNorm
 )  # fmt: skip
 def test_head(cut: str, pool: int | str, image_size: int, features: int) -> None:
     model = build_model("vgg16", cut, Head(7, pool), 4, image_size)
-    initialise(model, "vgg16", None, seed=0)
+    initialise(model, None, seed=0)
     assert [tuple(p.shape) for p in model.head.parameters()] == [(7, features), (7,), (4, 7), (4,)]
     images = torch.randn(3, 3, image_size, image_size, generator=generator(0))
     assert model(images).shape == (3, 4)
@@ -41,7 +41,7 @@ def test_layers_of_the_head(width: int, norm: HeadNorm, kind: type[nn.Module] | 
     sizes = [(layer.in_features, layer.out_features) for layer in linear]
     assert sizes == ([(128, 7), (7, 4)] if width else [(128, 4)])
     assert [layer.p for layer in model.head if isinstance(layer, nn.Dropout)] == ([dropout] if dropout else [])
-    initialise(model, "vgg16_narrow", None, seed=0)
+    initialise(model, None, seed=0)
     images = torch.randn(5, 3, 32, 32, generator=generator(0))
     with torch.no_grad():  # a batch norm's first statistics are mean 0 and variance 1, and its epsilon is 1e-5
         features = model.eval().pooled(images)
@@ -62,7 +62,7 @@ def test_start_depends_on_the_seed_alone() -> None:
     one, same, other = (build_model("vgg16_narrow", "block2", Head(8, 2), 5, 32) for _ in range(3))
     for model, seed in ((one, 3), (same, 3), (other, 4)):
         torch.rand(seed)  # what was drawn elsewhere has no influence
-        initialise(model, "vgg16_narrow", None, seed)
+        initialise(model, None, seed)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not torch.equal(one.head[0].weight, other.head[0].weight)
     bound = one.head[0].in_features ** -0.5
@@ -72,7 +72,7 @@ def test_start_depends_on_the_seed_alone() -> None:
 
 def test_calibration_standardises_the_features() -> None:
     model = build_model("vgg16_narrow", "block2", Head(8, 2), 5, 32)
-    initialise(model, "vgg16_narrow", None, 0)
+    initialise(model, None, 0)
     with torch.no_grad():
         model.blocks.block2.conv2_2.weight[0] = 0  # a feature that never varies
         model.blocks.block2.conv2_2.weight[1] *= 1000  # and one that varies a lot
@@ -93,7 +93,7 @@ def test_calibration_standardises_the_features() -> None:
 def test_batch_norm_is_calibrated_as_it_will_be_used(head_alone: bool) -> None:
     """It standardises over the batch where it learns in the first epoch; its own statistics stay as they are."""
     model = build_model("resnet18", "block2", Head(8, 2), 5, 32)
-    initialise(model, "resnet18", None, 0)
+    initialise(model, None, 0)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items() if not key.startswith("feature_")}
     images = 3 + 2 * torch.randn(100, 3, 32, 32, generator=generator(0))
     set_training_mode(model, range(0) if head_alone else model.learning_layers)
@@ -110,6 +110,6 @@ def test_batch_norm_is_calibrated_as_it_will_be_used(head_alone: bool) -> None:
 
 def test_calibration_of_features_that_never_vary() -> None:
     model = build_model("vgg16_narrow", "block1", Head(8, 2), 5, 32)
-    initialise(model, "vgg16_narrow", None, 0)
+    initialise(model, None, 0)
     calibrate(model, [torch.zeros(4, 3, 32, 32)], 0, "float32")
     assert (model.feature_std_D == 1).all()

@@ -232,7 +232,6 @@ def test_repeats_by_hand() -> None:
     assert longer == pytest.approx(2 * 2000 * 0.01)
     assert [(b.trials, b.seeds) for b in budgets(budget)] == [(8, 2), (4, 2)]
     assert [(b.trials, b.seeds) for b in budgets(Budget("", 5, 3, 3))] == [(5, 3), (3, 3), (5, 2), (3, 2)]
-    assert [arm.confirmations for arm in study.arms] == [6] * len(study.arms)
     assert any("which are 3 tunings with 2 or 3 trials and 2 seeds each" in note for note in arms_table(study).notes)
     table = budget_table(study)
     assert [row[1:3] + row[4:] for row in table.rows] == [["8", "6", "19 %", "-"], ["4", "6", "10 %", "-"]]

@@ -26,10 +26,10 @@ from ablation.planning.probe import (
     probe,
 )
 from ablation.training import step
-from ablation.training.begin import Training
 from ablation.training.evaluation import Evaluation, evaluate
 from ablation.training.loop import train
 from ablation.training.sources import batch_places
+from ablation.training.state import Training
 from tests.training.test_step import emulated_graphs
 
 KIND = Kind("block2", 0, False, 16, 2, 32, "none", "sgd")

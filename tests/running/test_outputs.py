@@ -15,10 +15,10 @@ from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.running.outputs import record_best, record_test
 from ablation.running.workbench import SplitImages
 from ablation.spec.objective import ACCURACY
-from ablation.training.begin import begin_training
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import ImageSource, Source
+from ablation.training.state import begin_training
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 SETTINGS = TrainingSettings(1, 8, 0, "float32")
@@ -44,7 +44,7 @@ def test_only_the_test_images_are_read_anew(tmp_path: Path) -> None:
     """Another process may have evicted the features of the training images, which nobody needs any more."""
     train_images, val_images, test_images = some_images(24), some_images(12), some_images(10)
     model = build_model("vgg16_narrow", "block2", Head(4, 1), 2, 32)
-    initialise(model, "vgg16_narrow", None, 0)
+    initialise(model, None, 0)
     training = begin_training(model, Learning("fine_tune_top", 0.01, 1), SETTINGS, NORMALISATION)
     val_source = ImageSource(val_images, training.frozen, "none")
     list(train(training, ImageSource(train_images, training.frozen, "none"), val_source, SETTINGS))

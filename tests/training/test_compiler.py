@@ -13,11 +13,11 @@ from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.training import compiler
-from ablation.training.begin import begin_training
 from ablation.training.compiler import check_compiler, compiled_forward, has_compiled, release_compiled
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FeatureSource
+from ablation.training.state import begin_training
 
 CPU = torch.device("cpu")
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
@@ -35,7 +35,7 @@ def _anew() -> Iterator[None]:
 def losses_of_a_head(mode: str) -> list[float]:
     """Train a head on features of 45 images, whose last batch is smaller; return the losses of every epoch."""
     model = build_model("vgg16_narrow", "block1", Head(8, 2), 3, 32)
-    initialise(model, "vgg16_narrow", None, 0)
+    initialise(model, None, 0)
     settings = TrainingSettings(3, 16, 5, "float32", compile=mode)
     training = begin_training(model, Learning("feature_extraction", 0.05), settings, NORMALISATION)
     labels_N = torch.randint(3, (45,), generator=generator(1, "labels"))

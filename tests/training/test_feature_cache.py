@@ -25,7 +25,6 @@ from ablation.spec.parameters import Augmentation
 from ablation.spec.reuse import units_up_to
 from ablation.spec.study import StudySpec
 from ablation.training import feature_cache, sources
-from ablation.training.begin import Training, make_optimizer
 from ablation.training.feature_cache import FeatureCache, Pretrained, pretrained_network
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
@@ -40,6 +39,7 @@ from ablation.training.sources import (
     frozen_part,
     run_layers,
 )
+from ablation.training.state import Training, make_optimizer
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 MEGABYTE = 1_000_000
@@ -57,7 +57,7 @@ TRAIN, VAL = some_images(97, 1), some_images(30, 2)
 
 def network(cut: str = "block3", seed: int = 0) -> TransferModel:
     model = build_model("vgg16_narrow", cut, Head(8, 2), 3, 32)
-    initialise(model, "vgg16_narrow", None, seed)
+    initialise(model, None, seed)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -131,7 +131,7 @@ def test_training_is_bitwise_the_same_with_and_without(
 def test_every_layer_of_vgg16_gives_an_image_the_same_in_any_batch(threads: int) -> None:
     """What storing rests on: to the bit, whatever the batch, its size and the number of threads."""
     model = build_model("vgg16", "block5", Head(8, 1), 3, 32)
-    initialise(model, "vgg16", None, 0)
+    initialise(model, None, 0)
     frozen = frozen_blocks(model.to(memory_format=torch.channels_last), 5)
     points = [Point(number, None) for number in range(len(frozen.layers) + 1)]
     order = torch.randperm(30, generator=generator(4))
@@ -355,7 +355,7 @@ def test_all_cuts_of_a_study_are_computed_in_one_pass(
     for cut, blocks in (("conv2_1", 2), ("block2", 2), ("block3", 3)):
         for pool in (1, 2):
             model = build_model("vgg16_narrow", cut, Head(8, pool), 3, 32)
-            initialise(model, "vgg16_narrow", weights, pool)
+            initialise(model, weights, pool)
             frozen = frozen_blocks(model.to(memory_format=torch.channels_last), blocks)
             (rows,) = store.source(TRAIN, frozen, "none").in_order()
             assert computed == [17], "in one pass, when the first of them is asked for"
@@ -374,7 +374,7 @@ def test_layers_without_weights_are_every_trials_own(tmp_path: Path, narrow_weig
     found = []
     for seed in (1, 2):
         model = build_model("vgg16_narrow", "block3", Head(8, 2), 3, 32)
-        initialise(model, "vgg16_narrow", weights, seed)
+        initialise(model, weights, seed)
         frozen = frozen_blocks(model.to(memory_format=torch.channels_last), 3)
         (rows,) = store.source(TRAIN, frozen, "none").in_order()
         assert torch.equal(rows, frozen(TRAIN.images_NCHW))
@@ -536,7 +536,7 @@ def test_what_exceeds_the_limit_is_computed_in_every_epoch(tmp_path: Path, caplo
 def test_cuts_are_computed_alone_where_all_of_them_exceed_the_limit(tmp_path: Path, narrow_weights: Path) -> None:
     weights = read_weights("vgg16_narrow", str(narrow_weights))
     model = build_model("vgg16_narrow", "block2", Head(8, 1), 3, 32)
-    initialise(model, "vgg16_narrow", weights, 0)
+    initialise(model, weights, 0)
     frozen = frozen_blocks(model.to(memory_format=torch.channels_last), 2)
     shared = pretrained_network(StudySpec(**STUDY), weights, torch.device("cpu"))
     store = cache(tmp_path, limit=97 * 16 * 4 + 200, pretrained=shared)

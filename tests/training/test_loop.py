@@ -15,14 +15,6 @@ from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, build_model, calibrate, initialise
 from ablation.spec.parameters import Augmentation
 from ablation.training import loop
-from ablation.training.begin import (
-    Training,
-    begin_training,
-    calibration_sample,
-    load_tensors,
-    make_optimizer,
-    trained_tensors,
-)
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.evaluation import Evaluation, evaluate
 from ablation.training.loop import Diverged, train
@@ -30,6 +22,14 @@ from ablation.training.loss import balanced_weights, weighted_loss
 from ablation.training.schedule import lr_factor
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FrozenPart, ImageSource, frozen_part
+from ablation.training.state import (
+    Training,
+    begin_training,
+    calibration_sample,
+    load_tensors,
+    make_optimizer,
+    trained_tensors,
+)
 
 CPU = torch.device("cpu")
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
@@ -48,7 +48,7 @@ TRAIN, VAL = some_images(96, 1), some_images(30, 2)
 
 def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str = "sgd", **more: Any) -> Training:
     model = build_model("vgg16_narrow", "block2", Head(8, 2), 3, 32)
-    initialise(model, "vgg16_narrow", None, 0)
+    initialise(model, None, 0)
     calibrate(model, ImageSource(TRAIN, AS_THEY_ARE, "none").in_order(), 0, "float32")
     settings = {"freeze_depth": None, "backbone_lr_scale": 0.5, "weight_decay": 5e-4} | more
     groups = apply_strategy(model, Learning(strategy, lr, **settings))
@@ -300,7 +300,7 @@ def begun(
 ) -> Training:
     """Return a training as a trial begins it."""
     model = build_model(backbone, "block2", Head(8, 2), 3, 32)
-    initialise(model, backbone, None, 0)
+    initialise(model, None, 0)
     learning = Learning(strategy, 0.02, freeze_depth, backbone_lr_scale=0.5)
     return begin_training(model, learning, settings, NORMALISATION, lambda frozen: sources(frozen, augmentation)[0])
 

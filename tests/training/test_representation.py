@@ -10,7 +10,6 @@ from torch import nn
 
 from ablation.base.generators import generator
 from ablation.data.images import normalise
-from ablation.training.begin import Training, load_tensors
 from ablation.training.loop import train
 from ablation.training.representation import (
     distances_moved,
@@ -20,6 +19,7 @@ from ablation.training.representation import (
     similarities_to_start,
 )
 from ablation.training.settings import TrainingSettings
+from ablation.training.state import Training, load_tensors
 from tests.training.test_loop import NORMALISATION, SETTINGS, VAL, begun, sources
 
 

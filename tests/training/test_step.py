@@ -18,13 +18,13 @@ from ablation.networks.timm_backbones import load_timm_backbone
 from ablation.networks.transfer_model import Head, build_model, initialise, set_training_mode
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
-from ablation.training.begin import Training, _fill_momenta, begin_training, make_optimizer, trained_tensors
 from ablation.training.checkpoint import CorruptCheckpoint
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import train
 from ablation.training.schedule import lr_factor
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import batch_places
+from ablation.training.state import Training, _fill_momenta, begin_training, make_optimizer, trained_tensors
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ TRAIN, VAL = some_images(97, 1), some_images(30, 2)  # five batches of 16 and on
 
 def begin(backbone: str, learning: Learning, settings: TrainingSettings, cache: FeatureCache, kind: Any) -> Training:
     model = build_model(backbone, "block2", Head(8, 2), 3, 32)
-    initialise(model, backbone, None, 0)
+    initialise(model, None, 0)
     return begin_training(model, learning, settings, NORMALISATION, lambda frozen: cache.source(TRAIN, frozen, kind))
 
 

@@ -15,11 +15,11 @@ from ablation.data.images import Images
 from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise, set_training_mode
-from ablation.training.begin import Training, TrainingSettings, begin_training, trained_tensors
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import train
 from ablation.training.sources import FeatureSource, ImageSource, Source
+from ablation.training.state import Training, TrainingSettings, begin_training, trained_tensors
 from tests.training.test_loop import WAYS
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
@@ -39,7 +39,7 @@ def begin(
     learning: Learning, cache: FeatureCache, head: Head, settings: TrainingSettings, backbone: str = "vgg16_narrow_bn"
 ) -> Training:
     model = build_model(backbone, "block3", head, 3, 32)
-    initialise(model, backbone, None, 0)
+    initialise(model, None, 0)
     model = model.to(memory_format=torch.channels_last)
     return begin_training(model, learning, settings, NORMALISATION, lambda frozen: cache.source(TRAIN, frozen, "none"))
 
@@ -258,7 +258,7 @@ def test_features_are_cached_before_the_first_layer_that_learns(tmp_path: Path) 
 def test_layers_after_the_block_that_learns_drop_nothing() -> None:
     """ConvNeXt drops whole branches in training: only in the blocks that learn."""
     model = build_model("convnext_tiny", "block3", Head(4), 3, 32)
-    initialise(model, "convnext_tiny", None, 0)
+    initialise(model, None, 0)
     settings = TrainingSettings(epochs=1, batch_size=4, seed=0, precision="float32")
     training = begin_training(model, Learning("fine_tune_all", 0.1, learn="block2"), settings, NORMALISATION)
     source = ImageSource(some_images(4, 3), training.frozen, "none")

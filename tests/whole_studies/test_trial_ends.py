@@ -16,9 +16,9 @@ from ablation.running import trial
 from ablation.running.workbench import make_training
 from ablation.storage.store import find_store
 from ablation.training import compiler
-from ablation.training.begin import Training
 from ablation.training.feature_cache import FeatureCache
 from ablation.training.loop import train
+from ablation.training.state import Training
 from tests.studies import (
     CONFIRM,
     ONE_ARM,

@@ -1,4 +1,4 @@
-"""A training at its start: what is frozen, the optimizer; and what a checkpoint holds of it."""
+"""The state of a training: how it begins (what is frozen, the optimizer), and what a checkpoint holds of it."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
