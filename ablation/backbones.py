@@ -9,7 +9,7 @@ from ablation import __version__
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.base.text import Table, nearest
-from ablation.spec.architectures import ARCHITECTURES, block_names, is_timm, smallest_image
+from ablation.spec.architectures import ARCHITECTURES, block_names, image_size_fault, is_timm, smallest_image
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,12 +84,8 @@ def cuts_table(backbone: str, image_size: int) -> Table:
 
     last = block_names(backbone)[-1]
     parts = kept_parts(backbone, last)
-    smallest = smallest_image(backbone, parts[0].unit)
-    if image_size < smallest:
-        raise InputError(f"--image-size: {image_size} is too small for {backbone}, it needs {smallest}")
-    patch = ARCHITECTURES[backbone].patch
-    if patch is not None and image_size % patch:
-        raise InputError(f"--image-size: {image_size} is no multiple of the {patch} pixels of a patch of {backbone}")
+    if fault := image_size_fault(image_size, backbone, parts[0].unit):
+        raise InputError(f"--image-size: {fault}")
     blocks = outline_blocks(backbone, last, image_size).eval()
     maps = blank_image(backbone, image_size)
     rows: list[list[str]] = []

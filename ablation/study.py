@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option("--check", "check_only", is_flag=True, help="Validate the file, data and weights of NAME; run nothing.")
 @click.option("--plan", "plan_only", is_flag=True, help="Estimate time and space by a short measurement; run nothing.")
 @click.option("--status", "status_only", is_flag=True, help="Print the trials of each arm by state, and the best.")
-@click.option("--repair", is_flag=True, help="Train again what MLflow lost; tell Optuna what its database lost.")
+@click.option("--repair", is_flag=True, help="Train again what MLflow lost; add to Optuna's database what it lost.")
 @click.option("--redo", is_flag=True, help="Restore runs that were deleted in MLflow.")
 @click.option("--demo", "as_demo", is_flag=True, help="Run it on bundled digits with a small network, as NAME-demo.")
 @click.option("--name", metavar="NAME", help="Run the file as a study with another name; not with --demo.")
@@ -222,8 +222,8 @@ def load_accepted(
 ) -> StudySpec:
     """Load a study file as every worker does, whether or not its weights and images are on this machine.
 
-    What `check_effects` finds is refused, but not with `--demo` or `--epochs` (`is_try`), nor in a study that the store
-    has or, while its server is away, may have: earlier versions accepted more.
+    What `check_new_study` finds is refused, but not with `--demo` or `--epochs` (`is_try`), nor in a study that the
+    store has or, while its server is away, may have: earlier versions accepted more.
 
     Raises:
         InputError: something is wrong; names it.

@@ -41,7 +41,7 @@ from mlflow.store.db import utils as mlflow_database
 from ablation import study
 from ablation.data.reading import split_seed
 from ablation.reporting import report
-from ablation.running import champion, checks, trial
+from ablation.running import champion, session, trial
 from ablation.running import study as running_study
 from ablation.running.options import RunOptions
 from ablation.running.session import open_stores
@@ -113,7 +113,7 @@ def replace_slow_functions() -> None:
     champion's network.
     """
     splits: dict[str, Any] = {}
-    real_load: Callable[..., Any] = vars(checks)["load_split"]
+    real_load: Callable[..., Any] = vars(session)["load_split"]
 
     def load_once(data: Any, seed: int, **kwargs: Any) -> Any:
         if str(data) not in splits:
@@ -123,7 +123,7 @@ def replace_slow_functions() -> None:
     def pruner(spec: Any) -> optuna.pruners.BasePruner:
         return PruneTrialOne() if spec.search.pruner != "none" else optuna.pruners.NopPruner()
 
-    replace(checks, "load_split", load_once)
+    replace(session, "load_split", load_once)
     replace(studies, "make_pruner", pruner)
     replace(mlflow_database, "_verify_schema", lambda engine: None)
     replace(report, "draw_figures", lambda analysis: {})

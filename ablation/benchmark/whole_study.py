@@ -29,7 +29,7 @@ START, TRAINING, OTHER = "imports and start", "training", "everything else"
 # another, only the inner one's part counts.
 PARTS: list[tuple[Any, str, str]] = [
     (session, "load_weights", "reading images and weights"),
-    (session, "load_images_and_split", "reading images and weights"),
+    (session, "load_split", "reading images and weights"),
     (worker, "set_up_workbench", "reading images and weights"),
     (FeatureCache, "source", "features"),
     (trial, "make_training", "setting trials up"),

@@ -15,7 +15,7 @@ from ablation.analysis.wording import percent
 from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
 from ablation.base.text import plural
-from ablation.data.image_set import ImageSet, Split
+from ablation.data.image_set import ImageSet
 from ablation.data.reading import DataSize, list_own_images, load_split, measure_data, split_seed
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import has_learning_layers
@@ -63,7 +63,7 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     of_classes: list[str] = []
     val_images = size.validation(spec.data.val_fraction)
     if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
-        images, split = load_images_and_split(spec, 1)
+        images, split = load_split(spec.data, split_seed(spec.seed), track=track_progress)
         if images.reading:
             say(images.reading)
         of_classes = class_hints(spec, images)
@@ -236,23 +236,3 @@ def load_weights(spec: StudySpec) -> Weights | None:
     if spec.backbone.missing_layers == "error":
         check_layers(weights, spec.backbone.weights, spec.backbone.name, cuts)
     return weights
-
-
-def load_images_and_split(spec: StudySpec, processes: int, *, is_begun: bool = False) -> tuple[ImageSet, Split]:
-    """Read the images and split them.
-
-    Args:
-        spec: the study.
-        processes: how many processes hold the images in memory at once.
-        is_begun: whether the study has begun, so that its images have been compared with each other.
-
-    Raises:
-        InputError: the images cannot be read or split, or do not fit into memory.
-    """
-    return load_split(
-        spec.data,
-        split_seed(spec.seed),
-        track=track_progress,
-        processes=processes,
-        is_begun=is_begun,
-    )

@@ -82,7 +82,7 @@ def record_test(
         "test_balanced_accuracy": balanced_accuracy,
         "test_macro_f1": macro_f1,
         "test_loss": float(metadata["loss"]),
-        **_inference_cost(workbench, spec, training),
+        **_inference_cost(spec, training),
     }
     run.log_test(values, training.best.timestamp, path)
     for name, picture in _test_pictures(tensors, predicted_N, labels_N, workbench.classes).items():
@@ -105,7 +105,7 @@ def _test_pictures(
     return {"mistakes.png": mistakes, "confusion.png": confusion_png(counts_KK, classes)}
 
 
-def _inference_cost(workbench: Workbench, spec: TrialSpec, training: Training) -> dict[str, float]:
+def _inference_cost(spec: TrialSpec, training: Training) -> dict[str, float]:
     """Return what the classification of one image costs: operations, and seconds in the training's precision."""
     size = spec.image_size
     operations = inference_operations(training.model, size)

@@ -1,8 +1,8 @@
 """What Optuna's database and MLflow hold of a study's trials: compared, put into words, mended.
 
 One of the two may be older than the other, lost, or edited by a person. Nothing that either of them has is lost: what
-MLflow has and Optuna lacks is told to Optuna; what Optuna has and MLflow lacks is trained again, under the same number
-and seed.
+MLflow has and Optuna lacks is added to Optuna's database; what Optuna has and MLflow lacks is trained again, under the
+same number and seed.
 """
 
 import json
@@ -31,7 +31,7 @@ from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.locks import Locks
 from ablation.storage.store import Store
-from ablation.tracking.client import PREDICTIONS_FILE, PatientClient, find_experiment, reading_client
+from ablation.tracking.client import PREDICTIONS_FILE, PatientClient, RunStatus, find_experiment, reading_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import (
     HiddenFile,
@@ -47,7 +47,7 @@ from ablation.tracking.reading import (
     runs_of_arms,
 )
 
-Kind = Literal["lost", "damaged", "hidden", "edited", "deleted", "untold", "orphan"]
+Kind = Literal["lost", "damaged", "hidden", "edited", "deleted", "missing_in_optuna", "orphan"]
 
 TEXTS: dict[Kind, str] = {
     "lost": "MLflow lacks the runs of {}: unless another machine has yet to deliver them, --repair trains them again",
@@ -55,12 +55,13 @@ TEXTS: dict[Kind, str] = {
     "hidden": "This user may not read the test predictions of {}",
     "edited": "Tags of the runs of {} were edited or deleted, and they are left out: --repair writes the tags again",
     "deleted": "Deleted in MLflow, and left out: {}; --redo restores them",
-    "untold": "Optuna's database lacks {}, which MLflow has: the study's next start tells it",
+    "missing_in_optuna": "Optuna's database lacks {}, which MLflow has: the study's next start adds them",
     "orphan": "MLflow has runs of trials that do not exist: {}",
 }
 MOST_NAMES = 5  # in a text
 
-ENDS: dict[str, TrialEnd] = {"FINISHED": "finished", "KILLED": "pruned", "FAILED": "failed"}
+RUN_STATUS: dict[TrialEnd, RunStatus] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+ENDS: dict[str, TrialEnd] = {status: end for end, status in RUN_STATUS.items()}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _kind(is_known: bool, end: TrialEnd | None, run: RunRecord | None) -> Kind |
         assert run is not None
         if run.is_deleted:
             return None
-        return "untold" if run.is_complete else "orphan"
+        return "missing_in_optuna" if run.is_complete else "orphan"
     if end is None:
         return None
     if run is None:
@@ -238,8 +239,8 @@ def restore_deleted(differences: Sequence[Difference], tracker: Tracker) -> None
             tracker.client.restore_run(difference.run.run_id)
 
 
-def tell_ended(spec: StudySpec, studies: ArmStudies, locks: Locks, tracker: Tracker) -> int:
-    """Tell Optuna of the trials that have ended as far as MLflow knows; return their number.
+def restore_ended_trials(spec: StudySpec, studies: ArmStudies, locks: Locks, tracker: Tracker) -> int:
+    """Add to Optuna's database the trials that have ended as far as MLflow knows; return their number.
 
     Its database may be older than MLflow's, or a process may have died in between.
 
@@ -250,21 +251,21 @@ def tell_ended(spec: StudySpec, studies: ArmStudies, locks: Locks, tracker: Trac
     keys = {arm_key(study) for study in studies.all()}
     runs = runs_of_arms(read_runs(tracker.client, tracker.experiment_id), keys)
     ends = trial_ends(studies)
-    untold: dict[str, list[KnownTrial]] = {}  # by the key of the Optuna study
+    missing: dict[str, list[KnownTrial]] = {}  # by the key of the Optuna study
     active = {run.key for run in runs if not run.is_deleted}
     for run in runs:
         is_double = run.is_deleted and run.key in active  # else somebody has deleted the trial, which stays deleted
         if run.is_complete and not is_double and ends.get(run.key) is None:
-            untold.setdefault(run.key.rpartition("/")[0], []).append(_known_trial(tracker.client, run))
-    if not untold:
+            missing.setdefault(run.key.rpartition("/")[0], []).append(_known_trial(tracker.client, run))
+    if not missing:
         return 0
     told: list[int] = []
     with locks.exclusive():
         for arm in arms(spec):
             tuning, confirmation = studies.tuning[arm.name], studies.confirmation.get(arm.name)
-            confirming = [] if confirmation is None else untold.get(arm_key(confirmation), [])
+            confirming = [] if confirmation is None else missing.get(arm_key(confirmation), [])
             least = max((run.spec.confirms + 1 for run in confirming if run.spec.confirms is not None), default=0)
-            told += tell_again(spec, arm, tuning, untold.get(arm_key(tuning), []), locks, least)
+            told += tell_again(spec, arm, tuning, missing.get(arm_key(tuning), []), locks, least)
             told += [] if confirmation is None else tell_again(spec, arm, confirmation, confirming, locks)
     return len(told)
 

@@ -11,23 +11,22 @@ from ablation.analysis.wording import shown_question
 from ablation.base.device import check_device, select_precision
 from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
-from ablation.base.terminal import say, waiting
+from ablation.base.terminal import say, track_progress, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.image_set import ImageSet, Split
-from ablation.data.reading import list_own_images
+from ablation.data.reading import list_own_images, load_split, split_seed
 from ablation.networks.weights import Weights
-from ablation.running.checks import load_images_and_split, load_weights, objective_hints
+from ablation.running.checks import load_weights, objective_hints
 from ablation.running.demo import demo_weights_path, is_demo, needs_pretraining
 from ablation.running.demo_network import pretrain_demo_network
 from ablation.running.options import RunOptions, worker_devices
-from ablation.running.repair import adopted_keys, logged_study, tell_ended
+from ablation.running.repair import RUN_STATUS, adopted_keys, logged_study, restore_ended_trials
 from ablation.running.study_view import StudyView
 from ablation.search.claims import clean_up_ended_trials
 from ablation.search.identity import check_identity
 from ablation.search.status import total_runs, trial_records
 from ablation.search.studies import (
     ArmStudies,
-    TrialEnd,
     arm_key,
     brief_storage,
     create_arms,
@@ -50,8 +49,6 @@ from ablation.storage.store import Store
 from ablation.tracking.client import STUDY_JSON, RunStatus, check_experiment, open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.trial_run import TrialRun
-
-RUN_STATUS: dict[TrialEnd, RunStatus] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,9 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
         list_own_images(spec.data)
     weights = None if is_to_pretrain else load_weights(spec)
     processes = 1 if is_worker else len(worker_devices(options))  # a supervisor of workers drops its own images
-    images, split = load_images_and_split(spec, processes, is_begun=is_begun)
+    images, split = load_split(
+        spec.data, split_seed(spec.seed), track=track_progress, processes=processes, is_begun=is_begun
+    )
     if images.reading and not is_worker:
         say(images.reading)
     for hint in objective_hints(spec) if not is_worker else []:
@@ -191,9 +190,9 @@ def open_stores(
         with locks.exclusive():  # nobody may claim a trial between this check and the change of content
             check(storage)
             studies = create_arms(storage, spec, content, tracker.key, keys)
-        told = 0 if is_worker else tell_ended(spec, studies, locks, tracker)
-        if told:
-            say(f"Optuna's database lacked {plural(told, 'trial')} that MLflow has: it has been told.")
+        added = 0 if is_worker else restore_ended_trials(spec, studies, locks, tracker)
+        if added:
+            say(f"Added to Optuna's database: {plural(added, 'trial')} that only MLflow had")
         ensure_locked(locks, spec.name)
         precision = settle_precision(storage, spec.name, studies, preferred)
     return locks, studies, tracker, precision

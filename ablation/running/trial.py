@@ -20,7 +20,7 @@ from ablation.base.seeds import named_seed, repeat_seed
 from ablation.base.text import first_line
 from ablation.data.reading import split_seed
 from ablation.running.outputs import record_best, record_test
-from ablation.running.session import RUN_STATUS
+from ablation.running.repair import RUN_STATUS
 from ablation.running.workbench import Workbench, make_training, training_settings, training_sources
 from ablation.search.claims import (
     Claim,

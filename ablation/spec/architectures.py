@@ -181,6 +181,16 @@ def smallest_image(backbone: str, truncate_at: str) -> int:
     return architecture.smallest[blocks - 1 if is_before_pool else blocks]
 
 
+def image_size_fault(image_size: int, backbone: str, cut: str) -> str:
+    """Return why images are too small for a cut, or a vision transformer cannot divide them into patches; else ''."""
+    needed, patch = smallest_image(backbone, cut), ARCHITECTURES[backbone].patch
+    if image_size < needed:
+        return f"{image_size} is too small for {cut}, which needs {needed}"
+    if patch is not None and image_size % patch:
+        return f"{image_size} is no multiple of the {patch} pixels of a patch of {backbone}"
+    return ""
+
+
 def is_faster_in_bfloat16(backbone: str) -> bool:
     """Return whether a CPU with instructions for bfloat16 trains a backbone faster in it than in float32.
 

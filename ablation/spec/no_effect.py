@@ -10,8 +10,8 @@ from ablation.spec.tables import FILE_SOURCES, SIZED_SOURCES
 REUSED = ("strategy", "truncate_at", "freeze_depth", "learn")  # what a `Reuse` is made of
 
 
-def check_effects(spec: StudySpec) -> None:
-    """Refuse arms that train the same, and values with which nothing changes.
+def check_new_study(spec: StudySpec) -> None:
+    """Refuse in a study that has not begun arms that train the same, and values with which nothing changes.
 
     Raises:
         Superfluous: of a value that the study could do without.

@@ -143,42 +143,43 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 
-class Range(Strict, Generic[T]):
+class Range(Strict, Generic[Number]):
     """A numeric search range, both ends included."""
 
-    low: T
-    high: T
+    low: Number
+    high: Number
     log: bool = False
-    step: T | None = None
+    step: Number | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        low, high, step = float(self.low), float(self.high), self.step  # type: ignore[arg-type]
+        low, high, step = float(self.low), float(self.high), self.step
         if not low < high:
             raise ValueError(f"the range is empty: low = {self.low} must be below high = {self.high}")
         if self.log and low <= 0:
             raise ValueError(f"log = true needs low > 0, got {self.low}")
-        if step is not None and (self.log or not 0 < float(step) <= high - low):  # type: ignore[arg-type]
+        if step is not None and (self.log or not 0 < float(step) <= high - low):
             raise ValueError("step must be positive, at most high - low, and not combined with log")
-        if step is not None and (high - low) / float(step) > 1e15:  # type: ignore[arg-type]
+        if step is not None and (high - low) / float(step) > 1e15:
             raise ValueError("step is too small for the range")
         return self
 
     @property
-    def largest(self) -> T:
+    def largest(self) -> Number:
         """The largest value that the search can choose: below `high` where no step reaches it."""
         if self.step is None:
             return self.high
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))  # as in Optuna
-        return type(self.low)(low + (high - low) // step * step)  # type: ignore[call-arg]
+        return type(self.low)(low + (high - low) // step * step)
 
     @property
     def count(self) -> float:
         """The number of values that the search can choose; infinite for fractions without a step."""
         step: Any = self.step or (1 if isinstance(self.low, int) else 0)
-        return round((self.largest - self.low) / step) + 1 if step else inf  # type: ignore[operator]
+        return round((self.largest - self.low) / step) + 1 if step else inf
 
     def contains(self, value: Any) -> bool:
         """Return whether the search can choose a value: it lies in the range, and on its steps if there are any."""

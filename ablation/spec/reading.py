@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ablation.base.errors import InputError
 from ablation.base.text import nearest
 from ablation.spec.architectures import is_timm
-from ablation.spec.no_effect import check_effects
+from ablation.spec.no_effect import check_new_study
 from ablation.spec.parameters import Choices, Configuration, Hyperparameters, Range, Search, numeric_type, without_none
 from ablation.spec.study import StudySpec, Superfluous
 from ablation.spec.tables import TIMM_WEIGHTS, Data, Published
@@ -84,7 +84,7 @@ def load_study(
     """Read and check a study file.
 
     An entry of the file that loses its effect through the overrides (`backbone_lr_scale` where they leave only
-    feature_extraction) is dropped. One that only `check_effects` minds is named but stays: studies that were begun
+    feature_extraction) is dropped. One that only `check_new_study` minds is named but stays: studies that were begun
     before have it in their content. Both are errors in the file alone, and if an override names the entry.
 
     Args:
@@ -116,7 +116,7 @@ def load_study(
         try:
             checked = StudySpec(name=study_name, **changed)
             spec = spec or checked  # what is left out below, to find further faults, stays in it
-            check_effects(checked)
+            check_new_study(checked)
             break
         except ValueError as error:
             entry = _superfluous(error)
@@ -163,7 +163,7 @@ def _is_by_overrides(
         return False
     try:
         # With the backbone as changed, so that a custom backbone's file is not run again.
-        check_effects(StudySpec(name="file", **{**content, "backbone": changed.get("backbone", {})}))
+        check_new_study(StudySpec(name="file", **{**content, "backbone": changed.get("backbone", {})}))
     except ValueError as error:
         return _superfluous(error) is None  # other faults, such as a missing key, the overrides may have mended
     return True

@@ -3,15 +3,15 @@
 from itertools import product
 from typing import Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ablation.base.text import require_known
 from ablation.spec.architectures import (
     ARCHITECTURES,
     block_names,
     cut_names,
+    image_size_fault,
     kept_blocks,
-    smallest_image,
     unit_names,
 )
 from ablation.spec.objective import OBJECTIVES, Objective, ObjectiveName
@@ -25,10 +25,9 @@ from ablation.spec.parameters import (
     Hyperparameters,
     Range,
     Search,
-    Strict,
 )
 from ablation.spec.reuse import PARTS, Reuse
-from ablation.spec.tables import Backbone, Confirm, Data, Published, Tracking
+from ablation.spec.tables import Backbone, Confirm, Data, Grown, Published, Tracking
 
 ONE_BLOCK = "has no effect where fewer than two pretrained blocks learn"
 
@@ -47,8 +46,10 @@ class Superfluous(ValueError):
         self.drop_notice = drop_notice
 
 
-class StudySpec(Strict):
+class StudySpec(Grown):
     """One question: a study file with its overrides applied and its defaults filled in."""
+
+    added = ("arms", "known", "objective", "preregister")
 
     name: str
     question: str
@@ -91,12 +92,6 @@ class StudySpec(Strict):
     confirm: Confirm = Confirm()
     tracking: Tracking = Tracking()
     published: list[Published] = Field([])
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave newer keys out that have their defaults, so that what is stored of older studies stays as it was."""
-        defaults = {"arms": [], "known": [], "objective": "accuracy", "preregister": False}
-        return {name: value for name, value in write(self).items() if value != defaults.get(name, ...)}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -272,22 +267,14 @@ def _check_tables(spec: StudySpec) -> None:
                     raise ValueError(f"{table}.{parameter}: {error}") from None
 
 
-def _check_image_size(image_size: int, backbone: str, cut: str) -> None:
-    """Refuse images that are too small for a cut, or that a vision transformer cannot divide into patches."""
-    needed, patch = smallest_image(backbone, cut), ARCHITECTURES[backbone].patch
-    if image_size < needed:
-        raise ValueError(f"data.image_size: {image_size} is too small for {cut}, which needs {needed}")
-    if patch is not None and image_size % patch:
-        raise ValueError(f"data.image_size: {image_size} is no multiple of the {patch} pixels of a patch of {backbone}")
-
-
 def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
     """Refuse an arm in which a combination of values is impossible, or a factor has no effect."""
     where = ", ".join(f"{k} = {v}" for k, v in levels.items())
     at = f" ({where})" if where else ""
     strategies = spec.possible("strategy", levels)
     for cut in spec.possible("truncate_at", levels):
-        _check_image_size(spec.data.image_size, spec.backbone.name, cut)
+        if fault := image_size_fault(spec.data.image_size, spec.backbone.name, cut):
+            raise ValueError(f"data.image_size: {fault}")
     if spec.backbone.weights is None and any(STRATEGIES[strategy].starts_pretrained for strategy in strategies):
         random_starts = [name for name, strategy in STRATEGIES.items() if not strategy.starts_pretrained]
         raise ValueError(f"backbone.weights: only {' or '.join(random_starts)} can do without pretrained weights")

@@ -91,8 +91,8 @@ SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")  # one of them is in a f
 COLUMNS = ("image_column", "label_column", "split_column")
 
 
-class _Grown(Strict):
-    """A table to which keys were added: what is stored of older studies stays as it was."""
+class Grown(Strict):
+    """A table, or a whole study, to which keys were added: what is stored of older studies stays as it was."""
 
     added: ClassVar[tuple[str, ...]]
 
@@ -103,7 +103,7 @@ class _Grown(Strict):
         return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
 
 
-class Data(_Grown):
+class Data(Grown):
     """The images."""
 
     added = ("train", "test", "resize", "unreadable", "duplicates", "manifest", *COLUMNS, "groups")
@@ -222,7 +222,7 @@ class Data(_Grown):
 FEWEST_AT_A_LOOK = 3  # seeds; with fewer nothing is tested
 
 
-class Confirm(_Grown):
+class Confirm(Grown):
     """How often tuning is repeated and its best configuration retrained, and which levels are compared."""
 
     added = ("repeats", "compare", "looks", "equivalence", "champion")

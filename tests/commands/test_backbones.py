@@ -46,7 +46,7 @@ def test_small_images() -> None:
     table = cuts_table("convnext_tiny", 15)
     assert [cut for cut, *_ in table.rows][-1] == "block2"
     assert table.notes[-1] == "Deeper cuts need larger images: block4 needs 32 pixels."
-    with pytest.raises(InputError, match="--image-size: 3 is too small for convnext_tiny, it needs 4"):
+    with pytest.raises(InputError, match="--image-size: 3 is too small for unit1_1, which needs 4"):
         cuts_table("convnext_tiny", 3)
 
 

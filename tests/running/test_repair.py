@@ -100,7 +100,7 @@ def test_an_older_optuna_database_is_told(
     said = one_line(capsys.readouterr().out)
     assert "lacks trial #1 of fine_tune_all, confirmation run #0 of fine_tune_all, confirmation run #1" in said
     assert resume() == 0
-    assert "Optuna's database lacked 3 trials that MLflow has: it has been told." in one_line(capsys.readouterr().out)
+    assert "Added to Optuna's database: 3 trials that only MLflow had" in one_line(capsys.readouterr().out)
     assert trained == []
     assert stored(whole) == before
 
@@ -705,7 +705,8 @@ def test_the_comparison() -> None:
     ]  # fmt: skip
     found = compare(ends, {"a": ("trial", "x")}, records)
     assert [(difference.key, difference.kind) for difference in found] == [
-        ("a/2", "lost"), ("a/3", "lost"), ("a/4", "deleted"), ("a/5", "edited"), ("a/7", "untold"), ("a/8", "orphan")
+        ("a/2", "lost"), ("a/3", "lost"), ("a/4", "deleted"), ("a/5", "edited"),
+        ("a/7", "missing_in_optuna"), ("a/8", "orphan")
     ]  # fmt: skip
     texts = difference_texts(found)
     assert texts[0].startswith("MLflow lacks the runs of trial #2 of x, trial #3 of x: ")

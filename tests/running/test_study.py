@@ -20,9 +20,9 @@ from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
 from ablation.data.image_set import ImageSet, Split
 from ablation.running import champion as running_champion
-from ablation.running import checks, trial
 from ablation.running import session as running_session
 from ablation.running import study as running_study
+from ablation.running import trial
 from ablation.running.champion import EXAMPLE_IMAGES
 from ablation.running.options import RunOptions
 from ablation.running.session import Session, open_stores
@@ -226,7 +226,7 @@ def test_the_supervisor_of_workers_drops_its_images(
     pixels: list[weakref.ref[np.ndarray]] = []
     examples: list[np.ndarray] = []
     digests: list[str] = []
-    load_split = checks.load_split
+    load_split = running_session.load_split
 
     def load(*args: Any, **kwargs: Any) -> tuple[ImageSet, Split]:
         images, split = load_split(*args, **kwargs)
@@ -245,7 +245,7 @@ def test_the_supervisor_of_workers_drops_its_images(
         supervised.append(session)
 
     supervised: list[Session] = []
-    monkeypatch.setattr(checks, "load_split", load)
+    monkeypatch.setattr(running_session, "load_split", load)
     monkeypatch.setattr(running_study, "supervise_workers", supervise)
     assert command(study_file, *ONE_ARM, "--workers", "2", "--device", "cpu") == 1  # no trial has run
     assert len(supervised) == 1
@@ -410,12 +410,12 @@ def test_a_start_whose_lock_is_lost_settles_nothing(
     spec, store = load_study(study_file), find_store(str(tmp_path / "store"))
     is_held, told = FileLocks.is_held, iter([2, 0])
 
-    def tell_ended(*_: object) -> int:
+    def restore_ended_trials(*_: object) -> int:
         count = next(told)
         monkeypatch.setattr(FileLocks, "is_held", lambda *_: False if count else is_held(*_))
         return count
 
-    monkeypatch.setattr(running_session, "tell_ended", tell_ended)
+    monkeypatch.setattr(running_session, "restore_ended_trials", restore_ended_trials)
     start = partial(open_stores, spec, store, spec.content(), RunOptions(), is_worker=False)
     with pytest.raises(StoreAway, match="the connection broke that held the study's lock"):
         start()
@@ -424,7 +424,7 @@ def test_a_start_whose_lock_is_lost_settles_nothing(
     assert not any("precision" in arm for arm in stored_arms(storage, "small").values())
     start()
     assert all("precision" in arm for arm in stored_arms(storage, "small", confirmation=False).values())
-    assert capsys.readouterr().out.count("lacked 2 trials that MLflow has: it has been told.") == 1
+    assert capsys.readouterr().out.count("2 trials that only MLflow had") == 1
 
 
 def test_a_repair_waits_until_results_of_this_machine_are_delivered(

@@ -10,7 +10,7 @@ import pytest
 
 from ablation.analysis.results import read_results
 from ablation.data.reading import load_split
-from ablation.running import checks, outputs, trial
+from ablation.running import outputs, session, trial
 from ablation.running.outputs import _save_predictions
 from ablation.running.workbench import Workbench
 from ablation.storage.store import find_store
@@ -87,7 +87,7 @@ def test_nothing_that_chooses_reads_a_test_figure(
         labels = noise.permutation(images.test_labels_N)
         return replace(images, test_images_NHWC=pixels, test_labels_N=labels), split
 
-    monkeypatch.setattr(checks, "load_split", noisy)
+    monkeypatch.setattr(session, "load_split", noisy)
     assert command(*arguments, "--store", "noise") == 0
 
     def chosen(store: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 
 from ablation.analysis.results import read_results
 from ablation.base.interrupts import NAMES
-from ablation.running import champion, checks, session, trial
+from ablation.running import champion, session, trial
 from ablation.running import study as running_study
 from ablation.running.study_view import StudyView
 from ablation.search.claims import Claim
@@ -78,7 +78,7 @@ def test_an_interrupted_trial_goes_on(
 
 
 PHASES = {
-    "decoding": (checks, "load_split"),
+    "decoding": (session, "load_split"),
     "features": (FeatureCache, "_compute"),
     "best": (trial, "record_best"),
     "test": (trial, "record_test"),
