@@ -1,5 +1,7 @@
 """Shared fixtures: small studies on scikit-learn's digits, and the real images and weights where they are at hand."""
 
+import atexit
+import gc
 import os
 import shutil
 import sys
@@ -65,9 +67,18 @@ def _files_of_passed_tests_are_deleted(tmp_path: Path, request: pytest.FixtureRe
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def folder_of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that has the temporary folders of all of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session")
 def empty_databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("databases")
+    """The folder of the templates, which pytest's workers share."""
+    folder = folder_of_all_workers(tmp_path_factory) / "databases"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +92,8 @@ def copy_database(template: Path, url: str, build: Callable[[str], object]) -> N
     """Create a database as `build_database` does, from a template that is built where it is not there yet."""
     if url.startswith(SQLITE) and sqlite_path(url).exists():
         return  # where another user may not see the template
-    build_database(f"{SQLITE}{template}", build)
+    with FileLock(f"{template}.lock"):  # by one of pytest's workers, for all
+        build_database(f"{SQLITE}{template}", build)
     build_database(url, lambda new: shutil.copyfile(template, sqlite_path(new)))
 
 
@@ -107,10 +119,7 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory, narrow_weights: Pat
 
     All of pytest's workers share it, so a test changes nothing in it; `copy_store` makes a copy that a test may change.
     """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    folder /= "finished-study"
+    folder = folder_of_all_workers(tmp_path_factory) / "finished-study"
     with FileLock(f"{folder}.lock"):
         if not (folder / "output.txt").exists():
             run_small_study(folder, narrow_weights)
@@ -236,6 +245,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if on_gpu and not torch_sees_a_gpu():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what all tests share out of the searches for garbage, of half a second each, after every lack of memory."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else libraries report all that is left at the end
 
 
 def torch_sees_a_gpu() -> bool:

@@ -127,10 +127,13 @@ def test_other_questions_are_refused(four: list[StudyAnalysis]) -> None:
         check_same_question([four[0].result, other.result])
 
 
+SMALL = {"images": 200, "seeds": 3, "trials_per_arm": 1, "epochs": 1}
+
+
 def test_what_is_refused_is_no_look(tmp_path: Path) -> None:
     store = find_store(str(tmp_path / "s"))
-    store_study(store, study("flowers", images=200))
-    other = fake_result({"truncate_at": ["block3", "block4"]}, {"block3": 0.9, "block4": 0.8}, name="other")
+    store_study(store, study("flowers", **SMALL))
+    other = fake_result({"truncate_at": ["block3", "block4"]}, {"block3": 0.9, "block4": 0.8}, name="other", **SMALL)
     store_study(store, other)
     for names in (["flowers", "other"], ["flowers", "nobody"]):
         with pytest.raises(InputError):
@@ -148,7 +151,7 @@ def test_one_study_is_refused(arguments: list[str], monkeypatch: pytest.MonkeyPa
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     store = find_store(str(tmp_path / "s"))
     for name in OF_DATA:
-        store_study(store, study(name, images=200))
+        store_study(store, study(name, **SMALL))
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["compare", *OF_DATA, "--store", str(tmp_path / "s"), *arguments])

@@ -60,9 +60,9 @@ def test_epochs_of_the_plain_loop_learn(subject: Subject) -> None:
     assert torch.equal(sent[69][0], batches[1][0][5])
     assert torch.allclose(batches[1][0], (images.images_NCHW[64:].float() / 255 - 0.5) / 0.5, atol=1e-6)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     before = plain_accuracy(model, loader, subject.device)
-    assert all(plain_epoch(model, optimizer, loader, subject.device) > 0 for _ in range(30))
+    assert all(plain_epoch(model, optimizer, loader, subject.device) > 0 for _ in range(5))
     assert plain_accuracy(model, loader, subject.device) > max(before, 0.9)
 
 

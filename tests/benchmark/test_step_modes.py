@@ -57,6 +57,8 @@ def test_a_mode_that_cannot_be_compiled_costs_no_other_row(
         if mode == "default":
             raise InputError("compile: torch.compile does not work here (no C compiler); leave it at none")
 
+    monkeypatch.setattr(step_modes, "WORK", WORK[:1])
+    monkeypatch.setattr(step_modes, "BATCH_SIZES", (32,))
     monkeypatch.setattr(step_modes, "check_compiler", refuse)
     monkeypatch.setattr(step_modes, "endless_epochs", lambda *_: iter([1.0, 2.0]))
     rows = list(mode_rows(CPU, 1))
