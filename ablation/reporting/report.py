@@ -183,7 +183,7 @@ def _importances(result: StudyResult) -> dict[str, dict[str, float]]:
     for arm in result.arms:
         trials = [(searched_params(result.spec, t), t.val_value) for t in arm.trials if t.val_value is not None]
         if len(trials) >= FEWEST_FOR_IMPORTANCES:
-            importances[arm.arm.name] = parameter_importances(result.spec, arm.arm, trials)
+            importances[arm.arm.name] = parameter_importances(result.spec, trials)
     return importances
 
 

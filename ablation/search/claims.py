@@ -17,6 +17,7 @@ from ablation.search.patient_storage import ClaimLost
 from ablation.search.space import NumberedRandomSampler, known_params, make_sampler
 from ablation.search.studies import (
     AGAIN,
+    END_STATES,
     NEW_RUNS,
     TRIAL_ENDS,
     ArmStudies,
@@ -45,9 +46,9 @@ from ablation.storage.store import Store
 class Claim:
     """A trial that belongs to this process until it ends or is released.
 
-    `key` is unique among the trials of all databases. `owner` is unique among the claims of this trial, or empty where
-    locks cannot be lost. `best` is the best trial of the arm's repeat for a confirmation run, else None; a confirmation
-    run is `superseded` if another trial was the best when it began.
+    `key` is unique among the trials of all databases. `owner` is unique among the claims of this trial before it
+    ended, or empty where locks cannot be lost. `best` is the best trial of the arm's repeat for a confirmation run,
+    else None; a confirmation run is `superseded` if another trial was the best when it began.
     """
 
     arm: Arm
@@ -103,13 +104,14 @@ def clean_up_ended_trials(
                 continue
             trials = study.get_trials(deepcopy=False)
             trial = trials[number] if number < len(trials) else None
-            best = best_trial(study, trial.user_attrs.get("confirms") if trial is not None else None)
             if trial is not None and (not trial.state.is_finished() or number in again_numbers(study)):
                 locks.release(trial_lock(key))  # another process will resume it
                 continue
-            owner = trial.user_attrs.get("owner", "") if trial is not None else ""
+            attributes = {} if trial is None else trial.user_attrs
+            best = best_trial(study, attributes.get("confirms"))
             is_best = best is not None and best.number == number
-            is_complete = complete(key, folder, owner, is_best, partial(_ensure_locked, locks, key))
+            check = partial(_ensure_locked, locks, key)
+            is_complete = complete(key, folder, attributes.get("owner", ""), is_best, check)
             if not (is_complete and _delete_folder(locks, key, folder)):
                 locks.release(trial_lock(key))
                 waiting += 1
@@ -362,10 +364,7 @@ def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, r
         claim.trial.set_user_attr("run_id", run_id)
     if reason:
         claim.trial.set_user_attr("reason", reason)
-    if state == "finished":
-        claim.study.tell(claim.trial, value)
-    else:
-        claim.study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+    claim.study.tell(claim.trial, value, END_STATES[state])
 
 
 def release_and_delete(claim: Claim) -> bool:

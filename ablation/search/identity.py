@@ -14,7 +14,6 @@ from ablation.storage.store import Store
 
 MAY_CHANGE = ("trials_per_arm", "confirm")  # of a study that has trials
 NEVER_CHANGES = "confirm.repeats"  # what a trial is depends on it
-WEIGHTS = "backbone.weights_digest"
 # What must be declared before the first look at the test images: once a confirmation run has begun, it is fixed.
 DECLARED = ("confirm.control", "confirm.compare", "confirm.looks")
 PLANNED = ("confirm.seeds", "trials_per_arm", "confirm.equivalence")  # the same, where looks are planned
@@ -52,7 +51,7 @@ def check_identity(
     contents = stored_contents()
     for old_content in contents.values():
         fields = [field for field, *_ in differences(old_content, content)]
-        if own_weights is not None and WEIGHTS in fields and "backbone.name" not in fields:
+        if own_weights is not None and "backbone.weights_digest" in fields and "backbone.name" not in fields:
             raise InputError(
                 f"study {study!r} was begun with another pretrained network (of another kind of CPU, or of an older "
                 f"version): copy {own_weights.parent.name}/{own_weights.name} from the store in which it was begun to "
@@ -75,7 +74,7 @@ def check_identity(
         changed = changes(stored_contents().get(name, content))
         if changed:
             names = stored_studies(storage)
-            free_name = next(name for number in count(2) if (name := f"{study}-{number}") not in names)
+            free_name = next(free for number in count(2) if (free := f"{study}-{number}") not in names)
             how = "in another --store" if study.endswith("-demo") else f"as a study of its own, with --name {free_name}"
             raise InputError(
                 f"study {study!r} has trials that were made with other settings: {'; '.join(changed)}; "
@@ -111,7 +110,7 @@ def changed_declarations(old_content: dict[str, Any], content: dict[str, Any]) -
     return [
         f"{field} (was {_shown(old)}, is {_shown(new)}: it is declared before the first confirmation run)"
         for field, old, new in differences(old_content, content)
-        if any(f"{field}.".startswith(f"{other}.") for other in declared)
+        if _is_in(field, declared)
     ]
 
 
@@ -123,8 +122,13 @@ def content_changes(old_content: dict[str, Any], content: dict[str, Any], ignore
     return [
         f"{field} (was {_shown(old)}, is {_shown(new)}{_why(field, old, new)})"
         for field, old, new in differences(old_content, content)
-        if field == NEVER_CHANGES or not any(f"{field}.".startswith(f"{other}.") for other in (*MAY_CHANGE, *ignored))
+        if field == NEVER_CHANGES or not _is_in(field, (*MAY_CHANGE, *ignored))
     ]
+
+
+def _is_in(field: str, fields: Sequence[str]) -> bool:
+    """Return whether a field is one of these, or a part of one."""
+    return any(f"{field}.".startswith(f"{other}.") for other in fields)
 
 
 def _shown(value: Any) -> str:

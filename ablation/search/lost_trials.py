@@ -11,13 +11,11 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from ablation.search.claims import interrupted_trial
 from ablation.search.space import known_params, optuna_name, suggest
-from ablation.search.studies import AGAIN, TRIAL_ENDS, TrialEnd, again_numbers, trial_key, trial_lock
+from ablation.search.studies import AGAIN, END_STATES, TrialEnd, again_numbers, trial_key, trial_lock
 from ablation.spec.arms import Arm
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.locks import Locks
-
-STATES = {end: state for state, end in TRIAL_ENDS.items()}
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _ended(spec: StudySpec, arm: Arm, trial: KnownTrial) -> FrozenTrial:
     params, distributions = ({}, {}) if trial.spec.confirms is not None else searched(spec, arm, trial.spec)
     ended = trial.ended or datetime.now()
     return FrozenTrial(
-        number=-1, trial_id=-1, state=STATES[trial.end], value=trial.value, datetime_start=trial.began or ended,
+        number=-1, trial_id=-1, state=END_STATES[trial.end], value=trial.value, datetime_start=trial.began or ended,
         datetime_complete=ended, params=params, distributions=distributions, user_attrs=trial.attributes,
         system_attrs={}, intermediate_values=trial.values,
     )  # fmt: skip
@@ -112,7 +110,7 @@ def _end(study: optuna.Study, trial: optuna.Trial, known: KnownTrial) -> None:
     for epoch, value in known.values.items():
         if epoch not in frozen.intermediate_values:
             trial.report(value, epoch)
-    study.tell(trial, known.value, None if known.value is not None else STATES[known.end])
+    study.tell(trial, known.value, END_STATES[known.end])
 
 
 def searched(spec: StudySpec, arm: Arm, trial: TrialSpec) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:

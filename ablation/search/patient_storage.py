@@ -11,7 +11,7 @@ from ablation.base.errors import InputError, StoreError
 from ablation.base.interrupts import uninterrupted
 from ablation.base.retries import repeat_briefly
 from ablation.base.text import first_line
-from ablation.storage.outages import find_outage
+from ablation.storage.outages import store_error
 
 T = TypeVar("T")
 
@@ -49,11 +49,8 @@ def ask_database(call: Callable[[], T], *, repeat: bool = True) -> T:
         except optuna.exceptions.UpdateFinishedTrialError:
             raise ClaimLost("another worker has ended it") from None
         except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-            if (outage := find_outage(error, DATABASE)) is not None:
-                raise outage from None
             cause: Any = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__ or error
-            reason = first_line(getattr(cause, "orig", None) or cause)
-            raise StoreError(f"{DATABASE} cannot be used ({reason})", reason) from None
+            raise store_error(cause, DATABASE, DATABASE) from None
         except (ValueError, LookupError, TypeError) as error:  # what Optuna makes of values that somebody overwrote
             if isinstance(error, InputError):
                 raise

@@ -19,13 +19,15 @@ from ablation.spec.study import StudySpec
 QUASI_RANDOM_UP_TO = 20  # trials per arm; the Tuning Playbook advises quasi-random search for small budgets
 
 
-def distribution(spec: StudySpec, parameter: str, *, high: int | None = None) -> BaseDistribution:
-    """Return Optuna's distribution for a searched parameter; `high` lowers the range's upper end."""
+def distribution(spec: StudySpec, parameter: str, cut: str | None = None) -> BaseDistribution:
+    """Return Optuna's distribution for a searched parameter; `freeze_depth` is at most what the cut keeps."""
     entry = spec.search.get(parameter)
     if isinstance(entry, Choices):
         return CategoricalDistribution(entry.choices)
     if isinstance(entry.low, int):
-        step, upper = entry.step or 1, entry.largest if high is None else min(entry.largest, high)
+        step, upper = entry.step or 1, entry.largest
+        if parameter == "freeze_depth" and cut is not None:
+            upper = min(upper, kept_blocks(spec.backbone.name, cut))
         return IntDistribution(entry.low, upper - (upper - entry.low) % step, log=entry.log, step=step)
     return FloatDistribution(entry.low, entry.largest, log=entry.log, step=entry.step)
 
@@ -41,8 +43,7 @@ def full_space(spec: StudySpec, arm: Arm) -> dict[str, BaseDistribution]:
     space = {}
     for parameter in spec.search.entries():
         for cut in spec.possible("truncate_at", arm.levels):
-            high = kept_blocks(spec.backbone.name, cut) if parameter == "freeze_depth" else None
-            space[optuna_name(spec, parameter, cut)] = distribution(spec, parameter, high=high)
+            space[optuna_name(spec, parameter, cut)] = distribution(spec, parameter, cut)
     return space
 
 
@@ -73,8 +74,7 @@ def suggest(trial: optuna.Trial, spec: StudySpec, arm: Arm) -> dict[str, Any]:
             params[parameter] = arm.levels[parameter]
         elif spec.search.get(parameter) is not None:
             name = optuna_name(spec, parameter, params.get("truncate_at", ""))
-            high = kept_blocks(spec.backbone.name, params["truncate_at"]) if parameter == "freeze_depth" else None
-            params[parameter] = _suggest_one(trial, name, distribution(spec, parameter, high=high))
+            params[parameter] = _suggest_one(trial, name, distribution(spec, parameter, params.get("truncate_at")))
         else:
             params[parameter] = spec.default(parameter)
     return params
@@ -173,18 +173,15 @@ def make_sampler(spec: StudySpec, arm: Arm, number: int) -> BaseSampler:
     return TPESampler(group=True, seed=named_seed(seed, number) % 2**32)
 
 
-def parameter_importances(
-    spec: StudySpec, arm: Arm, trials: Sequence[tuple[dict[str, Any], float]]
-) -> dict[str, float]:
+def parameter_importances(spec: StudySpec, trials: Sequence[tuple[dict[str, Any], float]]) -> dict[str, float]:
     """Return the share of each searched parameter in the variance of an arm's values; they sum to 1.
 
     By functional ANOVA over a random forest (Hutter et al., 2014), Optuna's `FanovaImportanceEvaluator`.
 
     Args:
         spec: the study.
-        arm: the arm.
-        trials: the searched parameters and the value of its finished trials; a parameter that some trials lack is left
-            out.
+        trials: the searched parameters and the value of the arm's finished trials; a parameter that some trials lack is
+            left out.
 
     Returns:
         Parameter -> share, the largest first; empty if parameters or values do not vary.

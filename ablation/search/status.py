@@ -107,11 +107,13 @@ def count_states(trials: Sequence[TrialRecord]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in order if counts[state]) or "none"
 
 
+def _best_of_repeats(trials: Sequence[TrialRecord], repeats: int) -> list[TrialRecord | None]:
+    return [best_record([trial for trial in trials if trial.number % repeats == repeat]) for repeat in range(repeats)]
+
+
 def superseded_runs(trials: Sequence[TrialRecord], repeats: int = 1) -> list[TrialRecord]:
     """Return the confirmation runs of an arm whose configuration is no longer the best of its repeat."""
-    tuned = [trial for trial in trials if trial.confirms is None]
-    best = [best_record([trial for trial in tuned if trial.number % repeats == repeat]) for repeat in range(repeats)]
-    numbers = {trial.number for trial in best if trial is not None}
+    numbers = {trial.number for trial in _best_of_repeats(trials, repeats) if trial is not None}
     return [trial for trial in trials if trial.confirms is not None and numbers and trial.confirms not in numbers]
 
 
@@ -120,8 +122,7 @@ def total_runs(trials: Sequence[TrialRecord], trials_per_arm: int, seeds: int, r
     tuned = [trial for trial in trials if trial.confirms is None]
     is_tuned = len(tuned) >= trials_per_arm and all(trial.has_ended for trial in tuned)
     confirmations = current = 0
-    for repeat in range(repeats):
-        best = best_record([trial for trial in tuned if trial.number % repeats == repeat])
+    for best in _best_of_repeats(trials, repeats):
         runs = sum(trial.confirms == best.number for trial in trials) if best is not None else 0
         confirmations += runs if is_tuned and best is None else max(seeds, runs)  # else there is nothing to confirm
         current += runs

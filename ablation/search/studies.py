@@ -27,8 +27,8 @@ from ablation.storage.store import POSTGRESQL_PACKAGES, Store, build_database, s
 LOOKS = "looks"  # user attribute of the first arm's Optuna study: what the planned looks so far decided
 CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs
 AGAIN = "again"  # user attribute of an Optuna study: the numbers of ended trials that are to be trained again
-METRIC_NAMES = "study:metric_names"  # Optuna's own system attribute of what `Study.set_metric_names` sets
 NEW_RUNS = "new_runs"  # another: number -> id of the MLflow run, of those that were trained again
+METRIC_NAMES = "study:metric_names"  # Optuna's own system attribute of what `Study.set_metric_names` sets
 
 TrialEnd = Literal["finished", "pruned", "failed"]
 
@@ -37,6 +37,7 @@ TRIAL_ENDS: dict[TrialState, TrialEnd] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+END_STATES = {end: state for state, end in TRIAL_ENDS.items()}
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,9 @@ def _has_tables(store: Store, connect_args: dict[str, Any]) -> bool:
 
 def has_trials(storage: BaseStorage | None, study: str) -> bool:
     """Return whether a storage has a trial of a study."""
-    names = [] if storage is None else stored_arms(storage, study, confirmation=False)
-    return storage is not None and any(has_begun(storage, name) for name in names)
+    return storage is not None and any(
+        has_begun(storage, name) for name in stored_arms(storage, study, confirmation=False)
+    )
 
 
 def is_known(storage: BaseStorage | None, study: str, keys: Collection[str]) -> bool:

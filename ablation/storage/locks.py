@@ -1,10 +1,10 @@
 """Locks that die with their process: files on one machine, PostgreSQL's advisory locks between machines.
 
-Three kinds of lock exist. The claim lock of a store is held for the moment in which databases are created and trials
-claimed. A lock per study is held for seconds to minutes, for whatever one process at a time may do to it: begin it, and
-write its summary, looks, repairs, report and champion; also end a trial, where only the best checkpoint of an arm is
-kept. Another one is held while the forecast is computed. A lock per trial is held by the process that works on it. A
-process that dies, however it dies, loses its locks, which is how others notice.
+The claim lock of a store is held for the moment in which databases are created and trials claimed. A lock per study is
+held for seconds to minutes, for whatever one process at a time may do to it: begin it, and write its summary, looks,
+repairs, report and champion; also end a trial, where only the best checkpoint of an arm is kept. Another one of a study
+is held while its forecast is computed. A lock per trial is held by the process that works on it. A process that dies,
+however it dies, loses its locks, which is how others notice.
 
 A process that holds a study's lock may acquire the claim lock, never the other way round: two processes would wait for
 each other.
@@ -24,8 +24,7 @@ from filelock import FileLock, Timeout
 
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.retries import repeat_briefly
-from ablation.base.text import first_line
-from ablation.storage.outages import find_outage
+from ablation.storage.outages import store_error
 from ablation.storage.store import POSTGRESQL, SQLITE, sqlite_path
 
 if sys.platform != "win32":
@@ -202,10 +201,7 @@ class PostgresLocks(Locks):
             return self._connection.execute(sqlalchemy.text(sql), values).scalar()
         except sqlalchemy.exc.SQLAlchemyError as error:
             self.close()
-            if (outage := find_outage(error, "the database")) is not None:
-                raise outage from None
-            reason = first_line(getattr(error, "orig", None) or error)
-            raise StoreError(f"the database cannot be used ({reason})", reason) from None
+            raise store_error(error, "the database", "the database") from None
         except BaseException:  # after Ctrl-C in the middle, the connection's state is unknown
             self.close()
             raise

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import requests
 import sqlalchemy.exc
 
-from ablation.base.errors import StoreAway
+from ablation.base.errors import StoreAway, StoreError
 from ablation.base.text import first_line
 
 # HTTP: time-out, too early, too many requests. All of 5xx as well, except 501: the server will never know the call.
@@ -50,6 +50,19 @@ def find_outage(error: BaseException, who: str) -> StoreAway | None:
     if NETWORK_TEXTS.search(str(error)):
         return StoreAway(_text(who, "the connection broke"))
     return None
+
+
+def store_error(error: Exception, who: str, what: str, code: str = "") -> StoreAway | StoreError:
+    """Return a failed call's error in the words of the store, or of the database behind it.
+
+    Args:
+        error: what the call raised.
+        who: what was called, if it does not answer.
+        what: what cannot be used, if waiting would not help.
+        code: MLflow's name for the error.
+    """
+    reason = first_line(getattr(error, "orig", None) or error)
+    return find_outage(error, who) or StoreError(f"{what} cannot be used ({reason})", reason, code)
 
 
 def failed_answer(response: requests.Response, who: str) -> StoreAway | None:

@@ -24,10 +24,10 @@ from mlflow.version import VERSION
 from ablation.base.errors import InputError, StoreError
 from ablation.base.interrupts import uninterrupted
 from ablation.base.retries import repeat_briefly
-from ablation.base.text import first_line, nearest
+from ablation.base.text import nearest
 from ablation.spec.reading import NAME_PATTERN
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
-from ablation.storage.outages import find_outage, opening_reason
+from ablation.storage.outages import opening_reason, store_error
 from ablation.storage.store import (
     DEFAULT_STORE,
     POSTGRESQL,
@@ -69,7 +69,7 @@ def ui_server(store: Store, port: int = 5000) -> str:
 CHECKPOINT_FILE = "checkpoint/best.safetensors"
 PREDICTIONS_FILE = "test/predictions.safetensors"  # of a confirmation run
 STUDY_JSON = "study.json"  # of every run: the study file with overrides and defaults
-STUDY_FILE = "about.json"  # of the summary run: the study's content, for the report
+ABOUT_FILE = "about.json"  # of the summary run: the study's content, for the report
 SAMPLES_FILE = "samples.safetensors"  # of the summary run: training images for the report
 DATA_FILE = "data.safetensors"  # of the summary run: what the report shows of the whole set
 FORECAST_FILE = "forecast.json"  # of the summary run: what the features of each cut say before any training
@@ -111,6 +111,8 @@ class PatientClient:
         self.tracking_uri: str = self._client.tracking_uri
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
         def call(*args: Any, **kwargs: Any) -> Any:
             if name in LOGGING_CALLS:
                 kwargs["synchronous"] = True
@@ -121,7 +123,6 @@ class PatientClient:
                     return None  # only the answer to an earlier attempt was lost
                 raise
 
-        method = getattr(self._client, name)
         return call
 
     def ask(self, call: Callable[[], T], *, repeat: bool = True) -> T:
@@ -162,11 +163,8 @@ def ask_mlflow(store: Store, call: Callable[[], T], *, repeat: bool = True) -> T
             with uninterrupted():
                 return call()
         except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-            if (outage := find_outage(error, MLFLOW)) is not None:
-                raise outage from None
             code = error.error_code if isinstance(error, MlflowException) else ""
-            reason = first_line(getattr(error, "orig", None) or error)
-            raise StoreError(f"{_where(store)}: MLflow's store cannot be used ({reason})", reason, code) from None
+            raise store_error(error, MLFLOW, f"{_where(store)}: MLflow's store", code) from None
 
     return repeat_briefly(attempt) if repeat else attempt()
 

@@ -17,7 +17,6 @@ from ablation.tracking.experiment import Tracker
 from ablation.tracking.run_names import run_title
 
 MODEL_TYPE = "confirmation"
-PARAMS_PER_MODEL = 100  # MLflow's limit of one call
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel 
         _model_name(confirmed),
         confirmed.run_id,
         tags={MLFLOW_MODEL_IS_EXTERNAL: "true", "arm": confirmed.arm.name, "checkpoint": CHECKPOINT_FILE},
-        params=dict(list(confirmed.params.items())[:PARAMS_PER_MODEL]),
+        params=dict(confirmed.params),
         model_type=MODEL_TYPE,
     )
     dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None

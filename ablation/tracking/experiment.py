@@ -15,11 +15,11 @@ from ablation.base.files import temporary_folder
 from ablation.base.retries import repeat_briefly
 from ablation.storage.store import Store
 from ablation.tracking.client import (
+    ABOUT_FILE,
     AWAY_SECONDS,
     FORECAST_FILE,
     KEY_TAG,
     NOTE_TAG,
-    STUDY_FILE,
     PatientClient,
     RunStatus,
     artifact_location,
@@ -61,7 +61,7 @@ class Tracker:
         self.client = client
         self.away: StoreAway | None = None  # why the server did not answer the last call
         self._away_until = 0.0  # time.monotonic(); no calls of trials until then
-        self._run_ids: dict[str, str] = {}  # by key
+        self.run_ids: dict[str, str] = {}  # by key
         with opening_errors(store):
             by_name = experiment_id is None
             experiment = client.get_experiment_by_name(study) if by_name else client.get_experiment(experiment_id)
@@ -107,12 +107,12 @@ class Tracker:
 
     def run_id(self, key: str) -> str | None:
         """Return the id of the run with a key; None where there is none."""
-        if key not in self._run_ids:
+        if key not in self.run_ids:
             runs = self._runs(key)
             if not runs:
                 return None
-            self._run_ids[key] = max(runs, key=_completeness).info.run_id
-        return self._run_ids[key]
+            self.run_ids[key] = max(runs, key=_completeness).info.run_id
+        return self.run_ids[key]
 
     def was_deleted(self, key: str) -> bool:
         """Return whether a person has deleted the run with a key, which this process found or created before.
@@ -120,7 +120,7 @@ class Tracker:
         Raises:
             StoreAway: the tracking server does not answer.
         """
-        self._run_ids.pop(key, None)
+        self.run_ids.pop(key, None)
         return self.run_id(key) is None
 
     def summary_run_id(self, key: str) -> str | None:
@@ -153,15 +153,15 @@ class Tracker:
     def find_or_create(self, key: str, name: str, tags: dict[str, str]) -> tuple[str, bool]:
         """Return the id of the run with a key, and whether the run is new; one that had ended is reopened."""
         tags = {**tags, KEY_TAG: key, "mlflow.source.name": "ablation.study", "mlflow.source.type": "LOCAL"}
-        self._run_ids.pop(key, None)  # another process may have deleted it as a double
+        self.run_ids.pop(key, None)  # another process may have deleted it as a double
 
         def attempt() -> tuple[str, bool]:
             run_id = self.run_id(key)
             if run_id is not None:
                 self.client.update_run(run_id, status="RUNNING")
                 return run_id, False
-            self._run_ids[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
-            return self._run_ids[key], True
+            self.run_ids[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+            return self.run_ids[key], True
 
         return repeat_briefly(attempt)
 
@@ -222,7 +222,7 @@ class Tracker:
         Args:
             key: the run's key.
             study: the study's name.
-            about: the study's content, for the report; becomes the file `STUDY_FILE`.
+            about: the study's content, for the report; becomes the file `ABOUT_FILE`.
             files: other files of the run, name -> content.
 
         Raises:
@@ -230,7 +230,7 @@ class Tracker:
         """
         self.summary_run_id(key)
         self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
-        for name, content in {**files, STUDY_FILE: json.dumps(about, indent=2).encode()}.items():
+        for name, content in {**files, ABOUT_FILE: json.dumps(about, indent=2).encode()}.items():
             self.log_summary_file(key, name, content)
 
     def summary_tags(self, key: str) -> dict[str, str]:

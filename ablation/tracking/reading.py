@@ -18,10 +18,10 @@ from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.files import temporary_folder, write_atomically
 from ablation.storage.store import Store
 from ablation.tracking.client import (
+    ABOUT_FILE,
     KEY_TAG,
     NOTE_TAG,
     REPORT_FOLDER,
-    STUDY_FILE,
     PatientClient,
     find_experiment,
     reading_client,
@@ -230,15 +230,16 @@ def read_study(store: Store, study: str, arm_keys: Collection[str] = ()) -> Stud
     _check_keys(study, active)
     active_keys = {run.key for run in active}
     deleted = {run.key: run for run in records if run.key not in active_keys}  # else it was a double
+    edited = {run.run_id: edited_tags(run) for run in active}
     left_out = [
         LeftOut(f"{run_words(run)} (MLflow run {run.run_id}): its tag {name!r} was edited or deleted", is_mendable=True)
-        for run in active for name in edited_tags(run)
+        for run in active for name in edited[run.run_id]
     ]  # fmt: skip
     studies = {run.key for run in runs if run.tags.get("kind") == "summary" and run.key and not run.is_deleted}
     if not arm_keys and len(studies) > 1:
         namesakes = f"{len(studies)} studies are called {study!r} here; this is the one that was begun last"
         left_out.append(LeftOut(namesakes, is_mendable=False))
-    readable = [run for run in active if not edited_tags(run)]
+    readable = [run for run in active if not edited[run.run_id]]
     earlier = [run for run in runs if run.key == summary.key and run.run_id != summary.run_id]
     return StudyRecord(experiment.experiment_id, summary, about, readable, list(deleted.values()), left_out, earlier)
 
@@ -272,7 +273,7 @@ def _summary(
         raise InputError(f"study {study!r} has no summary run: run the study once more, then it can be read")
     for run in sorted(summaries, key=lambda run: run.began or 0, reverse=True):
         try:
-            with run_file(store, run, STUDY_FILE) as path:
+            with run_file(store, run, ABOUT_FILE) as path:
                 about = json.loads(path.read_text(encoding="utf-8"))
         except HiddenFile:
             raise
@@ -280,7 +281,7 @@ def _summary(
             continue
         if isinstance(about, dict):
             return run, about
-    raise InputError(f"study {study!r}: its summary run has no readable {STUDY_FILE}: run it once more")
+    raise InputError(f"study {study!r}: its summary run has no readable {ABOUT_FILE}: run it once more")
 
 
 def _check_keys(study: str, records: Iterable[RunRecord]) -> None:

@@ -164,7 +164,7 @@ def keep_views(tracker: Tracker, views: Sequence[SavedView]) -> None:
         now = time.time_ns() // 1_000_000
         for place, view in enumerate(views):
             before = stored.get(VIEW_TAG + view.id)
-            if before is not None and (_is_changed(before) or _digest_of(before) == _digest(view.name, view.state)):
+            if before is not None and _own_digest(before) in (None, _digest(view.name, view.state)):
                 continue
             value = _value(view, now - place)  # the UI's menu has the newest first
             if len(value) <= VALUE_LIMIT:
@@ -203,23 +203,14 @@ def view_name(value: str) -> str:
         return "damaged view"
 
 
-def _digest_of(value: str) -> str | None:
+def _own_digest(value: str) -> str | None:
+    """Return the digest in a view's value; None where somebody else wrote it: it is missing, or of another content."""
     try:
         envelope = json.loads(value)
-        return str(envelope[DIGEST_KEY]) if isinstance(envelope, dict) else None
-    except (ValueError, KeyError):
+        digest = _digest(envelope["name"], view_state(value))
+        return digest if digest == envelope[DIGEST_KEY] else None
+    except (ValueError, KeyError, TypeError):
         return None
-
-
-def _is_changed(value: str) -> bool:
-    """Return whether somebody else wrote the value: its digest is missing, or is that of another content."""
-    digest = _digest_of(value)
-    if digest is None:
-        return True
-    try:
-        return digest != _digest(json.loads(value)["name"], view_state(value))
-    except (ValueError, KeyError):
-        return True
 
 
 # ------------------------------------------------------------------------------------------------------- the views

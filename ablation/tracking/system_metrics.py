@@ -13,6 +13,9 @@ from ablation.base.text import first_line
 
 logger = logging.getLogger(__name__)
 
+INTERVAL = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"  # seconds
+SAMPLES = "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING"
+
 
 def check_system_metrics() -> None:
     """Refuse values of MLflow's variables for system metrics that MLflow could not use.
@@ -20,10 +23,7 @@ def check_system_metrics() -> None:
     Raises:
         InputError: names the variable.
     """
-    variables: tuple[tuple[str, type[float]], ...] = (
-        ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", float),  # seconds
-        ("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", int),
-    )
+    variables: tuple[tuple[str, type[float]], ...] = ((INTERVAL, float), (SAMPLES, int))
     for name, number_type in variables:
         text = os.environ.get(name) or "1"
         try:
@@ -45,8 +45,7 @@ class SystemMonitor(SystemMetricsMonitor):
     def __init__(self, tracking_uri: str):
         """Prepare to measure every second and keep the mean of 10 seconds, unless MLflow's variables say otherwise."""
         super().__init__("", tracking_uri=tracking_uri)  # type: ignore[no-untyped-call]
-        variables = ("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING")
-        if not any(os.environ.get(name) for name in variables):  # else MLflow's defaults are 10 seconds and 1 sample
+        if not any(map(os.environ.get, (INTERVAL, SAMPLES))):  # else MLflow's defaults are 10 seconds and 1 sample
             self.sampling_interval, self.samples_before_logging = 1, 10
         self._points: list[dict[str, Any]] = []
 

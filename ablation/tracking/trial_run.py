@@ -69,7 +69,7 @@ class TrialRun:
     @property
     def run_id(self) -> str | None:
         """The run's id; None until the server that creates the run has answered."""
-        return self._tracker._run_ids.get(self._key)
+        return self._tracker.run_ids.get(self._key)
 
     def start(
         self,

@@ -16,7 +16,7 @@ from ablation.base.errors import InputError
 from ablation.reporting.run_charts import curve_panels, curves
 from ablation.storage.store import Store, find_store
 from ablation.tracking import reading
-from ablation.tracking.client import STUDY_FILE
+from ablation.tracking.client import ABOUT_FILE
 from tests.fake_results import fake_result, store_study
 
 CUTS = ["block3", "block4", "block5"]
@@ -100,7 +100,7 @@ def test_a_table_of_results_needs_no_curves_and_no_files_but_one(
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "get_metric_history", refuse)
         table = load_results("fake", store=str(store.root))
-    assert files == [STUDY_FILE]
+    assert files == [ABOUT_FILE]
     assert len(table) == sum(len(arm.trials) + len(arm.confirmations) for arm in study.arms)
     tests = table[table.arm == "block3"].test_accuracy.dropna()
     assert list(tests) == list(study.arms[0].test_accuracies_S)
