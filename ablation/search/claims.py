@@ -276,7 +276,10 @@ def _claim(
     if best is not None and "spec" not in trial.user_attrs:  # it is new, or its process died before it began
         trial.set_user_attr("confirms", best.number)
     superseded = best is not None and trial.user_attrs["confirms"] != best.number
-    return Claim(arm, trial.study, trial, key, store.trial_folder(key), locks, resumed, owner, best, superseded)
+    return Claim(
+        arm, trial.study, trial, key, store.trial_folder(key), locks,
+        resumed=resumed, owner=owner, best=best, superseded=superseded,
+    )  # fmt: skip
 
 
 def ensure_held(claim: Claim) -> None:
