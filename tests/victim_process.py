@@ -39,7 +39,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.db import utils as mlflow_database
 
 from ablation import study
-from ablation.data.reading import split_seed
+from ablation.data.split import split_seed
 from ablation.reporting import report
 from ablation.running import champion, session, trial
 from ablation.running import study as running_study

@@ -161,6 +161,12 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
     return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
+def listed(items: Sequence[str], most: int) -> str:
+    """Return items with commas between them, such as 'a, b and 3 more'."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return f"{', '.join(items[:most])}{more}"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration such as '40 s', '12 min' or '3 h 05 min'."""
     if seconds < 90:

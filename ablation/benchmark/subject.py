@@ -13,7 +13,8 @@ from ablation.base.device import select_device
 from ablation.base.generators import generator
 from ablation.data.images import Images, to_device
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import list_images, load_split, split_seed
+from ablation.data.reading import list_images, load_split
+from ablation.data.split import split_seed
 from ablation.networks.blocks import build_blocks, initialise_blocks, torchvision_tensors
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import Weights, check_layers, read_weights

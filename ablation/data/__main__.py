@@ -152,7 +152,7 @@ def check(data: Data, out: Path | None) -> None:
     import numpy as np
 
     from ablation.base.terminal import say, track_progress, waiting
-    from ablation.data.comparison import compared, keep
+    from ablation.data.kept_duplicates import comparison_of, keep_comparison
     from ablation.data.near_duplicates import Picture, find_near_duplicates
     from ablation.data.reading import image_names, list_images, listing_key, read_listing
 
@@ -167,7 +167,7 @@ def check(data: Data, out: Path | None) -> None:
         pictures, key = [*images.train_images_NHWC, *images.test_images_NHWC], images.listing_key
     with waiting(f"Comparing {plural(len(names), 'picture')}"):
         found = find_near_duplicates(pictures, listing.open_image)
-    keep(compared(found, pictures, names, train, listing.open_image), key)
+    keep_comparison(comparison_of(found, pictures, names, train, listing.open_image), key)
     is_across_P = (found.first_P < train) & (found.second_P >= train)
     is_labelled_P = labels_N[found.first_P] != labels_N[found.second_P]
 
@@ -195,7 +195,8 @@ def show_suspects(name: str, store: str | None, out: Path | None) -> None:
     from ablation.analysis.results import read_results
     from ablation.base.terminal import say, show_table, track_progress
     from ablation.base.text import Table
-    from ablation.data.reading import image_names, list_images, load_split, split_seed
+    from ablation.data.reading import image_names, list_images, load_split
+    from ablation.data.split import split_seed
     from ablation.storage.store import find_store
     from ablation.tracking import configure_mlflow
 

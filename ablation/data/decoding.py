@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ablation.base.cores import usable_cores
 from ablation.base.errors import InputError
-from ablation.base.text import first_line, one_line
+from ablation.base.text import first_line, listed, one_line
 from ablation.spec.tables import Resize
 
 # Version of the decoding. Raise it where pixels change, or which images a folder or a table holds: caches are made
@@ -33,6 +33,7 @@ SUFFIXES = (
 TEST_FRACTION = 0.2  # of sets that come without a test split
 NEARLY_BLACK = 32  # of 255: the largest value of greys of 13 bits in 16; a set without a larger one is hardly meant so
 AHEAD = 8  # images per thread that are decoded before they are asked for
+MOST_NAMED = 10  # images that cannot be read, in a message
 
 
 class Status(NamedTuple):
@@ -42,6 +43,7 @@ class Status(NamedTuple):
     st_mtime_ns: int
 
 
+Result = TypeVar("Result")
 File = tuple[str, os.stat_result | Status]  # path, or another name of an image, and status
 OpenImage = Callable[[str], Image]  # takes the path or name; the image is not decoded yet
 # Pillow warns of large pictures, and refuses those of twice that size, which may be meant to exhaust the memory.
@@ -221,14 +223,13 @@ def decode_images(
             unreadable.append((names[number], fault(error)))
             return None
 
-    for pixels in track(_in_order(decode_or_note, len(names)), len(names), description):
+    for pixels in track(in_order(decode_or_note, range(len(names))), len(names), description):
         if pixels is not None:
             yield pixels
     if unreadable:
-        named = ", ".join(f"{one_line(name)} ({reason})" for name, reason in sorted(unreadable)[:10])
-        more = f" and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+        named = listed([f"{one_line(name)} ({reason})" for name, reason in sorted(unreadable)], MOST_NAMED)
         advice = "; data.unreadable = 'skip' leaves such files out" if can_skip else ""
-        raise InputError(f"data.root: cannot be read as an image: {named}{more}{advice}")
+        raise InputError(f"data.root: cannot be read as an image: {named}{advice}")
 
 
 def fault(error: Exception) -> str:
@@ -238,13 +239,13 @@ def fault(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
-def _in_order(decode: Callable[[int], np.ndarray | None], count: int) -> Iterator[np.ndarray | None]:
-    """Yield the results of `decode` for 0, 1, ... in order, with a bounded number of them in memory."""
+def in_order(work: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Result]:
+    """Yield the results of `work` for numbers in their order, by a thread per core, with few of them in memory."""
     threads = usable_cores()
-    pool, pending = ThreadPoolExecutor(threads), deque[Future[np.ndarray | None]]()
+    pool, pending = ThreadPoolExecutor(threads), deque[Future[Result]]()
     try:
-        for number in range(count):
-            pending.append(pool.submit(decode, number))
+        for number in numbers:
+            pending.append(pool.submit(work, number))
             if len(pending) > AHEAD * threads:
                 yield pending.popleft().result()
         while pending:

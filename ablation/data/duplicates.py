@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ablation.base.errors import InputError
-from ablation.base.text import one_line
+from ablation.base.text import listed, one_line
 
 MOST_PAIRS = 10  # that are named
 
@@ -59,12 +59,9 @@ def refuse_identical(pictures: Pictures) -> int:
                 others += 1
     if not pairs:
         return others
-    named = ", ".join(
-        f"{one_line(pictures.names[a])} = {one_line(pictures.names[b])} ({why})" for a, b, why in pairs[:MOST_PAIRS]
-    )
-    more = f" and {len(pairs) - MOST_PAIRS:,} more" if len(pairs) > MOST_PAIRS else ""
+    named = [f"{one_line(pictures.names[a])} = {one_line(pictures.names[b])} ({why})" for a, b, why in pairs]
     raise InputError(
-        f"data.duplicates: the same image in training and test, or in two classes: {named}{more}; "
+        f"data.duplicates: the same image in training and test, or in two classes: {listed(named, MOST_PAIRS)}; "
         "'drop' leaves copies out, 'keep' keeps them"
     )
 

@@ -10,9 +10,9 @@ import PIL.Image
 
 from ablation.base.errors import StoreError
 from ablation.base.files import write_atomically
-from ablation.data.decoding import DECODING_VERSION, File, OpenImage, TrackProgress, decode_images, fault
+from ablation.data.decoding import DECODING_VERSION, File, OpenImage, TrackProgress, fault, in_order
 from ablation.data.image_cache import cache_folder
-from ablation.data.image_files import decode_file
+from ablation.data.image_files import add_files, decode_file
 from ablation.spec.tables import Data
 
 
@@ -44,8 +44,7 @@ def audit_files(
         open_image: opens a file.
     """
     fingerprint = hashlib.sha256(f"{PIL.__version__}\0{DECODING_VERSION}\0{data.image_size}\0{data.resize}".encode())
-    for path, status in files:
-        fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    add_files(fingerprint, files)
     folder = cache_folder()
     place = None if folder is None else folder / f"audit-{fingerprint.hexdigest()[:32]}.json"
     digests: list[str | None] = [None] * len(files)
@@ -59,22 +58,18 @@ def audit_files(
         return FileAudit(digests, faults)
     of_system: dict[int, str] = {}  # faults that may be gone the next time
 
-    def digest_of_unknown(which: int) -> np.ndarray:
-        number = unknown[which]
+    def digest(number: int) -> str | None:
         try:
-            pixels_HWC = decode_file(files[number][0], data.image_size, data.resize, open_image)
+            return pixel_digest(decode_file(files[number][0], data.image_size, data.resize, open_image))
         except Exception as error:  # Pillow raises many kinds for broken files; its own errors have no `errno`
             is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
             (of_system if is_of_system else faults)[number] = fault(error)
-            return np.frombuffer(b"", np.uint8)
-        return np.frombuffer(bytes.fromhex(pixel_digest(pixels_HWC)), np.uint8)
+            return None
 
-    found = decode_images([files[number][0] for number in unknown], digest_of_unknown, track, "Looking at all images")
+    found = track(in_order(digest, unknown), len(unknown), "Looking at all images")
     for number, found_digest in zip(unknown, found, strict=True):
-        digests[number] = found_digest.tobytes().hex() or None
+        digests[number] = found_digest
     if place is not None and len(of_system) < len(unknown):
-        with suppress(OSError, StoreError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"digests": digests, "faults": faults})
-            write_atomically(place, text.encode())
+        with suppress(StoreError):
+            write_atomically(place, json.dumps({"digests": digests, "faults": faults}).encode())
     return FileAudit(digests, faults | of_system)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablation.base.errors import InputError
-from ablation.base.text import one_line, plural
+from ablation.base.text import listed, one_line, plural
 from ablation.data.decoding import File, is_image_name
 
 SYSTEM_NAMES = {
@@ -162,9 +162,8 @@ def passed_text(passed: Passed) -> str:
     for what in sorted({what for what, _ in passed}):
         count = sum(number for (other, _), number in passed.items() if other == what)
         names = sorted(name for other, name in passed if other == what and name)
-        details = names[:MOST_DETAILS] + (["..."] if len(names) > MOST_DETAILS else [])
         counted = plural(count, what, PLURALS.get(what, ""))
-        parts.append(f"{counted} ({', '.join(details)})" if details else counted)
+        parts.append(f"{counted} ({listed(names, MOST_DETAILS)})" if names else counted)
     return ", ".join(parts)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ablation.base.errors import InputError
-from ablation.base.text import one_line, plural
+from ablation.base.text import listed, one_line, plural
 
 MOST_NAMED = 10  # images or groups in a message
 MOST_FOLDS = 100  # of which a split joins some
@@ -32,7 +32,7 @@ def groups_in(names: Sequence[str], expression: str) -> list[str]:
         if not groups[-1]:
             others.append(name)
     if others:
-        named = ", ".join(map(one_line, others[:MOST_NAMED])) + (", ..." if len(others) > MOST_NAMED else "")
+        named = listed(list(map(one_line, others)), MOST_NAMED)
         raise InputError(f"data.groups: {expression!r} finds no group in {plural(len(others), 'path')}: {named}")
     return groups
 
@@ -51,7 +51,7 @@ def refuse_shared(train: Sequence[str], test: Sequence[str]) -> None:
     """
     shared = sorted(set(train) & set(test))
     if shared:
-        named = ", ".join(map(one_line, shared[:MOST_NAMED])) + (", ..." if len(shared) > MOST_NAMED else "")
+        named = listed(list(map(one_line, shared)), MOST_NAMED)
         raise InputError(
             f"data.groups: {plural(len(shared), 'group')} with images in training and in test: {named}; move their "
             "images to one side, or name no test split, and a fifth of the groups is chosen"

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +35,21 @@ def file_status(path: str) -> File:
         return path, os.stat(path)  # noqa: PTH116 - paths are strings, of which there may be millions
     except OSError as error:
         raise InputError(f"data.root: {path} cannot be read ({error.strerror})") from None
+
+
+def add_files(digest: "hashlib._Hash", files: Iterable[File]) -> None:
+    """Let a digest depend on files: their names, sizes and times."""
+    for path, status in files:
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+
+
+def files_key(*splits: Iterable[File]) -> str:
+    """Return what identifies the image files of splits: it changes with their names, sizes and times."""
+    key = hashlib.sha256()
+    for files in splits:
+        add_files(key, files)
+        key.update(b"\n")  # a file that moves from the end of one split to the beginning of the next changes the key
+    return key.hexdigest()
 
 
 def file_readers(
@@ -71,8 +86,7 @@ def _decoded_images(
     size = data.image_size
     fingerprint = hashlib.sha256(f"{DECODING_VERSION}\0{size}{'' if data.resize == 'crop' else data.resize}".encode())
     for split_files in files.values():
-        for path, status in split_files:
-            fingerprint.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        add_files(fingerprint, split_files)
 
     def decode(split: str) -> Iterator[np.ndarray]:
         paths = [path for path, _ in files[split]]

@@ -1,4 +1,4 @@
-"""The images of a study in memory, and their split.
+"""The images of a study in memory.
 
 Legend: N images, H and W pixels, C channels (3, RGB).
 """
@@ -39,11 +39,3 @@ class ImageSet:
     test_groups_N: np.ndarray | None = None
     names: list[str] = field(default_factory=list)
     listing_key: str = ""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Sorted indices into a set's training images: those for training, and those for validation."""
-
-    train_N: np.ndarray
-    val_N: np.ndarray

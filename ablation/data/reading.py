@@ -1,4 +1,4 @@
-"""The images of a study: listed, split, limited, read.
+"""The images of a study: listed, limited, read.
 
 Legend: N images, C channels (3, RGB), H and W pixels, K classes.
 """
@@ -15,9 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from ablation.base.errors import InputError
 from ablation.base.machine import available_memory
-from ablation.base.seeds import named_seed
 from ablation.base.text import plural
-from ablation.data.comparison import files_key
 from ablation.data.decoding import (
     TEST_FRACTION,
     ImageListing,
@@ -29,12 +27,14 @@ from ablation.data.decoding import (
 )
 from ablation.data.duplicates import Pictures, kept, refuse_identical
 from ablation.data.file_audit import audit_files, pixel_digest
-from ablation.data.groups import choose_groups, numbered
+from ablation.data.groups import numbered
 from ablation.data.hugging_face import hugging_face_listing
+from ablation.data.image_files import files_key
 from ablation.data.image_folder import image_folder_listing
-from ablation.data.image_set import ImageSet, Split
+from ablation.data.image_set import ImageSet
 from ablation.data.manifest import manifest_listing
 from ablation.data.near_duplicates import FEW
+from ablation.data.split import Split, split_listing
 from ablation.data.torchvision_sets import SETS, torchvision_listing
 from ablation.spec.tables import Data
 
@@ -83,7 +83,7 @@ def load_split(
         InputError: as `load_images` and `split_train_val`; or images are in two splits or classes.
     """
     listing = list_images(data, track)
-    split = _split(data, listing, seed)
+    split = split_listing(data, listing, seed)
     listing = _with_split(listing, split)
     kept_N = np.sort(np.concatenate([split.train_N, split.val_N]))
     images = _read_images(listing, kept_N, track, processes)
@@ -113,26 +113,6 @@ def _with_split(listing: ImageListing, split: Split) -> ImageListing:
             f"{plural(len(split.val_N), 'image')} of {plural(groups, 'group')} validate ({100 * of_all:.0f} %)"
         )
     return replace(listing, reading="; ".join(notes))
-
-
-def _split(data: Data, listing: ImageListing, seed: int) -> Split:
-    labels_N = listing.train_labels_N
-    _check_counts(labels_N, listing.classes, "data:")
-    if data.limit is not None:
-        chosen_N = _limited(labels_N, data.limit, seed)
-        _check_counts(labels_N[chosen_N], listing.classes, f"data.limit: of {data.limit} images,")
-    groups_N = None if listing.groups is None else numbered(listing.groups["train"])
-    return split_train_val(labels_N, data.val_fraction, data.limit, seed, groups_N)
-
-
-def _check_counts(labels_N: np.ndarray, classes: list[str], where: str) -> None:
-    """Refuse a class with fewer than two images."""
-    counts_K = np.bincount(labels_N, minlength=len(classes))
-    if counts_K.min() < 2:
-        raise InputError(
-            f"{where} class {classes[int(counts_K.argmin())]!r} has {plural(int(counts_K.min()), 'training image')}, "
-            "but needs two: to learn from and to validate"
-        )
 
 
 def list_images(data: Data, track: TrackProgress = untracked) -> ImageListing:
@@ -281,13 +261,20 @@ def _read_images(listing: ImageListing, train_N: np.ndarray, track: TrackProgres
             digest.update(part.data)
             if part.ndim > 1:
                 brightest = max(brightest, int(part.max()))
-    about = (listing.classes, digest.hexdigest(), listing.decoding, with_darkness(listing.reading, brightest))
-    images = ImageSet(train_images, train_labels, test_images, test_labels, *about)
-    images = replace(images, listing_key=listing_key(listing, test_images))
-    if listing.groups is not None:
-        train_groups_N, test_groups_N = (numbered(listing.groups[split]) for split in ("train", "test"))
-        images = replace(images, train_groups_N=train_groups_N[train_N], test_groups_N=test_groups_N)
-    return images
+    groups = listing.groups
+    return ImageSet(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        listing.classes,
+        digest.hexdigest(),
+        decoding=listing.decoding,
+        reading=with_darkness(listing.reading, brightest),
+        train_groups_N=None if groups is None else numbered(groups["train"])[train_N],
+        test_groups_N=None if groups is None else numbered(groups["test"]),
+        listing_key=listing_key(listing, test_images),
+    )
 
 
 def _pixel_digests(images: ImageSet) -> list[str]:
@@ -388,56 +375,3 @@ def _digits_listing(data: Data) -> ImageListing:
 
     classes = [str(digit) for digit in range(10)]
     return ImageListing(labels[train], labels[test], classes, data.image_size, read)
-
-
-def split_seed(study_seed: int) -> int:
-    """Return the seed of a study's split: the same for all its trials and for all seeds of confirmation runs."""
-    return named_seed(study_seed, "split")
-
-
-def split_train_val(
-    labels_N: np.ndarray, val_fraction: float, limit: int | None, seed: int, groups_N: np.ndarray | None = None
-) -> Split:
-    """Split the training images into training and validation images.
-
-    Both parts keep the classes' shares, as far as whole groups allow. With `limit`, a stratified subset of that many
-    images is split.
-
-    Raises:
-        InputError: there are too few images or groups of a class, or fewer images than `limit`.
-    """
-    random_state = seed % 2**32  # NumPy's seeds have 32 bits
-    subset_N = np.arange(len(labels_N)) if limit is None else _limited(labels_N, limit, seed)
-    classes, val_count = len(np.unique(labels_N[subset_N])), int(np.ceil(val_fraction * len(subset_N)))
-    if min(val_count, len(subset_N) - val_count) < classes:
-        raise InputError(
-            f"data.val_fraction: {val_count} of {len(subset_N)} images for validation, but {classes} classes need one "
-            "each, for validation and for training; change it, or use more images"
-        )
-    if groups_N is not None:
-        is_val_N = choose_groups(labels_N[subset_N], groups_N[subset_N], val_fraction, random_state)
-        return Split(np.sort(subset_N[~is_val_N]), np.sort(subset_N[is_val_N]))
-    try:
-        train_N, val_N = train_test_split(
-            subset_N, test_size=val_fraction, stratify=labels_N[subset_N], random_state=random_state
-        )
-    except ValueError as error:
-        raise InputError(f"data.val_fraction: {len(subset_N)} images cannot be split by class: {error}") from None
-    return Split(np.sort(train_N), np.sort(val_N))
-
-
-def _limited(labels_N: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Return the numbers of a stratified subset of images, see `split_train_val`."""
-    images, classes = len(labels_N), len(np.unique(labels_N))
-    if limit > images:
-        raise InputError(f"data.limit: {limit} is more than the {images} training images")
-    if limit == images:
-        return np.arange(images)
-    if min(limit, images - limit) < classes:  # scikit-learn's rule for a stratified choice
-        raise InputError(
-            f"data.limit: {limit} of {images} images cannot be chosen by class: {classes} classes need one image each "
-            "among those chosen and among those left out"
-        )
-    chosen_N: np.ndarray
-    chosen_N, _ = train_test_split(np.arange(images), train_size=limit, stratify=labels_N, random_state=seed % 2**32)
-    return chosen_N

@@ -12,10 +12,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ablation.base.errors import InputError
-from ablation.data.comparison import Comparison, compared, comparison_file, keep, kept, load_comparison
-from ablation.data.image_set import ImageSet, Split
+from ablation.data.image_set import ImageSet
+from ablation.data.kept_duplicates import (
+    Comparison,
+    comparison_file,
+    comparison_of,
+    keep_comparison,
+    kept_comparison,
+    load_comparison,
+)
 from ablation.data.near_duplicates import FEW, Picture, find_near_duplicates
 from ablation.data.overview import small_contact_sheet
+from ablation.data.split import Split
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ def summarise_set(images: ImageSet, split: Split) -> SetSummary:
     """
     labels = [images.train_labels_N[split.train_N], images.train_labels_N[split.val_N], images.test_labels_N]
     counts_DK = np.stack([np.bincount(labels_N, minlength=len(images.classes)) for labels_N in labels])
-    comparison, why_not = kept(_own_key(images)) or kept(images.listing_key), ""
+    comparison, why_not = kept_comparison(_own_key(images)) or kept_comparison(images.listing_key), ""
     if comparison is None:
         comparison, why_not = _compare(images)
     return SetSummary(counts_DK, small_contact_sheet(images), comparison, why_not)
@@ -64,8 +72,8 @@ def _compare(images: ImageSet) -> tuple[Comparison | None, str]:
         found = find_near_duplicates(pictures)
     except InputError as error:  # without the optional library
         return None, str(error).removeprefix("near-duplicates: ")
-    comparison = compared(found, pictures, images.names, len(images.train_labels_N))
-    keep(comparison, _own_key(images))
+    comparison = comparison_of(found, pictures, images.names, len(images.train_labels_N))
+    keep_comparison(comparison, _own_key(images))
     return comparison, ""
 
 

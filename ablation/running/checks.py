@@ -16,7 +16,8 @@ from ablation.base.errors import InputError
 from ablation.base.terminal import say, track_progress
 from ablation.base.text import plural
 from ablation.data.image_set import ImageSet
-from ablation.data.reading import DataSize, list_own_images, load_split, measure_data, split_seed
+from ablation.data.reading import DataSize, list_own_images, load_split, measure_data
+from ablation.data.split import split_seed
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import has_learning_layers
 from ablation.networks.transfer_model import Head, build_model

@@ -9,7 +9,8 @@ from safetensors.torch import save
 from ablation.base.files import write_atomically
 from ablation.data.images import to_device
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import load_images, split_train_val
+from ablation.data.reading import load_images
+from ablation.data.split import split_train_val
 from ablation.networks.blocks import torchvision_tensors
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, build_model, initialise

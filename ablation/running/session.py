@@ -13,8 +13,9 @@ from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
 from ablation.base.terminal import say, track_progress, waiting
 from ablation.base.text import escape_markdown, plural
-from ablation.data.image_set import ImageSet, Split
-from ablation.data.reading import list_own_images, load_split, split_seed
+from ablation.data.image_set import ImageSet
+from ablation.data.reading import list_own_images, load_split
+from ablation.data.split import Split, split_seed
 from ablation.networks.weights import Weights
 from ablation.running.checks import load_weights, objective_hints
 from ablation.running.demo import demo_weights_path, is_demo, needs_pretraining

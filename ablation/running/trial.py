@@ -18,7 +18,7 @@ from ablation.base.interrupts import pause_requested, paused_at_checks
 from ablation.base.retries import wait_out
 from ablation.base.seeds import named_seed, repeat_seed
 from ablation.base.text import first_line
-from ablation.data.reading import split_seed
+from ablation.data.split import split_seed
 from ablation.running.outputs import record_best, record_test
 from ablation.running.repair import RUN_STATUS
 from ablation.running.workbench import Workbench, make_training, training_settings, training_sources

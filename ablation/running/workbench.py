@@ -9,10 +9,10 @@ from ablation.base.device import is_out_of_memory, make_deterministic
 from ablation.base.errors import InputError
 from ablation.base.machine import describe_environment
 from ablation.base.seeds import repeat_seed
-from ablation.data.image_set import ImageSet, Split
+from ablation.data.image_set import ImageSet
 from ablation.data.images import Images, normalisation_for, to_device
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import split_seed, split_train_val
+from ablation.data.split import Split, split_seed, split_train_val
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import Weights

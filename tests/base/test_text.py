@@ -2,7 +2,17 @@
 
 import pytest
 
-from ablation.base.text import SHOWN, Table, defused, escape_markdown, format_duration, format_params, plural, visible
+from ablation.base.text import (
+    SHOWN,
+    Table,
+    defused,
+    escape_markdown,
+    format_duration,
+    format_params,
+    listed,
+    plural,
+    visible,
+)
 
 
 def test_markdown() -> None:
@@ -18,6 +28,10 @@ def test_formats() -> None:
 
 def test_durations() -> None:
     assert [format_duration(s) for s in (40, 89.6, 720, 3 * 3600 + 300)] == ["40 s", "90 s", "12 min", "3 h 05 min"]
+
+
+def test_long_lists_are_cut() -> None:
+    assert [listed(list("abc"), most) for most in (4, 3, 2)] == ["a, b, c", "a, b, c", "a, b and 1 more"]
 
 
 def test_plural() -> None:

@@ -28,7 +28,8 @@ from ablation.benchmark.plain_loop import plain_accuracy, plain_epoch, plain_loa
 from ablation.benchmark.subject import Measured, Subject, few_images_limit, load_subject
 from ablation.benchmark.tables import cores_table, seconds_for
 from ablation.data.images import Images
-from ablation.data.reading import load_split, split_seed
+from ablation.data.reading import load_split
+from ablation.data.split import split_seed
 from ablation.networks.weights import Weights
 from ablation.spec.reading import load_study, parse_override
 from ablation.spec.tables import Data

@@ -18,10 +18,11 @@ from PIL import Image, ImageFilter, ImageOps
 from ablation.base.errors import InputError
 from ablation.data import reading
 from ablation.data.__main__ import cli, read_data, write_lines
-from ablation.data.comparison import kept
 from ablation.data.image_cache import cache_folder, map_decoded
+from ablation.data.kept_duplicates import kept_comparison
 from ablation.data.near_duplicates import find_near_duplicates
-from ablation.data.reading import list_images, listing_key, load_split, split_seed
+from ablation.data.reading import list_images, listing_key, load_split
+from ablation.data.split import split_seed
 from ablation.spec.tables import Data
 from ablation.storage.store import find_store
 from tests.analysis.test_label_errors import with_calls
@@ -150,7 +151,7 @@ def test_check_says_what_it_cannot_read(photos: Path) -> None:
     (photos / "test" / "a" / "30.png").write_bytes(b"x")
     text = " ".join(run("check", str(photos)).split())
     assert "not compared: 1 picture that cannot be read" in text
-    comparison = kept(listing_key(list_images(Data(source="imagefolder", root=str(photos)))))
+    comparison = kept_comparison(listing_key(list_images(Data(source="imagefolder", root=str(photos)))))
     assert comparison is not None
     assert comparison.pictures == 39
 

@@ -23,7 +23,8 @@ from ablation.data.image_folder import read_folder
 from ablation.data.image_set import ImageSet
 from ablation.data.images import normalise
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import DataSize, check_memory, load_images, load_split, split_train_val
+from ablation.data.reading import DataSize, check_memory, load_images, load_split
+from ablation.data.split import split_train_val
 from ablation.spec.tables import Data
 
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 from ablation.base.errors import InputError
 from ablation.data import near_duplicates, set_summary
-from ablation.data.comparison import kept
 from ablation.data.image_set import ImageSet
+from ablation.data.kept_duplicates import kept_comparison
 from ablation.data.overview import MOST_BYTES, small_contact_sheet
 from ablation.data.reading import load_split
 from ablation.data.set_summary import load_summary, summarise_set, summary_file
@@ -99,7 +99,7 @@ def test_sets_without_files_are_compared_by_their_pixels(study_file: Path) -> No
     comparison = summarise_set(images, split).comparison
     assert comparison is not None
     assert comparison.pictures == 1797
-    assert kept(load_split(Data(source="digits", classes=["1", "2"]), seed=0)[0].listing_key) is None
+    assert kept_comparison(load_split(Data(source="digits", classes=["1", "2"]), seed=0)[0].listing_key) is None
 
 
 def test_a_copy_of_a_set_has_its_own_names(photos: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ablation.analysis.results import StudyResult
-from ablation.data.comparison import Comparison, Pair
+from ablation.data.kept_duplicates import Comparison, Pair
 from ablation.data.samples import Mistakes
 from ablation.data.set_summary import SetSummary
 from ablation.reporting.report import Report, build_report

@@ -18,7 +18,8 @@ from ablation import study as study_command
 from ablation.analysis import results
 from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
-from ablation.data.image_set import ImageSet, Split
+from ablation.data.image_set import ImageSet
+from ablation.data.split import Split
 from ablation.running import champion as running_champion
 from ablation.running import session as running_session
 from ablation.running import study as running_study

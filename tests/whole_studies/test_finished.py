@@ -25,7 +25,8 @@ from ablation.base.errors import InputError
 from ablation.base.text import escape_markdown
 from ablation.data.images import to_device
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import load_images, split_seed, split_train_val
+from ablation.data.reading import load_images
+from ablation.data.split import split_seed, split_train_val
 from ablation.reporting.report import build_report
 from ablation.spec.tables import Data
 from ablation.spec.trial import TrialSpec

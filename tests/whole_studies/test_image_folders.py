@@ -9,7 +9,8 @@ from PIL import Image
 
 from ablation.analysis.results import read_results
 from ablation.data import reading
-from ablation.data.reading import load_split, split_seed
+from ablation.data.reading import load_split
+from ablation.data.split import split_seed
 from ablation.running import workbench
 from ablation.storage.store import find_store
 from tests.studies import Command, arm_study, history, runs

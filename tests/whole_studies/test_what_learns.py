@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 import ablation
 from ablation.data.images import to_device
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import load_images, split_seed, split_train_val
+from ablation.data.reading import load_images
+from ablation.data.split import split_seed, split_train_val
 from ablation.networks.blocks import expected_tensors
 from ablation.running import trial
 from ablation.running.export import Classifier, export_program

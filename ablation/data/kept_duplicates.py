@@ -3,9 +3,8 @@
 Legend: P pairs, S pixels of a thumbnail's side.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.numpy import load, save
 
 from ablation.base.errors import InputError, StoreError
 from ablation.base.files import write_atomically
-from ablation.data.decoding import File, OpenImage, fit_image
+from ablation.data.decoding import OpenImage, fit_image
 from ablation.data.image_cache import cache_folder
 from ablation.data.near_duplicates import NearDuplicates, Picture, open_picture
 
@@ -52,7 +51,7 @@ class Comparison:
     thumbnails_P2SSC: np.ndarray
 
 
-def compared(
+def comparison_of(
     found: NearDuplicates,
     pictures: Sequence[Picture],
     names: Sequence[str],
@@ -80,25 +79,14 @@ def compared(
     return Comparison(len(pictures) - found.unreadable, len(across), pairs, thumbnails_P2SSC)
 
 
-def files_key(*splits: Iterable[File]) -> str:
-    """Return what identifies the image files of splits for `keep`: it changes with their names, sizes and times."""
-    key = hashlib.sha256()
-    for files in splits:
-        for name, status in files:
-            key.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        key.update(b"\n")  # a file that moves from the end of one split to the beginning of the next changes the key
-    return key.hexdigest()
-
-
-def keep(comparison: Comparison, key: str) -> None:
+def keep_comparison(comparison: Comparison, key: str) -> None:
     """Keep a comparison beside the cache of decoded images, where that can be written."""
     if (place := _place(key)) is not None:
-        with suppress(OSError, StoreError):
-            place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(StoreError):
             write_atomically(place, comparison_file(comparison))
 
 
-def kept(key: str) -> Comparison | None:
+def kept_comparison(key: str) -> Comparison | None:
     """Return the comparison that was kept under a key; None without one."""
     place = _place(key) if key else None
     try:
