@@ -249,7 +249,7 @@ def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Compariso
                         sentences.append(_at_levels(factor, other, each, margin))
         sentences += _of_interactions(compared)
         sentences += _caution(compared.factors)
-    failed = [arm.name for arm in arms if arm.result.best is None]
+    failed = [arm.name for arm in arms if arm.result.best is None and arm.estimate is None]
     if failed and confirmed:
         sentences.append(f"Left out, because no trial of it finished: {'; '.join(failed)}.")
     for arm in arms:

@@ -18,7 +18,7 @@ from scipy.special import ndtr, ndtri
 
 from ablation.analysis.repeats import RepeatMoments, repeat_moments, signed_over_repeats, variance_parts
 from ablation.analysis.simultaneous import DRAWS, FEWEST_BEYOND, from_normal_scale, signed_statistics, usable_arms
-from ablation.analysis.statistics import ALPHA, Means, Moments, arm_moments, contrast_errors, estimate
+from ablation.analysis.statistics import ALPHA, Means, Moments, arm_moments, contrast_errors, estimate, exact_test
 from ablation.spec.objective import ACCURACY, Objective
 
 MANY_ARMS = 20  # above which fewer studies are simulated, because the pairs grow with the square of the arms
@@ -116,7 +116,8 @@ def _from_best(moments: Means, simulated: Iterator[np.ndarray], errors: Errors, 
         weights_CA = moments.objective.sign * (np.eye(A)[k] - np.eye(A)[others])
         of_each = float(2 * ndtr(-deviate))  # the level of an interval whose upper end is the one-sided bound
         for j, weights_A, error, degrees, margin in zip(others, weights_CA, *errors(weights_CA, deviate), strict=True):
-            high = estimate(weights_A, moments, (float(error), float(degrees)), of_each, float(margin)).high
+            exact, errors_1 = exact_test(weights_A, moments, of_each), (float(error), float(degrees))
+            high = estimate(weights_A, moments, errors_1, exact, level=of_each, critical=float(margin)).high
             upper_AA[k, j] = np.inf if high is None else high
     high_A = np.maximum(upper_AA.min(axis=1), 0.0)
     ends = {}

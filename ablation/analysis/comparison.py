@@ -1,8 +1,8 @@
 """Levels and their differences, interactions: all tested together."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -38,39 +38,29 @@ class Estimator:
     """How contrasts are estimated.
 
     Attributes:
-        unit: what is repeated: a row of `Correct`.
-        contrast: returns one with its own interval.
-        simultaneous: returns several, tested together.
+        unit: what is repeated, a row of `Correct`: a seed of one tuning, or the tuning itself.
         groups_N: what each test image belongs to, as numbers from 0; None for images that are independent.
         objective: what is estimated.
         level: chance of any false declaration, as in `simultaneous`.
     """
 
-    unit: str
-    contrast: Callable[[Mapping[str, float], Correct], Estimate]
-    simultaneous: Callable[[Sequence[Mapping[str, float]], Correct], list[Estimate]]
+    unit: Literal["seed", "tuning"] = "seed"
     groups_N: np.ndarray | None = None
     objective: Objective = ACCURACY
     level: float = ALPHA
 
+    def contrast(self, weights: Mapping[str, float], correct: Correct) -> Estimate:
+        """Return a contrast with its own 95 % interval."""
+        one = contrast if self.unit == "seed" else contrast_over_repeats
+        return one(weights, correct, groups_N=self.groups_N, objective=self.objective)
 
-def over_seeds(groups_N: np.ndarray | None = None, level: float = ALPHA, objective: Objective = ACCURACY) -> Estimator:
-    """Return the estimator over the seeds of one tuning; `level` is as in `simultaneous`."""
-    several = partial(simultaneous, groups_N=groups_N, level=level, objective=objective)
-    one = partial(contrast, groups_N=groups_N, objective=objective)
-    return Estimator("seed", one, several, groups_N, objective, level)
-
-
-def over_repeats(
-    groups_N: np.ndarray | None = None, level: float = ALPHA, objective: Objective = ACCURACY
-) -> Estimator:
-    """Return the estimator over the repeats of a study's tuning; `level` is as in `simultaneous`."""
-    several = partial(simultaneous_over_repeats, groups_N=groups_N, level=level, objective=objective)
-    one = partial(contrast_over_repeats, groups_N=groups_N, objective=objective)
-    return Estimator("tuning", one, several, groups_N, objective, level)
+    def simultaneous(self, contrasts: Sequence[Mapping[str, float]], correct: Correct) -> list[Estimate]:
+        """Return contrasts, tested together."""
+        several = simultaneous if self.unit == "seed" else simultaneous_over_repeats
+        return several(contrasts, correct, groups_N=self.groups_N, level=self.level, objective=self.objective)
 
 
-OVER_SEEDS = over_seeds()
+OVER_SEEDS = Estimator()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ DTYPES = {
 def load_results(study: str, *, store: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """Return the runs of a study, of every arm: the trials that tuned it, then its confirmation runs.
 
+    Confirmation runs of a planned look that is not complete are left out, so that nobody looks early.
+
     Args:
         study: its name.
         store: its folder; as for `--store`, the environment's addresses or `mlruns` by default.

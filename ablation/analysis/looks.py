@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.compared_repeats import compared_repeats
-from ablation.analysis.comparison import Difference, Estimator, compare, over_seeds, tuning_leader
+from ablation.analysis.comparison import Difference, Estimator, compare, tuning_leader
 from ablation.analysis.contrasts import label_pairs, level_comparisons, pivots, places
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.simultaneous import FEWEST_SEEDS
@@ -99,7 +99,7 @@ def this_look(result: StudyResult) -> PastLook | None:
         compare=confirm.compare,
     )
     digest = hashlib.sha256(json.dumps(_subject(look), sort_keys=True).encode()).hexdigest()[:16]
-    return PastLook(f"{LOOK_TAG}.{digest}", look.time, look.seeds, look.trials, look.control, look.compare)
+    return replace(look, name=f"{LOOK_TAG}.{digest}")
 
 
 def _tested_units(result: StudyResult) -> dict[str, int]:
@@ -139,7 +139,7 @@ def level_of(result: StudyResult) -> float:
 
 def estimator_of(result: StudyResult) -> Estimator:
     """Return the estimator of a study over its seeds: its groups of images, its objective and its level."""
-    return over_seeds(result.test_groups_N, level_of(result), result.spec.goal)
+    return Estimator("seed", result.test_groups_N, result.spec.goal, level_of(result))
 
 
 def look_sentences(result: StudyResult) -> list[str]:

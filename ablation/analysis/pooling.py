@@ -3,7 +3,7 @@
 Legend: A arms, R repeats, N test images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -28,7 +28,7 @@ from ablation.analysis.arm_summaries import (
 from ablation.analysis.best_arms import compared_with_best_over_repeats
 from ablation.analysis.champion import choose_champion
 from ablation.analysis.compared_repeats import compared_repeats, repeats_of
-from ablation.analysis.comparison import Comparisons, Correct, compare, over_repeats
+from ablation.analysis.comparison import Comparisons, Correct, Estimator, compare
 from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.registration import registration_sentences
 from ablation.analysis.repeats import chances_over_repeats, contrast_over_repeats, variance_components
@@ -36,6 +36,7 @@ from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.analysis.wording import join, points
 from ablation.base.errors import InputError
 from ablation.base.text import plural
+from ablation.search.identity import differences
 
 
 def analyse_study(result: StudyResult) -> StudyAnalysis:
@@ -69,7 +70,7 @@ def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult], left_o
     right = right_of(repeats)
     groups_N, goal = repeats[0].test_groups_N, result.spec.goal
     level = level_of(result)
-    compared = compare(result, right, over_repeats(groups_N, level, goal))
+    compared = compare(result, right, Estimator("tuning", groups_N, goal, level))
     summaries = _summaries(result, repeats)
     chances = chances_over_repeats(right, groups_N=groups_N, objective=goal)
     from_best = compared_with_best_over_repeats(right, groups_N=groups_N, level=level, objective=goal)
@@ -117,10 +118,10 @@ def check_repeats(repeats: Sequence[StudyResult]) -> None:
     """Refuse studies that are no repeats of each other, with a line that names the first difference."""
     for first, second in pairwise(repeats):
         names = f"{first.spec.name} and {second.spec.name}"
-        differences = list(_differences(_content(first), _content(second)))
-        if differences:
-            key, value, other = differences[0]
-            more = f", and in {len(differences) - 1} more" if len(differences) > 1 else ""
+        found = differences(_content(first), _content(second))
+        if found:
+            key, value, other = found[0]
+            more = f", and in {len(found) - 1} more" if len(found) > 1 else ""
             raise InputError(
                 f"{names} cannot be pooled: they differ in {key} ({value} and {other}){more}; repeats "
                 "differ in seed alone"
@@ -147,15 +148,6 @@ def _content(result: StudyResult) -> dict[str, Any]:
     if result.spec.data.limit is None:  # with a limit, the digest is of the images that the seed draws
         content["the images' digest"] = result.data_digest
     return content
-
-
-def _differences(first: Any, second: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the entries in which two contents differ: key, and both values."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        for name in dict.fromkeys([*first, *second]):
-            yield from _differences(first.get(name), second.get(name), f"{key}.{name}" if key else name)
-    elif first != second:
-        yield key, first, second
 
 
 def _labels(result: StudyResult) -> np.ndarray | None:
@@ -216,10 +208,7 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
                 held_back=held_back,
             )
         )
-    missing = sum(result.missing_confirmations for result in studies)
-    return replace(
-        first, spec=spec, arms=arms, forecast=[], tags={}, look=None, registration=None, missing_of_studies=missing
-    )
+    return replace(first, spec=spec, arms=arms, forecast=[], tags={}, look=None, registration=None, studies=[*studies])
 
 
 def _summaries(result: StudyResult, repeats: Sequence[StudyResult]) -> list[ArmSummary]:

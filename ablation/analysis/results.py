@@ -241,8 +241,8 @@ class StudyResult:
     of them is complete, and of pooled studies."""
     store: str = ""
     """The folder that commands on the study must name with `--store`; '' where they need not."""
-    missing_of_studies: int | None = None
-    """Of pooled studies, how many confirmation runs they lack, each by what its own looks decided; None of others."""
+    studies: list["StudyResult"] = field(default_factory=list)
+    """Those that are pooled, each as it stands; none of a single study."""
 
     @property
     def decisions(self) -> list[Decision]:
@@ -272,8 +272,8 @@ class StudyResult:
     @property
     def missing_confirmations(self) -> int:
         """How many of the `planned_confirmations` have yet to end."""
-        if self.missing_of_studies is not None:
-            return self.missing_of_studies
+        if self.studies:  # each by what its own looks decided
+            return sum(study.missing_confirmations for study in self.studies)
         return sum(max(0, planned - ended) for planned, ended in self._confirmations)
 
     @property
@@ -300,6 +300,8 @@ class StudyResult:
     @property
     def left_out_texts(self) -> list[str]:
         """Which runs no figure uses although they have ended, and why, as sentences."""
+        if self.studies:
+            return [f"{study.spec.name}: {text}" for study in self.studies for text in study.left_out_texts]
         deleted = [f"{run.label} of {arm.arm.name}" for arm in self.arms for run in arm.deleted]
         texts = [f"Left out: {each.text}." for each in self.left_out]
         return texts + ([f"Left out, because deleted in MLflow: {', '.join(deleted)}."] if deleted else [])

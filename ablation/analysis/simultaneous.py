@@ -100,8 +100,8 @@ def simultaneous_estimates(
     is_bounded = len(largest_B) > 0 and _rank(largest_B, level) < FEWEST_BEYOND
     estimates = []
     for weights_A, error, degrees, margin, statistic in zip(weights_CA, *errors, margins_C, statistics_C, strict=True):
-        single = estimate(weights_A, moments, (float(error), float(degrees)), of_each, float(margin))
-        exact = exact_test(weights_A, moments, of_each)
+        exact, errors_1 = exact_test(weights_A, moments, of_each), (float(error), float(degrees))
+        single = estimate(weights_A, moments, errors_1, exact, level=of_each, critical=float(margin))
         reached = float(statistic) if exact is None else min(float(statistic), float(-ndtri(exact[2] / 2)))
         p, alone = 0.0, float(2 * ndtr(-reached))
         if is_bounded:

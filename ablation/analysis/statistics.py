@@ -134,7 +134,7 @@ class Moments(Means):
 
 def variances(weights_CA: np.ndarray, covariance_AA: np.ndarray) -> np.ndarray:
     """Return the variance of each contrast from a covariance of the arms, C; negative where that is no covariance."""
-    variance_C: np.ndarray = np.einsum("ca,ab,cb->c", weights_CA, covariance_AA, weights_CA)
+    variance_C: np.ndarray = ((weights_CA @ covariance_AA) * weights_CA).sum(axis=1)
     return variance_C
 
 
@@ -305,12 +305,18 @@ def contrast(
     if not moments.has_variance:
         return Estimate(value)
     variance, degrees_of_freedom = (x.item() for x in contrast_errors(weights_CA, moments, moments.variance_A[None]))
-    error = float(np.sqrt(variance))
-    return estimate(weights_CA[0], moments, (error, degrees_of_freedom), level)
+    error, exact = float(np.sqrt(variance)), exact_test(weights_CA[0], moments, level)
+    return estimate(weights_CA[0], moments, (error, degrees_of_freedom), exact, level=level)
 
 
 def estimate(
-    weights_A: np.ndarray, moments: Means, error: tuple[float, float], level: float, critical: float | None = None
+    weights_A: np.ndarray,
+    moments: Means,
+    error: tuple[float, float],
+    exact: tuple[float, float, float] | None,
+    *,
+    level: float,
+    critical: float | None = None,
 ) -> Estimate:
     """Return a contrast with its interval of coverage 1 - level, and p before any correction.
 
@@ -320,6 +326,7 @@ def estimate(
         weights_A: the contrast.
         moments: of the arms.
         error: its standard error and degrees of freedom.
+        exact: what `exact_test` finds at this level.
         level: chance that the interval misses.
         critical: half of the interval's width in standard errors; the t distribution's by default.
     """
@@ -327,7 +334,6 @@ def estimate(
     standard_error, degrees = error
     margin = standard_error * (float(stdtrit(degrees, 1 - level / 2)) if critical is None else critical)
     low, high, p = value - margin, value + margin, float(2 * stdtr(degrees, -abs(value) / standard_error))
-    exact = exact_test(weights_A, moments, level)
     if exact is not None:
         low, high, p = min(low, exact[0]), max(high, exact[1]), max(p, exact[2])
     least, most = float(weights_A.clip(max=0).sum()), float(weights_A.clip(min=0).sum())
@@ -347,7 +353,8 @@ def exact_test(weights_A: np.ndarray, moments: Means, level: float) -> tuple[flo
     """
     if moments.sums_AU is None or not moments.objective.counts_images or abs(weights_A.sum()) > 1e-9:
         return None
-    difference_U = weights_A @ moments.sums_AU
+    used = np.flatnonzero(weights_A)  # two of many arms, as a rule
+    difference_U = weights_A[used] @ moments.sums_AU[used]
     discordant = difference_U[np.abs(difference_U) > 1e-9]
     n, first = len(discordant), int((discordant > 0).sum())
     if n >= FEWEST_DISCORDANT:

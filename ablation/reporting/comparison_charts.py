@@ -11,7 +11,7 @@ from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.statistics import Estimate
 from ablation.analysis.verdict import reference
-from ablation.analysis.wording import axis_title, format_seeds, p_cell, points, unit_words
+from ablation.analysis.wording import axis_title, format_seeds, interval_points, p_cell, points, unit_words
 from ablation.base.text import plural
 from ablation.reporting.charts import (
     INK,
@@ -159,7 +159,8 @@ def _differences(factor: FactorAnalysis) -> Picture:
         if len(label) > LONGEST_LINE:
             *lines, last = _lines(difference.first)
             labels[label] = [*lines, f"{last} \u2212", *_lines(difference.second)]
-        texts[label] = f"{points(estimate.value, goal)} ({_interval_text(difference)}{shown})"
+        ends = f"{interval_points(estimate.low, estimate.high, goal)}, " if difference.is_tested else ""
+        texts[label] = f"{points(estimate.value, goal)} ({ends}{shown})"
     base = of_rows(rows)
     zero = of_rows([{"zero": 0}]).mark_rule(color=MUTED).encode(alt.X("zero:Q"))
     tips = [
@@ -194,13 +195,6 @@ def _drawn(factor: FactorAnalysis) -> tuple[list[Difference], str]:
     if len(drawn) in (0, len(factor.family)):
         return factor.family, ""
     return drawn, f"Of {factor.factor}, only the differences from {level} are drawn; the table has all."
-
-
-def _interval_text(difference: Difference) -> str:
-    estimate, goal = difference.estimate, difference.objective
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f"{points(estimate.low, goal)} to {points(estimate.high, goal)}, "
 
 
 def interaction_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:

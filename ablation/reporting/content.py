@@ -186,14 +186,15 @@ def figure_block(kind: str, pictures: Mapping[str, Picture], objective: Objectiv
         return []
     panels = "Accuracy" if objective.name in ("accuracy", "loss") else f"Accuracy, {objective.label}"
     caption = CAPTIONS[kind].format(metric=objective.label, panels=panels)
-    notes = [picture.note for picture in of_kind.values() if picture.note]
+    notes = dict.fromkeys(picture.note for picture in of_kind.values() if picture.note)
     return [Figure({name: picture.alt for name, picture in of_kind.items()}, " ".join([caption, *notes]))]
 
 
 def study_command(result: StudyResult, *words: str) -> str:
     """Return a command on a study, or on pooled ones: `python -m` with these words, the names, and the store."""
     store = ["--store", result.store] if result.store else []
-    return shlex.join(["python", "-m", *words, *result.spec.name.split("+"), *store])
+    names = [study.spec.name for study in result.studies or [result]]
+    return shlex.join(["python", "-m", *words, *names, *store])
 
 
 def run_name(run: RunResult) -> str:

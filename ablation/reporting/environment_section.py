@@ -6,7 +6,7 @@ from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.results import StudyResult
 from ablation.base.text import Table, format_value, plural
 from ablation.reporting.content import Block, Code, Paragraph
-from ablation.reporting.method_sections import SAMPLERS
+from ablation.reporting.method_sections import SAMPLERS, earlier_sampler
 from ablation.search.space import sampler_kind
 from ablation.spec.study import StudySpec
 
@@ -54,8 +54,9 @@ def _precision_text(result: StudyResult) -> str:
 
 
 def _sampler_text(spec: StudySpec) -> str:
-    kind = SAMPLERS[sampler_kind(spec)]
-    return f"{kind} (auto)" if spec.search.sampler == "auto" else kind
+    kind, earlier = SAMPLERS[sampler_kind(spec)], earlier_sampler(spec)
+    how = f"auto: {earlier}" if earlier else "auto"
+    return f"{kind} ({how})" if spec.search.sampler == "auto" else kind
 
 
 def _all_seeds_text(result: StudyResult) -> str:

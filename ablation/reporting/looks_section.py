@@ -90,7 +90,7 @@ def _past_table(result: StudyResult, past: list[PastLook]) -> Table:
     rows = [
         [
             str(number),
-            f"{look.time:%Y-%m-%d %H:%M} UTC",
+            f"{look.time:%Y-%m-%d %H:%M} UTC" if look.seeds else "-",  # edited by hand
             _range(look.seeds),
             _range(look.trials),
             ", ".join(f"{factor}: {level}" for factor, level in look.control.items()) or look.compare or "-",

@@ -81,9 +81,7 @@ class OpenStudy:
         """The report's page."""
         is_pooled = len(self.names) > 1
         with quiet_optuna():
-            report = (
-                build_pooled_report(self.analysis) if is_pooled else build_report(self.analysis.result, self.server)
-            )
+            report = build_pooled_report(self.analysis) if is_pooled else build_report(self.analysis, self.server)
         return Page(report.html)
 
     @cached_property
@@ -93,7 +91,7 @@ class OpenStudy:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """A row per run, as `load_results` returns it."""
+        """A row per run, as `load_results` returns it: without runs that a planned look holds back."""
         return runs_table(self.analysis.result)
 
     @cached_property
@@ -176,13 +174,17 @@ class OpenStudy:
         and the validation metric of the study's objective.
         """
         tables = [
-            pd.DataFrame({"arm": arm.arm.name, "run_id": run.run_id, "number": run.number} | run.curves)
+            # Of Series, because a run may lack points of a metric.
+            pd.DataFrame({name: pd.Series(values_E, dtype="float64") for name, values_E in run.curves.items()}).assign(
+                arm=arm.arm.name, run_id=run.run_id, number=run.number
+            )
             for arm in self.analysis.result.arms
             for run in arm.drawn_runs
         ]
         table = pd.concat(tables, ignore_index=True)
-        table.insert(3, "epoch", table.groupby("run_id").cumcount() + 1)
-        return table
+        table["epoch"] = table.groupby("run_id").cumcount() + 1
+        first = ["arm", "run_id", "number", "epoch"]
+        return table[[*first, *table.columns.drop(first)]]
 
     def _repr_html_(self) -> str:
         goal = self.analysis.result.spec.goal

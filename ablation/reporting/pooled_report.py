@@ -9,7 +9,7 @@ from ablation.analysis.pooling import analyse_pooled, analyse_study, check_repea
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.wording import format_seeds
 from ablation.base.errors import InputError
-from ablation.base.files import ensure_writable, write_atomically
+from ablation.base.files import ensure_writable
 from ablation.base.text import plural
 from ablation.reporting.answer_sections import (
     arm_table,
@@ -20,16 +20,14 @@ from ablation.reporting.answer_sections import (
 from ablation.reporting.charts import Picture
 from ablation.reporting.content import Answer, Block, Items, Paragraph, Section, figure_block
 from ablation.reporting.exports import paper_block
-from ablation.reporting.figures import draw_figures, figure_files
+from ablation.reporting.figures import draw_figures
 from ablation.reporting.looks_section import look_at, record_look
-from ablation.reporting.method_sections import meaning_over_repeats, power_blocks
-from ablation.reporting.render import render_html, render_markdown, short_tables
-from ablation.reporting.report import Report
+from ablation.reporting.method_sections import early_ends_sentence, meaning_over_repeats, most_epochs, power_blocks
+from ablation.reporting.report import Report, as_report, report_folder
 from ablation.reporting.run_sections import repeat_table
 from ablation.storage.store import Store
 
 FIGURES = ("arms", "effects", "interaction")
-LONGEST_NAME = 200  # characters of a folder's name, which file systems allow
 
 
 def read_repeats(store: Store, names: Sequence[str]) -> list[StudyResult]:
@@ -69,24 +67,14 @@ def write_pooled_report(store: Store, names: Sequence[str], output: Path | None 
         StoreAway: the tracking server does not answer.
         StoreError: the folder or MLflow's store cannot be written.
     """
-    name = "+".join(names)
-    folder = output or store.root / "reports" / name
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output: {folder} is not a folder")
-    if output is None and (store.is_read_only or len(name) > LONGEST_NAME):
-        reason = f"{store.root} cannot be written" if store.is_read_only else "the names make too long a name of one"
-        raise InputError(f"--output: name a folder for the report, because {reason}")
+    folder = report_folder(store, "+".join(names), output)
     results = read_repeats(store, names)
     ensure_writable(folder)
-    report = build_pooled_report(analyse_pooled([record_look(store, result) for result in results]), folder)
-    files = {"report.html": report.html.encode(), "report.md": report.markdown.encode(), **report.figures}
-    for file, content in files.items():
-        write_atomically(folder / file, content)
-    return report
+    return build_pooled_report(analyse_pooled([record_look(store, result) for result in results])).saved(folder)
 
 
-def build_pooled_report(analysis: StudyAnalysis, folder: Path | None = None) -> Report:
-    """Return the report of pooled studies, which stands in a folder or nowhere."""
+def build_pooled_report(analysis: StudyAnalysis) -> Report:
+    """Return the report of pooled studies."""
     pictures, goal = draw_figures(analysis, FIGURES), analysis.result.spec.goal
     sections = [
         Section("answer", "Answer", _answer_blocks(analysis, pictures)),
@@ -101,35 +89,21 @@ def build_pooled_report(analysis: StudyAnalysis, folder: Path | None = None) -> 
         Section("meaning", "What the intervals mean", meaning_over_repeats(analysis)),
         Section("paper", "For a paper", [paper_block(analysis)]),
     ]
-    sections = [section for section in sections if section.blocks]
-    return Report(
-        result=analysis.result,
-        verdict=analysis.verdict,
-        evidence=analysis.evidence,
-        warnings=[],
-        html=render_html(analysis.result, sections, pictures),
-        markdown=render_markdown(analysis.result, sections),
-        figures=figure_files(pictures),
-        short=short_tables(analysis),
-        note="",
-        champion=analysis.champion,
-        folder=folder,
-    )
+    return as_report(analysis, sections, pictures)
 
 
 def _answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:
     first, repeats = analysis.repeats[0], len(analysis.repeats)
-    names = analysis.result.spec.name.split("+")
-    seeds = dict.fromkeys(result.spec.seed for result in analysis.repeats)
-    of_studies = ", ".join(f"{name}: seed {seed}" for name, seed in zip(names, seeds, strict=True))
-    where = "of one study" if repeats == len(names) else f"in {len(names)} studies"
+    studies = analysis.result.studies
+    of_studies = ", ".join(f"{study.spec.name}: seed {study.spec.seed}" for study in studies)
+    where = "of one study" if repeats == len(studies) else f"in {len(studies)} studies"
     trials = [count for result in analysis.repeats for count in trials_of_arms(result)]
     method = (
         f"Method: {plural(repeats, 'repeat')} {where}, which differ in their seed alone ({of_studies}). "
         f"In each, every arm was tuned with {format_seeds((min(trials), max(trials)), 'trial')} of "
-        f"{plural(first.spec.epochs, 'epoch')}, and its best configuration was retrained with "
+        f"{most_epochs(first.spec)}, and its best configuration was retrained with "
         f"{format_seeds(confirmations_of_arms(analysis.result), 'fresh seed')}. Arms are compared paired by repeat, on "
-        f"the same {first.test_images:,} test images."
+        f"the same {first.test_images:,} test images.{early_ends_sentence(first.spec)}"
     )
     return [
         Answer(analysis.verdict),

@@ -1,12 +1,10 @@
 """The report of a study: built from results, written, shown."""
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.champion import Choice
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.tuning import searched_params
@@ -54,6 +52,7 @@ from ablation.tracking.reading import log_report
 from ablation.tracking.saved_views import BEST_ARM_VIEW, view_address
 
 FEWEST_FOR_IMPORTANCES = 10  # trials of an arm
+LONGEST_NAME = 200  # characters of a folder's name, which file systems allow
 
 
 @dataclass(frozen=True)
@@ -61,39 +60,58 @@ class Report:
     """A study's report.
 
     Attributes:
-        result: the study's results.
-        verdict: the answer in plain words, a line per factor.
-        evidence: the numbers behind it, as sentences.
+        analysis: all of its numbers.
         warnings: what tuning may have missed: chosen values at an end of their range.
         html: the self-contained page.
         markdown: the same content as text, which shows the PNG files in `figures`.
         figures: file name -> content, plots as .svg, images as .png.
         short: the tables for the terminal.
         note: markdown for the summary run's description, with links to the runs; empty without such a run.
-        champion: the champion's arm, and why; None before a confirmation run finishes.
         folder: the folder with the report's files; None if they were not written.
         is_logged: whether the summary run in MLflow has it, too.
         ui: the command that shows the study in the MLflow UI, or its address on a server.
     """
 
-    result: StudyResult
-    verdict: list[str]
-    evidence: list[str]
+    analysis: StudyAnalysis
     warnings: list[str]
     html: str
     markdown: str
     figures: dict[str, bytes]
     short: list[Table]
     note: str
-    champion: Choice | None
     folder: Path | None = None
     is_logged: bool = False
     ui: str = ""
 
     @property
-    def answer(self) -> str:
-        """The verdict in one line."""
-        return " ".join(self.verdict)
+    def files(self) -> dict[str, bytes]:
+        """Name -> content of its files."""
+        return {"report.html": self.html.encode(), "report.md": self.markdown.encode(), **self.figures}
+
+    def saved(self, folder: Path) -> "Report":
+        """Return the report after its files were written into a folder.
+
+        Raises:
+            StoreError: they cannot be written.
+        """
+        for file, content in self.files.items():
+            write_atomically(folder / file, content)
+        return replace(self, folder=folder)
+
+
+def report_folder(store: Store, name: str, output: Path | None) -> Path:
+    """Return the folder of a report: `output`, else the one of this name in the store.
+
+    Raises:
+        InputError: `output` is a file; or it is needed: the store cannot be written, or the name is too long.
+    """
+    folder = output or store.root / "reports" / name
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output: {folder} is not a folder")
+    if output is None and (store.is_read_only or len(name) > LONGEST_NAME):
+        reason = f"{store.root} cannot be written" if store.is_read_only else "the names make too long a name of one"
+        raise InputError(f"--output: name a folder for the report, because {reason}")
+    return folder
 
 
 def write_report(store: Store, name: str, output: Path | None = None) -> Report:
@@ -110,41 +128,34 @@ def write_report(store: Store, name: str, output: Path | None = None) -> Report:
         StoreAway: the tracking server does not answer.
         StoreError: the folder or MLflow's store cannot be written.
     """
-    folder = output or store.root / "reports" / name
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output: {folder} is not a folder")
-    if output is None and store.is_read_only:
-        raise InputError(f"--output: name a folder for the report, because {store.root} cannot be written")
+    folder = report_folder(store, name, output)
     result = read_results(store, name)
     ensure_writable(folder)
-    result = record_look(store, result)
-    report = build_report(result, ui_server(store) if is_server(store) else "")
-    files = {"report.html": report.html.encode(), "report.md": report.markdown.encode(), **report.figures}
-    for file, content in files.items():
-        write_atomically(folder / file, content)
+    analysis = analyse_study(record_look(store, result))
+    report = build_report(analysis, ui_server(store) if is_server(store) else "").saved(folder)
     if not store.is_read_only:
-        log_report(store, result.summary_run_id, files, report.note)
+        log_report(store, result.summary_run_id, report.files, report.note)
     ui = ui_command(store, name)
     if is_server(store):
         ui = view_address(ui_server(store), result.experiment_id, BEST_ARM_VIEW)
-    return dataclasses.replace(report, folder=folder, is_logged=not store.is_read_only, ui=ui)
+    return replace(report, is_logged=not store.is_read_only, ui=ui)
 
 
 def show_report(report: Report) -> None:
     """Print the question, the short tables, evidence and warnings; then the answer, the report's path, the UI."""
     say("")
-    say_prose(shown_question(report.result.spec.question))
+    say_prose(shown_question(report.analysis.result.spec.question))
     for table in report.short:
         say("")
         show_table(table)
-    if report.evidence or report.warnings:
+    if report.analysis.evidence or report.warnings:
         say("")
-    for sentence in report.evidence:
+    for sentence in report.analysis.evidence:
         say_prose(sentence, "- ")
     for warning in report.warnings:
         say_prose(warning)
     say("")
-    say_prose(report.answer, "Answer  ")
+    say_prose(report.analysis.answer, "Answer  ")
     if report.folder is not None:
         is_kept = report.is_logged or not report.note
         only_here = "" if is_kept else "  (not logged to MLflow, because the store cannot be written)"
@@ -153,27 +164,29 @@ def show_report(report: Report) -> None:
         say(f"UI      {report.ui}")
 
 
-def build_report(result: StudyResult, server: str = "") -> Report:
-    """Return the report of a study; the same result gives the same report, byte for byte.
+def build_report(analysis: StudyAnalysis, server: str = "") -> Report:
+    """Return the report of a study; the same results give the same report, byte for byte.
 
     Args:
-        result: the study.
+        analysis: of the study.
         server: the address of the MLflow UI, to which arms are linked; empty where there is none.
     """
-    analysis = analyse_study(result)
     pictures = draw_figures(analysis)
-    sections = _sections(analysis, pictures, server)
+    report = as_report(analysis, _sections(analysis, pictures, server), pictures)
+    return replace(report, warnings=edge_texts(analysis), note=summary_note(analysis))
+
+
+def as_report(analysis: StudyAnalysis, sections: Sequence[Section], pictures: dict[str, Picture]) -> Report:
+    """Return a report with these sections, without those that are empty."""
+    full = [section for section in sections if section.blocks]
     return Report(
-        result=result,
-        verdict=analysis.verdict,
-        evidence=analysis.evidence,
-        warnings=edge_texts(analysis),
-        html=render_html(result, sections, pictures),
-        markdown=render_markdown(result, sections),
+        analysis=analysis,
+        warnings=[],
+        html=render_html(analysis.result, full, pictures),
+        markdown=render_markdown(analysis.result, full),
         figures=figure_files(pictures),
         short=short_tables(analysis),
-        note=summary_note(analysis),
-        champion=analysis.champion,
+        note="",
     )
 
 
@@ -188,9 +201,9 @@ def _importances(result: StudyResult) -> dict[str, dict[str, float]]:
 
 
 def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture], server: str) -> list[Section]:
-    """Return the report's sections; empty ones are left out."""
+    """Return the report's sections; some may be empty."""
     arms, goal = arm_table(analysis), analysis.result.spec.goal
-    sections = [
+    return [
         Section("missing", "What is missing", missing_runs_text(analysis)),
         Section("answer", "Answer", answer_blocks(analysis, pictures)),
         Section("arms", "Arms", [Linked(arms, arm_addresses(analysis, server)) if server else arms]),
@@ -224,4 +237,3 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture], server: 
         Section("paper", "For a paper", [paper_block(analysis)], is_folded=True),
         Section("environment", "Environment", environment_blocks(analysis), is_folded=True),
     ]
-    return [section for section in sections if section.blocks]

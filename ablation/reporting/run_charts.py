@@ -4,6 +4,7 @@ Legend: E epochs, T trials.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import altair as alt
@@ -63,11 +64,11 @@ def overlay_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
 
 
 def curve_panels(analysis: StudyAnalysis, quantity: ObjectiveName, label: str) -> Picture | None:
-    """Draw training and validation against epochs, for every run: a panel for each arm."""
-    arms = [arm for arm in analysis.arms if curves(arm.result, f"val_{quantity}").size]
+    """Draw training and validation against epochs, for every run: a panel for each of the first arms."""
+    arms, note = _first([arm for arm in analysis.arms if curves(arm.result, f"val_{quantity}").size])
     rows: list[Row] = []
     texts: dict[str, str] = {}
-    runs = sum(len(arm.result.drawn_runs) for arm in arms[:MOST_PANELS])
+    runs = sum(len(arm.result.drawn_runs) for arm in arms)
     most_epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, MOST_POINTS // (2 * max(1, runs))))
     for arm in arms:
         for run in arm.result.drawn_runs:
@@ -97,7 +98,7 @@ def curve_panels(analysis: StudyAnalysis, quantity: ObjectiveName, label: str) -
     kinds_text = "Training and validation" if any(row["kind"] == "training" for row in rows) else "Validation"
     words = OBJECTIVES[quantity].label
     text = f"{kinds_text} {words} by epoch of every run; validation at the end, mean of each arm: "
-    return render(_panels(unit, rows, [arm.name for arm in arms]), f"{text}{values_text(texts)}.")
+    return replace(render(_panels(unit, rows, arms), f"{text}{values_text(texts)}."), note=note)
 
 
 def curves(arm: ArmResult, name: str) -> np.ndarray:
@@ -209,10 +210,11 @@ def _slice(rows: Sequence[Row], styles: ArmStyles, search: tuple[str, Any], goal
 
 
 def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
-    """Draw each arm's trials in their order, the best so far, and what fewer of them would have found."""
+    """Draw the first arms' trials in their order, the best so far, and what fewer of them would have found."""
     rows: list[Row] = []
     texts: dict[str, str] = {}
-    arms = [arm for arm in analysis.arms if arm.best_of is not None and len(arm.best_of.expected_T) >= FEWEST_TRIALS]
+    searched = [arm for arm in analysis.arms if arm.best_of and len(arm.best_of.expected_T) >= FEWEST_TRIALS]
+    arms, note = _first(searched)
     for arm in arms:
         rows += _tuning_rows(arm)
         texts[arm.name] = f"{arm.best_so_far_T[-1]:.4f} after {plural(len(arm.best_so_far_T), 'trial')}"
@@ -242,7 +244,7 @@ def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
     unit = alt.LayerChart(layer=layers)
     label = analysis.result.spec.goal.label
     text = f"Validation {label} of every trial in its order; the best of each arm: {values_text(texts)}."
-    return render(_panels(unit, rows, [arm.name for arm in arms]), text)
+    return replace(render(_panels(unit, rows, arms), text), note=note)
 
 
 def _tuning_rows(arm: ArmSummary) -> list[Row]:
@@ -260,12 +262,16 @@ def _tuning_rows(arm: ArmSummary) -> list[Row]:
     return rows
 
 
-def _panels(unit: alt.LayerChart, rows: Sequence[Row], arms: Sequence[str]) -> alt.FacetChart:
-    """Return a panel for each of the first arms."""
-    shown = list(arms[:MOST_PANELS])
-    kept = [row for row in rows if row["arm"] in shown]
-    facet = alt.Facet("arm:N", sort=shown, title=None)
-    return unit.properties(height=PANEL_HEIGHT).facet(facet, data=alt.InlineData(values=kept))
+def _first(arms: list[ArmSummary]) -> tuple[list[ArmSummary], str]:
+    """Return the arms that there is room for, and that the others are missing, as a sentence; '' where none are."""
+    note = f"Only the first {MOST_PANELS} of {len(arms)} arms are drawn." if len(arms) > MOST_PANELS else ""
+    return arms[:MOST_PANELS], note
+
+
+def _panels(unit: alt.LayerChart, rows: Sequence[Row], arms: Sequence[ArmSummary]) -> alt.FacetChart:
+    """Return a panel for each arm."""
+    facet = alt.Facet("arm:N", sort=[arm.name for arm in arms], title=None)
+    return unit.properties(height=PANEL_HEIGHT).facet(facet, data=alt.InlineData(values=list(rows)))
 
 
 def _epochs() -> alt.X:

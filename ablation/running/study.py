@@ -173,9 +173,9 @@ def conclude_study(session: Session) -> None:
         missing = sum(trial.state == "finished" for trial in trials) - deleted
     else:
         show_report(report)
-        missing = report.result.missing_trials + report.result.missing_confirmations
+        missing = report.analysis.result.missing_trials + report.analysis.result.missing_confirmations
     incomplete = difference_texts([difference for difference in differences if difference.kind == "lost"])
-    for left_out in [] if report is None else report.result.left_out:
+    for left_out in [] if report is None else report.analysis.result.left_out:
         incomplete.append(f"{left_out.text}: --repair mends that" if left_out.is_mendable else left_out.text)
     if missing > 0 and not incomplete:
         incomplete = [f"MLflow lacks {plural(missing, 'run')} of trials that have ended"]
@@ -213,14 +213,14 @@ def _report_and_register(session: Session) -> Report | None:
             session.tracker.end_summary(summary_key(session), "FAILED")
             say(f"There is nothing to report: {nothing}.")
             return None
-        register_champion(store, report.result, session.images, report.champion)
+        register_champion(store, report.analysis.result, session.images, report.analysis.champion)
         refusal = session.tracker.summary_tags(summary_key(session)).get(REFUSAL_TAG)
-        if refusal != report.result.tags.get(REFUSAL_TAG):
+        if refusal != report.analysis.result.tags.get(REFUSAL_TAG):
             report = write_report(store, spec.name)  # it says whether there is a champion to load
-        conclude_pages(session.tracker, summary_key(session), report.result)
+        conclude_pages(session.tracker, summary_key(session), report.analysis.result)
         # The UI shows the first two lines.
         question = escape_markdown(shown_question(spec.question))
-        session.tracker.describe(f"**{question}** {escape_markdown(report.answer)}")
+        session.tracker.describe(f"**{question}** {escape_markdown(report.analysis.answer)}")
         session.tracker.end_summary(summary_key(session), "FINISHED")
     return report
 

@@ -346,3 +346,12 @@ def test_an_arm_whose_confirmation_runs_all_failed_is_called_unconfirmed() -> No
     arms = [result.arms[0], dataclasses.replace(result.arms[1], confirmations=lost), result.arms[2]]
     expected = "block4: 3 confirmation runs failed (#0, #1 and #2: out of memory); it is not confirmed."
     assert expected in analyse(dataclasses.replace(result, arms=arms)).evidence
+
+
+def test_an_arm_whose_trials_are_lost_but_which_is_confirmed_is_not_left_out() -> None:
+    """Its confirmation runs stay, as if its lost trial were still the best."""
+    result = fake_result({"truncate_at": ["block3", "block5"]}, {"block3": 0.9, "block5": 0.8})
+    lost = dataclasses.replace(result.arms[0], trials=[])
+    analysis = analyse(dataclasses.replace(result, arms=[lost, result.arms[1]]))
+    assert analysis.verdict[0].startswith("Preliminary: block3 is clearly better")
+    assert not any("no trial of it finished" in sentence for sentence in analysis.evidence)

@@ -9,10 +9,9 @@ import pytest
 from ablation.analysis.answer import analyse
 from ablation.analysis.comparison import (
     Difference,
+    Estimator,
     compare,
     findable_differences,
-    over_repeats,
-    over_seeds,
     tuning_leader,
 )
 from ablation.analysis.contrasts import interactions, label_pairs, level_comparisons, places
@@ -245,7 +244,7 @@ def test_what_more_seeds_would_find() -> None:
     assert list(found) == ["truncate_at", "strategy"]
     for once, twice, four_times, with_images in found.values():
         assert once > twice > four_times > with_images > 0
-    strict = compare(result, result.scores, over_seeds(level=0.001))
+    strict = compare(result, result.scores, Estimator(level=0.001))
     for factor, at_strict_level in findable_differences(strict, result.scores).items():
         assert all(1.2 * usual < more for usual, more in zip(found[factor], at_strict_level, strict=True))
 
@@ -254,7 +253,7 @@ def test_what_more_repeats_would_find_depends_on_the_level() -> None:
     result = fake_result(TWO_BY_TWO, FOUR, seeds=3)
     right = {arm: y_SN.astype(np.float64) for arm, y_SN in result.scores.items()}
     usual, strict = (
-        findable_differences(compare(result, right, over_repeats(level=level)), right) for level in (0.05, 0.001)
+        findable_differences(compare(result, right, Estimator("tuning", level=level)), right) for level in (0.05, 0.001)
     )
     for factor, each in usual.items():
         assert all(1.2 * one < other for one, other in zip(each, strict[factor], strict=True))

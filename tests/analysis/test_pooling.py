@@ -27,6 +27,7 @@ from ablation.reporting.exports import methods
 from ablation.spec.looks import Decision
 from ablation.storage.store import find_store
 from ablation.tracking.looks import decision_tags
+from ablation.tracking.reading import LeftOut
 from tests.fake_results import fake_result, store_study
 
 CUTS = {"truncate_at": ["block3", "block4", "block5"]}
@@ -285,7 +286,7 @@ def test_the_report_of_a_study_with_repeats_says_what_its_unit_is(
     repeated: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
-    text = report.build_report(repeated).markdown
+    text = report.build_report(analyse_study(repeated)).markdown
     assert "7 trials of 4 epochs each" in text
     assert "divided among 3 repeats of the tuning" in text
     assert "n (tunings)" in text
@@ -411,3 +412,21 @@ def test_the_best_trial_of_a_pooled_arm_may_have_been_deleted() -> None:
     assert analysis.verdict[0].startswith("block3 is best")
     assert not any("no trial of it finished" in sentence for sentence in analysis.evidence)
     assert analysis.result.arms[0].best is analysis.result.arms[0].deleted[0]
+
+
+def test_each_pooled_study_says_what_it_leaves_out(three: list[StudyResult]) -> None:
+    damaged = replace(three[1], left_out=[LeftOut("confirmation run #2 of block3: its file is damaged", False)])
+    arm = three[2].arms[0]
+    without = replace(arm, trials=arm.trials[1:], deleted=arm.trials[:1])
+    lacking = replace(three[2], arms=[without, *three[2].arms[1:]])
+    evidence = analyse_pooled([three[0], damaged, lacking]).evidence
+    assert "cuts-1: Left out: confirmation run #2 of block3: its file is damaged." in evidence
+    assert "cuts-2: Left out, because deleted in MLflow: trial #0 of block3." in evidence
+
+
+def test_pooled_trainings_that_may_end_early_have_at_most_their_epochs() -> None:
+    search = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "pruner": "median"}
+    analysis = analyse_pooled([repeat(seed, search=search) for seed in range(3)])
+    method = str(pooled_report._answer_blocks(analysis, {})[-1])
+    assert "with 3 trials of at most 4 epochs, and its best" in method
+    assert "The median pruner could end poor trials early, so that arms" in method

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import StudyResult
 from ablation.reporting import report
 from ablation.reporting.report import build_report
@@ -38,7 +39,7 @@ def study() -> StudyResult:
 @pytest.fixture
 def markdown(study: StudyResult, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
-    return build_report(study).markdown.replace("\\", "").replace("&lt;", "<")
+    return build_report(analyse_study(study)).markdown.replace("\\", "").replace("&lt;", "<")
 
 
 def raw(study: StudyResult) -> dict[str, np.ndarray]:

@@ -344,7 +344,7 @@ def check_page(report: Report, matrices: list[np.ndarray]) -> None:
     page, text, data = page_parts(report), text_of(report), embedded(report)
     assert data.keys() == {"specs", "arms", "layout"}
     assert data["layout"] == LAYOUT
-    levels = [arm.arm.compared_levels for arm in report.result.arms]
+    levels = [arm.arm.compared_levels for arm in report.analysis.result.arms]
     assert [arm["levels"] for arm in data["arms"]] == levels
     cells = [cell for rows in every_table(text) for cells in rows for cell in cells]
     assert sorted(cell.replace("|", "") for cell in page.cells) == sorted(cell.replace("|", "") for cell in cells)

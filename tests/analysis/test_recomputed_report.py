@@ -21,6 +21,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 
 from ablation.analysis.answer import analyse
+from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import ArmResult, RunResult, StudyResult
 from ablation.reporting import charts
 from ablation.reporting.exports import figures_json, runs_csv
@@ -56,7 +57,7 @@ def drawn_report(study: StudyResult) -> Report:
     """Return a study's report with the definitions and texts of its plots, but without their drawing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(charts.vlc, "vegalite_to_svg", lambda definition: "")
-        return build_report(study)
+        return build_report(analyse_study(study))
 
 
 def text_of(report: Report) -> str:

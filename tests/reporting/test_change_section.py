@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import StudyResult
 from ablation.reporting.change_section import arm_changes, change_blocks
 from ablation.reporting.content import HeatMap
@@ -67,7 +68,7 @@ def test_a_run_without_a_finite_value_hides_no_other(value: float) -> None:
 
 
 def test_the_page_shades_the_cells() -> None:
-    report = build_report(changed_result())
+    report = build_report(analyse_study(changed_result()))
     assert "## Where the networks changed" in report.markdown
     assert report.html.count('style="--s:1"') == 4  # two maps have one largest value, one has two
 

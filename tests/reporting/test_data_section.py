@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import StudyResult
 from ablation.data.kept_duplicates import Comparison, Pair
 from ablation.data.samples import Mistakes
@@ -40,7 +41,7 @@ def section(report: Report, title: str) -> str:
 
 
 def test_classes_are_counted_and_the_sheet_is_in_the_page() -> None:
-    report = build_report(with_images(comparison(0)))
+    report = build_report(analyse_study(with_images(comparison(0))))
     text = section(report, "Images")
     assert text.startswith("\nImages as read: photos: all.")
     assert "| class 3 | 20 | 2 | 1,234 |" in text.replace("class\\_3", "class 3").replace("| 3 |", "| class 3 |")
@@ -50,12 +51,14 @@ def test_classes_are_counted_and_the_sheet_is_in_the_page() -> None:
     assert 'alt="Contact sheet: training images of 4 classes, a row for each"' in report.html
     duplicates = section(report, "Near-duplicates across training and test")
     assert "All 1,394 pictures were compared with each other, as they are and mirrored: no pair of a" in duplicates
-    whole = section(build_report(with_images(comparison(0, 60_200))), "Near-duplicates across training and test")
+    whole = section(
+        build_report(analyse_study(with_images(comparison(0, 60_200)))), "Near-duplicates across training and test"
+    )
     assert "All 60,200 pictures of the whole set were compared with each other" in whole
 
 
 def test_near_duplicates_are_shown_beside_each_other_and_not_folded() -> None:
-    report = build_report(with_images(comparison(30)))
+    report = build_report(analyse_study(with_images(comparison(30))))
     text = section(report, "Near-duplicates across training and test")
     assert "mirrored: 30 pairs of a training and a test picture are nearly the same." in text
     assert "The 12 most similar pairs" in text
@@ -63,12 +66,14 @@ def test_near_duplicates_are_shown_beside_each_other_and_not_folded() -> None:
     assert 'alt="train/a/0.jpg beside test/b/&lt;0&gt;.jpg"' in report.html
     assert report.html.count(">mirrored<") == 1 or report.html.count("<br>mirrored</li>") == 1
     assert "/home/me" not in report.html
-    single = section(build_report(with_images(comparison(1))), "Near-duplicates across training and test")
+    single = section(
+        build_report(analyse_study(with_images(comparison(1)))), "Near-duplicates across training and test"
+    )
     assert "mirrored: 1 pair of a training and a test picture is nearly the same." in single
 
 
 def test_why_nobody_looked_for_near_duplicates_is_said() -> None:
-    report = build_report(with_images(None, "the set has more than 2,000 images"))
+    report = build_report(analyse_study(with_images(None, "the set has more than 2,000 images")))
     text = section(report, "Near-duplicates across training and test")
     assert "were not looked for: the set has more than 2,000 images." in text
     assert "python -m ablation.data check fake keeps what it finds" in text.replace("\\", "")
@@ -85,7 +90,7 @@ def test_suspected_labels_have_their_pictures() -> None:
     first = replace(first, predictions=replace(first.predictions, mistakes=mistakes))
     arms = [replace(result.arms[0], confirmations=[first, *others]), *result.arms[1:]]
     result = replace(result, arms=arms, samples=None)
-    report = build_report(result)
+    report = build_report(analyse_study(result))
     with Image.open(io.BytesIO(report.figures["suspects.png"])) as picture:
         assert picture.getpixel((80, 80)) == (77, 77, 77)
     text = section(report, "Suspected label errors")
@@ -96,7 +101,7 @@ def test_suspected_labels_have_their_pictures() -> None:
 
 def test_older_stores_and_few_runs_have_no_such_sections() -> None:
     result = fake_result({"truncate_at": ["block1", "block2"]}, {"block1": 0.6, "block2": 0.7}, seeds=1)
-    report = build_report(result)
+    report = build_report(analyse_study(result))
     assert "suspects.png" not in report.figures
     for title in ("Images", "Near-duplicates across training and test", "Suspected label errors"):
         assert section(report, title) == ""

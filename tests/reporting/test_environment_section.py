@@ -40,3 +40,10 @@ def test_the_environment_names_sampler_and_pruner(search: dict[str, str], sample
     rows = study_rows(search={"lr": {"low": 1e-4, "high": 1e-1, "log": True}, **search})
     assert (rows["sampler"], rows["pruner"]) == (sampler, pruner)
     assert "sampler" not in study_rows(search={})
+
+
+def test_a_budget_that_may_have_grown_says_what_drew_the_first_trials() -> None:
+    """Trials of a study that had 20 for each arm stay quasi-random when it gets 21."""
+    assert study_rows(trials_per_arm=20)["sampler"] == "quasi-random (auto)"
+    grown = "TPE (auto: quasi-random while at most 20 trials per arm were planned)"
+    assert study_rows(trials_per_arm=21)["sampler"] == grown

@@ -159,9 +159,19 @@ def test_the_methods_name_the_sampler_and_what_makes_budgets_unequal(
     assert " sampler; the best configuration" in paragraph.text
 
 
-def test_pooled_studies_that_chose_their_samplers_themselves_name_none() -> None:
-    studies = [fake_result(CUTS, ACCURACIES, name=f"s-{n}", seed=n, search=LR) for n in range(3)]
-    assert "Optuna searched lr. " in methods(analyse_pooled(studies))
+@pytest.mark.parametrize(
+    ("trials", "sampler"),
+    [
+        (7, "a quasi-random sampler"),  # 21 together
+        (21, "a TPE sampler (quasi-random while at most 20 trials per arm were planned)"),
+    ],
+)
+def test_pooled_studies_name_the_sampler_that_each_of_them_had(trials: int, sampler: str) -> None:
+    studies = [
+        fake_result(CUTS, ACCURACIES, images=50, name=f"s-{n}", seed=n, trials_per_arm=trials, search=LR)
+        for n in range(3)
+    ]
+    assert f"Optuna searched lr, with {sampler}. " in methods(analyse_pooled(studies))
 
 
 def test_the_methods_tell_of_no_confirmation_that_is_superseded() -> None:

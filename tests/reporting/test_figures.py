@@ -17,6 +17,7 @@ from ablation.analysis.answer import StudyAnalysis, analyse
 from ablation.analysis.comparison import Difference, FactorAnalysis
 from ablation.analysis.results import RunResult
 from ablation.analysis.statistics import Estimate
+from ablation.reporting import run_charts
 from ablation.reporting.charts import (
     MOST_DOTS,
     NARROW,
@@ -32,7 +33,7 @@ from ablation.reporting.comparison_charts import _differences
 from ablation.reporting.content import Figure, figure_block
 from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.images import data_address
-from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels
+from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels, tuning_panels
 from ablation.reporting.run_sections import cost_table
 from ablation.spec.arms import arms
 from ablation.spec.colours import COLOURS
@@ -292,6 +293,35 @@ def test_long_curves_are_thinned() -> None:
         assert (row["epoch"][0], row["epoch"][-1]) == (1, 301)
     assert picture.svg.count("<path") < MOST_DOTS
     assert any(layer.get("name") == "dots" for layer in (picture.spec or {})["spec"]["layer"])
+
+
+def test_of_very_many_arms_the_first_have_panels(analysis: StudyAnalysis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caption says so once, though accuracy and loss have panels each."""
+    monkeypatch.setattr(run_charts, "MOST_PANELS", 3)
+    panels = {name: curve_panels(analysis, name, name) for name in ("accuracy", "loss")}
+    note = "Only the first 3 of 4 arms are drawn."
+    first = {arm.name for arm in analysis.arms[:3]}
+    for picture in (*panels.values(), tuning_panels(analysis)):
+        assert picture is not None
+        assert {row["arm"] for row in rows_of(picture)} == first
+        assert analysis.arms[3].name not in picture.alt
+        assert picture.note == note
+    drawn = {f"panels_{name}": picture for name, picture in panels.items() if picture is not None}
+    (figure,) = figure_block("panels", drawn, OBJECTIVES["accuracy"])
+    assert isinstance(figure, Figure)
+    assert figure.caption.count(note) == 1
+
+
+def test_an_interval_is_rounded_as_in_the_table() -> None:
+    """Both ends alike, and none as 0 that is not; a difference without a test has none."""
+    factor = made_up(2)
+    (difference,) = factor.family
+    for estimate, text in (
+        (Estimate(0.0063, 0.003, 10, 0.00004, 0.0126, 0.049), "(0.004 to 1.260, shown)"),
+        (Estimate(0.0063), "0.63 (not tested)"),
+    ):
+        family = [dataclasses.replace(difference, estimate=estimate)]
+        assert text in _differences(dataclasses.replace(factor, family=family)).alt
 
 
 def test_the_same_study_gives_the_same_bytes(pictures: dict[str, Picture]) -> None:

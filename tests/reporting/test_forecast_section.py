@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ablation.analysis.cut_forecasts import CutForecast
+from ablation.analysis.pooling import analyse_study
 from ablation.base.text import Table
 from ablation.reporting.forecast_section import forecast_blocks
 from ablation.reporting.report import build_report
@@ -44,6 +45,6 @@ def test_a_few_cuts_have_no_tau_and_arms_without_seeds_no_test() -> None:
 
 def test_a_report_has_the_section_only_with_a_forecast() -> None:
     result = fake_result({"truncate_at": CUTS[:2]}, dict.fromkeys(CUTS[:2], 0.5), images=40, seeds=2)
-    assert "Forecast before training" not in build_report(result).markdown
+    assert "Forecast before training" not in build_report(analyse_study(result)).markdown
     forecast = [CutForecast(cut, 2, 1024, 0.5, 0.5, 0.5, 0.5, 3000, 400) for cut in CUTS[:2]]
-    assert "## Forecast before training" in build_report(replace(result, forecast=forecast)).markdown
+    assert "## Forecast before training" in build_report(analyse_study(replace(result, forecast=forecast))).markdown

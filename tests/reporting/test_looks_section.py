@@ -10,6 +10,7 @@ from ablation.analysis.looks import count_looks, level_of, past_looks, this_look
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import read_results
 from ablation.base.errors import InputError, StoreAway, StoreError
+from ablation.base.text import Table
 from ablation.reporting import looks_section
 from ablation.reporting.looks_section import look_at, look_blocks, record_look
 from ablation.reporting.pooled_report import read_analysis, write_pooled_report
@@ -171,3 +172,16 @@ def test_looks_outlive_the_summary_run_that_has_them(store: Store) -> None:
 def test_what_tests_nothing_is_not_recorded(store: Store) -> None:
     store_study(store, fake_result(CUTS, ACCURACIES, seeds=2))
     assert past_looks(look_at(store, "fake").tags) == []
+
+
+def test_a_look_whose_record_is_damaged_has_no_date(store: Store) -> None:
+    store_study(store, fake_result(CUTS, ACCURACIES, seeds=3))
+    first = look_at(store, "fake")
+    (name,) = [tag for tag in first.tags if tag.startswith("ablation.look.")]
+    damaged = dataclasses.replace(first, tags={**first.tags, "ablation.look.edited": "{"})
+    table, _ = look_blocks(damaged)
+    assert isinstance(table, Table)
+    assert [row[:4] for row in table.rows] == [
+        ["1", "-", "-", "-"],
+        ["2", f"{past_looks({name: first.tags[name]})[0].time:%Y-%m-%d %H:%M} UTC", "3", "3"],
+    ]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ def test_curves_are_those_of_the_confirmation_runs(study: OpenStudy) -> None:
     best = study.curves.groupby("run_id").val_accuracy.max()
     np.testing.assert_allclose(best, runs.val_accuracy[best.index])
     assert study.curves.groupby("run_id").epoch.apply(list).map(lambda epochs: epochs == [1, 2, 3]).all()
+
+
+def test_a_run_may_lack_points_of_a_metric(study: OpenStudy) -> None:
+    """What was not recorded is missing in the table; a run without any has no rows."""
+    (arm, *others) = study.analysis.result.arms
+    first, second = arm.drawn_runs
+    short = replace(first, curves={**first.curves, "train_loss": first.curves["train_loss"][:1]})
+    arm = replace(arm, confirmations=[short, replace(second, curves={})])
+    analysis = replace(study.analysis, result=replace(study.analysis.result, arms=[arm, *others]))
+    curves = replace(study, analysis=analysis).curves
+    assert list(curves.columns) == list(study.curves.columns)
+    own = curves[curves.run_id == first.run_id]
+    assert list(own.epoch) == [1, 2, 3]
+    assert list(own.train_loss.isna()) == [False, True, True]
+    assert list(own.val_loss) == list(first.curves["val_loss"])
+    assert second.run_id not in set(curves.run_id)
 
 
 def test_jupyter_shows_the_answer_and_a_page_in_a_frame(study: OpenStudy) -> None:

@@ -61,7 +61,7 @@ ACCURACIES = {"block3": 0.9, "block5": 0.8}
 
 @pytest.fixture(scope="module")
 def study_report() -> Report:
-    return build_report(fake_result(TWO_BY_TWO, FOUR, name="cuts"))
+    return build_report(analyse_study(fake_result(TWO_BY_TWO, FOUR, name="cuts")))
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_the_page_is_well_formed_and_in_order(study_report: Report) -> None:
     drawn = sorted(f"{chart['data-chart']}.svg" for chart in charts)
     assert drawn == sorted(name for name in study_report.figures if name.endswith(".svg"))
     assert all(chart["role"] == "img" and len(str(chart["aria-label"])) > 40 for chart in charts)
-    assert all(line in page.text for line in study_report.verdict)
+    assert all(line in page.text for line in study_report.analysis.verdict)
 
 
 def test_the_page_needs_nothing_from_outside(study_report: Report) -> None:
@@ -155,8 +155,8 @@ def test_the_page_includes_the_plots(study_report: Report) -> None:
 def test_page_and_text_say_the_same(study_report: Report) -> None:
     text = " ".join(Page(study_report.html).text.split())
     for sentence in (
-        *study_report.verdict,
-        *study_report.evidence,
+        *study_report.analysis.verdict,
+        *study_report.analysis.evidence,
         *study_report.warnings,
         "The test split (400 images) was evaluated 12 times in this study, once by each confirmation run at its end",
         "All intervals are conditional on the configurations that tuning chose.",
@@ -182,22 +182,22 @@ def cells(markdown: str, start: str) -> list[str]:
 
 
 def test_the_arms_table_has_the_figures_with_their_n(study_report: Report) -> None:
-    arm = study_report.result.arms[0]
+    arm = study_report.analysis.result.arms[0]
     row = cells(study_report.markdown, "| block3 | feature_extraction |")
     assert row[2] == f"{arm.test_accuracies_S.mean():.4f}"
     assert row[3] == f"{arm.test_accuracies_S.std(ddof=1):.4f}"
     interval = contrast({"a": 1.0}, {"a": arm.scores_SN})
     assert row[4] == f"{interval.low:.4f} to {interval.high:.4f}"
-    chance = f"{chances_of_best(study_report.result.scores)[arm.arm.name]:.3f}"
-    ends = compared_with_best(study_report.result.scores)[arm.arm.name]
+    chance = f"{chances_of_best(study_report.analysis.result.scores)[arm.arm.name]:.3f}"
+    ends = compared_with_best(study_report.analysis.result.scores)[arm.arm.name]
     val = f"{np.mean([run.val_accuracy for run in arm.confirmed]):.4f}"
     assert row[5:] == [val, "3", chance, interval_points(ends.low, ends.high), "3 finished"]
 
 
 def test_published_figures_stand_beside_ours() -> None:
     published = [{"arm": {"truncate_at": "block3"}, "accuracy": 0.9223, "source": "Somebody (2020)"}]
-    study_report = build_report(fake_result(CUTS, ACCURACIES, published=published))
-    arm = study_report.result.arms[0]
+    study_report = build_report(analyse_study(fake_result(CUTS, ACCURACIES, published=published)))
+    arm = study_report.analysis.result.arms[0]
     trained = [run.curves["train_accuracy"][(run.best_epoch or 0) - 1] for run in arm.confirmations]
     row = ["block3", "training accuracy", "0.9223", f"{np.mean(trained):.4f}", "-", "3"]
     assert cells(study_report.markdown, "| block3 | training accuracy |") == row
@@ -212,7 +212,7 @@ def test_published_validation_metrics_stand_beside_validation_and_test() -> None
     published = [{"arm": {"truncate_at": "block3"}, "val_loss": 0.5, "val_accuracy": 0.9}]
     result = fake_result(CUTS, ACCURACIES, published=published)
     arm = result.arms[0]
-    (table,) = [table for table in build_report(result).short if table.title == "Published results"]
+    (table,) = [table for table in build_report(analyse_study(result)).short if table.title == "Published results"]
     assert [row[1:3] for row in table.rows] == [["val. loss", "0.5000"], ["val. accuracy", "0.9000"]]
     assert not any("training metrics" in note for note in table.notes)
     val = np.mean([run.val_accuracy for run in arm.confirmations])
@@ -231,7 +231,7 @@ OF_LISTED = {"frozen": 0.8, "block3,fine_tune_all": 0.9, "block5,fine_tune_all":
 
 
 def test_listed_arms_are_compared_one_by_one() -> None:
-    listed_report = build_report(fake_result({}, OF_LISTED, arms=LISTED))
+    listed_report = build_report(analyse_study(fake_result({}, OF_LISTED, arms=LISTED)))
     text = listed_report.markdown
     assert "Marginal means" not in text
     assert "marginal mean" not in text
@@ -246,7 +246,9 @@ def test_listed_arms_are_compared_one_by_one() -> None:
 def report_of_arms(arms: list[dict[str, Any]], **options: Any) -> Report:
     """Return the report of a study of arms whose names are letters."""
     named = [{"name": letter, **arm} for letter, arm in zip("abcdefghijklmnop", arms, strict=False)]
-    return build_report(fake_result({}, {arm["name"]: 0.8 for arm in named}, arms=named, search={}, **options))
+    return build_report(
+        analyse_study(fake_result({}, {arm["name"]: 0.8 for arm in named}, arms=named, search={}, **options))
+    )
 
 
 def test_the_terminal_lists_no_differences_that_are_not_tested() -> None:
@@ -282,7 +284,7 @@ def test_notes_on_pairs_do_not_grow_with_their_sets_of_parameters() -> None:
 def test_known_configurations_stand_beside_what_the_search_drew() -> None:
     known = [{"name": "published", "lr": 0.01}]
     result = fake_result(CUTS, ACCURACIES, known=known)
-    text = build_report(result).markdown
+    text = build_report(analyse_study(result)).markdown
     for arm in result.arms:
         first, *drawn = arm.trials
         assert first.spec.known == "published"
@@ -292,11 +294,11 @@ def test_known_configurations_stand_beside_what_the_search_drew() -> None:
         assert cells(text, f"| {arm.arm.name} | published |") == row
     assert "- published: lr 0.01." in text
     assert "block3 trial #0 (known: published)" in text
-    assert "Known configurations" not in build_report(fake_result(CUTS, ACCURACIES)).markdown
+    assert "Known configurations" not in build_report(analyse_study(fake_result(CUTS, ACCURACIES))).markdown
 
 
 def test_the_note_links_the_runs(study_report: Report) -> None:
-    arm = study_report.result.arms[1]
+    arm = study_report.analysis.result.arms[1]
     assert arm.best is not None
     title = escape_markdown("block3 / fine-tune all")
     (line,) = [line for line in study_report.note.splitlines() if line.startswith(f"- {title}: ")]
@@ -306,13 +308,13 @@ def test_the_note_links_the_runs(study_report: Report) -> None:
     assert line.partition("; ")[2] == ", ".join(links)
     accuracies_S = arm.test_accuracies_S
     assert f"test accuracy {accuracies_S.mean():.4f} ± {accuracies_S.std(ddof=1):.4f} (n = {len(accuracies_S)})" in line
-    assert escape_markdown(study_report.answer) in study_report.note
+    assert escape_markdown(study_report.analysis.answer) in study_report.note
 
 
 def test_a_note_that_would_be_too_long_for_mlflow_has_fewer_links() -> None:
     names = [f"block{n}" for n in range(1, 6)]
     result = fake_result({"truncate_at": names}, dict.fromkeys(names, 0.9), seeds=40, images=50)
-    note = build_report(result).note
+    note = build_report(analyse_study(result)).note
     assert len(note) <= 8000
     assert "confirmation-0" not in note
     assert "block1-trial-" in note
@@ -322,7 +324,7 @@ def test_what_users_write_is_shown_as_it_is() -> None:
     question = 'Is <script>alert("x")</script> | *better* & [safe](http://x) than `this`?'
     result = fake_result(CUTS, ACCURACIES, question=question)
     result = dataclasses.replace(result, classes=["<b>cat</b>", "a|b", "c & d", "_e_"], command="x <i> --set a='b|c'")
-    study_report = build_report(result)
+    study_report = build_report(analyse_study(result))
     page = Page(study_report.html)
     assert page.all("b") == page.all("i") == []
     assert 'alert("x")' not in study_report.html
@@ -343,7 +345,7 @@ def test_odd_names_break_nothing_and_hidden_signs_are_shown(capsys: pytest.Captu
     result = dataclasses.replace(
         result, arms=[arm, result.arms[1]], classes=NAMES, command=f"x {NAMES[0]}", data_reading=SHOWN_NAMES[0]
     )
-    study_report = build_report(result)
+    study_report = build_report(analyse_study(result))
     page = Page(study_report.html)
     assert page.all("b") == []
     assert [image["src"] for image in page.all("img") if not str(image["src"]).startswith("data:")] == []
@@ -365,20 +367,20 @@ def test_odd_names_break_nothing_and_hidden_signs_are_shown(capsys: pytest.Captu
 
 
 def test_the_same_result_gives_the_same_bytes() -> None:
-    first, second = (build_report(fake_result(CUTS, ACCURACIES)) for _ in range(2))
+    first, second = (build_report(analyse_study(fake_result(CUTS, ACCURACIES))) for _ in range(2))
     assert (first.html, first.markdown, first.figures, first.note) == (
         second.html, second.markdown, second.figures, second.note,
     )  # fmt: skip
 
 
 def test_an_arm_in_which_everything_failed_is_reported() -> None:
-    study_report = build_report(fake_result(CUTS, ACCURACIES, failed_arms=("block5",)))
+    study_report = build_report(analyse_study(fake_result(CUTS, ACCURACIES, failed_arms=("block5",))))
     text = "block5: 3 of 3 trials failed (the loss was NaN); the comparison leaves out this arm."
     assert text in study_report.html
     assert text in study_report.markdown
     assert text in study_report.short[0].notes
     assert cells(study_report.markdown, "| block5 |")[1:4] == ["-", "-", "-"]
-    assert study_report.answer.startswith("Only block3 is confirmed, so there is nothing to compare.")
+    assert study_report.analysis.answer.startswith("Only block3 is confirmed, so there is nothing to compare.")
 
 
 def test_single_failures_are_reported_with_their_reasons() -> None:
@@ -389,15 +391,15 @@ def test_single_failures_are_reported_with_their_reasons() -> None:
     )  # fmt: skip
     runs = [result.arms[0].confirmations[0], lost, result.arms[0].confirmations[2]]
     arm = dataclasses.replace(result.arms[0], confirmations=runs)
-    study_report = build_report(dataclasses.replace(result, arms=[arm, result.arms[1]]))
+    study_report = build_report(analyse_study(dataclasses.replace(result, arms=[arm, result.arms[1]])))
     assert "block3: 1 of 3 confirmation runs failed (out of memory)." in study_report.markdown
     assert cells(study_report.markdown, "| block3 |")[5] == "2"
-    assert "2 to 3 seeds" in study_report.evidence[0]
+    assert "2 to 3 seeds" in study_report.analysis.evidence[0]
 
 
 def test_a_class_without_test_images_has_no_accuracy() -> None:
     result = fake_result(CUTS, ACCURACIES)
-    study_report = build_report(dataclasses.replace(result, classes=[*result.classes, "unseen"]))
+    study_report = build_report(analyse_study(dataclasses.replace(result, classes=[*result.classes, "unseen"])))
     row = next(line for line in study_report.markdown.splitlines() if line.startswith("| block3 | 3 | "))
     assert row.replace("\\-", "-").endswith(" | - |")
 
@@ -405,7 +407,7 @@ def test_a_class_without_test_images_has_no_accuracy() -> None:
 def test_an_unfinished_study_says_first_what_is_missing() -> None:
     result = fake_result(CUTS, ACCURACIES, trials_per_arm=3)
     arm = dataclasses.replace(result.arms[1], trials=result.arms[1].trials[:2], confirmations=[])
-    study_report = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
+    study_report = build_report(analyse_study(dataclasses.replace(result, arms=[result.arms[0], arm])))
     text = Page(study_report.html).text
     assert headings_of(study_report.html)[:2] == ["What is missing", "Answer"]
     assert "1 of 6 trials have not ended." in text
@@ -414,12 +416,12 @@ def test_an_unfinished_study_says_first_what_is_missing() -> None:
 
 def test_a_searched_range_is_shown_as_far_as_its_steps_reach() -> None:
     search = {"batch_size": {"low": 8, "high": 100, "step": 8}}
-    text = build_report(fake_result(CUTS, ACCURACIES, search=search)).markdown
+    text = build_report(analyse_study(fake_result(CUTS, ACCURACIES, search=search))).markdown
     assert "batch_size (8 to 96, in steps of 8)" in text.replace("\\", "")
 
 
 def test_without_confirmation_runs_tuning_is_shown() -> None:
-    study_report = build_report(fake_result(CUTS, ACCURACIES, seeds=0))
+    study_report = build_report(analyse_study(fake_result(CUTS, ACCURACIES, seeds=0)))
     assert "The test split has not been evaluated." in study_report.markdown
     assert cells(study_report.markdown, "| block3 |")[-2:] == ["0.9040", "3 finished"]
     assert "biased upwards" in study_report.markdown
@@ -433,32 +435,32 @@ def test_without_confirmation_runs_tuning_is_shown() -> None:
 def test_a_level_of_zero_is_shown_without_confirmation_runs() -> None:
     levels = {"truncate_at": ["block1", "block3"], "head_width": [0]}
     accuracies = {"block1,head_width=0": 0.7, "block3,head_width=0": 0.8}
-    arms = build_report(fake_result(levels, accuracies, seeds=0, search={})).short[0]
+    arms = build_report(analyse_study(fake_result(levels, accuracies, seeds=0, search={}))).short[0]
     assert [row[:2] for row in arms.rows] == [["block1", "0"], ["block3", "0"]]
 
 
 def test_one_seed_has_no_interval() -> None:
-    study_report = build_report(fake_result(CUTS, ACCURACIES, seeds=1))
-    accuracy = study_report.result.arms[0].test_accuracies_S[0]
+    study_report = build_report(analyse_study(fake_result(CUTS, ACCURACIES, seeds=1)))
+    accuracy = study_report.analysis.result.arms[0].test_accuracies_S[0]
     assert cells(study_report.markdown, "| block3 |")[1:4] == [f"{accuracy:.4f}", "-", "-"]
     assert cells(study_report.markdown, "| block3 | block5 |")[3:] == ["-", "-", "-", "1"]
     assert "no interval is invented" in study_report.markdown
-    assert study_report.verdict == ["Too few seeds to compare; each arm needs three."]
+    assert study_report.analysis.verdict == ["Too few seeds to compare; each arm needs three."]
 
 
 def test_the_cost_of_frozen_features_is_said_to_be_left_out() -> None:
     said = "without the pass that computes features of frozen layers once for many runs."
-    assert said in build_report(fake_result(CUTS, ACCURACIES)).markdown
+    assert said in build_report(analyse_study(fake_result(CUTS, ACCURACIES))).markdown
 
 
 def test_superseded_evaluations_are_counted_and_left_out() -> None:
     result = fake_result(CUTS, ACCURACIES)
     old = [dataclasses.replace(run, run_id=f"old{run.number}") for run in result.arms[0].confirmations]
     arm = dataclasses.replace(result.arms[0], superseded=old)
-    again = build_report(dataclasses.replace(result, arms=[arm, result.arms[1]]))
+    again = build_report(analyse_study(dataclasses.replace(result, arms=[arm, result.arms[1]])))
     assert "was evaluated 9 times" in again.markdown
     assert "3 of these evaluations belong to configurations" in again.markdown
-    assert again.answer == build_report(result).answer
+    assert again.analysis.answer == build_report(analyse_study(result)).analysis.answer
     assert "block3 confirmation run #0 (superseded)" in again.markdown
 
 
@@ -467,17 +469,17 @@ def test_different_environments_stand_side_by_side() -> None:
     other = {**ENVIRONMENT, "torch": "2.12.0"}
     runs = [dataclasses.replace(run, environment=other) for run in result.arms[1].confirmations]
     arm = dataclasses.replace(result.arms[1], confirmations=runs)
-    study_report = build_report(dataclasses.replace(result, arms=[result.arms[0], arm]))
+    study_report = build_report(analyse_study(dataclasses.replace(result, arms=[result.arms[0], arm])))
     assert "2 different environments" in study_report.markdown
     assert "| torch | 2.11.0 | 2.12.0 |" in study_report.markdown
     assert "| what | 9 runs | 3 runs |" in study_report.markdown
-    assert "different environments" not in build_report(result).markdown
+    assert "different environments" not in build_report(analyse_study(result)).markdown
 
 
 def test_what_more_would_find_takes_the_place_of_seeds_needed() -> None:
     """Row 12 of the audit: a number of seeds for a difference that may not be there is noise."""
     result = fake_result(CUTS, {"block3": 0.9, "block5": 0.89}, images=4000, seed_deviation=0.012)
-    study_report = build_report(result)
+    study_report = build_report(analyse_study(result))
     (difference,) = analyse(result).factors[0].family
     assert not difference.is_shown
     row = cells(study_report.markdown, "| truncate_at | 1 of 1 |")
@@ -494,7 +496,7 @@ def test_tuning_says_what_the_best_gained_by_luck() -> None:
     assert gain is not None
     assert gain.standard_error is not None
     text = f"Tuned minus confirmed: {points(gain.mean)} \u00b1 {points(gain.standard_error)} (standard error) points"
-    assert text in build_report(result).markdown
+    assert text in build_report(analyse_study(result)).markdown
 
 
 def test_a_chosen_value_near_an_end_is_a_warning() -> None:
@@ -506,7 +508,7 @@ def test_a_chosen_value_near_an_end_is_a_warning() -> None:
         best = dataclasses.replace(arm.best, spec=arm.best.spec.model_copy(update={"lr": 0.09, "head_width": 256}))
         trials = [best if run is arm.best else run for run in arm.trials]
         arms_at_edge.append(dataclasses.replace(arm, trials=trials))
-    study_report = build_report(dataclasses.replace(result, arms=arms_at_edge))
+    study_report = build_report(analyse_study(dataclasses.replace(result, arms=arms_at_edge)))
     assert study_report.warnings == [
         "Warning: lr was chosen at or near its highest searched value, 0.1, in 2 of 2 arms (block3 0.09, block5 0.09): "
         "a wider range may do better."
@@ -523,7 +525,7 @@ def test_the_late_rise_counts_arms_whose_best_trial_came_late(trials: int, by_lu
         fake_arm(spec, arm, accuracies, [], [])
         for arm, accuracies in zip(arms(spec), (early, early[::-1]), strict=True)
     ]
-    text = build_report(fake_study(spec, results, ["a", "b"])).markdown
+    text = build_report(analyse_study(fake_study(spec, results, ["a", "b"]))).markdown
     assert f"It is above zero in 1 of 2 arms; trials in random order have the best there in {by_luck} of them." in text
 
 
@@ -562,9 +564,9 @@ def test_the_slice_plot_stands_below_the_warnings(confirm: dict[str, int]) -> No
 
 def test_equivalence_is_said_of_every_difference() -> None:
     result = fake_result(CUTS, {"block3": 0.9, "block5": 0.9}, confirm={"seeds": 3, "equivalence": 2.5})
-    study_report = build_report(result)
+    study_report = build_report(analyse_study(result))
     assert cells(study_report.markdown, "| block3 | block5 |")[5:] == ["no", "equivalent", "3"]
-    assert study_report.verdict == ["block5 and block3 are equally good, within 2.5 points."]
+    assert study_report.analysis.verdict == ["block5 and block3 are equally good, within 2.5 points."]
 
 
 def test_importances_come_from_the_trials() -> None:
@@ -587,14 +589,14 @@ def caption_under(markdown: str, figure: str) -> str:
 
 def test_what_is_said_of_the_samples() -> None:
     result = fake_result(CUTS, ACCURACIES, classes=20)
-    text = caption_under(build_report(result).markdown, "samples")
+    text = caption_under(build_report(analyse_study(result)).markdown, "samples")
     assert text.startswith(
         "1 training image of each of 8 of the 20 classes, resized to 32 x 32 pixels (shown with 8 x 8)"
     )
     assert "crop_flip mirrors an image with probability 1/2 and shifts it by up to 4 pixels over black" in text
     assert "with the pretrained weights' mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225" in text
     plain = dataclasses.replace(result, samples=fake_samples(20, []), weights_digest=None)
-    text = caption_under(build_report(plain).markdown, "samples")
+    text = caption_under(build_report(analyse_study(plain)).markdown, "samples")
     assert "No trial augments them." in text
     assert "with ImageNet's mean" in text
 
@@ -610,7 +612,7 @@ def test_the_mistakes_are_the_leading_runs() -> None:
             fake_arm(spec, arm, [0.5], [validation[arm.name]], [fake_predictions(wrong[arm.name], labels_N, 3)])
             for arm in arms(spec)
         ]
-        return build_report(fake_study(spec, arm_results, ["ant", "bee", "cow"]))
+        return build_report(analyse_study(fake_study(spec, arm_results, ["ant", "bee", "cow"])))
 
     first, second = report_of({"block3": 0.9, "block5": 0.8}), report_of({"block3": 0.7, "block5": 0.8})
     heads = "| test image | true class | predicted class | its probability | probability of the true class |\n"
@@ -637,7 +639,7 @@ def test_a_store_without_images_has_a_report_without_them() -> None:
         )
         for arm in result.arms
     ]
-    study_report = build_report(dataclasses.replace(result, arms=arms_without))
+    study_report = build_report(analyse_study(dataclasses.replace(result, arms=arms_without)))
     assert "## Classes" in study_report.markdown
     assert "## Data as the network sees it" not in study_report.markdown
     assert "## Most confident mistakes" not in study_report.markdown
@@ -685,7 +687,7 @@ def test_the_terminal_shows_the_short_form(
     (difference,) = analyse(fake_result(CUTS, ACCURACIES)).factors[0].family
     interval = interval_points(difference.estimate.low, difference.estimate.high)
     assert f"\n- truncate_at: block3 minus block5 9.9 ({interval}, p < 0.001), in points, 3 seeds.\n" in shown
-    warnings = build_report(fake_result(CUTS, ACCURACIES)).warnings
+    warnings = build_report(analyse_study(fake_result(CUTS, ACCURACIES))).warnings
     assert warnings
     assert all(f"\n{warning}\n" in shown for warning in warnings)
 
@@ -795,7 +797,7 @@ def test_intervals_are_drawn_on_the_axis_that_they_share() -> None:
 
 
 def test_the_terminals_table_stresses_the_champions_arm() -> None:
-    arms = build_report(fake_result(CUTS, ACCURACIES)).short[0]
+    arms = build_report(analyse_study(fake_result(CUTS, ACCURACIES))).short[0]
     assert arms.bold_row == 0
     assert arms.columns[:2] == ["truncate_at", "test accuracy"]
     assert re.fullmatch(r"0\.\d\d\d ±0\.0\d\d", arms.rows[0][1])
@@ -810,7 +812,11 @@ def test_the_work_of_a_report_grows_with_the_trials_not_with_their_square(monkey
     for trials in (5, 40):
         searches.clear()
         build_report(
-            fake_result({"truncate_at": ["block1", "block3"]}, {"block1": 0.6, "block3": 0.9}, trials_per_arm=trials)
+            analyse_study(
+                fake_result(
+                    {"truncate_at": ["block1", "block3"]}, {"block1": 0.6, "block3": 0.9}, trials_per_arm=trials
+                )
+            )
         )
         counts.append(len(searches))
     assert counts[0] == counts[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ablation.analysis.pooling import analyse_study
 from ablation.reporting.report import Report, build_report
 from tests.browser import CHROMIUM
 from tests.fake_results import FOUR, TWO_BY_TWO, fake_result
@@ -25,7 +26,7 @@ CLOSE_ALL = "document.querySelectorAll('details').forEach((part) => { part.open 
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return build_report(fake_result(TWO_BY_TWO, FOUR, name="cuts"), SERVER)
+    return build_report(analyse_study(fake_result(TWO_BY_TWO, FOUR, name="cuts")), SERVER)
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +99,15 @@ def test_the_first_screen_answers(page: Page, report: Report) -> None:
         assert box is not None
         assert box["y"] >= 0
         assert box["y"] + box["height"] <= HEIGHT
-    assert parts[0].inner_text() == report.result.spec.question
-    assert parts[1].inner_text().split() == report.answer.split()
+    assert parts[0].inner_text() == report.analysis.result.spec.question
+    assert parts[1].inner_text().split() == report.analysis.answer.split()
 
 
 def test_hovering_says_the_values(page: Page, report: Report) -> None:
     page.locator('[data-chart="arms"] .live .mark-symbol path').first.hover()
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
-    arm = report.result.arms[0]
+    arm = report.analysis.result.arms[0]
     text = tooltip.inner_text()
     assert arm.arm.name in text
     assert f"{arm.test_accuracies_S.mean():.4f}" in text
@@ -211,7 +212,9 @@ def test_a_link_opens_what_is_folded(page: Page) -> None:
 def test_arms_are_linked_to_their_runs(page: Page, report: Report) -> None:
     links = [str(link.get_attribute("href")) for link in page.locator("#arms td a").all()]
     start = f"{SERVER}/#/experiments/7/runs?workflowType=machine_learning&searchFilter=tags.arm%20%3D%20%27"
-    assert sorted(links) == sorted(f"{start}{arm.arm.name.replace(',', '%2C')}%27" for arm in report.result.arms)
+    assert sorted(links) == sorted(
+        f"{start}{arm.arm.name.replace(',', '%2C')}%27" for arm in report.analysis.result.arms
+    )
     assert page.evaluate("document.querySelectorAll('#arms a').length") == 4
 
 
@@ -263,11 +266,11 @@ def test_without_scripts_the_page_is_complete(browser: Browser, address: str, re
     context = browser.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False)
     page = context.new_page()
     page.goto(address)
-    assert page.locator(".answer").inner_text().split() == report.answer.split()
+    assert page.locator(".answer").inner_text().split() == report.analysis.answer.split()
     assert page.locator('[data-chart="arms"] .static.small svg').is_visible()
     assert not page.locator('[data-chart="arms"] .static.large svg').is_visible()
     text = page.locator('[data-chart="arms"] .static.small').inner_text()
-    assert all(arm.arm.name in text for arm in report.result.arms)
+    assert all(arm.arm.name in text for arm in report.analysis.result.arms)
     page.locator("summary", has_text="Environment").click()
     assert page.locator("#environment").is_visible()
     assert page.locator(".filter, .controls").count() == 0
@@ -279,7 +282,9 @@ def test_long_names_neither_overflow_nor_lose_their_click(browser: Browser, tmp_
     names = [f"arm {number} {'x' * 90}" for number in (3, 5)]
     arms = [{"name": name, "truncate_at": f"block{name[4]}"} for name in names]
     path = tmp_path / "report.html"
-    path.write_text(build_report(fake_result({}, dict(zip(names, (0.8, 0.7), strict=True)), arms=arms)).html)
+    path.write_text(
+        build_report(analyse_study(fake_result({}, dict(zip(names, (0.8, 0.7), strict=True)), arms=arms))).html
+    )
     page = browser.new_page(viewport={"width": 360, "height": 740})
     page.goto(path.as_uri())
     page.evaluate(OPEN_ALL)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 import ablation
+from ablation.analysis.pooling import analyse_study
 from ablation.analysis.predictions import load_predictions
 from ablation.analysis.results import read_results
 from ablation.base.errors import InputError
@@ -245,7 +246,7 @@ def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path
     assert result.images.counts_DK.tolist() == [np.bincount(labels_N).tolist() for labels_N in parts]
     assert result.images.comparison is not None
     assert (result.images.comparison.pictures, result.images.comparison.across) == (200 + 360, 0)
-    report = build_report(result)
+    report = build_report(analyse_study(result))
     assert {"contact_sheet.png", "samples.png", "mistakes.png"} <= report.figures.keys()
 
     for path in store.rglob("predictions.safetensors"):
@@ -257,9 +258,9 @@ def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path
     samples.unlink()
     (summary,) = store.rglob("data.safetensors")
     summary.unlink()
-    old = build_report(read_results(find_store(str(store)), "small"))
+    old = build_report(analyse_study(read_results(find_store(str(store)), "small")))
     assert not {"contact_sheet.png", "samples.png", "mistakes.png"} & old.figures.keys()
-    assert old.answer == report.answer
+    assert old.analysis.answer == report.analysis.answer
 
 
 def test_results_as_a_table(finished: Path) -> None:
@@ -321,8 +322,8 @@ def test_summary_report_and_output(finished: Path) -> None:
     (summary,) = runs(store, "small", kind="summary")
     assert summary.info.status == "FINISHED"
     output = (finished / "output.txt").read_text()
-    report = build_report(read_results(find_store(str(store)), "small"))
-    for line in [*report.verdict, *report.evidence, *report.warnings]:
+    report = build_report(analyse_study(read_results(find_store(str(store)), "small")))
+    for line in [*report.analysis.verdict, *report.analysis.evidence, *report.warnings]:
         assert line in output
     folder = store / "artifacts" / "small" / summary.info.run_id / "artifacts" / "report"
     for place in (folder, store / "reports" / "small"):
@@ -331,13 +332,13 @@ def test_summary_report_and_output(finished: Path) -> None:
     note = summary.data.tags["mlflow.note.content"]
     confirmations = runs(store, "small", kind="confirmation")
     experiment = client(store).get_experiment_by_name("small")
-    assert report.answer in note
+    assert report.analysis.answer in note
     for run in confirmations:
         page = f"#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
         assert f"({page})" in note
     assert output.endswith("UI      python -m ablation.ui small --store store\n")
     description = experiment.tags["mlflow.note.content"]
-    assert description == f"**Which cut of a small network?** {escape_markdown(report.answer)}"
+    assert description == f"**Which cut of a small network?** {escape_markdown(report.analysis.answer)}"
 
 
 def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, command: Command, capsys: Any) -> None:
