@@ -7,7 +7,7 @@ of the plain model (Röver, Knapp and Friede, 2015): with few studies, others ar
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -58,7 +58,7 @@ class MeanDifference:
     @property
     def is_shown(self) -> bool:
         """Whether the corrected p-value is below 0.05."""
-        return self.mean.p is not None and self.mean.p < ALPHA
+        return self.mean.is_shown
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def differences_across(analyses: Sequence[StudyAnalysis]) -> list[MeanDifference
         MeanDifference(
             *key,
             {study: estimate.value for study, estimate in of_studies.items()},
-            mean if mean.p is None else Estimate(**{**vars(mean), "p": next(corrected)}),
+            mean if mean.p is None else replace(mean, p=next(corrected)),
             spread,
             analyses[0].result.spec.goal,
         )

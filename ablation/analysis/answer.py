@@ -225,8 +225,8 @@ def _tuned_value(arm: ArmSummary, goal: Objective) -> str:
 
 
 def _missing(result: StudyResult) -> list[str]:
-    missing = [(result.missing_trials, "trials"), (result.missing_confirmations, "confirmation runs")]
-    texts = [f"{count} {what if count > 1 else what[:-1]}" for count, what in missing if count]
+    missing = [(result.missing_trials, "trial"), (result.missing_confirmations, "confirmation run")]
+    texts = [plural(count, what) for count, what in missing if count]
     return [f"Still missing: {' and '.join(texts)}."] if texts else []
 
 

@@ -97,7 +97,8 @@ class ArmSummary:
         confusion_KK: mean over seeds of the fraction of each true class (row) that is predicted as each class (column).
         best_so_far_T: the best validation value of the trials so far, in their order; NaN before the first finished.
         best_of: what fewer trials would have found.
-        late_rise: the improvement of that in the last third of the trials; None where fewer than three have ended.
+        late_rise: how much `best_so_far_T` improves in the last third of the trials; None where fewer than three have
+            ended.
         trained_parameters: their number in the chosen configuration.
         training_seconds: mean over the confirmation runs, else of the best trial.
         training_runs: the number of runs in that mean.
@@ -126,7 +127,7 @@ class ArmSummary:
 
     @property
     def runs(self) -> int:
-        """The number of its confirmation runs that finished."""
+        """The number of its confirmation runs that finished and still have their predictions."""
         return len(self.result.confirmed)
 
     @property
@@ -184,8 +185,7 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
     confusion_KK = None
     if predictions:
         confusion_KK = np.mean([confusion_matrix(p.predicted_N, p.labels_N, classes) for p in predictions], axis=0)
-    confirmed = [run for run in arm.confirmations if run.val_accuracy is not None]
-    timed = [run.training_seconds for run in confirmed or ([arm.best] if arm.best else []) if run.training_seconds]
+    timed = [run.training_seconds for run in arm.drawn_runs if run.training_seconds]
     inferred = [run.inference_seconds for run in arm.confirmations if run.inference_seconds is not None]
     best_so_far_T = best_so_far(arm.trials)
     return ArmSummary(

@@ -48,7 +48,7 @@ def choose_champion(result: StudyResult) -> Choice | None:
     ends, obstacle = distances_from_best(result)
     if not obstacle and best.arm.name not in ends:
         obstacle = f"the best arm has no {FEWEST_SEEDS} runs with validation predictions"
-    not_worse = {arm: low for arm, end in ends.items() if (low := end.low) > -margin}
+    not_worse = {arm: end.low for arm, end in ends.items() if end.low > -margin}
     costs = {arm.arm.name: inference_operations(arm) for arm in result.arms}
     candidates = [arm for arm in result.arms if arm is best or arm.arm.name in not_worse]
     candidates = [arm for arm in candidates if costs[arm.arm.name] is not None]
@@ -137,13 +137,13 @@ def moments_of_repeats(repeats: Sequence[Mapping[str, float]], objective: Object
     values_AR = np.array([[values[arm] for values in repeats] for arm in arms])
     covariance_AA: np.ndarray = np.cov(values_AR)
     return RepeatMoments(
-        arms,
-        values_AR.mean(axis=1),
-        None,
-        MANY,
-        MANY,
-        len(repeats),
-        covariance_AA,
-        np.zeros_like(covariance_AA),
+        arms=arms,
+        means_A=values_AR.mean(axis=1),
+        sums_AU=None,
+        images=MANY,
+        units=MANY,
+        repeats=len(repeats),
+        repeats_AA=covariance_AA,
+        images_AA=np.zeros_like(covariance_AA),
         objective=objective,
     )

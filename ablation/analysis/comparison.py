@@ -17,6 +17,7 @@ from ablation.analysis.contrasts import (
     level_comparisons,
     level_label,
     matched_pairs,
+    other_labels,
     pivots,
     places,
 )
@@ -114,7 +115,7 @@ class Difference:
     @property
     def is_shown(self) -> bool:
         """Whether the simultaneous interval excludes zero."""
-        return self.estimate.p is not None and self.estimate.p < ALPHA
+        return self.estimate.is_shown
 
     @property
     def favours_first(self) -> bool:
@@ -208,7 +209,7 @@ class Interaction:
     @property
     def is_shown(self) -> bool:
         """Whether the simultaneous interval excludes zero."""
-        return self.estimate.p is not None and self.estimate.p < ALPHA
+        return self.estimate.is_shown
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
     ]
     is_single = not usable and any(len(y_SN) >= FEWEST_SEEDS for y_SN in correct.values())
     lacking = "nothing is tested on a single image or group" if is_single else f"an arm lacks {FEWEST_SEEDS} {unit}s"
-    by_level = _at_levels(tested, pairs, [i.factors for i in found if i.is_shown], (usable, estimator))
+    by_level = _at_levels(tested, pairs, [i.factors for i in found if i.is_shown], usable, estimator)
     return Comparisons(
         factors=[
             _analyse_factor(
@@ -338,12 +339,12 @@ def _at_levels(
     tested: Mapping[str, Place],
     pairs: LabelPairs,
     shown: Iterable[tuple[str, str]],
-    estimated: tuple[Correct, Estimator],
+    usable: Correct,
+    estimator: Estimator,
 ) -> dict[tuple[str, str], list[Difference]]:
     """Return (factor, other factor) -> the differences at each level of the other, where an interaction is shown."""
     both = [order for factors in dict.fromkeys(shown) for order in (factors, factors[::-1])]
     of_each = {order: comparisons_at(tested, pairs, [order]) for order in both}
-    usable, estimator = estimated
     estimates = iter(estimator.simultaneous([c.weights for each in of_each.values() for c in each], usable))
     return {
         order: [_difference(c, next(estimates), usable, estimator) for c in each] for order, each in of_each.items()
@@ -352,14 +353,14 @@ def _at_levels(
 
 def _difference(comparison: Comparison, estimate: Estimate, correct: Correct, estimator: Estimator) -> Difference:
     return Difference(
-        comparison.first,
-        comparison.second,
-        estimate,
-        _seeds(correct, list(comparison.weights)),
-        len(comparison.pairs),
-        comparison.at,
-        estimator.unit,
-        estimator.objective,
+        first=comparison.first,
+        second=comparison.second,
+        estimate=estimate,
+        seeds=_seeds(correct, list(comparison.weights)),
+        arms=len(comparison.pairs),
+        at=comparison.at,
+        unit=estimator.unit,
+        objective=estimator.objective,
     )
 
 
@@ -398,7 +399,7 @@ def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared
         control=compared.pivots[factor] if control else None,
         pivot=compared.pivots.get(factor),
         levels=[
-            _level_mean(result, (factor, level_label(factor, level)), correct, compared.estimator) for level in levels
+            _level_mean(result, factor, level_label(factor, level), correct, compared.estimator) for level in levels
         ],
         family=family,
         not_compared=not_compared,
@@ -446,8 +447,7 @@ def _by_label(place_of: Mapping[str, Place], factor: str) -> dict[str, dict[tupl
     """Return label of a factor -> combination of the other factors -> arm."""
     by_label: dict[str, dict[tuple[str, ...], str]] = {}
     for arm, place in place_of.items():
-        others = tuple(label for name, label in place.items() if name != factor)
-        by_label.setdefault(place[factor], {})[others] = arm
+        by_label.setdefault(place[factor], {})[other_labels(place, factor)] = arm
     return by_label
 
 
@@ -467,10 +467,7 @@ def _confounded(result: StudyResult, family: list[Difference]) -> dict[tuple[str
     return {pair: names for pair, names in parameters.items() if len(names) > 1}
 
 
-def _level_mean(
-    result: StudyResult, factor_and_label: tuple[str, str], correct: Correct, estimator: Estimator
-) -> LevelMean:
-    factor, label = factor_and_label
+def _level_mean(result: StudyResult, factor: str, label: str, correct: Correct, estimator: Estimator) -> LevelMean:
     arms = [arm for arm, place in places(result.spec).items() if place[factor] == label]
     names = [arm for arm in arms if arm in correct]
     estimate = estimator.contrast({name: 1 / len(names) for name in names}, correct) if names else None

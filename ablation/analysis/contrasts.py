@@ -109,7 +109,7 @@ def matched_pairs(
     """
     sides: list[dict[tuple[str, ...], str]] = [
         {
-            tuple(label for name, label in place.items() if name != factor): arm
+            other_labels(place, factor): arm
             for arm, place in place_of.items()
             if place[factor] == label and (at is None or place[at[0]] == at[1])
         }
@@ -163,7 +163,7 @@ def interactions(
         for first_pair in pairs[first_factor]:
             for second_pair in pairs[second_factor]:
                 sides = [
-                    {_others(place_of[pair[0]], first_factor, second_factor): pair for pair in matched}
+                    {other_labels(place_of[pair[0]], first_factor, second_factor): pair for pair in matched}
                     for matched in (
                         matched_pairs(place_of, first_factor, first_pair, (second_factor, at)) for at in second_pair
                     )
@@ -181,5 +181,6 @@ def interactions(
     return found, missing
 
 
-def _others(place: Place, *factors: str) -> tuple[str, ...]:
+def other_labels(place: Place, *factors: str) -> tuple[str, ...]:
+    """Return the labels of a place but those of the given factors."""
     return tuple(label for name, label in place.items() if name not in factors)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from ablation.spec.parameters import HeadPool
@@ -51,7 +51,7 @@ MEASURES = {
 def forecast_to_json(forecast: Sequence[CutForecast]) -> str:
     """Return a table as MLflow keeps tables, with a row for each cut and a column for each attribute."""
     columns = [field.name for field in fields(CutForecast)]
-    return json.dumps({"columns": columns, "data": [[asdict(cut)[name] for name in columns] for cut in forecast]})
+    return json.dumps({"columns": columns, "data": [astuple(cut) for cut in forecast]})
 
 
 def forecast_from_json(text: str) -> list[CutForecast]:

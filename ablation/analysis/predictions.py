@@ -3,8 +3,7 @@
 Legend: N test images, K classes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,18 @@ class Predictions:
         return image_scores(objective, self.labels_N, self.predicted_N, self.losses_N, self.groups_N)
 
 
-def _validation_predictions(file: Any, names: Sequence[str]) -> Predictions | None:
-    if "val_predicted" not in names:
-        return None
+def _read(file: Any, kind: str) -> Predictions:
+    """Return the predictions whose tensors' names begin with 'val_', or with nothing for those of the test images."""
+    names = file.keys()
+    found = {
+        name: file.get_tensor(f"{kind}{name}") if f"{kind}{name}" in names else None for name in ("groups", "losses")
+    }
     return Predictions(
-        file.get_tensor("val_probabilities"),
-        file.get_tensor("val_predicted").astype(np.int64),
-        file.get_tensor("val_labels").astype(np.int64),
-        groups_N=file.get_tensor("val_groups") if "val_groups" in names else None,
-        losses_N=file.get_tensor("val_losses") if "val_losses" in names else None,
+        file.get_tensor(f"{kind}probabilities"),
+        file.get_tensor(f"{kind}predicted").astype(np.int64),
+        file.get_tensor(f"{kind}labels").astype(np.int64),
+        groups_N=found["groups"],
+        losses_N=found["losses"],
     )
 
 
@@ -63,15 +65,8 @@ def load_predictions(path: Path) -> Predictions:
             names, mistakes = file.keys(), None
             if "mistakes" in names:
                 mistakes = Mistakes(file.get_tensor("mistakes"), file.get_tensor("mistake_images"))
-            predictions = Predictions(
-                file.get_tensor("probabilities"),
-                file.get_tensor("predicted").astype(np.int64),
-                file.get_tensor("labels").astype(np.int64),
-                mistakes,
-                file.get_tensor("groups") if "groups" in names else None,
-                _validation_predictions(file, names),
-                losses_N=file.get_tensor("losses") if "losses" in names else None,
-            )
+            validation = _read(file, "val_") if "val_predicted" in names else None
+            predictions = replace(_read(file, ""), mistakes=mistakes, validation=validation)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
     labels_N, predicted_N = predictions.labels_N, predictions.predicted_N

@@ -7,11 +7,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import kendalltau
 
 from ablation.analysis.contrasts import level_label
 from ablation.analysis.cut_forecasts import MEASURES, cut_name
 from ablation.analysis.results import ArmResult, StudyResult
-from ablation.analysis.statistics import kendall_tau
 from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.parameters import STRATEGIES
 
@@ -83,12 +83,13 @@ def _ranking(result: StudyResult, others: str, arms: dict[str, ArmResult]) -> Ra
         for cut, arm in arms.items()
         if arm.best is not None
     }
-    agreements = {}
+    agreements, ranks = {}, [goal.goodness(value) for value in values.values()]
     for measure in MEASURES:
         forecast = {cut_name(result.forecast, cut): float(getattr(cut, measure)) for cut in result.forecast}
         foretold = [forecast[cut] for cut in values]
         first = list(values)[int(np.argmax(foretold))]
-        ranks = [goal.goodness(value) for value in values.values()]
-        tau = kendall_tau(foretold, ranks) if len(values) >= FEWEST_CUTS else None
-        agreements[measure] = Agreement(tau, first, max(ranks) - goal.goodness(values[first]))
+        tau = float(kendalltau(foretold, ranks).statistic) if len(values) >= FEWEST_CUTS else np.nan
+        agreements[measure] = Agreement(
+            None if np.isnan(tau) else tau, first, max(ranks) - goal.goodness(values[first])
+        )
     return Ranking(others, is_tested, values, agreements, goal)

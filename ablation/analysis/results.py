@@ -214,8 +214,8 @@ class StudyResult:
     """A study as it stands. `command` is the one that ran it last; image counts are of each split.
 
     `samples` are some of its training images, and `images` is what the report shows of the whole set; None where the
-    store has none. `forecast` has a row for each cut; none
-    where the study compares no cuts of a pretrained network, or nothing was foretold.
+    store has none. `forecast` has a row for each cut; none where the study compares no cuts of a pretrained network, or
+    nothing was foretold.
     """
 
     spec: StudySpec

@@ -48,6 +48,11 @@ class Estimate:
     high: float | None = None
     p: float | None = None
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether a difference is shown: its interval excludes 0."""
+        return self.p is not None and self.p < ALPHA
+
 
 @dataclass(frozen=True)
 class Means:
@@ -212,9 +217,19 @@ def arm_moments(
     centred_AN = image_means_AN - means_A[:, None]
     images_AA = image_covariance(centred_AN, groups_N) - np.diag(residual_A / seeds_A)
     sums_AG = group_sums(image_means_AN if objective.counts_images else centred_AN, groups_N)
-    means = (tuple(correct), means_A, sums_AG, N, sums_AG.shape[1])
-    of_seeds = (seeds_A, np.array(variances), residual_A, images_AA)
-    moments = Moments(*means, *of_seeds, objective=objective, step=image_step(correct, objective))
+    moments = Moments(
+        arms=tuple(correct),
+        means_A=means_A,
+        sums_AU=sums_AG,
+        images=N,
+        units=sums_AG.shape[1],
+        seeds_A=seeds_A,
+        variance_A=np.array(variances),
+        residual_A=residual_A,
+        images_AA=images_AA,
+        objective=objective,
+        step=image_step(correct, objective),
+    )
     return replace(moments, variance_A=np.maximum(moments.variance_A, moments.least_A))
 
 
@@ -281,7 +296,7 @@ def contrast(
     """Return a weighted sum of the arms' means of the objective with its own 95 % t interval, see `contrast_errors`.
 
     Args:
-        weights: arm -> weight; arms with weight 0 are ignored. {"a": 1, "b": -1} is how much better a is than b.
+        weights: arm -> weight; arms with weight 0 are ignored. {"a": 1, "b": -1} is a minus b.
         correct: as in `arm_moments`.
         groups_N: as in `arm_moments`.
         level: chance that the interval misses.
@@ -366,17 +381,6 @@ def exact_test(weights_A: np.ndarray, moments: Means, level: float) -> tuple[flo
     scale = float(np.abs(discordant).sum()) / moments.images
     p = min(1.0, 2 * float(bdtr(min(first, n - first), n, 0.5)))
     return scale * (2 * low - 1), scale * (2 * high - 1), p
-
-
-def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Return Kendall's rank correlation (tau-b, which allows for ties), from -1 to 1.
-
-    Returns:
-        None where one of the two has no order: fewer than two values, or all of them equal.
-    """
-    x_PP, y_PP = (np.sign(np.subtract.outer(values, values)) for values in (np.asarray(x), np.asarray(y)))
-    ordered = np.sqrt(float((x_PP**2).sum()) * float((y_PP**2).sum()))
-    return float((x_PP * y_PP).sum() / ordered) if ordered > 0 else None
 
 
 def _sum_of_squares(x: np.ndarray) -> float:

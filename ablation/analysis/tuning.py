@@ -132,7 +132,7 @@ def best_of(trials: Sequence[RunResult]) -> BestOf | None:
 class TunedMinusConfirmed:
     """The tuned trials' validation value minus the mean of their confirmation runs, over tunings.
 
-    `standard_error` is None with one tuning; without repeats, their number is that of the arms.
+    `standard_error` is None with one tuning; `tunings` is their number, without repeats that of the confirmed arms.
     """
 
     mean: float

@@ -42,7 +42,7 @@ class Standing:
 
     def by(self, amounts: dict[str, float], form: int) -> str:
         """Return by how much levels are better or worse, such as ', by 1.2 to 9.9 points'; nothing in short forms."""
-        return "" if form >= 2 else f", by {self.range(amounts)} {self.objective.unit}"
+        return "" if form >= 2 or not amounts else f", by {self.range(amounts)} {self.objective.unit}"
 
     def range(self, amounts: dict[str, float]) -> str:
         """Return the smallest and the largest amount, such as '1.2 to 9.9'."""
@@ -173,17 +173,19 @@ def _sentence(view: Standing, factor: FactorAnalysis, margin: float | None, form
         parts.append(f"compared with {level}{role}")
     if form == FORMS - 1 and factor.pivot is None:
         return parts[0]
-    for names, verb, amounts in (
-        (list(view.better), "clearly better", view.better),
-        (view.equal, "as good", None),
-        (list(view.undecided), "might be as good", None),
-        (list(view.worse), "clearly worse", view.worse),
-        (view.untested, "too few seeds", None),
+    might = f"might be as good{view.possibly() if view.undecided and form == 0 else ''}"
+    for names, of_one, of_several, end in (
+        (list(view.better), "is clearly better", "are clearly better", view.by(view.better, form)),
+        (view.equal, "is as good", "are as good", ""),
+        (list(view.undecided), might, might, ""),
+        (list(view.worse), "is clearly worse", "are clearly worse", view.by(view.worse, form)),
+        (view.untested, "has too few seeds", "have too few seeds", ""),
     ):
         if names:
-            parts.append(_group(view, (names, verb), amounts, form, others))
-            if verb == "might be as good" and form == 0:
-                parts[-1] += view.possibly()
+            is_long = form > 0 and len(names) > 2
+            all_or_some = "all others" if len(names) == others else f"{len(names)} others"
+            subject = all_or_some if is_long else join(names)
+            parts.append(f"{subject} {of_one if len(names) == 1 else of_several}{end}")
     start, *rest = parts
     return f"{start}{': ' if factor.pivot else '; '}{'; '.join(rest)}" if rest else start
 
@@ -204,23 +206,6 @@ def _pair(view: Standing, level: str, margin: float | None, form: int) -> str:
     return f"{both} might be equally good: any difference is below {view.amount(view.bound)}"
 
 
-def _group(
-    view: Standing, said: tuple[list[str], str], amounts: dict[str, float] | None, form: int, others: int
-) -> str:
-    """Return what holds of several levels, such as 'block4 and block5 are clearly worse, by 1.2 to 9.9 points'."""
-    names, verb = said
-    if form and len(names) > 2:
-        subject = "all others" if len(names) == others else f"{len(names)} others"
-    else:
-        subject = join(names)
-    be = "is" if len(names) == 1 else "are"
-    text = {
-        "might be as good": f"{subject} might be as good",
-        "too few seeds": f"{subject} {'has' if len(names) == 1 else 'have'} too few seeds",
-    }.get(verb, f"{subject} {be} {verb}")
-    return text + (view.by(amounts, form) if amounts else "")
-
-
 def _line_by_level(
     factor: FactorAnalysis, other: str, differences: Sequence[Difference], margin: float | None, form: int
 ) -> str:
@@ -229,9 +214,9 @@ def _line_by_level(
     for at in dict.fromkeys(str(d.at) for d in differences):
         here = [d for d in differences if d.at == at]
         views[at] = standing(factor.pivot or least_beaten(here), here, margin)
-    winners = {view.level for view in views.values() if not (view.better or _rivals(view))}
-    if len(winners) == 1 and not any(view.better or _rivals(view) for view in views.values()):
-        winner = winners.pop()
+    leaders = {view.level for view in views.values()}
+    if len(leaders) == 1 and not any(view.better or _rivals(view) for view in views.values()):
+        winner = leaders.pop()
         if form == 0:
             return f"{winner} is best{_join_by(views)}"
         amounts = {f"{at}/{name}": gain for at, view in views.items() for name, gain in view.worse.items()}
@@ -260,5 +245,4 @@ def _clause(view: Standing, factor: FactorAnalysis, form: int) -> str:
         return f"{join([view.level, *view.equal])} are equally good"
     if len(rivals) + 1 == len(factor.levels):
         return "nothing is clear"
-    tail = f" ({join(rivals)} might be as good)" if form == 0 else " is ahead"
-    return f"{view.level}{' is ahead' if form == 0 else ''}{tail}"
+    return f"{view.level} is ahead" + (f" ({join(rivals)} might be as good)" if form == 0 else "")

@@ -338,7 +338,10 @@ def difference_table(analysis: StudyAnalysis, factor: FactorAnalysis) -> Table:
     notes = []
     if any(difference.is_tested for difference in factor.family):
         count = plural(analysis.compared.tested_together, "test")
-        notes.append(f"Compared: {pairs}. Intervals and p-values allow for {count} in this report together.")
+        notes.append(
+            f"Compared: {pairs}. Intervals and p-values allow for {count} in this report together. Shown: the interval "
+            "excludes zero."
+        )
     untested = [difference for difference in factor.family if not difference.is_tested]
     if not all(difference.lacks_seeds for difference in untested):
         notes.append("A single test image, or a single group of them, proves nothing: no interval is invented.")

@@ -259,6 +259,11 @@ def estimate_fields(estimate: Estimate, scale: float = 1) -> dict[str, float | N
     return {name: None if end is None else rounded(scale * end) for name, end in ends.items()}
 
 
+def number_tip(field: str, title: str, form: str) -> alt.Tooltip:
+    """Return what hovering shows of a number."""
+    return alt.Tooltip(f"{field}:Q", title=title, format=form)
+
+
 def values_text(values: Mapping[str, str]) -> str:
     """Return 'a 0.91, b 0.85 and 3 more' for a text alternative."""
     texts = [f"{name} {value}" for name, value in values.items()]

@@ -24,6 +24,7 @@ from ablation.reporting.charts import (
     Row,
     as_json,
     estimate_fields,
+    number_tip,
     of_arms,
     of_rows,
     render,
@@ -84,7 +85,7 @@ def arms_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
     seeds = base.transform_flatten(["seeds"]).mark_tick(yOffset=placed.below + 11, size=8, thickness=1.5)
     layers = alt.layer(
         _interval(base, placed.below).encode(color=colour),
-        seeds.encode(alt.X("seeds:Q"), y, color=colour, tooltip=[_tip("arm"), _number_tip("seeds", "one seed", ".4f")]),
+        seeds.encode(alt.X("seeds:Q"), y, color=colour, tooltip=[_tip("arm"), number_tip("seeds", "one seed", ".4f")]),
         base.mark_point(filled=True, size=80, opacity=1, yOffset=placed.below).encode(
             _x("value", axis_title("test", goal)), y, color=colour, shape=shape, tooltip=tips
         ),
@@ -273,10 +274,6 @@ def _tip(field: str) -> alt.Tooltip:
     return alt.Tooltip(f"{field}:N")
 
 
-def _number_tip(field: str, title: str, form: str) -> alt.Tooltip:
-    return alt.Tooltip(f"{field}:Q", title=title, format=form)
-
-
 def _estimate_tips(title: str, form: str) -> list[alt.Tooltip]:
     fields = {"value": title, "low": "95 % interval from", "high": "to"}
-    return [_number_tip(field, name, form) for field, name in fields.items()]
+    return [number_tip(field, name, form) for field, name in fields.items()]

@@ -1,4 +1,4 @@
-"""The report's images: training images as the network sees them, and the champion's most confident mistakes.
+"""The report's images: of the set, of training as the network sees it, and of what the champion gets wrong.
 
 Legend: R classes, I images of each, V views of an image, P pairs, S pixels of an image's side; T = 2 S.
 """

@@ -1,7 +1,5 @@
 """The report's sections on what the statistics mean, and what more runs would find."""
 
-import numpy as np
-
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.comparison import findable_differences
 from ablation.analysis.looks import look_sentences
@@ -172,8 +170,8 @@ def most_epochs(spec: StudySpec) -> str:
 
 def independence(result: StudyResult) -> str:
     """Return what is taken as independent: test images, or groups of them."""
-    if (groups_N := result.test_groups_N) is not None:
-        groups = len(np.unique(groups_N))
+    if result.test_groups_N is not None:
+        groups = result.independent_images
         if groups == 1:
             return "All test images are of one group (data.groups): they may be easy or hard together."
         return (

@@ -23,6 +23,7 @@ from ablation.reporting.charts import (
     Picture,
     Row,
     estimate_fields,
+    number_tip,
     of_arms,
     render,
     rounded,
@@ -54,7 +55,7 @@ def overlay_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
         return None
     base = of_arms(rows).transform_flatten(["epoch", "value"])
     dots = base.mark_point(filled=True, size=28, opacity=1).properties(name="dots")
-    tips = [alt.Tooltip("arm:N"), alt.Tooltip("epoch:Q"), _number("value", "mean", ".4f"), alt.Tooltip("runs:Q")]
+    tips = [alt.Tooltip("arm:N"), alt.Tooltip("epoch:Q"), number_tip("value", "mean", ".4f"), alt.Tooltip("runs:Q")]
     chart = alt.layer(
         base.mark_line(strokeWidth=1.6).encode(strokeDash=styles.dash(), detail="arm:N"),
         dots.encode(shape=styles.shape(), tooltip=tips),
@@ -89,7 +90,7 @@ def curve_panels(analysis: StudyAnalysis, quantity: ObjectiveName, label: str) -
     kinds = ["training", "validation"]
     colour = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[COLOURS[1], COLOURS[0]]), title=None)
     dash = alt.StrokeDash("kind:N", scale=alt.Scale(domain=kinds, range=[[4, 2], [1, 0]]), title=None)
-    tips = [alt.Tooltip("run:N"), alt.Tooltip("kind:N"), alt.Tooltip("epoch:Q"), _number("value", label, ".4f")]
+    tips = [alt.Tooltip("run:N"), alt.Tooltip("kind:N"), alt.Tooltip("epoch:Q"), number_tip("value", label, ".4f")]
     base = alt.Chart()
     lines = base.mark_line(strokeWidth=1.1, opacity=0.8).encode(strokeDash=dash, detail="run:N")
     dots = base.mark_point(filled=True, size=12, opacity=0.8).encode(tooltip=tips).properties(name="dots")
@@ -146,7 +147,11 @@ def _cost(
         texts[arm.name] = f"{arm.estimate.value:.4f} at {cost:{form}}"
     base = of_arms(rows)
     x = alt.X("cost:Q", title=title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=5))
-    tips = [alt.Tooltip("arm:N"), _number("cost", title, form), _number("value", f"mean test {goal.label}", ".4f")]
+    tips = [
+        alt.Tooltip("arm:N"),
+        number_tip("cost", title, form),
+        number_tip("value", f"mean test {goal.label}", ".4f"),
+    ]
     ends = {"y": alt.Y("low:Q"), "y2": alt.Y2("high:Q")}
     dots = base.mark_point(filled=True, size=80, opacity=1)
     chart = alt.layer(
@@ -195,8 +200,8 @@ def _slice(rows: Sequence[Row], styles: ArmStyles, search: tuple[str, Any], goal
     else:
         scale = alt.Scale(type="log") if searched.log else alt.Scale(zero=False)
         x = alt.X("parameter:Q", title=name, scale=scale, axis=alt.Axis(format="~g", tickCount=5))
-        tip = _number("parameter", name, ".4~g")
-    tips = [alt.Tooltip("arm:N"), alt.Tooltip("trial:Q"), tip, _number("value", f"validation {goal.label}", ".4f")]
+        tip = number_tip("parameter", name, ".4~g")
+    tips = [alt.Tooltip("arm:N"), alt.Tooltip("trial:Q"), tip, number_tip("value", f"validation {goal.label}", ".4f")]
     points = of_arms(rows).mark_point(filled=True, size=50, opacity=0.9)
     chart = points.encode(
         x=x, y=_y(axis_title("validation", goal)), color=styles.colour(), shape=styles.shape(), tooltip=tips
@@ -222,8 +227,8 @@ def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
         return None
     axis = axis_title("validation", analysis.result.spec.goal)
     labels = ["a trial", "known"] if analysis.result.spec.known else ["a trial"]
-    tips = [alt.Tooltip("k:Q", title="trial"), *(_number(f, f, ".4f") for f in labels)]
-    tips += [_number("best", "best so far", ".4f"), _number("expected", "expected best of as many", ".4f")]
+    tips = [alt.Tooltip("k:Q", title="trial"), *(number_tip(f, f, ".4f") for f in labels)]
+    tips += [number_tip("best", "best so far", ".4f"), number_tip("expected", "expected best of as many", ".4f")]
     x = alt.X("k:Q", title="trial", axis=_count_axis(4))
     base = alt.Chart()
 
@@ -288,7 +293,3 @@ def _count_axis(ticks: int) -> alt.Axis:
 
 def _y(title: str, field: str = "value") -> alt.Y:
     return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
-
-
-def _number(field: str, title: str, form: str) -> alt.Tooltip:
-    return alt.Tooltip(f"{field}:Q", title=title, format=form)

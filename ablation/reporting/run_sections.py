@@ -1,4 +1,4 @@
-"""The report's sections on the runs: cost, tuning, classes, images, environment."""
+"""The report's sections on the runs: cost, tuning, learning curves, classes, mistakes, runs."""
 
 import math
 from collections.abc import Mapping

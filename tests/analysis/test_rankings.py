@@ -1,15 +1,12 @@
 """How well a forecast foretold the order of trained arms."""
 
 from dataclasses import replace
-from itertools import permutations
 
 import pytest
-from scipy.stats import kendalltau
 
 from ablation.analysis.cut_forecasts import CutForecast, forecast_from_json, forecast_to_json
 from ablation.analysis.rankings import rankings
 from ablation.analysis.results import StudyResult
-from ablation.analysis.statistics import kendall_tau
 from tests.fake_results import fake_result
 
 CUTS = ["block1", "block2", "block3", "block4"]
@@ -23,17 +20,6 @@ def foretold(result: StudyResult, ridge: list[float], pools: tuple[int, ...] = (
         for (cut, pool), value in zip(places, ridge, strict=False)
     ]
     return replace(result, forecast=forecast)
-
-
-@pytest.mark.parametrize("second", [*permutations([1.0, 2.0, 3.0, 4.0]), (1.0, 1.0, 2.0, 3.0), (5.0, 5.0, 5.0, 1.0)])
-def test_kendalls_tau_is_scipys(second: tuple[float, ...]) -> None:
-    for first in ([1.0, 2.0, 3.0, 4.0], [0.3, 0.3, 0.7, 0.1]):
-        assert kendall_tau(first, second) == pytest.approx(kendalltau(first, second).statistic)
-
-
-def test_equal_values_have_no_order() -> None:
-    assert kendall_tau([1.0, 2.0], [3.0, 3.0]) is None
-    assert kendall_tau([1.0], [1.0]) is None
 
 
 def test_each_level_of_another_factor_has_its_own_ranking() -> None:
