@@ -357,7 +357,8 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
         if is_lost:
             contextvars.Context().run(write, "the other's")  # a process of its own has no guard of this one
         result = SimpleNamespace(number=reports[-1], tags={})
-        return SimpleNamespace(result=result, answer="", champion=f"champion {reports[-1]}")
+        analysis = SimpleNamespace(result=result, answer="", champion=f"champion {reports[-1]}")
+        return SimpleNamespace(analysis=analysis)
 
     reports: list[int] = []
     seen: list[str] = []
