@@ -12,7 +12,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ablation.analysis.predictions import Predictions
-from ablation.analysis.results import CURVES, ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import CURVES, RunResult
 from ablation.data.normalisation import Normalisation
 from ablation.data.samples import DRAWS, Mistakes, Samples, confident_mistakes, samples_file
 from ablation.spec.arms import Arm, arms, published_for

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ablation.analysis.results import ArmResult, RunResult, StudyResult, best_run, goal_of
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import RunResult, best_run, goal_of
 from ablation.analysis.statistics import Estimate, contrast
 from ablation.analysis.tuning import BestOf, best_of
 from ablation.training.class_metrics import balanced_accuracy_and_macro_f1

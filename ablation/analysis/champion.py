@@ -13,7 +13,8 @@ import numpy as np
 from ablation.analysis.arm_summaries import confirmed_validation, inference_operations, leading_arms, winning_arm
 from ablation.analysis.best_arms import FromBest, best_over_repeats, compared_with_best
 from ablation.analysis.repeats import RepeatMoments
-from ablation.analysis.results import ArmResult, StudyResult, goal_of
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import goal_of
 from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.wording import join, margin_words, points
 from ablation.base.text import plural

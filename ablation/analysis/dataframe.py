@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from ablation.analysis.results import ArmResult, RunResult, StudyResult, read_results
+from ablation.analysis.results import ArmResult, StudyResult, read_results
+from ablation.analysis.runs import RunResult
 from ablation.spec.parameters import Hyperparameters, without_none
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import find_store

@@ -32,7 +32,8 @@ from ablation.analysis.comparison import Comparisons, Correct, Estimator, compar
 from ablation.analysis.looks import level_of, look_sentences
 from ablation.analysis.registration import registration_sentences
 from ablation.analysis.repeats import chances_over_repeats, contrast_over_repeats, variance_components
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.analysis.wording import join, points
 from ablation.base.errors import InputError
 from ablation.base.text import plural

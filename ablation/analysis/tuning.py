@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from ablation.analysis.results import ArmResult, RunResult, StudyResult, goal_of
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import RunResult, goal_of
 from ablation.spec.parameters import Choices, Range
 from ablation.spec.study import StudySpec
 

@@ -18,7 +18,8 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ablation.analysis.results import RunResult, read_results
+from ablation.analysis.results import read_results
+from ablation.analysis.runs import RunResult
 from ablation.base.device import select_precision
 from ablation.base.errors import StoreError
 from ablation.benchmark import SMALL_TRIALS

@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ablation.analysis.results import RunResult, StudyResult
+from ablation.analysis.results import StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.base.text import Table
 from ablation.reporting.charts import MOST_DOTS, Picture

@@ -12,7 +12,8 @@ from ablation import __version__
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary
 from ablation.analysis.comparison import FactorAnalysis
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.analysis.wording import join, shown_question
 from ablation.base.text import Table, escape_markdown, visible

@@ -7,7 +7,8 @@ import numpy as np
 
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.arm_summaries import ArmSummary, Mistake, Summary, champion_run, summarise
-from ablation.analysis.results import RunResult, StudyResult, best_run
+from ablation.analysis.results import StudyResult
+from ablation.analysis.runs import RunResult, best_run
 from ablation.analysis.tuning import edges, searched_params, tuned_minus_confirmed
 from ablation.analysis.wording import points, unit_words
 from ablation.base.text import Table, format_params, format_value, plural

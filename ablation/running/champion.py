@@ -12,7 +12,8 @@ import torch
 
 from ablation.analysis.arm_summaries import champion_run, confirmed_validation
 from ablation.analysis.champion import Choice, choose_champion
-from ablation.analysis.results import RunResult, StudyResult
+from ablation.analysis.results import StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.analysis.wording import shown_question
 from ablation.base.errors import InputError
 from ablation.base.text import escape_markdown

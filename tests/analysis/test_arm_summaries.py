@@ -8,7 +8,8 @@ import pytest
 
 from ablation.analysis.answer import analyse
 from ablation.analysis.arm_summaries import best_so_far, champion_run, confusion_matrix, late_rise, winning_arm
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.spec.arms import arms
 from tests.fake_results import (
     FOUR,

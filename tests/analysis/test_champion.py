@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from ablation.analysis.champion import choose_champion, distances_from_best, moments_of_repeats
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.spec.objective import ACCURACY
 from tests.fake_results import draw_predictions, fake_predictions, fake_result
 

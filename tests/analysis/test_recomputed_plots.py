@@ -20,7 +20,8 @@ from scipy import stats
 from sklearn.metrics import confusion_matrix
 
 from ablation.analysis.answer import analyse
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.reporting.charts import LAYOUT, Picture
 from ablation.reporting.figures import draw_figures
 from ablation.reporting.report import Report

@@ -22,7 +22,8 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 
 from ablation.analysis.answer import analyse
 from ablation.analysis.pooling import analyse_study
-from ablation.analysis.results import ArmResult, RunResult, StudyResult
+from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.reporting import charts
 from ablation.reporting.exports import figures_json, runs_csv
 from ablation.reporting.report import Report, build_report

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from ablation import load_results
 from ablation.analysis import results
 from ablation.analysis.answer import analyse
-from ablation.analysis.results import CURVES, StudyResult, read_results
+from ablation.analysis.results import StudyResult, read_results
+from ablation.analysis.runs import CURVES
 from ablation.base.errors import InputError
 from ablation.reporting.run_charts import curve_panels, curves
 from ablation.storage.store import Store, find_store

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ablation.analysis.answer import StudyAnalysis, analyse
 from ablation.analysis.comparison import Difference, FactorAnalysis
-from ablation.analysis.results import RunResult
+from ablation.analysis.runs import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.reporting import run_charts
 from ablation.reporting.charts import (

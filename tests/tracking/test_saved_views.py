@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.analysis.results import CHANGES
+from ablation.analysis.runs import CHANGES
 from ablation.running.mlflow_pages import conclude_pages, write_views
 from ablation.spec.architectures import ARCHITECTURES, block_names
 from ablation.spec.metrics import EpochMetrics
