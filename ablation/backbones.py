@@ -52,12 +52,11 @@ def _load(module: str | None, function: str, image_size: int) -> str:
     Raises:
         InputError: it cannot be loaded, or its blocks do not fit each other or the images.
     """
-    from ablation.networks.custom_backbone import load_custom_backbone
     from ablation.networks.custom_checks import check_custom_blocks
-    from ablation.networks.timm_backbones import load_timm_backbone
+    from ablation.networks.timm_backbones import load_backbone
 
     try:
-        name = load_custom_backbone(module, function) if module else load_timm_backbone(function, image_size)
+        name = load_backbone(module, function, image_size)
         check_custom_blocks(name, block_names(name)[-1], image_size, learns=False, starts_random=False)
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -27,7 +27,7 @@ from ablation.spec.files import check_images, check_weights_file, find_study_fil
 from ablation.spec.reading import WithoutEffect, load_study
 from ablation.spec.study import StudySpec
 from ablation.storage.store import find_store
-from ablation.study import load_custom, load_timm, study_overrides
+from ablation.study import load_backbone, study_overrides
 
 ONLY_WITHOUT_STUDY = {"limit": "--set data.limit=N", "repeats": "the study runs once", "fill": "--trials N"}
 
@@ -172,7 +172,7 @@ def spec_to_measure(
     with refusing_unreachable_paths():
         path, overrides = find_study_file(study), [*overrides, *changes]
         try:
-            spec = load_study(path, overrides=overrides, load_custom=load_custom, load_timm=load_timm)
+            spec = load_study(path, overrides=overrides, load_backbone=load_backbone)
         except WithoutEffect as error:  # changes nothing that is measured
             spec = error.spec
         check_weights_file(spec)

@@ -230,9 +230,7 @@ def load_accepted(
     """
     with refusing_unreachable_paths():
         try:
-            return load_study(
-                path, name=name, overrides=overrides, load_custom=load_custom, load_timm=load_timm, report=report
-            )
+            return load_study(path, name=name, overrides=overrides, load_backbone=load_backbone, report=report)
         except WithoutEffect as error:
             if not (is_try or may_have_begun(store, name)):
                 raise
@@ -267,18 +265,11 @@ def may_have_begun(store: Store, study: str) -> bool:
         return False
 
 
-def load_custom(file: str, function: str) -> str:
-    """Load a custom backbone; see `load_custom_backbone`, which needs torch."""
-    from ablation.networks.custom_backbone import load_custom_backbone
+def load_backbone(module: str | None, name: str, image_size: int) -> str:
+    """Load a custom backbone, or one of timm's networks; torch is imported only for a study of these."""
+    from ablation.networks import timm_backbones
 
-    return load_custom_backbone(file, function)
-
-
-def load_timm(name: str, image_size: int) -> str:
-    """Load one of timm's networks; see `load_timm_backbone`."""
-    from ablation.networks.timm_backbones import load_timm_backbone
-
-    return load_timm_backbone(name, image_size)
+    return timm_backbones.load_backbone(module, name, image_size)
 
 
 def show_line(text: str) -> None:

@@ -94,9 +94,7 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
             except ValidationError as error:
                 raise InputError(f"--set: {validation_message(error)}") from None
         try:
-            return load_study(
-                find_study_file(name), overrides=overrides, load_custom=_load_custom, load_timm=_load_timm
-            ).data
+            return load_study(find_study_file(name), overrides=overrides, load_backbone=_load_backbone).data
         except WithoutEffect as error:  # the images are described all the same
             return error.spec.data
 
@@ -113,18 +111,11 @@ def _has_images(path: Path, column: str) -> bool:
     return False
 
 
-def _load_custom(file: str, function: str) -> str:
-    """Load a custom backbone; torch is imported only for a study that has one."""
-    from ablation.networks.custom_backbone import load_custom_backbone
+def _load_backbone(module: str | None, name: str, image_size: int) -> str:
+    """Load a custom backbone, or one of timm's networks; torch is imported only for a study of these."""
+    from ablation.networks import timm_backbones
 
-    return load_custom_backbone(file, function)
-
-
-def _load_timm(name: str, image_size: int) -> str:
-    """Load one of timm's networks, likewise."""
-    from ablation.networks.timm_backbones import load_timm_backbone
-
-    return load_timm_backbone(name, image_size)
+    return timm_backbones.load_backbone(module, name, image_size)
 
 
 def show(data: Data, sheet: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from ablation.base.errors import InputError
 from ablation.base.text import first_line, nearest
 from ablation.networks.code_digest import module_description
-from ablation.networks.custom_backbone import DIGEST_LENGTH, add_loaded_backbone, checked_blocks
+from ablation.networks.custom_backbone import DIGEST_LENGTH, add_loaded_backbone, checked_blocks, load_custom_backbone
 from ablation.networks.excerpts import Excerpt, assemble
 from ablation.spec.architectures import TIMM, function_name
 
@@ -78,6 +78,15 @@ class _Plan:
 
 
 _IMAGE_SIZES: dict[str, int] = {}  # of loaded backbones, by name
+
+
+def load_backbone(module: str | None, name: str, image_size: int) -> str:
+    """Load a custom backbone, the function `name` of a file, or without a file one of timm's; return its full name.
+
+    Raises:
+        ValueError: as `load_custom_backbone` and `load_timm_backbone`.
+    """
+    return load_timm_backbone(name, image_size) if module is None else load_custom_backbone(module, name)
 
 
 def load_timm_backbone(name: str, image_size: int) -> str:

@@ -19,8 +19,7 @@ from ablation.data.normalisation import Normalisation
 from ablation.data.run_pictures import confusion_png, mistakes_png
 from ablation.data.sample_drawing import as_fed
 from ablation.data.samples import confident_mistakes
-from ablation.networks.custom_backbone import load_custom_backbone
-from ablation.networks.timm_backbones import load_timm_backbone
+from ablation.networks.timm_backbones import load_backbone
 from ablation.networks.transfer_model import TransferModel, initialise
 from ablation.networks.weights import read_weights
 from ablation.running.workbench import Workbench, make_model
@@ -248,10 +247,8 @@ def _check_custom_backbone(run: str, spec: TrialSpec, module: str | os.PathLike[
     """Run the file of a trial's custom backbone; refuse code that has changed since."""
     path = str(spec.backbone_module) if module is None else os.fspath(module)
     try:
-        if is_timm(spec.backbone):
-            backbone = load_timm_backbone(function_name(spec.backbone), spec.image_size)
-        else:
-            backbone = load_custom_backbone(path, function_name(spec.backbone))
+        file = None if is_timm(spec.backbone) else path
+        backbone = load_backbone(file, function_name(spec.backbone), spec.image_size)
     except ValueError as error:
         raise InputError(f"run {run}: its backbone cannot be built: {error}") from None
     if backbone != spec.backbone:

@@ -64,6 +64,9 @@ def read_study_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from None
 
 
+LoadBackbone = Callable[[str | None, str, int], str]  # see `networks.timm_backbones.load_backbone`, which needs torch
+
+
 class WithoutEffect(InputError):
     """Something in a study file has no effect; otherwise the study is right, and `spec` has it."""
 
@@ -77,8 +80,7 @@ def load_study(
     *,
     name: str | None = None,
     overrides: Iterable[tuple[list[str], Any]] = (),
-    load_custom: Callable[[str, str], str] | None = None,
-    load_timm: Callable[[str, int], str] | None = None,
+    load_backbone: LoadBackbone | None = None,
     report: Callable[[str], None] | None = None,
 ) -> StudySpec:
     """Read and check a study file.
@@ -91,9 +93,7 @@ def load_study(
         path: a TOML file.
         name: the study's name; the file's name without its suffix by default.
         overrides: (keys, value) pairs that replace entries of the file, in order.
-        load_custom: runs a custom backbone's file (see `load_custom_backbone`, which needs torch); without it, a study
-            of a custom backbone cannot be loaded.
-        load_timm: loads one of timm's networks for an image size (see `load_timm_backbone`), likewise.
+        load_backbone: loads a custom backbone, or one of timm's networks; without it, no study of these can be loaded.
         report: called with a line for each entry that is dropped or has no effect.
 
     Raises:
@@ -106,7 +106,7 @@ def load_study(
     if "name" in changed:
         raise InputError(f"{where}: name: not a key; the study is named after its file, or by --name")
     try:
-        changed = _with_timm_backbone(_with_custom_backbone(changed, load_custom), load_timm)
+        changed = _with_loaded_backbone(changed, load_backbone)
     except ValueError as error:
         raise InputError(f"{where}: backbone.{error}") from None
     study_name = check_name(name or path.stem)
@@ -185,42 +185,32 @@ def _without(content: dict[str, Any], entry: Entry) -> dict[str, Any]:
     return content
 
 
-def _with_custom_backbone(content: dict[str, Any], load_custom: Callable[[str, str], str] | None) -> dict[str, Any]:
-    """Run the file of a custom backbone, if the study has one; return the content with the backbone's name.
-
-    Raises:
-        ValueError: a key is wrong; the message begins with it.
-    """
-    backbone = content.get("backbone")
-    if not isinstance(backbone, dict) or not {"module", "function"} & backbone.keys():
-        return content
-    for key, other in (("module", "function"), ("function", "module")):
-        if not isinstance(backbone.get(key), str):
-            raise ValueError(f"{key}: must be a text, together with backbone.{other}")
-    if "name" in backbone:
-        raise ValueError("name: not allowed together with backbone.module, which replaces it")
-    assert load_custom is not None, "a study of a custom backbone needs `load_custom`"
-    name = load_custom(backbone["module"], backbone["function"])
-    return {**content, "backbone": {"weights": None, **backbone, "name": name}}
-
-
-def _with_timm_backbone(content: dict[str, Any], load_timm: Callable[[str, int], str] | None) -> dict[str, Any]:
-    """Load the study's backbone if it is one of timm's; return the content with the backbone's full name.
+def _with_loaded_backbone(content: dict[str, Any], load_backbone: LoadBackbone | None) -> dict[str, Any]:
+    """Load the study's backbone if it is a custom one, or one of timm's; return the content with its full name.
 
     Raises:
         ValueError: a key is wrong; the message begins with it.
     """
     backbone, data = content.get("backbone"), content.get("data")
-    name = backbone.get("name") if isinstance(backbone, dict) else None
-    if not isinstance(name, str) or not is_timm(name):
+    if not isinstance(backbone, dict):
         return content
-    assert isinstance(backbone, dict)
-    assert load_timm is not None, "a study of a network of timm's needs `load_timm`"
+    module, name = None, backbone.get("name")
+    weights: str | None = TIMM_WEIGHTS
+    if {"module", "function"} & backbone.keys():
+        for key, other in (("module", "function"), ("function", "module")):
+            if not isinstance(backbone.get(key), str):
+                raise ValueError(f"{key}: must be a text, together with backbone.{other}")
+        if "name" in backbone:
+            raise ValueError("name: not allowed together with backbone.module, which replaces it")
+        module, name, weights = backbone["module"], backbone["function"], None
+    elif not isinstance(name, str) or not is_timm(name):
+        return content
+    assert load_backbone is not None, "a study of a custom backbone, or of one of timm's, needs `load_backbone`"
     default = Data.model_fields["image_size"].default
     image_size = data.get("image_size", default) if isinstance(data, dict) else default
     if type(image_size) is not int or image_size < 1:
         image_size = default  # a wrong one is refused with the other keys
-    return {**content, "backbone": {"weights": TIMM_WEIGHTS, **backbone, "name": load_timm(name, image_size)}}
+    return {**content, "backbone": {"weights": weights, **backbone, "name": load_backbone(module, name, image_size)}}
 
 
 def validation_message(error: ValidationError) -> str:

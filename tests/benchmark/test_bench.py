@@ -192,8 +192,7 @@ def test_a_scaled_study_says_where_its_measurements_are(
 
 @pytest.mark.parametrize("backbone", ['module = "nets.py"\nfunction = "mine"', 'name = "timm:resnet18"'])
 def test_a_study_of_any_backbone_is_measured(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for loader in ("custom_backbone.load_custom_backbone", "timm_backbones.load_timm_backbone"):
-        monkeypatch.setattr(f"ablation.networks.{loader}", lambda *_: "vgg16_narrow")
+    monkeypatch.setattr("ablation.networks.timm_backbones.load_backbone", lambda *_: "vgg16_narrow")
     (tmp_path / "weights.pth").touch()
     study = f'question = "?"\ntrials_per_arm = 1\nepochs = 1\n[backbone]\n{backbone}\n[data]\nsource = "digits"\n'
     (tmp_path / "own.toml").write_text(study)

@@ -266,8 +266,7 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backbone", ['module = "nets.py"\nfunction = "mine"', 'name = "timm:resnet18"'])
 def test_a_study_of_any_backbone_has_images(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for loader in ("custom_backbone.load_custom_backbone", "timm_backbones.load_timm_backbone"):
-        monkeypatch.setattr(f"ablation.networks.{loader}", lambda *_: "vgg16_narrow")
+    monkeypatch.setattr("ablation.networks.timm_backbones.load_backbone", lambda *_: "vgg16_narrow")
     study = f'question = "?"\ntrials_per_arm = 1\nepochs = 1\n[backbone]\nweights = "mine.pth"\n{backbone}\n'
     (tmp_path / "own.toml").write_text(study + '[data]\nsource = "digits"\n')
     assert read_data(str(tmp_path / "own.toml"), ("data.limit=50",)) == Data(source="digits", limit=50)

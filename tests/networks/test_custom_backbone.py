@@ -30,6 +30,7 @@ from ablation.networks.blocks import build_blocks, initialise_blocks
 from ablation.networks.custom_backbone import load_custom_backbone, make_custom_blocks
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import Learning, apply_strategy
+from ablation.networks.timm_backbones import load_backbone
 from ablation.networks.transfer_model import Head, TransferModel, build_model, set_training_mode
 from ablation.networks.weights import read_weights
 from ablation.spec import reading
@@ -134,7 +135,7 @@ def folder(tmp_path: Path, own_weights: Path, monkeypatch: pytest.MonkeyPatch) -
         del ARCHITECTURES[name]
 
 
-load = functools.partial(load_study, load_custom=load_custom_backbone)
+load = functools.partial(load_study, load_backbone=load_backbone)
 
 
 def write(path: str, body: str) -> str:
@@ -543,9 +544,7 @@ def test_a_module_that_is_wrong_is_refused(folder: Path, body: str | None, said:
     if body is not None:
         write("net.py", body)
     with pytest.raises(InputError) as refused:
-        load_study(
-            folder / "own.toml", load_custom=load_custom_backbone, overrides=[(["backbone", "module"], "net.py")]
-        )
+        load_study(folder / "own.toml", load_backbone=load_backbone, overrides=[(["backbone", "module"], "net.py")])
     assert "own.toml, as set on the command line: backbone." in str(refused.value)
     assert said.format(net=folder / "net.py") in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -628,7 +627,7 @@ def test_keys_that_do_not_go_together_are_refused(folder: Path, keys: dict[str, 
     with pytest.raises(InputError) as refused:
         load_study(
             folder / "own.toml",
-            load_custom=load_custom_backbone,
+            load_backbone=load_backbone,
             overrides=[(["backbone", key], value) for key, value in keys.items()],
         )
     assert said in str(refused.value)

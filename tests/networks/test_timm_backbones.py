@@ -18,7 +18,7 @@ from ablation.networks.blocks import build_blocks, expected_tensors, initialise_
 from ablation.networks.custom_backbone import make_custom_blocks
 from ablation.networks.custom_checks import check_custom_blocks
 from ablation.networks.strategies import Learning, _is_decayed, apply_strategy
-from ablation.networks.timm_backbones import load_timm_backbone
+from ablation.networks.timm_backbones import load_backbone, load_timm_backbone
 from ablation.networks.transfer_model import Head, build_model
 from ablation.networks.weights import check_layers, read_weights
 from ablation.spec.architectures import ARCHITECTURES, block_names
@@ -137,7 +137,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text('question = "?"\ntrials_per_arm = 1\nepochs = 1\n[backbone]\nname = "timm:resnet18"\n')
     with pytest.raises(InputError) as refused:
-        load_study(file, load_timm=load_timm_backbone)
+        load_study(file, load_backbone=load_backbone)
     assert str(refused.value) == f"{file}: backbone.name: timm's networks need timm: python -m pip install timm"
 
 
@@ -273,12 +273,12 @@ def write_study(folder: Path, name: str, weights: str, strategies: str, size: in
 def test_keys(tmp_path: Path, keys: str, said: str | None) -> None:
     file = write_study(tmp_path, "timm:test_vit", keys, '["from_scratch"]')
     if said is None:
-        content = load_study(file, load_timm=load_timm_backbone).content()["backbone"]
+        content = load_study(file, load_backbone=load_backbone).content()["backbone"]
         assert content["weights"] == "file"
         assert content["name"] == load_timm_backbone("timm:test_vit", 32)
         return
     with pytest.raises(InputError) as refused:
-        load_study(file, load_timm=load_timm_backbone)
+        load_study(file, load_backbone=load_backbone)
     assert str(refused.value) == f"{file}: {said}"
 
 
@@ -287,7 +287,7 @@ def test_timms_weights_are_its_networks_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="weights = 'pretrained' is for timm's networks"):
         load_study(file)
     plain = write_study(tmp_path, "timm:test_resnet", "", '["feature_extraction"]')
-    assert load_study(plain, load_timm=load_timm_backbone).backbone.weights == "pretrained"
+    assert load_study(plain, load_backbone=load_backbone).backbone.weights == "pretrained"
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext"])

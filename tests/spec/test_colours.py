@@ -37,5 +37,5 @@ def test_more_levels_than_hues_share_them_in_shades() -> None:
 
 @pytest.mark.parametrize("name", sorted(study_files()))
 def test_no_two_arms_of_a_bundled_study_look_the_same(name: str) -> None:
-    study = arms(load_study(study_files()[name], load_custom=None, load_timm=None))
+    study = arms(load_study(study_files()[name]))
     assert len(set(arm_colours(study).values())) == len(study)

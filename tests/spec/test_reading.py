@@ -142,8 +142,8 @@ def test_a_file_that_needs_its_overrides_can_be_narrowed(tmp_path: Path) -> None
 def test_a_narrowed_study_of_a_custom_backbone_runs_its_file_once(tmp_path: Path) -> None:
     calls = []
 
-    def load_custom(file: str, function: str) -> str:
-        calls.append(file)
+    def load_backbone(module: str | None, name: str, image_size: int) -> str:
+        calls.append(module)
         return "vgg16"
 
     path = write_study(
@@ -153,5 +153,5 @@ def test_a_narrowed_study_of_a_custom_backbone_runs_its_file_once(tmp_path: Path
     )
     overrides = [parse_override("backbone.module=here.py"), parse_override(FEATURES_ALONE)]
     lines: list[str] = []
-    load_study(path, overrides=overrides, load_custom=load_custom, report=lines.append)
+    load_study(path, overrides=overrides, load_backbone=load_backbone, report=lines.append)
     assert (len(lines), calls) == (1, ["here.py"])
