@@ -23,7 +23,7 @@ from ablation.data.image_folder import read_folder
 from ablation.data.image_set import ImageSet
 from ablation.data.images import normalise
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import DataSize, check_memory, load_images, load_split
+from ablation.data.reading import check_memory, load_images, load_split
 from ablation.data.split import split_train_val
 from ablation.spec.tables import Data
 
@@ -244,22 +244,7 @@ def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     refused("is not a folder; it must hold train")
 
 
-# --------------------------------------------------------------------------------------------------------- splitting
-
-
-def test_split_is_disjoint_balanced_and_reproducible() -> None:
-    labels = np.repeat(np.arange(10), [50, 50, 50, 50, 50, 100, 100, 100, 100, 150])
-    split = split_train_val(labels, 0.1, 400, seed=2**40)
-    both = np.concatenate([split.train_N, split.val_N])
-    assert len(np.unique(both)) == len(both) == 400
-    assert len(split.val_N) == 40
-    # Half of the images: half of each class, and a tenth of those for validation, rounded.
-    assert np.bincount(labels[both]).tolist() == [25, 25, 25, 25, 25, 50, 50, 50, 50, 75]
-    assert all(abs(np.bincount(labels[split.val_N]) - np.bincount(labels[both]) / 10) < 1)
-    again = split_train_val(labels, 0.1, 400, seed=2**40)
-    assert np.array_equal(again.train_N, split.train_N)
-    assert np.array_equal(again.val_N, split.val_N)
-    assert not np.array_equal(split_train_val(labels, 0.1, 400, seed=1).val_N, split.val_N)
+# ------------------------------------------------------------------------------------------------------- limit, memory
 
 
 def test_only_what_the_limit_keeps_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,20 +307,6 @@ def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.Mon
     assert available_memory() == pytest.approx(whole, rel=0.2)
 
 
-def test_impossible_splits_are_refused() -> None:
-    with pytest.raises(InputError, match="data.limit: 11 is more than the 10 training images"):
-        split_train_val(np.arange(10) % 2, 0.2, 11, seed=0)
-    for limit in (3, 92):
-        with pytest.raises(
-            InputError, match=f"data.limit: {limit} of 100 images cannot be chosen by class: 10 classes need one image"
-        ):
-            split_train_val(np.arange(100) % 10, 0.2, limit, seed=0)
-    with pytest.raises(InputError, match="data.val_fraction: 2 of 12 images for validation, but 3 classes need one"):
-        split_train_val(np.arange(12) % 3, 0.1, None, seed=0)
-    with pytest.raises(InputError, match="data.val_fraction: 10 images cannot be split by class"):
-        split_train_val(np.array([0] * 9 + [1]), 0.2, None, seed=0)
-
-
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
     """Two classes of 200 training images, and one of three."""
@@ -355,12 +326,6 @@ def test_a_limit_that_leaves_too_few_images_of_a_class_is_refused(uneven: Path) 
         load_split(data, 1)
     with pytest.raises(InputError, match=r"data.limit: of 140 images, class 'c' has 1 training image, but needs two"):
         load_split(data.model_copy(update={"limit": 140}), 1)
-
-
-def test_a_size_counts_the_validation_images_that_the_split_makes() -> None:
-    """A tenth of 1,442 is rounded up."""
-    split = split_train_val(np.arange(1442) % 2, 0.1, None, seed=0)
-    assert len(split.val_N) == DataSize(2, 1442, 100).validation(0.1) == 145
 
 
 def test_digests_are_made_where_they_are_used(uneven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
