@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ablation.spec.parameters import levels_name
+from ablation.spec.parameters import Hyperparameters, levels_name
 from ablation.spec.study import StudySpec
 
 
@@ -43,8 +43,9 @@ def differing_parameters(spec: StudySpec, first: Arm, second: Arm) -> list[str]:
     """
     return [
         name
-        for name in spec.arm_parameters()
-        if spec.possible(name, first.levels) != spec.possible(name, second.levels)
+        for name in Hyperparameters.model_fields
+        if name in (*first.levels, *second.levels)  # what neither sets is the same in both
+        and spec.possible(name, first.levels) != spec.possible(name, second.levels)
         and all(any(reuse.applies(name) for reuse in spec.reuses(arm.levels)) for arm in (first, second))
     ]
 
