@@ -54,6 +54,8 @@ class TrainingStep:
         self.source, self.settings = source, settings
         self.device = source.labels_N.device
         self.forward = compiled_forward(settings.compile)
+        # Kept, because finding them in a deep network at every step takes as long as a small head.
+        self._parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
         is_balanced = settings.class_weights == "balanced"
         self.weights_K = balanced_weights(source.labels_N, training.model.num_classes) if is_balanced else None
         self.loss_sum = torch.zeros((), device=self.device)
@@ -154,7 +156,8 @@ class TrainingStep:
             logits_BK = self.forward(self.model, batch.inputs, self.source.start)
         smoothing = self.settings.label_smoothing
         loss = mixed_loss(logits_BK.float(), labels_B, batch.own_share, self.weights_K, smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._update()
         self._average()
@@ -170,11 +173,11 @@ class TrainingStep:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.settings.l2_sp)
         if self._divides_in_update:
-            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
             self.optimizer.grad_scale = (norm / self.settings.max_grad_norm).clamp(min=1)  # type: ignore[attr-defined]
             self.optimizer.step()
             return
-        clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
