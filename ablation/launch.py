@@ -21,9 +21,7 @@ from ablation.study import (
     check_inputs,
     load_accepted,
     may_have_begun,
-    measured_plan,
     name_in_stores,
-    read_status,
     show_status,
     study_overrides,
 )
@@ -164,6 +162,7 @@ def fitting_workers(spec: StudySpec, store: Store, given: Mapping[str, Any]) -> 
     from ablation.base.terminal import say, waiting
     from ablation.launching.local import usable_gpus
     from ablation.planning.forecast import memory, workers_that_fit
+    from ablation.planning.measured_plan import measured_plan
 
     gpus = usable_gpus()
     if check_device(given["device"]).type != "cuda":
@@ -187,6 +186,8 @@ def show_status_or_none(study: str, store: Store, patience: float | None) -> "li
 
 def missing_study(name: str, store: Store) -> str:
     """Return in brackets that a store has no study of a name, and the nearest that there is; "" if it may have it."""
+    from ablation.running.status import read_status
+
     with suppress(InputError, StoreAway, StoreError):
         if not may_have_begun(store, name):
             try:

@@ -4,12 +4,10 @@ torch, MLflow and Optuna take seconds to import, so they are imported inside the
 a refused study file answer at once.
 """
 
-import difflib
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +25,9 @@ from ablation.base.command_line import (
     run_command,
     store_option,
 )
-from ablation.base.errors import InputError, NoSuchStudy, StoreAway, StoreError
+from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.interrupts import GRACE_SECONDS, set_grace
-from ablation.base.text import Table, nearest
+from ablation.base.text import Table
 from ablation.running.demo import demo_overrides, needs_pretraining
 from ablation.spec.files import check_images, check_weights_file, find_study_file, study_files, write_new_study
 from ablation.spec.reading import WithoutEffect, check_name, load_study, parse_override, read_study_file
@@ -37,7 +35,6 @@ from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store, find_store_to_write
 
 if TYPE_CHECKING:
-    from ablation.planning.forecast import StudyPlan
     from ablation.running.running_trials import RunningTrial
 
 
@@ -306,44 +303,24 @@ def question_of(path: Path) -> str:
 def list_stored(store: Store, patience: float | None) -> None:
     """Print the studies of a store: how many of their runs ended."""
     from ablation.base.retries import wait_out
-    from ablation.base.terminal import show_table
-    from ablation.search import configure_optuna
-    from ablation.search.patient_storage import read_again
+    from ablation.base.terminal import loading, show_table
 
+    with loading("MLflow and Optuna"):
+        from ablation.running.status import read_stored
+        from ablation.search import configure_optuna
+        from ablation.search.patient_storage import read_again
+        from ablation.tracking import configure_mlflow
+
+    configure_mlflow()
     configure_optuna()
     show_table(wait_out(partial(read_again, partial(read_stored, store)), patience))
-
-
-def read_stored(store: Store) -> Table:
-    """Return the table of --list --store."""
-    from ablation.search.status import count_states, trial_records
-    from ablation.search.studies import open_storage, stored_studies, study_arms
-    from ablation.storage.locks import open_locks
-
-    store.check_reachable()
-    storage = None if store.is_empty else open_storage(store)
-    if storage is None:
-        raise InputError(f"{store.root}: is no store, or an empty one")
-    locks = open_locks(store.optuna_url)
-    rows = []
-    for name in stored_studies(storage):
-        studies = study_arms(storage, name)
-        runs = [run for arm_runs in trial_records(studies, locks).values() for run in arm_runs]
-        question = next((arm.user_attrs.get("content", {}).get("question") for arm in studies.tuning.values()), None)
-        counts = [count_states([run for run in runs if (run.confirms is None) == tuned]) for tuned in (True, False)]
-        rows.append([name, str(len(studies.tuning)), *counts, question or "-"])
-    return Table(
-        f"Studies in {store.root}",
-        ["name", "arms", "trials", "confirmation runs", "question"],
-        rows,
-        optional=["question", "confirmation runs"],
-    )
 
 
 def show_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: int) -> None:
     """Measure the study's device briefly; print the time and space that the study and smaller budgets need."""
     from ablation.base.terminal import show_table, waiting
     from ablation.planning.device_choice import faster_on_cpu
+    from ablation.planning.measured_plan import measured_plan
     from ablation.planning.tables import arms_table, budget_table
 
     with waiting("Measuring how fast this machine is"):
@@ -355,25 +332,6 @@ def show_plan(spec: StudySpec, store: Store, device_name: str, feature_limit: in
     show_table(budget_table(study, count_looks(store, spec.name)))
 
 
-def measured_plan(spec: StudySpec, device_name: str, feature_limit: int) -> "StudyPlan":
-    """Return a study's plan, with what each kind of training took on the study's device."""
-    from ablation.base.device import make_deterministic, select_device
-    from ablation.data.reading import measure_data
-    from ablation.planning.forecast import StudyPlan
-    from ablation.planning.probe import probe
-    from ablation.planning.workload import feature_bytes, frozen_parts, plan, shared_conditions
-
-    size = measure_data(spec.data)
-    setup = shared_conditions(spec, size, select_device(device_name))
-    if spec.deterministic:
-        make_deterministic()
-    stores_features = feature_bytes(spec, size, setup.precision) <= feature_limit
-    arm_plans = plan(spec, size.classes, stores_features=stores_features)
-    kinds = [kind for arm in arm_plans for kind in (arm.cheapest, arm.costliest)]
-    speeds = probe(kinds, frozen_parts(spec) if stores_features else [], setup)
-    return StudyPlan(spec, size, feature_limit, arm_plans, setup, speeds)
-
-
 def show_status(study: str, store: Store, patience: float | None) -> "list[RunningTrial]":
     """Print the arms of a study with their trials by state, and the trials that train now, which are returned."""
     from ablation.base.retries import wait_out
@@ -381,6 +339,7 @@ def show_status(study: str, store: Store, patience: float | None) -> "list[Runni
 
     with loading("MLflow and Optuna"):
         from ablation.running.running_trials import running_table
+        from ablation.running.status import read_status
         from ablation.search import configure_optuna
         from ablation.search.patient_storage import read_again
         from ablation.tracking import configure_mlflow
@@ -392,49 +351,6 @@ def show_status(study: str, store: Store, patience: float | None) -> "list[Runni
     if running:
         show_table(running_table(running))
     return running
-
-
-def read_status(study: str, store: Store) -> "tuple[Table, list[RunningTrial]]":
-    """Return the table of arms of --status, and the trials that train now."""
-    from ablation.running.repair import stored_differences
-    from ablation.running.running_trials import running_trials
-    from ablation.search.status import count_runs, status_table, trial_records
-    from ablation.search.studies import ArmStudies, open_storage, stored_decisions, stored_studies, study_arms
-    from ablation.spec.looks import decision_texts, most_seeds_of_arms
-    from ablation.spec.objective import OBJECTIVES
-    from ablation.spec.tables import Confirm
-    from ablation.storage.locks import open_locks
-    from ablation.tracking.reading import unreported_texts
-    from ablation.tracking.registry import champion_texts
-
-    store.check_reachable()
-    storage = None if store.is_empty else open_storage(store)
-    studies = study_arms(storage, study) if storage else ArmStudies({}, {})
-    if not studies.tuning:
-        names = (stored_studies(storage) if storage else []) or similar_files(study)
-        raise NoSuchStudy(f"{store.root}: has no study {study!r}{nearest(study, names) if names else ''}")
-    contents = [arm.user_attrs.get("content", {}) for arm in studies.tuning.values()]
-    budget = max(content.get("trials_per_arm", 0) for content in contents)
-    confirm = Confirm.model_validate(contents[0].get("confirm", {}))
-    decisions = [decision for arm in studies.tuning.values() for decision in stored_decisions(arm)]
-    goal = OBJECTIVES[contents[0].get("objective", "accuracy")]
-    trials = trial_records(studies, open_locks(store.optuna_url))
-    seeds = most_seeds_of_arms(confirm, trials, decisions)
-    table = status_table(study, trials, budget, seeds, confirm.repeats, goal)
-    ended, total = count_runs(trials, budget, seeds, confirm.repeats)
-    looks = decision_texts(confirm, decisions, has_ended=ended == total)
-    texts = [
-        *champion_texts(store, study, is_complete=ended == total),
-        *(unreported_texts(store, study) if ended == total else []),
-    ]
-    arms = replace(table, notes=[*table.notes, *looks, *texts, *stored_differences(store, study)])
-    return arms, running_trials(study, store, studies, trials)
-
-
-def similar_files(study: str) -> list[str]:
-    """Return the names of study files that a study's name, or its demo's, resembles; none if it is one of them."""
-    name, files = study.removesuffix("-demo"), study_files()
-    return [] if name in files else difflib.get_close_matches(name, files)
 
 
 def main() -> int:

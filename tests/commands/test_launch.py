@@ -55,7 +55,9 @@ def test_workers_per_gpu_follow_the_memory_of_a_trial(
     monkeypatch.setattr(local, "gpu_count", lambda: 2)
     monkeypatch.setattr("ablation.base.cores.usable_cores", lambda: cores)
     monkeypatch.setattr("ablation.base.device.check_device", lambda name: SimpleNamespace(type="cuda"))
-    monkeypatch.setattr(launch, "measured_plan", lambda spec, device, limit: (say("probing"), plan)[1])
+    monkeypatch.setattr(
+        "ablation.planning.measured_plan.measured_plan", lambda spec, device, limit: (say("probing"), plan)[1]
+    )
     monkeypatch.setattr("ablation.planning.forecast.memory", lambda study: Memory(1_900_000_000, 0, 0))
     assert launcher(study_file, "--on", "local", "--per-gpu", "auto", "--print") == 0
     captured = capsys.readouterr()

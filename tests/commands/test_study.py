@@ -13,10 +13,9 @@ import pytest
 
 from ablation import study
 from ablation.base.errors import InputError, StoreAway, StoreError
-from ablation.running import checks
+from ablation.running import checks, status
 from ablation.running import study as running_study
 from ablation.running.demo import demo_overrides
-from ablation.search import status as search_status
 from ablation.search.claims import claim_trial
 from ablation.search.studies import TrialRecord, create_arms, open_storage
 from ablation.spec import files
@@ -184,16 +183,16 @@ def test_an_arm_is_deleted_while_it_is_read(
     store.prepare()
     spec = load_study(study_file)
     create_arms(storage := open_storage(store, create=True), spec, {"trials_per_arm": 2}, "an experiment")
-    read = search_status.trial_records
+    read = status.trial_records
 
     def trial_records(*read_of: Any) -> dict[str, list[TrialRecord]]:
-        monkeypatch.setattr(search_status, "trial_records", read)
+        monkeypatch.setattr(status, "trial_records", read)
         optuna.delete_study(study_name="small/block1,fine_tune_all", storage=storage)
         if is_made_again:
             create_arms(storage, spec, {"trials_per_arm": 2}, "an experiment")
         return read(*read_of)
 
-    monkeypatch.setattr(search_status, "trial_records", trial_records)
+    monkeypatch.setattr(status, "trial_records", trial_records)
     assert command(*(part.format(file=study_file) for part in arguments), "--store", store.root) == 0
     arms = 3 + is_made_again
     assert (f"| {arms} |" if arguments == ("--list",) else f"0 of {2 * arms} runs") in capsys.readouterr().out

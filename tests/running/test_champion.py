@@ -13,8 +13,8 @@ from ablation.analysis.results import read_results
 from ablation.base.errors import InputError, StoreAway
 from ablation.running import champion
 from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, register_champion, version_description
+from ablation.running.status import read_status
 from ablation.spec.objective import ACCURACY
-from ablation.study import read_status
 from ablation.tracking.client import KEY_TAG, REFUSAL_TAG
 from ablation.tracking.registry import STUDY_TAG, champion_texts, keep_refusal, load_champion
 from tests.champions import ChampionStudy, model_folder, winning_run, with_val_accuracy

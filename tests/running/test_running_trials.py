@@ -13,8 +13,8 @@ from ablation.launch import show_workers
 from ablation.launching.request import EngineWorker
 from ablation.running import trial
 from ablation.running.running_trials import RunningTrial, running_table
+from ablation.running.status import read_status
 from ablation.storage.store import find_store
-from ablation.study import read_status
 from tests.studies import ONE_ARM, Command, patched_train
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from ablation.analysis.results import read_results
 from ablation.base.text import escape_markdown, visible
 from ablation.running import trial
+from ablation.running.status import read_status
 from ablation.storage.locks import open_locks
 from ablation.storage.store import find_store
-from ablation.study import read_status
 from ablation.tracking.client import NOTE_TAG
 from tests.odd_names import NAMES, QUESTION
 from tests.other_user import folder_for_all, needs_root
