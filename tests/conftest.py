@@ -26,7 +26,8 @@ from ablation.base import retries
 from ablation.reporting import report
 from ablation.running import champion
 from ablation.search import configure_optuna, studies
-from ablation.storage.store import SQLITE, build_database, sqlite_path
+from ablation.storage.new_database import build_database
+from ablation.storage.store import SQLITE, sqlite_path
 from ablation.tracking import client, configure_mlflow, experiment
 from tests.champions import champion_study, champion_study_once  # noqa: F401 - fixtures
 from tests.servers import PostgreSQL, Server

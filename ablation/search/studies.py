@@ -21,8 +21,9 @@ from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import trial_name
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
+from ablation.storage.new_database import build_database
 from ablation.storage.outages import opening_reason
-from ablation.storage.store import POSTGRESQL_PACKAGES, Store, build_database, sqlite_path
+from ablation.storage.store import POSTGRESQL_PACKAGES, Store, sqlite_path
 
 LOOKS = "looks"  # user attribute of the first arm's Optuna study: what the planned looks so far decided
 CONFIRMATION = "/confirmation"  # ends the name of the Optuna study with an arm's confirmation runs

@@ -3,14 +3,13 @@
 import os
 import re
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.base.command_line import refusing_unreachable_paths
 from ablation.base.errors import InputError
-from ablation.base.files import check_temporary_folder, expand, file_system, replacing
+from ablation.base.files import check_temporary_folder, expand, file_system
 
 DEFAULT_STORE = "mlruns"
 SQLITE = "sqlite:///"
@@ -44,12 +43,12 @@ class Store:
     @property
     def has_own_tracking(self) -> bool:
         """Whether MLflow's database and artifacts are in the folder."""
-        return self.tracking_uri == _sqlite(self.root / "mlflow.db")
+        return self.tracking_uri == sqlite_url(self.root / "mlflow.db")
 
     @property
     def has_own_optuna(self) -> bool:
         """Whether Optuna's database is in the folder."""
-        return self.optuna_url == _sqlite(self.root / "optuna.db")
+        return self.optuna_url == sqlite_url(self.root / "optuna.db")
 
     @property
     def is_empty(self) -> bool:
@@ -141,7 +140,8 @@ class Store:
         return self.work_root / "checkpoints" / key
 
 
-def _sqlite(path: Path) -> str:
+def sqlite_url(path: Path) -> str:
+    """Return the SQLite address of a file."""
     return f"{SQLITE}{path}"
 
 
@@ -166,7 +166,7 @@ def find_store(option: str | os.PathLike[str] | None) -> Store:
     if os.path.exists(root) and not os.path.isdir(root):  # noqa: PTH110, PTH112 - where one may not look, no error
         raise InputError(f"--store: {root} is not a folder")
     _check_path(root)
-    own_tracking, own_optuna = _sqlite(root / "mlflow.db"), _sqlite(root / "optuna.db")
+    own_tracking, own_optuna = sqlite_url(root / "mlflow.db"), sqlite_url(root / "optuna.db")
     is_database_here = option is not None or not all(os.environ.get(variable) for variable in DATABASES)
     if is_database_here and (length := len(os.fsencode(root))) > LONGEST_PATH:
         raise InputError(f"--store: {root} has {length} bytes, and SQLite opens no file below more than {LONGEST_PATH}")
@@ -249,19 +249,3 @@ def _check_address(variable: str, url: str, servers: tuple[str, ...] = ()) -> No
     before, at, _ = url.partition("://")[2].rpartition("@")
     if not url.startswith(SQLITE) and at and re.search(r"[@/?#]", before):
         raise InputError(f"{variable}: write @ / ? # in a user name or password as %40 %2F %3F %23")
-
-
-def build_database(url: str, build: Callable[[str], object]) -> None:
-    """Create a SQLite database under a temporary name, and rename it when it is complete.
-
-    Otherwise a process that dies while it creates the tables would leave half a database, which nothing can open.
-    Servers create their tables in a transaction, so nothing is done for those.
-
-    Args:
-        url: the database's address; nothing is done if the file exists.
-        build: opens the database at an address and creates its tables.
-    """
-    if url.startswith(SQLITE) and not (path := sqlite_path(url)).exists():
-        with replacing(path) as temporary:
-            temporary.touch()  # with the permissions of any new file: SQLite lets no group write
-            build(_sqlite(temporary))

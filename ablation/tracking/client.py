@@ -27,6 +27,7 @@ from ablation.base.retries import repeat_briefly
 from ablation.base.text import nearest
 from ablation.spec.reading import NAME_PATTERN
 from ablation.storage.locks import POSTGRES_CONNECT_ARGS, opening
+from ablation.storage.new_database import build_database
 from ablation.storage.outages import opening_reason, store_error
 from ablation.storage.store import (
     DEFAULT_STORE,
@@ -34,7 +35,6 @@ from ablation.storage.store import (
     POSTGRESQL_PACKAGES,
     SERVERS,
     Store,
-    build_database,
     sqlite_path,
 )
 from ablation.tracking.answers import MLFLOW

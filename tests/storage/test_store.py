@@ -9,19 +9,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import optuna
 import pytest
 
 from ablation.base import files, retries
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError, StoreAway
 from ablation.search.studies import open_storage
+from ablation.storage.new_database import build_database
 from ablation.storage.store import (
     ADDRESSES,
     DATABASES,
     LONGEST_PATH,
     WRITTEN,
-    build_database,
     find_store,
     find_store_to_write,
 )
@@ -35,37 +34,6 @@ def create_table(url: str) -> None:
     with database:
         database.execute("CREATE TABLE trials (number)")
     database.close()
-
-
-def test_two_processes_may_build_one_database_at_once(tmp_path: Path) -> None:
-    """The second one begins and ends while the first one builds."""
-    path = tmp_path / "some.db"
-    url = f"sqlite:///{path}"
-
-    def build(first_url: str) -> None:
-        create_table(first_url)
-        build_database(url, create_table)
-
-    build_database(url, build)
-    assert sqlite3.connect(path).execute("SELECT count(*) FROM trials").fetchone() == (0,)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["some.db"]
-
-
-def test_a_crash_while_a_database_is_made_leaves_none(tmp_path: Path) -> None:
-    path = tmp_path / "some.db"
-    url = f"sqlite:///{path}"
-
-    def crash(url: str) -> None:
-        Path(url.removeprefix("sqlite:///")).write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_database(url, crash)
-    assert not path.exists()
-    build_database(url, lambda url: optuna.storages.RDBStorage(url).engine.dispose())
-    optuna.storages.RDBStorage(f"sqlite:///{path}")
-    build_database(url, crash)  # it is there, so nothing is built
-    assert [entry.name for entry in tmp_path.iterdir()] == ["some.db"]
 
 
 def test_optunas_grpc_proxy_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
