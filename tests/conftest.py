@@ -35,6 +35,7 @@ from tests.studies import (
     REPOSITORY,
     STUDY,
     Command,
+    compile_statements_once,
     read_migrations_once,
     run_small_study,
     signal_handlers_kept,
@@ -45,6 +46,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 configure_mlflow()
 configure_optuna()
 read_migrations_once()
+compile_statements_once()
 
 
 @pytest.fixture(autouse=True)

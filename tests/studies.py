@@ -16,6 +16,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from sqlalchemy import Engine
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.util import LRUCache
 
 from ablation.base.interrupts import NAMES, forget_interrupts
 from ablation.base.seeds import named_seed
@@ -77,6 +80,22 @@ def read_migrations_once() -> None:
         return folders[folder]
 
     ScriptDirectory.from_config = read_once  # type: ignore[method-assign]
+
+
+def compile_statements_once() -> None:
+    """Let SQLite's databases share compiled statements: a study would compile a hundred anew for its own databases."""
+    shared: LRUCache[Any, Any] = LRUCache(2000)
+    begin = Engine.__init__
+
+    def begin_with_statements(engine: Engine, *args: Any, **kwargs: Any) -> None:
+        begin(engine, *args, **kwargs)
+        if isinstance(engine.dialect, SQLiteDialect_pysqlite):
+            engine._compiled_cache = shared
+
+    Engine.__init__ = begin_with_statements  # type: ignore[method-assign, assignment]
+    # A statement is found by the dialect it was compiled for, of which each database has its own.
+    SQLiteDialect_pysqlite.__eq__ = lambda one, other: type(one) is type(other)  # type: ignore[method-assign]
+    SQLiteDialect_pysqlite.__hash__ = lambda one: hash(type(one))  # type: ignore[method-assign, assignment]
 
 
 Command = Callable[..., int]

@@ -49,7 +49,7 @@ from ablation.search import claims, studies
 from ablation.spec.reading import load_study
 from ablation.storage.locks import FileLocks
 from ablation.training import loop
-from tests.studies import read_migrations_once
+from tests.studies import compile_statements_once, read_migrations_once
 
 # What leaves a trace outside the process, besides the databases' transactions, and the two halves of an epoch.
 STEPS: list[tuple[Any, str]] = [
@@ -91,6 +91,7 @@ def main() -> None:
     torch.set_num_threads(1)  # so that no thread is there to be lost in a fork
     trial.CHECKPOINT_SECONDS = 0
     read_migrations_once()
+    compile_statements_once()
     replace_slow_functions()
     run_once(sys.argv[1])
     answer("ready")
@@ -142,6 +143,7 @@ def run_once(study_file: str) -> None:
         sys.argv = ["study", study_file, "--store", store, *one_arm, *budget]
         install_steps(lambda name: steps.update([name]))
         assert study.main() == 0
+        assert study.main() == 0  # as what is left after a kill is opened again
     for owner, name, function in real:
         setattr(owner, name, function)
     lost = [name for _, name in STEPS if not steps[name]] + [name for name, count in calls.items() if not count]

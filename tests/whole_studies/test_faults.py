@@ -113,10 +113,10 @@ ONE_END = ["--trials", "1", "--set", "confirm.seeds=1"]
 
 
 def new_places(steps: list[str]) -> list[int]:
-    """Return the numbers of the steps that stand between other two than the same step did before."""
+    """Return the numbers of the steps that follow another step than the same step did before."""
     places: dict[tuple[str, ...], int] = {}
     for number in range(len(steps)):
-        places.setdefault(tuple(steps[max(0, number - 1) : number + 2]), number)
+        places.setdefault(tuple(steps[max(0, number - 1) : number + 1]), number)
     return list(places.values())
 
 
