@@ -7,6 +7,7 @@ import csv
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 from pydantic import ValidationError
@@ -79,7 +80,8 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
         own: dict[str, str] | None = None
         if name.lower().endswith(MANIFEST_FILES):
             own = {"source": "manifest", "manifest": name}
-            if keys.get("source") == "huggingface" or _has_images(path, keys.get("image_column", "image")):
+            holds = "huggingface" if _has_images(path, keys.get("image_column", "image")) else "manifest"
+            if keys.get("source", holds) == "huggingface":
                 own = {"source": "huggingface", "root": name}
         elif path.is_dir() and not name.endswith(".toml"):
             is_saved = any((path / file).is_file() for file in SAVED_BY_DATASETS)
@@ -99,15 +101,16 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
             return error.spec.data
 
 
-def _has_images(path: Path, column: str) -> bool:
+def _has_images(path: Path, column: Any) -> bool:
     """Return whether a file is a Parquet file with its images inside: a structure of bytes and a path in each row."""
-    if path.suffix.lower() != ".parquet":
+    if path.suffix.lower() != ".parquet" or not isinstance(column, str):  # which is refused later
         return False
     import pyarrow
     import pyarrow.parquet
 
     with suppress(OSError, KeyError, pyarrow.ArrowException):  # said when it is read
-        return bool(pyarrow.types.is_struct(pyarrow.parquet.read_schema(path).field(column).type))
+        kind = pyarrow.parquet.read_schema(path).field(column).type
+        return pyarrow.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
     return False
 
 

@@ -304,7 +304,7 @@ class _Layout:
     def _classes(self, folder: Path, others: list[Path]) -> dict[str, list[File]]:
         """Return class -> files of the folders in a folder, without the folders of other splits."""
         self._pass_over(folder)
-        files = {}
+        files, chosen = {}, set(self.chosen_classes or [])
         for name in self.walk.level(folder).folders:
             if any(other.is_relative_to(folder / name) for other in others):
                 continue
@@ -312,7 +312,7 @@ class _Layout:
             self.names |= {name} if below.images else set()
             if not below.images:
                 self.passed["empty folder", one_line(name)] += 1
-            elif self.chosen_classes is None or name in self.chosen_classes:
+            elif self.chosen_classes is None or name in chosen:
                 self.passed += below.passed
                 files[name] = below.images
             else:

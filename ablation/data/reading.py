@@ -228,11 +228,12 @@ def _list_classes(data: Data) -> ImageListing:
         listing = _digits_listing(data) if data.source == "digits" else torchvision_listing(data)
     if data.classes is None:
         return listing
-    unknown = [name for name in data.classes if name not in listing.classes]
+    numbers = {name: number for number, name in enumerate(listing.classes)}
+    unknown = [name for name in data.classes if name not in numbers]
     if unknown:
         raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(listing.classes)}")
     places_K = np.full(len(listing.classes), -1)
-    places_K[[listing.classes.index(name) for name in data.classes]] = np.arange(len(data.classes))
+    places_K[[numbers[name] for name in data.classes]] = np.arange(len(data.classes))
     places_N, test_places_N = places_K[listing.train_labels_N], places_K[listing.test_labels_N]
     chosen = _chosen(listing, np.flatnonzero(places_N >= 0), np.flatnonzero(test_places_N >= 0))
     labels = {"train_labels_N": places_N[places_N >= 0], "test_labels_N": test_places_N[test_places_N >= 0]}
@@ -339,7 +340,7 @@ class DataSize:
         return self.test if self.test_groups is None else self.test_groups
 
     def validation(self, fraction: float) -> int:
-        """Return how many of the training images a fraction of them for validation is, as `split_train_val` splits."""
+        """Return how many of the training images validate, by `split_train_val`; with groups, about how many."""
         return math.ceil(self.train * fraction)
 
 

@@ -172,8 +172,10 @@ def test_parquet_files_with_their_images_are_named_by_their_path(tmp_path: Path)
     images = [{"bytes": b"", "path": None}]
     pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": [1]}), tmp_path / "set.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"photo": images, "label": [1]}), tmp_path / "other.parquet")
-    pyarrow.parquet.write_table(pyarrow.table({"path": ["1.png"], "label": [1]}), tmp_path / "manifest.parquet")
+    sizes = {"path": ["1.png"], "label": [1], "image": [{"width": 640, "height": 480}]}
+    pyarrow.parquet.write_table(pyarrow.table(sizes), tmp_path / "manifest.parquet")
     assert read_data(str(tmp_path / "set.parquet"), ()).source == "huggingface"
+    assert read_data(str(tmp_path / "set.parquet"), ("source=manifest",)).source == "manifest"
     assert read_data(str(tmp_path / "other.parquet"), ()).source == "manifest"
     assert read_data(str(tmp_path / "other.parquet"), ("data.image_column=photo",)).source == "huggingface"
     assert read_data(str(tmp_path / "other.parquet"), ("data.source=huggingface",)).root == str(
@@ -253,6 +255,10 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
         run(str(root), "--set", "data.colour=1")
     with pytest.raises(InputError, match=r"^--set: groups: .* is no regular expression .missing "):
         run(str(root), "--set", "groups='(a'")
+    pyarrow.parquet.write_table(pyarrow.table({"image": [1], "label": [1]}), tmp_path / "set.parquet")
+    for column in ("5", "[1]"):
+        with pytest.raises(InputError, match=r"^--set: image_column: .* string"):
+            run(str(tmp_path / "set.parquet"), "--set", f"image_column={column}")
     (root / "a" / "broken.png").write_text("no image")
     with pytest.raises(InputError, match=r"data.root: cannot be read as an image: .*broken.png .not an image"):
         run(str(root))
@@ -264,12 +270,24 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
         run(str(root))
 
 
-@pytest.mark.parametrize("backbone", ['module = "nets.py"\nfunction = "mine"', 'name = "timm:resnet18"'])
-def test_a_study_of_any_backbone_has_images(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablation.networks.timm_backbones.load_backbone", lambda *_: "vgg16_narrow")
+@pytest.mark.parametrize(
+    ("backbone", "loaded"),
+    [
+        ('module = "nets.py"\nfunction = "mine"', ("nets.py", "mine", 32)),
+        ('name = "timm:resnet18"', (None, "timm:resnet18", 32)),
+    ],
+)
+def test_a_study_of_any_backbone_has_images(
+    backbone: str, loaded: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        "ablation.networks.timm_backbones.load_backbone", lambda *args: asked.append(args) or "vgg16_narrow"
+    )
     study = f'question = "?"\ntrials_per_arm = 1\nepochs = 1\n[backbone]\nweights = "mine.pth"\n{backbone}\n'
     (tmp_path / "own.toml").write_text(study + '[data]\nsource = "digits"\n')
     assert read_data(str(tmp_path / "own.toml"), ("data.limit=50",)) == Data(source="digits", limit=50)
+    assert asked == [loaded]
 
 
 def test_a_refused_file_imports_nothing_large(tmp_path: Path) -> None:
