@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from ablation.base.errors import InputError
-from ablation.base.text import nearest, one_line, plural
+from ablation.base.text import listed, nearest, one_line, plural
 from ablation.data.class_names import refuse_look_alikes
 from ablation.data.decoding import DECODING_VERSION, File, ImageListing, OpenImage
 from ablation.data.folder_walk import Passed, passed_text
@@ -23,6 +23,7 @@ from ablation.data.image_files import file_readers
 from ablation.spec.tables import Data
 
 CLASS_LEFT_OUT = ("left-out image", "of other classes")  # as it is counted among what is passed over
+MOST_COLUMNS = 6  # that are named
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def table_listing(images: TableImages, data: Data) -> ImageListing:
         groups = {split: [rows.groups[n] for n in chosen] for split, chosen in numbers.items()}
         how += f"; {plural(len(set(rows.groups)), 'group')} of images"
     over = passed_text(images.passed)
+    if unused := _unused_columns(images.columns, data):
+        how += f"; columns not used: {listed(unused, MOST_COLUMNS)}"
     reading = one_line(
         f"{images.where}, {how}; {len(files['train']):,} training and {plural(len(files['test']), 'test image')} of "
         f"{len(classes)} classes; {f'passed over: {over}' if over else 'nothing passed over'}"
@@ -151,6 +154,14 @@ def table_listing(images: TableImages, data: Data) -> ImageListing:
         groups=groups,
         open_image=images.open_image,
     )
+
+
+def _unused_columns(columns: Columns, data: Data) -> list[str]:
+    """Return the names of columns that nothing is read from, such as one of patients that `data.groups` leaves out."""
+    read = {
+        data.label_column or "label", data.image_column or "path", data.split_column or "split", data.groups or "group",
+    }  # fmt: skip
+    return [name for name in columns.values if name not in read]
 
 
 def _rows(images: TableImages, data: Data) -> Rows:

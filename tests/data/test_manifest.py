@@ -66,6 +66,13 @@ def test_labels_beside_one_folder(photos: Path) -> None:
     assert (size.classes, size.train, size.test) == (2, 6, 2)
 
 
+def test_columns_that_nothing_is_read_from_are_named(photos: Path) -> None:
+    """A column of patients under another name keeps no patient on one side of the split."""
+    table = write(photos / "labels.csv", "path,label,patient,age", *rows("train", "40")[:8], *rows("test", "40")[8:])
+    assert "is the test; columns not used: patient, age; 8 training" in load_images(data(table)).reading
+    assert "columns not used: age; 8 training" in load_images(data(table, split_column="patient")).reading
+
+
 def test_the_same_images_in_folders_and_in_a_manifest_are_the_same_set(tmp_path: Path) -> None:
     """Pixels, labels, split and digest."""
     root = tree(tmp_path / "images", "train/a", "train/b", "test/a", "test/b")
