@@ -305,13 +305,11 @@ def list_stored(store: Store, patience: float | None) -> None:
     from ablation.base.retries import wait_out
     from ablation.base.terminal import loading, show_table
 
-    with loading("MLflow and Optuna"):
-        from ablation.running.status import read_stored
+    with loading("Optuna"):
         from ablation.search import configure_optuna
         from ablation.search.patient_storage import read_again
-        from ablation.tracking import configure_mlflow
+        from ablation.search.status import read_stored
 
-    configure_mlflow()
     configure_optuna()
     show_table(wait_out(partial(read_again, partial(read_stored, store)), patience))
 

@@ -1,13 +1,13 @@
-"""What a store has of its studies, for --status and --list: their arms, their runs by state, what trains now."""
+"""What a store has of a study, for --status: its arms, their runs by state, what trains now."""
 
 import difflib
 from dataclasses import replace
 
-from ablation.base.errors import InputError, NoSuchStudy
+from ablation.base.errors import NoSuchStudy
 from ablation.base.text import Table, nearest
 from ablation.running.repair import stored_differences
 from ablation.running.running_trials import RunningTrial, running_trials
-from ablation.search.status import count_runs, count_states, status_table, trial_records
+from ablation.search.status import count_runs, status_table, trial_records
 from ablation.search.studies import ArmStudies, open_storage, stored_decisions, stored_studies, study_arms
 from ablation.spec.files import study_files
 from ablation.spec.looks import decision_texts, most_seeds_of_arms
@@ -49,34 +49,6 @@ def read_status(study: str, store: Store) -> tuple[Table, list[RunningTrial]]:
     ]
     arms = replace(table, notes=[*table.notes, *looks, *texts, *stored_differences(store, study)])
     return arms, running_trials(study, store, studies, trials)
-
-
-def read_stored(store: Store) -> Table:
-    """Return the table of --list --store: the studies of a store, with how many of their runs ended.
-
-    Raises:
-        InputError: the folder is no store, or an empty one.
-        StoreAway: a server does not answer.
-        StoreError: Optuna's database cannot be used.
-    """
-    store.check_reachable()
-    storage = None if store.is_empty else open_storage(store)
-    if storage is None:
-        raise InputError(f"{store.root}: is no store, or an empty one")
-    locks = open_locks(store.optuna_url)
-    rows = []
-    for name in stored_studies(storage):
-        studies = study_arms(storage, name)
-        runs = [run for arm_runs in trial_records(studies, locks).values() for run in arm_runs]
-        question = next((arm.user_attrs.get("content", {}).get("question") for arm in studies.tuning.values()), None)
-        counts = [count_states([run for run in runs if (run.confirms is None) == tuned]) for tuned in (True, False)]
-        rows.append([name, str(len(studies.tuning)), *counts, question or "-"])
-    return Table(
-        f"Studies in {store.root}",
-        ["name", "arms", "trials", "confirmation runs", "question"],
-        rows,
-        optional=["question", "confirmation runs"],
-    )
 
 
 def _similar_files(study: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The progress of a study: its trials by state."""
+"""The progress of a study: its trials by state; the studies of a store."""
 
 import itertools
 from collections import Counter
@@ -10,6 +10,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ablation.base.errors import InputError
 from ablation.base.text import Table, plural
 from ablation.search.studies import (
     AGAIN,
@@ -20,10 +21,14 @@ from ablation.search.studies import (
     TrialRecord,
     arm_key,
     begun_trials,
+    open_storage,
+    stored_studies,
+    study_arms,
     trial_lock,
 )
 from ablation.spec.objective import ACCURACY, Objective
-from ablation.storage.locks import Locks
+from ablation.storage.locks import Locks, open_locks
+from ablation.storage.store import Store
 
 
 def trial_records(studies: ArmStudies, locks: Locks) -> dict[str, list[TrialRecord]]:
@@ -185,3 +190,31 @@ def status_table(
     best_value = f"best val. {goal.label}"
     columns = ["arm", "trials", best_value, "its MLflow run", "confirmation runs"]
     return Table(title, columns, rows, notes, optional=["confirmation runs", best_value])
+
+
+def read_stored(store: Store) -> Table:
+    """Return the table of --list --store: the studies of a store, with how many of their runs ended.
+
+    Raises:
+        InputError: the folder is no store, or an empty one.
+        StoreAway: a server does not answer.
+        StoreError: Optuna's database cannot be used.
+    """
+    store.check_reachable()
+    storage = None if store.is_empty else open_storage(store)
+    if storage is None:
+        raise InputError(f"{store.root}: is no store, or an empty one")
+    locks = open_locks(store.optuna_url)
+    rows = []
+    for name in stored_studies(storage):
+        studies = study_arms(storage, name)
+        runs = [run for arm_runs in trial_records(studies, locks).values() for run in arm_runs]
+        question = next((arm.user_attrs.get("content", {}).get("question") for arm in studies.tuning.values()), None)
+        counts = [count_states([run for run in runs if (run.confirms is None) == tuned]) for tuned in (True, False)]
+        rows.append([name, str(len(studies.tuning)), *counts, question or "-"])
+    return Table(
+        f"Studies in {store.root}",
+        ["name", "arms", "trials", "confirmation runs", "question"],
+        rows,
+        optional=["question", "confirmation runs"],
+    )

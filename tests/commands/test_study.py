@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import optuna
@@ -16,6 +17,7 @@ from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.running import checks, status
 from ablation.running import study as running_study
 from ablation.running.demo import demo_overrides
+from ablation.search import status as search_status
 from ablation.search.claims import claim_trial
 from ablation.search.studies import TrialRecord, create_arms, open_storage
 from ablation.spec import files
@@ -172,10 +174,10 @@ def test_status_of_a_study_whose_file_is_gone(
     assert capsys.readouterr().err.startswith("error: no study 'another'")
 
 
-@pytest.mark.parametrize("arguments", [("{file}", "--status"), ("--list",)])
+@pytest.mark.parametrize(("arguments", "reader"), [(("{file}", "--status"), status), (("--list",), search_status)])
 @pytest.mark.parametrize("is_made_again", [True, False])
 def test_an_arm_is_deleted_while_it_is_read(
-    arguments: tuple[str, ...], is_made_again: bool, command: Command, study_file: Path,
+    arguments: tuple[str, ...], reader: ModuleType, is_made_again: bool, command: Command, study_file: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """By a process that begins the study with another objective, or in Optuna's dashboard."""
@@ -183,16 +185,16 @@ def test_an_arm_is_deleted_while_it_is_read(
     store.prepare()
     spec = load_study(study_file)
     create_arms(storage := open_storage(store, create=True), spec, {"trials_per_arm": 2}, "an experiment")
-    read = status.trial_records
+    read = search_status.trial_records
 
     def trial_records(*read_of: Any) -> dict[str, list[TrialRecord]]:
-        monkeypatch.setattr(status, "trial_records", read)
+        monkeypatch.setattr(reader, "trial_records", read)
         optuna.delete_study(study_name="small/block1,fine_tune_all", storage=storage)
         if is_made_again:
             create_arms(storage, spec, {"trials_per_arm": 2}, "an experiment")
         return read(*read_of)
 
-    monkeypatch.setattr(status, "trial_records", trial_records)
+    monkeypatch.setattr(reader, "trial_records", trial_records)
     assert command(*(part.format(file=study_file) for part in arguments), "--store", store.root) == 0
     arms = 3 + is_made_again
     assert (f"| {arms} |" if arguments == ("--list",) else f"0 of {2 * arms} runs") in capsys.readouterr().out
