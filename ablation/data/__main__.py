@@ -147,7 +147,7 @@ def check(data: Data, out: Path | None) -> None:
 
     from ablation.base.terminal import say, track_progress, waiting
     from ablation.data.kept_duplicates import comparison_of, keep_comparison
-    from ablation.data.near_duplicates import Picture, find_near_duplicates
+    from ablation.data.near_duplicates import MOST_EQUAL, Picture, find_near_duplicates
     from ablation.data.reading import image_names, list_images, listing_key, read_listing
 
     listing = list_images(data, track_progress)
@@ -175,6 +175,9 @@ def check(data: Data, out: Path | None) -> None:
         say(listing.reading)
     if found.unreadable:
         say(f"not compared: {plural(found.unreadable, 'picture')} that cannot be read")
+    if found.represented:
+        others = plural(found.represented, "picture")
+        say(f"paired only with the first of more than {MOST_EQUAL} equal ones: {others}")
     for one, other, difference, note in map(line, range(min(count, MOST_SHOWN))):
         say(f"{one_line(one)} = {one_line(other)} (grey levels differ by {difference} of 255{note and f'; {note}'})")
     say(f"{plural(count, 'pair')} of pictures nearly the same: {is_across_P.sum()} across training and test, "

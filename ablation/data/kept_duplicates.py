@@ -40,15 +40,18 @@ class Comparison:
 
     Attributes:
         pictures: how many were compared with each other.
-        across: how many pairs of a training and a test picture are nearly the same.
+        across: how many pairs of a training and a test picture are nearly the same; at least so many if pictures are
+            `represented`.
         pairs: the most similar of these, up to `MOST_PAIRS`.
         thumbnails_P2SSC: uint8, of `pairs`.
+        represented: see `NearDuplicates`.
     """
 
     pictures: int
     across: int
     pairs: list[Pair]
     thumbnails_P2SSC: np.ndarray
+    represented: int = 0
 
 
 def comparison_of(
@@ -76,7 +79,8 @@ def comparison_of(
         for side, number in enumerate(numbers):
             with open_picture(pictures[number], open_image) as image:
                 thumbnails_P2SSC[place, side] = fit_image(image, SIDE)
-    return Comparison(len(pictures) - found.unreadable, len(across), pairs, thumbnails_P2SSC)
+    compared = len(pictures) - found.unreadable
+    return Comparison(compared, len(across), pairs, thumbnails_P2SSC, found.represented)
 
 
 def keep_comparison(comparison: Comparison, key: str) -> None:
@@ -102,7 +106,7 @@ def _place(key: str) -> Path | None:
 
 def comparison_file(comparison: Comparison) -> bytes:
     """Return a comparison as the content of a safetensors file."""
-    about = {"pictures": comparison.pictures, "across": comparison.across, "pairs": comparison.pairs}
+    about = {name: getattr(comparison, name) for name in ("pictures", "across", "pairs", "represented")}
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     return save({"about": text, "thumbnails": comparison.thumbnails_P2SSC})
 
@@ -116,7 +120,7 @@ def load_comparison(content: bytes) -> Comparison:
     try:
         tensors = load(content)
         about = json.loads(tensors["about"].tobytes())
-        pairs = [Pair(*pair) for pair in about["pairs"]]
-        return Comparison(about["pictures"], about["across"], pairs, tensors["thumbnails"])
+        about["pairs"] = [Pair(*pair) for pair in about["pairs"]]
+        return Comparison(**about, thumbnails_P2SSC=tensors["thumbnails"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"a comparison of pictures is damaged ({error})") from None

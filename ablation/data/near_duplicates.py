@@ -1,9 +1,10 @@
 """Pictures that are nearly the same: re-encoded, resized, mirrored. By a perceptual hash, then by their pixels.
 
-Legend: N pictures, R those of them that can be read, P pairs, S pixels of a thumbnail's side.
+Legend: N pictures, R those of them that are compared with each other, P pairs, S pixels of a thumbnail's side.
 """
 
 import importlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ SIDE = 32  # of the picture that is hashed: imagehash's own
 ROWS = 512  # of the comparison of all with all that are in memory at once
 CHUNK = 500  # pictures that a process looks at, at a time
 SLICE = 4096  # pairs whose thumbnails are in memory at once
+MOST_EQUAL = 20  # pictures of which all pairs are named: of 20,000 black ones these would be 200 million
 FEW = 2000  # pictures; so many are compared within a second by one process, once their pixels are in memory
 
 Picture = str | np.ndarray  # the name of a file, or pixels, uint8 HWC
@@ -41,6 +43,8 @@ class NearDuplicates:
         difference_P: the mean difference of their grey levels, of 255.
         is_mirrored_P: whether one is mirrored, bool.
         unreadable: how many files could not be read, so that they were compared with none.
+        represented: how many pictures are equal to at least `MOST_EQUAL` before them, and paired with the first of
+            these only.
     """
 
     first_P: np.ndarray
@@ -48,6 +52,7 @@ class NearDuplicates:
     difference_P: np.ndarray
     is_mirrored_P: np.ndarray
     unreadable: int
+    represented: int
 
 
 def find_near_duplicates(pictures: Sequence[Picture], open_image: OpenImage = PIL.Image.open) -> NearDuplicates:
@@ -72,11 +77,11 @@ def find_near_duplicates(pictures: Sequence[Picture], open_image: OpenImage = PI
         with ProcessPoolExecutor(usable_cores()) as pool:
             parts = list(pool.map(look, chunks))
     readable_N, *looked_at = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    numbers_R = np.flatnonzero(readable_N)
+    equal_P, represented_P = _beyond_the_most(readable_N, *looked_at)
+    numbers_R = np.setdiff1d(np.flatnonzero(readable_N), represented_P)
     hashes_R, mirrored_R, thumbnails_RSS = (array[numbers_R] for array in looked_at)
     thumbnails_RSS = thumbnails_RSS.astype(np.int16)
-    none = np.zeros(0, np.int64)
-    found = [(none, none, none.astype(float), none.astype(bool))]
+    found = [(equal_P, represented_P, np.zeros(len(equal_P)), np.zeros(len(equal_P), bool))]
     for is_mirrored, other_R in ((False, hashes_R), (True, mirrored_R)):
         others_RSS = thumbnails_RSS[:, :, ::-1] if is_mirrored else thumbnails_RSS
         for a_P, b_P in _similar_hashes(hashes_R, other_R):
@@ -88,9 +93,8 @@ def find_near_duplicates(pictures: Sequence[Picture], open_image: OpenImage = PI
     order_P = np.lexsort((second_P, first_P, is_mirrored_P, difference_P))
     _, places_P = np.unique((first_P * len(pictures) + second_P)[order_P], return_index=True)  # as it is, or mirrored
     best_P = order_P[np.sort(places_P)]
-    return NearDuplicates(
-        first_P[best_P], second_P[best_P], difference_P[best_P], is_mirrored_P[best_P], len(pictures) - len(numbers_R)
-    )
+    pairs = (first_P[best_P], second_P[best_P], difference_P[best_P], is_mirrored_P[best_P])
+    return NearDuplicates(*pairs, int((~readable_N).sum()), len(represented_P))
 
 
 def _library() -> Any:
@@ -124,6 +128,18 @@ def _look(open_image: OpenImage, pictures: Sequence[Picture]) -> tuple[np.ndarra
         readable[number], hashes[number], mirrored[number] = True, _hash(grey), _hash(ImageOps.mirror(grey))
         thumbnails[number] = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.BOX))
     return readable, hashes, mirrored, thumbnails
+
+
+def _beyond_the_most(
+    readable_N: np.ndarray, hashes_N: np.ndarray, mirrored_N: np.ndarray, thumbnails_NSS: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pictures that are equal to `MOST_EQUAL` before them or more, each after the first of these."""
+    equal: defaultdict[tuple[int, int, bytes], list[int]] = defaultdict(list)
+    for number in np.flatnonzero(readable_N).tolist():
+        equal[int(hashes_N[number]), int(mirrored_N[number]), thumbnails_NSS[number].tobytes()].append(number)
+    pairs = [(numbers[0], number) for numbers in equal.values() for number in numbers[MOST_EQUAL:]]
+    first_P, second_P = np.array(pairs, np.int64).reshape(-1, 2).T
+    return first_P, second_P
 
 
 def _hash(grey: Image) -> np.uint64:

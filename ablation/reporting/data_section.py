@@ -53,6 +53,8 @@ def duplicate_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -
         return [Paragraph(_not_compared(analysis, images))]
     comparison = images.comparison
     found = plural(comparison.across, "pair") if comparison.across else "no pair"
+    if comparison.across and comparison.represented:
+        found = f"at least {found}"
     has_part = comparison.pictures != images.counts_DK.sum()
     text = (
         f"All {comparison.pictures:,} pictures {'of the whole set ' if has_part else ''}were compared with each other, "
@@ -71,7 +73,8 @@ def duplicate_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -
         )
         for pair, thumbnails_2SSC in zip(comparison.pairs, comparison.thumbnails_P2SSC, strict=True)
     ]
-    which = f"The {len(tiles)} most similar pairs" if len(tiles) < comparison.across else "All pairs"
+    is_part = len(tiles) < comparison.across or comparison.represented
+    which = f"The {len(tiles)} most similar pairs" if is_part else "All pairs"
     caption = f"{which}, by the mean difference of their grey levels."
     return [Paragraph(text), Gallery("near_duplicates", pictures["near_duplicates"].alt, [("", tiles)], caption)]
 

@@ -72,6 +72,15 @@ def test_near_duplicates_are_shown_beside_each_other_and_not_folded() -> None:
     assert "mirrored: 1 pair of a training and a test picture is nearly the same." in single
 
 
+def test_equal_pictures_whose_pairs_are_not_all_named_are_said() -> None:
+    report = build_report(analyse_study(with_images(replace(comparison(5), represented=3))))
+    text = section(report, "Near-duplicates across training and test")
+    assert "mirrored: at least 5 pairs of a training and a test picture are nearly the same." in text
+    assert "The 5 most similar pairs" in text
+    none = build_report(analyse_study(with_images(replace(comparison(0), represented=3))))
+    assert "mirrored: no pair of" in section(none, "Near-duplicates across training and test")
+
+
 def test_why_nobody_looked_for_near_duplicates_is_said() -> None:
     report = build_report(analyse_study(with_images(None, "the set has more than 2,000 images")))
     text = section(report, "Near-duplicates across training and test")
