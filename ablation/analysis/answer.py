@@ -270,7 +270,7 @@ def _of_factor(factor: FactorAnalysis, others: Sequence[str], margin: float | No
     if not with_pivot:
         return f"{factor.factor}: no level shares a combination of the other factors with {pivot}."
     averaged = f", averaged over {join(others)}" if others else ""
-    text = f"{factor.factor}{averaged}: {_from(pivot, with_pivot, margin)}"
+    text = f"{factor.factor}{averaged}: {_from(pivot, with_pivot, margin)}, {_unit_and_seeds(with_pivot)}"
     if factor.by_level:
         text += f"; these averages hide an interaction with {join(list(factor.by_level))}"
     return f"{text}."
@@ -284,11 +284,11 @@ def _at_levels(factor: FactorAnalysis, other: str, differences: Sequence[Differe
         with_pivot = [d for d in here if pivot in (d.first, d.second)]
         if with_pivot:
             clauses.append(f"with {at}, {_from(pivot, with_pivot, margin)}")
-    return f"{factor.factor} at each level of {other}: {'; '.join(clauses)}."
+    return f"{factor.factor} at each level of {other}: {'; '.join(clauses)}; all {_unit_and_seeds(differences)}."
 
 
 def _from(pivot: str, differences: Sequence[Difference], margin: float | None) -> str:
-    """Return the differences from one level in the objective's unit, each with interval and p, and their seeds."""
+    """Return the differences from one level in the objective's unit, each with interval and p."""
     cells, goal = [], differences[0].objective
     for difference in differences:
         is_first = difference.first == pivot
@@ -302,6 +302,11 @@ def _from(pivot: str, differences: Sequence[Difference], margin: float | None) -
         else:
             cell += " (not tested)"
         cells.append(cell)
+    return f"{pivot} minus {join(cells)}"
+
+
+def _unit_and_seeds(differences: Sequence[Difference]) -> str:
+    """Return the unit of differences and the number of their seeds, and what is not tested for want of them."""
     seeds = (min(d.seeds[0] for d in differences), max(d.seeds[1] for d in differences))
     unit, few = differences[0].unit, ""
     untested = [difference for difference in differences if not difference.is_tested]
@@ -309,7 +314,7 @@ def _from(pivot: str, differences: Sequence[Difference], margin: float | None) -
         few = "; a single test image, or a single group of them, proves nothing"
     elif untested:
         few = f"; arms with fewer than {FEWEST_SEEDS} {unit}s are not tested, because so few prove nothing"
-    return f"{pivot} minus {join(cells)}, in {unit_words(goal)}, {format_seeds(seeds, unit)}{few}"
+    return f"in {unit_words(differences[0].objective)}, {format_seeds(seeds, unit)}{few}"
 
 
 def _of_interactions(compared: Comparisons) -> list[str]:

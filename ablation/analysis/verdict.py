@@ -222,7 +222,23 @@ def _line_by_level(
         amounts = {f"{at}/{name}": gain for at, view in views.items() for name, gain in view.worse.items()}
         view = next(iter(views.values()))
         return f"{winner} is best with every {other}{view.by(amounts, form - 1)}"
-    return "; ".join(f"with {at} {_clause(view, factor, form)}" for at, view in views.items())
+    clauses = "; ".join(f"with {at} {_clause(view, factor, form)}" for at, view in views.items())
+    largest = _largest_at_a_level(factor, differences, margin)
+    return clauses if form < 2 or largest is None else min(clauses, largest, key=_words)
+
+
+def _largest_at_a_level(factor: FactorAnalysis, differences: Sequence[Difference], margin: float | None) -> str | None:
+    """Return the largest shown effect, the level at which it is, and whether others show any; None without one."""
+    shown = [difference for difference in differences if difference.is_shown]
+    relevant = [d for d in shown if margin is None or d.equivalence(margin) != "equivalent"]
+    if not relevant:
+        return None
+    largest = max(relevant, key=lambda difference: abs(difference.gain))
+    winner = largest.first if largest.loser == largest.second else largest.second
+    than = "" if len(factor.levels) == 2 else f" than {largest.loser}"
+    amount = f"{points(abs(largest.gain), largest.objective)} {largest.objective.unit}"
+    elsewhere = "other differences are" if any(d.at != largest.at for d in shown) else "no difference is"
+    return f"{winner} is better{than} with {largest.at} (by {amount}); elsewhere {elsewhere} shown"
 
 
 def _join_by(views: dict[str, Standing]) -> str:

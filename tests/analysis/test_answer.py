@@ -140,6 +140,9 @@ def test_where_an_interaction_is_shown_the_effect_stands_at_each_level() -> None
     ]
     assert f"{(a + b - c - d) / 2:.1f} points" not in analysis.answer
     assert any("these averages hide an interaction with strategy" in text for text in analysis.evidence)
+    (at_levels,) = [text for text in analysis.evidence if text.startswith("strategy at each level of truncate_at")]
+    assert at_levels.count("seeds") == 1
+    assert at_levels.endswith("); all in points, 3 seeds.")
     assert any(text.startswith("1 of 1 interaction shown; the largest: block3 minus") for text in analysis.evidence)
 
 

@@ -143,3 +143,41 @@ def test_levels_that_are_equivalent_at_a_level_are_called_equally_good() -> None
 def test_a_margin_of_one_point_is_in_the_singular() -> None:
     (line,) = factor_lines([factor("x", [difference("a", "b", 0.001, margin=0.002)])], 0.01)
     assert line == "a and b are equally good, within 1 point."
+
+
+@pytest.mark.parametrize(
+    ("values", "margin", "expected"),
+    [
+        ([0.001, -0.002, 0.003, -0.098, 0.0], None,
+         "x: d is better with y4 (by 9.8 points); elsewhere no difference is shown."),
+        ([0.05, -0.002, 0.003, -0.098, 0.0], None,
+         "x: d is better with y4 (by 9.8 points); elsewhere other differences are shown."),
+        ([0.02, -0.098, 0.07, 0.08, 0.09], None,
+         "x: d is better with y2 (by 9.8 points); elsewhere other differences are shown."),
+        ([0.001, -0.002, 0.003, -0.015, 0.0], 0.03, "x: the effect depends on y."),  # shown, but within the margin
+        ([0.001, -0.002, 0.003, -0.004, 0.0], None, "x: the effect depends on y."),
+    ],
+)  # fmt: skip
+def test_a_line_without_room_for_all_levels_says_the_largest_shown_effect_and_where(
+    values: list[float], margin: float | None, expected: str
+) -> None:
+    at = [difference("c", "d", value, at=f"y{n + 1}") for n, value in enumerate(values)]
+    x = factor("x", [difference("c", "d", 0.0)], by_level={"y": at})
+    lines = factor_lines([factor("z", A_FIRST), x], margin)
+    assert lines[1] == expected
+    assert sum(len(line.split()) for line in lines) <= MOST_WORDS
+
+
+def test_the_largest_shown_effect_of_several_levels_names_both() -> None:
+    gaps = {"y1": 0.0, "y2": 0.0, "y3": 0.02, "y4": 0.0, "y5": -0.03}  # of each level from the next
+    at = [difference(a, b, gap * (ord(b) - ord(a)), at=y) for y, gap in gaps.items() for a, b in ("ab", "ac", "bc")]
+    x = factor("x", A_FIRST, by_level={"y": at})
+    lines = factor_lines([x, factor("z", A_FIRST)], None)
+    assert lines[0] == "x: c is better than a with y5 (by 6.0 points); elsewhere other differences are shown."
+
+
+def test_a_few_levels_are_all_named_rather_than_one_of_them() -> None:
+    at = [difference("a", "b", 0.05, at="y1"), difference("a", "b", -0.03, at="y2")]
+    x = factor("x", [difference("a", "b", 0.01)], by_level={"y": at})
+    lines = factor_lines([x, *(factor(f"z{n}", A_FIRST) for n in range(3))], None)
+    assert lines[0] == "x: with y1 a is best; with y2 b is best."
