@@ -123,16 +123,16 @@ def _load_backbone(module: str | None, name: str, image_size: int) -> str:
 
 def show(data: Data, sheet: Path) -> None:
     """Print the classes, sizes and modes of a set, and write its contact sheet."""
-    from ablation.base.terminal import say, show_table, track_progress
+    from ablation.base.terminal import say, say_prose, show_table, track_progress
     from ablation.data.overview import class_table, contact_sheet, kinds_text
     from ablation.data.reading import list_images, read_listing
 
     listing = list_images(data, track_progress)
     images = read_listing(listing, track_progress)  # which refuses images that cannot be read
     if listing.files is not None:
-        say(kinds_text([path for files in listing.files.values() for path, _ in files], listing.open_image))
+        say_prose(kinds_text([path for files in listing.files.values() for path, _ in files], listing.open_image))
     if images.reading:
-        say(images.reading)
+        say_prose(images.reading)
     show_table(class_table(images))
     try:
         contact_sheet(images).save(sheet, "PNG")
@@ -145,7 +145,7 @@ def check(data: Data, out: Path | None) -> None:
     """Print the pairs of pictures that are nearly the same, and keep those across training and test for the report."""
     import numpy as np
 
-    from ablation.base.terminal import say, track_progress, waiting
+    from ablation.base.terminal import say, say_prose, track_progress, waiting
     from ablation.data.kept_duplicates import comparison_of, keep_comparison
     from ablation.data.near_duplicates import MOST_EQUAL, Picture, find_near_duplicates
     from ablation.data.reading import image_names, list_images, listing_key, read_listing
@@ -172,7 +172,7 @@ def check(data: Data, out: Path | None) -> None:
 
     count = len(found.first_P)
     if listing.reading:
-        say(listing.reading)
+        say_prose(listing.reading)
     if found.unreadable:
         say(f"not compared: {plural(found.unreadable, 'picture')} that cannot be read")
     if found.represented:

@@ -13,7 +13,7 @@ from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.statistics import FEWEST_DISCORDANT
 from ablation.analysis.wording import percent
 from ablation.base.errors import InputError
-from ablation.base.terminal import say, track_progress
+from ablation.base.terminal import say, say_prose, track_progress
 from ablation.base.text import plural
 from ablation.data.image_set import ImageSet
 from ablation.data.reading import DataSize, list_own_images, load_split, measure_data
@@ -66,27 +66,29 @@ def check_study(spec: StudySpec, store: Store, path: Path) -> None:
     if spec.data.is_own or spec.data.source == "digits":  # others may not have been downloaded yet
         images, split = load_split(spec.data, split_seed(spec.seed), track=track_progress)
         if images.reading:
-            say(images.reading)
+            say_prose(images.reading)
         of_classes = class_hints(spec, images)
         val_images = len(split.val_N)  # groups are not divided
     trainings = plural(len(arms(spec)) * (spec.trials_per_arm + spec.confirm.runs), "training")
-    say(
+    say_prose(
         f"{path} is fine: {plural(len(arms(spec)), 'arm')}, {trainings} on {size.train:,} images of "
         f"{size.classes} classes (validation images included)"
     )
     if size.test_groups is not None:
         say(f"Tested on {plural(size.test, 'image')} of {plural(size.test_groups, 'group')}")
     if download:
-        say(download)
+        say_prose(download)
     if spec.confirm.looks:
         levels = zip(spec.confirm.looks, planned_levels(spec.confirm.looks), strict=True)
-        say(f"Looks: {', '.join(f'at {seeds} seeds tested at {percent(level)}' for seeds, level in levels)}")
+        say_prose(f"Looks: {', '.join(f'at {seeds} seeds tested at {percent(level)}' for seeds, level in levels)}")
     if spec.preregister:
-        say("Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code")
+        say_prose(
+            "Sealed before the first trial: the question, the arms, the tests, the digests of data, weights and code"
+        )
     for warning in too_small(spec, size, val_images):
-        say(f"warning: {warning}")
+        say_prose(f"warning: {warning}")
     for hint in export_hints(spec, size.classes) + objective_hints(spec) + size_hints(spec.data) + of_classes:
-        say(hint)
+        say_prose(hint)
 
 
 def export_hints(spec: StudySpec, classes: int) -> list[str]:

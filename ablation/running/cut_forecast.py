@@ -15,7 +15,7 @@ from ablation.analysis.cut_forecasts import MEASURES, CutForecast, forecast_from
 from ablation.base.device import free_memory, make_deterministic, select_device
 from ablation.base.generators import generator
 from ablation.base.machine import available_memory
-from ablation.base.terminal import say, show_table, waiting
+from ablation.base.terminal import say, say_prose, show_table, waiting
 from ablation.base.text import first_line, format_duration
 from ablation.data.images import Images, evaluation_batch_size, normalisation_for, normalise, to_device
 from ablation.networks.transfer_model import feature_count
@@ -67,7 +67,7 @@ def show_forecast(session: Session, device_name: str) -> None:
                 origin = f"Computed in {seconds:.1f} s{' with features that trials reuse' if reused else ''}"
                 _keep(session, forecast, seconds)
     except Exception as error:  # whatever it is: what also concerns the trials, they meet again
-        say(f"No forecast before training: {first_line(error)}")
+        say_prose(f"No forecast before training: {first_line(error)}")
         return
     title = "Before any training: what each cut's features say about the classes"
     about = f"{origin}, from {images_text(forecast)}; the report explains it. It chooses nothing."

@@ -3,7 +3,7 @@
 from ablation.analysis.looks import decide
 from ablation.analysis.results import NothingFinished, read_results
 from ablation.base.errors import StoreAway
-from ablation.base.terminal import say
+from ablation.base.terminal import say_prose
 from ablation.running.session import Session, deliver_and_reconcile, summary_key
 from ablation.search.studies import is_look_due, read_decisions, store_decisions
 from ablation.spec.looks import Decision, current_look, decision_texts
@@ -29,7 +29,7 @@ def decide_due_look(session: Session) -> bool:
             known = read_decisions(session.spec, session.studies)
             decision = _decision(session, current_look(session.spec.confirm, known))
             _store(session, [*known, decision])
-            say(decision_texts(session.spec.confirm, [*known, decision])[len(known)])
+            say_prose(decision_texts(session.spec.confirm, [*known, decision])[len(known)])
     return True
 
 

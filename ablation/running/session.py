@@ -11,7 +11,7 @@ from ablation.analysis.wording import shown_question
 from ablation.base.device import check_device, select_precision
 from ablation.base.errors import InputError, StoreAway
 from ablation.base.retries import wait_out
-from ablation.base.terminal import say, track_progress, waiting
+from ablation.base.terminal import say, say_prose, track_progress, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.image_set import ImageSet
 from ablation.data.reading import list_own_images, load_split
@@ -103,9 +103,9 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
         spec.data, split_seed(spec.seed), track=track_progress, processes=processes, is_begun=is_begun
     )
     if images.reading and not is_worker:
-        say(images.reading)
+        say_prose(images.reading)
     for hint in objective_hints(spec) if not is_worker else []:
-        say(hint)
+        say_prose(hint)
     if is_to_pretrain:
         with waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             if store.has_remote_tracking:

@@ -12,7 +12,7 @@ from ablation.analysis.results import NothingFinished
 from ablation.analysis.wording import shown_question
 from ablation.base.errors import NothingLearned, StoreAway, StoreError
 from ablation.base.retries import wait_out
-from ablation.base.terminal import say, show_table, waiting
+from ablation.base.terminal import say_prose, show_table, waiting
 from ablation.base.text import escape_markdown, plural
 from ablation.data.images import normalisation_for
 from ablation.data.sample_drawing import draw_samples
@@ -93,7 +93,7 @@ def mend_stores(session: Session) -> None:
     with session.locks.exclusive(study_lock(session.spec.name)) if options.repair or options.redo else nullcontext():
         differences = session_differences(session, thoroughly=options.repair)
         for text in difference_texts(differences):
-            say(text)
+            say_prose(text)
         if options.redo:
             restore_deleted(differences, tracker)
         if options.repair:
@@ -211,7 +211,7 @@ def _report_and_register(session: Session) -> Report | None:
             report = write_report(store, spec.name)
         except NothingFinished as nothing:
             session.tracker.end_summary(summary_key(session), "FAILED")
-            say(f"There is nothing to report: {nothing}.")
+            say_prose(f"There is nothing to report: {nothing}.")
             return None
         register_champion(store, report.analysis.result, session.images, report.analysis.champion)
         refusal = session.tracker.summary_tags(summary_key(session)).get(REFUSAL_TAG)

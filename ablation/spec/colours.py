@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from ablation.spec.arms import Arm
 
-# Okabe and Ito's (2008), which colour-blind readers can tell apart, darkened where they would be faint on white.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b07d00", "#3b9bd6", "#c05e97", "#6a5acd")
+# Okabe and Ito's (2008), which colour-blind readers can tell apart, darkened where they would be faint on white, and a
+# brown for their second blue, whose shades look like those of the first.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b07d00", "#6b3a1e", "#c05e97", "#6a5acd")
 LIGHTEST = 0.6  # share of white in the lightest shade of a colour
 
 

@@ -33,6 +33,7 @@ REASON_WIDTH = 360  # pixels, of the column of reasons
 LOWEST_CARD, ARM_HEIGHT, LEGEND_HEIGHT = 300, 20, 160  # pixels, of cards and the bars in them
 
 TRIALS = "tags.kind = 'trial'"
+ARM_RUNS = "tags.kind = 'arm'"
 CURRENT_CONFIRMATIONS = "tags.kind = 'confirmation' and tags.superseded IS NULL"
 BY_ARM = {"mode": "tag", "groupByData": "arm"}
 # Of all runs; a chart that the UI would draw of one by itself is hidden by naming it.
@@ -86,8 +87,8 @@ def study_views(spec: StudySpec, *, has_confirmations: bool, has_arm_runs: bool)
     Args:
         spec: the study.
         has_confirmations: whether a confirmation run has finished; views that compare arms show trials before.
-        has_arm_runs: whether the first view may show a run per arm, see `arm_runs`. While a study runs there are none,
-            and the view groups the other runs by arm, whose names the UI then cuts.
+        has_arm_runs: whether views 1 and 5 may show a run per arm, see `arm_runs`. While a study runs there are none,
+            and the views group the other runs by arm, whose names the UI then cuts.
     """
     factors = [name for name in spec.arm_parameters() if len(_levels(spec, name)) > 1]
     # Of [[arms]], a run has the parameters that its arm sets: a chart leaves out the others.
@@ -102,7 +103,7 @@ def study_views(spec: StudySpec, *, has_confirmations: bool, has_arm_runs: bool)
     views.append(_tuning(searched, goal))
     if not spec.arms:  # else a level's mean would be over unrelated arms
         views += [_levels_view(factor, runs, goal, is_only=is_only) for factor in factors]
-    views += [_cost(runs, goal), _failures(searched, goal)]
+    views += [_cost(runs, goal, has_arm_runs=has_arm_runs), _failures(searched, goal)]
     blocks = block_names(spec.backbone.name)[:MOST_BLOCKS]
     own = [] if goal.best_metric in METRICS else [goal.best_metric]
     metrics = [*METRICS, *own, *(f"{metric}/{block}" for metric in BLOCK_METRICS for block in blocks)]
@@ -219,14 +220,14 @@ def _own_digest(value: str) -> str | None:
 def _best_arm(factors: list[str], runs: ShownRuns) -> SavedView:
     metric = runs.metrics[0]
     charts = [_bar(name) for name in runs.metrics]
-    charts += [_parallel(factors, metric)] if len(factors) > 1 else []
-    charts += [_scatter(factor, "PARAM", metric) for factor in factors[:1]]
+    # It sorts a factor's levels; a scatter plot has words in the order of the runs.
+    charts += [_parallel(factors, metric)] if factors else []
     charts += [_bar("training_seconds"), _bar("trained_parameters")]
     spread = ["test_sd", "test_low", "test_high", "seeds"] if runs.are_confirmations else []
     columns = [metric, *spread, *runs.metrics[1:], "training_seconds", "trained_parameters"]
     state = _state(
         "Means over seeds, best validation first" if runs.are_confirmations else "Best trial of each arm, best first",
-        "tags.kind = 'arm'",
+        ARM_RUNS,
         "rank",
         charts,
         [_metric(name) for name in columns],
@@ -248,7 +249,7 @@ def _arms_so_far(runs: ShownRuns, goal: Objective) -> SavedView:
 def _learning_curves(runs: ShownRuns, goal: Objective) -> SavedView:
     shown = dict.fromkeys([goal.val_metric, "train_accuracy", "val_loss", "train_loss"])
     columns = [_metric(name) for name in (*runs.metrics, "best_epoch")]
-    charts = [_line(name) for name in shown]
+    charts = [_line(name) for name in (*shown, "images_per_second")]
     title = f"Mean over {runs.words} after each epoch"
     state = _state(title, runs.query, runs.metrics[0], charts, columns, ascending=not goal.higher_is_better)
     return SavedView(f"{ID_PREFIX}2-learning", "2 How each arm learns", {**state, "groupBy": _grouped(BY_ARM)})
@@ -280,14 +281,16 @@ def _levels_view(factor: str, runs: ShownRuns, goal: Objective, *, is_only: bool
     return SavedView(f"{ID_PREFIX}4-levels-{factor}", name, state)
 
 
-def _cost(runs: ShownRuns, goal: Objective) -> SavedView:
-    charts = [_scatter(name, "METRIC", runs.metrics[0]) for name in ("training_seconds", "trained_parameters")]
-    charts += [_bar("training_seconds"), _line("images_per_second")]
-    columns = [runs.metrics[0], "training_seconds", "trained_parameters", "images_per_second"]
-    columns = [_metric(name) for name in columns]
-    title = f"Means over {runs.words}: cost and {goal.label}"
-    state = _state(title, runs.query, "training_seconds", charts, columns, ascending=True)
-    return SavedView(f"{ID_PREFIX}5-cost", "5 Speed and cost", {**state, "groupBy": _grouped(BY_ARM)})
+def _cost(runs: ShownRuns, goal: Objective, *, has_arm_runs: bool) -> SavedView:
+    metrics = [runs.metrics[0], "training_seconds", "trained_parameters"]
+    charts = [*(_scatter(name, "METRIC", metrics[0]) for name in metrics[1:]), _bar("training_seconds")]
+    over = "Best trial of each arm" if has_arm_runs and not runs.are_confirmations else f"Means over {runs.words}"
+    query = ARM_RUNS if has_arm_runs else runs.query
+    columns = [_metric(name) for name in metrics]
+    state = _state(f"{over}: cost and {goal.label}", query, "training_seconds", charts, columns, ascending=True)
+    # The UI gives groups colours of its own; runs have their arms'.
+    groups = None if has_arm_runs else _grouped(BY_ARM)
+    return SavedView(f"{ID_PREFIX}5-cost", "5 Speed and cost", {**state, "groupBy": groups})
 
 
 def _failures(searched: list[str], goal: Objective) -> SavedView:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from ablation.base import terminal
 from ablation.base.errors import InputError
 from ablation.data.image_set import ImageSet
 from ablation.data.reading import DataSize
@@ -75,6 +77,17 @@ def test_groups_are_not_divided_for_validation(
     monkeypatch.setattr(checks, "load_weights", lambda spec: None)
     check_study(fake_spec({}, data=data), find_store(str(tmp_path / "store")), Path("mine.toml"))
     assert "warning: 10 validation images" in capsys.readouterr().out
+
+
+def test_on_a_terminal_sentences_wrap_at_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(force_terminal=True, width=60, color_system=None)
+    monkeypatch.setattr(terminal, "console", console)
+    monkeypatch.setattr(checks, "load_weights", lambda spec: None)
+    with console.capture() as capture:
+        check_study(study_of_folder(tmp_path, ["a", "b"]), find_store(str(tmp_path / "store")), Path("mine.toml"))
+    lines = capture.get().splitlines()
+    assert len(lines) > 4
+    assert max(map(len, lines)) <= 60
 
 
 def test_a_large_study_and_one_without_a_comparison_are_not() -> None:

@@ -80,7 +80,7 @@ def test_the_menu_of_the_ui_has_the_first_view_first(tracker: Tracker) -> None:
 
 
 def test_a_view_that_a_person_changed_is_left_alone(tracker: Tracker) -> None:
-    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=False))
+    keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True))
     before = tags(tracker)
     key, deleted = VIEW_TAG + BEST_ARM_VIEW, f"{VIEW_TAG}ablation-5-cost"
     mine = json.loads(before[key])
@@ -167,6 +167,17 @@ def charts(view: SavedView) -> list[str]:
     return [f"{chart['type']} {name}" for chart, name in zip(shown, what, strict=True)]
 
 
+def test_speed_and_cost_has_a_run_per_arm_in_the_arms_colours() -> None:
+    """Once there is one: groups of runs have the UI's own colours."""
+    for has_confirmations, title in ((True, "Means over seeds"), (False, "Best trial of each arm")):
+        cost = study_views(fake_spec(FACTORS), has_confirmations=has_confirmations, has_arm_runs=True)[5]
+        assert (cost.state["searchFilter"], cost.state["groupBy"]) == ("tags.kind = 'arm'", None)
+        assert cost.state["compareRunSections"][0]["name"] == f"{title}: cost and accuracy"
+        assert charts(cost) == ["SCATTER training_seconds", "SCATTER trained_parameters", "BAR training_seconds"]
+    so_far = study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=False)[5]
+    assert grouped(so_far)[::2] == ("tags.kind = 'confirmation' and tags.superseded IS NULL", "average")
+
+
 def test_where_nothing_is_searched_the_view_of_tuning_has_the_trials() -> None:
     tuning = study_views(fake_spec(FACTORS, search={}), has_confirmations=True, has_arm_runs=True)[2]
     assert (tuning.name, tuning.state["searchFilter"]) == (NAMES[2], "tags.kind = 'trial'")
@@ -179,7 +190,7 @@ def test_listed_arms_are_shown_by_the_parameters_that_all_of_them_set() -> None:
     views = study_views(fake_spec({}, arms=listed, search={}), has_confirmations=True, has_arm_runs=True)
     assert [view.name[0] for view in views] == ["1", "2", "3", "5", "6"]
     drawn = [chart for chart in charts(views[0]) if not chart.startswith("BAR")]
-    assert drawn == ["SCATTER truncate_at"]
+    assert drawn == ["PARALLEL ['truncate_at']"]  # whose axis is sorted
     listed = [{"name": "plain"}, {"head_width": 8, "lr": 0.1}, {"label_smoothing": 0.1}]
     views = study_views(fake_spec({}, arms=listed, search={}), has_confirmations=True, has_arm_runs=True)
     assert {chart.partition(" ")[0] for chart in charts(views[0])} == {"BAR"}
@@ -272,7 +283,7 @@ def test_the_first_view_answers_at_a_glance(finished_store: Path) -> None:
             "block1 / fine-tune all", "block1 / feature extraction",
         ]  # fmt: skip
         # No chart of the UI's own.
-        assert re.search(r"Means over seeds, best validation first\s*\(6\)", page.inner_text("body"))
+        assert re.search(r"Means over seeds, best validation first\s*\(5\)", page.inner_text("body"))
         assert page.get_by_text("test_accuracy", exact=True).first.is_visible()
         assert not errors
 
@@ -282,9 +293,9 @@ def test_the_first_view_answers_at_a_glance(finished_store: Path) -> None:
 def test_every_view_opens_with_its_charts(finished_store: Path) -> None:
     pytest.importorskip("playwright")
     titles = {
-        NAMES[1]: r"Mean over seeds after each epoch\s*\(4\)", NAMES[2]: r"Every trial of every arm\s*\(3\)",
+        NAMES[1]: r"Mean over seeds after each epoch\s*\(5\)", NAMES[2]: r"Every trial of every arm\s*\(3\)",
         NAMES[3]: r"Means over arms and seeds\s*\(4\)", NAMES[4]: r"Means over arms and seeds\s*\(4\)",
-        NAMES[5]: r"Means over seeds: cost and accuracy\s*\(4\)",
+        NAMES[5]: r"Means over seeds: cost and accuracy\s*\(3\)",
     }  # fmt: skip
     with mlflow_ui(finished_store, "fake") as addresses, browser_page() as page:
         for name, address in list(zip(NAMES, addresses, strict=True))[1:6]:
