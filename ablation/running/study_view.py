@@ -73,11 +73,11 @@ class StudyView:
 
     def lines(self, width: int, height: int) -> list[Text]:
         """Return the view for a terminal of this size in characters; no line is wider."""
-        running = self._running_lines()
+        running = self._running_lines(width)
         trains = bool(self.label or self.workers) and not self.waits_for
         note = Text(self.cores.update() if self.cores and trains else "", style="yellow")
         above = [*self._heading(width), *running, note]
-        lines = [*above, *self._arm_lines(width, max(3, height - len(above) - 2))]
+        lines = [*above, *self._arm_lines(width, max(3, height - len(above) - 3))]
         for line in lines:
             line.truncate(width - 1, overflow="ellipsis")
         return lines
@@ -107,10 +107,12 @@ class StudyView:
         tuned = [run for arm in self.arms for run in self.runs.get(arm, []) if run.confirms is None and run.has_ended]
         return "confirmation" if len(tuned) >= len(self.arms) * self.spec.trials_per_arm else "tuning"
 
-    def _running_lines(self) -> list[Text]:
-        lines = [Text(f"worker {number}  {line.text()}") for number, line in sorted(self.workers.items())]
+    def _running_lines(self, width: int) -> list[Text]:
+        texts = [f"worker {number}  {line.text()}" for number, line in sorted(self.workers.items())]
+        lines = [Text(whole_items(text, width - 1)) for text in texts]
         if not lines:
-            lines = [Text(self.waits_for or f"{self.label}  {self.state}".strip()), Text(self.params, style="dim")]
+            state = whole_items(f"{self.label}  {self.state}".strip(), width - 1)
+            lines = [Text(self.waits_for or state), Text(self.params, style="dim")]
         known = {self.label, *(line.label for line in self.workers.values())}
         elsewhere = [
             run
@@ -121,7 +123,7 @@ class StudyView:
         return lines + [Text(f"elsewhere  {run.name}  epoch {run.epochs}/{self.spec.epochs}") for run in elsewhere[:4]]
 
     def _arm_lines(self, width: int, room: int) -> list[Text]:
-        """Return a line per arm: best value, values on an axis, trials, seeds, failures; the best ones that fit."""
+        """Return a line per arm that fits: best value, values on an axis, trials, seeds, failures; then the legend."""
         best = {arm: best_record(self.runs.get(arm, [])) for arm in self.arms}
         values = {arm: value.value for arm, value in best.items() if value is not None and value.value is not None}
         everything = [run.value for arm in self.runs.values() for run in arm if run.value is not None]
@@ -161,6 +163,8 @@ class StudyView:
             lines.append(line(arm, value, row, counts, failed[arm]))
             if arm in values and values[arm] == top:
                 lines[-1].stylize("bold green", 0, names + 8)
+        if dots >= FEWEST_DOTS:
+            lines.append(Text("· trial  ● best trial" + ("  ◆ confirmation run" if seeds else ""), style="dim"))
         return lines
 
     def _arms_that_fit(self, values: dict[str, float], room: int) -> list[str]:
@@ -277,6 +281,13 @@ class WorkerLine:
     def text(self) -> str:
         """Return the line that is shown."""
         return f"{self.label}  {self.detail or self.params}".strip()
+
+
+def whole_items(text: str, width: int) -> str:
+    """Return a text without the last of its items, which two spaces or a comma part, that do not fit."""
+    while len(text) > width and (parted := re.match(r"(.*)(?:  |, )", text)):
+        text = parted[1]
+    return text
 
 
 class CleanerAfterResize(RenderHook):

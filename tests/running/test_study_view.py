@@ -96,13 +96,31 @@ def test_it_shows_phase_arms_trials_seeds_failures_and_the_running_epoch() -> No
     assert text[5].split() == ["arm", "best", "0.900", "0.950", "trials", "seeds"]
     assert text[6].split() == ["block1", "0.9000", "●", "2/2", "0/2", "1", "failed"]
     assert text[7].split() == ["block2", "0.9400", "·", "●", "◆", "2/2", "1/2"]
+    assert text[8:] == ["· trial  ● best trial  ◆ confirmation run"]
+
+
+def test_the_legend_has_the_marks_that_can_occur() -> None:
+    view = StudyView(study(["block1"], seeds=0))
+    assert shown(view)[-1] == "· trial  ● best trial"
+    assert "trial" not in shown(view, width=30)[-1]  # too narrow for an axis
+
+
+def test_what_does_not_fit_beside_a_running_trial_is_left_out_whole() -> None:
+    view = halfway()
+    view.show_trial_start(spec(confirms=0), "lr 0.01")
+    view.show_epoch(spec(confirms=0), metrics(1, 0.5))
+    state = "block1 confirmation #0  epoch 1/3 ▄  val. accuracy 0.5000"
+    assert shown(view, 80)[2] == f"{state}  1,234 images/s"  # 73 characters; 92 with the loss
+    assert shown(view, 73)[2] == state
+    view.show_worker_line(1, "[1/2] block1 #0: lr 0.01, head_width 512")
+    assert shown(view, 32)[2] == "worker 1  block1 #0  lr 0.01"
 
 
 def test_superseded_runs_are_no_seeds_of_the_arm() -> None:
     view = StudyView(study(["block1"], trials=2, seeds=2))
     old = [run("block1", number, 0.90, confirms=0) for number in range(2)]
     view.update({"block1": [run("block1", 0, 0.90), run("block1", 1, 0.94), *old]}, 6)
-    assert shown(view)[-1].split()[-1] == "0/2"
+    assert shown(view)[-2].split()[-1] == "0/2"
 
 
 def test_the_phase_follows_the_runs() -> None:
@@ -125,7 +143,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_moves(width: int) -> Non
     before = shown(view, width)
     view.show_epoch(spec(), metrics(1, 0.5))
     after = shown(view, width)
-    assert len(after) == len(before) == 8
+    assert len(after) == len(before) == 9
     assert max(map(len, after)) < width
     for part in ("block1", "block2", "0.9400", "2/2", "1 failed", "epoch 1/3"):
         assert part in "\n".join(after)
