@@ -39,6 +39,8 @@ from ablation.base.errors import InputError
 from ablation.base.text import plural
 from ablation.search.identity import differences
 
+LONGEST_SHOWN = 60  # characters of a list or a table that an error message shows
+
 
 def analyse_study(result: StudyResult) -> StudyAnalysis:
     """Return the analysis of a study as it stands: over its seeds, or over the repeats of its tuning."""
@@ -124,8 +126,8 @@ def check_repeats(repeats: Sequence[StudyResult]) -> None:
             key, value, other = found[0]
             more = f", and in {len(found) - 1} more" if len(found) > 1 else ""
             raise InputError(
-                f"{names} cannot be pooled: they differ in {key} ({value} and {other}){more}; repeats "
-                "differ in seed alone"
+                f"{names} cannot be pooled: they differ in {key} ({_short(value)} and {_short(other)}){more}; "
+                "repeats differ in seed alone"
             )
         here_N, there_N = _labels(first), _labels(second)
         if here_N is not None and there_N is not None and not np.array_equal(here_N, there_N):
@@ -139,6 +141,13 @@ def check_repeats(repeats: Sequence[StudyResult]) -> None:
                 "study; a repeat needs --set seed=NUMBER"
             )
         by_seed[seed] = name
+
+
+def _short(value: Any) -> str:
+    """Return a value as text; of many entries, such as the arms, only their number."""
+    text = "none" if value is None else str(value)
+    is_long = isinstance(value, list | dict) and len(text) > LONGEST_SHOWN
+    return plural(len(value), "entry", "entries") if is_long else text
 
 
 def _content(result: StudyResult) -> dict[str, Any]:

@@ -73,17 +73,22 @@ class ArmResult:
         )
 
     @cached_property
+    def all_trials(self) -> list[RunResult]:
+        """Its trials in the study's order, deleted ones included."""
+        deleted = [run for run in self.deleted if not run.is_confirmation]
+        return sorted([*self.trials, *deleted], key=lambda run: run.number)
+
+    @cached_property
     def chosen(self) -> list[RunResult]:
         """The trials whose configurations are confirmed: the best of each repeat of the tuning, in their order."""
-        trials = [*self.trials, *(run for run in self.deleted if not run.is_confirmation)]
-        repeats = sorted({run.repeat for run in trials})
-        best = [best_run([run for run in trials if run.repeat == repeat]) for repeat in repeats]
+        repeats = sorted({run.repeat for run in self.all_trials})
+        best = [best_run([run for run in self.all_trials if run.repeat == repeat]) for repeat in repeats]
         return [run for run in best if run is not None]
 
     @cached_property
     def best(self) -> RunResult | None:
         """The finished trial with the best validation value of all repeats, the first of equals; None without one."""
-        return best_run(self.chosen)
+        return best_run(self.all_trials)
 
     @property
     def runs(self) -> list[RunResult]:
@@ -322,13 +327,12 @@ def _arm_result(spec: StudySpec, arm: Arm, record: StudyRecord) -> ArmResult:
         for kind in (False, True)
     )
     deleted = [_run_result(run) for run in record.deleted if run.params["arm"] == arm.name]
-    known = [*trials, *(run for run in deleted if not run.is_confirmation)]
     result = ArmResult(arm, trials, [], [], published_for(spec, arm), deleted)
     chosen = {run.number for run in result.chosen}
     # A trial whose run, or the end of it, is lost was its arm's best unless its confirmation runs say otherwise.
     marked = {run.run_id for run in records if "superseded" in run.tags}
     confirmed = {run.spec.confirms for run in confirmations if run.run_id not in marked}
-    lost = confirmed - {run.number for run in known if run.state != "unfinished"}
+    lost = confirmed - {run.number for run in result.all_trials if run.state != "unfinished"}
     current = [run for run in confirmations if run.spec.confirms in chosen | lost]
     superseded = [run for run in confirmations if run not in current]
     return replace(result, confirmations=current, superseded=superseded)

@@ -50,7 +50,7 @@ class Estimate:
 
     @property
     def is_shown(self) -> bool:
-        """Whether a difference is shown: its interval excludes 0."""
+        """Whether its p-value, corrected where several are tested, is below 0.05."""
         return self.p is not None and self.p < ALPHA
 
 

@@ -6,8 +6,8 @@ from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.results import StudyResult
 from ablation.base.text import Table, format_value, plural
 from ablation.reporting.content import Block, Code, Paragraph
-from ablation.reporting.method_sections import SAMPLERS, earlier_sampler
-from ablation.search.space import sampler_kind
+from ablation.reporting.method_sections import SAMPLERS
+from ablation.search.space import QUASI_RANDOM_UP_TO, sampler_kind
 from ablation.spec.study import StudySpec
 
 
@@ -54,9 +54,12 @@ def _precision_text(result: StudyResult) -> str:
 
 
 def _sampler_text(spec: StudySpec) -> str:
-    kind, earlier = SAMPLERS[sampler_kind(spec)], earlier_sampler(spec)
-    how = f"auto: {earlier}" if earlier else "auto"
-    return f"{kind} ({how})" if spec.search.sampler == "auto" else kind
+    """Return what draws points; the store does not say whether the budget was once small enough for another."""
+    kind = sampler_kind(spec)
+    if spec.search.sampler != "auto":
+        return SAMPLERS[kind]
+    earlier = f": trials made while at most {QUASI_RANDOM_UP_TO} per arm were planned are quasi-random"
+    return f"{SAMPLERS[kind]} (auto{earlier if kind == 'tpe' else ''})"
 
 
 def _all_seeds_text(result: StudyResult) -> str:

@@ -11,7 +11,7 @@ from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.wording import percent, points
 from ablation.base.text import Table, plural
 from ablation.reporting.content import INTERVAL, SIMULTANEOUS, Block, Items, behind_column
-from ablation.search.space import QUASI_RANDOM_UP_TO, sampler_kind
+from ablation.search.space import sampler_kind
 from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
 
@@ -136,15 +136,7 @@ SAMPLERS = {"qmc": "quasi-random", "random": "random", "tpe": "TPE"}
 
 def sampler_words(result: StudyResult) -> str:
     """Return by which sampler points were drawn; pooled studies have the same."""
-    spec = (result.studies or [result])[0].spec
-    earlier = f" ({text})" if (text := earlier_sampler(spec)) else ""
-    return f", with a {SAMPLERS[sampler_kind(spec)]} sampler{earlier}"
-
-
-def earlier_sampler(spec: StudySpec) -> str:
-    """Return what `auto` drew while the budget was smaller, where that may have been something else."""
-    is_settled = spec.search.sampler != "auto" or sampler_kind(spec) == "qmc"
-    return "" if is_settled else f"quasi-random while at most {QUASI_RANDOM_UP_TO} trials per arm were planned"
+    return f", with a {SAMPLERS[sampler_kind((result.studies or [result])[0].spec)]} sampler"
 
 
 def early_ends(spec: StudySpec) -> list[str]:

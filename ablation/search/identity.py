@@ -149,10 +149,10 @@ def _why(field: str, old: Any, new: Any) -> str:
 
 
 def differences(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (field, old, new) for every place in which two nested contents differ."""
+    """Return (field, old, new) for every place in which two nested contents differ, in their order."""
     if isinstance(old, dict) and isinstance(new, dict):
         nested = []
-        for key in sorted(old.keys() | new.keys()):
+        for key in dict.fromkeys([*old, *new]):
             nested += differences(old.get(key), new.get(key), f"{field}.{key}" if field else key)
         return nested
     return [] if old == new else [(field, old, new)]

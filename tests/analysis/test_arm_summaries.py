@@ -58,6 +58,15 @@ def test_an_arm_by_hand() -> None:
     assert len(without.failed) == 3
 
 
+def test_the_training_time_is_of_the_confirmation_runs_else_of_the_best_trial() -> None:
+    """A made-up run takes as many seconds as its arm's name has characters, plus its number."""
+    result = fake_result({"truncate_at": CUTS}, dict.fromkeys(CUTS, 0.8), failed_arms=("block5",))
+    first, second, failed = result.arms
+    last_best = fake_arm(result.spec, second.arm, [0.6, 0.7, 0.9], [], [])
+    summaries = analyse(dataclasses.replace(result, arms=[first, last_best, failed])).arms
+    assert [(summary.training_seconds, summary.training_runs) for summary in summaries] == [(7, 3), (8, 1), (None, 0)]
+
+
 def test_confusion_matrix_has_true_classes_in_rows() -> None:
     matrix = confusion_matrix(np.array([1, 1, 0]), np.array([0, 0, 1]), 3)
     np.testing.assert_array_equal(matrix, [[0, 1, 0], [1, 0, 0], [np.nan, np.nan, np.nan]])

@@ -110,6 +110,9 @@ def test_the_leader_of_one_tuning_is_no_pivot(three: list[StudyResult]) -> None:
         (replace(repeat(1), data_digest="e" * 64), "differ in the images' digest"),
         (repeat(0, name="cuts-again"), "both have seed = 0"),
         (repeat(1, classes=5), "differ in classes"),
+        (repeat(1, question="Why?", epochs=5), "differ in question (Which one is better? and Why?), and in 1 more;"),
+        (replace(repeat(1), classes=[f"class {k}" for k in range(4, 24)]), "'class 3'] and 20 entries); repeats"),
+        (replace(repeat(1), weights_digest=None), f"differ in the weights' digest ({'w' * 64} and none); repeats"),
     ],
 )
 def test_what_is_no_repeat_is_refused(other: StudyResult, message: str) -> None:

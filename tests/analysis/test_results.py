@@ -15,10 +15,11 @@ from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.runs import CURVES
 from ablation.base.errors import InputError
 from ablation.reporting.run_charts import curve_panels, curves
+from ablation.spec.arms import arms
 from ablation.storage.store import Store, find_store
 from ablation.tracking import reading
 from ablation.tracking.client import ABOUT_FILE
-from tests.fake_results import fake_result, store_study
+from tests.fake_results import fake_arm, fake_result, fake_spec, store_study
 
 CUTS = ["block3", "block4", "block5"]
 
@@ -125,3 +126,36 @@ def test_a_store_without_a_summary_run_says_what_to_do(tmp_path: Path, study: St
     MlflowClient(place.tracking_uri).delete_run(record.summary.run_id)
     with pytest.raises(InputError, match="study 'fake' has no summary run: run the study once more"):
         load_results("fake", store=str(place.root))
+
+
+def test_the_best_trial_is_the_first_of_equals_in_the_order_of_the_study() -> None:
+    """Whichever repeat of the tuning it is of, and deleted in MLflow or not: so Optuna chooses what is confirmed."""
+    values = [0.8, 0.92, 0.85, 0.92, 0.8, 0.8]
+    spec = fake_spec({"truncate_at": CUTS}, trials_per_arm=6, confirm={"repeats": 3, "seeds": 0})
+    arm = fake_arm(spec, arms(spec)[0], values, [], [])
+    assert [run.number for run in arm.chosen] == [3, 1, 2]  # trial n is of repeat n % 3
+    one_tuning = fake_arm(fake_spec({"truncate_at": CUTS}, trials_per_arm=6), arms(spec)[0], values, [], [])
+    assert [run.number for run in one_tuning.chosen] == [1]
+    for whole in (arm, one_tuning):
+        without = dataclasses.replace(whole, trials=[*whole.trials[:1], *whole.trials[2:]], deleted=whole.trials[1:2])
+        for each in (whole, without):
+            assert each.best is not None
+            assert each.best.number == 1
+        assert without.chosen == whole.chosen
+
+
+def test_a_best_trial_that_was_deleted_in_mlflow_keeps_its_curves(tmp_path: Path, study: StudyResult) -> None:
+    place = find_store(str(tmp_path / "store"))
+    block4 = study.arms[1]
+    assert block4.best is not None
+    store_study(place, study)
+    stored = read_results(place, "fake").arms[1].best
+    assert stored is not None
+    MlflowClient(place.tracking_uri).delete_run(stored.run_id)
+    arm = read_results(place, "fake").arms[1]
+    assert [run.run_id for run in arm.deleted] == [stored.run_id]
+    (drawn,) = arm.drawn_runs
+    assert drawn.run_id == stored.run_id
+    assert {name: list(drawn.curves[name]) for name in CURVES} == {
+        name: list(block4.best.curves[name]) for name in CURVES
+    }

@@ -42,8 +42,8 @@ def test_the_environment_names_sampler_and_pruner(search: dict[str, str], sample
     assert "sampler" not in study_rows(search={})
 
 
-def test_a_budget_that_may_have_grown_says_what_drew_the_first_trials() -> None:
+def test_a_budget_that_may_have_grown_says_what_would_have_drawn_the_first_trials() -> None:
     """Trials of a study that had 20 for each arm stay quasi-random when it gets 21."""
     assert study_rows(trials_per_arm=20)["sampler"] == "quasi-random (auto)"
-    grown = "TPE (auto: quasi-random while at most 20 trials per arm were planned)"
+    grown = "TPE (auto: trials made while at most 20 per arm were planned are quasi-random)"
     assert study_rows(trials_per_arm=21)["sampler"] == grown

@@ -39,6 +39,8 @@ def test_differences() -> None:
     old = {"a": 1, "b": {"c": [1, 2], "d": None}}
     assert differences(old, json.loads(json.dumps(old))) == []
     assert differences(old, {"a": 1, "b": {"c": [2, 1]}, "e": 3}) == [("b.c", [1, 2], [2, 1]), ("e", None, 3)]
+    new = {"z": 0, "b": 2, "question": "?"}
+    assert [field for field, *_ in differences({"question": "!", "b": 1}, new)] == ["question", "b", "z"]
 
 
 def test_what_planned_looks_decide_by_is_declared() -> None:
