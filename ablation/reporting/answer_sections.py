@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -32,7 +31,13 @@ from ablation.reporting.content import (
     states_text,
     study_command,
 )
-from ablation.reporting.method_sections import early_ends_sentence, most_epochs, sampler_words
+from ablation.reporting.method_sections import (
+    early_ends_sentence,
+    independent_units,
+    most_epochs,
+    network_and_images,
+    sampler_words,
+)
 from ablation.spec.objective import ACCURACY, Objective
 from ablation.spec.parameters import Choices
 from ablation.tracking.client import REFUSAL_TAG
@@ -66,9 +71,6 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
     blocks += [Beside(figure, champion)] if figure and champion else [*figure, *champion]
     if analysis.evidence:
         blocks.append(Items(analysis.evidence))
-    weights = spec.backbone.weights
-    if spec.backbone.has_weights_file:
-        weights = Path(str(weights)).name
     searched = ", ".join(f"{name} ({_range(value)})" for name, value in spec.search.entries().items())
     tuned = f"tuned over {searched}{sampler_words(result)}" if searched else "with nothing to tune"
     if spec.confirm.repeats > 1:
@@ -89,10 +91,9 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
     )
     blocks.append(
         Paragraph(
-            f"{method}: {spec.backbone.name} (weights: {weights or 'none'}) on {spec.data.source}, "
-            f"{result.train_images:,} training, {result.val_images:,} validation and {result.test_images:,} test "
-            f"images of {len(result.classes)} classes. {plural(len(result.arms), 'arm')}, with {trials} of "
-            f"{most_epochs(spec)} each, {tuned}; {confirm}."
+            f"{method}: {network_and_images(spec)}, {result.train_images:,} training, {result.val_images:,} "
+            f"validation and {result.test_images:,} test images of {len(result.classes)} classes. "
+            f"{plural(len(result.arms), 'arm')}, with {trials} of {most_epochs(spec)} each, {tuned}; {confirm}."
             f"{_chosen_by(spec.goal)}{early_ends_sentence(spec)}"
         )
     )
@@ -208,13 +209,13 @@ def _arm_notes(analysis: StudyAnalysis, *, with_tuned: bool) -> list[str]:
         notes.append(
             f"Means and standard deviations over n {unit}s, each the mean of its confirmation runs on the same "
             f"{result.test_images:,} test images. The interval of the test {label} covers the variation over {unit}s, "
-            "with their splits and seeds, and over images."
+            f"with their splits and seeds, and over {independent_units(result)}."
         )
     elif not with_tuned:
         notes.append(
             f"Means over n confirmation runs with fresh seeds: test {label} on {result.test_images:,} images, "
             f"validation {label} (best epoch) on {result.val_images:,}. The interval of the test {label} covers "
-            "the variation over seeds and over images."
+            f"the variation over seeds and over {independent_units(result)}."
         )
     if analysis.chances_of_best:
         notes.append(

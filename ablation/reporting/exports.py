@@ -30,7 +30,9 @@ from ablation.reporting.content import Folded, interval_text, study_command
 from ablation.reporting.method_sections import (
     early_ends,
     early_ends_sentence,
+    independent_units,
     most_epochs,
+    network_and_images,
     sampler_words,
     use_of_results,
 )
@@ -152,7 +154,7 @@ def methods(analysis: StudyAnalysis) -> str:
     we = "So far, we" if result.missing_trials or result.missing_confirmations else "We"
     arms = f"{plural(len(result.arms), 'arm')}{f' ({factors})' if factors else ''}"
     sentences = [
-        f"{we} compared {arms} of {spec.backbone.name} on {spec.data.source} ({result.train_images:,} training, "
+        f"{we} compared {arms} of {network_and_images(spec)} ({result.train_images:,} training, "
         f"{result.val_images:,} validation and {result.test_images:,} test images of {len(result.classes)} classes).",
         (f"Every arm had {same}, {budget}, " if trials[0] == trials[1] else f"An arm had {budget}, ")
         + (f"in which Optuna searched {searched}{sampler_words(result)}." if searched else "with nothing to search.")
@@ -176,7 +178,7 @@ def methods(analysis: StudyAnalysis) -> str:
             f"seeds ({format_seeds(runs, 'run')} per arm{' and repeat' if spec.confirm.repeats > 1 else ''}), and each "
             f"of these runs evaluated the test images once, at its end; {use_of_results(result)}."
         )
-        sentences.append(_errors(unit))
+        sentences.append(_errors(unit, independent_units(result)))
     if analysis.compared.contrasts:
         sentences.append(
             "Intervals and p-values of differences and interactions "
@@ -201,16 +203,14 @@ def methods(analysis: StudyAnalysis) -> str:
     return " ".join(sentences)
 
 
-def _errors(unit: str) -> str:
+def _errors(unit: str, images: str) -> str:
     """Return what standard errors contain, as a sentence of the paragraph on the method."""
     if unit == "seed":
         return (
-            "Standard errors contain the variation over seeds and over test images, with Satterthwaite's degrees of "
+            f"Standard errors contain the variation over seeds and over {images}, with Satterthwaite's degrees of "
             "freedom, given the configurations that tuning chose."
         )
-    return (
-        "Arms were compared paired by repeat; standard errors contain the variation over repeats and over test images."
-    )
+    return f"Arms were compared paired by repeat; standard errors contain the variation over repeats and over {images}."
 
 
 def paper_block(analysis: StudyAnalysis) -> Folded:

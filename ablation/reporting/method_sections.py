@@ -1,5 +1,7 @@
 """The report's sections on what the statistics mean, and what more runs would find."""
 
+from pathlib import Path
+
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.comparison import findable_differences
 from ablation.analysis.looks import look_sentences
@@ -158,6 +160,21 @@ def early_ends_sentence(spec: StudySpec) -> str:
 def most_epochs(spec: StudySpec) -> str:
     """Return the epochs of a training, such as '5 epochs', or 'at most 5 epochs' where one may end early."""
     return f"{'at most ' if early_ends(spec) else ''}{plural(spec.epochs, 'epoch')}"
+
+
+def network_and_images(spec: StudySpec) -> str:
+    """Return the network with its weights, and the images, such as 'vgg16 (weights: DEFAULT) on cifar10'."""
+    weights = Path(str(spec.backbone.weights)).name if spec.backbone.weights else "none"
+    own = Path(spec.data.manifest or spec.data.root or "").name if spec.data.is_own else ""
+    images = f"{own} ({spec.data.source})" if own else spec.data.source
+    return f"{spec.backbone.name} (weights: {weights}) on {images}"
+
+
+def independent_units(result: StudyResult) -> str:
+    """Return over what the images' part of a standard error is the variation: test images, or groups of them."""
+    if result.test_groups_N is None:
+        return "test images"
+    return f"{plural(result.independent_images, 'group')} of test images"
 
 
 def independence(result: StudyResult) -> str:

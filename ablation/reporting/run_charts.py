@@ -123,9 +123,9 @@ def cost_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Picture
     goal = analysis.result.spec.goal
     if len(arms) < 2:  # nothing to compare
         return {}
-    parameters = "trained parameters (count, logarithmic)", ",.0f"
-    seconds = "training time of a run (s, logarithmic)", ",.3g"
-    inference = "time to classify an image (ms, logarithmic)", ",.3g"
+    parameters = "trained parameters (count, logarithmic)", ",.0f", "~s"
+    seconds = "training time of a run (s, logarithmic)", ",.3g", "~g"
+    inference = "time to classify an image (ms, logarithmic)", ",.3g", "~g"
     pictures = {
         "costs_parameters": _cost([(arm, arm.trained_parameters or 0) for arm in arms], *parameters, styles, goal),
         "costs_seconds": _cost([(arm, arm.training_seconds or 0) for arm in arms], *seconds, styles, goal),
@@ -137,7 +137,12 @@ def cost_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Picture
 
 
 def _cost(
-    costs: Sequence[tuple[ArmSummary, float]], title: str, form: str, styles: ArmStyles, goal: Objective
+    costs: Sequence[tuple[ArmSummary, float]],
+    title: str,
+    form: str,
+    axis_form: str,  # "~s" would have milliseconds of seconds as '100m'
+    styles: ArmStyles,
+    goal: Objective,
 ) -> Picture:
     rows: list[Row] = []
     texts: dict[str, str] = {}
@@ -146,7 +151,7 @@ def _cost(
         rows.append({**styles.fields(arm.result), **estimate_fields(arm.estimate), "cost": rounded(cost)})
         texts[arm.name] = f"{arm.estimate.value:.4f} at {cost:{form}}"
     base = of_arms(rows)
-    x = alt.X("cost:Q", title=title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=5))
+    x = alt.X("cost:Q", title=title, scale=alt.Scale(type="log"), axis=alt.Axis(format=axis_form, tickCount=5))
     tips = [
         alt.Tooltip("arm:N"),
         number_tip("cost", title, form),

@@ -41,7 +41,7 @@ def cost_table(analysis: StudyAnalysis) -> Table:
         [
             arm.name,
             "-" if arm.trained_parameters is None else f"{arm.trained_parameters:,}",
-            "-" if arm.training_seconds is None else f"{arm.training_seconds:,.1f}",
+            "-" if arm.training_seconds is None else _seconds(arm.training_seconds),
             *(_inference_cells(arm) if measures_inference else []),
             str(arm.training_runs),
             optional_number(arm.test.mean if arm.test else None),
@@ -62,6 +62,10 @@ def cost_table(analysis: StudyAnalysis) -> Table:
             "to 64 images, and depends on what else the machine does."
         )
     return Table("", [*columns, "n (runs)", f"test {analysis.result.spec.goal.label}"], rows, notes)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.1f}" if seconds >= 1 else f"{seconds:.2g}"
 
 
 def _inference_cells(arm: ArmSummary) -> list[str]:

@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ablation.analysis.answer import StudyAnalysis, analyse
 from ablation.analysis.pooling import analyse_pooled
 from ablation.analysis.results import StudyResult
+from ablation.analysis.runs import RunResult
 from ablation.base.command_line import run_command
 from ablation.base.text import Table
 from ablation.report import cli
-from ablation.reporting.answer_sections import answer_blocks, level_tables
+from ablation.reporting.answer_sections import answer_blocks, arm_table, level_tables
 from ablation.reporting.content import Paragraph
 from ablation.reporting.exports import escape_latex, export, methods
 from ablation.storage.store import find_store
@@ -78,12 +80,32 @@ def test_json_has_the_figures(analysis: StudyAnalysis) -> None:
 
 def test_the_methods_paragraph_is_of_the_study(analysis: StudyAnalysis) -> None:
     text = methods(analysis)
-    assert "2 arms (truncate_at (2 levels)) of vgg16 on cifar10" in text
+    assert "2 arms (truncate_at (2 levels)) of vgg16 (weights: imagenet) on cifar10" in text
     assert "3 trials of 4 epochs" in text
     assert "given the configurations that tuning chose" in text
     pooled = analyse_pooled([fake_result(CUTS, ACCURACIES, name=f"s-{n}", seed=n) for n in range(3)])
-    assert "over repeats" in methods(pooled)
+    assert "over repeats and over test images." in methods(pooled)
     assert "satterthwaite" not in export(pooled, "bibtex")
+
+
+def test_groups_own_images_and_own_weights_are_named_where_the_method_is() -> None:
+    """400 test images in 20 groups: the paragraphs and the note under the arms say so, and what the images are."""
+    data = {"source": "manifest", "manifest": "there/skin.csv", "groups": "patient"}
+    result = fake_result(CUTS, ACCURACIES, data=data, backbone={"name": "vgg16", "weights": "here/own.pth"})
+
+    def grouped(run: RunResult) -> RunResult:
+        assert run.predictions is not None
+        return replace(run, predictions=replace(run.predictions, groups_N=np.arange(400) % 20))
+
+    arms = [replace(arm, confirmations=[grouped(run) for run in arm.confirmations]) for arm in result.arms]
+    analysis = analyse(replace(result, arms=arms))
+    (*_, paragraph) = answer_blocks(analysis, {})
+    assert isinstance(paragraph, Paragraph)
+    assert "vgg16 (weights: own.pth) on skin.csv (manifest)" in methods(analysis)
+    assert "vgg16 (weights: own.pth) on skin.csv (manifest), " in paragraph.text
+    assert "contain the variation over seeds and over 20 groups of test images, with" in methods(analysis)
+    (note,) = [note for note in arm_table(analysis).notes if "covers" in note]
+    assert note.endswith("covers the variation over seeds and over 20 groups of test images.")
 
 
 def test_the_command_prints_and_writes_nothing(

@@ -114,6 +114,16 @@ def test_costs_are_the_parameters_the_training_and_the_classification(
     assert "time to classify an image (ms, logarithmic)" in texts_of(pictures["costs_inference"].svg)
 
 
+def test_short_times_are_in_the_unit_of_their_axis(analysis: StudyAnalysis) -> None:
+    """'100m' on an axis in seconds would be read as minutes, and '0.0' in the table says nothing."""
+    seconds = iter([0.034, 0.96, 2.5, 1234.56])
+    arms = [dataclasses.replace(arm, training_seconds=next(seconds, 1.0)) for arm in analysis.arms]
+    quick = dataclasses.replace(analysis, arms=arms)
+    ticks = texts_of(draw_figures(quick, ["costs"])["costs_seconds"].svg)
+    assert {"0.1", "1", "10", "100"} <= set(ticks.split(" | "))
+    assert [row[2] for row in cost_table(quick).rows[:4]] == ["0.034", "0.96", "2.5", "1,234.6"]
+
+
 def test_runs_of_older_versions_have_no_time_of_inference(analysis: StudyAnalysis) -> None:
     def older(run: RunResult) -> RunResult:
         return dataclasses.replace(run, inference_operations=None, inference_seconds=None)

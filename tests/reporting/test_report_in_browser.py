@@ -11,6 +11,7 @@ from ablation.analysis.pooling import analyse_study
 from ablation.reporting.report import Report, build_report
 from tests.browser import CHROMIUM
 from tests.fake_results import FOUR, TWO_BY_TWO, fake_result
+from tests.reporting.test_data_section import comparison, with_images
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -295,6 +296,21 @@ def test_long_names_neither_overflow_nor_lose_their_click(browser: Browser, tmp_
     page.locator('[data-chart="curves"] .live .role-legend-label text').first.click()
     page.wait_for_timeout(200)
     assert [text[:5] for text in rows.all_text_contents()] == ["arm 5"]
+    page.close()
+
+
+def test_a_telephone_has_the_sheet_at_its_size_and_triangles_beside_their_headings(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(build_report(analyse_study(with_images(comparison(0)))).html)
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    page.goto(path.as_uri())
+    page.evaluate(OPEN_ALL)
+    assert page.locator(".sheet").evaluate("(image) => image.getBoundingClientRect().width") == 640
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    heading = page.locator("summary h2", has_text="Near-duplicates across training and test")
+    assert heading.evaluate("(e) => e.getClientRects().length") == 2  # wraps behind the triangle, not below it
     page.close()
 
 
