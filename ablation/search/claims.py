@@ -223,7 +223,9 @@ def _claim_lost(spec: StudySpec, store: Store, locks: Locks, studies: ArmStudies
                     continue
                 frozen = study.get_trials(deepcopy=False)[number]
                 confirms = frozen.user_attrs.get("confirms")
-                best = None if confirms is None else studies.tuning[arm.name].get_trials(deepcopy=False)[confirms]
+                tuned = dict(enumerate(studies.tuning[arm.name].get_trials(deepcopy=False)))
+                # It has its parameters itself: somebody may have deleted the tuned trial.
+                best = None if confirms is None else tuned.get(confirms, frozen)
                 trial, folder = optuna.Trial(study, frozen._trial_id), store.trial_folder(key)
                 owner = frozen.user_attrs.get("owner", "")
                 return Claim(arm, study, trial, key, folder, locks, True, owner, best, False, frozen)

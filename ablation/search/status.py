@@ -64,12 +64,13 @@ def _records_of(
     for frozen in new:
         lock_state = {True: "running", False: "interrupted", None: "unknown"}[taken.get(frozen.number, False)]
         state: Any = _end(frozen, attributes) or lock_state
-        with_params = frozen if tuned is None else tuned[frozen.user_attrs.get("confirms", min(tuned))]
+        confirms: Any = None if tuned is None else frozen.user_attrs.get("confirms", min(tuned, default=0))
+        with_params = (tuned or {}).get(confirms, frozen)  # a confirmation run itself has none
         records.append(
             TrialRecord(
                 arm=arm,
                 number=frozen.number,
-                confirms=None if tuned is None else with_params.number,
+                confirms=confirms,
                 state=state,
                 value=frozen.value if frozen.state is TrialState.COMPLETE else None,
                 params=dict(with_params.params),

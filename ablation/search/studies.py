@@ -46,7 +46,7 @@ class TrialRecord:
     """A trial as Optuna's database has it. `value` is the objective's of the best epoch.
 
     `confirms` is None for a trial; for a confirmation run it is the number of the trial whose `params` are trained
-    again. `seconds` are from its first beginning to its end, or until now.
+    again; they are empty where that was deleted. `seconds` are from its first beginning to its end, or until now.
     """
 
     arm: str

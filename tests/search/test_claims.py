@@ -215,6 +215,36 @@ def test_an_interrupted_run_of_a_repeat_that_lost_its_trials_is_superseded(store
     assert claim_next(spec, store, begin(spec, store)) is None
 
 
+def test_trials_that_somebody_deleted_are_trained_again_and_stay_confirmed(store: Store) -> None:
+    """In Optuna's dashboard, which deletes an arm's trials and leaves their confirmation runs."""
+    spec = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}')
+    claim_all(spec, store)
+    before = records(begin(spec, store), store)
+    optuna.delete_study(study_name="vgg_truncation/block1", storage=begin(spec, store).tuning["block1"]._storage)
+    studies = begin(spec, store)
+    assert [(record.confirms, record.state) for record in records(studies, store)] == [(0, "finished")] * 2
+    assert [(claim.trial.number, claim.best) for claim in claim_all(spec, store)] == [(0, None), (1, None)]
+    assert records(begin(spec, store), store)[2].params == before[2].params != {}
+    assert all_ended(spec, begin(spec, store))
+
+
+def test_a_lost_run_is_trained_again_though_what_it_confirms_was_deleted(store: Store) -> None:
+    spec = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "confirm.seeds=1")
+    studies = begin(spec, store)
+    for value in (0.5, 0.6, 0.5):
+        end(claim_next(spec, store, studies), "finished", value)
+    optuna.delete_study(study_name="vgg_truncation/block1", storage=studies.tuning["block1"]._storage)
+    fewer = study(
+        "vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "confirm.seeds=0", "trials_per_arm=1"
+    )
+    studies = begin(fewer, store)
+    train_again(studies.confirmation["block1"], [0])
+    end(claim_next(fewer, store, studies), "finished", 0.5)
+    lost = claim_next(fewer, store, studies)
+    assert (lost.study.study_name, lost.trial.number) == ("vgg_truncation/block1/confirmation", 0)
+    assert lost.best is not None  # it is a confirmation run
+
+
 def test_an_arm_without_a_finished_trial_is_not_confirmed(store: Store) -> None:
     spec = study("vgg_truncation", *TWO_ARMS, "trials_per_arm=1", "confirm.seeds=1")
     studies = begin(spec, store)
