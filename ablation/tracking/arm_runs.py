@@ -67,6 +67,8 @@ def keep_arm_runs(
                 tracker.client.set_tag(run_id, NOTE_TAG, arm.note)
             params = [Param("arm", name), *(Param(factor, str(level)) for factor, level in arm.arm.levels.items())]
             run = tracker.client.get_run(run_id)
+            if COLOUR_TAG not in run.data.tags:  # it is of an older version
+                tracker.client.set_tag(run_id, COLOUR_TAG, arm.colour)
             _log_changes(tracker, run, arm.metrics, params)
             if run.info.end_time is None:
                 tracker.end_run(run_id, "FINISHED")

@@ -281,6 +281,8 @@ class TrialRun:
             self._client.set_tag(run_id, SEED_TAG, tags[SEED_TAG])
         if run is not None and WORKER_TAG in tags:  # not in calls that older versions kept
             self._client.set_tag(run_id, WORKER_TAG, tags[WORKER_TAG])
+        if run is not None and COLOUR_TAG in tags and COLOUR_TAG not in run.data.tags:  # it is of an older version
+            self._client.set_tag(run_id, COLOUR_TAG, tags[COLOUR_TAG])
         self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
         for tag in ("reason", NOTE_TAG):  # of an end that did not reach Optuna
             if run is not None and tag in run.data.tags:

@@ -59,6 +59,9 @@ def test_a_colour_that_a_person_chose_stays(tracker: Tracker) -> None:
     tracker.client.set_tag(run.info.run_id, "mlflow.runColor", "#ff0000")
     keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm.name])
     assert tracker.client.get_run(run.info.run_id).data.tags["mlflow.runColor"] == "#ff0000"
+    tracker.client.delete_tag(run.info.run_id, "mlflow.runColor")  # as in a run of an older version
+    keep_arm_runs(tracker, "summary", "fake", [ARM], [ARM.arm.name])
+    assert tracker.client.get_run(run.info.run_id).data.tags["mlflow.runColor"] == "#0072b2"
 
 
 def test_they_are_kept_current(tracker: Tracker) -> None:

@@ -7,7 +7,7 @@ import pytest
 from ablation.spec.arms import Arm, arms
 from ablation.storage.outbox import Outbox
 from ablation.storage.store import find_store
-from ablation.tracking.client import open_client
+from ablation.tracking.client import COLOUR_TAG, open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import read_run
 from ablation.tracking.run_names import SEED_TAG, arm_title, run_title
@@ -51,7 +51,7 @@ def test_the_only_arm_is_left_out_but_none_that_is_called_like_it() -> None:
 
 
 def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path) -> None:
-    """A run of an older version has its own as the parameter, and keeps it when it is resumed."""
+    """A run of an older version has its own as the parameter and keeps it; it gets its arm's colour when it resumes."""
     store = find_store(str(tmp_path / "s"))
     store.prepare()
     client = open_client(store, create=True)
@@ -78,6 +78,10 @@ def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path) -> None:
     client.log_param(old, "seed", "1001")
     assert start("old") == old
     assert client.get_run(old).data.params["seed"] == read_run(store, old).params["seed"] == "1001"
+    assert client.get_run(old).data.tags[COLOUR_TAG] == data.tags[COLOUR_TAG]
+    client.set_tag(old, COLOUR_TAG, "#ff0000")  # that a person chose
+    start("old")
+    assert client.get_run(old).data.tags[COLOUR_TAG] == "#ff0000"
 
     bare, _ = tracker.find_or_create("bare", "block1 confirmation #1", {"kind": "confirmation"})  # died at once
     assert start("bare") == bare
