@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # What would act on a terminal or hide in a text: control characters, line separators, marks of the writing direction,
-# signs without a width, and the surrogates by which Python keeps bytes that are not UTF-8; not lines and tabs.
+# signs that show nothing, and the surrogates by which Python keeps bytes that are not UTF-8; not lines and tabs, nor
+# the joiners and variation selectors that scripts and emojis need.
 _HIDDEN = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ud800-\udfff\ufeff\uffa0\U000e0000-\U000e007f]"
 )
 _SIMPLER = {"±": "+-", "−": "-", "–": "-", "×": "x", "…": "...", "→": "->", "━": "="} | dict(
     zip("─●◆·", "-o+.", strict=True)

@@ -92,9 +92,9 @@ def work_until_done(session: Session) -> None:
                 with suppress(StoreAway, StoreError):  # tried again with the next one
                     shows_confirmations = show_confirmations(session, shows_confirmations)
             tuned = claim.trial if claim.best is None else claim.best
-            params = format_params(tuned.params) + (f" (known: {trial_spec.known})" if trial_spec.known else "")
-            params += " (resumed)" if claim.resumed else ""
-            progress.show_trial_start(trial_spec, params)
+            known = f"(known: {trial_spec.known})" if trial_spec.known else ""
+            notes = [format_params(tuned.params), known, "(resumed)" if claim.resumed else ""]
+            progress.show_trial_start(trial_spec, " ".join(filter(None, notes)))
             outcome = run_trial(workbench, claim, trial_spec, progress.show_epoch)
             progress.show_trial_end(trial_spec, outcome.state, outcome.value, outcome.reason)
             waits_for_mlflow = waits_for_mlflow or not outcome.is_delivered

@@ -67,6 +67,11 @@ def test_a_table_without_rows_has_no_numeric_columns() -> None:
         ("\x9b31m\x7f", r"\x9b31m\x7f"),
         ("abc\u202ecba", r"abc\u202ecba"),
         ("soft\xadhy\u200bphen\u2060s", r"soft\xadhy\u200bphen\u2060s"),
+        (
+            "a\u034fb\u115fc\u1160d\u180ee\u3164f\uffa0g\U000e0041",
+            r"a\u034fb\u115fc\u1160d\u180ee\u3164f\uffa0g\U000e0041",
+        ),
+        ("\u2764\ufe0f \u0915\u094d\u200d", "\u2764\ufe0f \u0915\u094d\u200d"),
         ("caf\udce9", r"caf\xe9"),  # a file name in Latin-1, as Python reads it
         ("two\nlines\tand a tab", "two\nlines\tand a tab"),
         (

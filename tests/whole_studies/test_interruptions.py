@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -41,12 +42,20 @@ from tests.studies import (
 from tests.victims import Victims
 
 
-@pytest.mark.parametrize("kind", ["bug", "ctrl-c"])
+@pytest.mark.parametrize(
+    ("kind", "settings", "shown"),
+    [
+        ("bug", [], r".*, lr \S+ \(resumed\)"),
+        ("ctrl-c", ["--set", "search={}", "--set", "fixed.lr=0.01"], r"\(resumed\)"),
+    ],
+)
 def test_an_interrupted_trial_goes_on(
-    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, capsys: Any
-) -> None:
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any,
+    kind: str, settings: list[str], shown: str,
+) -> None:  # fmt: skip
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0)
-    assert command(study_file, "--store", "whole", *ONE_ARM) == 0
+    arguments = [study_file, *ONE_ARM, *settings]
+    assert command(*arguments, "--store", "whole") == 0
 
     def fault(number: int, epoch: int) -> None:
         if (number, epoch) == (1, 2):
@@ -56,19 +65,20 @@ def test_an_interrupted_trial_goes_on(
         patched_train(patch, fault)
         if kind == "bug":
             with pytest.raises(ZeroDivisionError):
-                command(study_file, "--store", "s", *ONE_ARM)
+                command(*arguments, "--store", "s")
         else:
             capsys.readouterr()
-            assert command(study_file, "--store", "s", *ONE_ARM) == 130
-            assert f"python -m ablation.study {study_file} --store s" in capsys.readouterr().err
+            assert command(*arguments, "--store", "s") == 130
+            assert f"python -m ablation.study {study_file} --" in capsys.readouterr().err
     paused = runs(Path("s"), "small")[1]
     assert paused.info.status == "SCHEDULED"
     assert arm_study(Path("s"), "small/fine_tune_all").trials[1].state is optuna.trial.TrialState.RUNNING
     assert [step for step, _ in history(Path("s"), paused)["val_loss"]] == [1]
 
     capsys.readouterr()
-    assert command(study_file, "--store", "s", *ONE_ARM) == 0
-    assert "[2/2] fine_tune_all #1: " in (output := capsys.readouterr().out)
+    assert command(*arguments, "--store", "s") == 0
+    output = capsys.readouterr().out
+    assert re.search(rf"^\[2/2\] fine_tune_all #1: {shown}$", output, re.MULTILINE)
     assert output.count("(resumed)") == 1
     whole, resumed = runs(Path("whole"), "small"), runs(Path("s"), "small")
     assert resumed[1].info.run_id == paused.info.run_id
