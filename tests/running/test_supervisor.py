@@ -49,7 +49,6 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_end_of_the_last_worker_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And all that the workers wrote is passed on before."""
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 60)
     said: Said = []
     began = time.monotonic()
@@ -176,6 +175,25 @@ def test_refused_input_stays_refused_input() -> None:
     code = "sys.stdout.buffer.write(b'error: caf\\xe9\\n'); sys.exit(2)"  # not UTF-8
     with pytest.raises(InputError, match="worker 1 ended with status 2: caf\N{REPLACEMENT CHARACTER}"):
         run_workers(python(code), ["cpu"], lambda *line: None, lambda: Progress(1, 0))
+
+
+def test_what_a_worker_wrote_is_heard_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads the first one's output is late, and the other one's end ends the wait for lines."""
+    listen, has_ended = supervisor._listen, threading.Event()
+
+    def listen_late(worker: supervisor.Worker, output: supervisor.Output) -> None:
+        if worker.number == 1:
+            worker.process.wait()
+            has_ended.set()
+            time.sleep(0.3)
+        has_ended.wait()
+        listen(worker, output)
+
+    monkeypatch.setattr(supervisor, "_listen", listen_late)
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 10)
+    code = "sys.exit(sys.argv[2] == 'a' and (print('error: no such thing') or 2))"
+    with pytest.raises(InputError, match="^worker 1 ended with status 2: no such thing$"):
+        run_workers(python(code), ["a", "b"], lambda *line: None, lambda: Progress(1, 0))
 
 
 @pytest.mark.parametrize(("statuses", "expected"), [((75, 0), 75), ((130, 130), 130), ((0, 0), None)])
