@@ -80,11 +80,14 @@ def test_groups_are_not_divided_for_validation(
 
 
 def test_on_a_terminal_sentences_wrap_at_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")  # no progress bar
     console = Console(force_terminal=True, width=60, color_system=None)
     monkeypatch.setattr(terminal, "console", console)
     monkeypatch.setattr(checks, "load_weights", lambda spec: None)
     with console.capture() as capture:
-        check_study(study_of_folder(tmp_path, ["a", "b"]), find_store(str(tmp_path / "store")), Path("mine.toml"))
+        check_study(
+            study_of_folder(tmp_path, ["a", "b"], test_from=50), find_store(str(tmp_path / "store")), Path("mine.toml")
+        )
     lines = capture.get().splitlines()
     assert len(lines) > 4
     assert max(map(len, lines)) <= 60
