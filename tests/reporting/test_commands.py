@@ -57,7 +57,8 @@ def test_commands_find_the_store_of_the_study(result: StudyResult, store: str, p
 
 
 def test_pooled_studies_are_named_one_by_one(result: StudyResult) -> None:
-    pooled = dataclasses.replace(result, spec=result.spec.model_copy(update={"name": "a+b"}), store="/s")
+    one, other = (dataclasses.replace(result, spec=result.spec.model_copy(update={"name": name})) for name in "ab")
+    pooled = dataclasses.replace(one, studies=[one, other], store="/s")
     assert study_command(pooled, "ablation.report") == "python -m ablation.report a b --store /s"
 
 
