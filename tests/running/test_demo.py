@@ -299,5 +299,7 @@ def test_a_demo_that_changes_its_network_is_begun_anew_until_it_has_a_trial(tmp_
 
     begin(STUDY)
     begin(PARTS.format(depth=2)).ask()
-    with pytest.raises(InputError, match=r"other settings: question .*; backbone.name \(was 'vgg16_narrow_bn', is 'vgg16_narrow'\)"):
+    with pytest.raises(
+        InputError, match=r"other settings: question .*; backbone.name \(was 'vgg16_narrow_bn', is 'vgg16_narrow'\)"
+    ):
         begin(STUDY)
