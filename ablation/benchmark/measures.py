@@ -16,6 +16,7 @@ from unittest import mock
 
 import psutil
 import torch
+from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablation.analysis.results import read_results
@@ -174,7 +175,7 @@ def fine_tuning(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
 def training_steps(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
     """Measure every cut and strategy without cached features: images per second, and share of the device's ceiling."""
     precision = "bfloat16" if subject.device.type == "cuda" else "float32"
-    ceiling = Measured([matmul_rate(subject.device, getattr(torch, precision)) for _ in range(subject.repeats)])
+    ceiling = Measured([ceiling_flops(subject.device, getattr(torch, precision)) for _ in range(subject.repeats)])
     is_cuda = subject.device.type == "cuda"
     rows = []
     for cut in CUTS:
@@ -199,18 +200,29 @@ def training_steps(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
     return {"precision": precision, "ceiling_flops": ceiling.values, "rows": rows}
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the floating point operations per second of a large matrix product."""
-    side = 8192 if device.type == "cuda" else 2048
+def ceiling_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating point operations per second of a large matrix product or convolution, the faster of both."""
+    side, batch = (8192, 256) if device.type == "cuda" else (2048, 16)
+    channels, pixels = 256, 32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    images = torch.randn(batch, channels, pixels, pixels, device=device).to(dtype, memory_format=torch.channels_last)
+    kernel = torch.randn(channels, channels, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    return max(
+        _flops(lambda: torch.matmul(a, b), 2 * side**3, device),
+        _flops(lambda: conv2d(images, kernel, padding=1), 2 * batch * (3 * channels * pixels) ** 2, device),
+    )
+
+
+def _flops(work: Callable[[], object], operations: int, device: torch.device) -> float:
+    """Return the operations per second of some work."""
     repeats = 20 if device.type == "cuda" else 3
-    torch.matmul(a, b)
+    work()
     _synchronise(device)
     started = time.perf_counter()
     for _ in range(repeats):
-        torch.matmul(a, b)
+        work()
     _synchronise(device)
-    return repeats * 2 * side**3 / (time.perf_counter() - started)
+    return repeats * operations / (time.perf_counter() - started)
 
 
 def flops_of_an_image(subject: Subject, cut: str, strategy: Any) -> float:

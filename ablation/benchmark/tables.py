@@ -112,13 +112,12 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
             ["cut", "strategy", "batch size", "images/s", "share of ceiling"],
             rates,
             [
-                f"The ceiling is the speed of a large matrix product: {ceiling.text()} GFLOP/s. On a CPU, convolutions "
-                "can exceed it, because another library computes them.",
+                f"The ceiling is the speed of a large matrix product or convolution: {ceiling.text()} GFLOP/s.",
                 spread,
             ],
         ),
         *mode_tables(measurements["step_modes"]["rows"]),
-        cores_table({name: result["core_use"] for name, result in results.items()}),
+        cores_table({name: result["core_use"] for name, result in results.items() if result["seconds"] > 0}),
     ]
 
 

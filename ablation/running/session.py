@@ -95,8 +95,8 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
         check_device(options.device_name)
     patience = options.start_patience
     is_begun = wait_out(lambda: _check_begun(spec, store), patience)
-    if spec.data.is_own:
-        list_own_images(spec.data)
+    if spec.data.is_own and spec.backbone.weights and not spec.backbone.has_weights_file:
+        list_own_images(spec.data)  # so that a folder which cannot be used is told before weights are downloaded
     weights = None if is_to_pretrain else load_weights(spec)
     processes = 1 if is_worker else len(worker_devices(options))  # a supervisor of workers drops its own images
     images, split = load_split(
