@@ -20,9 +20,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ablation.analysis.repeats import contrast_over_repeats, repeat_moments, variance_parts
+from ablation.analysis.estimator import OVER_SEEDS, Estimator
+from ablation.analysis.repeats import repeat_moments
 from ablation.analysis.results import StudyResult, read_results
-from ablation.analysis.statistics import Estimate, contrast
+from ablation.analysis.statistics import Estimate
 from ablation.storage.store import find_store
 
 STUDY = """\
@@ -104,7 +105,7 @@ def print_table(by_study: list[dict[str, np.ndarray]]) -> None:
 
 def of_one(by_study: list[dict[str, np.ndarray]], pairs: list[tuple[str, str]], values_RC: np.ndarray) -> str:
     """Return the cells of the first row: differences' own 95 % intervals over seeds and images."""
-    intervals = [[contrast({a: 1.0, b: -1.0}, y) for a, b in pairs] for y in by_study]
+    intervals = [[OVER_SEEDS.contrast({a: 1.0, b: -1.0}, y) for a, b in pairs] for y in by_study]
     R = len(by_study)
     others_RC = (values_RC.sum(axis=0) - values_RC) / (R - 1)
     holds_RC = np.array([[_holds(intervals[r][c], others_RC[r, c]) for c in range(len(pairs))] for r in range(R)])
@@ -132,8 +133,8 @@ def of_halves(right: Mapping[str, np.ndarray], pairs: list[tuple[str, str]], val
             mine = {arm: right[arm][list(half)] for arm in (a, b)}
             target = float(values_RC[rest, c].mean())
             weights = {a: 1.0, b: -1.0}
-            estimate, moments = contrast_over_repeats(weights, mine), repeat_moments(mine)
-            parts = variance_parts(moments.weights([weights]), moments)
+            estimate, moments = Estimator("tuning").contrast(weights, mine), repeat_moments(mine)
+            parts = moments.variance_parts(moments.weights([weights]))
             of_repeats, of_images = (float(part[0]) for part in parts)
             holds.append(_holds(estimate, target))
             assert estimate.high is not None

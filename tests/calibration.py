@@ -27,12 +27,12 @@ from itertools import combinations, product
 import numpy as np
 from scipy.special import ndtri
 
-from ablation.analysis.best_arms import FromBest, compared_with_best, compared_with_best_over_repeats
+from ablation.analysis.best_arms import FromBest
 from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.contrasts import Comparison, CrossComparison, comparisons_at, interactions, level_comparisons
-from ablation.analysis.repeats import contrast_over_repeats, simultaneous_over_repeats
-from ablation.analysis.simultaneous import FEWEST_BEYOND, simultaneous, usable_arms
-from ablation.analysis.statistics import ALPHA, Estimate, contrast
+from ablation.analysis.estimator import OVER_SEEDS, Estimator
+from ablation.analysis.simultaneous import FEWEST_BEYOND
+from ablation.analysis.statistics import ALPHA, Estimate
 
 SIMULATION_SEED = 20_240_501
 STUDIES = 400
@@ -42,6 +42,7 @@ DIFFICULTY, OWN, REST = 0.70, 0.14, 0.16  # shares of the latent variance
 DRAWS = 1_999  # of each study's test; a report takes 99,999
 ERRORS, COVERAGE = (0.0, 0.05), (0.94, 0.97)  # wanted, but for two Monte-Carlo standard errors
 FREE = (0.0, 1.0)
+OVER_REPEATS = Estimator("tuning")
 
 Weights = dict[str, float]
 
@@ -215,12 +216,13 @@ def one_study(cell: Cell, rng: np.random.Generator) -> Outcome:
     groups_N = None if cell.group == 1 else np.arange(cell.images) // cell.group
     if cell.diverged:
         correct[arms[0]][0] = rng.random(cell.images) < 0.1
+    estimator = Estimator(groups_N=groups_N)
     means = [
-        covers(contrast({arm: 1.0}, correct, groups_N), truth[arm])
+        covers(estimator.contrast({arm: 1.0}, correct), truth[arm])
         for arm in arms
         if not (cell.diverged and arm == arms[0])
     ]
-    usable = usable_arms(correct)
+    usable = estimator.usable(correct)
     tested = {arm: place_of[arm] for arm in usable}
     pairs_of = {
         f"f{n}": list(combinations([f"f{n}={level}" for level in range(levels)], 2))
@@ -229,7 +231,7 @@ def one_study(cell: Cell, rng: np.random.Generator) -> Outcome:
     main = level_comparisons(tested, pairs_of)
     crossed, _ = interactions(tested, pairs_of)
     contrasts: list[Comparison | CrossComparison] = [*main, *crossed]
-    estimates = simultaneous([c.weights for c in contrasts], usable, DRAWS, groups_N)
+    estimates = estimator.simultaneous([c.weights for c in contrasts], usable, DRAWS)
     true_values = [_true(c.weights, truth) for c in contrasts]
     shown_factors = [
         factors
@@ -238,7 +240,7 @@ def one_study(cell: Cell, rng: np.random.Generator) -> Outcome:
         for factors in (c.factors, c.factors[::-1])
     ]
     at_levels = comparisons_at(tested, pairs_of, dict.fromkeys(shown_factors))
-    of_levels = simultaneous([c.weights for c in at_levels], usable, DRAWS, groups_N)
+    of_levels = estimator.simultaneous([c.weights for c in at_levels], usable, DRAWS)
     replaced = {factor for factor, _ in shown_factors}  # whose averages the answer leaves out
     said = [
         (estimate, true)
@@ -312,8 +314,8 @@ def one_pooled_study(cell: AgainCell, rng: np.random.Generator) -> Outcome:
     """Simulate the repeats of a study, and judge their answer as `pooling.analyse_pooled` makes it."""
     right = simulate_repeats(rng, cell)
     contrasts = pairs(tuple(right))
-    estimates = simultaneous_over_repeats(contrasts, right, DRAWS)
-    alone = [contrast_over_repeats(weights, right) for weights in contrasts]
+    estimates = OVER_REPEATS.simultaneous(contrasts, right, DRAWS)
+    alone = [OVER_REPEATS.contrast(weights, right) for weights in contrasts]
     return Outcome(
         is_wrong=float(any(_is_wrong(estimate, 0.0) for estimate in estimates)),
         is_shown=np.nan,
@@ -368,12 +370,12 @@ def from_best_of(cell: Cell | AgainCell, rng: np.random.Generator) -> tuple[dict
     """Simulate a study of a kind; return each arm's interval from the best other one, and the true accuracies."""
     if isinstance(cell, AgainCell):
         right = simulate_repeats(rng, cell)
-        return compared_with_best_over_repeats(right, DRAWS), dict.fromkeys(right, ACCURACY)
+        return OVER_REPEATS.from_best(right, DRAWS), dict.fromkeys(right, ACCURACY)
     arms = [f"arm {number}" for number in range(cell.levels[0])]
     truth = dict.fromkeys(arms, cell.accuracy) | {arms[0]: cell.accuracy + cell.better}
     seed_sd = dict(zip(arms, cell.seed_sd, strict=True)) if isinstance(cell.seed_sd, tuple) else cell.seed_sd
     seeds = dict(zip(arms, cell.seeds, strict=True)) if isinstance(cell.seeds, tuple) else cell.seeds
-    return compared_with_best(simulate(rng, truth, seed_sd, seeds, cell.images), DRAWS), truth
+    return OVER_SEEDS.from_best(simulate(rng, truth, seed_sd, seeds, cell.images), DRAWS), truth
 
 
 def best(studies: int = STUDIES) -> int:
@@ -412,7 +414,7 @@ def declares(correct: Mapping[str, np.ndarray], contrasts: list[Weights], level:
     report does, for which their number does not matter.
     """
     draws = next((draws for draws in LOOK_DRAWS if level * (draws + 1) > FEWEST_BEYOND + 1), DRAWS)
-    return any(e.p is not None and e.p < ALPHA for e in simultaneous(contrasts, correct, draws, level=level))
+    return any(e.p is not None and e.p < ALPHA for e in Estimator(level=level).simultaneous(contrasts, correct, draws))
 
 
 def looked_at(levels: int, rng: np.random.Generator) -> tuple[bool, bool, bool, bool]:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
+from ablation.analysis.estimator import Estimator
 from ablation.analysis.scores import image_scores
-from ablation.analysis.simultaneous import simultaneous
-from ablation.analysis.statistics import contrast
 from ablation.spec.objective import OBJECTIVES, Objective
 from tests.calibration import DIFFICULTY, DRAWS, OWN, REST, SIMULATION_SEED, covers, pairs
 
@@ -97,10 +96,11 @@ def judge(
     """
     contrasts = pairs(tuple(scores))
     true_values = [sum(weight * truth[arm] for arm, weight in weights.items()) for weights in contrasts]
-    estimates = simultaneous(contrasts, scores, DRAWS, objective=objective)
+    estimator = Estimator(objective=objective)
+    estimates = estimator.simultaneous(contrasts, scores, DRAWS)
     shown = [(estimate.p or 0.0) < 0.05 for estimate in estimates]
     wrong = [s and (t == 0 or (e.value > 0) != (t > 0)) for s, e, t in zip(shown, estimates, true_values, strict=True)]
-    own = [covers(contrast({arm: 1.0}, {arm: scores[arm]}, objective=objective), truth[arm]) for arm in scores]
+    own = [covers(estimator.contrast({arm: 1.0}, {arm: scores[arm]}), truth[arm]) for arm in scores]
     real = [s for s, t in zip(shown, true_values, strict=True) if t != 0]
     hold = all(covers(e, t) for e, t in zip(estimates, true_values, strict=True))
     return float(any(wrong)), float(hold), float(np.mean(own)), float(np.mean(real)) if real else np.nan

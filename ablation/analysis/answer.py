@@ -10,11 +10,10 @@ from ablation.analysis.arm_summaries import (
     confident_mistakes,
     summarise_arm,
 )
-from ablation.analysis.best_arms import FromBest, compared_with_best
+from ablation.analysis.best_arms import FromBest
 from ablation.analysis.champion import MOST_EQUALS, Choice, choose_champion
 from ablation.analysis.comparison import (
     Comparisons,
-    Correct,
     Difference,
     FactorAnalysis,
     Interaction,
@@ -22,11 +21,11 @@ from ablation.analysis.comparison import (
     least_beaten,
 )
 from ablation.analysis.contrasts import places
-from ablation.analysis.looks import estimator_of, level_of, look_sentences
-from ablation.analysis.outliers import Outlier, outlying_runs, without_runs
+from ablation.analysis.looks import estimator_of, look_sentences
+from ablation.analysis.outliers import outlying_runs, without_runs
 from ablation.analysis.registration import registration_sentences
 from ablation.analysis.results import ArmResult, StudyResult
-from ablation.analysis.simultaneous import FEWEST_SEEDS, chances_of_best
+from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.tuning import searched_params
 from ablation.analysis.verdict import factor_lines, reference
 from ablation.analysis.wording import (
@@ -44,6 +43,7 @@ from ablation.spec.objective import ACCURACY, Objective
 
 CONDITION = "All of this holds with these configurations: another tuning might choose others."
 ONE_SIDED = " by the one-sided comparison with the best alone (the two-sided tests of differences do not show it)"
+EVERY_REPEAT = "the arms that every repeat has confirmed"
 MOST_AT_LEVELS = 6  # differences at the levels of another factor that the evidence lists; the tables have all
 
 
@@ -59,7 +59,6 @@ class StudyAnalysis:
         mistakes: the champion run's most confident ones: those whose images are kept with its predictions.
         chances_of_best: arm -> chance that its mean over test images is the best; empty below two testable arms.
         from_best: arm -> its distance from the best other arm, of the same arms.
-        outliers: confirmation runs that stand apart.
         verdict: the answer in plain words, a line per factor.
         evidence: the numbers behind it, as sentences.
         repeats: of the tuning, those that are compared, each as a study of its own; without repeats, the study.
@@ -72,7 +71,6 @@ class StudyAnalysis:
     mistakes: list[Mistake]
     chances_of_best: dict[str, float]
     from_best: dict[str, FromBest]
-    outliers: list[Outlier]
     verdict: list[str]
     evidence: list[str]
     repeats: list[StudyResult]
@@ -105,48 +103,51 @@ class StudyAnalysis:
 
 def analyse(result: StudyResult) -> StudyAnalysis:
     """Return the analysis of a study as it stands, over seeds; `pooling.analyse_study` is that of any study."""
-    correct = result.scores
-    groups_N = result.test_groups_N
-    goal = result.spec.goal
-    compared = compare(result, correct, estimator_of(result))
-    summaries = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
-    champion = choose_champion(result)
-    chances = chances_of_best(correct, groups_N=groups_N, objective=goal)
-    from_best = compared_with_best(correct, groups_N=groups_N, level=level_of(result), objective=goal)
-    outliers = outlying_runs(result)
-    verdict = verdict_of(result, summaries, compared)
-    evidence = [
-        *evidence_of(result, summaries, compared),
-        *chance_sentences(
-            chances,
-            from_best,
-            goal,
-            among=_among(from_best, correct),
-            is_shown=is_shown_by_pairs(result, compared, from_best),
-        ),
-        *([CONDITION] if compared.contrasts else []),
-        *_apart(result, outliers, verdict),
-        *look_sentences(result),
-        *registration_sentences(result),
-    ]
+    compared = compare(result, result.scores, estimator_of(result))
+    arms = [summarise_arm(arm, len(result.classes)) for arm in result.arms]
+    condition = [CONDITION] if compared.contrasts else []
+    return analysis_of(result, [result], arms, compared, [*condition, *_apart(result, arms, compared)])
+
+
+def analysis_of(
+    result: StudyResult,
+    repeats: Sequence[StudyResult],
+    arms: list[ArmSummary],
+    compared: Comparisons,
+    limits: Sequence[str],
+) -> StudyAnalysis:
+    """Return the analysis of a study, or of pooled ones.
+
+    Args:
+        result: the study.
+        repeats: those of its tuning that are compared.
+        arms: a summary of each.
+        compared: its differences and interactions.
+        limits: what limits the answer beside its looks and its registration, as sentences.
+    """
+    goal, estimator, champion = result.spec.goal, compared.estimator, choose_champion(result)
+    chances, from_best = estimator.chances_of_best(compared.correct), estimator.from_best(compared.correct)
+    is_partial = len(from_best) < sum(bool(arm.confirmed) for arm in result.arms)
+    among = f"the arms with {FEWEST_SEEDS} seeds or more" if estimator.unit == "seed" else EVERY_REPEAT
+    is_shown = is_shown_by_pairs(result, compared, from_best)
     return StudyAnalysis(
         result=result,
-        arms=summaries,
+        arms=arms,
         compared=compared,
         champion=champion,
-        mistakes=mistakes_of(champion, result),
+        mistakes=[] if champion is None else confident_mistakes(champion_run(champion.arm), result.classes),
         chances_of_best=chances,
         from_best=from_best,
-        outliers=outliers,
-        verdict=verdict,
-        evidence=evidence,
-        repeats=[result],
+        verdict=verdict_of(result, arms, compared),
+        evidence=[
+            *_evidence(result, arms, compared),
+            *chance_sentences(chances, from_best, goal, among=among if is_partial else "", is_shown=is_shown),
+            *limits,
+            *look_sentences(result),
+            *registration_sentences(result),
+        ],
+        repeats=list(repeats),
     )
-
-
-def mistakes_of(champion: Choice | None, result: StudyResult) -> list[Mistake]:
-    """Return the champion run's most confident mistakes; none without a champion."""
-    return [] if champion is None else confident_mistakes(champion_run(champion.arm), result.classes)
 
 
 def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
@@ -230,7 +231,7 @@ def _missing(result: StudyResult) -> list[str]:
     return [f"Still missing: {' and '.join(texts)}."] if texts else []
 
 
-def evidence_of(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
+def _evidence(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
     """Return what is missing, the measured differences with intervals and p-values, and what limits them."""
     confirmed, margin = [arm for arm in arms if arm.estimate is not None], result.spec.margin
     sentences = _missing(result) + result.left_out_texts
@@ -370,11 +371,6 @@ def chance_sentences(
     return [f"Chance to be the best arm: {likely}. At 95 %, {rivals}"]
 
 
-def _among(from_best: dict[str, FromBest], correct: Correct) -> str:
-    """Return which confirmed arms are compared with the best; '' for all of them."""
-    return f"the arms with {FEWEST_SEEDS} seeds or more" if len(from_best) < len(correct) else ""
-
-
 def is_shown_by_pairs(result: StudyResult, compared: Comparisons, from_best: dict[str, FromBest]) -> bool:
     """Return whether every arm that cannot be the best is shown to be worse than the leader in a difference, too.
 
@@ -411,14 +407,15 @@ def _rivals(from_best: dict[str, FromBest], goal: Objective, how: str) -> str:
     return f"{which}{how}; each is at most {behind} behind the best."
 
 
-def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> list[str]:
+def _apart(result: StudyResult, arms: list[ArmSummary], compared: Comparisons) -> list[str]:
     """Return the outlying runs by name, and the verdict without them."""
+    outliers = outlying_runs(result)
     if not outliers:
         return []
     rest = without_runs(result, outliers)
     summaries = [summarise_arm(arm, len(rest.classes)) for arm in rest.arms]
+    again = verdict_of(result, summaries, compare(rest, rest.scores, compared.estimator))
     goal = result.spec.goal
-    again = " ".join(verdict_of(result, summaries, compare(rest, rest.scores, estimator_of(result))))
     names = join(
         [
             f"{o.arm} confirmation run #{o.run.number} (test {goal.label} {o.run.test_value:.4f}, its arm's median "
@@ -426,6 +423,7 @@ def _apart(result: StudyResult, outliers: list[Outlier], verdict: list[str]) -> 
             for o in outliers
         ]
     )
-    runs = "Outlying run" if len(outliers) == 1 else "Outlying runs"
-    consequence = "the verdict is the same." if again == " ".join(verdict) else f"the verdict would be: {again}"
-    return [f"{runs}: {names}. Without {'it' if len(outliers) == 1 else 'them'}, {consequence}"]
+    runs, them = ("Outlying run", "it") if len(outliers) == 1 else ("Outlying runs", "them")
+    is_same = again == verdict_of(result, arms, compared)
+    consequence = "the verdict is the same." if is_same else f"the verdict would be: {' '.join(again)}"
+    return [f"{runs}: {names}. Without {them}, {consequence}"]

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ablation.analysis.estimator import Estimator
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.runs import RunResult, best_run, goal_of
-from ablation.analysis.statistics import Estimate, contrast
+from ablation.analysis.statistics import Estimate
 from ablation.analysis.tuning import BestOf, best_of
 from ablation.training.class_metrics import balanced_accuracy_and_macro_f1
 
@@ -172,8 +173,8 @@ def late_rise(best_so_far_T: np.ndarray) -> float | None:
 
 def own_estimate(arm: ArmResult) -> Estimate:
     """Return the mean of the objective over an arm's confirmed runs, with its interval over seeds and images."""
-    scores = {arm.arm.name: arm.scores_SN}
-    return contrast({arm.arm.name: 1.0}, scores, arm.test_groups_N, objective=goal_of(arm.confirmed))
+    estimator = Estimator(groups_N=arm.test_groups_N, objective=goal_of(arm.confirmed))
+    return estimator.contrast({arm.arm.name: 1.0}, {arm.arm.name: arm.scores_SN})
 
 
 def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:

@@ -9,23 +9,18 @@ is the least of -U_ji over those of them that are not i, or 0 where i is the onl
 Legend: A arms, B simulated studies, C contrasts.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from ablation.analysis.repeats import RepeatMoments, repeat_moments, signed_over_repeats, variance_parts
-from ablation.analysis.simultaneous import DRAWS, FEWEST_BEYOND, from_normal_scale, signed_statistics, usable_arms
-from ablation.analysis.statistics import ALPHA, Means, Moments, arm_moments, contrast_errors, estimate, exact_test
-from ablation.spec.objective import ACCURACY, Objective
+from ablation.analysis.simultaneous import DRAWS, FEWEST_BEYOND
+from ablation.analysis.statistics import ALPHA, Means, estimate, exact_test
 
 MANY_ARMS = 20  # above which fewer studies are simulated, because the pairs grow with the square of the arms
 DRAWS_OF_MANY = 9_999
-
-# The standard error, degrees of freedom and margin in standard errors of contrasts, for a deviate on the normal scale.
-Errors = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -44,80 +39,27 @@ class FromBest:
         return self.high > 0
 
 
-def compared_with_best(
-    correct: Mapping[str, np.ndarray],
-    draws: int = DRAWS,
-    groups_N: np.ndarray | None = None,
-    level: float = ALPHA,
-    objective: Objective = ACCURACY,
-) -> dict[str, FromBest]:
-    """Return how far each arm in `usable_arms` is from the best other one; empty below two of them.
+def compared_with_best(moments: Means, draws: int = DRAWS, level: float = ALPHA) -> dict[str, FromBest]:
+    """Return how far each of two arms or more is from the best other one.
 
     Args:
-        correct: as in `statistics.arm_moments`.
+        moments: of the arms.
         draws: simulated studies, of many arms at most `DRAWS_OF_MANY`; (draws + 1) / 20 must be whole.
-        groups_N: as in `statistics.arm_moments`.
         level: chance that any of the intervals misses.
-        objective: the metric.
     """
-    usable = usable_arms(correct, groups_N)
-    if len(usable) < 2:
-        return {}
-    moments = arm_moments(usable, groups_N, objective)
-
-    def errors(weights_CA: np.ndarray, deviate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        variance_1C, degrees_1C = contrast_errors(weights_CA, moments, moments.variance_A[None])
-        return np.sqrt(variance_1C[0]), degrees_1C[0], from_normal_scale(deviate, degrees_1C[0])
-
-    statistics = signed_statistics(_pairs(moments), moments, _affordable(draws, moments))
-    return _from_best(moments, statistics, errors, level)
-
-
-def compared_with_best_over_repeats(
-    right: Mapping[str, np.ndarray],
-    draws: int = DRAWS,
-    groups_N: np.ndarray | None = None,
-    level: float = ALPHA,
-    objective: Objective = ACCURACY,
-) -> dict[str, FromBest]:
-    """Return the same where repeats of a study are the unit.
-
-    Args:
-        right: as in `repeats.repeat_moments`.
-        draws: simulated studies, of many arms at most `DRAWS_OF_MANY`; (draws + 1) / 20 must be whole.
-        groups_N: as in `statistics.arm_moments`.
-        level: chance that any of the intervals misses.
-        objective: the metric.
-    """
-    usable = usable_arms(right, groups_N)
-    return best_over_repeats(repeat_moments(usable, groups_N, objective), draws, level) if len(usable) > 1 else {}
-
-
-def best_over_repeats(moments: RepeatMoments, draws: int = DRAWS, level: float = ALPHA) -> dict[str, FromBest]:
-    """Return the same from the moments of two arms or more over three repeats or more."""
-
-    def errors(weights_CA: np.ndarray, deviate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        of_repeats_C, of_images_C = variance_parts(weights_CA, moments)
-        degrees_C = np.full(len(weights_CA), moments.repeats - 1.0)
-        errors_C = np.sqrt(of_repeats_C + of_images_C)
-        widths_C = np.sqrt(from_normal_scale(deviate, degrees_C) ** 2 * of_repeats_C + deviate**2 * of_images_C)
-        return errors_C, degrees_C, widths_C / errors_C
-
-    statistics = signed_over_repeats(_pairs(moments), moments, _affordable(draws, moments))
-    return _from_best(moments, statistics, errors, level)
-
-
-def _from_best(moments: Means, simulated: Iterator[np.ndarray], errors: Errors, level: float) -> dict[str, FromBest]:
     A = len(moments.arms)
-    numbers = range(A)
+    numbers, unit_AA = range(A), np.eye(A)
+    pairs_CA = np.array([unit_AA[first] - unit_AA[second] for first, second in combinations(numbers, 2)])
+    simulated = moments.signed_statistics(pairs_CA, min(draws, DRAWS_OF_MANY) if A > MANY_ARMS else draws)
     upper_AA = np.full((A, A), np.inf)  # of the row's mean minus the column's
     for k, deviate in enumerate(one_sided_deviates(simulated, A, level)):
         others = [j for j in numbers if j != k]
-        weights_CA = moments.objective.sign * (np.eye(A)[k] - np.eye(A)[others])
+        weights_CA = moments.objective.sign * (unit_AA[k] - unit_AA[others])
         of_each = float(2 * ndtr(-deviate))  # the level of an interval whose upper end is the one-sided bound
-        for j, weights_A, error, degrees, margin in zip(others, weights_CA, *errors(weights_CA, deviate), strict=True):
-            exact, errors_1 = exact_test(weights_A, moments, of_each), (float(error), float(degrees))
-            high = estimate(weights_A, moments, errors_1, exact, level=of_each, critical=float(margin)).high
+        for j, weights_A, *spread in zip(others, weights_CA, *moments.spread(weights_CA, deviate), strict=True):
+            error, degrees, margin, _ = map(float, spread)
+            exact = exact_test(weights_A, moments, of_each)
+            high = estimate(weights_A, moments, (error, degrees), exact, level=of_each, critical=margin).high
             upper_AA[k, j] = np.inf if high is None else high
     high_A = np.maximum(upper_AA.min(axis=1), 0.0)
     ends = {}
@@ -152,14 +94,3 @@ def one_sided_deviates(simulated: Iterator[np.ndarray], arms: int, level: float 
         else:
             deviates.append(max(float(np.partition(largest_B, -rank)[-rank]), float(-ndtri(level))))
     return deviates
-
-
-def _affordable(draws: int, moments: Means) -> int:
-    """Return how many studies are simulated, for the pairs of these arms."""
-    return min(draws, DRAWS_OF_MANY) if len(moments.arms) > MANY_ARMS else draws
-
-
-def _pairs(moments: Moments | RepeatMoments) -> np.ndarray:
-    """Return the differences of all pairs of arms, C x A."""
-    unit_AA = np.eye(len(moments.arms))
-    return np.array([unit_AA[first] - unit_AA[second] for first, second in combinations(range(len(unit_AA)), 2)])

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ablation.analysis.arm_summaries import confirmed_validation, inference_operations, leading_arms, winning_arm
-from ablation.analysis.best_arms import FromBest, best_over_repeats, compared_with_best
+from ablation.analysis.best_arms import FromBest, compared_with_best
+from ablation.analysis.estimator import Estimator
 from ablation.analysis.repeats import RepeatMoments
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.runs import goal_of
@@ -105,7 +106,7 @@ def distances_from_best(result: StudyResult) -> tuple[dict[str, FromBest], str]:
     goal = result.spec.goal
     scores = {arm: np.array([p.scores_N(goal) for p in each]) for arm, each in validation.items() if each}
     groups_N = next((p.groups_N for each in validation.values() for p in each), None)
-    ends = compared_with_best(scores, groups_N=groups_N, objective=goal)
+    ends = Estimator(groups_N=groups_N, objective=goal).from_best(scores)
     if ends:
         return ends, ""
     is_single = sum(len(y_SN) >= FEWEST_SEEDS for y_SN in scores.values()) > 1
@@ -124,7 +125,7 @@ def _over_repeats(arms: Sequence[ArmResult]) -> tuple[dict[str, FromBest], str]:
     complete = [values for values in by_repeat.values() if len(values) == len(arms)]
     if len(complete) < FEWEST_SEEDS:
         return {}, f"{FEWEST_SEEDS} repeats in which all arms are confirmed are needed"
-    return best_over_repeats(moments_of_repeats(complete, goal_of(arms[0].confirmations))), ""
+    return compared_with_best(moments_of_repeats(complete, goal_of(arms[0].confirmations))), ""
 
 
 def moments_of_repeats(repeats: Sequence[Mapping[str, float]], objective: Objective = ACCURACY) -> RepeatMoments:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
@@ -21,47 +20,14 @@ from ablation.analysis.contrasts import (
     pivots,
     places,
 )
+from ablation.analysis.estimator import OVER_SEEDS, Correct, Estimator
 from ablation.analysis.power import REPEAT_SIZES, SIZES, smallest_differences, smallest_over_repeats
-from ablation.analysis.repeats import contrast_over_repeats, repeat_moments, simultaneous_over_repeats
+from ablation.analysis.repeats import RepeatMoments
 from ablation.analysis.results import StudyResult
-from ablation.analysis.simultaneous import FEWEST_SEEDS, simultaneous, usable_arms
-from ablation.analysis.statistics import ALPHA, Estimate, arm_moments, contrast
+from ablation.analysis.simultaneous import FEWEST_SEEDS
+from ablation.analysis.statistics import Estimate
 from ablation.spec.arms import differing_parameters
 from ablation.spec.objective import ACCURACY, Objective
-
-# Confirmed arm -> whether each run is right about each image, bool, S x N; of repeats, the share of its runs, R x N.
-# Of another objective than accuracy: what each image contributes to it, float64, see `image_scores`.
-Correct = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """How contrasts are estimated.
-
-    Attributes:
-        unit: what is repeated, a row of `Correct`: a seed of one tuning, or the tuning itself.
-        groups_N: what each test image belongs to, as numbers from 0; None for images that are independent.
-        objective: what is estimated.
-        level: chance of any false declaration, as in `simultaneous`.
-    """
-
-    unit: Literal["seed", "tuning"] = "seed"
-    groups_N: np.ndarray | None = None
-    objective: Objective = ACCURACY
-    level: float = ALPHA
-
-    def contrast(self, weights: Mapping[str, float], correct: Correct) -> Estimate:
-        """Return a contrast with its own 95 % interval."""
-        one = contrast if self.unit == "seed" else contrast_over_repeats
-        return one(weights, correct, groups_N=self.groups_N, objective=self.objective)
-
-    def simultaneous(self, contrasts: Sequence[Mapping[str, float]], correct: Correct) -> list[Estimate]:
-        """Return contrasts, tested together."""
-        several = simultaneous if self.unit == "seed" else simultaneous_over_repeats
-        return several(contrasts, correct, groups_N=self.groups_N, level=self.level, objective=self.objective)
-
-
-OVER_SEEDS = Estimator()
 
 
 @dataclass(frozen=True)
@@ -222,6 +188,7 @@ class Comparisons:
         interaction_missing: a line for each interaction that lacks an arm.
         contrasts: arm -> weight of all differences and interactions that are tested together.
         typical: factor -> the number of its difference of median precision among them.
+        correct: the confirmed arms.
         estimator: of all of them.
     """
 
@@ -230,7 +197,8 @@ class Comparisons:
     interaction_missing: list[str]
     contrasts: list[dict[str, float]]
     typical: dict[str, int]
-    estimator: Estimator = OVER_SEEDS
+    correct: Correct
+    estimator: Estimator
 
     @property
     def tested_together(self) -> int:
@@ -253,7 +221,7 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
     spec, unit = result.spec, estimator.unit
     all_places = places(spec)
     confirmed = {arm: all_places[arm] for arm in correct}
-    usable = usable_arms(correct, estimator.groups_N)
+    usable = estimator.usable(correct)
     tested = {arm: all_places[arm] for arm in usable}
     pivot_of = pivots(spec, {factor: tuning_leader(result, factor) for factor in spec.compared_levels()})
     pairs = label_pairs(spec, pivot_of)
@@ -282,6 +250,7 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
         interaction_missing=[f"{first} with {second}: {lacking}" for first, second in missing],
         contrasts=contrasts,
         typical=_typical(comparisons, estimates),
+        correct=correct,
         estimator=estimator,
     )
 
@@ -298,7 +267,7 @@ def _typical(comparisons: list[Comparison], estimates: list[Estimate]) -> dict[s
     return typical
 
 
-def findable_differences(compared: Comparisons, correct: Correct) -> dict[str, list[float]]:
+def findable_differences(compared: Comparisons) -> dict[str, list[float]]:
     """Return factor -> the smallest true difference that studies of each size would find at the same level, fractions.
 
     The sizes are `power.SIZES`, or `power.REPEAT_SIZES` where the repeat is the unit. Of a factor's differences, the
@@ -307,18 +276,15 @@ def findable_differences(compared: Comparisons, correct: Correct) -> dict[str, l
     if not compared.typical:
         return {}
     used = {arm for weights in compared.contrasts for arm in weights}
-    used_arms = {arm: y_SN for arm, y_SN in correct.items() if arm in used}
+    moments = compared.estimator.moments({arm: y_SN for arm, y_SN in compared.correct.items() if arm in used})
+    weights_CA = moments.weights(compared.contrasts)
     wanted, level = list(compared.typical.values()), compared.estimator.level
-    if compared.estimator.unit == "tuning":
-        repeats = repeat_moments(used_arms, compared.estimator.groups_N, compared.estimator.objective)
-        weights_CA = repeats.weights(compared.contrasts)
+    if isinstance(moments, RepeatMoments):
         sizes = [
-            smallest_over_repeats(weights_CA, replace(repeats, repeats=size * repeats.repeats), wanted, level)
+            smallest_over_repeats(weights_CA, replace(moments, repeats=size * moments.repeats), wanted, level)
             for size in REPEAT_SIZES.values()
         ]
     else:
-        moments = arm_moments(used_arms, compared.estimator.groups_N, compared.estimator.objective)
-        weights_CA = moments.weights(compared.contrasts)
         sizes = [smallest_differences(weights_CA, moments.resized(*size), wanted, level) for size in SIZES.values()]
     return {factor: [size[n] for size in sizes] for n, factor in enumerate(compared.typical)}
 

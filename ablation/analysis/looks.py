@@ -9,8 +9,9 @@ from typing import Any
 
 from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.compared_repeats import compared_repeats
-from ablation.analysis.comparison import Difference, Estimator, compare, tuning_leader
+from ablation.analysis.comparison import Difference, compare, tuning_leader
 from ablation.analysis.contrasts import label_pairs, level_comparisons, pivots, places
+from ablation.analysis.estimator import Estimator
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.simultaneous import FEWEST_SEEDS
 from ablation.analysis.statistics import ALPHA
@@ -138,8 +139,9 @@ def level_of(result: StudyResult) -> float:
 
 
 def estimator_of(result: StudyResult) -> Estimator:
-    """Return the estimator of a study over its seeds: its groups of images, its objective and its level."""
-    return Estimator("seed", result.test_groups_N, result.spec.goal, level_of(result))
+    """Return the estimator of a study, or of pooled ones: what it repeats, its groups, its objective and its level."""
+    is_repeated = result.spec.confirm.repeats > 1
+    return Estimator("tuning" if is_repeated else "seed", result.test_groups_N, result.spec.goal, level_of(result))
 
 
 def look_sentences(result: StudyResult) -> list[str]:

@@ -10,29 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ablation.analysis.answer import (
-    StudyAnalysis,
-    analyse,
-    chance_sentences,
-    evidence_of,
-    is_shown_by_pairs,
-    mistakes_of,
-    verdict_of,
-)
-from ablation.analysis.arm_summaries import (
-    ArmSummary,
-    confirmed_validation,
-    summarise,
-    summarise_arm,
-)
-from ablation.analysis.best_arms import compared_with_best_over_repeats
-from ablation.analysis.champion import choose_champion
+from ablation.analysis.answer import StudyAnalysis, analyse, analysis_of
+from ablation.analysis.arm_summaries import ArmSummary, confirmed_validation, summarise, summarise_arm
 from ablation.analysis.compared_repeats import compared_repeats, repeats_of
-from ablation.analysis.comparison import Comparisons, Correct, Estimator, compare
-from ablation.analysis.looks import level_of, look_sentences
-from ablation.analysis.registration import registration_sentences
-from ablation.analysis.repeats import chances_over_repeats, contrast_over_repeats, variance_components
-from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.comparison import Comparisons, compare
+from ablation.analysis.estimator import Correct
+from ablation.analysis.looks import estimator_of
+from ablation.analysis.repeats import RepeatMoments, variance_components
+from ablation.analysis.results import StudyResult
 from ablation.analysis.runs import RunResult
 from ablation.analysis.wording import join, points
 from ablation.base.errors import InputError
@@ -71,40 +56,14 @@ def analyse_pooled(studies: Sequence[StudyResult]) -> StudyAnalysis:
 def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult], left_out: list[str]) -> StudyAnalysis:
     """Return the analysis of a study, or of pooled ones as one, over the repeats of its tuning, but for those named."""
     right = right_of(repeats)
-    groups_N, goal = repeats[0].test_groups_N, result.spec.goal
-    level = level_of(result)
-    compared = compare(result, right, Estimator("tuning", groups_N, goal, level))
-    summaries = _summaries(result, repeats)
-    chances = chances_over_repeats(right, groups_N=groups_N, objective=goal)
-    from_best = compared_with_best_over_repeats(right, groups_N=groups_N, level=level, objective=goal)
-    champion = choose_champion(result)
-    is_partial = len(from_best) < sum(bool(arm.confirmed) for arm in result.arms)
-    among = "the arms that every repeat has confirmed" if is_partial else ""
-    evidence = [
-        *evidence_of(result, summaries, compared),
-        *chance_sentences(
-            chances, from_best, goal, among=among, is_shown=is_shown_by_pairs(result, compared, from_best)
-        ),
+    compared = compare(result, right, estimator_of(result))
+    limits = [
         *([over_tunings(repeats)] if right else []),
-        *_components(repeats, compared, right),
+        *_components(repeats, compared),
         *left_out,
         *_left_out(repeats, right),
-        *look_sentences(result),
-        *registration_sentences(result),
     ]
-    return StudyAnalysis(
-        result=result,
-        arms=summaries,
-        compared=compared,
-        champion=champion,
-        mistakes=mistakes_of(champion, result),
-        chances_of_best=chances,
-        from_best=from_best,
-        outliers=[],
-        verdict=verdict_of(result, summaries, compared),
-        evidence=evidence,
-        repeats=list(repeats),
-    )
+    return analysis_of(result, repeats, _summaries(result, repeats), compared, limits)
 
 
 def over_tunings(repeats: Sequence[StudyResult]) -> str:
@@ -222,32 +181,32 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
 
 
 def _summaries(result: StudyResult, repeats: Sequence[StudyResult]) -> list[ArmSummary]:
-    right = right_of(repeats)
-    return [_summary(repeats, number, arm, right) for number, arm in enumerate(result.arms)]
+    """Return summaries of arms whose means and deviations are over repeats."""
+    right, estimator, summaries = right_of(repeats), estimator_of(result), []
+    for number, arm in enumerate(result.arms):
+        name = arm.arm.name
+        of_repeats = [confirmed_validation(repeat.arms[number]) for repeat in repeats]
+        values = [values_S.mean() for values_S in of_repeats if values_S.size]
+        summaries.append(
+            replace(
+                summarise_arm(arm, len(result.classes)),
+                test=summarise(right[name].mean(axis=1), "tuning") if name in right else None,
+                estimate=estimator.contrast({name: 1.0}, right) if name in right else None,
+                val=summarise(np.array(values), "tuning"),
+                late_rise=None,  # trials of repeats take turns
+            )
+        )
+    return summaries
 
 
-def _summary(repeats: Sequence[StudyResult], number: int, merged: ArmResult, right: Correct) -> ArmSummary:
-    """Return the summary of an arm, whose means and deviations are over repeats."""
-    name = merged.arm.name
-    summary = summarise_arm(merged, len(repeats[0].classes))
-    summary = replace(summary, test=None, estimate=None, val=None, late_rise=None)  # trials of repeats take turns
-    of_repeats = [confirmed_validation(result.arms[number]) for result in repeats]
-    val = summarise(np.array([values_S.mean() for values_S in of_repeats if values_S.size]), "tuning")
-    if name not in right:
-        return replace(summary, val=val)
-    estimate = contrast_over_repeats(
-        {name: 1.0}, {name: right[name]}, repeats[0].test_groups_N, objective=repeats[0].spec.goal
-    )
-    return replace(summary, val=val, test=summarise(right[name].mean(axis=1), "tuning"), estimate=estimate)
-
-
-def _components(repeats: Sequence[StudyResult], compared: Comparisons, right: Correct) -> list[str]:
+def _components(repeats: Sequence[StudyResult], compared: Comparisons) -> list[str]:
     """Return where the uncertainty of the differences comes from, as a sentence; none without a test."""
-    if not compared.contrasts or len(repeats) < 2:
+    if not compared.contrasts:
         return []
-    variances = {arm: _seed_variance(repeats, arm) for arm in right}
-    goal = compared.estimator.objective
-    parts = variance_components(compared.contrasts, right, variances, compared.estimator.groups_N, goal)
+    goal, moments = compared.estimator.objective, compared.estimator.moments(compared.correct)
+    assert isinstance(moments, RepeatMoments)
+    variances = {arm: _seed_variance(repeats, arm) for arm in moments.arms}
+    parts = variance_components(compared.contrasts, moments, variances)
     named = [("tuning and split", parts.tuning), ("images", parts.images)]
     if parts.seeds is None:
         named[0] = ("tuning, split and seeds", parts.tuning)

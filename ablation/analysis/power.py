@@ -10,9 +10,10 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from ablation.analysis.repeats import RepeatMoments, largest_over_repeats, variance_parts
-from ablation.analysis.simultaneous import SEED, critical, from_normal_scale, largest_statistics, simulated
-from ablation.analysis.statistics import ALPHA, Moments, contrast_errors
+from ablation.analysis.repeats import RepeatMoments
+from ablation.analysis.seeds import Moments
+from ablation.analysis.simultaneous import SEED, critical, from_normal_scale, largest_statistics
+from ablation.analysis.statistics import ALPHA
 
 POWER = 0.8  # chance to find a difference
 STUDIES = 150  # simulated, each with its own variances and critical value
@@ -69,48 +70,48 @@ def smallest_differences(
 ) -> list[float]:
     """Return the smallest true values of contrasts that would be shown with a chance of `POWER`, fractions.
 
-    All contrasts are tested together, see `simultaneous`. The power is the mean over simulated studies, whose variances
-    are estimated anew: with few seeds, a noncentral t distribution with the degrees of freedom of the true variances
-    would promise 80 % where it is 65 %. Their critical values vary little; with more than `MANY_CONTRASTS` contrasts,
-    studies share those that can be simulated in the same time.
+    All contrasts are tested together, see `Estimator.simultaneous`. The power is the mean over simulated studies, whose
+    variances are estimated anew: with few seeds, a noncentral t distribution with the degrees of freedom of the true
+    variances would promise 80 % where it is 65 %. Their critical values vary little; with more than `MANY_CONTRASTS`
+    contrasts, studies share those that can be simulated in the same time.
 
     Args:
         weights_CA: the contrasts.
         moments: the true values; the means play no part.
         wanted: the numbers of the contrasts of interest.
-        level: as in `simultaneous`.
+        level: chance of any false declaration.
     """
-    _, variance_BA = next(simulated(moments, STUDIES))
-    variance_BC, degrees_BC = contrast_errors(weights_CA, moments, variance_BA)
+    _, variance_BA = next(moments.simulated(STUDIES))
+    variance_BC, degrees_BC = moments.errors(weights_CA, variance_BA)
     thresholds = []
     own = min(STUDIES, max(FEWEST_CRITICAL, STUDIES * MANY_CONTRASTS // len(weights_CA)))
     for variance_A in variance_BA[:own]:
-        largest_B = np.concatenate(list(largest_statistics(weights_CA, replace(moments, variance_A=variance_A), DRAWS)))
+        largest_B = largest_statistics(weights_CA, replace(moments, variance_A=variance_A), DRAWS)
         thresholds.append(critical(largest_B, level, len(weights_CA)))
     thresholds_B = np.resize(thresholds, STUDIES)  # in turn
     needed_BC = from_normal_scale(thresholds_B[:, None], degrees_BC) * np.sqrt(variance_BC)
-    true_1C, _ = contrast_errors(weights_CA, moments, moments.variance_A[None])
+    true_1C, _ = moments.errors(weights_CA, moments.variance_A[None])
     return [_smallest(needed_BC[:, c], float(np.sqrt(true_1C[0, c]))) for c in wanted]
 
 
 def smallest_over_repeats(
     weights_CA: np.ndarray, moments: RepeatMoments, wanted: Sequence[int], level: float = ALPHA
 ) -> list[float]:
-    """Return the same of contrasts over repeats of a study, see `simultaneous_over_repeats`.
+    """Return the same of contrasts over repeats of a study, see `Estimator.simultaneous`.
 
     Args:
         weights_CA: the contrasts.
         moments: the true values; what a repeat does to an arm has the same variance for all.
         wanted: the numbers of the contrasts of interest.
-        level: as in `simultaneous`.
+        level: chance of any false declaration.
     """
     R = moments.repeats
-    largest_B = np.concatenate(list(largest_over_repeats(weights_CA, moments, REPEAT_DRAWS)))
+    largest_B = largest_statistics(weights_CA, moments, REPEAT_DRAWS)
     threshold = critical(largest_B if len(weights_CA) > 1 else largest_B[:0], level, len(weights_CA))
     t = float(from_normal_scale(threshold, np.array(R - 1.0)))
     drawn_B = np.random.default_rng(SEED).chisquare(R - 1, REPEAT_DRAWS) / (R - 1)
     of_repeats_C = moments.shared_variance * (weights_CA**2).sum(axis=1) / R
-    _, images_C = variance_parts(weights_CA, moments)
+    _, images_C = moments.variance_parts(weights_CA)
     return [
         _smallest(
             np.sqrt(t**2 * of_repeats_C[c] * drawn_B + threshold**2 * images_C[c]),

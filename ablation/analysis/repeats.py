@@ -15,17 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ablation.analysis.simultaneous import (
-    DRAWS,
+    FEWEST_SEEDS,
     SEED,
     chunks,
     covariance_root,
     critical,
     from_normal_scale,
     simultaneous_estimates,
-    usable_arms,
 )
 from ablation.analysis.statistics import (
-    ALPHA,
     Estimate,
     Means,
     carrying_units,
@@ -60,6 +58,69 @@ class RepeatMoments(Means):
         A = len(self.arms)
         return max(float(self.repeats_AA.trace() - self.repeats_AA.sum() / A) / (A - 1), 0.0)
 
+    @property
+    def has_variance(self) -> bool:
+        """Whether there are three repeats and two images."""
+        return self.units > 1 and self.repeats >= FEWEST_SEEDS
+
+    def alone(self, weights_CA: np.ndarray, level: float) -> Estimate:
+        """Return a contrast with its own interval."""
+        return simultaneous_estimates(weights_CA, self, np.array([]), level)[0]
+
+    def spread(self, weights_CA: np.ndarray, deviate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return errors, degrees of freedom of the repeats' part, margins and statistics by Cochran's combination."""
+        of_repeats_C, images_C = self.variance_parts(weights_CA)
+        degrees = self.repeats - 1
+        degrees_C, errors_C = np.full(len(weights_CA), float(degrees)), np.sqrt(of_repeats_C + images_C)
+        widths_C = np.sqrt(from_normal_scale(deviate, degrees_C) ** 2 * of_repeats_C + deviate**2 * images_C)
+        statistics_C = combined_statistic((weights_CA @ self.means_A) ** 2, of_repeats_C, images_C, degrees)
+        return errors_C, degrees_C, widths_C / errors_C, statistics_C
+
+    def variance_parts(self, weights_CA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the variance of each contrast that is due to repeats, s² / R, and that due to the images, both C.
+
+        The images' part is the variance over images of the contrast's mean over repeats, less the residual's share of
+        it, which s² contains already; it is at least that of a single image in N, see `seeds.Moments.errors`. Where few
+        images carry it, it is enlarged as Student's t interval is wider than the normal one (`carrying_units`).
+        """
+        of_repeats_C = np.maximum(variances(weights_CA, self.repeats_AA), 0.0) / self.repeats
+        images_C = np.maximum(variances(weights_CA, self.images_AA), self.least_variance(weights_CA))
+        if not self.objective.counts_images:
+            z = critical(np.array([]))
+            images_C *= (from_normal_scale(z, carrying_units(weights_CA, self) - 1.0) / z) ** 2
+        return of_repeats_C, images_C
+
+    def signed_statistics(self, weights_CA: np.ndarray, draws: int) -> Iterator[np.ndarray]:
+        """Yield statistics of studies in which all arms vary alike.
+
+        What a repeat does to one arm is drawn independently of the others, with the same variance for all arms. R
+        repeats are too few to estimate how arms vary together, and a matrix of too low a rank would make contrasts look
+        more alike than they are. The estimate of a single contrast's variance would be too low in just those studies in
+        which the contrast looks certain, and its simulated statistic then has the light tails of the images' part: 6 to
+        7 % instead of 5 % of studies declared a difference.
+        """
+        R, A, random = self.repeats, len(self.arms), np.random.default_rng(SEED)
+        _, images_C = self.variance_parts(weights_CA)
+        unit_CA = weights_CA / np.linalg.norm(weights_CA, axis=1, keepdims=True)
+        image_CA = weights_CA @ covariance_root(self.images_AA)
+        lengths_C = np.linalg.norm(image_CA, axis=1, keepdims=True)
+        image_CA = np.divide(image_CA, lengths_C, out=unit_CA.copy(), where=lengths_C > 0)
+        for B in chunks(draws, len(weights_CA)):
+            repeats_BRC = random.standard_normal((B, R, A)) @ weights_CA.T * np.sqrt(self.shared_variance)
+            images_BC = random.standard_normal((B, A)) @ image_CA.T * np.sqrt(images_C)
+            errors_BC = repeats_BRC.mean(axis=1) + images_BC
+            of_repeats_BC = repeats_BRC.var(axis=1, ddof=1) / R
+            yield np.copysign(combined_statistic(errors_BC**2, of_repeats_BC, images_C, R - 1), errors_BC)
+
+    def simulated_errors(self, draws: int) -> Iterator[np.ndarray]:
+        """Yield errors whose repeats' part has the t distribution."""
+        degrees, A, random = self.repeats - 1, len(self.arms), np.random.default_rng(SEED)
+        root_AA, image_root_AA = map(covariance_root, (self.repeats_AA / self.repeats, self.images_AA))
+        for B in chunks(draws):
+            scale_B1 = np.sqrt(degrees / random.chisquare(degrees, (B, 1)))
+            of_repeats_BA = random.standard_normal((B, A)) @ root_AA.T * scale_B1
+            yield of_repeats_BA + random.standard_normal((B, A)) @ image_root_AA.T
+
 
 @dataclass(frozen=True)
 class Components:
@@ -81,7 +142,7 @@ def repeat_moments(
     Args:
         right: arm -> share of a repeat's confirmation runs that are right about each image, float64, R x N; the same
             repeats and images in the same order. Of another objective, the mean of its runs' `image_scores`.
-        groups_N: as in `statistics.arm_moments`.
+        groups_N: as in `seeds.seed_moments`.
         objective: as there.
     """
     y_ARN = np.array(list(right.values()))
@@ -109,85 +170,6 @@ def repeat_moments(
     )
 
 
-def contrast_over_repeats(
-    weights: Mapping[str, float],
-    right: Mapping[str, np.ndarray],
-    groups_N: np.ndarray | None = None,
-    level: float = ALPHA,
-    objective: Objective = ACCURACY,
-) -> Estimate:
-    """Return a weighted sum of the arms' mean accuracies with its own 95 % t interval; none below three repeats.
-
-    Args:
-        weights: arm -> weight.
-        right: as in `repeat_moments`.
-        groups_N: as in `repeat_moments`.
-        level: as in `simultaneous`.
-        objective: as in `repeat_moments`.
-    """
-    used = {arm: right[arm] for arm, weight in weights.items() if weight}
-    moments = repeat_moments(used, groups_N, objective)
-    weights_CA = moments.weights([weights])
-    if len(usable_arms(used, groups_N)) < len(used):
-        return Estimate(float(weights_CA[0] @ moments.means_A))
-    return _estimates(weights_CA, moments, np.array([]), level)[0]
-
-
-def simultaneous_over_repeats(
-    contrasts: Sequence[Mapping[str, float]],
-    right: Mapping[str, np.ndarray],
-    draws: int = DRAWS,
-    groups_N: np.ndarray | None = None,
-    level: float = ALPHA,
-    objective: Objective = ACCURACY,
-) -> list[Estimate]:
-    """Return contrasts with simultaneous 95 % intervals and corrected p-values, as `simultaneous` does over seeds.
-
-    Args:
-        contrasts: arm -> weight, of arms in `usable_arms`.
-        right: as in `repeat_moments`.
-        draws: simulated studies; (draws + 1) / 20 must be whole.
-        groups_N: as in `repeat_moments`.
-        level: as in `simultaneous`.
-        objective: as in `repeat_moments`.
-    """
-    if len(contrasts) < 2:
-        return [contrast_over_repeats(weights, right, groups_N, level, objective) for weights in contrasts]
-    used = {arm for weights in contrasts for arm, weight in weights.items() if weight}
-    moments = repeat_moments({arm: y_RN for arm, y_RN in right.items() if arm in used}, groups_N, objective)
-    weights_CA = moments.weights(contrasts)
-    largest_B = np.concatenate(list(largest_over_repeats(weights_CA, moments, draws)))
-    return _estimates(weights_CA, moments, largest_B, level)
-
-
-def _estimates(weights_CA: np.ndarray, moments: RepeatMoments, largest_B: np.ndarray, level: float) -> list[Estimate]:
-    """Return contrasts with their intervals, simultaneous where largest statistics of simulated studies are given."""
-    parts = variance_parts(weights_CA, moments)
-    degrees_C = np.full(len(weights_CA), moments.repeats - 1.0)
-    threshold = critical(largest_B, level, len(weights_CA))
-    widths_C = np.sqrt(from_normal_scale(threshold, degrees_C) ** 2 * parts[0] + threshold**2 * parts[1])
-    errors_C = np.sqrt(parts[0] + parts[1])
-    statistics_C = combined_statistic((weights_CA @ moments.means_A) ** 2, *parts, moments.repeats - 1)
-    return simultaneous_estimates(
-        weights_CA, moments, (errors_C, degrees_C), widths_C / errors_C, (statistics_C, largest_B), level
-    )
-
-
-def variance_parts(weights_CA: np.ndarray, moments: RepeatMoments) -> tuple[np.ndarray, np.ndarray]:
-    """Return the variance of each contrast that is due to repeats, s² / R, and that due to the images, both C.
-
-    The images' part is the variance over images of the contrast's mean over repeats, less the residual's share of it,
-    which s² contains already; it is at least that of a single image in N, see `statistics.contrast_errors`.
-    Where few images carry it, it is enlarged as Student's t interval is wider than the normal one (`carrying_units`).
-    """
-    of_repeats_C = np.maximum(variances(weights_CA, moments.repeats_AA), 0.0) / moments.repeats
-    images_C = np.maximum(variances(weights_CA, moments.images_AA), moments.least_variance(weights_CA))
-    if not moments.objective.counts_images:
-        z = critical(np.array([]))
-        images_C *= (from_normal_scale(z, carrying_units(weights_CA, moments) - 1.0) / z) ** 2
-    return of_repeats_C, images_C
-
-
 def combined_statistic(squared: np.ndarray, of_repeats: np.ndarray, of_images: np.ndarray, degrees: int) -> np.ndarray:
     """Return the normal deviate z at which an interval just reaches zero, from the square of a contrast.
 
@@ -205,77 +187,19 @@ def combined_statistic(squared: np.ndarray, of_repeats: np.ndarray, of_images: n
     return statistic
 
 
-def chances_over_repeats(
-    right: Mapping[str, np.ndarray],
-    draws: int = DRAWS,
-    groups_N: np.ndarray | None = None,
-    objective: Objective = ACCURACY,
-) -> dict[str, float]:
-    """Return, for each arm, the share of simulated studies in which its mean is the best."""
-    usable = usable_arms(right, groups_N)
-    if len(usable) < 2:
-        return {}
-    moments = repeat_moments(usable, groups_N, objective)
-    degrees = moments.repeats - 1
-    root_AA, image_root_AA = map(covariance_root, (moments.repeats_AA / moments.repeats, moments.images_AA))
-    random, counts_A = np.random.default_rng(SEED), np.zeros(len(usable), int)
-    for B in chunks(draws):
-        scale_B1 = np.sqrt(degrees / random.chisquare(degrees, (B, 1)))  # gives the repeats' part the t distribution
-        error_BA = random.standard_normal((B, len(usable))) @ root_AA.T * scale_B1
-        error_BA += random.standard_normal((B, len(usable))) @ image_root_AA.T
-        counts_A += np.bincount((moments.goodness_A + error_BA).argmax(axis=1), minlength=len(usable))
-    return dict(zip(moments.arms, (counts_A / draws).tolist(), strict=True))
-
-
 def variance_components(
-    contrasts: Sequence[Mapping[str, float]],
-    right: Mapping[str, np.ndarray],
-    seed_variances: Mapping[str, float],
-    groups_N: np.ndarray | None = None,
-    objective: Objective = ACCURACY,
+    contrasts: Sequence[Mapping[str, float]], moments: RepeatMoments, seed_variances: Mapping[str, float]
 ) -> Components:
     """Return where the variance of contrasts comes from, averages over them.
 
     Args:
         contrasts: arm -> weight.
-        right: as in `repeat_moments`.
+        moments: of the arms.
         seed_variances: arm -> variance of a repeat's accuracy that is due to its seeds; NaN with one seed per repeat.
-        groups_N: as in `repeat_moments`.
-        objective: as in `repeat_moments`.
     """
-    moments = repeat_moments(right, groups_N, objective)
     weights_CA = moments.weights(contrasts)
-    of_repeats, images = (float(part_C.mean()) for part_C in variance_parts(weights_CA, moments))
+    of_repeats, images = (float(part_C.mean()) for part_C in moments.variance_parts(weights_CA))
     seeds = float((weights_CA**2 @ np.array([seed_variances[arm] for arm in moments.arms])).mean()) / moments.repeats
     if np.isnan(seeds):
         return Components(None, of_repeats, images)
     return Components(min(seeds, of_repeats), max(of_repeats - seeds, 0.0), images)
-
-
-def largest_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: int) -> Iterator[np.ndarray]:
-    """Yield the largest statistic over the contrasts of each simulated study, on the normal scale."""
-    for statistics_BC in signed_over_repeats(weights_CA, moments, draws):
-        yield np.abs(statistics_BC).max(axis=1)
-
-
-def signed_over_repeats(weights_CA: np.ndarray, moments: RepeatMoments, draws: int) -> Iterator[np.ndarray]:
-    """Yield the statistic of each contrast in simulated studies without differences, B x C, on the normal scale.
-
-    What a repeat does to one arm is drawn independently of the others, with the same variance for all arms. R repeats
-    are too few to estimate how arms vary together, and a matrix of too low a rank would make contrasts look more alike
-    than they are. The estimate of a single contrast's variance would be too low in just those studies in which the
-    contrast looks certain, and its simulated statistic then has the light tails of the images' part: 6 to 7 % instead
-    of 5 % of studies declared a difference.
-    """
-    R, A, random = moments.repeats, len(moments.arms), np.random.default_rng(SEED)
-    _, images_C = variance_parts(weights_CA, moments)
-    unit_CA = weights_CA / np.linalg.norm(weights_CA, axis=1, keepdims=True)
-    image_CA = weights_CA @ covariance_root(moments.images_AA)
-    lengths_C = np.linalg.norm(image_CA, axis=1, keepdims=True)
-    image_CA = np.divide(image_CA, lengths_C, out=unit_CA.copy(), where=lengths_C > 0)
-    for B in chunks(draws, len(weights_CA)):
-        repeats_BRC = random.standard_normal((B, R, A)) @ weights_CA.T * np.sqrt(moments.shared_variance)
-        images_BC = random.standard_normal((B, A)) @ image_CA.T * np.sqrt(images_C)
-        errors_BC = repeats_BRC.mean(axis=1) + images_BC
-        of_repeats_BC = repeats_BRC.var(axis=1, ddof=1) / R
-        yield np.copysign(combined_statistic(errors_BC**2, of_repeats_BC, images_C, R - 1), errors_BC)

@@ -1,31 +1,25 @@
-"""How sure a metric or a difference is: one estimator over seeds and test images.
-
-A confirmation run is right or wrong about each test image: y[arm, seed, image] = accuracy(arm) + seed effect + image
-effect(arm) + residual. Seeds are the runs' own; the images are the same for all arms, so that an image's difficulty
-for all of them cancels out of a difference. Both are samples: another seed, or other images, would give other results.
-`simultaneous.py` tests several contrasts together, and `repeats.py` has the estimator over repeats of a whole study.
+"""How sure a metric or a difference is: what estimates over seeds (`seeds.py`) and over repeats (`repeats.py`) share.
 
 Where images belong to groups, such as those of a patient, groups are what is sampled: images of a group may be easy or
 hard together. The images' part of a variance then comes from sums over groups, and G groups take the place of N images
 in degrees of freedom, in the smallest plausible variance and in the exact test.
 
-Of a metric that is no share of right answers, y[arm, seed, image] is the run's metric plus the image's influence on it
+Of a metric that is no share of right answers, an image's value is the run's metric plus the image's influence on it
 (see `image_scores`), so that its mean over images is the metric and its variance over images, over N, is that of the
 metric (Hampel, 1974; the infinitesimal jackknife). Images then count unequally: an image of a rare class may weigh as
 much as ten others. Degrees of freedom of the images' part are the number of images that carry it, as in Bell and
 McCaffrey (2002), which also takes the place of the exact test.
 
-Legend: A arms, C contrasts, S seeds (may differ between arms), N test images, G groups of them, U units: groups, or
-else images.
+Legend: A arms, B simulated studies, C contrasts, N test images, G groups of them, U units: groups, or else images.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import bdtr, betaincinv, stdtr, stdtrit  # scipy.stats takes longer to import
 
-from ablation.base.errors import InputError
 from ablation.spec.objective import ACCURACY, Objective
 
 ALPHA = 0.05  # chance of any false declaration among the differences that are tested together
@@ -55,8 +49,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Means:
-    """The arms' mean accuracies, or other metrics.
+class Means(ABC):
+    """The arms' mean accuracies, or other metrics, and how sure contrasts of them are.
 
     Attributes:
         arms: their names.
@@ -92,49 +86,31 @@ class Means:
         least_C: np.ndarray = (self.step * largest_C / self.units) ** 2
         return least_C
 
-
-@dataclass(frozen=True)
-class Moments(Means):
-    """What is known of the arms' mean accuracies from their seeds, for contrasts of any weights.
-
-    Attributes:
-        seeds_A: number of seeds.
-        variance_A: of a run's metric over seeds, at least `least_A`; NaN with one seed.
-        residual_A: the part of it that is due to the images being a sample for each run anew: MS / N with MS the mean
-            square of the residual, see `image_covariance`.
-        images_AA: covariance of the arms' own image effects, over N. An estimate: not always positive semi-definite.
-    """
-
-    seeds_A: np.ndarray
-    variance_A: np.ndarray
-    residual_A: np.ndarray
-    images_AA: np.ndarray
-
     @property
-    def least_A(self) -> np.ndarray:
-        """The smallest plausible variance over seeds: runs differ on images, and by one of the units at least."""
-        least_A: np.ndarray = np.maximum(self.residual_A, self.step**2 / self.units**2)
-        return least_A
-
-    @property
+    @abstractmethod
     def has_variance(self) -> bool:
-        """Whether there are enough seeds and images to estimate how much they vary."""
-        return self.units > 1 and int(self.seeds_A.min()) > 1
+        """Whether there is enough of them to estimate how much they vary."""
 
-    def resized(self, seeds: float, images: float) -> "Moments":
-        """Return what they would be with this many times the seeds and the images, the true values being the same."""
-        residual_A = self.residual_A / images
-        variance_A = np.maximum(self.variance_A - self.residual_A, 0.0) + residual_A
-        return replace(
-            self,
-            seeds_A=np.round(self.seeds_A * seeds).astype(int),
-            variance_A=np.maximum(variance_A, self.step**2 * (images * self.units) ** -2),
-            residual_A=residual_A,
-            images_AA=self.images_AA / images,
-            sums_AU=None,
-            images=round(self.images * images),
-            units=round(self.units * images),
-        )
+    @abstractmethod
+    def alone(self, weights_CA: np.ndarray, level: float) -> Estimate:
+        """Return the only contrast of these with an interval that misses with this chance, and its p-value."""
+
+    @abstractmethod
+    def spread(self, weights_CA: np.ndarray, deviate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return how sure each contrast is.
+
+        Returns:
+            Standard errors; degrees of freedom; half of the width, in standard errors, of the intervals of a deviate on
+            the normal scale; and the contrasts' own statistics on this scale. All of them C.
+        """
+
+    @abstractmethod
+    def signed_statistics(self, weights_CA: np.ndarray, draws: int) -> Iterator[np.ndarray]:
+        """Yield each contrast's statistic in simulated studies without differences, B x C, on the normal scale."""
+
+    @abstractmethod
+    def simulated_errors(self, draws: int) -> Iterator[np.ndarray]:
+        """Yield errors of the means in simulated studies, B x A."""
 
 
 def variances(weights_CA: np.ndarray, covariance_AA: np.ndarray) -> np.ndarray:
@@ -172,67 +148,6 @@ def group_sums(values_XN: np.ndarray, groups_N: np.ndarray | None) -> np.ndarray
     return np.array([np.bincount(groups_N, values_N, G) for values_N in values_XN])
 
 
-def arm_moments(
-    correct: Mapping[str, np.ndarray], groups_N: np.ndarray | None = None, objective: Objective = ACCURACY
-) -> Moments:
-    """Return the moments of arms.
-
-    The variance over seeds is s² of an arm's accuracies, at least MS / N, which it contains in expectation, and at
-    least 1 / N²: few seeds that agree by chance are no certainty.
-
-    Args:
-        correct: arm -> whether each run is right about each image, bool, S x N; the same images in the same order. Of
-            another objective than accuracy, `image_scores`, float64.
-        groups_N: what each image belongs to, as numbers from 0, int64; None for images that are independent.
-        objective: the metric.
-
-    Raises:
-        InputError: arrays are not as described.
-    """
-    kind = np.dtype(bool if objective.counts_images else np.float64)
-    for arm, y_SN in correct.items():
-        if y_SN.dtype != kind or y_SN.ndim != 2 or y_SN.size == 0:
-            raise InputError(f"arm {arm!r}: expected {kind}, seeds x images, not {y_SN.dtype} of shape {y_SN.shape}")
-    counts = {arm: y_SN.shape[1] for arm, y_SN in correct.items()}
-    if len(set(counts.values())) > 1:
-        raise InputError(f"the arms were not tested on the same images: their numbers are {counts}")
-    N = next(iter(counts.values()))
-    seeds_A = np.array([len(y_SN) for y_SN in correct.values()])
-    image_means_AN = np.array([y_SN.mean(axis=0) for y_SN in correct.values()])
-    means_A = image_means_AN.mean(axis=1)
-    variances, residuals = [], []
-    for y_SN, mean, image_mean_N in zip(correct.values(), means_A, image_means_AN, strict=True):
-        S = len(y_SN)
-        # The two-way table without replication. Correct counts 1, so the mean is the mean of squares, too.
-        seed_squares = N * _sum_of_squares(y_SN.mean(axis=1))
-        all_squares = S * N * mean * (1 - mean) if objective.counts_images else _sum_of_squares(y_SN)
-        residual_squares = all_squares - seed_squares - S * _sum_of_squares(image_mean_N)
-        variances.append(seed_squares / N / (S - 1) if S > 1 else np.nan)
-        if groups_N is None:
-            residuals.append(max(residual_squares, 0.0) / max((S - 1) * (N - 1), 1) / N)
-        else:
-            rest_SN = y_SN - y_SN.mean(axis=1, keepdims=True) - image_mean_N + mean
-            residuals.append(float(image_covariance(rest_SN, groups_N).trace()) / max(S - 1, 1))
-    residual_A = np.array(residuals)
-    centred_AN = image_means_AN - means_A[:, None]
-    images_AA = image_covariance(centred_AN, groups_N) - np.diag(residual_A / seeds_A)
-    sums_AG = group_sums(image_means_AN if objective.counts_images else centred_AN, groups_N)
-    moments = Moments(
-        arms=tuple(correct),
-        means_A=means_A,
-        sums_AU=sums_AG,
-        images=N,
-        units=sums_AG.shape[1],
-        seeds_A=seeds_A,
-        variance_A=np.array(variances),
-        residual_A=residual_A,
-        images_AA=images_AA,
-        objective=objective,
-        step=image_step(correct, objective),
-    )
-    return replace(moments, variance_A=np.maximum(moments.variance_A, moments.least_A))
-
-
 def image_step(values: Mapping[str, np.ndarray], objective: Objective) -> float:
     """Return how much a metric times N may plausibly differ by a single image: the root mean square of the most.
 
@@ -258,70 +173,6 @@ def carrying_units(weights_CA: np.ndarray, moments: Means) -> np.ndarray:
     carrying_C = np.divide(squares_CU.sum(axis=1) ** 2, fourth_C, out=np.zeros(len(fourth_C)), where=fourth_C > 0)
     units_C: np.ndarray = np.where(fourth_C > 0, np.clip(carrying_C, 2.0, moments.units), moments.units)
     return units_C
-
-
-def contrast_errors(weights_CA: np.ndarray, moments: Moments, variance_BA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the variance of each contrast, and its degrees of freedom (Satterthwaite, 1946), both B x C.
-
-    The seeds' part is the sum of w² s² / S; the images' part is the variance over images of the contrast's mean over
-    seeds, less the residual's share of it, which s² contains already; 0 if that is negative. Degrees of freedom are
-    S - 1 for each arm's part, N - 1 for the images' and for an arm whose variance is its smallest plausible one, which
-    the images tell (G - 1 with groups). The variance is at least that of a single image in N on which the
-    arms differ, since N images on which they do not differ cannot show that they never do; this is the weight that
-    Agresti and Min (2005) give to such images. Where images count unequally, `carrying_units` take the place of N.
-
-    Args:
-        weights_CA: the contrasts.
-        moments: of the arms.
-        variance_BA: B times the variances over seeds of the arms.
-    """
-    N, units_C = moments.units, carrying_units(weights_CA, moments)
-    by_seed_BA = variance_BA / moments.seeds_A
-    images_C = np.maximum(variances(weights_CA, moments.images_AA), 0.0)
-    variance_BC = by_seed_BA @ (weights_CA**2).T + images_C
-    degrees_BA = np.where(variance_BA <= moments.least_A, N - 1, moments.seeds_A - 1)
-    spread_BC = (by_seed_BA**2 / degrees_BA) @ (weights_CA**4).T + images_C**2 / (units_C - 1)
-    least_C = moments.least_variance(weights_CA)
-    degrees_BC = np.where(variance_BC < least_C, units_C - 1, variance_BC**2 / spread_BC)
-    return np.maximum(variance_BC, least_C), degrees_BC
-
-
-def contrast(
-    weights: Mapping[str, float],
-    correct: Mapping[str, np.ndarray],
-    groups_N: np.ndarray | None = None,
-    level: float = ALPHA,
-    objective: Objective = ACCURACY,
-) -> Estimate:
-    """Return a weighted sum of the arms' means of the objective with its own 95 % t interval, see `contrast_errors`.
-
-    Args:
-        weights: arm -> weight; arms with weight 0 are ignored. {"a": 1, "b": -1} is a minus b.
-        correct: as in `arm_moments`.
-        groups_N: as in `arm_moments`.
-        level: chance that the interval misses.
-        objective: as in `arm_moments`.
-
-    Returns:
-        The estimate; without an interval if an arm has one seed only, or if there is one image only.
-
-    Raises:
-        InputError: no weight differs from 0, an arm is missing, or arrays are not as described.
-    """
-    used = {arm: float(weight) for arm, weight in weights.items() if weight != 0}
-    if not used:
-        raise InputError("a contrast needs an arm with a weight other than 0")
-    for arm in used:
-        if arm not in correct:
-            raise InputError(f"there are no runs of arm {arm!r}")
-    moments = arm_moments({arm: correct[arm] for arm in used}, groups_N, objective)
-    weights_CA = moments.weights([used])
-    value = float(weights_CA[0] @ moments.means_A)
-    if not moments.has_variance:
-        return Estimate(value)
-    variance, degrees_of_freedom = (x.item() for x in contrast_errors(weights_CA, moments, moments.variance_A[None]))
-    error, exact = float(np.sqrt(variance)), exact_test(weights_CA[0], moments, level)
-    return estimate(weights_CA[0], moments, (error, degrees_of_freedom), exact, level=level)
 
 
 def estimate(
@@ -381,7 +232,3 @@ def exact_test(weights_A: np.ndarray, moments: Means, level: float) -> tuple[flo
     scale = float(np.abs(discordant).sum()) / moments.images
     p = min(1.0, 2 * float(bdtr(min(first, n - first), n, 0.5)))
     return scale * (2 * low - 1), scale * (2 * high - 1), p
-
-
-def _sum_of_squares(x: np.ndarray) -> float:
-    return float(((x - x.mean()) ** 2).sum())

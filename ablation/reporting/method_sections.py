@@ -5,7 +5,6 @@ from pathlib import Path
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.comparison import findable_differences
 from ablation.analysis.looks import look_sentences
-from ablation.analysis.pooling import right_of
 from ablation.analysis.power import REPEAT_SIZES, SIZES
 from ablation.analysis.results import StudyResult
 from ablation.analysis.scores import FEWEST_OF_CLASS
@@ -22,8 +21,7 @@ def power_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return the table of what is excluded now, and of the smallest differences that more runs would find."""
     rows, goal = [], analysis.result.spec.goal
     is_repeated = analysis.is_repeated
-    correct = right_of(analysis.repeats) if is_repeated else analysis.result.scores
-    findable = findable_differences(analysis.compared, correct)
+    findable = findable_differences(analysis.compared)
     for factor in analysis.factors:
         tested = [difference for difference in factor.family if difference.is_tested]
         if not tested:

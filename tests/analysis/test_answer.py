@@ -9,6 +9,7 @@ import pytest
 from ablation.analysis.answer import analyse, chance_sentences, is_shown_by_pairs
 from ablation.analysis.best_arms import FromBest
 from ablation.analysis.comparison import Difference
+from ablation.analysis.outliers import outlying_runs
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.statistics import Estimate
 from ablation.analysis.verdict import MOST_WORDS
@@ -197,7 +198,7 @@ def diverged(accuracy: float, seeds: int = 5) -> StudyResult:
 
 def test_a_run_that_diverged_is_named_with_the_result_without_it() -> None:
     analysis = analyse(diverged(0.25))
-    (outlier,) = analysis.outliers
+    (outlier,) = outlying_runs(analysis.result)
     assert (outlier.arm, outlier.run.number) == ("block3", 1)
     rest = diverged(0.25)
     runs = [run for run in rest.arms[0].confirmations if run.number != 1]
@@ -210,7 +211,7 @@ def test_a_run_that_diverged_is_named_with_the_result_without_it() -> None:
         f"Outlying run: block3 confirmation run #1 (test accuracy 0.2500, its arm's median {median:.4f}). Without it, "
         f"the verdict would be: {expected}"
     )
-    assert analyse(diverged(0.902)).outliers == []
+    assert outlying_runs(diverged(0.902)) == []
 
 
 def test_failed_runs_are_named() -> None:

@@ -10,16 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablation.analysis import best_arms
-from ablation.analysis.best_arms import (
-    best_over_repeats,
-    compared_with_best,
-    compared_with_best_over_repeats,
-    one_sided_deviates,
-)
-from ablation.analysis.repeats import repeat_moments, signed_over_repeats
-from ablation.analysis.simultaneous import chunks, signed_statistics
-from ablation.analysis.statistics import Moments
+from ablation.analysis.best_arms import compared_with_best, one_sided_deviates
+from ablation.analysis.estimator import OVER_SEEDS, Estimator
+from ablation.analysis.repeats import repeat_moments
+from ablation.analysis.seeds import Moments
+from ablation.analysis.simultaneous import chunks
 from ablation.spec.objective import OBJECTIVES
 
 DRAWS = 99_999
@@ -46,7 +41,7 @@ def plain_moments(means: list[float], seeds: int, variance: float = 1e-4) -> Mom
 def deviates(moments: Moments) -> list[float]:
     unit_AA = np.eye(len(moments.arms))
     pairs = np.array([unit_AA[a] - unit_AA[b] for a, b in combinations(range(len(unit_AA)), 2)])
-    return one_sided_deviates(signed_statistics(pairs, moments, DRAWS), len(unit_AA))
+    return one_sided_deviates(moments.signed_statistics(pairs, DRAWS), len(unit_AA))
 
 
 @pytest.mark.parametrize(("treatments", "value"), DUNNETT.items())
@@ -112,7 +107,7 @@ def reference(correct: dict[str, np.ndarray], draws: int = 200_000) -> dict[str,
 
 def test_the_intervals_of_independent_runs_are_those_of_another_simulation() -> None:
     correct = runs([0.90, 0.895, 0.87, 0.86], seeds=6)
-    found, expected = compared_with_best(correct), reference(correct)
+    found, expected = OVER_SEEDS.from_best(correct), reference(correct)
     assert found.keys() == expected.keys()
     for arm, (low, high) in expected.items():
         assert (found[arm].low, found[arm].high) == pytest.approx((low, high), abs=0.0015)
@@ -120,7 +115,7 @@ def test_the_intervals_of_independent_runs_are_those_of_another_simulation() -> 
 
 
 def test_a_single_best_arm_has_a_lower_end_of_zero_and_the_others_no_higher_end() -> None:
-    found = compared_with_best(runs([0.95, 0.80, 0.70], seeds=5))
+    found = OVER_SEEDS.from_best(runs([0.95, 0.80, 0.70], seeds=5))
     best, *others = found.values()
     assert best.low == 0
     assert 0.15 < best.high < 0.18
@@ -133,14 +128,14 @@ def test_a_single_best_arm_has_a_lower_end_of_zero_and_the_others_no_higher_end(
 def test_arms_with_too_few_seeds_and_single_arms_are_left_out() -> None:
     correct = runs([0.9, 0.8, 0.7], seeds=4)
     correct["arm 1"] = correct["arm 1"][:2]
-    assert compared_with_best(correct).keys() == {"arm 0", "arm 2"}
+    assert OVER_SEEDS.from_best(correct).keys() == {"arm 0", "arm 2"}
     del correct["arm 0"]
-    assert compared_with_best(correct) == {}
+    assert OVER_SEEDS.from_best(correct) == {}
 
 
 def test_arms_that_agree_on_every_image_may_all_be_best() -> None:
     same_SN = runs([0.9], seeds=3)["arm 0"]
-    found = compared_with_best({"a": same_SN, "b": same_SN.copy()})
+    found = OVER_SEEDS.from_best({"a": same_SN, "b": same_SN.copy()})
     assert all(ends.may_be_best and ends.low < 0 < ends.high < 0.03 for ends in found.values())
 
 
@@ -149,15 +144,15 @@ def test_two_arms_over_repeats_have_a_one_sided_t_interval() -> None:
     random = np.random.default_rng(3)
     first_R, second_R = random.normal(0.9, 0.01, (2, 6))
     right = {"a": np.tile(first_R[:, None], 50_000), "b": np.tile(second_R[:, None], 50_000)}
-    found = compared_with_best_over_repeats(right)
+    found = Estimator("tuning").from_best(right)
     difference_R = first_R - second_R
     margin = stats.t.ppf(0.95, 5) * stats.sem(difference_R)
     mean = difference_R.mean()
     assert abs(mean) < margin
     for arm, value in (("a", mean), ("b", -mean)):
         assert (found[arm].low, found[arm].high) == pytest.approx((value - margin, value + margin), abs=3e-4)
-    assert best_over_repeats(repeat_moments(right)) == found
-    assert compared_with_best_over_repeats({"a": right["a"]}) == {}
+    assert compared_with_best(repeat_moments(right)) == found
+    assert Estimator("tuning").from_best({"a": right["a"]}) == {}
 
 
 def test_of_losses_the_lowest_is_the_best() -> None:
@@ -167,7 +162,7 @@ def test_of_losses_the_lowest_is_the_best() -> None:
         arm: (mean + image_N + 0.1 * random.standard_normal((4, 2_000)) + 0.003 * random.standard_normal((4, 1)))
         for arm, mean in (("low", 0.3), ("high", 0.4))
     }
-    found = compared_with_best(losses, objective=OBJECTIVES["loss"])
+    found = Estimator(objective=OBJECTIVES["loss"]).from_best(losses)
     assert (found["low"].low, found["high"].high) == (0, 0)
     assert 0.1 < found["low"].high < 0.12
     assert -0.12 < found["high"].low < -0.1
@@ -177,12 +172,13 @@ def test_of_losses_the_lowest_is_the_best() -> None:
 def test_of_many_arms_fewer_studies_are_simulated(arms: int, simulated: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def few(pairs: np.ndarray, moments: Moments, draws: int) -> Iterator[np.ndarray]:
+    def few(moments: Moments, pairs: np.ndarray, draws: int) -> Iterator[np.ndarray]:
         asked.append((len(pairs), draws))
-        return signed_statistics(pairs, moments, 99)
+        return signed_statistics(moments, pairs, 99)
 
-    monkeypatch.setattr(best_arms, "signed_statistics", few)
-    compared_with_best(runs([0.9] * arms, seeds=3, images=50))
+    signed_statistics = Moments.signed_statistics
+    monkeypatch.setattr(Moments, "signed_statistics", few)
+    OVER_SEEDS.from_best(runs([0.9] * arms, seeds=3, images=50))
     assert asked == [(arms * (arms - 1) // 2, simulated)]
 
 
@@ -194,15 +190,15 @@ def test_a_bounded_number_of_statistics_is_computed_at_a_time() -> None:
     weights_CA = np.tile([1.0, -1.0], (1_128, 1))
     moments = plain_moments([0.9, 0.8], seeds=5)
     right = repeat_moments({arm: np.random.default_rng(n).random((3, 20)) for n, arm in enumerate("ab")})
-    for statistics in (signed_statistics(weights_CA, moments, DRAWS), signed_over_repeats(weights_CA, right, DRAWS)):
-        assert next(statistics).shape == (3_546, 1_128)
+    for each in (moments, right):
+        assert next(each.signed_statistics(weights_CA, DRAWS)).shape == (3_546, 1_128)
 
 
 def test_a_stricter_level_has_wider_intervals() -> None:
     """At a level that simulated studies are too few for, too: Bonferroni's bound takes their place."""
     correct = runs([0.90, 0.895, 0.87], seeds=6)
     widths = [
-        [ends.high - ends.low for ends in compared_with_best(correct, level=level).values()]
+        [ends.high - ends.low for ends in Estimator(level=level).from_best(correct).values()]
         for level in (0.05, 0.01, 0.00001)
     ]
     assert widths[0][0] < widths[1][0] < widths[2][0]

@@ -9,14 +9,13 @@ import pytest
 from ablation.analysis.answer import analyse
 from ablation.analysis.comparison import (
     Difference,
-    Estimator,
     compare,
     findable_differences,
     tuning_leader,
 )
 from ablation.analysis.contrasts import interactions, label_pairs, level_comparisons, places
+from ablation.analysis.estimator import OVER_SEEDS, Estimator
 from ablation.analysis.results import StudyResult
-from ablation.analysis.simultaneous import simultaneous
 from ablation.analysis.statistics import Estimate
 from tests.fake_results import FOUR, TWO_BY_TWO, fake_result, fake_spec
 
@@ -42,7 +41,7 @@ def test_all_pairs_of_levels_are_tested_together() -> None:
     result = fake_result({"truncate_at": CUTS}, accuracies, images=10000, seeds=4, seed_deviation=0.015)
     (factor,) = compare(result, result.scores).factors
     assert names(factor.family) == [("block3", "block4"), ("block3", "block5"), ("block4", "block5")]
-    by_hand = simultaneous([{d.first: 1, d.second: -1} for d in factor.family], result.scores)
+    by_hand = OVER_SEEDS.simultaneous([{d.first: 1, d.second: -1} for d in factor.family], result.scores)
     assert [d.estimate for d in factor.family] == by_hand
     assert [d.is_shown for d in factor.family] == [False, True, True]
     means = [arm.test_accuracies_S.mean() for arm in result.arms]
@@ -96,7 +95,7 @@ def test_two_factors_by_hand() -> None:
     # one family: both factors and the interaction
     arms = [arm.arm.name for arm in result.arms]
     by_hand = [(0.5, 0.5, -0.5, -0.5), (0.5, -0.5, 0.5, -0.5), (1, -1, -1, 1)]
-    estimates = simultaneous([dict(zip(arms, weights, strict=True)) for weights in by_hand], result.scores)
+    estimates = OVER_SEEDS.simultaneous([dict(zip(arms, weights, strict=True)) for weights in by_hand], result.scores)
     found = [cut.family[0].estimate, strategy.family[0].estimate, interaction.estimate]
     assert [e.value for e in found] == pytest.approx([e.value for e in estimates])
     assert [e.low for e in found] == pytest.approx([e.low for e in estimates])
@@ -120,7 +119,7 @@ def test_a_shown_interaction_opens_the_effects_at_each_level() -> None:
     assert [x.estimate.value for x in at_strategy] == pytest.approx([a - b, c - d])
     arms = [arm.arm.name for arm in result.arms]
     rows = [(1, 0, -1, 0), (0, 1, 0, -1), (1, -1, 0, 0), (0, 0, 1, -1)]
-    by_hand = simultaneous([dict(zip(arms, row, strict=True)) for row in rows], result.scores)
+    by_hand = OVER_SEEDS.simultaneous([dict(zip(arms, row, strict=True)) for row in rows], result.scores)
     assert [x.estimate for x in [*at_cut, *at_strategy]] == by_hand
 
 
@@ -240,12 +239,12 @@ def test_equivalence_is_where_the_interval_lies(low: float | None, high: float |
 def test_what_more_seeds_would_find() -> None:
     result = fake_result(TWO_BY_TWO, FOUR, seeds=3)
     compared = compare(result, result.scores)
-    found = findable_differences(compared, result.scores)
+    found = findable_differences(compared)
     assert list(found) == ["truncate_at", "strategy"]
     for once, twice, four_times, with_images in found.values():
         assert once > twice > four_times > with_images > 0
     strict = compare(result, result.scores, Estimator(level=0.001))
-    for factor, at_strict_level in findable_differences(strict, result.scores).items():
+    for factor, at_strict_level in findable_differences(strict).items():
         assert all(1.2 * usual < more for usual, more in zip(found[factor], at_strict_level, strict=True))
 
 
@@ -253,7 +252,7 @@ def test_what_more_repeats_would_find_depends_on_the_level() -> None:
     result = fake_result(TWO_BY_TWO, FOUR, seeds=3)
     right = {arm: y_SN.astype(np.float64) for arm, y_SN in result.scores.items()}
     usual, strict = (
-        findable_differences(compare(result, right, Estimator("tuning", level=level)), right) for level in (0.05, 0.001)
+        findable_differences(compare(result, right, Estimator("tuning", level=level))) for level in (0.05, 0.001)
     )
     for factor, each in usual.items():
         assert all(1.2 * one < other for one, other in zip(each, strict[factor], strict=True))
@@ -276,7 +275,7 @@ def test_listed_arms_are_the_levels_of_one_factor() -> None:
         ("frozen", "block3,fine_tune_all"), ("frozen", "block5,fine_tune_all"),
         ("block3,fine_tune_all", "block5,fine_tune_all"),
     ]  # fmt: skip
-    by_hand = simultaneous([{d.first: 1, d.second: -1} for d in factor.family], analysis.result.scores)
+    by_hand = OVER_SEEDS.simultaneous([{d.first: 1, d.second: -1} for d in factor.family], analysis.result.scores)
     assert [d.estimate for d in factor.family] == by_hand
     assert factor.confounded == {("frozen", "block3,fine_tune_all"): ["truncate_at", "strategy"]}
     assert analysis.interactions == []

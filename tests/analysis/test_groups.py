@@ -11,18 +11,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from ablation.analysis.answer import analyse
+from ablation.analysis.estimator import OVER_SEEDS, Estimator
 from ablation.analysis.looks import this_look
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.predictions import load_predictions
-from ablation.analysis.repeats import (
-    chances_over_repeats,
-    repeat_moments,
-    simultaneous_over_repeats,
-    variance_components,
-)
+from ablation.analysis.repeats import repeat_moments, variance_components
 from ablation.analysis.results import StudyResult
-from ablation.analysis.simultaneous import chances_of_best, simultaneous
-from ablation.analysis.statistics import arm_moments, contrast, exact_test, image_covariance
+from ablation.analysis.seeds import seed_moments
+from ablation.analysis.statistics import exact_test, image_covariance
 from ablation.reporting.answer_sections import difference_blocks
 from ablation.reporting.method_sections import independence
 from tests.calibration import simulate
@@ -49,7 +45,7 @@ def test_the_moments_of_an_arm_by_hand() -> None:
     # less 3/8 sum to 3/4 and -3/4: 2 * 18/16 / 16. Residuals are -1/8 3/8 -1/8 -1/8 and the negative: sums 1/4 and -1/4
     # in both seeds, 2 * 2 * 2/16 / 16.
     y_SN = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], bool)
-    moments = arm_moments({"a": y_SN}, np.array([0, 0, 1, 1]))
+    moments = seed_moments({"a": y_SN}, np.array([0, 0, 1, 1]))
     assert moments.residual_A == pytest.approx([1 / 32])
     assert moments.images_AA == pytest.approx(np.array([[9 / 64 - 1 / 64]]))
     assert moments.variance_A == pytest.approx([1 / 4]), "s² is 1/32; the least is that of one of two groups"
@@ -70,14 +66,15 @@ def copied(correct: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.nd
 def test_copies_of_an_image_are_as_good_as_the_image(single: dict[str, np.ndarray]) -> None:
     """Groups of identical images make every number what it is without the copies; without groups, intervals shrink."""
     many, groups_N = copied(single)
+    grouped = Estimator(groups_N=groups_N)
     for weights in (DIFFERENCE, {"a": 1.0}):
-        expected, found = contrast(weights, single), contrast(weights, many, groups_N)
+        expected, found = OVER_SEEDS.contrast(weights, single), grouped.contrast(weights, many)
         assert list(vars(found).values()) == pytest.approx(list(vars(expected).values()))
-    expected_all, found_all = simultaneous(PAIRS, single, 9_999), simultaneous(PAIRS, many, 9_999, groups_N)
+    expected_all, found_all = OVER_SEEDS.simultaneous(PAIRS, single, 9_999), grouped.simultaneous(PAIRS, many, 9_999)
     for one, other in zip(expected_all, found_all, strict=True):
         assert list(vars(other).values()) == pytest.approx(list(vars(one).values()))
-    assert chances_of_best(many, 9_999, groups_N) == pytest.approx(chances_of_best(single, 9_999))
-    narrow, wide = contrast({"a": 1.0}, many), contrast({"a": 1.0}, single)
+    assert grouped.chances_of_best(many, 9_999) == pytest.approx(OVER_SEEDS.chances_of_best(single, 9_999))
+    narrow, wide = (OVER_SEEDS.contrast({"a": 1.0}, correct) for correct in (many, single))
     assert narrow.high - narrow.low < 0.8 * (wide.high - wide.low)
 
 
@@ -85,13 +82,13 @@ def test_the_exact_test_is_of_groups() -> None:
     """Arms differ on 3 images of 40, all five copies of each: three in favour of a, not fifteen."""
     a_N, b_N = np.ones(40, bool), np.arange(40) >= 3
     single = {"a": np.tile(a_N, (3, 1)), "b": np.tile(b_N, (3, 1))}
-    moments = arm_moments(single)
+    moments = seed_moments(single)
     many = {arm: y_SN.repeat(COPIES, 1) for arm, y_SN in single.items()}
-    grouped = arm_moments(many, np.arange(40).repeat(COPIES))
+    grouped = seed_moments(many, np.arange(40).repeat(COPIES))
     weights_A = moments.weights([DIFFERENCE])[0]
     assert exact_test(weights_A, grouped, 0.05) == pytest.approx(exact_test(weights_A, moments, 0.05))
     assert exact_test(weights_A, grouped, 0.05)[2] == pytest.approx(2 * 0.5**3)
-    assert exact_test(weights_A, arm_moments(many), 0.05) is None
+    assert exact_test(weights_A, seed_moments(many), 0.05) is None
 
 
 def test_repeats_with_copies_of_images(single: dict[str, np.ndarray]) -> None:
@@ -100,16 +97,15 @@ def test_repeats_with_copies_of_images(single: dict[str, np.ndarray]) -> None:
     moments, grouped = repeat_moments(right), repeat_moments(many, groups_N)
     assert grouped.images_AA == pytest.approx(moments.images_AA)
     assert grouped.units == 300
-    expected, found = (
-        simultaneous_over_repeats(PAIRS, right, 9_999),
-        simultaneous_over_repeats(PAIRS, many, 9_999, groups_N),
-    )
+    over_images, over_groups = Estimator("tuning"), Estimator("tuning", groups_N)
+    expected = over_images.simultaneous(PAIRS, right, 9_999)
+    found = over_groups.simultaneous(PAIRS, many, 9_999)
     for one, other in zip(expected, found, strict=True):
         assert list(vars(other).values()) == pytest.approx(list(vars(one).values()))
-    assert chances_over_repeats(many, 9_999, groups_N) == pytest.approx(chances_over_repeats(right, 9_999))
+    assert over_groups.chances_of_best(many, 9_999) == pytest.approx(over_images.chances_of_best(right, 9_999))
     variances = dict.fromkeys("abc", 1e-5)
-    of_copies = variance_components(PAIRS, many, variances, groups_N)
-    assert vars(of_copies) == pytest.approx(vars(variance_components(PAIRS, right, variances)))
+    of_copies = variance_components(PAIRS, grouped, variances)
+    assert vars(of_copies) == pytest.approx(vars(variance_components(PAIRS, moments, variances)))
 
 
 @pytest.mark.parametrize("sizes", ["equal", "unequal"])
@@ -139,7 +135,7 @@ def test_intervals_cover_with_groups_and_not_without(sizes: str) -> None:
             ("mean", {"a": 1.0}, truth, groups_N),
             ("without", {"a": 1.0}, truth, None),
         ):
-            estimate = contrast(weights, correct, groups)
+            estimate = Estimator(groups_N=groups).contrast(weights, correct)
             counts[name] += estimate.low <= value <= estimate.high
     coverage = {name: count / 400 for name, count in counts.items()}
     assert 0.92 <= coverage["difference"] <= 0.98

@@ -10,12 +10,13 @@ from ablation.analysis.across_studies import arms_across, check_same_question, d
 from ablation.analysis.answer import StudyAnalysis, analyse
 from ablation.analysis.arm_summaries import best_so_far, champion_run, winning_arm
 from ablation.analysis.champion import choose_champion
+from ablation.analysis.estimator import Estimator
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.predictions import Predictions
 from ablation.analysis.repeats import repeat_moments
 from ablation.analysis.results import ArmResult, StudyResult
-from ablation.analysis.simultaneous import simultaneous
-from ablation.analysis.statistics import arm_moments, carrying_units, contrast
+from ablation.analysis.seeds import seed_moments
+from ablation.analysis.statistics import carrying_units
 from ablation.analysis.tuning import best_of, tuned_minus_confirmed
 from ablation.base.errors import InputError
 from ablation.reporting.comparison_of_studies import across_sentences, across_tables
@@ -163,9 +164,9 @@ def test_repeats_and_groups_with_another_objective() -> None:
     assert summary.test is not None
     assert summary.test.mean == pytest.approx(result.arms[1].test_values_S.mean())
     scores = {arm.arm.name: arm.scores_SN for arm in result.arms}
-    alone = arm_moments(scores, objective=BALANCED)
+    alone = seed_moments(scores, objective=BALANCED)
     each = np.arange(400)
-    grouped = arm_moments(scores, each, BALANCED)
+    grouped = seed_moments(scores, each, BALANCED)
     assert grouped.images_AA == pytest.approx(alone.images_AA)  # groups of one image are images
     assert grouped.residual_A == pytest.approx(alone.residual_A)
     pairs_N = each // 2
@@ -173,8 +174,8 @@ def test_repeats_and_groups_with_another_objective() -> None:
     weights = {"block3": 1.0, "block4": -1.0}
     halves = {arm: y_SN[:, ::2].copy() for arm, y_SN in scores.items()}
     of_halves, of_pairs = (
-        contrast(weights, halves, objective=BALANCED),
-        contrast(weights, doubled, pairs_N, objective=BALANCED),
+        Estimator(objective=BALANCED).contrast(weights, halves),
+        Estimator(groups_N=pairs_N, objective=BALANCED).contrast(weights, doubled),
     )
     assert of_pairs.standard_error == pytest.approx(of_halves.standard_error, rel=0.01)
     assert repeat_moments(scores, pairs_N, BALANCED).units == 200
@@ -189,12 +190,12 @@ def test_few_images_that_decide_make_few_degrees_of_freedom() -> None:
         name: np.tile(fake_predictions(predicted_N, labels_N, 2).scores_N(BALANCED), (5, 1))
         for name, predicted_N in (("ahead", ahead_N), ("behind", behind_N))
     }
-    moments = arm_moments(scores, objective=BALANCED)
+    moments = seed_moments(scores, objective=BALANCED)
     weights_CA = moments.weights([{"ahead": 1.0, "behind": -1.0}])
     assert carrying_units(weights_CA, moments)[0] == pytest.approx(
         6.15, abs=0.01
     )  # sixteen others tell of their recall
-    (estimate,) = simultaneous([{"ahead": 1.0, "behind": -1.0}], scores, objective=BALANCED)
+    (estimate,) = Estimator(objective=BALANCED).simultaneous([{"ahead": 1.0, "behind": -1.0}], scores)
     assert estimate.value == pytest.approx(0.1)
     assert estimate.p is not None
     assert estimate.p > 0.05
@@ -205,21 +206,21 @@ def test_intervals_are_cut_to_what_a_metric_can_be() -> None:
     predicted_N = labels_N.copy()
     predicted_N[[0, 1, -1, -2]] = [1, 1, 0, 0]
     perfect = {"a": np.tile(fake_predictions(predicted_N, labels_N, 2).scores_N(BALANCED), (3, 1))}
-    estimate = contrast({"a": 1.0}, perfect, objective=BALANCED)
+    estimate = Estimator(objective=BALANCED).contrast({"a": 1.0}, perfect)
     assert (estimate.low or 0) > 0
     assert estimate.high == 1.0
     losses = {"a": np.random.default_rng(0).uniform(0, 3, (3, 40))}
-    of_losses = contrast({"a": 1.0}, losses, objective=LOSS)
+    of_losses = Estimator(objective=LOSS).contrast({"a": 1.0}, losses)
     assert (of_losses.high or 0) > of_losses.value > 1
     certain = {"a": np.zeros((3, 40)), "b": np.zeros((3, 40))}
-    nothing = contrast({"a": 1.0, "b": -1.0}, certain, objective=LOSS)
+    nothing = Estimator(objective=LOSS).contrast({"a": 1.0, "b": -1.0}, certain)
     assert (nothing.value, nothing.p) == (0.0, 1.0)
 
 
 def test_bool_values_are_accuracies_alone() -> None:
     right = {"a": np.ones((3, 4), bool)}
     with pytest.raises(InputError, match="expected float64"):
-        arm_moments(right, objective=BALANCED)
+        seed_moments(right, objective=BALANCED)
 
 
 def test_studies_of_losses_over_data_sets() -> None:

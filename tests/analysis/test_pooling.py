@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ablation.analysis.compared_repeats import repeats_of
+from ablation.analysis.estimator import Estimator
 from ablation.analysis.looks import this_look
 from ablation.analysis.pooling import (
     analyse_pooled,
@@ -17,7 +18,6 @@ from ablation.analysis.pooling import (
     right_of,
     summarise_arms,
 )
-from ablation.analysis.repeats import contrast_over_repeats
 from ablation.analysis.results import StudyResult
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
@@ -204,7 +204,7 @@ def test_repeats_of_a_study_are_its_unit(repeated: StudyResult) -> None:
     assert (arm.test.seeds, arm.test.unit, arm.runs) == (3, "tuning", 6)
     y_RN = right_of(repeats)
     difference = analysis.factors[0].family[0].estimate
-    alone = contrast_over_repeats({"block3": 1.0, "block4": -1.0}, y_RN)
+    alone = Estimator("tuning").contrast({"block3": 1.0, "block4": -1.0}, y_RN)
     assert (difference.value, difference.standard_error) == pytest.approx((alone.value, alone.standard_error))
     over = "All of this holds over 3 tunings, each with a split, tuning points and seeds of its own; what is compared "
     assert f"{over}is the best of 2 or 3 trials." in analysis.evidence

@@ -7,11 +7,11 @@ import pytest
 from scipy.special import ndtri
 
 from ablation.analysis import power
+from ablation.analysis.estimator import OVER_SEEDS
 from ablation.analysis.power import SIZES, Assumed, assumed_moments, smallest_differences, smallest_over_repeats
-from ablation.analysis.repeats import repeat_moments, simultaneous_over_repeats, variance_parts
-from ablation.analysis.simultaneous import simultaneous
-from ablation.analysis.statistics import Moments, contrast
-from tests.calibration import AgainCell, pairs, simulate, simulate_repeats
+from ablation.analysis.repeats import repeat_moments
+from ablation.analysis.seeds import Moments
+from tests.calibration import OVER_REPEATS, AgainCell, pairs, simulate, simulate_repeats
 
 ASSUMED = Assumed(seed_sd=0.005, same_arm=0.09, other_arm=0.122)  # as two of calibration's equal arms disagree
 
@@ -25,7 +25,9 @@ def test_the_smallest_difference_is_found_in_four_of_five_simulated_studies(arms
     rng = np.random.default_rng(3)
     studies, found = 200, 0
     for _ in range(studies):
-        estimate = simultaneous(family, simulate(rng, accuracies, ASSUMED.seed_sd, seeds, images), draws=999)[0]
+        estimate = OVER_SEEDS.simultaneous(
+            family, simulate(rng, accuracies, ASSUMED.seed_sd, seeds, images), draws=999
+        )[0]
         found += estimate.value > 0 and estimate.p is not None and estimate.p < 0.05
     assert abs(found / studies - 0.8) < 3 * np.sqrt(0.8 * 0.2 / studies)
 
@@ -34,7 +36,9 @@ def test_assumed_runs_vary_as_simulated_ones() -> None:
     moments = assumed_moments("ab", ASSUMED, seeds=5, images=3000)
     rng = np.random.default_rng(4)
     values = [
-        contrast({"a": 1.0, "b": -1.0}, simulate(rng, {"a": 0.88, "b": 0.88}, ASSUMED.seed_sd, 5, 3000)).value
+        OVER_SEEDS.contrast(
+            {"a": 1.0, "b": -1.0}, simulate(rng, {"a": 0.88, "b": 0.88}, ASSUMED.seed_sd, 5, 3000)
+        ).value
         for _ in range(300)
     ]
     variance = 2 * moments.variance_A[0] / 5 + 2 * moments.images_AA[0, 0]
@@ -54,9 +58,9 @@ def test_many_contrasts_take_no_more_time(monkeypatch: pytest.MonkeyPatch, arms:
     """Studies of up to 20 arms have a critical value each; 50 arms have 1,225 differences."""
     simulated_of = []
 
-    def few(weights_CA: np.ndarray, moments: Moments, draws: int) -> list[np.ndarray]:
+    def few(weights_CA: np.ndarray, moments: Moments, draws: int) -> np.ndarray:
         simulated_of.append(draws * len(weights_CA))
-        return [np.linspace(1.0, 4.0, draws)]
+        return np.linspace(1.0, 4.0, draws)
 
     monkeypatch.setattr(power, "largest_statistics", few)
     names = [f"a{n}" for n in range(arms)]
@@ -89,7 +93,7 @@ def test_a_difference_is_found_at_the_level_of_its_test(level: float) -> None:
     assert found == pytest.approx(needed * error, rel=0.1 if level == 0.01 else 0.02)
     repeats = repeat_moments(simulate_repeats(np.random.default_rng(8), AgainCell(2, 400, 2.0)))
     weights_CA = repeats.weights(pairs(repeats.arms))
-    error = (2 * repeats.shared_variance / 400 + variance_parts(weights_CA, repeats)[1][0]) ** 0.5
+    error = (2 * repeats.shared_variance / 400 + repeats.variance_parts(weights_CA)[1][0]) ** 0.5
     (found,) = smallest_over_repeats(weights_CA, repeats, [0], level)
     assert found == pytest.approx(needed * error, rel=0.02)
 
@@ -106,6 +110,6 @@ def test_the_smallest_difference_over_repeats_is_found_in_four_of_five(arms: int
     for _ in range(studies):
         right = simulate_repeats(rng, cell)
         right[truth.arms[0]] = right[truth.arms[0]] + difference
-        estimate = simultaneous_over_repeats(family, right, draws=999)[0]
+        estimate = OVER_REPEATS.simultaneous(family, right, draws=999)[0]
         found += estimate.value > 0 and estimate.p is not None and estimate.p < 0.05
     assert abs(found / studies - 0.8) < 3 * np.sqrt(0.8 * 0.2 / studies)

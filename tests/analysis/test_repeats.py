@@ -5,19 +5,13 @@ import pytest
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from ablation.analysis.repeats import (
-    chances_over_repeats,
-    combined_statistic,
-    contrast_over_repeats,
-    repeat_moments,
-    simultaneous_over_repeats,
-    variance_components,
-    variance_parts,
-)
+from ablation.analysis.estimator import Estimator
+from ablation.analysis.repeats import combined_statistic, repeat_moments, variance_components
 from ablation.analysis.simultaneous import from_normal_scale
 from ablation.spec.objective import OBJECTIVES
 
 DIFFERENCE = {"a": 1.0, "b": -1.0}
+OVER_REPEATS = Estimator("tuning")
 
 
 def drawn(arms: str = "abc", repeats: int = 4, images: int = 300) -> dict[str, np.ndarray]:
@@ -41,7 +35,7 @@ def test_the_variance_is_the_estimator_of_the_issue() -> None:
     residual = (rest_RN**2).sum() / ((R - 1) * (N - 1))
     images = D_RN.mean(axis=0).var(ddof=1) / N - residual / (R * N)
     moments = repeat_moments(right)
-    of_repeats_C, images_C = variance_parts(moments.weights([DIFFERENCE]), moments)
+    of_repeats_C, images_C = moments.variance_parts(moments.weights([DIFFERENCE]))
     assert of_repeats_C[0] == pytest.approx(D_RN.mean(axis=1).var(ddof=1) / R)
     assert images_C[0] == pytest.approx(max(images, 1 / N**2))
 
@@ -50,20 +44,20 @@ def test_what_a_repeat_does_to_all_arms_cancels() -> None:
     right = drawn()
     shift_R1 = np.array([[0.05], [-0.04], [0.0], [0.02]])
     before, after = (
-        contrast_over_repeats(DIFFERENCE, {arm: y_RN + by for arm, y_RN in right.items()}) for by in (0.0, shift_R1)
+        OVER_REPEATS.contrast(DIFFERENCE, {arm: y_RN + by for arm, y_RN in right.items()}) for by in (0.0, shift_R1)
     )
     assert after.standard_error == pytest.approx(before.standard_error)
-    assert contrast_over_repeats({"a": 1.0}, {arm: y + shift_R1 for arm, y in right.items()}).standard_error != (
-        pytest.approx(contrast_over_repeats({"a": 1.0}, right).standard_error)
+    assert OVER_REPEATS.contrast({"a": 1.0}, {arm: y + shift_R1 for arm, y in right.items()}).standard_error != (
+        pytest.approx(OVER_REPEATS.contrast({"a": 1.0}, right).standard_error)
     )
 
 
 def test_the_interval_combines_t_and_normal_quantiles() -> None:
     right = drawn()
     moments = repeat_moments(right)
-    (of_repeats,), (images,) = variance_parts(moments.weights([DIFFERENCE]), moments)
+    (of_repeats,), (images,) = moments.variance_parts(moments.weights([DIFFERENCE]))
     half = np.sqrt(scipy_stats.t(3).isf(0.025) ** 2 * of_repeats + scipy_stats.norm.isf(0.025) ** 2 * images)
-    estimate = contrast_over_repeats(DIFFERENCE, right)
+    estimate = OVER_REPEATS.contrast(DIFFERENCE, right)
     assert estimate.low is not None
     assert estimate.value == pytest.approx(float((right["a"] - right["b"]).mean()))
     assert estimate.value - estimate.low == pytest.approx(half, rel=0.03)  # `from_normal_scale` is that exact
@@ -86,9 +80,9 @@ def test_intervals_exclude_zero_where_p_is_below_five_percent() -> None:
     right = drawn(images=600)
     right["b"] += 0.03
     contrasts = [{"a": 1.0, "b": -1.0}, {"a": 1.0, "c": -1.0}, {"b": 1.0, "c": -1.0}]
-    together = simultaneous_over_repeats(contrasts, right)
+    together = OVER_REPEATS.simultaneous(contrasts, right)
     for weights, estimate in zip(contrasts, together, strict=True):
-        alone = contrast_over_repeats(weights, right)
+        alone = OVER_REPEATS.contrast(weights, right)
         assert estimate.p is not None
         assert alone.p is not None
         assert estimate.low is not None
@@ -99,32 +93,32 @@ def test_intervals_exclude_zero_where_p_is_below_five_percent() -> None:
 
 def test_two_repeats_are_not_tested() -> None:
     right = drawn(repeats=2)
-    estimate = contrast_over_repeats(DIFFERENCE, right)
+    estimate = OVER_REPEATS.contrast(DIFFERENCE, right)
     assert estimate.value == pytest.approx(float((right["a"] - right["b"]).mean()))
     assert estimate.low is None
     assert estimate.p is None
-    assert chances_over_repeats(right) == {}
+    assert OVER_REPEATS.chances_of_best(right) == {}
 
 
 def test_the_chance_to_be_best_of_two_arms_is_that_of_their_difference() -> None:
     right = drawn("ab", repeats=6)
     moments = repeat_moments(right)
-    (of_repeats,), (images,) = variance_parts(moments.weights([DIFFERENCE]), moments)
-    value = contrast_over_repeats(DIFFERENCE, right).value
+    (of_repeats,), (images,) = moments.variance_parts(moments.weights([DIFFERENCE]))
+    value = OVER_REPEATS.contrast(DIFFERENCE, right).value
     random = np.random.default_rng(1)
     drawn_B = value + random.standard_t(5, 400_000) * np.sqrt(of_repeats) + random.normal(0, np.sqrt(images), 400_000)
-    assert chances_over_repeats(right)["a"] == pytest.approx((drawn_B > 0).mean(), abs=0.01)
+    assert OVER_REPEATS.chances_of_best(right)["a"] == pytest.approx((drawn_B > 0).mean(), abs=0.01)
 
 
 def test_the_components_add_up_to_the_variance() -> None:
     right = drawn()
     moments = repeat_moments(right)
-    (of_repeats,), (images,) = variance_parts(moments.weights([DIFFERENCE]), moments)
-    parts = variance_components([DIFFERENCE], right, {"a": 2e-5, "b": 1e-5, "c": 0.0})
+    (of_repeats,), (images,) = moments.variance_parts(moments.weights([DIFFERENCE]))
+    parts = variance_components([DIFFERENCE], moments, {"a": 2e-5, "b": 1e-5, "c": 0.0})
     assert parts.seeds == pytest.approx(3e-5 / 4)
     assert parts.seeds + parts.tuning == pytest.approx(of_repeats)
     assert parts.images == pytest.approx(images)
-    alone = variance_components([DIFFERENCE], right, dict.fromkeys("abc", np.nan))
+    alone = variance_components([DIFFERENCE], moments, dict.fromkeys("abc", np.nan))
     assert (alone.seeds, alone.tuning) == (None, pytest.approx(of_repeats))
 
 
@@ -149,9 +143,9 @@ def test_repeats_that_agree_by_chance_do_not_make_the_threshold_smaller() -> Non
         y_ARN = images_AN[:, None] + 0.01 * effects_AR[:, :, None]
         right = dict(zip("abc", y_ARN, strict=True))
         contrasts = [{"a": 1.0, "b": -1.0}, {"a": 1.0, "c": -1.0}, {"b": 1.0, "c": -1.0}]
-        estimate = simultaneous_over_repeats(contrasts, right, 999)[1]
+        estimate = OVER_REPEATS.simultaneous(contrasts, right, 999)[1]
         moments = repeat_moments(right)
-        of_repeats_C, images_C = variance_parts(moments.weights(contrasts), moments)
+        of_repeats_C, images_C = moments.variance_parts(moments.weights(contrasts))
         assert estimate.high is not None
         half, parts = estimate.high - estimate.value, (of_repeats_C[1], images_C[1])
 
@@ -177,10 +171,10 @@ def test_few_images_that_carry_a_difference_widen_its_interval_over_repeats() ->
     images = {}
     for name in ("balanced_accuracy", "accuracy"):
         moments = repeat_moments(right, objective=OBJECTIVES[name])
-        images[name] = float(variance_parts(moments.weights([DIFFERENCE]), moments)[1][0])
+        images[name] = float(moments.variance_parts(moments.weights([DIFFERENCE]))[1][0])
     assert images["accuracy"] == pytest.approx(plain)
     assert images["balanced_accuracy"] == pytest.approx(plain * wider, rel=0.08)  # of t², see `from_normal_scale`
-    estimate = contrast_over_repeats(DIFFERENCE, right, objective=OBJECTIVES["balanced_accuracy"])
+    estimate = Estimator("tuning", objective=OBJECTIVES["balanced_accuracy"]).contrast(DIFFERENCE, right)
     assert estimate.low is not None
     assert estimate.value - estimate.low == pytest.approx(
         scipy_stats.norm.isf(0.025) * np.sqrt(images["balanced_accuracy"])

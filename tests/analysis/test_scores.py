@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
+from ablation.analysis.estimator import Estimator
 from ablation.analysis.scores import image_scores, units_of_classes
-from ablation.analysis.statistics import contrast
 from ablation.spec.objective import ACCURACY, OBJECTIVES, Objective
 from tests.fake_results import fake_predictions
 
@@ -89,7 +89,7 @@ def test_a_class_of_few_images_declares_no_difference(name: str, rare: int) -> N
             chance_N = random.beta(0.6, 0.4, len(labels_N))
             predicted_SN = np.where(random.random((5, len(labels_N))) < chance_N, labels_N, (labels_N + 1) % 3)
             scores[arm] = np.array([image_scores(objective, labels_N, predicted_N) for predicted_N in predicted_SN])
-        p = contrast({"a": 1.0, "b": -1.0}, scores, objective=objective).p
+        p = Estimator(objective=objective).contrast({"a": 1.0, "b": -1.0}, scores).p
         shown += p is not None and p < 0.05
     assert shown <= 5
 

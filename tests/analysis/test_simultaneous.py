@@ -7,19 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from ablation.analysis.simultaneous import (
-    chances_of_best,
-    critical,
-    from_normal_scale,
-    largest_statistics,
-    normal_scale,
-    simultaneous,
-    usable_arms,
-)
-from ablation.analysis.statistics import Moments, arm_moments, contrast
+from ablation.analysis.estimator import OVER_SEEDS
+from ablation.analysis.seeds import Moments, seed_moments
+from ablation.analysis.simultaneous import critical, from_normal_scale, largest_statistics, normal_scale
 from tests.calibration import pairs, simulate
 
 ARMS = tuple("abcde")
+contrast, simultaneous, chances_of_best = OVER_SEEDS.contrast, OVER_SEEDS.simultaneous, OVER_SEEDS.chances_of_best
 
 
 def normal_moments(arms: int, variance: float = 1e-4, seeds: int = 5000) -> Moments:
@@ -32,7 +26,7 @@ def normal_moments(arms: int, variance: float = 1e-4, seeds: int = 5000) -> Mome
 
 
 def threshold(moments: Moments, contrasts: list[dict[str, float]]) -> float:
-    return critical(np.concatenate(list(largest_statistics(moments.weights(contrasts), moments, 99_999))))
+    return critical(largest_statistics(moments.weights(contrasts), moments, 99_999))
 
 
 @pytest.mark.parametrize("arms", [3, 5])
@@ -95,7 +89,7 @@ def test_a_single_difference_is_not_corrected() -> None:
 
 def test_two_seeds_are_not_tested() -> None:
     runs = simulate(np.random.default_rng(3), {"a": 0.88, "b": 0.87}, 0.004, 3, 1000)
-    assert list(usable_arms({"a": runs["a"], "b": runs["b"][:2]})) == ["a"]
+    assert list(OVER_SEEDS.usable({"a": runs["a"], "b": runs["b"][:2]})) == ["a"]
 
 
 def test_few_images_that_differ_are_not_shown_in_a_family() -> None:
@@ -144,7 +138,7 @@ def test_chances_of_equal_arms_are_equal() -> None:
 
 
 def test_moments_of_more_seeds_and_images() -> None:
-    moments = arm_moments(simulate(np.random.default_rng(7), {"a": 0.9, "b": 0.8}, 0.02, 5, 1000))
+    moments = seed_moments(simulate(np.random.default_rng(7), {"a": 0.9, "b": 0.8}, 0.02, 5, 1000))
     larger = moments.resized(2, 4)
     assert list(larger.seeds_A) == [10, 10]
     assert larger.images == 4000

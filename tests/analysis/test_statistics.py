@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from ablation.analysis.statistics import Estimate, arm_moments, contrast, exact_test
+from ablation.analysis.estimator import OVER_SEEDS
+from ablation.analysis.seeds import seed_moments
+from ablation.analysis.statistics import Estimate, exact_test
 from ablation.base.errors import InputError
 from tests.calibration import simulate
 
 DIFFERENCE = {"a": 1.0, "b": -1.0}
+contrast = OVER_SEEDS.contrast
 
 
 def runs(*rows: str) -> np.ndarray:
@@ -104,7 +107,7 @@ def test_seeds_that_agree_by_chance_are_not_certainty() -> None:
         arm: np.array([rng.permutation(np.arange(300) >= wrong) for _ in range(2)])
         for arm, wrong in (("a", 30), ("b", 36))
     }
-    moments = arm_moments(correct)
+    moments = seed_moments(correct)
     assert moments.variance_A == pytest.approx(moments.residual_A)
     for y_SN, residual in zip(correct.values(), moments.residual_A, strict=True):
         rest_SN = y_SN - y_SN.mean(axis=0) - y_SN.mean(axis=1, keepdims=True) + y_SN.mean()
@@ -166,9 +169,6 @@ def test_an_arm_that_is_always_right_is_not_surely_perfect() -> None:
         ({"a": 1.0}, {"a": np.ones((2, 4), np.int64)}, r"not int64 of shape \(2, 4\)"),
         ({"a": 1.0}, {"a": np.ones(4, bool)}, r"of shape \(4,\)"),
         ({"a": 1.0}, {"a": np.ones((0, 4), bool)}, r"of shape \(0, 4\)"),
-        ({"a": 1.0}, {"b": np.ones((2, 4), bool)}, "there are no runs of arm 'a'"),
-        ({"a": 0.0}, {"a": np.ones((2, 4), bool)}, "needs an arm with a weight other than 0"),
-        ({}, {"a": np.ones((2, 4), bool)}, "needs an arm with a weight other than 0"),
         (DIFFERENCE, {"a": np.ones((2, 4), bool), "b": np.ones((2, 5), bool)}, "not tested on the same images"),
     ],
 )
@@ -199,7 +199,7 @@ def test_few_images_that_differ_pass_mcnemars_exact_test(first: int, second: int
 def test_ten_images_that_differ_are_enough_for_a_t_test() -> None:
     a_N, b_N = np.ones(500, bool), np.arange(500) >= 10
     correct = {"a": np.tile(a_N, (3, 1)), "b": np.tile(b_N, (3, 1))}
-    moments = arm_moments(correct)
+    moments = seed_moments(correct)
     assert exact_test(moments.weights([DIFFERENCE])[0], moments, 0.05) is None
     assert exact_test(np.array([1.0, 0.0]), moments, 0.05) is None, "a mean is no difference"
 
@@ -208,5 +208,5 @@ def test_ten_images_that_differ_are_enough_for_a_t_test() -> None:
 
 
 def test_import_does_not_wait_for_scipy_stats() -> None:
-    code = "import sys, ablation.analysis.statistics; sys.exit('scipy.stats' in sys.modules)"
+    code = "import sys, ablation.analysis.estimator; sys.exit('scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,12 +16,11 @@ import pytest
 
 from ablation.analysis import results as study_results
 from ablation.analysis.answer import analyse
-from ablation.analysis.best_arms import compared_with_best
+from ablation.analysis.estimator import OVER_SEEDS
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.predictions import Predictions
 from ablation.analysis.results import ArmResult, StudyResult
-from ablation.analysis.simultaneous import chances_of_best
-from ablation.analysis.statistics import Estimate, contrast
+from ablation.analysis.statistics import Estimate
 from ablation.analysis.tuning import tuned_minus_confirmed
 from ablation.analysis.wording import interval_points, points
 from ablation.base.command_line import run_command
@@ -186,10 +185,10 @@ def test_the_arms_table_has_the_figures_with_their_n(study_report: Report) -> No
     row = cells(study_report.markdown, "| block3 | feature_extraction |")
     assert row[2] == f"{arm.test_accuracies_S.mean():.4f}"
     assert row[3] == f"{arm.test_accuracies_S.std(ddof=1):.4f}"
-    interval = contrast({"a": 1.0}, {"a": arm.scores_SN})
+    interval = OVER_SEEDS.contrast({"a": 1.0}, {"a": arm.scores_SN})
     assert row[4] == f"{interval.low:.4f} to {interval.high:.4f}"
-    chance = f"{chances_of_best(study_report.analysis.result.scores)[arm.arm.name]:.3f}"
-    ends = compared_with_best(study_report.analysis.result.scores)[arm.arm.name]
+    chance = f"{OVER_SEEDS.chances_of_best(study_report.analysis.result.scores)[arm.arm.name]:.3f}"
+    ends = OVER_SEEDS.from_best(study_report.analysis.result.scores)[arm.arm.name]
     val = f"{np.mean([run.val_accuracy for run in arm.confirmed]):.4f}"
     assert row[5:] == [val, "3", chance, interval_points(ends.low, ends.high), "3 finished"]
 
