@@ -1,9 +1,20 @@
-"""Names of classes that look the same: in which letters, spaces or Unicode characters they differ."""
+"""The names of classes: which are unknown, and which look the same but differ in letters, spaces or Unicode."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ablation.base.errors import InputError
+
+
+def refuse_unknown(chosen: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a name in `data.classes` that no class has.
+
+    Raises:
+        InputError: names it, and the classes that there are.
+    """
+    for name in chosen:
+        if name not in known:
+            raise InputError(f"data.classes: no class {name!r}; known: {', '.join(known)}")
 
 
 def refuse_look_alikes(names: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ PLURALS = {  # of what is passed over, where the noun does not stand at the end
     "image outside class folders": "images outside class folders",
     "link that leads back": "links that lead back",
 }
-MOST_DETAILS = 3  # of the names and formats that are passed over for one reason, in the line about them
+MOST_DETAILS = 6  # of the names and formats that are passed over for one reason, in the line about them
 
 Passed = Counter[tuple[str, str]]  # (what, its name or format) -> how many were passed over
 

@@ -37,10 +37,10 @@ def groups_in(names: Sequence[str], expression: str) -> list[str]:
     return groups
 
 
-def numbered(groups: Sequence[str]) -> np.ndarray:
-    """Return the groups as numbers from 0, int64 N."""
-    numbers_N: np.ndarray = np.unique(np.asarray(groups, object), return_inverse=True)[1].astype(np.int64)
-    return numbers_N
+def numbered(names: Sequence[str]) -> np.ndarray:
+    """Return the groups or classes of images as numbers from 0 in the order of their names, int64 N."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([numbers[name] for name in names], np.int64)
 
 
 def refuse_shared(train: Sequence[str], test: Sequence[str]) -> None:

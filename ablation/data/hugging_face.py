@@ -7,7 +7,6 @@ import importlib
 import io
 import logging
 import os
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,8 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line, nearest, one_line
 from ablation.data.decoding import File, ImageListing, Status
-from ablation.data.folder_walk import Passed
-from ablation.data.image_tables import Columns, TableImages, cell_text, rows_of_classes, table_listing
-from ablation.spec.files import check_hugging_face
+from ablation.data.image_tables import Columns, cell_text, rows_of_classes
+from ablation.data.own_images import OwnImages, own_listing
 from ablation.spec.tables import SAVED_BY_DATASETS, Data
 
 USUAL_COLUMN = "image"
@@ -54,23 +52,23 @@ def hugging_face_listing(data: Data) -> ImageListing:
     """List the images of a set, split by split.
 
     Raises:
-        InputError: the library is missing; the set cannot be read; a column is missing, or has no images; or a row is
-            wrong.
+        InputError: the library is missing; the set cannot be read; a column is missing, or has no images; a row is
+            wrong; or as `own_listing`.
     """
-    check_hugging_face(data)
     root = expand(str(data.root)).resolve()
     table = f"data.root: {one_line(root.name)}"
     splits = _splits(root, table)
     image_column = data.image_column or USUAL_COLUMN
     images = EmbeddedImages({split: _images(content, image_column, table) for split, content in splits.items()})
     columns = _columns(splits, image_column, table)
-    passed: Passed = Counter()
-    rows = rows_of_classes(columns, data, passed)
+    rows, passed = rows_of_classes(columns, data)
     statuses = [status for content in splits.values() for status in [_status(content)] * len(content)]
     prefix = "" if image_column == USUAL_COLUMN else f"{image_column}: "  # because names identify images in the cache
     files: list[File] = [(f"{prefix}{columns.places[row]}", statuses[row]) for row in rows]
-    found = TableImages(columns.chosen(rows), files, str(root), root, None, images, passed)
-    return table_listing(found, data)
+    columns = columns.chosen(rows)
+    is_test_N, how = columns.test_rows(data)
+    labels, groups = columns.labels(data), columns.groups(data)
+    return own_listing(OwnImages(files, labels, is_test_N, groups, f"{root}{how}", root, passed, images), data)
 
 
 def _splits(root: Path, table: str) -> dict[str, Any]:

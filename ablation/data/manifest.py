@@ -15,8 +15,9 @@ from ablation.base.files import expand
 from ablation.base.text import first_line, one_line, plural
 from ablation.data.decoding import File, ImageListing
 from ablation.data.folder_walk import Passed
-from ablation.data.image_tables import Columns, TableImages, cell_text, rows_of_classes, table_listing
-from ablation.spec.files import check_manifest
+from ablation.data.groups import groups_in
+from ablation.data.image_tables import Columns, cell_text, rows_of_classes
+from ablation.data.own_images import OwnImages, own_listing
 from ablation.spec.tables import Data
 
 
@@ -24,19 +25,21 @@ def manifest_listing(data: Data) -> ImageListing:
     """List the images of a manifest, in the order of its rows.
 
     Raises:
-        InputError: the manifest cannot be read; a column is missing; a row is wrong, which is named; or the images
-            cannot be split.
+        InputError: the manifest cannot be read; a column is missing; a row is wrong, which is named; or as
+            `own_listing`.
     """
-    check_manifest(data)
     manifest = expand(str(data.manifest)).resolve()
     root = expand(data.root).resolve() if data.root is not None else manifest.parent
     columns = read_columns(manifest)
-    passed: Passed = Counter()
-    columns = columns.chosen(rows_of_classes(columns, data, passed))
-    columns, files = _found_files(columns, data, root, passed)
-    names = [Path(path).relative_to(root).as_posix() for path, _ in files]
-    images = TableImages(columns, files, f"{manifest}: images in {root}", manifest, names, passed=passed)
-    return table_listing(images, data)
+    rows, passed = rows_of_classes(columns, data)
+    columns, files = _found_files(columns.chosen(rows), data, root, passed)
+    if data.groups and "(" in data.groups and data.groups not in columns.values:  # an expression, for a column
+        names = [Path(path).relative_to(root).as_posix() for path, _ in files]
+        columns.values[data.groups] = groups_in(names, data.groups)
+    is_test_N, how = columns.test_rows(data)
+    where = f"{manifest}: images in {root}{how}"
+    images = OwnImages(files, columns.labels(data), is_test_N, columns.groups(data), where, manifest, passed)
+    return own_listing(images, data)
 
 
 def _found_files(columns: Columns, data: Data, root: Path, passed: Passed) -> tuple[Columns, list[File]]:
@@ -47,18 +50,15 @@ def _found_files(columns: Columns, data: Data, root: Path, passed: Passed) -> tu
     """
     rows: list[int] = []
     files: list[File] = []
-    seen: dict[str, str] = {}
+    seen: dict[str, int] = {}
     for row, path in enumerate(columns.take("image_column", data.image_column or "path")):
-        place = columns.places[row]
-        at = f"{columns.table}, {place}"
         full = os.path.normpath(root / path)
         if "\\" in path and not os.path.exists(full):  # noqa: PTH110 - written on Windows
             full = os.path.normpath(root / path.replace("\\", "/"))
         if not Path(full).is_relative_to(root):
-            raise InputError(f"{at}: {one_line(path)} is outside data.root ({root})")
-        if full in seen:
-            raise InputError(f"{at}: {one_line(path)} is on {seen[full]} already")
-        seen[full] = place
+            raise columns.fault(row, f"{one_line(path)} is outside data.root ({root})")
+        if seen.setdefault(full, row) != row:
+            raise columns.fault(row, f"{one_line(path)} is on {columns.places[seen[full]]} already")
         try:
             status = os.stat(full)  # noqa: PTH116 - there may be millions
         except (OSError, ValueError) as error:
@@ -66,9 +66,9 @@ def _found_files(columns: Columns, data: Data, root: Path, passed: Passed) -> tu
                 passed["unreadable image", ""] += 1
                 continue
             reason = error.strerror if isinstance(error, OSError) else "no name of a file"
-            raise InputError(f"{at}: {one_line(full)} cannot be read ({reason}){_meant(full)}") from None
+            raise columns.fault(row, f"{one_line(full)} cannot be read ({reason}){_meant(full)}") from None
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{at}: {one_line(full)} is no file")
+            raise columns.fault(row, f"{one_line(full)} is no file")
         rows.append(row)
         files.append((full, status))
     return columns.chosen(rows), files

@@ -16,6 +16,7 @@ from sklearn.model_selection import train_test_split
 from ablation.base.errors import InputError
 from ablation.base.machine import available_memory
 from ablation.base.text import plural
+from ablation.data.class_names import refuse_unknown
 from ablation.data.decoding import (
     TEST_FRACTION,
     ImageListing,
@@ -36,6 +37,7 @@ from ablation.data.manifest import manifest_listing
 from ablation.data.near_duplicates import FEW
 from ablation.data.split import Split, split_listing
 from ablation.data.torchvision_sets import SETS, torchvision_listing
+from ablation.spec.files import check_images
 from ablation.spec.tables import Data
 
 # Training images in a process's memory at the peak: decoded, chosen by the split, and reordered for the device.
@@ -216,6 +218,7 @@ def list_own_images(data: Data) -> ImageListing:
     Raises:
         InputError: they cannot be understood; says why.
     """
+    check_images(data)
     listings = {"imagefolder": image_folder_listing, "manifest": manifest_listing, "huggingface": hugging_face_listing}
     return listings[data.source](data)
 
@@ -229,9 +232,7 @@ def _list_classes(data: Data) -> ImageListing:
     if data.classes is None:
         return listing
     numbers = {name: number for number, name in enumerate(listing.classes)}
-    unknown = [name for name in data.classes if name not in numbers]
-    if unknown:
-        raise InputError(f"data.classes: no class {unknown[0]!r}; known: {', '.join(listing.classes)}")
+    refuse_unknown(data.classes, numbers)
     places_K = np.full(len(listing.classes), -1)
     places_K[[numbers[name] for name in data.classes]] = np.arange(len(data.classes))
     places_N, test_places_N = places_K[listing.train_labels_N], places_K[listing.test_labels_N]

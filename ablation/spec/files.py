@@ -79,46 +79,18 @@ def check_images(data: Data) -> None:
     Raises:
         InputError: names the folder or the file.
     """
-    if data.source == "imagefolder":
-        check_image_root(expand(str(data.root)))
-    elif data.source == "manifest":
-        check_manifest(data)
-    elif data.source == "huggingface":
-        check_hugging_face(data)
-
-
-def check_manifest(data: Data) -> None:
-    """Refuse a manifest, or a folder of its images, that does not exist.
-
-    Raises:
-        InputError: names it.
-    """
-    manifest, root = expand(str(data.manifest)), expand(data.root or ".")
-    if not manifest.is_file():
-        what = "is not a file" if manifest.exists() else "there is no such file"
-        raise InputError(f"data.manifest: {manifest}: {what}")
-    if not root.is_dir():
-        raise InputError(f"data.root: {root}: there is no such folder; the paths of {manifest.name} start there")
-
-
-def check_hugging_face(data: Data) -> None:
-    """Refuse a set of Hugging Face that does not exist.
-
-    Raises:
-        InputError: names it.
-    """
-    if not expand(str(data.root)).exists():
-        raise InputError(f"data.root: {expand(str(data.root))}: there is no such folder or Parquet file")
-
-
-def check_image_root(root: Path) -> None:
-    """Refuse an image folder that does not exist; its content is checked when it is read.
-
-    Raises:
-        InputError: names the folder.
-    """
-    if not root.is_dir():
+    root = expand(data.root or ".")
+    if data.source == "imagefolder" and not root.is_dir():
         what = "is not a folder" if root.exists() else "there is no such folder"
         raise InputError(
             f"data.root: {root}: {what}; it must hold train/<class>/* and test/<class>/*, or <class>/* alone"
         )
+    if data.source == "huggingface" and not root.exists():
+        raise InputError(f"data.root: {root}: there is no such folder or Parquet file")
+    if data.manifest is not None:
+        manifest = expand(data.manifest)
+        if not manifest.is_file():
+            what = "is not a file" if manifest.exists() else "there is no such file"
+            raise InputError(f"data.manifest: {manifest}: {what}")
+        if not root.is_dir():
+            raise InputError(f"data.root: {root}: there is no such folder; the paths of {manifest.name} start there")

@@ -15,7 +15,7 @@ from PIL import Image
 from ablation.base.errors import InputError
 from ablation.data import file_audit
 from ablation.data.folder_walk import passed_text
-from ablation.data.image_folder import read_folder
+from ablation.data.image_folder import image_folder_listing
 from ablation.data.reading import list_images, load_images, load_split, measure_data
 from ablation.data.split_names import split_of
 from ablation.spec.reading import load_study
@@ -45,11 +45,9 @@ def data(root: Path, **more: object) -> Data:
 
 def places(root: Path, **more: object) -> dict[str, set[str]]:
     """Return split -> the folders of its images, below the root."""
-    files = read_folder(data(root, **more)).files
-    return {
-        split: {Path(path).parent.relative_to(root).as_posix() for group in files[split].values() for path, _ in group}
-        for split in files
-    }
+    files = image_folder_listing(data(root, **more)).files
+    assert files is not None
+    return {split: {Path(path).parent.relative_to(root).as_posix() for path, _ in files[split]} for split in files}
 
 
 # ------------------------------------------------------------------------------------------------------ names of splits
@@ -97,7 +95,7 @@ def test_classes_with_the_names_of_splits_are_classes(tmp_path: Path) -> None:
 
 def refused(root: Path, match: str, **more: object) -> None:
     with pytest.raises(InputError, match=match) as caught:
-        read_folder(data(root, **more))
+        image_folder_listing(data(root, **more))
     assert "\n" not in str(caught.value)
 
 
@@ -130,14 +128,15 @@ def test_images_beside_the_classes_of_a_split_are_refused(tmp_path: Path) -> Non
 def test_folders_beside_splits_that_agree_are_passed_over(tmp_path: Path) -> None:
     tree(tmp_path, "train/a", "train/b", "test/a", "test/b", "unlabeled")
     assert places(tmp_path) == {"train": {"train/a", "train/b"}, "test": {"test/a", "test/b"}}
-    assert "1 folder beside the splits (unlabeled)" in read_folder(data(tmp_path)).text()
+    assert "1 folder beside the splits (unlabeled)" in image_folder_listing(data(tmp_path)).reading
 
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     """Whose accuracy is always 100 %."""
-    refused(tree(tmp_path / "a", "cat"), "must hold .* of two classes or more")
-    refused(tree(tmp_path / "b", "train/cat", "test/cat"), "train must hold images of two classes or more")
-    refused(tree(tmp_path / "c", "train/cat", "val/cat"), "train must hold images of two classes or more")
+    two = "data: must have images of two classes or more, not of 'cat' "
+    refused(tree(tmp_path / "a", "cat"), rf"{two}\({tmp_path}/a: classes in ./\)")
+    refused(tree(tmp_path / "b", "train/cat", "test/cat"), two)
+    refused(tree(tmp_path / "c", "train/cat", "val/cat"), two)
 
 
 def test_bad_keys_are_refused(tmp_path: Path) -> None:
@@ -172,13 +171,13 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     picture(root / "__MACOSX" / "cat" / "0.png")
     picture(root / "stray.png")
     (root / "bird").mkdir()
-    assert read_folder(data(root)).text() == (
+    assert image_folder_listing(data(root)).reading == (
         f"{root}: classes in ./, a fifth of each class is the test; 8 training and 2 test images of 2 classes; passed "
         "over: 1 empty folder (bird), 1 hidden file, 1 hidden folder, 1 image outside class folders, 3 other files "
         "(.heic, .txt, no suffix), 1 system file (Thumbs.db), 2 system folders (__MACOSX)"
     )
     assert load_split(data(root, val_fraction=0.25), 0)[0].reading.startswith(f"{root}: classes in ./")
-    assert "nothing passed over" in read_folder(data(tree(tmp_path / "clean", "a", "b"))).text()
+    assert "nothing passed over" in image_folder_listing(data(tree(tmp_path / "clean", "a", "b"))).reading
 
 
 def test_several_of_what_is_passed_over_are_said_in_english() -> None:
@@ -199,18 +198,18 @@ def test_what_stands_beside_the_splits_is_counted(tmp_path: Path) -> None:
     (root / "notes.txt").write_bytes(b"x")
     picture(root / "stray.png")
     (root / "test" / "labels.json").write_bytes(b"x")
-    assert "1 image outside class folders, 2 other files (.json, .txt)" in read_folder(data(root)).text()
+    assert "1 image outside class folders, 2 other files (.json, .txt)" in image_folder_listing(data(root)).reading
     root = tree(tmp_path / "b", "images/a", "images/b")
     picture(root / "stray.png")
     assert places(root)["train"] == {"images/a", "images/b"}
-    assert "passed over: 1 image outside class folders" in read_folder(data(root)).text()
+    assert "passed over: 1 image outside class folders" in image_folder_listing(data(root)).reading
 
 
 def test_a_class_can_be_left_out(tmp_path: Path) -> None:
     """Whatever is wrong with it: too few images, missing in a split, broken files."""
     root = tree(tmp_path, "train/a", "train/b", "train/lost", "test/a", "test/b")
     (root / "train" / "lost" / "0.png").write_bytes(b"")
-    refused(root, "class 'lost' is in .*train but not in .*test")
+    refused(root, "class 'lost' has training images only .*: training images in train/, test images in test/")
     images = load_images(data(root, classes=["b", "a"]))
     assert (images.classes, len(images.train_labels_N), len(images.test_labels_N)) == (["b", "a"], 10, 10)
     assert "1 class left out" in images.reading
@@ -227,10 +226,10 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
     (root / "a" / "again").symlink_to(elsewhere / "more")
     (root / "a" / "self").symlink_to(root / "a")
     (root / "b" / "up").symlink_to(root)
-    content = read_folder(data(root))
-    counts = {name: len(content.files["train"][name]) + len(content.files["test"][name]) for name in "ab"}
-    assert counts == {"a": 5 + 10, "b": 10}
-    assert "1 folder met twice (linked), 2 links that lead back (self, up)" in content.text()
+    listing = image_folder_listing(data(root))
+    labels_N = np.concatenate([listing.train_labels_N, listing.test_labels_N])
+    assert np.bincount(labels_N).tolist() == [5 + 10, 10]
+    assert "1 folder met twice (linked), 2 links that lead back (self, up)" in listing.reading
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".gif", ".avif", ".jp2", ".tga", ".pbm", ".PNM", ".webp", ".tiff"])
@@ -244,9 +243,8 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
         for number in range(3):
             image = Image.fromarray(np.roll(pixels, number, 0)).convert(mode)
             image.save(tmp_path / name / f"{number}{suffix}", {".jpe": "JPEG", ".jfif": "JPEG"}.get(suffix.lower()))
-    files = read_folder(data(tmp_path)).files
-    assert sum(len(group) for split in files.values() for group in split.values()) == 6
     images = load_images(Data(source="imagefolder", root=str(tmp_path), image_size=16, duplicates="keep"))
+    assert len(images.train_labels_N) + len(images.test_labels_N) == 6
     if mode == "RGB":
         top = images.train_images_NHWC[0, 3, 3].astype(int)
         assert abs(top - [255, 0, 0]).max() < 60
@@ -355,9 +353,9 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     root = tree(tmp_path / "images", "a", "b")
     (root / "a" / "0.png").rename(os.fsdecode(os.fsencode(root / "a") + b"/caf\xe9.png"))
     refused(root, r"the name of .*a/caf\\xe9.png is not UTF-8: rename it")
-    content = read_folder(data(root, unreadable="skip"))
-    assert "1 unreadable image" in content.text()
-    assert sum(len(group) for split in content.files.values() for group in split.values()) == 9
+    listing = image_folder_listing(data(root, unreadable="skip"))
+    assert "1 unreadable image" in listing.reading
+    assert len(listing.train_labels_N) + len(listing.test_labels_N) == 9
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")

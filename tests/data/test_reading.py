@@ -20,7 +20,6 @@ from ablation.data.augmentation import augment, draw
 from ablation.data.decoding import ImageListing, fit_image
 from ablation.data.image_cache import cache_folder
 from ablation.data.image_files import decode_file
-from ablation.data.image_folder import read_folder
 from ablation.data.image_set import ImageSet
 from ablation.data.images import normalise
 from ablation.data.normalisation import Normalisation
@@ -129,11 +128,9 @@ def test_image_folder(folder: Path) -> None:
 
 def names_of(root: Path) -> dict[str, list[str]]:
     """Return the colours' numbers of the images of each split, class by class."""
-    listed = read_folder(Data(source="imagefolder", root=str(root))).files
-    return {
-        split: [str(Path(path).relative_to(root)) for name in sorted(listed[split]) for path, _ in listed[split][name]]
-        for split in listed
-    }
+    files = list_images(Data(source="imagefolder", root=str(root))).files
+    assert files is not None
+    return {split: [str(Path(path).relative_to(root)) for path, _ in files[split]] for split in files}
 
 
 def test_validation_images_are_training_images_or_those_of_the_test(folder: Path) -> None:
@@ -153,7 +150,7 @@ def test_validation_images_are_training_images_or_those_of_the_test(folder: Path
     (folder / "val").rename(folder / "valid")
     (folder / "valid" / "bird").mkdir()
     shutil.copy(folder / "valid" / "cat" / "0.png", folder / "valid" / "bird" / "0.png")
-    with pytest.raises(InputError, match="class 'bird' is in .*valid but not in .*train"):
+    with pytest.raises(InputError, match="class 'bird' has test images only .*test images in valid/"):
         load_folder(folder)
 
 
@@ -176,10 +173,10 @@ def test_of_classes_alone_a_fifth_is_the_test(tmp_path: Path) -> None:
     assert (len(split.train_N), len(split.val_N), len(images.test_labels_N)) == (17, 6, 6)
     for number in range(2, 9):
         (root / "dog" / ("deeper" if number % 2 else "") / f"{number}.png").unlink()
-    with pytest.raises(InputError, match="dog holds 2 images, but a class needs three"):
+    with pytest.raises(InputError, match="data: class 'dog' has 2 images, but needs three"):
         load_folder(root)
     shutil.rmtree(root / "dog")
-    with pytest.raises(InputError, match="or <class>/\\* of two classes or more"):
+    with pytest.raises(InputError, match="of two classes or more, not of 'cat'"):
         load_folder(root)
 
 
@@ -245,7 +242,7 @@ def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "train" / "dog" / "9.png").unlink()
     (folder / "test" / "bird").mkdir()
     shutil.copy(folder / "test" / "cat" / "0.png", folder / "test" / "bird" / "0.png")
-    refused("class 'bird' is in .*test but not in .*train")
+    refused("class 'bird' has test images only")
     shutil.rmtree(folder / "train")
     refused("there is no folder train")
     (folder / "train").mkdir()
