@@ -22,10 +22,12 @@ from ablation.spec.parameters import Augmentation, Hyperparameters
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
 from ablation.storage.store import Store
-from ablation.tracking.client import CHECKPOINT_FILE, PREDICTIONS_FILE, SAMPLES_FILE, RunStatus, open_client
+from ablation.tracking.client import CHECKPOINT_FILE, PREDICTIONS_FILE, SAMPLES_FILE, RunStatus
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import StudyRecord, read_study
+from ablation.tracking.summary_run import SummaryRun
 from ablation.tracking.trial_run import TrialRun
+from tests.studies import new_tracker
 
 ENVIRONMENT = {"ablation": "0.1.0", "python": "3.11.2", "torch": "2.11.0", "device": "A CPU", "commit": "0123abc"}
 TWO_BY_TWO = {"truncate_at": ["block3", "block5"], "strategy": ["feature_extraction", "fine_tune_all"]}
@@ -236,9 +238,7 @@ def fake_result(
 def begin_fake_summary(store: Store, result: StudyResult) -> Tracker:
     """Begin the summary run of a study, and return its tracker."""
     spec = result.spec
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, spec.name, spec.question)
+    tracker = new_tracker(store, spec.name)
     about = {
         "spec": spec.model_dump(mode="json"),
         "arm_keys": [f"{arm.arm.name}/{kind}" for arm in result.arms for kind in ("trials", "confirmations")],
@@ -246,7 +246,7 @@ def begin_fake_summary(store: Store, result: StudyResult) -> Tracker:
         **{name: getattr(result, name) for name in ("train_images", "val_images", "test_images")},
     }
     assert result.samples is not None
-    tracker.begin_summary("summary", spec.name, about, {SAMPLES_FILE: samples_file(result.samples)})
+    SummaryRun(tracker, "summary").begin(about, {SAMPLES_FILE: samples_file(result.samples)})
     return tracker
 
 

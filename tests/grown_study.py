@@ -26,7 +26,7 @@ from ablation.analysis.results import read_results
 from ablation.benchmark.scale import ARMS, scale, simulated_spec, work
 from ablation.running.mlflow_pages import conclude_pages
 from ablation.running.options import RunOptions
-from ablation.running.session import open_session, summary_key
+from ablation.running.session import open_session
 from ablation.search import configure_optuna
 from ablation.search.studies import open_storage, stored_content, stored_studies, study_arms
 from ablation.storage.store import Store, find_store
@@ -183,7 +183,7 @@ def run_more(store: Store, study: str, count: int) -> None:
 def conclude(store: Store, study: str) -> None:
     """Write what the MLflow UI shows of a study that has ended."""
     session = open_session(read_results(store, study).spec, store, RunOptions(device_name="cpu"))
-    conclude_pages(session.tracker, summary_key(session), read_results(store, study))
+    conclude_pages(session.summary, read_results(store, study))
 
 
 def command(*arguments: str) -> None:

@@ -14,12 +14,12 @@ from ablation.spec.arms import arms
 from ablation.storage.store import find_store
 from ablation.tracking import configure_mlflow
 from ablation.tracking.arm_runs import ArmRun, keep_arm_runs
-from ablation.tracking.client import open_client
-from ablation.tracking.experiment import Tracker
 from ablation.tracking.run_names import run_title
 from ablation.tracking.saved_views import keep_views, study_views
+from ablation.tracking.summary_run import SummaryRun
 from tests.browser import browser_page, mlflow_ui, open_view
 from tests.fake_results import fake_spec
+from tests.studies import new_tracker
 
 RUNS = {"trial": 90, "confirmation": 9}  # per arm; with the arms' own runs, 1,000
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "lr")
@@ -29,10 +29,7 @@ SPEC = fake_spec({"truncate_at": ["block1", "block2", "block3", "block4", "block
 
 def make_store(folder: Path) -> None:
     store = find_store(str(folder))
-    store.prepare()
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, SPEC.name, SPEC.question)
+    tracker = new_tracker(store, SPEC.name)
     random.seed(0)
     now = int(time.time() * 1000)
     arm_runs = []
@@ -48,11 +45,11 @@ def make_store(folder: Path) -> None:
             metrics += [Metric(name, value, now, 0) for name, value in values.items()]
             chosen = {"arm": arm.name, "lr": random.random(), "head_width": random.choice([128, 256, 512])}
             chosen |= arm.levels
-            client.log_batch(run_id, metrics, [Param(name, str(value)) for name, value in chosen.items()])
-            client.set_terminated(run_id, "FINISHED")
+            tracker.client.log_batch(run_id, metrics, [Param(name, str(value)) for name, value in chosen.items()])
+            tracker.client.set_terminated(run_id, "FINISHED")
         means = {"test_accuracy": 0.6 + 0.03 * place, "best_val_accuracy": 0.6 + 0.03 * place, "rank": 10.0 - place}
         arm_runs.append(ArmRun(arm, {**means, "training_seconds": 5.0}, "made up", "#0072b2"))
-    keep_arm_runs(tracker, "summary", SPEC.name, arm_runs, [run.arm.name for run in arm_runs])
+    keep_arm_runs(SummaryRun(tracker, "summary"), arm_runs, [run.arm.name for run in arm_runs])
     keep_views(tracker, study_views(SPEC, has_confirmations=True, has_arm_runs=True))
 
 

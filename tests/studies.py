@@ -24,6 +24,9 @@ from ablation.base.interrupts import NAMES, forget_interrupts
 from ablation.base.seeds import named_seed
 from ablation.running import trial
 from ablation.search.space import NumberedRandomSampler
+from ablation.storage.store import Store
+from ablation.tracking.client import open_client
+from ablation.tracking.experiment import Tracker
 from ablation.training.loop import train
 
 REPOSITORY = Path(__file__).parent.parent
@@ -148,6 +151,14 @@ def history(store: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
         for name in run.data.metrics
         if name not in ("images_per_second", "training_seconds", "inference_seconds")
     }
+
+
+def new_tracker(store: Store, study: str) -> Tracker:
+    """Return a study's experiment, made with its store where there is none."""
+    store.prepare()
+    opened = open_client(store, create=True)
+    assert opened is not None
+    return Tracker(opened, store, study, "?")
 
 
 def arm_study(store: Path, name: str) -> optuna.Study:

@@ -20,7 +20,7 @@ from ablation.base.text import first_line, format_duration
 from ablation.data.images import Images, evaluation_batch_size, normalisation_for, normalise, to_device
 from ablation.networks.transfer_model import feature_count
 from ablation.reporting.forecast_section import forecast_table, images_text
-from ablation.running.session import Session, summary_key
+from ablation.running.session import Session
 from ablation.search.studies import all_ended
 from ablation.spec.parameters import CACHEABLE, STRATEGIES, HeadPool
 from ablation.spec.study import StudySpec
@@ -78,7 +78,7 @@ def show_forecast(session: Session, device_name: str) -> None:
 
 def _kept(session: Session) -> list[CutForecast] | None:
     """Return the forecast that an earlier process has computed; None if there is none, or it is damaged."""
-    text = session.tracker.kept_forecast(summary_key(session))
+    text = session.summary.forecast()
     if text is None:
         return None
     try:
@@ -90,7 +90,7 @@ def _kept(session: Session) -> list[CutForecast] | None:
 def _keep(session: Session, forecast: Sequence[CutForecast], seconds: float) -> None:
     metrics = {f"forecast_{measure}": [float(getattr(cut, measure)) for cut in forecast] for measure in MEASURES}
     metrics["forecast_seconds"] = [seconds]
-    session.tracker.log_forecast(summary_key(session), forecast_to_json(forecast), metrics)
+    session.summary.log_forecast(forecast_to_json(forecast), metrics)
 
 
 def _compute(session: Session, device: torch.device) -> list[CutForecast]:

@@ -22,10 +22,7 @@ TRANSFER_CLASSES = ["5", "6", "7", "8", "9"]
 TRIALS_PER_ARM, EPOCHS, SEEDS = 2, 6, 3
 IMAGES = 160  # for training and validation: so few that pretraining helps, as it does in the studies themselves
 BATCH_SIZE = 32
-
-
-# Parameters whose values name a part of a network.
-PARTS = ("truncate_at", "freeze_depth", "learn")
+PARTS = ("truncate_at", "freeze_depth", "learn")  # parameters whose values name a part of a network
 
 
 def demo_weights_path(store: Store, backbone: str) -> Path:
@@ -58,17 +55,25 @@ def demo_overrides(content: dict[str, Any], store: Store) -> list[tuple[list[str
         changes.append((["question"], f"{content['question']} {DEMO_NOTE}"))
     changes += _cuts(content) + _depths(content) + _configurations(content)
     changes += _comparison(content, changes)
-    tables = [content.get(name) for name in ("factors", "search")]
-    tables += content["arms"] if isinstance(content.get("arms"), list) else []
-    if not any(isinstance(table, dict) and "batch_size" in table for table in tables):
+    if not any("batch_size" in table for table in _tables(content, "factors", "search")):
         changes.append((["fixed", "batch_size"], BATCH_SIZE))
     return changes
 
 
+def _table(value: Any) -> dict[str, Any]:
+    """Return a table of a study file; an empty one in place of anything else, which is refused in the demo, too."""
+    return value if isinstance(value, dict) else {}
+
+
+def _tables(content: dict[str, Any], *names: str) -> list[dict[str, Any]]:
+    """Return the tables with these names, and each of [[arms]]."""
+    arms = content.get("arms")
+    return [_table(table) for table in (*map(content.get, names), *(arms if isinstance(arms, list) else []))]
+
+
 def _trials(content: dict[str, Any]) -> int:
     """Return the trials of an arm: the demo's number for each repeat of the tuning."""
-    confirm = content.get("confirm")
-    repeats = confirm.get("repeats") if isinstance(confirm, dict) else None
+    repeats = _table(content.get("confirm")).get("repeats")
     return TRIALS_PER_ARM * (repeats if isinstance(repeats, int) and repeats > 0 else 1)
 
 
@@ -77,11 +82,9 @@ def _epochs(content: dict[str, Any]) -> int:
 
     A warm-up of exactly that number stays, as in demos of earlier versions.
     """
-    tables = [content.get(name) for name in ("fixed", "factors", "search")]
-    tables += content["arms"] if isinstance(content.get("arms"), list) else []
-    epochs = EPOCHS
+    tables, epochs = _tables(content, "fixed", "factors", "search"), EPOCHS
     for table, (name, most) in product(tables, (("head_warmup_epochs", EPOCHS), ("unfreeze_every", EPOCHS - 1))):
-        value = table.get(name) if isinstance(table, dict) else None
+        value = table.get(name)
         if isinstance(value, dict):
             value = value.get("choices", value.get("high"))
         numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
@@ -91,9 +94,9 @@ def _epochs(content: dict[str, Any]) -> int:
 
 def _depths(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
     """Return the change of a searched range of depths that ends below the demo network's last block."""
-    search, most = content.get("search"), len(unit_names("vgg16_narrow"))
-    depths = search.get("freeze_depth") if isinstance(search, dict) else None
-    low, high, step = (depths.get(key) for key in ("low", "high", "step")) if isinstance(depths, dict) else [None] * 3
+    most = len(unit_names("vgg16_narrow"))
+    depths = _table(_table(content.get("search")).get("freeze_depth"))
+    low, high, step = (depths.get(key) for key in ("low", "high", "step"))
     if not isinstance(low, int) or not isinstance(high, int) or high <= most:
         return []
     if low + (step if isinstance(step, int) else 1) > most:
@@ -123,11 +126,8 @@ def _comparison(content: dict[str, Any], changes: list[tuple[list[str], Any]]) -
         content: the study file.
         changes: what else the demo changes: arms and levels that are the same in its network are one.
     """
-    confirm, replaced = content.get("confirm"), {tuple(keys): value for keys, value in changes}
-    if not isinstance(confirm, dict):
-        return []
-    factors, arms = content.get("factors"), replaced.get(("arms",))
-    levels = factors.items() if isinstance(factors, dict) else []
+    confirm, replaced = _table(content.get("confirm")), {tuple(keys): value for keys, value in changes}
+    levels, arms = _table(content.get("factors")).items(), replaced.get(("arms",))
     counts = [len(values) for name, each in levels if isinstance(values := replaced.get(("factors", name), each), list)]
     looks = [SEEDS] if (prod(counts) if arms is None else len(arms)) > 1 else []
     found: list[tuple[list[str], Any]] = [(["confirm", "looks"], looks)] if confirm.get("looks") else []
@@ -164,7 +164,7 @@ def _cuts(content: dict[str, Any]) -> list[tuple[list[str], Any]]:
         keys = [*table, name, "choices"] if table == ["search"] else [*table, name]
         value: Any = content
         for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
+            value = _table(value).get(key)
         changed = demo_part(name, value)
         if isinstance(value, list):
             changed = list(dict.fromkeys(demo_part(name, each) for each in value))

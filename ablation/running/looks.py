@@ -4,7 +4,7 @@ from ablation.analysis.looks import decide
 from ablation.analysis.results import NothingFinished, read_results
 from ablation.base.errors import StoreAway
 from ablation.base.terminal import say_prose
-from ablation.running.session import Session, deliver_and_reconcile, summary_key
+from ablation.running.session import Session, deliver_and_reconcile
 from ablation.search.studies import is_look_due, read_decisions, store_decisions
 from ablation.spec.looks import Decision, current_look, decision_texts
 from ablation.storage.locks import study_lock
@@ -42,7 +42,7 @@ def share_decisions(session: Session) -> None:
     if not session.spec.confirm.looks:
         return
     known = read_decisions(session.spec, session.studies)
-    in_mlflow = decisions_in(session.spec.confirm, session.tracker.summary_tags(summary_key(session)))
+    in_mlflow = decisions_in(session.spec.confirm, session.summary.tags())
     if known != in_mlflow:
         _store(session, max(known, in_mlflow, key=len))
 
@@ -61,5 +61,5 @@ def _decision(session: Session, seeds: int) -> Decision:
 
 
 def _store(session: Session, decisions: list[Decision]) -> None:
-    session.tracker.tag_summary(summary_key(session), decision_tags(decisions))
+    session.summary.set_tags(decision_tags(decisions))
     store_decisions(session.spec, session.studies, decisions)

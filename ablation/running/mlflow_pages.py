@@ -13,6 +13,7 @@ from ablation.tracking.arm_runs import ArmRun, keep_arm_runs
 from ablation.tracking.confirmed_models import ConfirmedModel, keep_confirmed_models
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.saved_views import keep_views, study_views
+from ablation.tracking.summary_run import SummaryRun
 
 TEST_METRICS = ("test_accuracy", "test_balanced_accuracy", "test_macro_f1", "test_loss")
 
@@ -27,12 +28,11 @@ def write_views(tracker: Tracker, spec: StudySpec, *, has_confirmations: bool) -
     keep_views(tracker, study_views(spec, has_confirmations=has_confirmations, has_arm_runs=False))
 
 
-def conclude_pages(tracker: Tracker, summary_key: str, result: StudyResult) -> None:
+def conclude_pages(summary: SummaryRun, result: StudyResult) -> None:
     """Write the runs of the arms, the models of the confirmation runs, and the views that show them.
 
     Args:
-        tracker: the study's experiment.
-        summary_key: the key of its summary run.
+        summary: the study's summary run.
         result: the study's results, with the test predictions.
 
     Raises:
@@ -41,10 +41,10 @@ def conclude_pages(tracker: Tracker, summary_key: str, result: StudyResult) -> N
     """
     runs = arm_runs(result)
     names = [arm.arm.name for arm in result.arms]
-    keep_arm_runs(tracker, summary_key, result.spec.name, runs, names, result.spec.goal)
-    keep_confirmed_models(tracker, confirmed_models(result))
+    keep_arm_runs(summary, runs, names, result.spec.goal)
+    keep_confirmed_models(summary.tracker, confirmed_models(result))
     has_confirmations = any(result.spec.goal.test_metric in run.metrics for run in runs)
-    keep_views(tracker, study_views(result.spec, has_confirmations=has_confirmations, has_arm_runs=True))
+    keep_views(summary.tracker, study_views(result.spec, has_confirmations=has_confirmations, has_arm_runs=True))
 
 
 def arm_runs(result: StudyResult) -> list[ArmRun]:
@@ -112,6 +112,5 @@ def confirmed_models(result: StudyResult) -> list[ConfirmedModel]:
             values = {name: getattr(run, name) for name in TEST_METRICS}
             metrics = {name: value for name, value in values.items() if value is not None}
             if metrics:
-                params = {"arm": arm.arm.name, **{name: str(level) for name, level in arm.arm.levels.items()}}
-                models.append(ConfirmedModel(run.run_id, arm.arm, run.number, params, metrics, run.spec.repeat))
+                models.append(ConfirmedModel(run.run_id, arm.arm, run.number, metrics, run.spec.repeat))
     return models

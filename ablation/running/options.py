@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ablation.base.device import check_device, gpu_count, mig_slices
-from ablation.base.retries import DELIVERY_PATIENCE, START_PATIENCE
+from ablation.base.retries import DELIVERY_PATIENCE
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,13 @@ class RunOptions:
     system_metrics: bool = False
     """Whether every run logs the use of CPU, memory, disk, network and GPUs."""
     patience: float | None = None
-    """Seconds to wait for a server that is away; None is as `base/retries.py` says."""
+    """Seconds to wait for a server that is away; None is as `base/retries.py` says, see `wait_out`."""
     file_text: str = ""
     """The text of the study file, which every run keeps."""
     repair: bool = False
     """Whether what one of the two databases lost is restored, or trained again."""
     redo: bool = False
     """Whether runs that somebody has deleted in MLflow are restored."""
-
-    @property
-    def start_patience(self) -> float:
-        """Seconds to wait for a server while the study starts."""
-        return START_PATIENCE if self.patience is None else self.patience
 
     @property
     def delivery_patience(self) -> float:

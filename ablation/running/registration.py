@@ -4,7 +4,7 @@ from ablation import __version__
 from ablation.analysis.registration import registration_content
 from ablation.base.source import source_digest
 from ablation.base.terminal import say
-from ablation.running.session import Session, summary_key
+from ablation.running.session import Session
 from ablation.search.studies import begun_trials
 from ablation.tracking.registration import (
     CODE_TAG,
@@ -27,14 +27,14 @@ def seal(session: Session) -> None:
     """
     if not session.spec.preregister:
         return
-    key, source = summary_key(session), source_digest()
+    source = source_digest()
     has_begun = any(begun_trials(study) for study in session.studies.tuning.values())
-    if REGISTRATION_TAG not in session.tracker.summary_tags(key) and not has_begun:
+    if REGISTRATION_TAG not in session.summary.tags() and not has_begun:
         weights_digest = session.weights.digest if session.weights else None
         code = {"version": __version__, "digest": source}
         file = registration_bytes(registration_content(session.spec, session.images.digest, weights_digest, code))
         digest = content_digest(file)
-        session.tracker.log_summary_file(key, REGISTRATION_FILE, file)
-        session.tracker.tag_summary(key, registration_tag(digest))
+        session.summary.log_file(REGISTRATION_FILE, file)
+        session.summary.set_tags(registration_tag(digest))
         say(f"Registered before the first trial: sha256 {digest}")
-    session.tracker.tag_summary(key, {f"{CODE_TAG}.{source}": f"ablation {__version__}"})
+    session.summary.set_tags({f"{CODE_TAG}.{source}": f"ablation {__version__}"})

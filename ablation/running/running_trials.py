@@ -1,6 +1,6 @@
 """The trials that train now: which worker has each, since when, and its last sign of life."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -62,6 +62,6 @@ def _time(milliseconds: int | None) -> str:
 
 def running_table(running: list[RunningTrial]) -> Table:
     """Return the table of the running trials, for `--status`."""
-    rows = [[trial.trial, trial.host, trial.process, trial.job, trial.since, trial.last_sign] for trial in running]
+    rows = [list(astuple(trial)) for trial in running]
     columns = ["trial", "host", "process", "job", "since", "last epoch"]
     return Table("Running trials", columns, rows, optional=["job", "since"])

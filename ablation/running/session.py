@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ablation.running.repair import RUN_STATUS, adopted_keys, logged_study, rest
 from ablation.running.study_view import StudyView
 from ablation.search.claims import clean_up_ended_trials
 from ablation.search.identity import check_identity
-from ablation.search.status import total_runs, trial_records
+from ablation.search.status import count_runs, trial_records
 from ablation.search.studies import (
     ArmStudies,
     arm_key,
@@ -45,10 +45,11 @@ from ablation.spec.architectures import is_faster_in_bfloat16
 from ablation.spec.arms import arms
 from ablation.spec.looks import most_seeds_of_arms, seeds_of_arms
 from ablation.spec.study import StudySpec
-from ablation.storage.locks import Locks, open_locks, study_lock
+from ablation.storage.locks import Locks, check_held, open_locks, study_lock
 from ablation.storage.store import Store
 from ablation.tracking.client import STUDY_JSON, RunStatus, check_experiment, open_client
 from ablation.tracking.experiment import Tracker
+from ablation.tracking.summary_run import SummaryRun
 from ablation.tracking.trial_run import TrialRun
 
 
@@ -73,6 +74,11 @@ class Session:
     weights: Weights | None
     precision: str
 
+    @cached_property
+    def summary(self) -> SummaryRun:
+        """The study's summary run in MLflow."""
+        return SummaryRun(self.tracker, f"{arm_key(self.studies.tuning[arms(self.spec)[0].name])}/summary")
+
 
 def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worker: bool = False) -> Session:
     """Read weights and images, open the stores, and finish what a crash left unfinished.
@@ -93,8 +99,7 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
     is_to_pretrain = needs_pretraining(spec, store)
     if options.device_name not in ("auto", "cpu"):
         check_device(options.device_name)
-    patience = options.start_patience
-    is_begun = wait_out(lambda: _check_begun(spec, store), patience)
+    is_begun = wait_out(lambda: _check_begun(spec, store), options.patience)
     if spec.data.is_own and spec.backbone.weights and not spec.backbone.has_weights_file:
         list_own_images(spec.data)  # so that a folder which cannot be used is told before weights are downloaded
     weights = None if is_to_pretrain else load_weights(spec)
@@ -109,7 +114,7 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
     if is_to_pretrain:
         with waiting("Pretraining the demo's network on the digits 0-4 (a few seconds)"):
             if store.has_remote_tracking:
-                wait_out(lambda: open_client(store), patience)
+                wait_out(lambda: open_client(store), options.patience)
             store.prepare()
             pretrain_demo_network(demo_weights_path(store, spec.backbone.name), spec.backbone.name)
         weights = load_weights(spec)
@@ -117,7 +122,7 @@ def open_session(spec: StudySpec, store: Store, options: RunOptions, *, is_worke
     with waiting("Opening the store"):
         content = study_identity(spec, weights, images)
         locks, studies, tracker, precision = wait_out(
-            lambda: open_stores(spec, store, content, options, is_worker=is_worker), patience
+            lambda: open_stores(spec, store, content, options, is_worker=is_worker), options.patience
         )
         session = Session(spec, store, options, locks, studies, content, tracker, images, split, weights, precision)
         with suppress(StoreAway):  # tried again when the study ends
@@ -194,19 +199,9 @@ def open_stores(
         added = 0 if is_worker else restore_ended_trials(spec, studies, locks, tracker)
         if added:
             say(f"Added to Optuna's database: {plural(added, 'trial')} that only MLflow had")
-        ensure_locked(locks, spec.name)
+        check_held(locks, study_lock(spec.name))
         precision = settle_precision(storage, spec.name, studies, preferred)
     return locks, studies, tracker, precision
-
-
-def ensure_locked(locks: Locks, study: str) -> None:
-    """Check that this process still holds a study's lock.
-
-    Raises:
-        StoreAway: it was lost with its connection, so that another process may be at work on what it guards.
-    """
-    if not locks.is_held(study_lock(study)):
-        raise StoreAway("Optuna's database does not answer (the connection broke that held the study's lock)")
 
 
 def deliver(session: Session) -> None:
@@ -253,21 +248,13 @@ def show_progress(session: Session, progress: StudyView) -> None:
     trials_by_arm = trial_records(session.studies, session.locks)
     decisions = read_decisions(spec, session.studies)
     fewest, most = (of_arms(spec.confirm, trials_by_arm, decisions) for of_arms in (seeds_of_arms, most_seeds_of_arms))
-    total = sum(
-        total_runs(trials, spec.trials_per_arm, most[arm], spec.confirm.repeats)
-        for arm, trials in trials_by_arm.items()
-    )
+    _, total = count_runs(trials_by_arm, spec.trials_per_arm, most, spec.confirm.repeats)
     progress.update(trials_by_arm, total, (fewest, most) if spec.confirm.looks else None)
 
 
 def run_files(session: Session) -> dict[str, str]:
     """Return the files that every run keeps: the study file, and its content with overrides and defaults."""
     return {"study.toml": session.options.file_text, STUDY_JSON: session.spec.model_dump_json(indent=2)}
-
-
-def summary_key(session: Session) -> str:
-    """Return the key of the study's summary run."""
-    return f"{arm_key(session.studies.tuning[arms(session.spec)[0].name])}/summary"
 
 
 def study_identity(spec: StudySpec, weights: Weights | None, images: ImageSet) -> dict[str, Any]:

@@ -29,10 +29,8 @@ from ablation.running.repair import Difference, difference_texts, find_differenc
 from ablation.running.session import (
     Session,
     deliver_and_reconcile,
-    ensure_locked,
     open_session,
     run_files,
-    summary_key,
 )
 from ablation.running.supervisor import supervise_workers
 from ablation.running.worker import work_until_done
@@ -42,7 +40,7 @@ from ablation.spec.architectures import ARCHITECTURES, block_names, is_custom
 from ablation.spec.looks import most_seeds_of_arms
 from ablation.spec.parameters import Augmentation
 from ablation.spec.study import StudySpec
-from ablation.storage.locks import study_lock
+from ablation.storage.locks import check_held, study_lock
 from ablation.storage.store import Store
 from ablation.tracking.client import DATA_FILE, REFUSAL_TAG, SAMPLES_FILE, guarded
 from ablation.training.loop import LOSS_BECAME
@@ -58,7 +56,7 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
         StoreError: a store can no longer be used, or a worker failed.
     """
     session = open_session(spec, store, options)
-    wait_out(lambda: mend_stores(session), options.start_patience)
+    wait_out(lambda: mend_stores(session), options.patience)
     devices = worker_devices(options)
     try:
         begin_summary(session)
@@ -73,7 +71,7 @@ def run_study(spec: StudySpec, store: Store, options: RunOptions) -> None:
         raise
     except BaseException as error:
         with suppress(StoreAway, StoreError):
-            session.tracker.pause_summary(summary_key(session))
+            session.summary.pause()
             if isinstance(error, KeyboardInterrupt):
                 deliver_and_reconcile(session)
         raise
@@ -140,14 +138,14 @@ def begin_summary(session: Session) -> None:
 
     def begin() -> None:
         with session.locks.exclusive(study_lock(spec.name)):  # two processes at once must not both create the run
-            session.tracker.begin_summary(summary_key(session), spec.name, about, files)
+            session.summary.begin(about, files)
             share_decisions(session)
             seal(session)
             write_views(session.tracker, spec, has_confirmations=has_confirmations(spec, session.studies))
             if not all_ended(spec, session.studies):
                 session.tracker.describe(escape_markdown(shown_question(spec.question)))  # without an earlier answer
 
-    wait_out(begin, session.options.start_patience)
+    wait_out(begin, session.options.patience)
 
 
 def conclude_study(session: Session) -> None:
@@ -204,24 +202,24 @@ def _report_and_register(session: Session) -> Report | None:
         StoreAway: a server does not answer, or the lock was lost, so that another process may have done all this.
     """
     spec, store, locks = session.spec, session.store, session.locks
-    guard = partial(ensure_locked, locks, spec.name)
-    with locks.exclusive(study_lock(spec.name)), guarded(guard):  # of two processes, the later one knows more
+    lock = study_lock(spec.name)
+    with locks.exclusive(lock), guarded(partial(check_held, locks, lock)):  # of two processes, the later one knows more
         try:
-            session.tracker.summary_run_id(summary_key(session))  # restores one that was deleted meanwhile
+            session.summary.find()  # restores one that was deleted meanwhile
             report = write_report(store, spec.name)
         except NothingFinished as nothing:
-            session.tracker.end_summary(summary_key(session), "FAILED")
+            session.summary.end("FAILED")
             say_prose(f"There is nothing to report: {nothing}.")
             return None
         register_champion(store, report.analysis.result, session.images, report.analysis.champion)
-        refusal = session.tracker.summary_tags(summary_key(session)).get(REFUSAL_TAG)
+        refusal = session.summary.tags().get(REFUSAL_TAG)
         if refusal != report.analysis.result.tags.get(REFUSAL_TAG):
             report = write_report(store, spec.name)  # it says whether there is a champion to load
-        conclude_pages(session.tracker, summary_key(session), report.analysis.result)
+        conclude_pages(session.summary, report.analysis.result)
         # The UI shows the first two lines.
         question = escape_markdown(shown_question(spec.question))
         session.tracker.describe(f"**{question}** {escape_markdown(report.analysis.answer)}")
-        session.tracker.end_summary(summary_key(session), "FINISHED")
+        session.summary.end("FINISHED")
     return report
 
 

@@ -38,7 +38,7 @@ from ablation.spec.looks import seeds_of_arms
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.objective import Objective
 from ablation.spec.study import StudySpec
-from ablation.storage.locks import CLAIM_LOCK, Locks
+from ablation.storage.locks import CLAIM_LOCK, Locks, check_held
 from ablation.storage.store import Store
 
 
@@ -110,22 +110,12 @@ def clean_up_ended_trials(
             attributes = {} if trial is None else trial.user_attrs
             best = best_trial(study, attributes.get("confirms"))
             is_best = best is not None and best.number == number
-            check = partial(_ensure_locked, locks, key)
+            check = partial(check_held, locks, trial_lock(key))
             is_complete = complete(key, folder, attributes.get("owner", ""), is_best, check)
             if not (is_complete and _delete_folder(locks, key, folder)):
                 locks.release(trial_lock(key))
                 waiting += 1
     return waiting
-
-
-def _ensure_locked(locks: Locks, key: str) -> None:
-    """Check that this process still holds the lock of an ended trial.
-
-    Raises:
-        StoreAway: it was lost with its connection, so that another process may deliver the trial's results now.
-    """
-    if not locks.is_held(trial_lock(key)):
-        raise StoreAway("Optuna's database does not answer (a trial's lock was lost with its connection)")
 
 
 def _delete_folder(locks: Locks, key: str, folder: Path) -> bool:
@@ -255,8 +245,7 @@ def interrupted_trial(locks: Locks, study: optuna.Study, frozen: FrozenTrial) ->
 
 def _new_trial(locks: Locks, study: optuna.Study, known: dict[str, Any] | None = None) -> optuna.Trial:
     """Create a trial, with the parameters that are known of it, and acquire its lock."""
-    if not locks.is_held(CLAIM_LOCK):  # lost with its connection: another process may be counting, too
-        raise StoreAway("the database does not answer")
+    check_held(locks, CLAIM_LOCK)  # else another process may be counting, too
     # A trial that waits already was enqueued by a process that died before it asked.
     if known is not None and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.enqueue_trial(known)

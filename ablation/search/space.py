@@ -123,21 +123,12 @@ class NumberedQMCSampler(QMCSampler):
         return self._number
 
 
-class NumberedRandomSampler(BaseSampler):
+class NumberedRandomSampler(RandomSampler):
     """Optuna's random sampler, seeded by the trial's number and the parameter's name."""
 
     def __init__(self, seed: int):
+        super().__init__(seed)
         self._seed = seed
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return an empty space: every parameter is sampled independently."""
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return no parameters, because the relative space is empty."""
-        return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -72,6 +72,16 @@ class Locks(Protocol):
         """Return of each lock whether any process holds it; None if this user may not find out."""
 
 
+def check_held(locks: Locks, name: str) -> None:
+    """Check that this process still holds a lock, before it changes what the lock guards.
+
+    Raises:
+        StoreAway: it was lost with its connection, so that another process may hold it now.
+    """
+    if not locks.is_held(name):
+        raise StoreAway("Optuna's database does not answer (the connection broke that held a lock)")
+
+
 class FileLocks(Locks):
     """Locked files in a folder (`flock`, or what `filelock` uses elsewhere); for processes of one machine."""
 

@@ -12,6 +12,7 @@ from ablation.spec.objective import ACCURACY, Objective
 from ablation.tracking.client import COLOUR_TAG, NOTE_TAG
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.run_names import arm_title
+from ablation.tracking.summary_run import SummaryRun
 
 ARM_KIND = "arm"  # the tag `kind` of such a run, which is no trial
 
@@ -34,21 +35,14 @@ class ArmRun:
 
 
 def keep_arm_runs(
-    tracker: Tracker,
-    summary_key: str,
-    study: str,
-    arms: Sequence[ArmRun],
-    names: Sequence[str],
-    objective: Objective = ACCURACY,
+    summary: SummaryRun, arms: Sequence[ArmRun], names: Sequence[str], objective: Objective = ACCURACY
 ) -> None:
     """Create or update the runs of a study's arms; one process of a study at a time may do this.
 
-    Their parameters hold no `study`, and their keys lie below the summary run's: no version takes them for trials.
+    Their parameters hold no `study`, and their keys lie below the summary run's: they are not taken for trials.
 
     Args:
-        tracker: the study's experiment.
-        summary_key: the key of its summary run, which gets the objective of each arm (test images) as a metric.
-        study: its name.
+        summary: the study's summary run, which gets the objective of each arm (test images) as a metric.
         arms: those in which a trial has finished.
         names: of all the study's arms, in their order.
         objective: of the study.
@@ -57,25 +51,24 @@ def keep_arm_runs(
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
+    tracker = summary.tracker
     with tracker.calls():
         for arm in arms:
             name = arm.arm.name
-            tags = {"study": study, "arm": name, "kind": ARM_KIND, COLOUR_TAG: arm.colour, NOTE_TAG: arm.note}
-            key = f"{summary_key}/{name}"
+            tags = {"study": tracker.study, "arm": name, "kind": ARM_KIND, COLOUR_TAG: arm.colour, NOTE_TAG: arm.note}
+            key = f"{summary.key}/{name}"
             run_id, is_new = tracker.find_or_create(key, arm_title(arm.arm), tags)
             if not is_new:
                 tracker.client.set_tag(run_id, NOTE_TAG, arm.note)
             params = [Param("arm", name), *(Param(factor, str(level)) for factor, level in arm.arm.levels.items())]
             run = tracker.client.get_run(run_id)
-            if COLOUR_TAG not in run.data.tags:  # it is of an older version
-                tracker.client.set_tag(run_id, COLOUR_TAG, arm.colour)
             _log_changes(tracker, run, arm.metrics, params)
             if run.info.end_time is None:
                 tracker.end_run(run_id, "FINISHED")
             else:  # its end stays the first one: else the UI would show days, in which nothing was trained
                 tracker.client.update_run(run_id, status="FINISHED")
             tracker.delete_doubles(key)
-        summary_id = tracker.summary_run_id(summary_key)
+        summary_id = summary.find()
         if summary_id is not None:
             test = objective.test_metric
             metric_names = _arms_in_metrics(names)

@@ -29,7 +29,6 @@ class ConfirmedModel:
     run_id: str
     arm: Arm
     number: int
-    params: Mapping[str, str]
     metrics: Mapping[str, float]
     repeat: int | None = None
 
@@ -60,7 +59,7 @@ def _log_model(tracker: Tracker, confirmed: ConfirmedModel, stored: LoggedModel 
         _model_name(confirmed),
         confirmed.run_id,
         tags={MLFLOW_MODEL_IS_EXTERNAL: "true", "arm": confirmed.arm.name, "checkpoint": CHECKPOINT_FILE},
-        params=dict(confirmed.params),
+        params={"arm": confirmed.arm.name, **{name: str(level) for name, level in confirmed.arm.levels.items()}},
         model_type=MODEL_TYPE,
     )
     dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None

@@ -1,23 +1,18 @@
-"""A study's experiment in MLflow, and its summary run."""
+"""A study's experiment in MLflow."""
 
-import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
-from mlflow.entities import Metric, Run, ViewType
+from mlflow.entities import Run, ViewType
 
 from ablation.base.errors import StoreAway, StoreError
-from ablation.base.files import temporary_folder
 from ablation.base.retries import repeat_briefly
 from ablation.storage.store import Store
 from ablation.tracking.client import (
-    ABOUT_FILE,
     AWAY_SECONDS,
-    FORECAST_FILE,
     KEY_TAG,
     NOTE_TAG,
     PatientClient,
@@ -27,7 +22,6 @@ from ablation.tracking.client import (
     opening_errors,
     search_all_runs,
 )
-from ablation.tracking.reading import download
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +32,10 @@ class Tracker:
     """A study's experiment in MLflow.
 
     While a tracking server does not answer, the calls of a trial wait in the trial's folder; see `TrialRun`.
+
+    Every method raises:
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
     """
 
     def __init__(
@@ -59,6 +57,7 @@ class Tracker:
             StoreAway: the tracking server does not answer.
         """
         self.client = client
+        self.study = study
         self.away: StoreAway | None = None  # why the server did not answer the last call
         self._away_until = 0.0  # time.monotonic(); no calls of trials until then
         self.run_ids: dict[str, str] = {}  # by key
@@ -115,29 +114,15 @@ class Tracker:
         return self.run_ids[key]
 
     def was_deleted(self, key: str) -> bool:
-        """Return whether a person has deleted the run with a key, which this process found or created before.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
+        """Return whether a person has deleted the run with a key, which this process found or created before."""
         self.run_ids.pop(key, None)
         return self.run_id(key) is None
 
-    def summary_run_id(self, key: str) -> str | None:
-        """Return the id of the study's summary run, None before it exists; one that a person has deleted is restored.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
+    def restored_run_id(self, key: str) -> str | None:
+        """Return the id of the run with a key, None where there is none; one that a person has deleted is restored."""
         if self.was_deleted(key) and (deleted := self._runs(key, ViewType.DELETED_ONLY)):
             self.client.restore_run(max(deleted, key=_completeness).info.run_id)
         return self.run_id(key)
-
-    def _needed_summary(self, key: str) -> str:
-        run_id = self.summary_run_id(key)
-        if run_id is None:
-            raise StoreError("the study's summary run was deleted for good: run the same command again")
-        return run_id
 
     def _runs(self, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
         runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", view)
@@ -166,11 +151,7 @@ class Tracker:
         return repeat_briefly(attempt)
 
     def end_run(self, run_id: str, status: RunStatus) -> None:
-        """Close a run. Its end is not before its begin, though the clock may have been set back: MLflow shows both.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
+        """Close a run. Its end is not before its begin, though the clock may have been set back: MLflow shows both."""
         begin = self.client.get_run(run_id).info.start_time
         self.client.set_terminated(run_id, status, max(begin, time.time_ns() // 1_000_000))
 
@@ -184,9 +165,6 @@ class Tracker:
             statuses: returns the status that each trial's run should have, by the trial's key; None for trials that
                 have not ended. It is called after the runs are read, because a trial exists before its run. Runs of
                 other arms belong to another database and are left alone.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
         """
         runs_by_key: dict[str, list[Run]] = {}
         for run in search_all_runs(self.client, self.experiment_id, "tags.kind != 'summary'"):
@@ -204,11 +182,7 @@ class Tracker:
                 self.end_run(run.info.run_id, status)
 
     def mark_superseded(self, keys: Collection[str]) -> None:
-        """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more, unless they are.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
+        """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more, once each."""
         query = "tags.superseded = 'true'"
         marked = search_all_runs(self.client, self.experiment_id, query) if keys else ()
         marked_keys = {run.data.tags.get(KEY_TAG) for run in marked}
@@ -216,120 +190,8 @@ class Tracker:
             if key not in marked_keys and (run_id := self.run_id(key)) is not None:
                 self.client.set_tag(run_id, "superseded", "true")
 
-    def begin_summary(self, key: str, study: str, about: dict[str, Any], files: Mapping[str, bytes]) -> None:
-        """Create or reopen the study's summary run, see `summary_run_id`.
-
-        Args:
-            key: the run's key.
-            study: the study's name.
-            about: the study's content, for the report; becomes the file `ABOUT_FILE`.
-            files: other files of the run, name -> content.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
-        self.summary_run_id(key)
-        self.find_or_create(key, f"{study} summary", {"study": study, "kind": "summary"})
-        for name, content in {**files, ABOUT_FILE: json.dumps(about, indent=2).encode()}.items():
-            self.log_summary_file(key, name, content)
-
-    def summary_tags(self, key: str) -> dict[str, str]:
-        """Return the tags of the summary run; none before it exists.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
-        run_id = self.summary_run_id(key)
-        return {} if run_id is None else dict(self.client.get_run(run_id).data.tags)
-
-    def tag_summary(self, key: str, tags: Mapping[str, str]) -> None:
-        """Set tags of the summary run.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
-        run_id = self._needed_summary(key)
-        for name, value in tags.items():
-            self.client.set_tag(run_id, name, value)
-
-    def log_summary_file(self, key: str, name: str, content: bytes) -> None:
-        """Log a file of the summary run; one of the same name is replaced.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
-        with temporary_folder() as folder:
-            path = folder / name
-            path.write_bytes(content)
-            self.client.log_artifact(self._needed_summary(key), str(path))
-
-    def kept_forecast(self, key: str) -> str | None:
-        """Return the study's forecast as `log_forecast` logged it; None if it has not.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
-        run_id = self.summary_run_id(key)
-        if run_id is None:
-            return None
-        address = self.client.get_run(run_id).info.artifact_uri
-        with temporary_folder() as folder:
-            file = download(self.client, address, FORECAST_FILE, folder)
-            return None if file is None else file.read_text(encoding="utf-8")
-
-    def log_forecast(self, key: str, table: str, metrics: Mapping[str, Sequence[float]]) -> None:
-        """Log the study's forecast to its summary run: a table, which the MLflow UI shows, and metrics.
-
-        Args:
-            key: the run's key.
-            table: JSON with `columns` and `data`, as `MlflowClient.log_table` writes it.
-            metrics: name -> values, logged under the steps 1, 2, ...; those that the run has already are left out,
-                because a process may have died between them and the table.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
-        run_id = self._needed_summary(key)
-        known = self.client.get_run(run_id).data.metrics
-        now = time.time_ns() // 1_000_000
-        points = [
-            Metric(name, value, now, step)
-            for name, values in metrics.items()
-            if name not in known
-            for step, value in enumerate(values, start=1)
-        ]
-        self.client.log_batch(run_id, metrics=points)
-        tables = json.dumps([{"path": FORECAST_FILE, "type": "table"}])  # not log_table, which appends to a table
-        self.client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
-        self.log_summary_file(key, FORECAST_FILE, table.encode())
-
-    def end_summary(self, key: str, status: RunStatus) -> None:
-        """Close the summary run.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
-        run_id = self.summary_run_id(key)
-        if run_id is not None:
-            self.end_run(run_id, status)
-            self.delete_doubles(key)
-
-    def pause_summary(self, key: str) -> None:
-        """Mark the summary run as one that will resume, unless another process has ended it.
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
-        run_id = self.summary_run_id(key)
-        if run_id is not None and self.client.get_run(run_id).info.status == "RUNNING":
-            self.client.update_run(run_id, status="SCHEDULED")
-
     def describe(self, text: str) -> None:
-        """Set the experiment's description (markdown).
-
-        Raises:
-            StoreAway: the tracking server does not answer.
-        """
+        """Set the experiment's description (markdown)."""
         self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text[:EXPERIMENT_NOTE_LIMIT])
 
 

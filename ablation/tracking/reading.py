@@ -85,7 +85,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study's experiment: its summary run, that run's description of it (see `Tracker.begin_summary`), other runs.
+    """A study's experiment: its summary run, that run's description of it (see `SummaryRun.begin`), other runs.
 
     `deleted` are runs that somebody has deleted in MLflow; `earlier_summaries` are other summary runs of the study,
     also deleted ones.
@@ -366,7 +366,7 @@ def _intact(run: RunRecord, name: str, file: Path | None) -> Path:
         raise InputError(
             f"run {run.run_id} has no {name}: it did not end, its checkpoint was not kept, or somebody deleted it"
         )
-    expected = run.tags.get(checksum_tag(name))  # files of older versions have none
+    expected = run.tags.get(checksum_tag(name))  # of the files that trials log
     if expected is not None and (not file.is_file() or file_checksum(file) != expected):
         raise InputError(f"run {run.run_id}: its {name} is damaged: its checksum is wrong")
     return file

@@ -1,6 +1,5 @@
 """The MLflow Model Registry: a registered model per study; its alias `champion` names the version of the winner."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,16 +26,15 @@ from ablation.tracking import mlflow_settings
 from ablation.tracking.client import (
     KEY_TAG,
     REFUSAL_TAG,
-    STUDY_JSON,
     PatientClient,
     find_experiment,
     link_model,
     reading_client,
 )
-from ablation.tracking.reading import artifact_folder, download, may_read, read_run, run_file
+from ablation.tracking.reading import artifact_folder, download, may_read
 
 ALIAS = "champion"
-STUDY_TAG = "ablation.study"  # of a registered model: the key of its study; stores of older versions have none
+STUDY_TAG = "ablation.study"  # of a registered model: the key of its study
 REASON_TAG = "ablation.chosen"  # of a version: why it became the champion
 LONGEST_REFUSAL = 500  # characters; an error of torch may be pages long
 MODEL_CODE = Path(__file__).with_name("champion_model.py")  # MLflow runs a copy of it where the model is loaded
@@ -45,12 +43,12 @@ MODEL_NAME = "champion-candidate"  # in MLflow's list of an experiment's models;
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version of a study's registered model, the run whose network it is, and why: '' in stores of older versions."""
+    """A version of a study's registered model, the run whose network it is, and why."""
 
     name: str
     version: str
     run_id: str
-    reason: str = ""
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def _registered_model(client: PatientClient, study: str) -> RegisteredModel | No
 
 
 def _owns_model(client: PatientClient, candidate: Candidate) -> bool:
-    """Return whether the study has its registered model; one of an older version is marked as this study's.
+    """Return whether the study has its registered model.
 
     Raises:
         InputError: a registered model of that name is not the study's.
@@ -213,17 +211,16 @@ def _owns_model(client: PatientClient, candidate: Candidate) -> bool:
     model = _registered_model(client, study)
     if model is None:
         return False
-    whose = "" if model.tags.get(KEY_TAG) == key else "not this study's"
-    if not whose and model.tags.get(STUDY_TAG, candidate.study_key) != candidate.study_key:
+    if model.tags.get(KEY_TAG) != key:
+        whose = "not this study's"
+    elif model.tags.get(STUDY_TAG) != candidate.study_key:
         whose = "the champion of a study of the same name in another Optuna database"
-    if whose:
-        raise InputError(
-            f"the MLflow Model Registry has a model {study!r} that is {whose}, and it is left alone; rename or "
-            "delete it, then run the same command again"
-        )
-    if STUDY_TAG not in model.tags:
-        client.set_registered_model_tag(study, STUDY_TAG, candidate.study_key)
-    return True
+    else:
+        return True
+    raise InputError(
+        f"the MLflow Model Registry has a model {study!r} that is {whose}, and it is left alone; rename or delete it, "
+        "then run the same command again"
+    )
 
 
 def _create_model(client: PatientClient, candidate: Candidate) -> None:
@@ -389,8 +386,7 @@ def load_champion(study: str, *, store: str | os.PathLike[str] | None = None) ->
     about = model.metadata.metadata
     reason = version.tags.get(REASON_TAG, "")
     registered = RegisteredVersion(study, str(version.version), str(version.run_id), reason)
-    # Models of older versions do not say how images are scaled.
-    size, resize = int(about["image_size"]), about.get("resize") or _resize_of(place, registered.run_id)
+    size = int(about["image_size"])
 
     @mlflow_settings()
     def probabilities(images_NSSC: np.ndarray) -> np.ndarray:
@@ -398,7 +394,7 @@ def load_champion(study: str, *, store: str | os.PathLike[str] | None = None) ->
         probabilities_NK: np.ndarray = model.predict(images_NSSC).to_numpy()
         return probabilities_NK
 
-    return Champion(registered, about["arm"], list(about["classes"]), size, resize, probabilities)
+    return Champion(registered, about["arm"], list(about["classes"]), size, about["resize"], probabilities)
 
 
 def _check_images(images_NSSC: Any, size: int) -> None:
@@ -409,16 +405,6 @@ def _check_images(images_NSSC: Any, size: int) -> None:
     if images_NSSC.dtype != np.uint8 or images_NSSC.ndim != 4 or images_NSSC.shape[1:] != (size, size, 3):
         shape = " x ".join(map(str, images_NSSC.shape))
         raise InputError(f"{expected}, not {images_NSSC.dtype} {shape}")
-
-
-def _resize_of(store: Store, run_id: str) -> Resize:
-    """Return the `data.resize` of a run's study; its default where the run has no study file any more."""
-    try:
-        with run_file(store, read_run(store, run_id), STUDY_JSON) as path:
-            resize: Resize = json.loads(path.read_text(encoding="utf-8"))["data"].get("resize", "crop")
-    except (InputError, ValueError):
-        return "crop"
-    return resize
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ablation.spec.arms import Arm, arms
 from ablation.spec.colours import arm_colours
 from ablation.spec.metrics import EpochMetrics, flat_values
 from ablation.spec.study import StudySpec
-from ablation.spec.trial import TrialSpec, trial_name
+from ablation.spec.trial import TrialSpec
 from ablation.storage.outbox import OF_ANOTHER, Entry, Outbox
 from ablation.tracking.client import CHECKPOINT_FILE, COLOUR_TAG, NOTE_TAG, RunStatus, guarded
 from ablation.tracking.experiment import Tracker
@@ -32,8 +32,7 @@ logger = logging.getLogger(__name__)
 
 RESUME_FOLDER = "resume"
 
-EPOCHS_PER_BATCH = 10  # MLflow accepts 1,000 metrics in a batch, which is stored whole or not at all
-POINTS_PER_BATCH = 10  # of system metrics, which are 8 and 5 for every GPU
+PER_BATCH = 10  # epochs, or points of system metrics: MLflow takes 1,000 metrics at once, and stores all or none
 
 
 class TrialRun:
@@ -267,26 +266,17 @@ class TrialRun:
         params: dict[str, str],
         dataset: dict[str, str],
         files: dict[str, str],
-        name: str | None = None,
+        name: str,
     ) -> None:
-        if name is None:  # in calls that older versions kept
-            name = trial_name(tags["arm"], int(tags["trial"]), is_confirmation=tags["kind"] == "confirmation")
         run_id, is_new = self._tracker.find_or_create(self._key, name, tags)
         self._last_logged = 0 if is_new else self._last_logged_epoch(run_id)
         self._points = [] if is_new else None
         run = None if is_new else self._client.get_run(run_id)
-        if run is not None and "seed" in run.data.params:
-            params = {**params, "seed": run.data.params["seed"]}  # in runs of older versions the seed of training
-        elif run is not None and SEED_TAG in tags:
-            self._client.set_tag(run_id, SEED_TAG, tags[SEED_TAG])
-        if run is not None and WORKER_TAG in tags:  # not in calls that older versions kept
+        if run is not None:
             self._client.set_tag(run_id, WORKER_TAG, tags[WORKER_TAG])
-        if run is not None and COLOUR_TAG in tags and COLOUR_TAG not in run.data.tags:  # it is of an older version
-            self._client.set_tag(run_id, COLOUR_TAG, tags[COLOUR_TAG])
-        self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
-        for tag in ("reason", NOTE_TAG):  # of an end that did not reach Optuna
-            if run is not None and tag in run.data.tags:
+            for tag in {"reason", NOTE_TAG} & {*run.data.tags}:  # of an end that did not reach Optuna
                 self._client.delete_tag(run_id, tag)
+        self._client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
         if run is None or run.inputs is None or not run.inputs.dataset_inputs:
             entity = MetaDataset(  # type: ignore[abstract]
                 CodeDatasetSource({"mlflow.source.name": dataset["source"]}),
@@ -305,14 +295,14 @@ class TrialRun:
         if self._last_logged is None:
             self._last_logged = self._last_logged_epoch(run_id)
         new = [epoch for epoch in epochs if epoch["epoch"] > self._last_logged]
-        for start in range(0, len(new), EPOCHS_PER_BATCH):
+        for batch in _batches(new):
             metrics = [
                 Metric(name, value, epoch["timestamp"], epoch["epoch"])
-                for epoch in new[start : start + EPOCHS_PER_BATCH]
+                for epoch in batch
                 for name, value in flat_values(epoch)
             ]
             self._client.log_batch(run_id, metrics=metrics)
-            self._last_logged = metrics[-1].step
+            self._last_logged = batch[-1]["epoch"]
 
     def _log_system_metrics(self, _: None, points: list[dict[str, Any]]) -> None:
         """Log the points that the run does not have yet, under the next steps, whatever time their clock showed."""
@@ -321,15 +311,14 @@ class TrialRun:
             history = self._client.get_metric_history(run_id, next(iter(points[0]["values"])))
             self._points = [metric.timestamp for metric in history]
         new = [point for point in points if point["timestamp"] not in self._points]
-        numbered = list(enumerate(new, start=len(self._points)))
-        for start in range(0, len(numbered), POINTS_PER_BATCH):
+        for batch in _batches(new):
             metrics = [
                 Metric(name, value, point["timestamp"], step)
-                for step, point in numbered[start : start + POINTS_PER_BATCH]
+                for step, point in enumerate(batch, start=len(self._points))
                 for name, value in point["values"].items()
             ]
             self._client.log_batch(run_id, metrics=metrics)
-            self._points += [point["timestamp"] for _, point in numbered[start : start + POINTS_PER_BATCH]]
+            self._points += [point["timestamp"] for point in batch]
 
     def _set_tag(self, _: None, tag: str, value: str) -> None:
         self._client.set_tag(self._required_run_id(), tag, value)
@@ -403,6 +392,10 @@ class TrialRun:
 
     def _resume_checkpoints(self, run_id: str) -> list[str]:
         return sorted((file.path for file in self._client.list_artifacts(run_id, RESUME_FOLDER)), reverse=True)
+
+
+def _batches(items: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    return (items[start : start + PER_BATCH] for start in range(0, len(items), PER_BATCH))
 
 
 # By their names in an outbox: a method may be renamed, but not these, which are on users' disks.

@@ -16,7 +16,7 @@ from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, register_ch
 from ablation.running.status import read_status
 from ablation.spec.objective import ACCURACY
 from ablation.tracking.client import KEY_TAG, REFUSAL_TAG
-from ablation.tracking.registry import STUDY_TAG, champion_texts, keep_refusal, load_champion
+from ablation.tracking.registry import champion_texts, keep_refusal, load_champion
 from tests.champions import ChampionStudy, model_folder, winning_run, with_val_accuracy
 from tests.servers import free_port
 
@@ -198,11 +198,6 @@ def test_a_study_of_another_database_does_not_take_the_alias(
     assert "has a model 'small' that is the champion of a study of the same name in another Optuna database" in message
     assert champion_study.champion().run_id == run
     assert list(champion_study.versions()) == [run]
-    # Of a version that did not say whose it is: it is said now.
-    champion_study.client.delete_registered_model_tag("small", STUDY_TAG)
-    assert register_champion(champion_study.store, champion_study.result, champion_study.images) is not None
-    own = champion_study.result.tags[KEY_TAG]
-    assert champion_study.client.get_registered_model("small").tags[STUDY_TAG] == own
 
 
 def refuse(*_: object, **__: object) -> None:

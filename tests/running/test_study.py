@@ -33,11 +33,11 @@ from ablation.spec.reading import load_study
 from ablation.storage.locks import FileLocks, open_locks, study_lock
 from ablation.storage.store import Store, find_store
 from ablation.tracking import trial_run
-from ablation.tracking.client import NOTE_TAG, open_client
-from ablation.tracking.experiment import Tracker
+from ablation.tracking.client import NOTE_TAG
 from ablation.tracking.saved_views import BEST_ARM_VIEW, CURRENT_CONFIRMATIONS, VIEW_TAG, view_state
+from ablation.tracking.summary_run import SummaryRun
 from tests.servers import PostgreSQL
-from tests.studies import ONE_ARM, Command, client, patched_train, runs
+from tests.studies import ONE_ARM, Command, client, new_tracker, patched_train, runs
 
 LIMIT = 20  # seconds for what takes less than one
 CONTENT = {"made": "by a test", "trials_per_arm": 2}
@@ -183,7 +183,7 @@ def test_other_studies_go_on_while_one_begins_and_ends(
 
         return act_first
 
-    moments = [(Tracker, "begin_summary"), (trial, "_keep_best"), (running_study, "write_report"),
+    moments = [(SummaryRun, "begin"), (trial, "_keep_best"), (running_study, "write_report"),
                (running_study, "register_champion")]  # fmt: skip
     for owner, name in moments:
         monkeypatch.setattr(owner, name, slow(name, getattr(owner, name)))
@@ -341,14 +341,12 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
 ) -> None:
     """It loses the study's lock after its report; another one concludes the study; then it makes its next call."""
     store = find_store(str(tmp_path))
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, "small", "?")
+    tracker = new_tracker(store, "small")
     file_locks = open_locks(store.optuna_url)
     is_lost = False
 
     def write(text: str) -> None:
-        client.set_experiment_tag(tracker.experiment_id, "champion", text)
+        tracker.client.set_experiment_tag(tracker.experiment_id, "champion", text)
 
     def report(*_: object) -> Any:
         nonlocal is_lost
@@ -366,10 +364,14 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
     monkeypatch.setattr(file_locks, "is_held", lambda name: name == study_lock("small") and not is_lost)
     monkeypatch.setattr(running_study, "write_report", report)
     monkeypatch.setattr(running_study, "register_champion", lambda *given: write(f"{given[3]} of {given[1].number}"))
-    monkeypatch.setattr(running_study, "conclude_pages", lambda *arguments: concluded.append(arguments[2].number))
-    monkeypatch.setattr(running_study, "summary_key", lambda session: "x/summary")
+    monkeypatch.setattr(running_study, "conclude_pages", lambda *arguments: concluded.append(arguments[1].number))
     session: Any = SimpleNamespace(
-        spec=SimpleNamespace(name="small", question=""), store=store, locks=file_locks, tracker=tracker, images=None
+        spec=SimpleNamespace(name="small", question=""),
+        store=store,
+        locks=file_locks,
+        tracker=tracker,
+        images=None,
+        summary=SummaryRun(tracker, "x/summary"),
     )
 
     def attempt() -> Any:
@@ -378,7 +380,7 @@ def test_a_process_that_was_frozen_does_not_write_over_the_report_and_champion_o
         try:
             return running_study._report_and_register(session)
         finally:
-            seen.append(client.get_experiment(tracker.experiment_id).tags["champion"])
+            seen.append(tracker.client.get_experiment(tracker.experiment_id).tags["champion"])
 
     wait_out(attempt, 60)
     assert seen == ["the other's", "champion 1 of 1"]
@@ -419,7 +421,7 @@ def test_a_start_whose_lock_is_lost_settles_nothing(
 
     monkeypatch.setattr(running_session, "restore_ended_trials", restore_ended_trials)
     start = partial(open_stores, spec, store, spec.content(), RunOptions(), is_worker=False)
-    with pytest.raises(StoreAway, match="the connection broke that held the study's lock"):
+    with pytest.raises(StoreAway, match="the connection broke that held a lock"):
         start()
     storage = open_storage(store)
     assert storage is not None

@@ -295,7 +295,7 @@ def test_who_lost_the_lock_leaves_the_folder_to_its_new_owner(store: Store) -> N
     def complete(key: str, folder: Path, owner: str, is_best: bool, ensure_held: Callable[[], None]) -> bool:
         ensure_held()
         locks.release_all()
-        with pytest.raises(StoreAway, match="a trial's lock was lost"):
+        with pytest.raises(StoreAway, match="the connection broke that held a lock"):
             ensure_held()
         return True
 

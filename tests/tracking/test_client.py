@@ -19,10 +19,9 @@ from tests.studies import REPOSITORY
 
 
 def test_a_refused_call_is_noticed_though_mlflow_would_log_in_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = open_client(find_store(str(tmp_path)), create=True)
-    assert client is not None
+    client = tracker.client
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
     no_run = "0" * 32
     for call in (
@@ -35,12 +34,9 @@ def test_a_refused_call_is_noticed_though_mlflow_would_log_in_threads(
             call()
 
 
-def test_a_run_is_marked_as_superseded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_marked_as_superseded_once(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of every study asks for it again; runs that MLflow lacks are left out."""
-    store = find_store(str(tmp_path))
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, "fake", "?")
+    client = tracker.client
     ids = [tracker.find_or_create(f"a/{number}", f"{number}", {"kind": "confirmation"})[0] for number in range(3)]
     marked: list[str] = []
     set_tag = client.set_tag
@@ -66,12 +62,9 @@ def test_all_pages_of_a_search_are_read() -> None:
 
 
 @pytest.mark.parametrize("name", ["a'b", "small ", "' or tags.study != '"])
-def test_a_name_that_no_study_has_is_not_asked_for(tmp_path: Path, name: str) -> None:
+def test_a_name_that_no_study_has_is_not_asked_for(store: Store, tracker: Tracker, name: str) -> None:
     """A query could not hold it. An experiment that somebody has given such a name is found by it, however."""
-    store = find_store(str(tmp_path))
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, "small", "?")
+    client = tracker.client
     with pytest.raises(InputError, match=re.escape(f"has no study {name!r}")):
         find_experiment(client, store, name)
     client.rename_experiment(tracker.experiment_id, name)

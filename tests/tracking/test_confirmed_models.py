@@ -1,34 +1,28 @@
 """Logged models of confirmation runs, which MLflow ranks."""
 
-from pathlib import Path
-
 from mlflow.entities import LoggedModelStatus
 
-from ablation.storage.store import find_store
-from ablation.tracking.client import open_client
+from ablation.storage.store import Store
 from ablation.tracking.confirmed_models import ConfirmedModel, keep_confirmed_models
-from ablation.tracking.experiment import Tracker
 from tests.fake_results import fake_result, store_study
+from tests.studies import new_tracker
 
 
-def test_models_are_ranked_by_their_test_metrics(tmp_path: Path) -> None:
+def test_models_are_ranked_by_their_test_metrics(store: Store) -> None:
     """Made once each; one that a process left unfinished is completed."""
-    store = find_store(str(tmp_path / "s"))
     accuracies = {"block1": 0.5, "block3": 0.6}
     result = fake_result({"truncate_at": list(accuracies)}, accuracies, seeds=2, seed_deviation=0.05)
     record = store_study(store, result)
-    client = open_client(store)
-    assert client is not None
-    tracker = Tracker(client, store, "fake", "?")
+    tracker = new_tracker(store, "fake")
+    client = tracker.client
     runs = sorted((run for run in record.runs if run.tags["kind"] == "confirmation"), key=lambda run: run.params["arm"])
     arms = {arm.arm.name: arm.arm for arm in result.arms}
     models = [
         ConfirmedModel(
-            run.run_id, arms[run.tags["arm"]], int(run.tags["trial"]), {"truncate_at": run.tags["arm"]},
-            {"test_accuracy": run.metrics["test_accuracy"]},
+            run.run_id, arms[run.tags["arm"]], int(run.tags["trial"]), {"test_accuracy": run.metrics["test_accuracy"]}
         )
         for run in runs
-    ]  # fmt: skip
+    ]
     client.create_logged_model(tracker.experiment_id, "begun", runs[0].run_id, model_type="confirmation")
     for _ in range(2):
         keep_confirmed_models(tracker, models)
@@ -37,7 +31,7 @@ def test_models_are_ranked_by_their_test_metrics(tmp_path: Path) -> None:
     best_first = sorted(models, key=lambda model: -model.metrics["test_accuracy"])
     assert [model.source_run_id for model in ranked] == [model.run_id for model in best_first]
     assert ranked[0].name == f"block3 - seed {best_first[0].number + 1}"
-    assert ranked[0].params == {"truncate_at": "block3"}
+    assert ranked[0].params == {"arm": "block3", "truncate_at": "block3"}
     assert {model.status for model in ranked} == {LoggedModelStatus.READY}
     (metric,) = ranked[0].metrics
     value = best_first[0].metrics["test_accuracy"]

@@ -135,27 +135,6 @@ def test_a_copied_store_answers_where_it_is(champion_study: ChampionStudy, tmp_p
         hidden.rename(champion_study.store.root)
 
 
-def test_a_champion_of_an_older_version_scales_as_its_study_did(champion_study: ChampionStudy, tmp_path: Path) -> None:
-    """Its model does not say how, but its run's study file does; where that is gone, cropping is the default."""
-    shutil.copytree(champion_study.store.root, tmp_path / "copy")
-    store = find_store(str(tmp_path / "copy"))
-    about = model_folder(champion_study, store) / "MLmodel"
-    kept = [line for line in about.read_text().splitlines() if "resize:" not in line]
-    assert len(kept) == len(about.read_text().splitlines()) - 1
-    about.write_text("\n".join(kept))
-    assert load_champion("small", store=str(store.root)).resize == "crop"
-    file = store.artifacts("small") / champion_study.champion().run_id / "artifacts" / "study.json"
-    content = json.loads(file.read_text())
-    content["data"]["resize"] = "pad"
-    file.write_text(json.dumps(content))
-    assert load_champion("small", store=str(store.root)).resize == "pad"
-    del content["data"]["resize"]  # it is older than this setting
-    file.write_text(json.dumps(content))
-    assert load_champion("small", store=str(store.root)).resize == "crop"
-    file.unlink()
-    assert load_champion("small", store=str(store.root)).resize == "crop"
-
-
 def test_a_damaged_model_is_one_line(champion_study: ChampionStudy, tmp_path: Path) -> None:
     shutil.copytree(champion_study.store.root, tmp_path / "copy")
     store = find_store(str(tmp_path / "copy"))

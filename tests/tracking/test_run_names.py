@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from ablation.spec.arms import Arm, arms
-from ablation.storage.outbox import Outbox
-from ablation.storage.store import find_store
-from ablation.tracking.client import COLOUR_TAG, open_client
+from ablation.storage.store import Store
+from ablation.tracking.client import PatientClient
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.reading import read_run
 from ablation.tracking.run_names import SEED_TAG, arm_title, run_title
@@ -50,53 +49,29 @@ def test_the_only_arm_is_left_out_but_none_that_is_called_like_it() -> None:
     assert run_title(named, 0, is_confirmation=True) == "all / seed 1"
 
 
-def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path) -> None:
-    """A run of an older version has its own as the parameter and keeps it; it gets its arm's colour when it resumes."""
-    store = find_store(str(tmp_path / "s"))
-    store.prepare()
-    client = open_client(store, create=True)
-    assert client is not None
-    tracker = Tracker(client, store, "fake", "?")
+def test_a_run_shows_a_small_seed_and_keeps_its_own(tmp_path: Path, store: Store, tracker: Tracker) -> None:
+    """Also one whose process died when it had created it."""
     result = fake_result({"truncate_at": ["block1"]}, {"block1": 0.5}, images=20)
     (arm,) = result.arms
     run = arm.confirmations[1]
     assert run.spec.seed == 1001
 
-    def start(key: str) -> str:
-        started = TrialRun(tracker, key, tmp_path / key, "")
+    def start() -> str:
+        started = TrialRun(tracker, "a/0", tmp_path, "")
         started.start(run.spec, result.spec, arm.arm, "cpu", {}, ENVIRONMENT)
         assert started.run_id is not None
         return started.run_id
 
-    new, again = start("new"), start("new")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PatientClient, "log_batch", interrupt, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    new, again = start(), start()
     assert new == again
-    data = client.get_run(new).data
+    data = tracker.client.get_run(new).data
     assert (data.params["seed"], data.tags[SEED_TAG]) == ("2", "1001")
     assert read_run(store, new).params["seed"] == "1001"
 
-    old, _ = tracker.find_or_create("old", "block1 confirmation #1", {"kind": "confirmation"})
-    client.log_param(old, "seed", "1001")
-    assert start("old") == old
-    assert client.get_run(old).data.params["seed"] == read_run(store, old).params["seed"] == "1001"
-    assert client.get_run(old).data.tags[COLOUR_TAG] == data.tags[COLOUR_TAG]
-    client.set_tag(old, COLOUR_TAG, "#ff0000")  # that a person chose
-    start("old")
-    assert client.get_run(old).data.tags[COLOUR_TAG] == "#ff0000"
 
-    bare, _ = tracker.find_or_create("bare", "block1 confirmation #1", {"kind": "confirmation"})  # died at once
-    assert start("bare") == bare
-    assert read_run(store, bare).params["seed"] == "1001"
-
-
-def test_a_call_without_a_name_that_an_older_version_kept_makes_its_run(tmp_path: Path) -> None:
-    store = find_store(str(tmp_path / "s"))
-    store.prepare()
-    client = open_client(store, create=True)
-    assert client is not None
-    run = TrialRun(Tracker(client, store, "fake", "?"), "key", tmp_path / "key", "")
-    tags = {"study": "fake", "arm": "block1", "kind": "confirmation", "trial": "1"}
-    dataset = {"source": "nowhere", "name": "digits", "digest": "d" * 8}
-    Outbox(tmp_path / "key" / "outbox").add("start", {"tags": tags, "params": {}, "dataset": dataset, "files": {}})
-    assert run.deliver()
-    assert run.run_id is not None
-    assert client.get_run(run.run_id).info.run_name == "block1 confirmation #1"
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

@@ -14,7 +14,6 @@ from ablation.spec.metrics import EpochMetrics
 from ablation.spec.study import StudySpec
 from ablation.storage.store import Store, find_store
 from ablation.tracking import saved_views
-from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
 from ablation.tracking.saved_views import (
     BEST_ARM_VIEW,
@@ -29,8 +28,10 @@ from ablation.tracking.saved_views import (
     view_name,
     view_state,
 )
+from ablation.tracking.summary_run import SummaryRun
 from tests.browser import CHROMIUM, browser_page, mlflow_ui, open_view
 from tests.fake_results import fake_result, fake_spec, store_study
+from tests.studies import new_tracker
 
 FACTORS = {"truncate_at": ["block1", "block3"], "strategy": ["feature_extraction", "fine_tune_all"]}
 ACCURACIES = {
@@ -44,32 +45,20 @@ NAMES = [
 WITHOUT_RESULT = {"FAILED": "the training loss became nan in epoch 1", "KILLED": "pruned after epoch 1 of 4"}
 
 
-def new_tracker(store: Store) -> Tracker:
-    store.prepare()
-    client = open_client(store, create=True)
-    assert client is not None
-    return Tracker(client, store, "fake", "Which one is better?")
-
-
-@pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    return new_tracker(find_store(str(tmp_path / "s")))
-
-
 def tags(tracker: Tracker) -> dict[str, str]:
     stored = tracker.client.get_experiment(tracker.experiment_id).tags
     return {key: value for key, value in stored.items() if key.startswith(VIEW_TAG)}
 
 
-def test_a_study_has_its_views_by_name(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_study_has_its_views_by_name(tracker: Tracker, store: Store) -> None:
     keep_views(tracker, study_views(fake_spec(FACTORS), has_confirmations=True, has_arm_runs=True))
-    number, views = stored_views(find_store(str(tmp_path / "s")), "fake", "http://here:1")
+    number, views = stored_views(store, "fake", "http://here:1")
     assert number == tracker.experiment_id
     assert [name for name, _ in views] == NAMES
     address = f"http://here:1/#/experiments/{number}/runs?workflowType=machine_learning"
     assert views[0][1] == f"{address}&compareRunsMode=CHART&viewStateShareKey=ablation-1-best-arm"
     assert views[-1][1] == f"{address}&viewStateShareKey=ablation-6-failures"  # a table
-    assert stored_views(find_store(str(tmp_path / "s")), None, "http://here:1")[1] == views  # the only study
+    assert stored_views(store, None, "http://here:1")[1] == views  # the only study
 
 
 def test_the_menu_of_the_ui_has_the_first_view_first(tracker: Tracker) -> None:
@@ -134,7 +123,7 @@ def test_before_the_first_confirmation_run_views_show_trials(objective: str, bes
 def test_a_study_without_confirmation_runs_shows_the_best_trials_of_its_arms(tracker: Tracker) -> None:
     result = fake_result(FACTORS, ACCURACIES, images=50)
     arms = [dataclasses.replace(arm, confirmations=[]) for arm in result.arms]
-    conclude_pages(tracker, "summary", dataclasses.replace(result, arms=arms))
+    conclude_pages(SummaryRun(tracker, "summary"), dataclasses.replace(result, arms=arms))
     state = view_state(tags(tracker)[VIEW_TAG + BEST_ARM_VIEW])
     assert (state["searchFilter"], state["orderByKey"], state["orderByAsc"]) == (
         "tags.kind = 'arm'",
@@ -256,9 +245,9 @@ def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for run in arm.confirmations
         ]
         arms.append(dataclasses.replace(arm, confirmations=confirmations))
-    tracker = new_tracker(store)
+    tracker = new_tracker(store, "fake")
     write_views(tracker, result.spec, has_confirmations=True)
-    conclude_pages(tracker, "summary", dataclasses.replace(result, arms=arms))
+    conclude_pages(SummaryRun(tracker, "summary"), dataclasses.replace(result, arms=arms))
     for status, reason in WITHOUT_RESULT.items():
         tags = {"kind": "trial", "arm": "block1,fine_tune_all", "reason": reason}
         run = tracker.client.create_run(tracker.experiment_id, tags=tags)
