@@ -48,8 +48,7 @@ def cli(
 
     with loading("MLflow and Altair"):
         from ablation.reporting.exports import export
-        from ablation.reporting.pooled_report import read_analysis, write_pooled_report
-        from ablation.reporting.report import Report, show_report, write_report
+        from ablation.reporting.report import analyse_looked_at, read_studies, show_report, write_report
         from ablation.running.repair import stored_differences
         from ablation.search import configure_optuna
         from ablation.tracking import configure_mlflow
@@ -57,14 +56,11 @@ def cli(
     configure_mlflow()
     configure_optuna()
     if form is not None:
-        click.echo(export(wait_out(lambda: read_analysis(store, names), patience), form), nl=False)
+        analysis = wait_out(lambda: analyse_looked_at(store, read_studies(store, names)), patience)
+        click.echo(export(analysis, form), nl=False)
         return
     folder = None if output is None else expand(output)
-
-    def write() -> Report:
-        return write_report(store, names[0], folder) if len(names) == 1 else write_pooled_report(store, names, folder)
-
-    show_report(wait_out(write, patience))
+    show_report(wait_out(lambda: write_report(store, names, folder), patience))
     for name in names:
         for text in stored_differences(store, name):
             say_prose(text)

@@ -45,10 +45,9 @@ def summarise_arms(result: StudyResult) -> list[ArmSummary]:
 def analyse_pooled(studies: Sequence[StudyResult]) -> StudyAnalysis:
     """Return the analysis of studies that differ in their seed alone, as of one study with all their repeats.
 
-    Raises:
-        InputError: they differ in anything else, or have the same seed.
+    Args:
+        studies: see `check_repeats`.
     """
-    check_repeats(studies)
     repeats = [repeat for study in studies for repeat in repeats_of(study)]
     return _analyse_repeats(_merged(studies, repeats), repeats, [])
 
@@ -77,7 +76,11 @@ def over_tunings(repeats: Sequence[StudyResult]) -> str:
 
 
 def check_repeats(repeats: Sequence[StudyResult]) -> None:
-    """Refuse studies that are no repeats of each other, with a line that names the first difference."""
+    """Refuse studies that are no repeats of each other.
+
+    Raises:
+        InputError: they differ in more than their seed, or have the same; it names the first difference.
+    """
     for first, second in pairwise(repeats):
         names = f"{first.spec.name} and {second.spec.name}"
         found = differences(_content(first), _content(second))

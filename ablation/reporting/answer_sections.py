@@ -21,6 +21,7 @@ from ablation.reporting.content import (
     Code,
     Items,
     Paragraph,
+    Section,
     behind_column,
     figure_block,
     interval_text,
@@ -426,6 +427,16 @@ def difference_blocks(analysis: StudyAnalysis) -> list[Block]:
             title = f"Levels of {factor.factor} at each level of {other}"
             blocks.append(Table(title, [other, *_difference_columns(analysis, margin)], rows, [note]))
     return blocks
+
+
+def comparison_sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Section]:
+    """Return the sections on levels, their differences and their interactions; some may be empty."""
+    means, differences = (figure_block(kind, pictures, analysis.result.spec.goal) for kind in ("means", "differences"))
+    return [
+        Section("effects", "Effect of each factor", [*means, *level_tables(analysis)]),
+        Section("differences", "Differences", [*differences, *difference_blocks(analysis)]),
+        Section("interaction", "Interactions", interaction_blocks(analysis, pictures)),
+    ]
 
 
 def interaction_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:

@@ -1,11 +1,11 @@
-"""Looks at a study's answer: recorded when its results are read for a report, and the section that lists them."""
+"""Looks at a study's answer: recorded when a report is made, and the section that lists them."""
 
 import re
 from dataclasses import replace
 
 from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.looks import PastLook, past_looks, this_look
-from ablation.analysis.results import StudyResult, read_results
+from ablation.analysis.results import StudyResult
 from ablation.analysis.wording import percent
 from ablation.base.errors import StoreError
 from ablation.base.text import Table, plural
@@ -17,15 +17,6 @@ from ablation.tracking.looks import log_look
 REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")  # MLflow's codes
 # The databases' words, which MLflow passes on with a code of no meaning.
 READ_ONLY = re.compile("InsufficientPrivilege|ReadOnlySqlTransaction|readonly database")
-
-
-def look_at(store: Store, name: str) -> StudyResult:
-    """Read a study for a report, and record that its answer was looked at; see `record_look`.
-
-    Raises:
-        as `read_results`.
-    """
-    return record_look(store, read_results(store, name))
 
 
 def record_look(store: Store, result: StudyResult) -> StudyResult:

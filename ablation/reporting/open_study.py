@@ -16,8 +16,7 @@ from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
 from ablation.reporting.charts import Picture
 from ablation.reporting.figures import draw_figures
-from ablation.reporting.pooled_report import build_pooled_report, read_analysis
-from ablation.reporting.report import build_report
+from ablation.reporting.report import analyse_looked_at, build_report, read_studies
 from ablation.search import quiet_optuna
 from ablation.spec.parameters import levels_name
 from ablation.storage.store import find_store
@@ -79,10 +78,8 @@ class OpenStudy:
     @cached_property
     def report(self) -> Page:
         """The report's page."""
-        is_pooled = len(self.names) > 1
         with quiet_optuna():
-            report = build_pooled_report(self.analysis) if is_pooled else build_report(self.analysis, self.server)
-        return Page(report.html)
+            return Page(build_report(self.analysis, self.server).html)
 
     @cached_property
     def plots(self) -> dict[str, Picture]:
@@ -223,4 +220,5 @@ def open_study(*names: str, store: str | os.PathLike[str] | None = None) -> Open
     if not all(isinstance(name, str) for name in names):
         raise InputError("name each study by a string of its own: open_study('a', 'b')")
     where = find_store(store)
-    return OpenStudy(names, read_analysis(where, names), ui_server(where) if is_server(where) else "")
+    analysis = analyse_looked_at(where, read_studies(where, names))
+    return OpenStudy(names, analysis, ui_server(where) if is_server(where) else "")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ablation.analysis.answer import StudyAnalysis
-from ablation.analysis.pooling import analyse_study
+from ablation.analysis.pooling import analyse_pooled, analyse_study, check_repeats
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.tuning import searched_params
 from ablation.analysis.wording import shown_question
@@ -17,9 +17,7 @@ from ablation.reporting.answer_sections import (
     answer_blocks,
     arm_addresses,
     arm_table,
-    difference_blocks,
-    interaction_blocks,
-    level_tables,
+    comparison_sections,
     missing_runs_text,
     published_tables,
 )
@@ -33,6 +31,7 @@ from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.forecast_section import forecast_blocks
 from ablation.reporting.looks_section import look_blocks, record_look
 from ablation.reporting.method_sections import meaning_blocks, power_blocks
+from ablation.reporting.pooled_sections import POOLED_FIGURES, pooled_sections
 from ablation.reporting.registration_section import registration_blocks
 from ablation.reporting.render import render_html, render_markdown, short_tables, summary_note
 from ablation.reporting.run_sections import (
@@ -114,30 +113,52 @@ def report_folder(store: Store, name: str, output: Path | None) -> Path:
     return folder
 
 
-def write_report(store: Store, name: str, output: Path | None = None) -> Report:
-    """Write a study's report.html, report.md and figures, and log them to its summary run in MLflow.
-
-    Args:
-        store: the store with the study's results.
-        name: of the study.
-        output: a folder, created if needed; `reports/<name>` in the store by default.
+def read_studies(store: Store, names: Sequence[str]) -> list[StudyResult]:
+    """Read a study, or several that differ in their seed alone.
 
     Raises:
-        InputError: there is no such study, it has no finished trial, another version made it, `output` is a file, or
-            the store cannot be written and there is no `output`.
+        InputError: a study cannot be read, or they differ in anything but their seed.
+        StoreAway: the tracking server does not answer.
+        StoreError: MLflow's store cannot be used.
+    """
+    results = [read_results(store, name) for name in names]
+    check_repeats(results)
+    return results
+
+
+def analyse_looked_at(store: Store, results: Sequence[StudyResult]) -> StudyAnalysis:
+    """Return the analysis of a study, or of several pooled, and record that each was looked at; see `record_look`."""
+    looked_at = [record_look(store, result) for result in results]
+    return analyse_study(looked_at[0]) if len(looked_at) == 1 else analyse_pooled(looked_at)
+
+
+def write_report(store: Store, names: Sequence[str], output: Path | None = None) -> Report:
+    """Write report.html, report.md and figures of a study, or of several pooled.
+
+    Those of a single study are logged to its summary run in MLflow, too.
+
+    Args:
+        store: the store with the studies' results.
+        names: of the studies.
+        output: a folder, created if needed; `reports/NAME`, or `reports/NAME-1+NAME-2`, in the store by default.
+
+    Raises:
+        InputError: as `read_studies`; `output` is a file; or it is needed: the store cannot be written, or the names
+            are too long for a folder.
         StoreAway: the tracking server does not answer.
         StoreError: the folder or MLflow's store cannot be written.
     """
-    folder = report_folder(store, name, output)
-    result = read_results(store, name)
+    folder = report_folder(store, "+".join(names), output)
+    results = read_studies(store, names)
     ensure_writable(folder)
-    analysis = analyse_study(record_look(store, result))
-    report = build_report(analysis, ui_server(store) if is_server(store) else "").saved(folder)
+    server = ui_server(store) if is_server(store) else ""
+    report = build_report(analyse_looked_at(store, results), server).saved(folder)
+    if len(results) > 1:
+        return report
+    (result,) = results
     if not store.is_read_only:
         log_report(store, result.summary_run_id, report.files, report.note)
-    ui = ui_command(store, name)
-    if is_server(store):
-        ui = view_address(ui_server(store), result.experiment_id, BEST_ARM_VIEW)
+    ui = view_address(server, result.experiment_id, BEST_ARM_VIEW) if server else ui_command(store, result.spec.name)
     return replace(report, is_logged=not store.is_read_only, ui=ui)
 
 
@@ -165,28 +186,24 @@ def show_report(report: Report) -> None:
 
 
 def build_report(analysis: StudyAnalysis, server: str = "") -> Report:
-    """Return the report of a study; the same results give the same report, byte for byte.
+    """Return the report of a study, or of pooled ones; the same results give the same report, byte for byte.
 
     Args:
         analysis: of the study.
         server: the address of the MLflow UI, to which arms are linked; empty where there is none.
     """
-    pictures = draw_figures(analysis)
-    report = as_report(analysis, _sections(analysis, pictures, server), pictures)
-    return replace(report, warnings=edge_texts(analysis), note=summary_note(analysis))
-
-
-def as_report(analysis: StudyAnalysis, sections: Sequence[Section], pictures: dict[str, Picture]) -> Report:
-    """Return a report with these sections, without those that are empty."""
-    full = [section for section in sections if section.blocks]
+    is_pooled = bool(analysis.result.studies)
+    pictures = draw_figures(analysis, POOLED_FIGURES if is_pooled else None)
+    sections = pooled_sections(analysis, pictures) if is_pooled else _sections(analysis, pictures, server)
+    sections = [section for section in sections if section.blocks]
     return Report(
         analysis=analysis,
-        warnings=[],
-        html=render_html(analysis.result, full, pictures),
-        markdown=render_markdown(analysis.result, full),
+        warnings=[] if is_pooled else edge_texts(analysis),
+        html=render_html(analysis.result, sections, pictures),
+        markdown=render_markdown(analysis.result, sections),
         figures=figure_files(pictures),
         short=short_tables(analysis),
-        note="",
+        note="" if is_pooled else summary_note(analysis),
     )
 
 
@@ -208,11 +225,7 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture], server: 
         Section("answer", "Answer", answer_blocks(analysis, pictures)),
         Section("arms", "Arms", [Linked(arms, arm_addresses(analysis, server)) if server else arms]),
         Section("published", "Published results", [*published_tables(analysis)]),
-        Section("effects", "Effect of each factor", [*figure_block("means", pictures, goal), *level_tables(analysis)]),
-        Section(
-            "differences", "Differences", [*figure_block("differences", pictures, goal), *difference_blocks(analysis)]
-        ),
-        Section("interaction", "Interactions", interaction_blocks(analysis, pictures)),
+        *comparison_sections(analysis, pictures),
         Section("power", "What more would find", power_blocks(analysis), is_folded=True),
         Section("learning", "How each arm learned", learning_blocks(pictures, goal)),
         Section("changes", "Where the networks changed", change_blocks(analysis.result), is_folded=True),

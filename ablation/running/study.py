@@ -206,7 +206,7 @@ def _report_and_register(session: Session) -> Report | None:
     with locks.exclusive(lock), guarded(partial(check_held, locks, lock)):  # of two processes, the later one knows more
         try:
             session.summary.find()  # restores one that was deleted meanwhile
-            report = write_report(store, spec.name)
+            report = write_report(store, [spec.name])
         except NothingFinished as nothing:
             session.summary.end("FAILED")
             say_prose(f"There is nothing to report: {nothing}.")
@@ -214,7 +214,7 @@ def _report_and_register(session: Session) -> Report | None:
         register_champion(store, report.analysis.result, session.images, report.analysis.champion)
         refusal = session.summary.tags().get(REFUSAL_TAG)
         if refusal != report.analysis.result.tags.get(REFUSAL_TAG):
-            report = write_report(store, spec.name)  # it says whether there is a champion to load
+            report = write_report(store, [spec.name])  # it says whether there is a champion to load
         conclude_pages(session.summary, report.analysis.result)
         # The UI shows the first two lines.
         question = escape_markdown(shown_question(spec.question))

@@ -22,8 +22,9 @@ from ablation.analysis.results import StudyResult
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.report import cli
-from ablation.reporting import pooled_report, report
+from ablation.reporting import report
 from ablation.reporting.exports import methods
+from ablation.reporting.pooled_sections import pooled_sections
 from ablation.spec.looks import Decision
 from ablation.storage.store import find_store
 from ablation.tracking.looks import decision_tags
@@ -136,14 +137,12 @@ def test_other_test_images_of_the_same_number_are_refused() -> None:
 def test_the_command_pools_what_the_store_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pooled_report, "draw_figures", lambda analysis, kinds: {})
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})
     store = find_store(str(tmp_path / "store"))
     results = [repeat(seed, images=200, seeds=2) for seed in range(3)]
     store_study(store, results[0])
-    monkeypatch.setattr(
-        pooled_report, "read_results", lambda store, name: next(r for r in results if r.spec.name == name)
-    )
-    monkeypatch.setattr(pooled_report, "record_look", lambda store, result: result)
+    monkeypatch.setattr(report, "read_results", lambda store, name: next(r for r in results if r.spec.name == name))
+    monkeypatch.setattr(report, "record_look", lambda store, result: result)
     names = [result.spec.name for result in results]
     monkeypatch.setattr(sys, "argv", ["report", *names, "--store", str(tmp_path / "store")])
     assert run_command(cli) == 0
@@ -152,7 +151,7 @@ def test_the_command_pools_what_the_store_has(
     assert "over 3 tunings" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["report", names[0], names[0], "--store", str(tmp_path / "store")])
     assert run_command(cli) == 2
-    assert "cuts-0 is named twice" in capsys.readouterr().err
+    assert "both have seed = 0, so that they are the same study" in capsys.readouterr().err
 
 
 def test_what_planned_looks_stopped_is_not_missing() -> None:
@@ -288,7 +287,7 @@ def test_a_repeat_that_is_not_confirmed_yet_is_left_out(repeated: StudyResult) -
 def test_the_report_of_a_study_with_repeats_says_what_its_unit_is(
     repeated: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})
     text = report.build_report(analyse_study(repeated)).markdown
     assert "7 trials of 4 epochs each" in text
     assert "divided among 3 repeats of the tuning" in text
@@ -373,12 +372,12 @@ def held_back(result: StudyResult, seeds: int) -> StudyResult:
 
 
 def test_pooled_studies_with_planned_looks_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooled_report, "draw_figures", lambda analysis, kinds: {})
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})
     looks = {"seeds": 6, "looks": [3, 6]}
     ended = decision_tags([Decision(3, (), is_sure=True)])
     three = [replace(repeat(seed, images=200, confirm=looks), look=0, tags=ended) for seed in range(3)]
     analysis = analyse_pooled(three)
-    assert "retrained with 3 fresh seeds" in pooled_report.build_pooled_report(analysis).markdown
+    assert "retrained with 3 fresh seeds" in report.build_report(analysis).markdown
     assert "(3 runs per arm and repeat)" in methods(analysis)
     assert "planned looks at the results decided which arms got further seeds" in methods(analysis)
     assert analysis.compared.estimator.level == 0.05
@@ -391,9 +390,9 @@ def test_pooled_studies_with_planned_looks_say_so(monkeypatch: pytest.MonkeyPatc
 def test_the_method_of_pooled_studies_with_repeats_names_studies(
     repeated: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pooled_report, "draw_figures", lambda analysis, kinds: {})
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})
     other = replace(repeated, spec=repeated.spec.model_copy(update={"name": "other", "seed": 9}))
-    text = pooled_report.build_pooled_report(analyse_pooled([repeated, other])).markdown
+    text = report.build_report(analyse_pooled([repeated, other])).markdown
     assert "Method: 6 repeats in 2 studies, which differ in their seed alone (fake: seed 0, other: seed 9)." in text
 
 
@@ -430,6 +429,6 @@ def test_each_pooled_study_says_what_it_leaves_out(three: list[StudyResult]) -> 
 def test_pooled_trainings_that_may_end_early_have_at_most_their_epochs() -> None:
     search = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "pruner": "median"}
     analysis = analyse_pooled([repeat(seed, search=search) for seed in range(3)])
-    method = str(pooled_report._answer_blocks(analysis, {})[-1])
+    method = str(pooled_sections(analysis, {})[0].blocks[-1])
     assert "with 3 trials of at most 4 epochs, and its best" in method
     assert "The median pruner could end poor trials early, so that arms" in method

@@ -38,7 +38,7 @@ def study() -> StudyResult:
 
 @pytest.fixture
 def markdown(study: StudyResult, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})
     return build_report(analyse_study(study)).markdown.replace("\\", "").replace("&lt;", "<")
 
 

@@ -8,13 +8,12 @@ from mlflow import MlflowClient
 
 from ablation.analysis.looks import count_looks, level_of, past_looks, this_look
 from ablation.analysis.pooling import analyse_study
-from ablation.analysis.results import read_results
+from ablation.analysis.results import StudyResult, read_results
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.text import Table
 from ablation.reporting import looks_section
-from ablation.reporting.looks_section import look_at, look_blocks, record_look
-from ablation.reporting.pooled_report import read_analysis, write_pooled_report
-from ablation.reporting.report import write_report
+from ablation.reporting.looks_section import look_blocks, record_look
+from ablation.reporting.report import analyse_looked_at, read_studies, write_report
 from ablation.storage.store import Store, find_store
 from ablation.tracking.client import open_client
 from ablation.tracking.experiment import Tracker
@@ -124,6 +123,11 @@ def test_a_store_that_refuses_the_record_still_lets_read(
     assert level_of(result) == 0.05
 
 
+def look_at(store: Store, name: str) -> StudyResult:
+    """Read a study as for a report."""
+    return record_look(store, read_results(store, name))
+
+
 def looks_of(store: Store, name: str) -> list[str]:
     return [look.name for look in past_looks(read_results(store, name).tags)]
 
@@ -131,15 +135,14 @@ def looks_of(store: Store, name: str) -> list[str]:
 def test_what_is_not_shown_is_not_recorded(store: Store, tmp_path: Path) -> None:
     for name, epochs in (("a", 4), ("b", 5)):
         store_study(store, fake_result(CUTS, ACCURACIES, seeds=3, name=name, seed=epochs, epochs=epochs))
-    for pooled in (lambda: read_analysis(store, ["a", "b"]), lambda: write_pooled_report(store, ["a", "b"])):
+    for pooled in (read_studies, write_report):
         with pytest.raises(InputError, match="they differ in epochs"):
-            pooled()
+            pooled(store, ["a", "b"])
     (tmp_path / "file").touch()
-    for write in (write_report, lambda store, name, output: write_pooled_report(store, [name], output)):
-        with pytest.raises(StoreError, match="cannot be written"):
-            write(store, "a", tmp_path / "file" / "below")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_report(store, ["a"], tmp_path / "file" / "below")
     assert looks_of(store, "a") == looks_of(store, "b") == []
-    read_analysis(store, ["a"])
+    analyse_looked_at(store, read_studies(store, ["a"]))
     assert (len(looks_of(store, "a")), looks_of(store, "b")) == (1, [])
 
 

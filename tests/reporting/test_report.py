@@ -68,7 +68,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take seconds, and have tests of their own; those of `study_report` are real."""
     drawn = {name: Picture(name, "<svg></svg>", "<svg></svg>") for name in ("arms", "curves")}
     drawn |= {name: Picture(name, png=b"png") for name in ("samples", "mistakes")}
-    monkeypatch.setattr(report, "draw_figures", lambda analysis: drawn)
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: drawn)
 
 
 class Page(HTMLParser):
@@ -660,7 +660,7 @@ def put_in_store(monkeypatch: pytest.MonkeyPatch, result: StudyResult) -> dict[s
 
 def test_files_are_written_and_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     logged = put_in_store(monkeypatch, fake_result(CUTS, ACCURACIES))
-    study_report = write_report(find_store(str(tmp_path)), "fake")
+    study_report = write_report(find_store(str(tmp_path)), ["fake"])
     folder = tmp_path / "reports" / "fake"
     assert study_report.folder == folder
     written = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -668,7 +668,7 @@ def test_files_are_written_and_logged(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert written["report.html"].decode() == study_report.html
     assert {"report.html", "report.md", "arms.svg", "mistakes.png"} <= set(written)
     assert (logged["run"], logged["note"]) == ("summary0", study_report.note)
-    assert write_report(find_store(str(tmp_path)), "fake", tmp_path / "other").folder == tmp_path / "other"
+    assert write_report(find_store(str(tmp_path)), ["fake"], tmp_path / "other").folder == tmp_path / "other"
 
 
 def test_the_terminal_shows_the_short_form(
@@ -717,7 +717,7 @@ def test_quick_answers_import_nothing_large(arguments: list[str], status: int, m
 
 def test_a_study_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no store"):
-        write_report(find_store(str(tmp_path)), "fake")
+        write_report(find_store(str(tmp_path)), ["fake"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -780,7 +780,7 @@ def test_who_may_only_read_a_store_gets_the_report_in_another_folder(monkeypatch
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--output: .* is not a folder"):
-        write_report(find_store(str(tmp_path)), "fake", tmp_path / "file")
+        write_report(find_store(str(tmp_path)), ["fake"], tmp_path / "file")
 
 
 def test_intervals_are_drawn_on_the_axis_that_they_share() -> None:
