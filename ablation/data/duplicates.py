@@ -19,13 +19,13 @@ class Pictures:
     """The images of a set by what identifies them: training images first, then test images.
 
     Attributes:
-        digests_N: of the pixels.
+        digests_N: of the pixels; None for images that cannot be read, which are identical to none.
         labels_N: int64.
         is_test_N: bool.
         names: the images' names, for messages.
     """
 
-    digests_N: Sequence[str]
+    digests_N: Sequence[str | None]
     labels_N: np.ndarray
     is_test_N: np.ndarray
     names: Sequence[str]
@@ -35,7 +35,8 @@ def identical(pictures: Pictures) -> list[list[int]]:
     """Return the numbers of images that are identical to each other, set by set, in the order of their first images."""
     places: dict[str, list[int]] = {}
     for number, digest in enumerate(pictures.digests_N):
-        places.setdefault(digest, []).append(number)
+        if digest is not None:
+            places.setdefault(digest, []).append(number)
     return [numbers for numbers in places.values() if len(numbers) > 1]
 
 

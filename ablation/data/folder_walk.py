@@ -29,27 +29,18 @@ Passed = Counter[tuple[str, str]]  # (what, its name or format) -> how many were
 
 
 @dataclass
-class Level:
-    """What stands directly in a folder.
+class Found:
+    """What stands directly in a folder, or at any depth below it.
 
     Attributes:
-        images: the paths and statuses of image files, by name.
-        folders: the names of the folders that count, sorted.
+        images: the paths and statuses of image files, sorted by path.
+        folders: the names of the folders that count, sorted; only of what stands directly in a folder.
         passed: what does not count.
         unreadable: the paths of image files that are passed over because they cannot be read.
     """
 
     images: list[File] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
-    passed: Passed = field(default_factory=Counter)
-    unreadable: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Below:
-    """The image files of a folder, at any depth, sorted by path, and what was passed over; see `Level`."""
-
-    images: list[File] = field(default_factory=list)
     passed: Passed = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
 
@@ -63,10 +54,10 @@ class FolderWalk:
 
     def __init__(self, *, skips_unreadable: bool):
         self._skips_unreadable = skips_unreadable
-        self._levels: dict[Path, Level] = {}
-        self._below: dict[Path, Below] = {}
+        self._levels: dict[Path, Found] = {}
+        self._below: dict[Path, Found] = {}
 
-    def level(self, folder: Path) -> Level:
+    def level(self, folder: Path) -> Found:
         """Return what stands directly in a folder.
 
         Raises:
@@ -76,7 +67,7 @@ class FolderWalk:
             self._levels[folder] = self._read_level(folder)
         return self._levels[folder]
 
-    def below(self, folder: Path) -> Below:
+    def below(self, folder: Path) -> Found:
         """Return the images in a folder at any depth. Links to folders are followed; no folder is read twice.
 
         Raises:
@@ -86,55 +77,28 @@ class FolderWalk:
             self._below[folder] = self._read_below(folder)
         return self._below[folder]
 
-    def _read_level(self, folder: Path) -> Level:
-        level = Level()
+    def _read_level(self, folder: Path) -> Found:
+        level = Found()
         with _reading_errors(), os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
         for entry in entries:
             try:
                 with _reading_errors():
-                    is_folder = entry.is_dir()
-            except InputError:  # a link to itself
+                    _add(level, entry)
+            except InputError:
                 if not self._skips_unreadable:
                     raise
                 if is_image_name(entry.name):
-                    self._pass_over_unreadable(level, entry)
+                    level.passed["unreadable image", ""] += 1
+                    level.unreadable.append(entry.path)
                 else:
                     level.passed["other file", ""] += 1
-                continue
-            kind = "folder" if is_folder else "file"
-            if entry.name.startswith("."):  # .ipynb_checkpoints, or ._1.jpg of macOS
-                level.passed[f"hidden {kind}", ""] += 1
-            elif entry.name.lower() in SYSTEM_NAMES:
-                level.passed[f"system {kind}", entry.name] += 1
-            elif is_folder:
-                _check_name(entry)
-                level.folders.append(entry.name)
-            elif is_image_name(entry.name):
-                self._add_image(level, entry)
-            else:
-                level.passed["other file", one_line(Path(entry.name).suffix.lower()) or "no suffix"] += 1
+        for name in level.folders:
+            _check_name(os.path.join(folder, name))  # noqa: PTH118 - a folder is not passed over
         return level
 
-    def _add_image(self, level: Level, entry: os.DirEntry[str]) -> None:
-        try:
-            _check_name(entry)
-            with _reading_errors():
-                status = entry.stat()
-            if not stat.S_ISREG(status.st_mode):  # a pipe would keep its reader waiting
-                raise InputError(f"data.root: {one_line(entry.path)} is no file")
-            level.images.append((entry.path, status))
-        except InputError:  # a name that is not UTF-8, or a link to nowhere
-            if not self._skips_unreadable:
-                raise
-            self._pass_over_unreadable(level, entry)
-
-    def _pass_over_unreadable(self, level: Level, entry: os.DirEntry[str]) -> None:
-        level.passed["unreadable image", ""] += 1
-        level.unreadable.append(entry.path)
-
-    def _read_below(self, folder: Path) -> Below:
-        below = Below()
+    def _read_below(self, folder: Path) -> Found:
+        below = Found()
         above = {os.path.realpath(place) for place in (folder, *folder.absolute().parents)}
         seen, waiting = set(above), [folder]
         while waiting:
@@ -167,16 +131,41 @@ def passed_text(passed: Passed) -> str:
     return ", ".join(parts)
 
 
-def _check_name(entry: os.DirEntry[str]) -> None:
+def _add(level: Found, entry: os.DirEntry[str]) -> None:
+    """Add an entry of a folder.
+
+    Raises:
+        InputError: an image's name is not UTF-8, or it is no file.
+        OSError: a link leads nowhere, or to itself.
+    """
+    is_folder = entry.is_dir()
+    kind = "folder" if is_folder else "file"
+    if entry.name.startswith("."):  # .ipynb_checkpoints, or ._1.jpg of macOS
+        level.passed[f"hidden {kind}", ""] += 1
+    elif entry.name.lower() in SYSTEM_NAMES:
+        level.passed[f"system {kind}", entry.name] += 1
+    elif is_folder:
+        level.folders.append(entry.name)
+    elif is_image_name(entry.name):
+        _check_name(entry.path)
+        status = entry.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would keep its reader waiting
+            raise InputError(f"data.root: {one_line(entry.path)} is no file")
+        level.images.append((entry.path, status))
+    else:
+        level.passed["other file", one_line(Path(entry.name).suffix.lower()) or "no suffix"] += 1
+
+
+def _check_name(path: str) -> None:
     """Refuse a name that no database, report or digest could hold.
 
     Raises:
         InputError: the name's bytes are not UTF-8; shows them.
     """
     try:
-        entry.name.encode()
+        os.path.basename(path).encode()  # noqa: PTH119 - there may be millions
     except UnicodeEncodeError:
-        raise InputError(f"data.root: the name of {one_line(entry.path)} is not UTF-8: rename it") from None
+        raise InputError(f"data.root: the name of {one_line(path)} is not UTF-8: rename it") from None
 
 
 @contextlib.contextmanager

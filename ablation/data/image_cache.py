@@ -116,18 +116,24 @@ def map_decoded(images: DecodedImages) -> dict[str, np.memmap]:
     Raises:
         InputError: the disk has no room, or cannot be written; see `cache_limit`; or from decoding.
     """
-    folder, limit = _needed_folder(images.size), cache_limit()
+    size = f"{images.size / 1e9:.1f} GB of decoded images, which do not fit into memory"
+    folder, limit = cache_folder(), cache_limit()
+    if folder is None:
+        raise InputError(f"ABLATION_CACHE: must name a folder on a disk with room for {size}")
     file = _file(folder, images)
     try:
         with _locked(folder, timeout=-1):
             if not _is_of(file, images):
                 if not _make_room(file, images.size, limit if images.size <= limit else sys.maxsize):
-                    raise InputError(_no_room(images.size, folder))
+                    raise InputError(
+                        f"data: {size}, do not fit on the disk of {folder} either; set ABLATION_CACHE to a folder on "
+                        "another disk, set data.limit, or make data.image_size smaller"
+                    )
                 _write(file, images, (image for name in images.shapes for image in images.decode(name)))
             return _memory_maps(file)
     except (OSError, NotImplementedError) as error:  # the last: a file system without locks
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"ABLATION_CACHE: {folder} cannot take {_decoded_size(images.size)} ({reason})") from None
+        raise InputError(f"ABLATION_CACHE: {folder} cannot take {size} ({reason})") from None
 
 
 def cache_files() -> list[tuple[Path, int, bool]]:
@@ -173,24 +179,6 @@ def clear_cache() -> int:
     except (OSError, NotImplementedError) as error:
         raise InputError(f"ABLATION_CACHE: {folder} cannot be cleaned ({error})") from None
     return len(unused)
-
-
-def _needed_folder(size: int) -> Path:
-    folder = cache_folder()
-    if folder is None:
-        raise InputError(f"ABLATION_CACHE: must name a folder on a disk with room for {_decoded_size(size)}")
-    return folder
-
-
-def _decoded_size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB of decoded images, which do not fit into memory"
-
-
-def _no_room(size: int, folder: Path) -> str:
-    return (
-        f"data: {_decoded_size(size)}, do not fit on the disk of {folder} either; set ABLATION_CACHE to a folder on "
-        "another disk, set data.limit, or make data.image_size smaller"
-    )
 
 
 def _file(folder: Path, images: DecodedImages) -> Path:

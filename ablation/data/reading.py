@@ -38,7 +38,7 @@ from ablation.data.near_duplicates import FEW
 from ablation.data.split import Split, split_listing
 from ablation.data.torchvision_sets import SETS, torchvision_listing
 from ablation.spec.files import check_images
-from ablation.spec.tables import Data
+from ablation.spec.tables import FILE_SOURCES, Data
 
 # Training images in a process's memory at the peak: decoded, chosen by the split, and reordered for the device.
 COPIES = 3
@@ -125,30 +125,21 @@ def list_images(data: Data, track: TrackProgress = untracked) -> ImageListing:
     listing = _list_classes(data)
     if data.unreadable == "error" and data.duplicates != "drop":
         return listing
-    splits = ("train", "test")
-    labels_N = np.concatenate([listing.train_labels_N, listing.test_labels_N])
-    is_test_N = np.arange(len(labels_N)) >= len(listing.train_labels_N)
     notes: list[str] = []
     digests_N: Sequence[str | None]
     if listing.files is not None:
-        files = [file for split in splits for file in listing.files[split]]
-        audit = audit_files(files, data, track, listing.open_image)
+        audit = audit_files(listing.files["train"] + listing.files["test"], data, track, listing.open_image)
         digests_N = audit.digests
         if audit.faults and data.unreadable == "skip":
             notes.append(f"left out: {plural(len(audit.faults), 'unreadable image')}")
     else:
         digests_N = _pixel_digests(read_listing(listing, track))
-    readable_N = np.array([digest is not None or data.unreadable == "error" for digest in digests_N])
-    stays_N = readable_N.copy()
+    stays_N = np.array([digest is not None or data.unreadable == "error" for digest in digests_N])
     if data.duplicates == "drop":
-        places = np.flatnonzero([digest is not None for digest in digests_N])
-        names = image_names(listing)
-        chosen = Pictures(
-            [str(digests_N[n]) for n in places], labels_N[places], is_test_N[places], [names[n] for n in places]
-        )
-        stays_N[places] = kept(chosen)
-        notes.append(f"left out: {plural(int((readable_N & ~stays_N).sum()), 'copy', 'copies')}")
-    train_N, test_N = np.flatnonzero(stays_N[~is_test_N]), np.flatnonzero(stays_N[is_test_N])
+        kept_N = kept(_pictures(listing, np.arange(len(listing.train_labels_N)), digests_N))
+        notes.append(f"left out: {plural(int((stays_N & ~kept_N).sum()), 'copy', 'copies')}")
+        stays_N &= kept_N
+    train_N, test_N = map(np.flatnonzero, np.split(stays_N, [len(listing.train_labels_N)]))
     for split, labels in (("training", listing.train_labels_N[train_N]), ("test", listing.test_labels_N[test_N])):
         missing = np.flatnonzero(np.bincount(labels, minlength=len(listing.classes)) == 0)
         if len(missing):
@@ -207,7 +198,7 @@ def listing_key(listing: ImageListing, test_images_NHWC: np.ndarray | None = Non
     return key.hexdigest()
 
 
-def _pictures(listing: ImageListing, train_N: np.ndarray, digests_N: list[str]) -> Pictures:
+def _pictures(listing: ImageListing, train_N: np.ndarray, digests_N: Sequence[str | None]) -> Pictures:
     labels_N = np.concatenate([listing.train_labels_N[train_N], listing.test_labels_N])
     return Pictures(digests_N, labels_N, np.arange(len(labels_N)) >= len(train_N), image_names(listing, train_N))
 
@@ -290,8 +281,7 @@ def _fit_into_memory(side: int, train: int, test: int, processes: int = 1) -> bo
 
 def is_mapped(data: Data, size: "DataSize", side: int) -> bool:
     """Return whether images with this side are read through a memory map: files that do not fit into memory."""
-    has_files = SETS[data.source].gives_files if data.source in SETS else data.is_own
-    return has_files and not _fit_into_memory(side, size.train, size.test)
+    return (data.is_own or data.source in FILE_SOURCES) and not _fit_into_memory(side, size.train, size.test)
 
 
 def check_memory(side: int, train: int, test: int, processes: int = 1) -> None:

@@ -21,7 +21,7 @@ from ablation.data.decoding import (
     in_memory,
 )
 from ablation.data.image_files import file_readers, file_status
-from ablation.spec.tables import Data
+from ablation.spec.tables import FILE_SOURCES, Data
 
 
 def torchvision_listing(data: Data) -> ImageListing:
@@ -32,9 +32,9 @@ def torchvision_listing(data: Data) -> ImageListing:
     """
     known = SETS[data.source]
     root = expand(data.root or "data")
-    existed = root.exists()
+    existed, gives_files = root.exists(), data.source in FILE_SOURCES
     try:
-        train, test = open_set(known, root, gives_files=known.gives_files)
+        train, test = open_set(known, root, gives_files=gives_files)
     except (OSError, RuntimeError) as error:
         fault, checksum = _missing(known, root)
         raise InputError(
@@ -62,7 +62,7 @@ def torchvision_listing(data: Data) -> ImageListing:
         read,
         decoding=DECODING_VERSION if data.resize != "crop" else None,
     )
-    if not known.gives_files:
+    if not gives_files:
         return listing
     files = {
         split: [file_status(part[number][0]) for part in parts for number in range(len(part))]
@@ -117,7 +117,6 @@ class TorchvisionSet:
         classes: number of classes.
         train_images: number of training images.
         test_images: number of test images.
-        gives_files: whether the class can be asked for the files of its images, by its argument `loader`.
     """
 
     name: str
@@ -126,7 +125,6 @@ class TorchvisionSet:
     classes: int
     train_images: int
     test_images: int
-    gives_files: bool = False
 
 
 _TRAIN, _TEST = ({"train": True},), {"train": False}
@@ -141,10 +139,10 @@ SETS: dict[str, TorchvisionSet] = {
     "kmnist": TorchvisionSet("KMNIST", _TRAIN, _TEST, 10, 60_000, 10_000),
     "svhn": TorchvisionSet("SVHN", _SPLIT, _TEST_SPLIT, 10, 73_257, 26_032),
     "stl10": TorchvisionSet("STL10", _SPLIT, _TEST_SPLIT, 10, 5_000, 8_000),
-    "flowers102": TorchvisionSet("Flowers102", _WITH_VAL, _TEST_SPLIT, 102, 2_040, 6_149, True),
+    "flowers102": TorchvisionSet("Flowers102", _WITH_VAL, _TEST_SPLIT, 102, 2_040, 6_149),
     "oxford_pets": TorchvisionSet("OxfordIIITPet", ({"split": "trainval"},), _TEST_SPLIT, 37, 3_680, 3_669),
-    "dtd": TorchvisionSet("DTD", _WITH_VAL, _TEST_SPLIT, 47, 3_760, 1_880, True),
-    "food101": TorchvisionSet("Food101", _SPLIT, _TEST_SPLIT, 101, 75_750, 25_250, True),
+    "dtd": TorchvisionSet("DTD", _WITH_VAL, _TEST_SPLIT, 47, 3_760, 1_880),
+    "food101": TorchvisionSet("Food101", _SPLIT, _TEST_SPLIT, 101, 75_750, 25_250),
 }
 
 # Height and width in pixels of the sets whose images all have one size; they are not resized.

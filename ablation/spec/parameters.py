@@ -1,6 +1,7 @@
 """The hyper-parameters, and the tables that name them: `[fixed]`, `[factors]`, `[search]`, `[[arms]]`, `[[known]]`."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
@@ -204,11 +205,11 @@ class Choices(Strict, Generic[T]):
         return value in self.choices
 
 
-def refuse_duplicates(values: Sequence[object]) -> None:
+def refuse_duplicates(values: Sequence[Hashable]) -> None:
     """Raise ValueError if a value is listed twice."""
-    duplicates = [value for i, value in enumerate(values) if value in values[:i]]
-    if duplicates:
-        raise ValueError(f"{duplicates[0]!r} is listed twice")
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise ValueError(f"{value!r} is listed twice")
 
 
 def _search_kind(value: Any) -> str:
