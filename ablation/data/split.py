@@ -30,19 +30,21 @@ def split_seed(study_seed: int) -> int:
 
 
 def split_listing(data: Data, listing: ImageListing, seed: int) -> Split:
-    """Split the training images of a study; see `split_train_val`.
+    """Split the training images of a study, or a stratified subset of `data.limit` images; see `split_train_val`.
 
     Raises:
-        InputError: as `split_train_val`; or a class has fewer than two images, of all or of those that `data.limit`
-            leaves.
+        InputError: as `split_train_val`; there are fewer images than `data.limit`; or a class has fewer than two, of
+            all or of those that it leaves.
     """
     labels_N = listing.train_labels_N
     _check_counts(labels_N, listing.classes, "data:")
+    chosen_N = np.arange(len(labels_N))
     if data.limit is not None:
         chosen_N = _limited(labels_N, data.limit, seed)
         _check_counts(labels_N[chosen_N], listing.classes, f"data.limit: of {data.limit} images,")
-    groups_N = None if listing.groups is None else numbered(listing.groups["train"])
-    return split_train_val(labels_N, data.val_fraction, data.limit, seed, groups_N)
+    groups_N = None if listing.groups is None else numbered(listing.groups["train"])[chosen_N]
+    split = split_train_val(labels_N[chosen_N], data.val_fraction, seed, groups_N)
+    return Split(np.sort(chosen_N[split.train_N]), np.sort(chosen_N[split.val_N]))
 
 
 def _check_counts(labels_N: np.ndarray, classes: list[str], where: str) -> None:
@@ -55,39 +57,39 @@ def _check_counts(labels_N: np.ndarray, classes: list[str], where: str) -> None:
         )
 
 
-def split_train_val(
-    labels_N: np.ndarray, val_fraction: float, limit: int | None, seed: int, groups_N: np.ndarray | None = None
-) -> Split:
-    """Split the training images into training and validation images.
+def split_train_val(labels_N: np.ndarray, val_fraction: float, seed: int, groups_N: np.ndarray | None = None) -> Split:
+    """Split images into those to learn from and those for validation.
 
-    Both parts keep the classes' shares, as far as whole groups allow. With `limit`, a stratified subset of that many
-    images is split.
+    Both parts keep the classes' shares, as far as whole groups allow.
 
     Raises:
-        InputError: there are too few images or groups of a class, or fewer images than `limit`.
+        InputError: there are too few images or groups of a class.
     """
     random_state = seed % 2**32  # NumPy's seeds have 32 bits
-    subset_N = np.arange(len(labels_N)) if limit is None else _limited(labels_N, limit, seed)
-    classes, val_count = len(np.unique(labels_N[subset_N])), int(np.ceil(val_fraction * len(subset_N)))
-    if min(val_count, len(subset_N) - val_count) < classes:
+    images, classes, val_count = len(labels_N), len(np.unique(labels_N)), int(np.ceil(val_fraction * len(labels_N)))
+    if min(val_count, images - val_count) < classes:
         raise InputError(
-            f"data.val_fraction: {val_count} of {len(subset_N)} images for validation, but {classes} classes need one "
-            "each, for validation and for training; change it, or use more images"
+            f"data.val_fraction: {val_count} of {images} images for validation, but {classes} classes need one each, "
+            "for validation and for training; change it, or use more images"
         )
     if groups_N is not None:
-        is_val_N = choose_groups(labels_N[subset_N], groups_N[subset_N], val_fraction, random_state)
-        return Split(np.sort(subset_N[~is_val_N]), np.sort(subset_N[is_val_N]))
+        is_val_N = choose_groups(labels_N, groups_N, val_fraction, random_state)
+        return Split(np.flatnonzero(~is_val_N), np.flatnonzero(is_val_N))
     try:
         train_N, val_N = train_test_split(
-            subset_N, test_size=val_fraction, stratify=labels_N[subset_N], random_state=random_state
+            np.arange(images), test_size=val_fraction, stratify=labels_N, random_state=random_state
         )
     except ValueError as error:
-        raise InputError(f"data.val_fraction: {len(subset_N)} images cannot be split by class: {error}") from None
+        raise InputError(f"data.val_fraction: {images} images cannot be split by class: {error}") from None
     return Split(np.sort(train_N), np.sort(val_N))
 
 
 def _limited(labels_N: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Return the numbers of a stratified subset of images, see `split_train_val`."""
+    """Return the numbers of a stratified subset of so many images.
+
+    Raises:
+        InputError: there are fewer, or too few of a class among those chosen or left out.
+    """
     images, classes = len(labels_N), len(np.unique(labels_N))
     if limit > images:
         raise InputError(f"data.limit: {limit} is more than the {images} training images")

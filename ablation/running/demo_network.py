@@ -45,7 +45,7 @@ def _pretrained(backbone: str) -> bytes:
     device = torch.device("cpu")
     images = load_images(Data(source="digits", classes=PRETRAINING_CLASSES))
     pixels, labels = images.train_images_NHWC, images.train_labels_N
-    split = split_train_val(labels, 0.2, None, seed=0)
+    split = split_train_val(labels, 0.2, seed=0)
     train_images, val_images = (
         to_device(pixels, labels, indices_N, device) for indices_N in (split.train_N, split.val_N)
     )

@@ -125,7 +125,6 @@ def splits_of(study: StudySpec, images: ImageSet, first: Split) -> list[Split]:
             split_train_val(
                 images.train_labels_N,
                 study.data.val_fraction,
-                None,
                 split_seed(repeat_seed(study.seed, repeat)),
                 images.train_groups_N,
             )

@@ -4,7 +4,7 @@ from typing import Any
 
 from ablation.spec.arms import arms, published_for
 from ablation.spec.parameters import Range
-from ablation.spec.study import StudySpec, Superfluous, applies_in, table_of
+from ablation.spec.study import StudySpec, Superfluous, applies_in, levels_text, table_of
 from ablation.spec.tables import FILE_SOURCES, SIZED_SOURCES
 
 REUSED = ("strategy", "truncate_at", "freeze_depth", "learn")  # what a `Reuse` is made of
@@ -92,8 +92,8 @@ def _check_published(spec: StudySpec) -> None:
     shown = [published for arm in arms(spec) for published in published_for(spec, arm)]
     for number, published in enumerate(spec.published):
         if published.model_dump() not in shown:
-            levels = ", ".join(f"{name} = {level}" for name, level in published.arm.items())
-            raise Superfluous(f"published.arm: is shown nowhere: no arm has {levels}", ("published", number))
+            reason = f"is shown nowhere: no arm has {levels_text(published.arm)}"
+            raise Superfluous(f"published.arm: {reason}", ("published", number))
 
 
 def _refuse(spec: StudySpec, parameter: str, levels: dict[str, Any], reason: str, value: str = "") -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,18 @@ class Strict(BaseModel):
     """A pydantic model that refuses unknown keys, does not coerce types, and is immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Grown(Strict):
+    """A table, or a whole study, to which keys were added: what is stored of older studies stays as it was."""
+
+    added: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave added keys out at their defaults."""
+        defaults = {name: type(self).model_fields[name].default for name in self.added}
+        return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
 
 
 StrategyName = Literal["feature_extraction", "fine_tune_top", "fine_tune_all", "from_scratch"]
@@ -248,11 +260,8 @@ def _parameter_table(model_name: str, base: type[Strict], kind: Literal["fixed",
     return create_model(model_name, __base__=base, **fields)
 
 
-class _Table(Strict):
-    @model_serializer(mode="wrap")
-    def _without_added(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave newer parameters out that are not set, so that what is stored of older studies stays as it was."""
-        return {name: value for name, value in write(self).items() if value is not None or name not in ADDED}
+class _Table(Grown):
+    added = tuple(ADDED)
 
     def get(self, parameter: str) -> Any:
         """Return the value, the levels or the range of a hyper-parameter, None if it is not in the table."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ablation.spec.architectures import ARCHITECTURES, block_names, kept_units, unit_names
+from ablation.spec.architectures import ARCHITECTURES, block_names, kept_blocks, kept_units, unit_names
 from ablation.spec.parameters import STRATEGIES, StrategyName
 
 PARTS = ("all", "norms", "biases")  # values of `learn` besides the names of blocks
@@ -90,6 +90,9 @@ class Reuse:
         last = self.freeze_depth if STRATEGIES[self.strategy].freezes == "freeze_depth" else None
         if isinstance(last, str) and units_up_to(self.backbone, last) > self.kept:
             return "freeze_depth", f"{last} cannot be frozen where {self.truncate_at} is the last that is kept"
+        blocks = kept_blocks(self.backbone, self.truncate_at)
+        if isinstance(last, int) and last > blocks:
+            return "freeze_depth", f"{last} blocks cannot be frozen where {blocks} are kept"
         if self.unfrozen and not self.learning:
             is_kept = units_up_to(self.backbone, block_names(self.backbone).index(self.learn)) < self.kept
             why = f"freeze_depth = {self.freeze_depth} freezes it" if is_kept else f"{self.truncate_at} cuts it off"

@@ -22,12 +22,13 @@ from ablation.spec.parameters import (
     Configuration,
     Factors,
     Fixed,
+    Grown,
     Hyperparameters,
     Range,
     Search,
 )
 from ablation.spec.reuse import PARTS, Reuse
-from ablation.spec.tables import Backbone, Confirm, Data, Grown, Published, Tracking
+from ablation.spec.tables import Backbone, Confirm, Data, Published, Tracking
 
 ONE_BLOCK = "has no effect where fewer than two pretrained blocks learn"
 
@@ -97,6 +98,7 @@ class StudySpec(Grown):
     def _check(self) -> Self:
         _check_tables(self)
         _check_effects(self)  # first: a value without effect cannot make a combination impossible
+        _check_depths(self)
         _check_arms(self)
         for levels in self.combinations():
             _check_combination(self, levels)
@@ -195,7 +197,7 @@ class StudySpec(Grown):
             depths = self.possible("freeze_depth", levels)
             if isinstance(search, Range) and "freeze_depth" not in levels:  # the search lowers its upper end
                 high = min(search.high, kept_blocks(self.backbone.name, cut))
-                depths = list(range(search.low, high + 1, search.step or 1))
+                depths = list(range(search.low, max(search.low, high) + 1, search.step or 1))
             others = (self.possible("strategy", levels), depths, self.possible("learn", levels))
             reuses += [Reuse(self.backbone.name, cut, *values) for values in product(*others)]
         return reuses
@@ -269,8 +271,6 @@ def _check_tables(spec: StudySpec) -> None:
 
 def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
     """Refuse an arm in which a combination of values is impossible, or a factor has no effect."""
-    where = ", ".join(f"{k} = {v}" for k, v in levels.items())
-    at = f" ({where})" if where else ""
     strategies = spec.possible("strategy", levels)
     for cut in spec.possible("truncate_at", levels):
         if fault := image_size_fault(spec.data.image_size, spec.backbone.name, cut):
@@ -291,33 +291,27 @@ def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
     unfreezing = max(spec.possible("unfreeze_every", levels))
     if unfreezing >= spec.epochs:
         raise ValueError(f"unfreeze_every: {unfreezing} must be less than epochs = {spec.epochs}, or no block learns")
-
-    _check_reuse(spec, levels, at)
+    depths = spec.possible("freeze_depth", levels)
+    for strategy in strategies:
+        if STRATEGIES[strategy].freezes == "freeze_depth" and depths == [None]:
+            table = "[[arms]]" if spec.arms else "[factors]"
+            raise ValueError(f"freeze_depth: {strategy} needs it in [fixed], {table} or [search]")
+    for parameter, reason in filter(None, (reuse.fault() for reuse in spec.reuses(levels))):
+        raise ValueError(f"{table_of(spec, parameter, levels)}.{parameter}: {reason}{_in_arm(levels)}")
     for factor in levels:
         if not applies_in(spec, factor, levels):
-            raise ValueError(f"{table_of(spec, factor, levels)}.{factor}: has no effect in the arm with {where}")
+            raise ValueError(
+                f"{table_of(spec, factor, levels)}.{factor}: has no effect in the arm with {levels_text(levels)}"
+            )
 
 
-def _check_reuse(spec: StudySpec, levels: dict[str, Any], at: str) -> None:
-    """Refuse a part that cannot be frozen, or cannot learn, in some trial of an arm."""
-    strategies = spec.possible("strategy", levels)
-    frozen_to_depth = [strategy for strategy in strategies if STRATEGIES[strategy].freezes == "freeze_depth"]
-    if frozen_to_depth:
-        depths = spec.possible("freeze_depth", levels)
-        most = least = min(kept_blocks(spec.backbone.name, cut) for cut in spec.possible("truncate_at", levels))
-        if isinstance(spec.search.get("freeze_depth"), Range):  # each arm lowers its upper end to the blocks it keeps
-            all_cuts = (cut for other in spec.combinations() for cut in spec.possible("truncate_at", other))
-            most = max(kept_blocks(spec.backbone.name, cut) for cut in all_cuts)
-        if depths == [None]:
-            table = "[[arms]]" if spec.arms else "[factors]"
-            raise ValueError(f"freeze_depth: {frozen_to_depth[0]} needs it in [fixed], {table} or [search]")
-        numbers = [depth for depth in depths if isinstance(depth, int)]
-        for depth, limit in ((min(numbers), least), (max(numbers), most)) if numbers else ():
-            if depth > limit:
-                table = table_of(spec, "freeze_depth", levels)
-                raise ValueError(f"{table}.freeze_depth: {depth} blocks cannot be frozen where {limit} are kept{at}")
-    for parameter, reason in filter(None, (reuse.fault() for reuse in spec.reuses(levels))):
-        raise ValueError(f"{table_of(spec, parameter, levels)}.{parameter}: {reason}{at}")
+def levels_text(levels: dict[str, Any]) -> str:
+    """Return levels, or what an arm sets, as text."""
+    return ", ".join(f"{name} = {level}" for name, level in levels.items())
+
+
+def _in_arm(levels: dict[str, Any]) -> str:
+    return f" ({levels_text(levels)})" if levels else ""
 
 
 def table_of(spec: StudySpec, parameter: str, levels: dict[str, Any]) -> str:
@@ -371,6 +365,16 @@ def _check_effects(spec: StudySpec) -> None:
     _check_norms(spec)
 
 
+def _check_depths(spec: StudySpec) -> None:
+    """Refuse a range of depths beyond the blocks that any arm keeps; at other cuts the search lowers its upper end."""
+    depths = spec.search.get("freeze_depth")
+    if isinstance(depths, Range):
+        cuts = {cut for levels in spec.combinations() for cut in spec.possible("truncate_at", levels)}
+        most = max(kept_blocks(spec.backbone.name, cut) for cut in cuts)
+        if depths.largest > most:
+            raise ValueError(f"search.freeze_depth: {depths.largest} blocks cannot be frozen where {most} are kept")
+
+
 def _check_norms(spec: StudySpec) -> None:
     """Refuse to let the norms learn of a backbone that has none."""
     searched, factor = spec.search.get("learn"), spec.factors.get("learn")
@@ -407,15 +411,9 @@ def _check_known(spec: StudySpec, number: int) -> None:
             ("known", number),
             f"the known configuration {known.label} is dropped: {reason}",
         )
-    for levels in spec.combinations() if isinstance(values.get("freeze_depth"), int) else []:
-        trained = levels | values
-        least = min(kept_blocks(spec.backbone.name, cut) for cut in spec.possible("truncate_at", trained))
-        if values["freeze_depth"] > least and applies_in(spec, "freeze_depth", trained):
-            at = ", ".join(f"{name} = {level}" for name, level in levels.items())
-            raise ValueError(
-                f"known.{number}.freeze_depth: {values['freeze_depth']} blocks cannot be frozen where {least} are kept"
-                + (f" ({at})" if at else "")
-            )
+    for levels in spec.combinations():
+        for parameter, reason in filter(None, (reuse.fault() for reuse in spec.reuses(levels | values))):
+            raise ValueError(f"known.{number}.{parameter}: {reason}{_in_arm(levels)}")
 
 
 def _check_repeats(spec: StudySpec) -> None:
@@ -445,12 +443,11 @@ def _check_published(spec: StudySpec, number: int) -> None:
     published = spec.published[number]
     for factor in published.arm:
         if factor not in spec.arm_parameters():
-            arm = ", ".join(f"{name} = {level}" for name, level in published.arm.items())
             reason = f"{factor!r} is not one of the factors" if not spec.arms else f"no arm sets {factor!r}"
             raise Superfluous(
                 f"published.arm: {reason}",
                 ("published", number),
-                f"the published result for {arm} is dropped: {reason}",
+                f"the published result for {levels_text(published.arm)} is dropped: {reason}",
             )
         if factor == "truncate_at":
             require_known(str(published.arm[factor]), cut_names(spec.backbone.name), "block or unit")

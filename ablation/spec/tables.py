@@ -2,13 +2,13 @@
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ablation.base.text import require_known
 from ablation.spec.architectures import ARCHITECTURES, TIMM, function_name, is_custom, is_timm
-from ablation.spec.parameters import Strict, refuse_duplicates
+from ablation.spec.parameters import Grown, Strict, refuse_duplicates
 
 WEIGHTS_FILES = (".safetensors", ".pth")
 TIMM_WEIGHTS = "pretrained"  # what timm downloads for a network's name
@@ -89,18 +89,6 @@ SIZED_SOURCES = (*FILE_SOURCES, "oxford_pets")  # torchvision's sets of images o
 MANIFEST_FILES = (".csv", ".parquet")
 SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")  # one of them is in a folder of `save_to_disk`
 COLUMNS = ("image_column", "label_column", "split_column")
-
-
-class Grown(Strict):
-    """A table, or a whole study, to which keys were added: what is stored of older studies stays as it was."""
-
-    added: ClassVar[tuple[str, ...]]
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave added keys out at their defaults."""
-        defaults = {name: type(self).model_fields[name].default for name in self.added}
-        return {name: value for name, value in write(self).items() if name not in defaults or value != defaults[name]}
 
 
 class Data(Grown):

@@ -118,7 +118,7 @@ def test_few_groups_make_a_larger_share_than_asked_for() -> None:
     labels_N, groups_N = np.repeat([0, 0, 1, 1], 5), np.repeat([0, 1, 2, 3], 5)
     chosen_N = choose_groups(labels_N, groups_N, 0.1, seed=0)
     assert np.bincount(labels_N[chosen_N]).tolist() == [5, 5]
-    split = split_train_val(labels_N, 0.1, None, 0, groups_N)
+    split = split_train_val(labels_N, 0.1, 0, groups_N)
     assert np.bincount(labels_N[split.val_N]).tolist() == [5, 5]
 
 

@@ -24,7 +24,7 @@ from ablation.data.image_set import ImageSet
 from ablation.data.images import normalise
 from ablation.data.normalisation import Normalisation
 from ablation.data.reading import check_memory, list_images, load_images, load_split
-from ablation.data.split import split_train_val
+from ablation.data.split import split_listing
 from ablation.spec.tables import Data
 
 
@@ -265,9 +265,9 @@ def test_only_what_the_limit_keeps_is_decoded(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(image_files, "decode_file", lambda path, *how: opened.append(path) or decode_file(path, *how))
     everything = load_folder(folder)
     assert len(opened) == 62
-    whole = split_train_val(everything.train_labels_N, 0.25, 20, seed=4)
-    opened.clear()
     wanted = Data(source="imagefolder", root=str(folder), limit=20, val_fraction=0.25)
+    whole = split_listing(wanted, list_images(wanted), seed=4)
+    opened.clear()
     images, split = load_split(wanted, seed=4)
     assert len(set(opened)) == len(opened) == 20 + 2
     for part, expected in ((split.train_N, whole.train_N), (split.val_N, whole.val_N)):

@@ -26,8 +26,8 @@ from ablation.base.errors import InputError
 from ablation.base.text import escape_markdown
 from ablation.data.images import to_device
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import load_images
-from ablation.data.split import split_seed, split_train_val
+from ablation.data.reading import load_images, load_split
+from ablation.data.split import split_seed
 from ablation.reporting.report import build_report
 from ablation.spec.tables import Data
 from ablation.spec.trial import TrialSpec
@@ -119,8 +119,7 @@ def test_artifacts(finished: Path, narrow_weights: Path) -> None:
 
 
 def test_checkpoints_rebuild_models_with_the_same_accuracy(finished: Path) -> None:
-    images = load_images(Data(source="digits"))
-    split = split_train_val(images.train_labels_N, 0.25, 200, split_seed(0))
+    images, split = load_split(Data(source="digits", limit=200, val_fraction=0.25), split_seed(0))
     val = to_device(images.train_images_NHWC, images.train_labels_N, split.val_N, torch.device("cpu"))
     for run in runs(finished / "store", "small"):
         model = ablation.load_model(run.info.run_id, store=str(finished / "store"))
@@ -223,8 +222,7 @@ def test_the_report_has_the_images_that_the_network_got(finished: Path, tmp_path
     store = tmp_path / "copy"
     shutil.copytree(finished / "store", store, ignore=shutil.ignore_patterns("optuna.db", "checkpoints"))
     result = read_results(find_store(str(store)), "small")
-    images = load_images(Data(source="digits"))
-    split = split_train_val(images.train_labels_N, 0.25, 200, split_seed(0))
+    images, split = load_split(Data(source="digits", limit=200, val_fraction=0.25), split_seed(0))
     assert result.samples is not None
     assert result.samples.augmentations == []
     assert result.samples.normalisation == Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)

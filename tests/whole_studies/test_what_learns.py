@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 import ablation
 from ablation.data.images import to_device
 from ablation.data.normalisation import Normalisation
-from ablation.data.reading import load_images
-from ablation.data.split import split_seed, split_train_val
+from ablation.data.reading import load_split
+from ablation.data.split import split_seed
 from ablation.networks.blocks import expected_tensors
 from ablation.running import trial
 from ablation.running.export import Classifier, export_program
@@ -143,8 +143,7 @@ def test_stopped_in_every_arm_it_ends_the_same(command: Command, file: Path, mon
 
 def check_models(store: Path, found: dict[tuple[str, str], Run]) -> None:
     """Models are rebuilt from what learned, the weights, and the seed; checkpoints hold nothing else."""
-    images = load_images(Data(source="digits"))
-    split = split_train_val(images.train_labels_N, 0.25, 200, split_seed(0))
+    images, split = load_split(Data(source="digits", limit=200, val_fraction=0.25), split_seed(0))
     val = to_device(images.train_images_NHWC, images.train_labels_N, split.val_N, torch.device("cpu"))
     stored = {}
     for (arm, _), run in found.items():
