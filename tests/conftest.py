@@ -212,7 +212,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
 
     Its reports have no figures, which take seconds to draw, and its champions no program; `finished_study` has them.
     """
-    monkeypatch.setattr(report, "draw_figures", lambda analysis: {})
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})
     if "exported_champions" not in request.fixturenames:
         monkeypatch.setattr(champion, "export_program", lambda model, images, path: path.write_text("a program"))
     folder = tmp_path / "work"

@@ -127,7 +127,7 @@ def replace_slow_functions() -> None:
     replace(session, "load_split", load_once)
     replace(studies, "make_pruner", pruner)
     replace(mlflow_database, "_verify_schema", lambda engine: None)
-    replace(report, "draw_figures", lambda analysis: {})
+    replace(report, "draw_figures", lambda analysis, kinds: {})
     replace(champion, "export_program", lambda model, images, path: path.write_text("a program"))
     load_once(load_study(Path(sys.argv[1]), name="small").data, split_seed(0))
 

@@ -202,16 +202,16 @@ def test_two_processes_of_one_study_wait_for_each_other(
     threads: list[threading.Thread] = []
     write_report = running_study.write_report
 
-    def check_lock(store: Store, name: str) -> Any:
+    def check_lock(store: Store, names: list[str]) -> Any:
         def acquire() -> None:
-            with open_locks(store.optuna_url).exclusive(study_lock(name)):
+            with open_locks(store.optuna_url).exclusive(study_lock(*names)):
                 waited.append(False)
 
         threads.append(threading.Thread(target=acquire, daemon=True))
         threads[-1].start()
         time.sleep(0.3)
         waited.append(True)
-        return write_report(store, name)
+        return write_report(store, names)
 
     monkeypatch.setattr(running_study, "write_report", check_lock)
     assert command(study_file, *ONE_ARM, "--trials", "1", "--epochs", "1") == 0
