@@ -23,6 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and by
 
 from ablation import study
 from ablation.base import retries
+from ablation.data import set_summary
 from ablation.reporting import report
 from ablation.running import champion
 from ablation.search import configure_optuna, studies
@@ -35,9 +36,11 @@ from tests.studies import (
     REPOSITORY,
     STUDY,
     Command,
+    compare_once,
     compile_statements_once,
     read_migrations_once,
     run_small_study,
+    scale_digits_once,
     signal_handlers_kept,
 )
 from tests.victims import Victims
@@ -47,6 +50,7 @@ configure_mlflow()
 configure_optuna()
 read_migrations_once()
 compile_statements_once()
+scale_digits_once()
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +216,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
 
     Its reports have no figures, which take seconds to draw, and its champions no program; `finished_study` has them.
     """
+    monkeypatch.setattr(set_summary, "find_near_duplicates", compare_once)
     monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})
     if "exported_champions" not in request.fixturenames:
         monkeypatch.setattr(champion, "export_program", lambda model, images, path: path.write_text("a program"))

@@ -1,6 +1,7 @@
 """Small studies for tests: run by their command line in this process, and read back from both stores."""
 
 import contextlib
+import hashlib
 import shutil
 import signal
 import sqlite3
@@ -10,18 +11,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL.Image import Image
 from sqlalchemy import Engine
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.util import LRUCache
 
 from ablation.base.interrupts import NAMES, forget_interrupts
 from ablation.base.seeds import named_seed
+from ablation.data import reading
+from ablation.data.near_duplicates import NearDuplicates, find_near_duplicates
 from ablation.running import trial
 from ablation.search.space import NumberedRandomSampler
 from ablation.storage.store import Store
@@ -99,6 +104,31 @@ def compile_statements_once() -> None:
     # A statement is found by the dialect it was compiled for, of which each database has its own.
     SQLiteDialect_pysqlite.__eq__ = lambda one, other: type(one) is type(other)  # type: ignore[method-assign]
     SQLiteDialect_pysqlite.__hash__ = lambda one: hash(type(one))  # type: ignore[method-assign, assignment]
+
+
+def scale_digits_once() -> None:
+    """Let scikit-learn's digits be scaled once per process, not once per study."""
+    scaled: dict[tuple[bytes, int], np.ndarray] = {}
+    scale: Callable[[Image, int], np.ndarray] = vars(reading)["fit_image"]
+
+    def scale_once(image: Image, size: int) -> np.ndarray:
+        key = (image.tobytes(), size)
+        if key not in scaled:
+            scaled[key] = scale(image, size)
+        return scaled[key]
+
+    vars(reading)["fit_image"] = scale_once
+
+
+_compared: dict[bytes, NearDuplicates] = {}
+
+
+def compare_once(pictures: list[np.ndarray]) -> NearDuplicates:
+    """Compare pictures as `find_near_duplicates` does, those of equal studies once per process."""
+    key = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).digest()
+    if key not in _compared:
+        _compared[key] = find_near_duplicates(pictures)
+    return _compared[key]
 
 
 Command = Callable[..., int]

@@ -362,8 +362,11 @@ def _digits_listing(data: Data) -> ImageListing:
 
     def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
         grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8 pixels, 17 grey levels
-        pixels = np.stack([fit_image(Image.fromarray(image), data.image_size) for image in grey])
-        return pixels[train[train_N]], pixels[test[test_N]]
+        train_images, test_images = (
+            np.stack([fit_image(Image.fromarray(image), data.image_size) for image in grey[numbers_N]])
+            for numbers_N in (train[train_N], test[test_N])
+        )
+        return train_images, test_images
 
     classes = [str(digit) for digit in range(10)]
     return ImageListing(labels[train], labels[test], classes, data.image_size, read)

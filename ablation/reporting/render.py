@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -178,6 +179,32 @@ def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[
 
     Without scripts it shows the plots as SVG; its scripts draw them from their definitions.
     """
+    specs = {name: picture.spec for name, picture in pictures.items() if picture.spec is not None}
+    data = {
+        "specs": specs,
+        "arms": [{"name": arm.arm.name, "levels": _levels(arm)} for arm in result.arms],
+        "layout": LAYOUT,
+    }
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            result=result,
+            question=shown_question(result.spec.question),
+            tuning="equally many trials, which may end early," if early_ends(result.spec) else "equal tuning",
+            sections=sections,
+            pictures=pictures,
+            recoloured=lambda text: Markup(recoloured(text)),
+            data=Markup(recoloured(as_json(data))),
+            library=Markup(javascript().replace("</script", "<\\/script") if specs else ""),
+            version=__version__,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Return what compiles the page's templates, once per process."""
     environment = Environment(
         loader=PackageLoader("ablation.reporting"),
         autoescape=True,
@@ -187,23 +214,7 @@ def render_html(result: StudyResult, sections: list[Section], pictures: Mapping[
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters["kind"] = lambda block: type(block).__name__
-    specs = {name: picture.spec for name, picture in pictures.items() if picture.spec is not None}
-    data = {
-        "specs": specs,
-        "arms": [{"name": arm.arm.name, "levels": _levels(arm)} for arm in result.arms],
-        "layout": LAYOUT,
-    }
-    return environment.get_template("report.html.j2").render(
-        result=result,
-        question=shown_question(result.spec.question),
-        tuning="equally many trials, which may end early," if early_ends(result.spec) else "equal tuning",
-        sections=sections,
-        pictures=pictures,
-        recoloured=lambda text: Markup(recoloured(text)),
-        data=Markup(recoloured(as_json(data))),
-        library=Markup(javascript().replace("</script", "<\\/script") if specs else ""),
-        version=__version__,
-    )
+    return environment
 
 
 def _levels(arm: ArmResult) -> dict[str, str]:

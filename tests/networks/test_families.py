@@ -147,6 +147,6 @@ def test_frozen_blocks_give_an_image_the_same_in_any_batch(name: str, threads: i
     frozen = frozen_part(model, len(model.layers), NORMALISATION, "float32")
     images_NCHW = some_images(40, size).images_NCHW
     together = frozen(images_NCHW)
-    for batch_size in (1, 2, 7, 33):
-        parts = torch.cat([frozen(batch) for batch in torch.split(images_NCHW, batch_size)])
-        assert (parts - together).abs().max() <= bound * together.abs().max()
+    for batch_size, images in ((1, 4), (2, 8), (7, 40), (33, 40)):
+        parts = torch.cat([frozen(batch) for batch in torch.split(images_NCHW[:images], batch_size)])
+        assert (parts - together[:images]).abs().max() <= bound * together.abs().max()
