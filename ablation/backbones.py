@@ -2,6 +2,7 @@
 
 import math
 import sys
+from itertools import groupby
 
 import click
 
@@ -75,44 +76,28 @@ def cuts_table(backbone: str, image_size: int) -> Table:
     Raises:
         InputError: the images are too small for every cut, or cannot be divided into patches.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from ablation.networks.blocks import blank_image, kept_parts, outline_blocks
+    from ablation.networks.blocks import kept_parts, run_parts
     from ablation.networks.excerpts import Excerpt
 
     last = block_names(backbone)[-1]
     parts = kept_parts(backbone, last)
     if fault := image_size_fault(image_size, backbone, parts[0].unit):
         raise InputError(f"--image-size: {fault}")
-    blocks = outline_blocks(backbone, last, image_size).eval()
-    maps = blank_image(backbone, image_size)
+    deepest = [part.unit for part in parts if smallest_image(backbone, part.unit) <= image_size][-1]
+    ends = {part.block: part.unit for part in parts}  # the last unit of each block
     rows: list[list[str]] = []
     parameters = operations = 0
-    for number, part in enumerate(parts):
-        module = blocks.get_submodule(f"block{part.block}.{part.name}")
-        is_first = number == 0 or parts[number - 1].unit != part.unit
-        if is_first and image_size < smallest_image(backbone, part.unit):
-            break
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            maps = module(maps)
-        parameters += sum(parameter.numel() for parameter in module.parameters())
-        operations += counter.get_total_flops()
-        path = ", ".join(module.paths) if isinstance(module, Excerpt) else part.path
-        row = [
-            part.unit,
-            path,
-            " x ".join(str(length) for length in maps.shape[1:]),
-            f"{parameters:,}",
-            f"{operations / 1e9:.3f}",
-        ]
-        if is_first:
-            rows.append(row)
-        else:  # the unit has several modules
-            rows[-1] = [row[0], f"{rows[-1][1]}, {path}", *row[2:]]
-        is_last = number + 1 == len(parts) or parts[number + 1].block != part.block
-        if is_last and part.unit != f"block{part.block}":  # no pool: the block ends with the unit
-            rows.append([f"block{part.block}", "", *row[2:]])
+    for unit, of_unit in groupby(run_parts(backbone, deepest, image_size), key=lambda each: each[0].unit):
+        paths = []
+        for part, module, maps, of_part in of_unit:
+            paths += module.paths if isinstance(module, Excerpt) else [part.path]
+            parameters += sum(parameter.numel() for parameter in module.parameters())
+            operations += of_part
+            shape = " x ".join(map(str, maps.shape[1:]))
+        sizes = [shape, f"{parameters:,}", f"{operations / 1e9:.3f}"]
+        rows.append([unit, ", ".join(paths), *sizes])
+        if unit == ends[part.block] != f"block{part.block}":  # no pool: the block ends with the unit
+            rows.append([f"block{part.block}", "", *sizes])
     columns = ["truncate_at", "modules in the network", "output (C x H x W)", "parameters", "GFLOP per image"]
     notes = [
         "Parameters and floating point operations (a multiplication and an addition are two) count everything up to "

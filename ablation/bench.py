@@ -86,50 +86,52 @@ def cli(
         raise InputError(f"--output: {target} cannot be written")
     changes = study_overrides(Path(), None, trials, epochs, settings)
     chosen = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
-    if scale is not None:
-        if chosen - {"scale", "workers", "output"}:
-            raise InputError("--scale: goes with --workers and --output alone")
-        measure_scale(scale, workers, target)
-        return
-    if workers > 1:
+    if scale is not None and chosen - {"scale", "workers", "output"}:
+        raise InputError("--scale: goes with --workers and --output alone")
+    if scale is None and workers > 1:
         raise InputError("--workers: only with --scale")
-    if study is not None:
-        for name, instead in ONLY_WITHOUT_STUDY.items():
-            if name in chosen:
-                raise InputError(f"--{name}: not with --study; {instead}")
-        measure_study(spec_to_measure(study, images, weights, changes), device, target)
-        return
-    if changes:
+    if study is None and changes:
         raise InputError("--trials, --epochs and --set: only with --study")
+    for name, instead in ONLY_WITHOUT_STUDY.items():
+        if study is not None and name in chosen:
+            raise InputError(f"--{name}: not with --study; {instead}")
+    spec = None if study is None else spec_to_measure(study, images, weights, changes)
 
-    from ablation.base.core_use import core_use, read_core_times
-    from ablation.benchmark.measures import (
-        feature_extraction,
-        fine_tuning,
-        process_peak_bytes,
-        small_trials,
-        start_up,
-        tracking_overhead,
-        training_steps,
-    )
-    from ablation.benchmark.step_modes import step_modes
-    from ablation.benchmark.subject import load_subject
-    from ablation.benchmark.tables import provenance, result_tables
     from ablation.search import configure_optuna
     from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()
-    measures = (
-        feature_extraction, fine_tuning, training_steps, step_modes, small_trials, tracking_overhead, start_up
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="ablation-bench-") as folder:
-        subject = load_subject(images, weights, limit, device, repeats, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="ablation-bench-") as name:
+        folder = Path(name)
+        if scale is not None:
+            return measure_scale(scale, workers, folder, target)
+        if spec is not None:
+            return measure_study(spec, device, folder, target)
+
+        from ablation.base.core_use import core_use, read_core_times
+        from ablation.benchmark.measures import (
+            feature_extraction,
+            fine_tuning,
+            process_peak_bytes,
+            small_trials,
+            start_up,
+            tracking_overhead,
+            training_steps,
+        )
+        from ablation.benchmark.step_modes import step_modes
+        from ablation.benchmark.subject import load_subject
+        from ablation.benchmark.tables import provenance, result_tables
+
+        measures = (
+            feature_extraction, fine_tuning, training_steps, step_modes, small_trials, tracking_overhead, start_up
+        )  # fmt: skip
+        subject = load_subject(images, weights, limit, device, repeats, folder)
         measurements: dict[str, Any] = {"about": provenance(subject, images, weights)}
         for measure in measures:
             print(f"measuring: {measure.__name__.replace('_', ' ')} ...", file=sys.stderr, flush=True)
             before = read_core_times()
-            result = measure(subject, Path(folder), fill)
+            result = measure(subject, folder, fill)
             after = read_core_times()
             measurements[measure.__name__] = result | {
                 "seconds": round(after.wall - before.wall, 1),
@@ -137,25 +139,19 @@ def cli(
             }
             measurements["peak_memory_bytes"] = process_peak_bytes()
             write_atomically(target, json.dumps(measurements, indent=2).encode())  # kept if a later measurement fails
-    show_tables(result_tables(measurements), target)
+    return show_results(measurements, result_tables(measurements), target)
 
 
-def measure_scale(count: int, workers: int, target: Path) -> None:
+def measure_scale(count: int, workers: int, folder: Path, target: Path) -> None:
     """Run a simulated study, and print what a trial, --status and reading the results cost."""
     from ablation.benchmark.scale import scale
     from ablation.benchmark.tables import scale_table
-    from ablation.search import configure_optuna
-    from ablation.tracking import configure_mlflow
 
-    configure_mlflow()
-    configure_optuna()
-    with tempfile.TemporaryDirectory(prefix="ablation-bench-") as folder:
-        store = find_store(folder)
-        if os.environ.get("OPTUNA_STORAGE") and os.environ.get("MLFLOW_TRACKING_URI"):
-            store = replace(find_store(None), root=Path(folder))
-        measured = scale(store, count, workers)
-    write_atomically(target, json.dumps(measured, indent=2).encode())
-    show_tables([scale_table(measured)], target)
+    store = find_store(str(folder))
+    if os.environ.get("OPTUNA_STORAGE") and os.environ.get("MLFLOW_TRACKING_URI"):
+        store = replace(find_store(None), root=folder)
+    measured = scale(store, count, workers)
+    show_results(measured, [scale_table(measured)], target)
 
 
 def spec_to_measure(
@@ -180,30 +176,25 @@ def spec_to_measure(
     return spec
 
 
-def measure_study(spec: StudySpec, device: str, target: Path) -> None:
+def measure_study(spec: StudySpec, device: str, folder: Path, target: Path) -> None:
     """Run a study in a temporary store, and print the tables of its time."""
     from ablation.base.core_use import core_use, read_core_times
     from ablation.benchmark.tables import study_tables
     from ablation.benchmark.whole_study import whole_study
-    from ablation.search import configure_optuna
-    from ablation.tracking import configure_mlflow
 
-    configure_mlflow()
-    configure_optuna()
-    with tempfile.TemporaryDirectory(prefix="ablation-bench-") as folder:
-        before = read_core_times()
-        measured = whole_study(spec, find_store(folder), device)
-        measured["core_use"] = asdict(core_use(before, read_core_times()))
-    write_atomically(target, json.dumps(measured, indent=2).encode())
-    show_tables(study_tables(measured), target)
+    before = read_core_times()
+    measured = whole_study(spec, find_store(str(folder)), device)
+    measured["core_use"] = asdict(core_use(before, read_core_times()))
+    show_results(measured, study_tables(measured), target)
     if not measured["is_whole"]:
         raise KeyboardInterrupt
 
 
-def show_tables(tables: list[Table], target: Path) -> None:
-    """Print the tables of the measurements, and in which file all of them are."""
+def show_results(measurements: dict[str, Any], tables: list[Table], target: Path) -> None:
+    """Write all measurements to a file, and print the tables of them."""
     from ablation.base.terminal import show_table
 
+    write_atomically(target, json.dumps(measurements, indent=2).encode())
     for table in tables:
         show_table(table)
         print()

@@ -13,9 +13,9 @@ import torch
 
 from ablation import __version__
 from ablation.base.command_line import JOB_VARIABLE
+from ablation.base.cores import control_groups
 
 CHECKOUT = Path(__file__).resolve().parents[2]  # unless this is an installed copy
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 PACKAGES = ("torchvision", "optuna", "mlflow", "numpy")
 
 
@@ -44,15 +44,16 @@ def describe_process() -> dict[str, str]:
 
 
 def available_memory() -> int:
-    """Return the free memory in bytes; in a container (cgroup v2), what is left of its limit."""
+    """Return the free memory in bytes; what control groups (version 2), such as a container's, leave of it."""
     free: int = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # not Linux, or no limit
-        limit = int((CONTROL_GROUP / "memory.max").read_text())
-        used = int((CONTROL_GROUP / "memory.current").read_text())
-        statistics = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
-        # Cached files count as used, but Linux drops them when a program needs memory.
-        droppable = sum(int(statistics.get(kind, 0)) for kind in ("active_file", "inactive_file", "slab_reclaimable"))
-        free = min(free, limit - used + droppable)
+    for group in control_groups():
+        with suppress(OSError, ValueError):  # no limit
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # Cached files count as used, but Linux drops them when a program needs memory.
+            droppable = sum(int(counts.get(kind, 0)) for kind in ("active_file", "inactive_file", "slab_reclaimable"))
+            free = min(free, limit - used + droppable)
     return free
 
 
@@ -67,14 +68,8 @@ def _commit() -> str | None:
     """Return the commit of the checkout with this package; None for an installed copy, or without git."""
     if not (CHECKOUT / ".git").exists():
         return None
-    outputs = []
-    for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-        try:
-            process = subprocess.run(["git", "-C", CHECKOUT, *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        if process.returncode != 0:  # such as a repository of another user
-            return None
-        outputs.append(process.stdout.strip())
-    commit, changes = outputs
-    return f"{commit}-dirty" if changes else commit
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--exclude=*", "--abbrev=64", "--dirty"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # such as a repository of another user
+        return None

@@ -66,11 +66,12 @@ UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # environment of a command whose lines a
 
 
 def our_epochs(
-    subject: Subject, cut: str, strategy: StrategyName, images: Images, settings: TrainingSettings
+    subject: Subject, cut: str, strategy: StrategyName, images: Images, precision: str, batch_size: int = BATCH_SIZE
 ) -> Iterator[float]:
     """Train without end as a trial does; yield the images per second of each epoch, without its evaluation."""
     model = network(subject, cut).to(memory_format=torch.channels_last)
     learning = Learning(strategy, lr=1e-4, freeze_depth=len(model.blocks) - 1, backbone_lr_scale=0.1)
+    settings = TrainingSettings(10**6, batch_size, 0, precision, schedule="constant")
     training = begin_training(model, learning, settings, subject.normalisation)
     few = subject.val_images.subset(torch.arange(2))
     source, val_source = (ImageSource(part, training.frozen, "none") for part in (images, few))
@@ -78,13 +79,9 @@ def our_epochs(
         yield metrics.images_per_second
 
 
-def endless_settings(
-    device: torch.device, batch_size: int = BATCH_SIZE, precision: str | None = None
-) -> TrainingSettings:
-    """Return settings for any number of epochs, in a study's default precision unless `precision` is set."""
-    is_faster = is_faster_in_bfloat16("vgg16")
-    precision = precision or select_precision("auto", device, is_faster_in_bfloat16=is_faster)
-    return TrainingSettings(10**6, batch_size, 0, precision, schedule="constant")
+def default_precision(device: torch.device) -> str:
+    """Return the precision that a study computes in by default."""
+    return select_precision("auto", device, is_faster_in_bfloat16=is_faster_in_bfloat16("vgg16"))
 
 
 def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
@@ -127,9 +124,8 @@ def feature_extraction(subject: Subject, folder: Path, fill: int) -> dict[str, A
         scheduler.step()
         accuracies.append(plain_accuracy(model, val_loader, subject.device))
     plain = time.perf_counter() - started
-    uncached = our_epochs(
-        subject, "block3", "feature_extraction", first_images(subject, 1000, 20_000), endless_settings(subject.device)
-    )
+    images, precision = first_images(subject, 1000, 20_000), default_precision(subject.device)
+    uncached = our_epochs(subject, "block3", "feature_extraction", images, precision)
     next(uncached)
     return {
         "study_seconds": seconds,
@@ -151,13 +147,13 @@ def fine_tuning(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
     """
     is_cuda = subject.device.type == "cuda"
     cut = "block5" if is_cuda else "block3"
-    images = first_images(subject, 640, 20_000)
+    images, precision = first_images(subject, 640, 20_000), default_precision(subject.device)
     loader = plain_loader(images, subject.normalisation, shuffle=True)
     model = network(subject, cut)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
     candidates = {}
     for batch_size in (64, 256, 1024) if is_cuda else (BATCH_SIZE,):
-        epochs = our_epochs(subject, cut, "fine_tune_all", images, endless_settings(subject.device, batch_size))
+        epochs = our_epochs(subject, cut, "fine_tune_all", images, precision, batch_size)
         next(epochs)
         candidates[batch_size] = (next(epochs), epochs)
     best = max(candidates, key=lambda batch_size: candidates[batch_size][0])
@@ -168,7 +164,6 @@ def fine_tuning(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
         rates["ours"].append(next(ours))
         rates["plain"].append(len(images) / plain_epoch(model, optimizer, loader, subject.device))
     ratio = statistics.median(rates["ours"]) / statistics.median(rates["plain"])
-    precision = endless_settings(subject.device).precision
     return {"cut": cut, "precision": precision, "our_batch_size": best, **rates, "ratio": ratio}
 
 
@@ -185,8 +180,8 @@ def training_steps(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
             for batch_size in (64, 256, 1024) if is_cuda else (BATCH_SIZE,):
                 if is_cuda:
                     torch.cuda.reset_peak_memory_stats(subject.device)
-                settings = endless_settings(subject.device, batch_size, precision)
-                epochs = our_epochs(subject, cut, strategy, first_images(subject, 256, 20_000), settings)
+                images = first_images(subject, 256, 20_000)
+                epochs = our_epochs(subject, cut, strategy, images, precision, batch_size)
                 next(epochs)
                 rates = Measured([next(epochs) for _ in range(subject.repeats)])
                 rows.append({
@@ -262,9 +257,8 @@ def small_trials(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
 
 def tracking_overhead(subject: Subject, folder: Path, fill: int) -> dict[str, Any]:
     """Measure the time of MLflow's calls in a trial of a minute."""
-    epochs = our_epochs(
-        subject, "block3", "fine_tune_all", first_images(subject, 256, 20_000), endless_settings(subject.device)
-    )
+    images, precision = first_images(subject, 256, 20_000), default_precision(subject.device)
+    epochs = our_epochs(subject, "block3", "fine_tune_all", images, precision)
     next(epochs)
     rate = next(epochs)
     content = {

@@ -25,41 +25,28 @@ from ablation.training import loop
 from ablation.training.feature_cache import FeatureCache
 
 START, TRAINING, OTHER = "imports and start", "training", "everything else"
-# Functions by where they are called from, and the part of a study that their time belongs to. Of a call inside
+# The parts of a study, and the functions, by where they are called from, whose time belongs to each. Of a call inside
 # another, only the inner one's part counts.
-PARTS: list[tuple[Any, str, str]] = [
-    (session, "load_weights", "reading images and weights"),
-    (session, "load_split", "reading images and weights"),
-    (worker, "set_up_workbench", "reading images and weights"),
-    (FeatureCache, "source", "features"),
-    (trial, "make_training", "setting trials up"),
-    (trial, "train", TRAINING),
-    (loop, "evaluate", "evaluation"),
-    (trial, "record_test", "evaluation"),
-    (trial, "save_resume_checkpoint", "checkpoints"),
-    (trial, "record_best", "checkpoints"),
-    (outputs, "similarities_to_start", "evaluation"),
-    (study, "show_forecast", "forecast of the cuts"),
-    (study, "begin_summary", "MLflow"),
-    (TrialRun, "start", "MLflow"),
-    (TrialRun, "log_epochs", "MLflow"),
-    (TrialRun, "log_result", "MLflow"),
-    (TrialRun, "log_test", "MLflow"),
-    (TrialRun, "end", "MLflow"),
-    (TrialRun, "complete", "MLflow"),
-    (session, "open_stores", "Optuna, and opening both stores"),
-    (session, "deliver_and_reconcile", "Optuna, and opening both stores"),
-    (worker, "show_progress", "Optuna, and opening both stores"),
-    (worker, "claim_trial", "Optuna, and opening both stores"),
-    (worker, "all_ended", "Optuna, and opening both stores"),
-    (worker, "find_or_create_spec", "Optuna, and opening both stores"),
-    (trial, "ensure_held", "Optuna, and opening both stores"),
-    (trial, "report_epochs", "Optuna, and opening both stores"),
-    (trial, "should_prune", "Optuna, and opening both stores"),
-    (trial, "end_trial", "Optuna, and opening both stores"),
-    (trial, "release_and_delete", "Optuna, and opening both stores"),
-    (study, "conclude_study", "report and champion"),
-]
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "reading images and weights": [(session, "load_weights"), (session, "load_split"), (worker, "set_up_workbench")],
+    "features": [(FeatureCache, "source")],
+    "setting trials up": [(trial, "make_training")],
+    TRAINING: [(trial, "train")],
+    "evaluation": [(loop, "evaluate"), (trial, "record_test"), (outputs, "similarities_to_start")],
+    "checkpoints": [(trial, "save_resume_checkpoint"), (trial, "record_best")],
+    "forecast of the cuts": [(study, "show_forecast")],
+    "MLflow": [
+        (study, "begin_summary"),
+        *((TrialRun, name) for name in ("start", "log_epochs", "log_result", "log_test", "end", "complete")),
+    ],
+    "Optuna, and opening both stores": [
+        *((session, name) for name in ("open_stores", "deliver_and_reconcile")),
+        *((worker, name) for name in ("show_progress", "claim_trial", "all_ended", "find_or_create_spec")),
+        *((trial, name) for name in ("ensure_held", "report_epochs", "should_prune", "end_trial")),
+        (trial, "release_and_delete"),
+    ],
+    "report and champion": [(study, "conclude_study")],
+}
 SAMPLE_SECONDS = 0.25  # the driver's own average is over 1/6 of a second to a second
 
 
@@ -67,7 +54,7 @@ class Stopwatch:
     """Seconds of the thread that made it, by part; of parts inside each other, the innermost one counts."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys([START, *(part for _, _, part in PARTS), OTHER], 0.0)
+        self.seconds = dict.fromkeys([START, *PARTS, OTHER], 0.0)
         self._thread = threading.get_ident()
         self._parts = [OTHER]
         self._since = time.perf_counter()
@@ -80,7 +67,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count this context's time for a part."""
+        """Count this context's time for a part; as a decorator, that of a function's calls."""
         if threading.get_ident() != self._thread:
             yield
             return
@@ -91,16 +78,6 @@ class Stopwatch:
         finally:
             self.pause()
             self._parts.pop()
-
-    def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """Return a function whose calls count for a part."""
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return function(*args, **kwargs)
-
-        return call
 
     def timed_generator(self, function: Callable[..., Iterator[Any]], name: str) -> Callable[..., Iterator[Any]]:
         """Return a generator function whose own work counts for a part, not that of its caller in between."""
@@ -134,22 +111,18 @@ class Load:
         self._is_done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def observed(self, run_trial: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `run_trial`, observed: its first call begins the measurement, and the end of each may end it."""
-
-        @functools.wraps(run_trial)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if self.trials == 0:
-                self._begin = time.perf_counter(), time.process_time()
-                if self.device.type == "cuda":
-                    self._thread.start()
-            self.trials += 1
-            try:
-                return run_trial(*args, **kwargs)
-            finally:
-                self._end = time.perf_counter(), time.process_time()
-
-        return run
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[None]:
+        """Observe a trial, also as a decorator: the first begins the measurement, and the end of each may end it."""
+        if self.trials == 0:
+            self._begin = time.perf_counter(), time.process_time()
+            if self.device.type == "cuda":
+                self._thread.start()
+        self.trials += 1
+        try:
+            yield
+        finally:
+            self._end = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
         """End the measurement."""
@@ -199,10 +172,12 @@ def whole_study(spec: StudySpec, store: Store, device_name: str) -> dict[str, An
     stopwatch.seconds[START] = before
     is_whole = True
     with contextlib.ExitStack() as stack:
-        for owner, name, part in PARTS:
-            make = stopwatch.timed_generator if part == TRAINING else stopwatch.timed
-            stack.enter_context(mock.patch.object(owner, name, make(getattr(owner, name), part)))
-        stack.enter_context(mock.patch.object(worker, "run_trial", load.observed(vars(worker)["run_trial"])))
+        for part, functions in PARTS.items():
+            for owner, name in functions:
+                real = getattr(owner, name)
+                timed = stopwatch.timed_generator(real, part) if part == TRAINING else stopwatch.part(part)(real)
+                stack.enter_context(mock.patch.object(owner, name, timed))
+        stack.enter_context(mock.patch.object(worker, "run_trial", load.trial()(vars(worker)["run_trial"])))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.callback(load.stop)
         try:

@@ -20,7 +20,8 @@ from ablation.base.text import first_line, plural
 from ablation.launching.ray_actor import WorkerActor, why_not
 from ablation.launching.request import EngineWorker, Launch, refuse_unknown
 
-OPTIONS = ("address", "num-cpus", "num-gpus", "memory", "accelerator-type")
+AMOUNTS = ("num-cpus", "num-gpus", "memory")
+OPTIONS = ("address", *AMOUNTS, "accelerator-type")
 NAMESPACE = "ablation"
 PASSED_ON = ("ABLATION_", "MLFLOW_", "OPTUNA_", "PG")  # what the variables of the submitting process begin with
 JOB_COPY = "working_dir_files"  # the folder in which Ray keeps what `ray job submit --working-dir` has copied
@@ -46,18 +47,19 @@ def _needs(options: Mapping[str, str]) -> dict[str, Any]:
     refuse_unknown(options, OPTIONS, "ray")
     needs: dict[str, Any] = {}
     for name, text in options.items():
-        if name in ("address", "accelerator-type"):
-            continue
-        try:
-            amount = int(text) if text.isdecimal() else float(text)
-        except ValueError:
-            amount = math.nan
-        if not 0 <= amount < math.inf:
-            raise InputError(f"--engine-option: {name} must be a number from 0, got {text!r}")
-        needs[name.replace("-", "_")] = amount
-    if options.get("accelerator-type") == "":
-        raise InputError("--engine-option: accelerator-type needs a value on ray")
-    return needs | ({"accelerator_type": options["accelerator-type"]} if "accelerator-type" in options else {})
+        if name in AMOUNTS:
+            try:
+                amount = int(text) if text.isdecimal() else float(text)
+            except ValueError:
+                amount = math.nan
+            if not 0 <= amount < math.inf:
+                raise InputError(f"--engine-option: {name} must be a number from 0, got {text!r}")
+            needs[name.replace("-", "_")] = amount
+        elif name == "accelerator-type":
+            if not text:
+                raise InputError("--engine-option: accelerator-type needs a value on ray")
+            needs["accelerator_type"] = text
+    return needs
 
 
 def submit(launch: Launch) -> str:

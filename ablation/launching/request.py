@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ablation.base.errors import InputError
 from ablation.base.text import nearest
@@ -112,16 +112,13 @@ def _read_table(file: Path) -> dict[str, str]:
     table = content.get("launch")
     if not isinstance(table, dict):
         raise InputError(f"--engine-file: {file} has no table [launch]")
-    return {name: text for name, value in table.items() if (text := _option_text(name, value)) is not None}
-
-
-def _option_text(name: str, value: Any) -> str | None:
-    """Return a value of TOML as text: true is a flag, and false is none."""
-    if isinstance(value, bool):
-        return "" if value else None
-    if not isinstance(value, str | int | float):
-        raise InputError(f"--engine-file: launch.{name} must be text, a number, true or false")
-    return str(value)
+    options = {}
+    for name, value in table.items():
+        if not isinstance(value, str | int | float):
+            raise InputError(f"--engine-file: launch.{name} must be text, a number, true or false")
+        if value is not False:
+            options[name] = "" if value is True else str(value)  # true is a flag, and false is none
+    return options
 
 
 def refuse_unknown(options: Iterable[str], known: Iterable[str], engine: str) -> None:
@@ -133,14 +130,3 @@ def refuse_unknown(options: Iterable[str], known: Iterable[str], engine: str) ->
     for name in options:
         if name not in known:
             raise InputError(f"--engine-option: {name} is unknown on {engine}{nearest(name, known)}")
-
-
-def refuse_options(options: Mapping[str, str], own: Iterable[str], engine: str) -> None:
-    """Refuse options that a launch sets itself, and what an engine's program would take for their abbreviations.
-
-    Raises:
-        InputError: names the first one.
-    """
-    for name in options:
-        if any(each.startswith(name) for each in own):
-            raise InputError(f"--engine-option: {name} is set by the launch on {engine} itself")

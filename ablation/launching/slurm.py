@@ -13,7 +13,7 @@ from ablation.base.errors import InputError
 from ablation.base.files import write_atomically
 from ablation.base.text import one_line, plural
 from ablation.launching.programs import NoAnswer, call
-from ablation.launching.request import EngineWorker, Launch, refuse_options
+from ablation.launching.request import EngineWorker, Launch
 
 OWN = (
     "array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "chdir", "wrap", "ntasks", "nodes",
@@ -70,8 +70,9 @@ def _is_edited(script: bytes) -> bool:
 
 def _options(launch: Launch) -> dict[str, str]:
     """Return the options of `sbatch`: the launch's own, then the user's."""
-    others = {name: value for name, value in launch.options.items() if name != "signal"}
-    refuse_options(others, (*OWN, "signal"), "slurm")  # an abbreviation of `signal` would escape the check below
+    for name in launch.options:  # `sbatch` takes abbreviations; one of `signal` would escape the check below
+        if name != "signal" and any(each.startswith(name) for each in (*OWN, "signal")):
+            raise InputError(f"--engine-option: {name} is set by the launch on slurm itself")
     if {"cluster", "clusters"} & launch.options.keys():
         raise InputError(f"--engine-option: clusters: {OTHER_CLUSTER}")
     if "SBATCH_CLUSTERS" in os.environ:

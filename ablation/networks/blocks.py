@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer
 from torchvision.models.convnext import CNBlock
 from torchvision.models.vgg import VGG, make_layers
@@ -140,7 +141,7 @@ class Part:
 def _parts(backbone: str) -> list[Part]:
     """Return the parts of a backbone in order, distributed over the blocks as `spec.architectures` says."""
     if is_custom(backbone):
-        paths = enumerate(_paths(backbone), start=1)
+        paths = enumerate(make_custom_blocks(backbone, 0), start=1)
         return [Part(number, number, f"unit{number}_1", f"unit{number}_1", path) for number, path in paths]
     steps = next(family for beginning, family in FAMILIES.items() if backbone.startswith(beginning))(_network(backbone))
     parts: list[Part] = []
@@ -206,12 +207,6 @@ def _module(network: nn.Module, path: str) -> nn.Module:
     return copy.deepcopy(network.get_submodule(path))
 
 
-@functools.cache
-def _paths(backbone: str) -> list[str]:
-    """Return the paths of a custom backbone's blocks in their network, in order."""
-    return list(make_custom_blocks(backbone, 0))
-
-
 def build_blocks(backbone: str, truncate_at: str, image_size: int | None = None) -> nn.Sequential:
     """Build the kept part of a backbone on the CPU, with tensors that are not initialised.
 
@@ -259,6 +254,17 @@ def feature_shape(backbone: str, truncate_at: str, image_size: int) -> tuple[int
         return channels, height, width
     side = math.isqrt(shape[1] - extra_tokens)
     return shape[2], side, side
+
+
+def run_parts(backbone: str, truncate_at: str, image_size: int) -> Iterator[tuple[Part, nn.Module, torch.Tensor, int]]:
+    """Yield each part up to a cut with its module, its output for a blank image, and its floating-point operations."""
+    blocks = outline_blocks(backbone, truncate_at, image_size).eval()
+    maps = blank_image(backbone, image_size)
+    for part in kept_parts(backbone, truncate_at):
+        module = blocks.get_submodule(f"block{part.block}.{part.name}")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            maps = module(maps)
+        yield part, module, maps, counter.get_total_flops()
 
 
 def blank_image(backbone: str, image_size: int) -> torch.Tensor:

@@ -71,12 +71,9 @@ def apply_strategy(model: TransferModel, learning: Learning) -> list[dict[str, A
     groups = []
     for name, peak_lr, modules in _parts(model, learning):
         named = [(path, p) for module in modules for path, p in module.named_parameters() if p.requires_grad]
-        decayed = [p for path, p in named if _is_decayed(path, p)]
-        undecayed = [p for path, p in named if not _is_decayed(path, p)]
-        for decay, members in ((learning.weight_decay, decayed), (0.0, undecayed)):
-            if members:
+        for is_decayed, decay in ((True, learning.weight_decay), (False, 0.0)):
+            if members := [p for path, p in named if _is_decayed(path, p) == is_decayed]:
                 groups.append({"params": members, "name": name, "peak_lr": peak_lr, "weight_decay": decay})
-    check_coverage(model, groups)
     return groups
 
 
@@ -124,16 +121,3 @@ def _parts(model: TransferModel, learning: Learning) -> Iterator[tuple[str, floa
         return
     for number, (name, block) in enumerate(reversed(list(model.blocks.named_children()))):
         yield name, backbone_lr * learning.lr_decay**number, [block]
-
-
-def check_coverage(model: nn.Module, groups: list[dict[str, Any]]) -> None:
-    """Assert that every parameter is either frozen or in exactly one group.
-
-    Raises:
-        AssertionError: names the first parameter for which this does not hold.
-    """
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    for name, parameter in model.named_parameters():
-        expected = 1 if parameter.requires_grad else 0
-        if grouped.count(id(parameter)) != expected:
-            raise AssertionError(f"{name} is in {grouped.count(id(parameter))} optimizer groups, not in {expected}")

@@ -17,7 +17,7 @@ from ablation.base.generators import generator
 from ablation.networks.blocks import build_blocks, feature_shape, initialise_blocks, kept_parts
 from ablation.networks.vision_transformers import TokenPool
 from ablation.networks.weights import Weights
-from ablation.spec.architectures import ARCHITECTURES, is_custom
+from ablation.spec.architectures import ARCHITECTURES
 from ablation.spec.parameters import HeadNorm, HeadPool
 
 
@@ -71,8 +71,6 @@ class TransferModel(nn.Module):
     """Whether the blocks' batch norms keep their statistics while they learn."""
     frozen_tensors: frozenset[str]
     """Names of the parameters and buffers that training does not change."""
-    has_foreign_code: bool
-    """Whether its blocks are the code of a user or of timm."""
     image_size: int
     """Height and width in pixels of its images; set on a model that was loaded from a run."""
     input_mean: list[float]
@@ -83,7 +81,6 @@ class TransferModel(nn.Module):
     def __init__(self, blocks: nn.Sequential, pool: nn.Module, features: int, head: Head, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.has_foreign_code = False
         self.blocks = blocks
         self.learning_layers = range(len(self.layers))
         self.keeps_statistics = False
@@ -135,7 +132,6 @@ def build_model(backbone: str, truncate_at: str, head: Head, num_classes: int, i
     features = feature_count(backbone, truncate_at, image_size, head.pool)
     model = TransferModel(blocks, pool, features, head, num_classes)
     model.backbone, model.truncate_at = backbone, truncate_at
-    model.has_foreign_code = is_custom(backbone)
     return model
 
 

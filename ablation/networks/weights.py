@@ -21,12 +21,11 @@ from ablation.base.errors import InputError
 from ablation.base.files import expand
 from ablation.base.text import first_line, nearest
 from ablation.networks.blocks import all_tensor_names, expected_tensors
-from ablation.networks.timm_backbones import fit_to_image_size, pretrained_tensors, timm_normalisation
+from ablation.networks.timm_backbones import Three, fit_to_image_size, pretrained_tensors, timm_normalisation
 from ablation.networks.vision_transformers import can_resize
 from ablation.spec.architectures import block_names, is_custom, is_timm, kept_units
 from ablation.spec.tables import TIMM_WEIGHTS, WEIGHTS_FILES
 
-Three = tuple[float, float, float]
 STATE_KEYS = ("state_dict", "model_state_dict", "model")  # the network's key in checkpoints of training scripts
 SECONDS_TO_ANSWER = 10  # of the server that has torchvision's weights
 IMAGENET_MEAN: Three = (0.485, 0.456, 0.406)  # of RGB pixels scaled to 0..1; most pretrained networks expect these

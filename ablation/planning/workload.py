@@ -5,12 +5,11 @@ from functools import lru_cache
 from itertools import product
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ablation.base.device import select_precision
 from ablation.data.reading import DataSize
 from ablation.data.torchvision_sets import SIDES
-from ablation.networks.blocks import blank_image, kept_parts, outline_blocks
+from ablation.networks.blocks import run_parts
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, build_model, feature_count
 from ablation.planning.probe import Conditions, Kind
@@ -148,14 +147,10 @@ def _extreme_kinds(spec: StudySpec, arm: Arm, stores_features: bool) -> tuple[Ki
 @lru_cache
 def _costs_of_parts(backbone: str, cut: str, image_size: int) -> tuple[tuple[int, int, int], ...]:
     """Return for each part of a network: the units up to its end, its operations for an image, its parameters."""
-    maps, costs = blank_image(backbone, image_size), []
-    layers = [layer for block in outline_blocks(backbone, cut, image_size).eval() for layer in block.children()]
-    for part, layer in zip(kept_parts(backbone, cut), layers, strict=True):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            maps = layer(maps)
-        parameters = sum(parameter.numel() for parameter in layer.parameters())
-        costs.append((part.units, counter.get_total_flops(), parameters))
-    return tuple(costs)
+    return tuple(
+        (part.units, operations, sum(parameter.numel() for parameter in module.parameters()))
+        for part, module, _, operations in run_parts(backbone, cut, image_size)
+    )
 
 
 def _operations(spec: StudySpec, kind: Kind) -> float:

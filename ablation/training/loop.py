@@ -42,7 +42,8 @@ def train(
         Diverged: the loss of an epoch is not finite.
         torch.OutOfMemoryError: the device's memory does not suffice.
     """
-    model, optimizer = training.model, training.optimizer
+    model = training.model
+    head = next(group for group in training.optimizer.param_groups if group["name"] == "head")
     labels_N = train_source.labels_N
     batches = batch_places(len(labels_N), settings.batch_size)
     steps = settings.epochs * len(batches)
@@ -86,7 +87,7 @@ def train(
             val_accuracy=validation.accuracy,
             val_balanced_accuracy=validation.balanced_accuracy,
             val_macro_f1=validation.macro_f1,
-            lr=_head_peak_lr(optimizer) * rates[0],
+            lr=head["peak_lr"] * rates[0],
             images_per_second=len(labels_N) / seconds,
             timestamp=time.time_ns() // 1_000_000,
             relative_gradient_norm=gradient_norms,
@@ -114,8 +115,3 @@ def averaged(training: Training) -> Iterator[None]:
         yield
     finally:
         load_tensors(training.model, own)
-
-
-def _head_peak_lr(optimizer: torch.optim.Optimizer) -> float:
-    peak: float = next(group["peak_lr"] for group in optimizer.param_groups if group["name"] == "head")
-    return peak

@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from ablation.base.device import autocast
 from ablation.base.text import first_line
+from ablation.spec.architectures import is_custom
 from ablation.training.compiler import compiled_forward
 from ablation.training.loss import balanced_weights, mixed_loss
 from ablation.training.settings import TrainingSettings
@@ -67,8 +68,9 @@ class TrainingStep:
         self._rates_S = self._decays_S = torch.empty(0)
         self._training = training
         is_head = isinstance(source, FeatureSource) and source.start == len(training.model.layers)
+        runs_foreign_code = is_custom(training.model.backbone) and not is_head
         self._may_capture = training.may_capture and may_capture(
-            self.device, source.device, settings, runs_foreign_code=training.model.has_foreign_code and not is_head
+            self.device, source.device, settings, runs_foreign_code=runs_foreign_code
         )
         # A fused kernel divides gradients by a number while it reads them, which saves a CPU a sixth of a head's step.
         is_fused = all(group["fused"] for group in self.optimizer.param_groups)

@@ -38,13 +38,19 @@ def test_the_commit_of_a_checkout_is_recorded(tmp_path: Path, monkeypatch: pytes
     assert describe_environment(CPU)["commit"] == f"{commit}-dirty"
 
 
-def test_memory_is_what_the_container_may_still_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
+def test_memory_is_what_the_control_groups_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a job on a cluster's node are inside others, and the smallest rest counts."""
+    groups = [tmp_path / "job", tmp_path]
+    groups[0].mkdir()
+    monkeypatch.setattr(machine, "control_groups", lambda: groups)
     free = machine.available_memory()
-    assert free > 10_000
-    (tmp_path / "memory.max").write_text("10000\n")
-    (tmp_path / "memory.current").write_text("9000\n")
-    (tmp_path / "memory.stat").write_text("anon 7000\nactive_file 300\ninactive_file 200\nslab_reclaimable 50\n")
+    assert free > 30_000
+    for group, limit in zip(groups, (10_000, 30_000), strict=True):
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text("9000\n")
+        (group / "memory.stat").write_text("anon 7000\nactive_file 300\ninactive_file 200\nslab_reclaimable 50\n")
     assert machine.available_memory() == 10_000 - 9_000 + 550
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine.available_memory() > 10_000
+    (groups[0] / "memory.max").write_text("max\n")
+    assert machine.available_memory() == 30_000 - 9_000 + 550
+    (groups[1] / "memory.max").write_text("max\n")
+    assert machine.available_memory() > 30_000

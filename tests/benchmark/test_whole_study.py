@@ -64,7 +64,7 @@ def test_a_part_ends_with_an_error(clock: Clock) -> None:
 
     stopwatch = Stopwatch()
     with pytest.raises(ValueError):
-        stopwatch.timed(fail, "MLflow")()
+        stopwatch.part("MLflow")(fail)()
     clock.now += 1
     stopwatch.pause()
     assert seconds(stopwatch) == {"MLflow": 2, OTHER: 1}
@@ -106,7 +106,7 @@ def test_the_load_of_a_cpu_is_a_share_of_its_threads(clock: Clock, monkeypatch: 
         return "outcome"
 
     load = Load(CPU)
-    run = load.observed(run_trial)
+    run = load.trial()(run_trial)
     assert run() == "outcome"
     clock.now, clock.process = clock.now + 4, clock.process + 4
     run()
@@ -128,7 +128,7 @@ def test_the_load_of_a_gpu_is_what_its_driver_says(monkeypatch: pytest.MonkeyPat
         while len(load._samples) < 5 and time.monotonic() < deadline:
             time.sleep(0.001)
 
-    load.observed(run_trial)()
+    load.trial()(run_trial)()
     is_busy = False
     time.sleep(0.05)
     load.stop()
@@ -152,7 +152,7 @@ def test_a_driver_that_does_not_say(error: Exception, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.cuda, "utilization", refuse)
     load = Load(GPU)
-    load.observed(lambda: time.sleep(0.02))()
+    load.trial()(lambda: time.sleep(0.02))()
     load.stop()
     assert load.share is None
 
@@ -168,26 +168,26 @@ def test_a_study_is_measured(study_file: Path, tmp_path: Path, monkeypatch: pyte
     """With every part of PARTS: a function that the package calls by another name now would count for the rest."""
     arguments = ["--study", study_file, "--trials", 1, "--epochs", 2, "--device", "cpu", "--output", "b.json"]
     settings = ["--set", "confirm.seeds=1", "--set", "search.pruner=median"]
-    calls = {name: 0 for _, name, _ in PARTS}
-    real = Stopwatch.timed
+    used = set()
 
-    def counted(stopwatch: Stopwatch, function: Any, part: str) -> Any:
-        timed = real(stopwatch, function, part)
-
+    def noted(name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            calls[function.__name__] += 1
-            return timed(*args, **kwargs)
+            used.add(name)
+            return function(*args, **kwargs)
 
         return call
 
-    monkeypatch.setattr(Stopwatch, "timed", counted)
+    functions = [each for part in PARTS.values() for each in part]
+    for owner, name in functions:
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    before = trial.make_training
     assert bench([*arguments, *settings], monkeypatch, tmp_path) == 0
-    monkeypatch.undo()
-    assert {name for name, count in calls.items() if not count} == {"train"}  # a generator, see the part below
+    assert trial.make_training is before
+    assert used == {name for _, name in functions}
     measured = json.loads((tmp_path / "b.json").read_text())
     assert (measured["trainings"], measured["is_whole"], measured["study"]) == (8, True, "small")
     parts = measured["seconds_of_parts"]
-    assert all(parts[part] > 0 for part in (START, OTHER, *(part for _, _, part in PARTS)))
+    assert all(parts[part] > 0 for part in (START, OTHER, *PARTS))
     assert sum(parts.values()) == pytest.approx(measured["seconds"])
     assert 0 < measured["seconds_between_trials"] < measured["seconds"] - parts[START]
     assert 0 < measured["device_share"] <= 1.1  # of two threads; MLflow's may compute, too
@@ -196,7 +196,6 @@ def test_a_study_is_measured(study_file: Path, tmp_path: Path, monkeypatch: pyte
     assert "| training | " in output.out
     assert "stopped before" not in output.out
     assert "Which cut of a small network?" in output.err  # the study's own output
-    assert not hasattr(trial.make_training, "__wrapped__")
 
 
 def test_a_study_that_is_stopped_is_told(

@@ -11,10 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.transforms.functional import resize
 
-from ablation.base import machine
 from ablation.base.errors import InputError
 from ablation.base.generators import generator
-from ablation.base.machine import available_memory
 from ablation.data import image_files, reading
 from ablation.data.augmentation import augment, draw
 from ablation.data.decoding import ImageListing, fit_image
@@ -300,20 +298,6 @@ def test_arrays_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.Monk
         check_memory(32, 50_000, 10_000)
     with pytest.raises(InputError, match="1,437 training and 360 test images of 32 x 32 pixels"):
         load_images(Data(source="digits"))
-
-
-def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
-    whole = available_memory()
-    for name, text in (
-        ("max", "5000000"),
-        ("current", "4000000"),
-        ("stat", "anon 7\ninactive_file 250000\nactive_file 9\n"),
-    ):
-        (tmp_path / f"memory.{name}").write_text(text)
-    assert available_memory() == 5_000_000 - 4_000_000 + 250_009
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory() == pytest.approx(whole, rel=0.2)
 
 
 @pytest.fixture

@@ -18,6 +18,13 @@ CONV_PARAMETERS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def theirs() -> torch.nn.Sequential:
+    """The convolutional layers of torchvision's VGG-16, with random weights."""
+    features: torch.nn.Sequential = torchvision.models.vgg16(weights=None).features
+    return features
+
+
 @pytest.mark.parametrize(
     ("cut", "shape", "convolutions", "torchvision_layers"),
     [
@@ -27,9 +34,10 @@ CONV_PARAMETERS = [
         ("conv5_3", (512, 2, 2), 13, 30),
     ],
 )  # fmt: skip
-def test_truncation(cut: str, shape: tuple[int, int, int], convolutions: int, torchvision_layers: int) -> None:
+def test_truncation(
+    cut: str, shape: tuple[int, int, int], convolutions: int, torchvision_layers: int, theirs: torch.nn.Sequential
+) -> None:
     """Shapes and sizes are as computed by hand, and the output is that of torchvision's own layers."""
-    theirs = torchvision.models.vgg16(weights=None).features
     weights = {f"features.{k}": v.numpy() for k, v in theirs.state_dict().items()}
     blocks = build_blocks("vgg16", cut)
     initialise_blocks(blocks, "vgg16", weights, generator(0))

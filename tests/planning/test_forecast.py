@@ -115,8 +115,8 @@ def test_what_learns_decides_the_work() -> None:
 
 def test_a_network_is_counted_once_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[str] = []
-    real = workload.outline_blocks
-    monkeypatch.setattr(workload, "outline_blocks", lambda *of: counted.append(of[1]) or real(*of))
+    real = workload.run_parts
+    monkeypatch.setattr(workload, "run_parts", lambda *of: counted.append(of[1]) or real(*of))
     workload._costs_of_parts.cache_clear()
     heads = {"head_width": [8, 16], "head_pool": [1, 2], "batch_size": [8, 16], "optimizer": ["sgd", "adamw"]}
     search = {name: {"choices": choices} for name, choices in heads.items()}

@@ -5,13 +5,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ablation.base import machine
 from ablation.planning import probe as module
 from ablation.planning.probe import (
     SAMPLING_SECONDS,
@@ -140,14 +138,6 @@ def test_what_is_equal_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert measurements.speeds == {KIND: SPEED, wider: SPEED}
     assert measurements.frozen == {("block2", 2): (1.0, 2.0), ("block2", 1): (1.0, 2.0)}
     assert measurements.free_bytes > 0
-
-
-def test_free_memory_in_a_container_is_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("600000\n")
-    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 100000\n")
-    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
-    assert probe([], [], CONDITIONS).free_bytes == 1_000_000 - 600_000 + 100_000
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTried 1 TB"), MemoryError()])

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -17,29 +17,23 @@ from ablation.base.disk_cache import KEPT_FREE
 from ablation.base.generators import generator
 from ablation.data.images import Images, normalise
 from ablation.data.normalisation import Normalisation
-from ablation.networks.strategies import Learning, apply_strategy
-from ablation.networks.transfer_model import Head, TransferModel, build_model, calibrate, initialise
+from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import read_weights
 from ablation.running.workbench import SplitImages, training_sources
-from ablation.spec.parameters import Augmentation
 from ablation.spec.reuse import units_up_to
 from ablation.spec.study import StudySpec
 from ablation.training import feature_cache, sources
 from ablation.training.feature_cache import FeatureCache, Pretrained, pretrained_network
-from ablation.training.loop import train
-from ablation.training.settings import TrainingSettings
 from ablation.training.sources import (
     FeatureSource,
     FrozenPart,
     ImageSource,
     Point,
-    Source,
     batch_places,
     draw_epoch,
     frozen_part,
     run_layers,
 )
-from ablation.training.state import Training, make_optimizer
 
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 MEGABYTE = 1_000_000
@@ -95,36 +89,6 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 # -------------------------------------------------------------------------------------------- the same figures
-
-
-@pytest.mark.parametrize("augmentation", ["none", "flip"])
-@pytest.mark.parametrize(
-    ("strategy", "depth"), [("feature_extraction", None), ("fine_tune_top", 1), ("fine_tune_top", 2)]
-)
-def test_training_is_bitwise_the_same_with_and_without(
-    tmp_path: Path, strategy: str, depth: int | None, augmentation: Augmentation
-) -> None:
-    def trained(store: FeatureCache) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], Source]:
-        model = network()
-        groups = apply_strategy(model, Learning(strategy, 0.02, depth, backbone_lr_scale=0.5))
-        frozen = frozen_part(model, model.learning_layers.start, NORMALISATION, "float32")
-        source, val = store.source(TRAIN, frozen, augmentation), store.source(VAL, frozen, "none")
-        calibrate(model, source.subset(torch.arange(40)).in_order(), source.start, "float32")
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        state = Training(model, frozen, make_optimizer("sgd", groups, torch.device("cpu")), scaler)
-        epochs = train(state, source, val, TrainingSettings(epochs=3, batch_size=16, seed=5, precision="float32"))
-        clock = ("timestamp", "images_per_second")
-        figures = [{k: v for k, v in asdict(metrics).items() if k not in clock} for metrics in epochs]
-        return figures, dict(model.state_dict()), source
-
-    figures, tensors, source = trained(cache(tmp_path, limit=0))
-    assert isinstance(source, ImageSource)
-    for store in (cache(tmp_path), cache(tmp_path)):  # computed, then read
-        again, tensors_again, source = trained(store)
-        assert isinstance(source, FeatureSource)
-        assert again == figures
-        assert all(torch.equal(tensors[name], tensors_again[name]) for name in tensors)
-    assert len({epoch["train_loss"] for epoch in figures}) == 3
 
 
 @pytest.mark.parametrize("threads", [1, 2])

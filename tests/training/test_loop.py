@@ -107,8 +107,7 @@ def test_same_seed_same_figures(optimizer: str) -> None:
     assert figures(run(training(optimizer=optimizer), seed=6)) != first
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize(("optimizer", "warmup"), [("sgd", 2), ("adamw", 0)])
 def test_continued_training_equals_an_uninterrupted_one(optimizer: str, warmup: int, tmp_path: Path) -> None:
     whole = training(optimizer=optimizer)
     expected = figures(run(whole, epochs=4, head_warmup_epochs=warmup))
@@ -311,8 +310,7 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("augmentation", ["none", "strong"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "augmentation"), [*((way, "none") for way in WAYS), ("all", "strong")])
 def test_each_way_resumes_to_the_bit(way: str, augmentation: Augmentation, tmp_path: Path) -> None:
     settings = TrainingSettings(**(SETTINGS | {"epochs": 4} | WAYS[way]))
     whole = begun(settings, augmentation)
