@@ -25,7 +25,7 @@ from ablation.base.errors import InputError
 from ablation.base.text import one_line
 from ablation.data.decoding import ImageListing
 from ablation.data.folder_walk import SYSTEM_NAMES
-from ablation.data.reading import list_images, load_images, load_split
+from ablation.data.reading import list_images, load_split, read_listing
 from ablation.spec.tables import Data
 
 EXAMPLES = os.environ.get("ABLATION_EXAMPLES")
@@ -244,10 +244,11 @@ def _add_copies(draw: st.DrawFn, found: Folder) -> None:
 
 def check(found: Folder, data: Data) -> str:
     """Read a folder, and compare it with what was put there; return what happened."""
-    error = refusal(lambda: (list_images(data), load_images(data)))
+    listings, sets = [], []
+    error = refusal(lambda: (listings.append(list_images(data)), sets.append(read_listing(listings[0]))))
     if error:
         return _check_refusal(found, data, error)
-    listing, images = list_images(data), load_images(data)
+    (listing,), (images,) = listings, sets
     assert not found.faults, "it has to be refused"
     read = _read(listing, found)
     assert len(read) == len(images.train_labels_N) + len(images.test_labels_N)

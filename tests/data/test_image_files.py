@@ -187,15 +187,12 @@ def test_a_disk_that_runs_full_leaves_nothing(folder: Path, monkeypatch: pytest.
 def test_half_a_file_of_a_killed_process_is_not_used(folder: Path) -> None:
     code = (
         "import os, signal\n"
-        "from dataclasses import replace\n"
         "import numpy as np\n"
-        "from ablation.data.image_cache import map_decoded\n"
-        "from tests.data.test_image_files import BYTES, images\n"
+        "from ablation.data.image_cache import DecodedImages, map_decoded\n"
         "def decode(part):\n"
-        "    for _ in range(9):\n"
-        "        yield np.zeros(BYTES, np.uint8)\n"
+        "    yield np.zeros(50_000, np.uint8)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "map_decoded(replace(images('a'), decode=decode))\n"
+        "map_decoded(DecodedImages('a', 'of a', {'train': (10, 10_000), 'test': (1, 10_000)}, decode))\n"
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
