@@ -20,6 +20,7 @@ from ablation.base.text import defused, nearest, one_line, plural
 from ablation.spec.files import find_study_file
 from ablation.spec.reading import WithoutEffect, check_name, load_study, parse_override, validation_message
 from ablation.spec.tables import MANIFEST_FILES, SAVED_BY_DATASETS, Data
+from ablation.study import load_backbone
 
 MOST_SHOWN = 50  # pairs of near-duplicates; all are in the file of --out
 
@@ -28,6 +29,7 @@ MOST_SHOWN = 50  # pairs of near-duplicates; all are in the file of --out
 @click.argument("words", metavar="[check | suspects] NAME | cache", nargs=-1)
 @click.option(
     "--out",
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="File for the contact sheet (PNG) [default: contact-sheet.png]; for pairs or suspects (CSV) [default: none, "
     "they are printed].",
@@ -40,7 +42,7 @@ MOST_SHOWN = 50  # pairs of near-duplicates; all are in the file of --out
 @click.option("--clear", is_flag=True, help="With cache: delete the decoded images that no process uses.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a field of the file; repeatable.")
 @click.version_option(__version__)
-def cli(words: tuple[str, ...], out: str | None, store: str | None, clear: bool, settings: tuple[str, ...]) -> None:
+def cli(words: tuple[str, ...], out: Path | None, store: str | None, clear: bool, settings: tuple[str, ...]) -> None:
     """Show the images of NAME: classes, sizes, modes, and a contact sheet.
 
     NAME is a study, or the path of an image folder, a manifest or a set of Hugging Face.
@@ -48,24 +50,25 @@ def cli(words: tuple[str, ...], out: str | None, store: str | None, clear: bool,
     check NAME looks for pictures that are nearly the same, mirrored ones included. suspects NAME lists the test images
     of a study that all its confirmation runs call another class. cache lists the decoded images that are kept on disk.
     """
-    is_of_results = len(words) == 2 and words[0] == "suspects"
-    if settings and (is_of_results or words == ("cache",)):
-        raise InputError("--set: is for NAME and `check`")
-    if out is not None and words == ("cache",):
-        raise InputError("--out: is not for `cache`")
-    if store is not None and not is_of_results:
-        raise InputError("--store: is for `suspects`")
-    if words == ("cache",):
-        return show_cache(clear)
-    if clear:
-        raise InputError("--clear: is for `cache`")
-    if is_of_results:
-        return show_suspects(words[1], store, None if out is None else Path(out))
-    if len(words) == 1 and words[0] not in ("check", "suspects"):
-        return show(read_data(words[0], settings), Path("contact-sheet.png" if out is None else out))
-    if len(words) == 2 and words[0] == "check":
-        return check(read_data(words[1], settings), None if out is None else Path(out))
-    raise InputError("which images? NAME, check NAME, suspects NAME or cache")
+    kind = words[0] if words[:1] in (("check",), ("suspects",), ("cache",)) else "NAME"
+    if len(words) != (1 if kind in ("NAME", "cache") else 2):
+        raise InputError("which images? NAME, check NAME, suspects NAME or cache")
+    for option, is_given, kinds in (
+        ("--set", bool(settings), ("NAME", "check")),
+        ("--out", out is not None, ("NAME", "check", "suspects")),
+        ("--store", store is not None, ("suspects",)),
+        ("--clear", clear, ("cache",)),
+    ):
+        if is_given and kind not in kinds:
+            raise InputError(f"{option}: is for {', '.join(kinds)}")
+    if kind == "cache":
+        show_cache(clear)
+    elif kind == "suspects":
+        show_suspects(words[1], store, out)
+    elif kind == "check":
+        check(read_data(words[1], settings), out)
+    else:
+        show(read_data(words[0], settings), out or Path("contact-sheet.png"))
 
 
 def read_data(name: str, settings: tuple[str, ...]) -> Data:
@@ -96,7 +99,7 @@ def read_data(name: str, settings: tuple[str, ...]) -> Data:
             except ValidationError as error:
                 raise InputError(f"--set: {validation_message(error)}") from None
         try:
-            return load_study(find_study_file(name), overrides=overrides, load_backbone=_load_backbone).data
+            return load_study(find_study_file(name), overrides=overrides, load_backbone=load_backbone).data
         except WithoutEffect as error:  # the images are described all the same
             return error.spec.data
 
@@ -112,13 +115,6 @@ def _has_images(path: Path, column: Any) -> bool:
         kind = pyarrow.parquet.read_schema(path).field(column).type
         return pyarrow.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
     return False
-
-
-def _load_backbone(module: str | None, name: str, image_size: int) -> str:
-    """Load a custom backbone, or one of timm's networks; torch is imported only for a study of these."""
-    from ablation.networks import timm_backbones
-
-    return timm_backbones.load_backbone(module, name, image_size)
 
 
 def show(data: Data, sheet: Path) -> None:

@@ -89,15 +89,14 @@ class ImageListing:
     open_image: OpenImage = PIL.Image.open
 
 
-def with_darkness(reading: str, brightest: int) -> str:
-    """Return how images were read and, if the largest value of all their pixels (0 to 255) is small, that it is."""
+def darkness_note(brightest: int) -> str:
+    """Return that images are nearly black, if the largest value of all their pixels (0 to 255) is small; else ''."""
     if brightest > NEARLY_BLACK:
-        return reading
-    note = (
+        return ""
+    return (
         f"the images are nearly black, no value is above {brightest} of 255: if they are 16-bit files with greys of "
         "fewer bits, scale them to 16 bits, or save them as 8 bits"
     )
-    return f"{reading}; {note}" if reading else note
 
 
 def is_image_name(name: str) -> bool:

@@ -22,9 +22,9 @@ from ablation.data.decoding import (
     ImageListing,
     ReadImages,
     TrackProgress,
+    darkness_note,
     fit_image,
     untracked,
-    with_darkness,
 )
 from ablation.data.duplicates import Pictures, kept, refuse_identical
 from ablation.data.file_audit import audit_files, pixel_digest
@@ -101,7 +101,7 @@ def load_split(
 
 def _with_split(listing: ImageListing, split: Split) -> ImageListing:
     """Return a listing that says which classes lack images after a split, and how large groups make the validation."""
-    notes = [listing.reading] if listing.reading else []
+    notes = [listing.reading]
     for part_N, use in ((split.train_N, "to learn from"), (split.val_N, "for validation")):
         counts_K = np.bincount(listing.train_labels_N[part_N], minlength=len(listing.classes))
         missing = np.flatnonzero(counts_K == 0)
@@ -114,7 +114,7 @@ def _with_split(listing: ImageListing, split: Split) -> ImageListing:
         notes.append(
             f"{plural(len(split.val_N), 'image')} of {plural(groups, 'group')} validate ({100 * of_all:.0f} %)"
         )
-    return replace(listing, reading="; ".join(notes))
+    return replace(listing, reading="; ".join(filter(None, notes)))
 
 
 def list_images(data: Data, track: TrackProgress = untracked) -> ImageListing:
@@ -146,8 +146,7 @@ def list_images(data: Data, track: TrackProgress = untracked) -> ImageListing:
             raise InputError(
                 f"data: class {listing.classes[missing[0]]!r} has no {split} image left ({'; '.join(notes)})"
             )
-    reading = "; ".join([listing.reading, *notes] if listing.reading else notes)
-    return replace(_chosen(listing, train_N, test_N), reading=reading)
+    return replace(_chosen(listing, train_N, test_N), reading="; ".join(filter(None, [listing.reading, *notes])))
 
 
 def _chosen(listing: ImageListing, train_N: np.ndarray, test_N: np.ndarray) -> ImageListing:
@@ -263,7 +262,7 @@ def _read_images(listing: ImageListing, train_N: np.ndarray, track: TrackProgres
         listing.classes,
         digest.hexdigest(),
         decoding=listing.decoding,
-        reading=with_darkness(listing.reading, brightest),
+        reading="; ".join(filter(None, [listing.reading, darkness_note(brightest)])),
         train_groups_N=None if groups is None else numbered(groups["train"])[train_N],
         test_groups_N=None if groups is None else numbered(groups["test"]),
         listing_key=listing_key(listing, test_images),

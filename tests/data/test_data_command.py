@@ -249,11 +249,11 @@ def test_without_a_cache_its_command_says_so(monkeypatch: pytest.MonkeyPatch) ->
         (("suspects",), "which images"),
         (("suspects", "no study"), "the study's name 'no study' must be"),
         (("suspects", "nothing", "--store", "nowhere"), "nowhere"),
-        (("digits_known", "--store", "x"), "--store: is for `suspects`"),
-        (("cache", "--store", "x"), "--store: is for `suspects`"),
-        (("cache", "--set", "data.limit=5"), "--set: is for NAME and `check`"),
-        (("suspects", "nothing", "--set", "data.limit=5"), "--set: is for NAME and `check`"),
-        (("cache", "--out", "x.csv"), "--out: is not for `cache`"),
+        (("digits_known", "--store", "x"), "--store: is for suspects"),
+        (("cache", "--store", "x"), "--store: is for suspects"),
+        (("cache", "--set", "data.limit=5"), "--set: is for NAME, check"),
+        (("suspects", "nothing", "--set", "data.limit=5"), "--set: is for NAME, check"),
+        (("cache", "--out", "x.csv"), "--out: is for NAME, check, suspects"),
     ],
 )
 def test_bad_words_are_refused(words: tuple[str, ...], match: str) -> None:
