@@ -61,13 +61,12 @@ def keep_arm_runs(
             if not is_new:
                 tracker.client.set_tag(run_id, NOTE_TAG, arm.note)
             params = [Param("arm", name), *(Param(factor, str(level)) for factor, level in arm.arm.levels.items())]
-            run = tracker.client.get_run(run_id)
+            run = tracker.delete_doubles(key)
             _log_changes(tracker, run, arm.metrics, params)
             if run.info.end_time is None:
-                tracker.end_run(run_id, "FINISHED")
+                tracker.end_run(run, "FINISHED")
             else:  # its end stays the first one: else the UI would show days, in which nothing was trained
                 tracker.client.update_run(run_id, status="FINISHED")
-            tracker.delete_doubles(key)
         summary_id = summary.find()
         if summary_id is not None:
             test = objective.test_metric

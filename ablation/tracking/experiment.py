@@ -128,12 +128,22 @@ class Tracker:
         runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", view)
         return runs
 
-    def delete_doubles(self, key: str) -> None:
-        """Delete all runs with a key but the one in use: a server may carry out a call after it was given up."""
+    def delete_doubles(self, key: str) -> Run:
+        """Delete all runs with a key but the one in use: a server may carry out a call after it was given up.
+
+        Returns:
+            The run in use.
+
+        Raises:
+            StoreError: a person has deleted it.
+        """
         used = self.run_id(key)
-        for run in self._runs(key):
-            if run.info.run_id != used:
-                self.client.delete_run(run.info.run_id)
+        runs = {run.info.run_id: run for run in self._runs(key)}
+        if used not in runs:
+            raise StoreError(f"the MLflow run of {key} was deleted")
+        for run_id in runs.keys() - {used}:
+            self.client.delete_run(run_id)
+        return runs[used]
 
     def find_or_create(self, key: str, name: str, tags: dict[str, str]) -> tuple[str, bool]:
         """Return the id of the run with a key, and whether the run is new; one that had ended is reopened."""
@@ -150,10 +160,9 @@ class Tracker:
 
         return repeat_briefly(attempt)
 
-    def end_run(self, run_id: str, status: RunStatus) -> None:
+    def end_run(self, run: Run, status: RunStatus) -> None:
         """Close a run. Its end is not before its begin, though the clock may have been set back: MLflow shows both."""
-        begin = self.client.get_run(run_id).info.start_time
-        self.client.set_terminated(run_id, status, max(begin, time.time_ns() // 1_000_000))
+        self.client.set_terminated(run.info.run_id, status, max(run.info.start_time, time.time_ns() // 1_000_000))
 
     def reconcile(self, statuses: Callable[[], Mapping[str, RunStatus | None]]) -> None:
         """Leave one run of every trial that has ended, and close those that are open.
@@ -179,7 +188,7 @@ class Tracker:
             for double in doubles:
                 self.client.delete_run(double.info.run_id)
             if run.info.status not in ("FINISHED", status):
-                self.end_run(run.info.run_id, status)
+                self.end_run(run, status)
 
     def mark_superseded(self, keys: Collection[str]) -> None:
         """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more, once each."""

@@ -102,10 +102,8 @@ class SummaryRun:
 
     def end(self, status: RunStatus) -> None:
         """Close the run."""
-        run_id = self.find()
-        if run_id is not None:
-            self.tracker.end_run(run_id, status)
-            self.tracker.delete_doubles(self.key)
+        if self.find() is not None:
+            self.tracker.end_run(self.tracker.delete_doubles(self.key), status)
 
     def pause(self) -> None:
         """Mark the run as one that will resume, unless another process has ended it."""

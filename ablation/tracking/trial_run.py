@@ -63,6 +63,7 @@ class TrialRun:
         self._last_logged: int | None = None  # the last epoch of the run in MLflow; None until it is read
         self._monitor: SystemMonitor | None = None
         self._points: list[int] | None = None  # timestamps (ms) of the points in MLflow, by step; None until read
+        self._has_no_result = False  # surely: this process has created the run, and logged none
         self._is_deleted = False  # whether a person has deleted the run in MLflow
 
     @property
@@ -272,6 +273,7 @@ class TrialRun:
         self._last_logged = 0 if is_new else self._last_logged_epoch(run_id)
         self._points = [] if is_new else None
         run = None if is_new else self._client.get_run(run_id)
+        self._has_no_result = is_new
         if run is not None:
             self._client.set_tag(run_id, WORKER_TAG, tags[WORKER_TAG])
             for tag in {"reason", NOTE_TAG} & {*run.data.tags}:  # of an end that did not reach Optuna
@@ -328,9 +330,10 @@ class TrialRun:
     ) -> None:
         run_id = self._required_run_id()
         if values:  # a trial that is trained again, because Optuna's database was older, adds no second points
-            logged = self._client.get_run(run_id).data.metrics
+            logged = {} if self._has_no_result else self._client.get_run(run_id).data.metrics
             metrics = [Metric(name, value, timestamp, 0) for name, value in values.items() if name not in logged]
             self._client.log_batch(run_id, metrics=metrics)
+            self._has_no_result = False
         if file is not None:
             self._client.log_artifact(run_id, str(file), folder)
             if file.suffix == ".safetensors":  # what is read again; pictures are for people
@@ -342,11 +345,11 @@ class TrialRun:
             self._delete_artifact(run_id, CHECKPOINT_FILE)
 
     def _end(self, _: None, status: RunStatus, reason: str) -> None:
-        run_id = self._required_run_id()
+        run = self._tracker.delete_doubles(self._key)
         if reason:
-            self._client.log_batch(run_id, tags=[RunTag("reason", reason), RunTag(NOTE_TAG, escape_markdown(reason))])
-        self._tracker.end_run(run_id, status)
-        self._tracker.delete_doubles(self._key)
+            notes = [RunTag("reason", reason), RunTag(NOTE_TAG, escape_markdown(reason))]
+            self._client.log_batch(run.info.run_id, tags=notes)
+        self._tracker.end_run(run, status)
 
     def _pause(self, _: None) -> None:
         run_id = self._tracker.run_id(self._key)

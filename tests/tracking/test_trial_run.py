@@ -27,7 +27,7 @@ from ablation.search.patient_storage import ClaimLost
 from ablation.storage.store import Store, find_store
 from ablation.tracking.client import PatientClient
 from ablation.tracking.experiment import Tracker
-from ablation.tracking.reading import checksum_tag, file_checksum, read_open_runs
+from ablation.tracking.reading import WORKER_TAG, checksum_tag, file_checksum, read_open_runs
 from ablation.tracking.summary_run import SummaryRun
 from ablation.tracking.system_metrics import SystemMonitor
 from ablation.tracking.trial_run import TrialRun
@@ -276,7 +276,7 @@ def test_a_clock_that_is_set_back(
         client.log_metric(run_id, "train_loss", 0.5, timestamp, epoch)
     assert [trial.last_epoch for trial in read_open_runs(store, "fake").values()] == [2_000]
     monkeypatch.setattr(time, "time_ns", lambda: 5_000_000_000)
-    tracker.end_run(run_id, "FINISHED")
+    tracker.end_run(client.get_run(run_id), "FINISHED")
     info = client.get_run(run_id).info
     assert (info.status, info.end_time - info.start_time) == ("FINISHED", 0)
 
@@ -315,6 +315,22 @@ def test_a_worker_that_was_frozen_between_two_calls_writes_no_more(
     assert file.read_bytes() == b"the other's"
     assert left.data.tags[checksum_tag("test/predictions.safetensors")] == file_checksum(file)
     assert len(client.get_metric_history(run_id, "test_accuracy")) == 1
+
+
+def test_a_trial_that_is_trained_again_adds_no_second_point(store: Store, tracker: Tracker, tmp_path: Path) -> None:
+    """By the process that created its run, where a lack of memory let it begin anew, and by another one."""
+    tags = {"arm": "a", WORKER_TAG: "{}"}
+    dataset = {"source": "digits", "name": "digits", "digest": "0"}
+    file = tmp_path / "best.safetensors"
+    file.write_bytes(b"weights")
+    timestamps = iter(range(1, 5))
+    for process in (tracker, new_tracker(store, "fake")):
+        run = TrialRun(process, "a/0", tmp_path / "trial", "")
+        run._do("start", name="trial 1", tags=tags, params={}, dataset=dataset, files={})
+        for _ in range(2):
+            run.log_result({"best_val_accuracy": 0.5}, next(timestamps), file)
+    history = tracker.client.get_metric_history(run.run_id, "best_val_accuracy")
+    assert [point.timestamp for point in history] == [1]
 
 
 @pytest.mark.parametrize("is_away", [False, True])
