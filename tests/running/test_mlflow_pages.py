@@ -42,7 +42,7 @@ def test_each_confirmation_run_has_a_model() -> None:
     runs = [run for arm in RESULT.arms for run in arm.confirmations]
     assert [model.run_id for model in models] == [run.run_id for run in runs]
     assert models[0].metrics == {"test_accuracy": runs[0].test_accuracy, "test_loss": 0.5}
-    assert models[0].params == {"arm": "feature_extraction", "strategy": "feature_extraction"}
+    assert models[0].arm.levels == {"strategy": "feature_extraction"}
 
 
 def test_the_unit_of_an_arm_with_repeats_is_the_repeat() -> None:
