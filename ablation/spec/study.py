@@ -1,11 +1,12 @@
 """The content of a study file as pydantic models, checked before anything is written."""
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from ablation.base.text import require_known
+from ablation.base.text import nearest, require_known
 from ablation.spec.architectures import (
     ARCHITECTURES,
     block_names,
@@ -45,6 +46,12 @@ class Superfluous(ValueError):
         super().__init__(message)
         self.keys = keys
         self.drop_notice = drop_notice
+
+
+def _without_effect(keys: tuple[str | int, ...], reason: str) -> Superfluous:
+    """Return the error of an entry that is dropped where overrides leave it without effect."""
+    entry = ".".join(map(str, keys))
+    return Superfluous(f"{entry}: {reason}", keys, f"{entry} is dropped: it {reason}")
 
 
 class StudySpec(Grown):
@@ -248,8 +255,6 @@ def _check_tables(spec: StudySpec) -> None:
         places = [table for table, entries in tables.items() if parameter in entries]
         if len(places) > 1:
             raise ValueError(f"{places[1]}.{parameter}: also in [{places[0]}]; a parameter can be in one table only")
-    for name, configurations in (("arms", spec.arms), ("known", spec.known)):
-        tables |= {f"{name}.{number}": entry.entries() for number, entry in enumerate(configurations)}
     blocks = block_names(spec.backbone.name)
     units = [unit for names in unit_names(spec.backbone.name) for unit in names]
     names = {
@@ -257,16 +262,25 @@ def _check_tables(spec: StudySpec) -> None:
         "freeze_depth": (units, "unit"),
         "learn": ([*PARTS, *blocks], "part or block"),
     }
-    for table, entries in tables.items():
-        for parameter, (known, what) in names.items():
-            value = entries.get(parameter)
-            values = value if isinstance(value, list) else value.choices if isinstance(value, Choices) else [value]
-            for each in values:
-                try:
-                    if isinstance(each, str):
-                        require_known(each, known, what)
-                except ValueError as error:
-                    raise ValueError(f"{table}.{parameter}: {error}") from None
+    for parameter, (known, what) in names.items():
+        for keys, value in _values(spec, parameter):
+            if isinstance(value, str) and value not in known:
+                raise ValueError(f"{'.'.join(map(str, keys))}: unknown {what} {value!r}{nearest(value, known)}")
+
+
+def _values(spec: StudySpec, parameter: str) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Yield the path in the file and the value of each entry that gives a parameter a value; not of a range."""
+    if (value := spec.fixed.get(parameter)) is not None:
+        yield ("fixed", parameter), value
+    for number, level in enumerate(spec.factors.get(parameter) or []):
+        yield ("factors", parameter, number), level
+    if isinstance(searched := spec.search.get(parameter), Choices):
+        for number, choice in enumerate(searched.choices):
+            yield ("search", parameter, "choices", number), choice
+    for table, entries in (("arms", spec.arms), ("known", spec.known)):
+        for number, entry in enumerate(entries):
+            if (value := entry.get(parameter)) is not None:
+                yield (table, number, parameter), value
 
 
 def _check_combination(spec: StudySpec, levels: dict[str, Any]) -> None:
@@ -345,8 +359,7 @@ def _check_arms(spec: StudySpec) -> None:
         labels.append(arm.label)
     for parameter in spec.fixed.entries():
         if all(parameter in levels for levels in spec.combinations()):
-            entry, reason = f"fixed.{parameter}", "has no effect, because every arm sets it"
-            raise Superfluous(f"{entry}: {reason}", ("fixed", parameter), f"{entry} is dropped: it {reason}")
+            raise _without_effect(("fixed", parameter), "has no effect, because every arm sets it")
 
 
 def _check_effects(spec: StudySpec) -> None:
@@ -355,14 +368,17 @@ def _check_effects(spec: StudySpec) -> None:
     last = block_names(spec.backbone.name)[-1]
     for table in ("fixed", "search"):
         for parameter in getattr(spec, table).entries():
-            entry, reason = f"{table}.{parameter}", f"has no effect under {', '.join(sorted(strategies))}"
+            reason = f"has no effect under {', '.join(sorted(strategies))}"
             has_effect = any(Reuse(spec.backbone.name, last, strategy).applies(parameter) for strategy in strategies)
             if has_effect and parameter in ADDED:  # older studies may have other parameters where all is frozen
                 reason = ONE_BLOCK if parameter == "lr_decay" else "has no effect where all layers are frozen"
                 has_effect = any(applies_in(spec, parameter, levels) for levels in spec.combinations())
             if not has_effect:
-                raise Superfluous(f"{entry}: {reason}", (table, parameter), f"{entry} is dropped: it {reason}")
-    _check_norms(spec)
+                raise _without_effect((table, parameter), reason)
+    for keys, value in _values(spec, "learn"):
+        if value == "norms" and not ARCHITECTURES[spec.backbone.name].has_norms:
+            reason = f"lets norms learn, but {spec.backbone.name} has no normalisation layers"
+            raise _without_effect(keys[:2] if keys[0] in ("arms", "known") else keys, reason)
 
 
 def _check_depths(spec: StudySpec) -> None:
@@ -373,21 +389,6 @@ def _check_depths(spec: StudySpec) -> None:
         most = max(kept_blocks(spec.backbone.name, cut) for cut in cuts)
         if depths.largest > most:
             raise ValueError(f"search.freeze_depth: {depths.largest} blocks cannot be frozen where {most} are kept")
-
-
-def _check_norms(spec: StudySpec) -> None:
-    """Refuse to let the norms learn of a backbone that has none."""
-    searched, factor = spec.search.get("learn"), spec.factors.get("learn")
-    places: list[tuple[tuple[str | int, ...], str | None]] = [(("fixed", "learn"), spec.fixed.get("learn"))]
-    places += [(("factors", "learn", number), level) for number, level in enumerate(factor or [])]
-    choices = [] if searched is None else searched.choices
-    places += [(("search", "learn", "choices", number), choice) for number, choice in enumerate(choices)]
-    places += [(("arms", number), arm.get("learn")) for number, arm in enumerate(spec.arms)]
-    for keys, value in places:
-        if value == "norms" and not ARCHITECTURES[spec.backbone.name].has_norms:
-            reason = f"{spec.backbone.name} has no normalisation layers"
-            entry = f"{keys[0]}: learn = 'norms'"
-            raise Superfluous(f"{entry}: has no effect: {reason}", keys, f"{entry} is dropped: {reason}")
 
 
 def _check_known(spec: StudySpec, number: int) -> None:
@@ -403,8 +404,7 @@ def _check_known(spec: StudySpec, number: int) -> None:
         if search is not None and search.contains(value):
             continue
         if not any(applies_in(spec, parameter, levels) for levels in spec.combinations()):
-            entry, reason = f"known.{number}.{parameter}", "has no effect in any arm"
-            raise Superfluous(f"{entry}: {reason}", ("known", number, parameter), f"{entry} is dropped: it {reason}")
+            raise _without_effect(("known", number, parameter), "has no effect in any arm")
         reason = f"{parameter} = {value!r} is outside of its range" if search else f"{parameter!r} is not searched"
         raise Superfluous(
             f"known.{number}: {reason}",

@@ -9,7 +9,6 @@ from ablation.base.errors import InputError
 from ablation.data.groups import choose_groups, groups_in, numbered
 from ablation.data.reading import list_images, load_split
 from ablation.data.split import split_train_val
-from ablation.spec.reading import load_study
 from ablation.spec.tables import Data
 from tests.data.test_image_folder import picture
 
@@ -97,7 +96,7 @@ def test_copies_are_dropped_with_their_groups(tmp_path: Path) -> None:
     assert set(images.test_groups_N) == set(range(images.test_groups_N.max() + 1))
 
 
-@pytest.mark.parametrize("share", [0.05, 0.1, 0.15, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("share", [0.05, 0.15, 0.3])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_choices_of_groups_keep_classes_and_share(share: float, mixed: bool) -> None:
     """200 groups of 1 to 30 images: each class's share is within a fifth of the one asked for."""
@@ -159,25 +158,3 @@ def test_images_that_do_not_match_are_named(tmp_path: Path) -> None:
         groups_in([str(n) for n in range(12)], "([a-z]*)")
     assert groups_in(["a/x", "b/x"], "^([^/]+)/") == ["a", "b"]
     assert numbered(["b", "a", "b"]).tolist() == [1, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("keys", "match"),
-    [
-        ("groups = 'p[0-9]+'", r"groups: 'p\[0-9\]\+' must have one group in parentheses, such as"),
-        ("groups = '(p)([0-9]+)'", "must have one group in parentheses"),
-        ("groups = '(p'", r"groups: '\(p' is no regular expression .missing \)"),
-        ("groups = ''", "must have one group in parentheses"),
-        ("groups = 3", "data.groups"),
-    ],
-)
-def test_bad_expressions_are_refused(tmp_path: Path, keys: str, match: str) -> None:
-    text = "question = 'Q?'\ntrials_per_arm = 1\nepochs = 1\n[data]\n"
-    (tmp_path / "s.toml").write_text(f"{text}source = 'imagefolder'\nroot = 'photos'\n{keys}\n")
-    with pytest.raises(InputError, match=match):
-        load_study(tmp_path / "s.toml", name="s", overrides=[])
-
-
-def test_groups_are_for_own_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="groups are for your own images"):
-        Data(source="cifar10", groups="(.)")

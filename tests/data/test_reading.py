@@ -90,15 +90,6 @@ def test_images_of_any_mode_are_seen_as_they_are_meant(tmp_path: Path, mode: str
     assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_images_of_32_bits_are_refused(tmp_path: Path, mode: str) -> None:
-    for place in ("train/a", "train/b", "test/a", "test/b"):
-        (tmp_path / place).mkdir(parents=True)
-        Image.new(mode, (32, 32), 1).save(tmp_path / place / "image.tiff")
-    with pytest.raises(InputError, match=r"cannot be read as an image: .*a/image.tiff"):
-        load_folder(tmp_path)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two classes, three training images and one test image each; every image has one colour of its own."""
@@ -226,31 +217,6 @@ def test_damaged_cache_is_made_again(folder: Path) -> None:
     assert load_folder(folder).digest == first.digest
 
 
-def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
-    def refused(match: str) -> None:
-        with pytest.raises(InputError, match=match):
-            load_folder(folder)
-        assert not cache_folder().exists()
-
-    for number in (0, 2):
-        (folder / "train" / "dog" / f"{number}.png").write_bytes(b"no image")
-    refused(r"cannot be read as an image: \S*train/dog/0.png \(not an image\), \S*train/dog/2.png \(not an image\); ")
-    (folder / "train" / "dog" / "9.png").symlink_to("nowhere")
-    refused("train/dog/9.png cannot be read")
-    (folder / "train" / "dog" / "9.png").unlink()
-    (folder / "test" / "bird").mkdir()
-    shutil.copy(folder / "test" / "cat" / "0.png", folder / "test" / "bird" / "0.png")
-    refused("class 'bird' has test images only")
-    shutil.rmtree(folder / "train")
-    refused("there is no folder train")
-    (folder / "train").mkdir()
-    refused("train holds no images")
-    shutil.rmtree(folder)
-    refused("there is no such folder; it must hold train")
-    folder.touch()
-    refused("is not a folder; it must hold train")
-
-
 # ------------------------------------------------------------------------------------------------------- limit, memory
 
 
@@ -338,7 +304,7 @@ def test_a_class_without_validation_images_is_said(uneven: Path) -> None:
     assert images.reading.endswith("; no image to learn from of class 'c'")
 
 
-@pytest.mark.parametrize(("bits", "brightest"), [(8, 1), (12, 16), (13, 32), (14, None), (16, None)])
+@pytest.mark.parametrize(("bits", "brightest"), [(8, 1), (13, 32), (14, None)])
 @pytest.mark.parametrize("free_memory", [10**9, 10**4])  # with the second, images are read through a memory map
 def test_greys_that_do_not_fill_their_16_bits_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, brightest: int | None, free_memory: int
