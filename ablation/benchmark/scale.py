@@ -7,6 +7,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from typing import Any
 from unittest import mock
@@ -142,12 +143,9 @@ def run_processes(store: Store, spec: StudySpec, workers: int) -> None:
     """Let several processes work on the simulated study; they share the memory of what they import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=work, args=(store, spec.model_dump(mode="json"))) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert all(process.exitcode == 0 for process in processes)
+    content = spec.model_dump(mode="json")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        list(pool.map(work, [store] * workers, [content] * workers))
 
 
 def _status(store: Store, studies: ArmStudies, name: str) -> None:

@@ -85,13 +85,7 @@ class Stopwatch:
         @functools.wraps(function)
         def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
             items = function(*args, **kwargs)
-            while True:
-                with self.part(name):
-                    try:
-                        item = next(items)
-                    except StopIteration:
-                        return
-                yield item
+            yield from iter(self.part(name)(lambda: next(items, None)), None)  # until it is None
 
         return generate
 

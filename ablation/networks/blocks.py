@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -229,14 +230,15 @@ def outline_blocks(backbone: str, truncate_at: str, image_size: int | None = Non
     blocks = nn.Sequential()
     depends_on_size = ARCHITECTURES[backbone].patch is not None
     network = _network(backbone, image_size) if depends_on_size else _network(backbone)  # made once for all sizes
-    for part in kept_parts(backbone, truncate_at):
-        if f"block{part.block}" not in dict(blocks.named_children()):
-            blocks.add_module(f"block{part.block}", nn.Sequential())
-        module = _module(network, part.path)
-        if is_custom(backbone):
-            # Identifies its code, on which cached features depend: see `code_digest.module_description`.
-            module.ablation_backbone = backbone  # type: ignore[assignment]
-        blocks.get_submodule(f"block{part.block}").add_module(part.name, module)
+    for number, parts in groupby(kept_parts(backbone, truncate_at), key=lambda part: part.block):
+        block = nn.Sequential()
+        for part in parts:
+            module = _module(network, part.path)
+            if is_custom(backbone):
+                # Identifies its code, on which cached features depend: see `code_digest.module_description`.
+                module.ablation_backbone = backbone  # type: ignore[assignment]
+            block.add_module(part.name, module)
+        blocks.add_module(f"block{number}", block)
     return blocks
 
 
@@ -322,12 +324,10 @@ def initialise_blocks(
 
 def torchvision_tensors(blocks: nn.Sequential, backbone: str) -> dict[str, torch.Tensor]:
     """Return the tensors of truncated blocks themselves, not copies, by torchvision's key."""
-    paths = {f"block{part.block}.{part.name}": part.path for part in _parts(backbone)}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, block in blocks.named_children():
-        for part, module in block.named_children():
-            tensors |= named_tensors(paths[f"{name}.{part}"], module)
-    return tensors
+    modules = [module for block in blocks for module in block.children()]
+    parts = _parts(backbone)[: len(modules)]
+    named = [named_tensors(part.path, module) for part, module in zip(parts, modules, strict=True)]
+    return {name: tensor for tensors in named for name, tensor in tensors.items()}
 
 
 def _initialise_module(module: nn.Module, generator: torch.Generator) -> None:

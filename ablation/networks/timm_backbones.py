@@ -6,7 +6,6 @@ digest of timm's version and of the network's configuration, to which its image 
 Legend: N images, C channels, H and W pixels, T tokens, D numbers of a token.
 """
 
-import functools
 import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
@@ -233,7 +232,7 @@ def _plan(network: Any, image_size: int, title: str) -> _Plan:
     leaves = dict(_leaves(network, features))
     images_NCHW = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     calls: list[str] = []
-    hooks = [leaf.register_forward_hook(functools.partial(_note, calls, path)) for path, leaf in leaves.items()]
+    hooks = [leaf.register_forward_hook(lambda *_, path=path: calls.append(path)) for path, leaf in leaves.items()]
     try:
         expected = network.forward_features(images_NCHW)
     except Exception as error:
@@ -272,11 +271,6 @@ def _leaves(module: nn.Module, features: list[str], above: str = "") -> Iterator
             yield from _leaves(child, features, f"{path}.")
         else:
             yield path, child
-
-
-def _note(calls: list[str], path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-    """Note a call of a module; a forward hook."""
-    calls.append(path)
 
 
 def _blocks(network: nn.Module, plan: _Plan, title: str) -> dict[str, nn.Module]:

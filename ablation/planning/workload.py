@@ -76,12 +76,8 @@ def _largest(spec: StudySpec, arm: Arm, num_classes: int) -> tuple[int, int]:
             head = Head(width, pool, norm=next(filter(lambda norm: norm != "none", norms), "none"))
             model = build_model(spec.backbone.name, reuse.truncate_at, head, num_classes, spec.data.image_size)
         apply_strategy(model, Learning(reuse.strategy, 1.0, reuse.freeze_depth, learn=reuse.learn))
-        sizes.append(
-            (
-                sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-                sum(parameter.numel() for parameter in model.parameters()),
-            )
-        )
+        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        sizes.append((learning, sum(parameter.numel() for parameter in model.parameters())))
     return max(sizes)
 
 

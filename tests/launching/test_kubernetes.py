@@ -90,14 +90,6 @@ def test_the_job_has_what_was_asked_for() -> None:
     )
 
 
-def test_the_study_stands_in_it_line_by_line() -> None:
-    text = study_files()["vgg_truncation"].read_text()
-    printed = kubernetes.compose(launch_of(image="x"))
-    assert "\n  vgg_truncation.toml: |\n" in printed
-    assert f"    {text.splitlines()[0]}\n" in printed
-    assert yaml.safe_load(printed.partition("---")[0])["data"]["vgg_truncation.toml"] == text
-
-
 @pytest.mark.parametrize(
     "options", [{"cpu": "0.5", "memory": "1.5G"}, {"cpu": "500m", "memory": "512Mi"}, {"memory": "16000000000"}]
 )

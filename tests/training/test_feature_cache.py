@@ -15,7 +15,7 @@ import torch
 
 from ablation.base.disk_cache import KEPT_FREE
 from ablation.base.generators import generator
-from ablation.data.images import Images, normalise
+from ablation.data.images import Images
 from ablation.data.normalisation import Normalisation
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.networks.weights import read_weights
@@ -34,10 +34,9 @@ from ablation.training.sources import (
     frozen_part,
     run_layers,
 )
+from tests.training.test_loop import CPU, NORMALISATION
 
-NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 MEGABYTE = 1_000_000
-CPU = torch.device("cpu")
 
 
 def some_images(n: int, seed: int) -> Images:
@@ -89,27 +88,6 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 # -------------------------------------------------------------------------------------------- the same figures
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_every_layer_of_vgg16_gives_an_image_the_same_in_any_batch(threads: int) -> None:
-    """What storing rests on: to the bit, whatever the batch, its size and the number of threads."""
-    model = build_model("vgg16", "block5", Head(8, 1), 3, 32)
-    initialise(model, None, 0)
-    frozen = frozen_blocks(model.to(memory_format=torch.channels_last), 5)
-    points = [Point(number, None) for number in range(len(frozen.layers) + 1)]
-    order = torch.randperm(30, generator=generator(4))
-    before = torch.get_num_threads()
-    try:
-        whole = run_layers(normalise(VAL.images_NCHW, NORMALISATION), frozen.layers, points, "float32")
-        torch.set_num_threads(threads)
-        for size in (16, 7, 1):
-            for chosen in order.split(size)[:3]:
-                inputs = normalise(VAL.images_NCHW[chosen], NORMALISATION)
-                found = run_layers(inputs, frozen.layers, points, "float32")
-                assert all(torch.equal(rows, expected[chosen]) for rows, expected in zip(found, whole, strict=True))
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_flips_are_those_of_the_images(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The training step beside a loop that reads as a textbook has it: on the CPU in float32 they agree to the bit."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from ablation.base.generators import generator, seed_globally
 from ablation.data.augmentation import CROP_PADDING
-from ablation.data.images import Images, normalise
-from ablation.data.normalisation import Normalisation
+from ablation.data.images import normalise
 from ablation.networks.strategies import Learning
 from ablation.networks.timm_backbones import load_timm_backbone
 from ablation.networks.transfer_model import Head, build_model, initialise, set_training_mode
+from ablation.spec.metrics import EpochMetrics
 from ablation.spec.parameters import Augmentation, StrategyName
 from ablation.training import step
 from ablation.training.checkpoint import CorruptCheckpoint
@@ -25,24 +26,30 @@ from ablation.training.schedule import lr_factor
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import batch_places
 from ablation.training.state import Training, _fill_momenta, begin_training, make_optimizer, trained_tensors
-
-NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
-CPU = torch.device("cpu")
-
-
-def some_images(n: int, seed: int) -> Images:
-    labels = torch.randint(0, 3, (n,), generator=generator(seed, "labels"))
-    noise = torch.randint(0, 60, (n, 3, 32, 32), generator=generator(seed, "pixels"))
-    return Images((noise + 60 * labels[:, None, None, None]).to(torch.uint8), labels)
-
+from tests.training.test_loop import CPU, NORMALISATION, some_images
 
 TRAIN, VAL = some_images(97, 1), some_images(30, 2)  # five batches of 16 and one of 17
+
+
+def cache_in(folder: Path, limit: int = 0) -> FeatureCache:
+    return FeatureCache(folder, limit, lambda: Pretrained([], []), lambda text: None)
 
 
 def begin(backbone: str, learning: Learning, settings: TrainingSettings, cache: FeatureCache, kind: Any) -> Training:
     model = build_model(backbone, "block2", Head(8, 2), 3, 32)
     initialise(model, None, 0)
     return begin_training(model, learning, settings, NORMALISATION, lambda frozen: cache.source(TRAIN, frozen, kind))
+
+
+def fine_tuning(settings: TrainingSettings, cache: FeatureCache) -> Training:
+    return begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+
+
+def train_on(
+    training: Training, settings: TrainingSettings, cache: FeatureCache, kind: Augmentation = "none"
+) -> Iterator[EpochMetrics]:
+    source = cache.source(TRAIN, training.frozen, kind)
+    return train(training, source, cache.source(VAL, training.frozen, "none"), settings)
 
 
 def textbook_losses(training: Training, settings: TrainingSettings, kind: Augmentation) -> list[float]:
@@ -111,10 +118,9 @@ def test_it_computes_what_a_textbook_does(
     learning = Learning(strategy, 0.02, depth, 0.5, 1e-3)
     losses = []
     for limit in (0, 10**8):
-        cache = FeatureCache(tmp_path, limit, lambda: Pretrained([], []), lambda text: None)
+        cache = cache_in(tmp_path, limit)
         training = begin(backbone, learning, settings, cache, augmentation)
-        sources = (cache.source(part, training.frozen, kind) for part, kind in ((TRAIN, augmentation), (VAL, "none")))
-        losses.append([metrics.train_loss for metrics in train(training, *sources, settings)])
+        losses.append([metrics.train_loss for metrics in train_on(training, settings, cache, augmentation)])
     expected = textbook_losses(begin(backbone, learning, settings, cache, augmentation), settings, augmentation)
     assert losses == [expected, expected]
     assert len(set(expected)) == 3
@@ -165,13 +171,12 @@ def test_whole_batches_are_captured_and_gradients_are_those_of_the_last_step(
     """Of 97 images, in one to four steps per epoch: the first step that may be captured is often an epoch's last."""
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 1)
     settings = TrainingSettings(6, batch_size, 5, "float32", head_warmup_epochs=1)
-    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    cache = cache_in(tmp_path)
     found = []
     for is_captured in (False, True):
         monkeypatch.setattr(step, "may_capture", lambda *_, is_captured=is_captured, **__: is_captured)
-        training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
-        sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
-        epochs = list(train(training, *sources, settings))
+        training = fine_tuning(settings, cache)
+        epochs = list(train_on(training, settings, cache))
         found.append([(epoch.train_loss, epoch.relative_gradient_norm) for epoch in epochs])
     assert found[0] == found[1]
     assert {graph.batch for graph in graphs} == {batch_size}
@@ -186,10 +191,9 @@ def test_phases_that_are_too_short_get_no_graph(
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 10)
     monkeypatch.setattr(step, "may_capture", lambda *_, **__: True)
     settings = TrainingSettings(6, 17, 5, "float32", unfreeze_every=1)
-    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
-    training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
-    sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
-    assert len(list(train(training, *sources, settings))) == 6
+    cache = cache_in(tmp_path)
+    training = fine_tuning(settings, cache)
+    assert len(list(train_on(training, settings, cache))) == 6
     assert [graph.replays for graph in graphs] == [24 - 3 - 4]  # without the last batch of each epoch, of 12 images
 
 
@@ -233,12 +237,10 @@ def test_a_capture_that_fails_leaves_eager_steps(
     """And CUDA as it was before: otherwise the next dropout would raise an error."""
 
     settings = TrainingSettings(2, 16, 5, precision)
-    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    cache = cache_in(tmp_path)
 
     def losses() -> list[float]:
-        training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
-        sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
-        return [metrics.val_loss for metrics in train(training, *sources, settings)]
+        return [metrics.val_loss for metrics in train_on(fine_tuning(settings, cache), settings, cache)]
 
     expected = losses()
     capture = FailingCapture(monkeypatch)
@@ -256,34 +258,32 @@ def test_no_graph_is_captured_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(step, "FEWEST_REPLAYS", 0)
     monkeypatch.setattr(step.TrainingStep, "_capture", refuse)
     settings = TrainingSettings(2, 16, 5, "float32")
-    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
-    training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
-    sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
-    assert len(list(train(training, *sources, settings))) == 2
+    cache = cache_in(tmp_path)
+    training = fine_tuning(settings, cache)
+    assert len(list(train_on(training, settings, cache))) == 2
 
 
 def test_a_checkpoint_keeps_the_kernels_of_its_device(tmp_path: Path) -> None:
     """What a GPU's optimizer says of its kernels, and its learning rates, are no use to a CPU."""
     settings = TrainingSettings(2, 16, 5, "float32", optimizer="adamw")
-    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
-    training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+    cache = cache_in(tmp_path)
+    training = fine_tuning(settings, cache)
     state = training.state_dict()
     for group in state["optimizer"]["param_groups"]:
         group |= {"fused": True, "capturable": True, "lr": torch.tensor(0.3)}
     training.load_state_dict(state)
-    sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
-    assert len(list(train(training, *sources, settings))) == 2
+    assert len(list(train_on(training, settings, cache))) == 2
     assert all(not group["fused"] and not group["capturable"] for group in training.optimizer.param_groups)
 
 
 def test_a_checkpoint_in_which_other_parameters_learned_is_refused(tmp_path: Path) -> None:
     """As one of a version that decayed others: the trial starts anew, and nothing has changed."""
     settings = TrainingSettings(2, 16, 5, "float32")
-    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
-    state = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none").state_dict()
+    cache = cache_in(tmp_path)
+    state = fine_tuning(settings, cache).state_dict()
     decayed, undecayed = state["optimizer"]["param_groups"][:2]
     undecayed["params"].append(decayed["params"].pop())
-    training = begin("vgg16_narrow", Learning("fine_tune_all", 0.02), settings, cache, "none")
+    training = fine_tuning(settings, cache)
     state["trained"] = {name: tensor + 1 for name, tensor in state["trained"].items()}
     before = trained_tensors(training.model)
     with pytest.raises(CorruptCheckpoint, match="let other parameters learn"):
@@ -329,7 +329,7 @@ def test_which_steps_run_foreign_code(
     """timm's networks, like a user's: some free tensors between two calls, whose memory a graph would still read."""
     backbone = load_timm_backbone(name, 32) if name.startswith("timm:") else name
     settings = TrainingSettings(2, 16, 5, "float32")
-    cache = FeatureCache(tmp_path, limit, lambda: Pretrained([], []), lambda text: None)
+    cache = cache_in(tmp_path, limit)
     training = begin(backbone, Learning(strategy, 0.02, depth), settings, cache, "none")
     asked: list[bool] = []
 
@@ -346,11 +346,8 @@ def test_which_steps_run_foreign_code(
 def test_a_fused_update_scales_long_gradients_down(optimizer: str, tmp_path: Path) -> None:
     """As torch's clipping followed by the textbook's update, to rounding; short gradients keep their length."""
     settings = TrainingSettings(1, 16, 5, "bfloat16", optimizer=optimizer, max_grad_norm=0.5)
-    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
-    trainings = [
-        begin("vgg16_narrow", Learning("fine_tune_all", 0.02), replace(settings, precision=precision), cache, "none")
-        for precision in ("bfloat16", "float32")
-    ]
+    cache = cache_in(tmp_path)
+    trainings = [fine_tuning(replace(settings, precision=precision), cache) for precision in ("bfloat16", "float32")]
     fused, textbook = trainings
     source = cache.source(TRAIN, fused.frozen, "none")
     update = step.TrainingStep(fused, source, settings)._update
@@ -367,16 +364,13 @@ def test_a_fused_update_scales_long_gradients_down(optimizer: str, tmp_path: Pat
 
 def test_training_resumes_to_the_bit_in_bfloat16(tmp_path: Path) -> None:
     settings = TrainingSettings(3, 16, 5, "bfloat16", max_grad_norm=1.0)
-    cache = FeatureCache(tmp_path, 0, lambda: Pretrained([], []), lambda text: None)
+    cache = cache_in(tmp_path)
 
     def losses(training: Training) -> list[float]:
-        sources = (cache.source(part, training.frozen, "none") for part in (TRAIN, VAL))
-        return [metrics.val_loss for metrics in train(training, *sources, settings)]
+        return [metrics.val_loss for metrics in train_on(training, settings, cache)]
 
-    learning = Learning("fine_tune_all", 0.02)
-    whole, first, second = (begin("vgg16_narrow", learning, settings, cache, "none") for _ in range(3))
+    whole, first, second = (fine_tuning(settings, cache) for _ in range(3))
     expected = losses(whole)
-    sources = (cache.source(part, first.frozen, "none") for part in (TRAIN, VAL))
-    next(train(first, *sources, settings))
+    next(train_on(first, settings, cache))
     second.load_state_dict(first.state_dict())
     assert losses(second) == expected[1:]

@@ -11,26 +11,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ablation.base.generators import generator, seed_globally
-from ablation.data.images import Images
-from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise, set_training_mode
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
-from ablation.training.feature_cache import FeatureCache, Pretrained
+from ablation.training.feature_cache import FeatureCache
 from ablation.training.loop import train
 from ablation.training.sources import FeatureSource, ImageSource, Source
 from ablation.training.state import Training, TrainingSettings, begin_training, trained_tensors
-from tests.training.test_loop import WAYS
-
-NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
-CPU = torch.device("cpu")
-UNITS = {"block1": 2, "block2": 2, "block3": 3}  # of the narrow VGG-16
-
-
-def some_images(n: int, seed: int) -> Images:
-    pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator(seed, "pixels"))
-    return Images(pixels, torch.randint(0, 3, (n,), generator=generator(seed, "labels")))
-
+from tests.training.test_feature_cache import cache as cache_in
+from tests.training.test_feature_cache import some_images
+from tests.training.test_loop import CPU, NORMALISATION, WAYS, figures
 
 TRAIN, VAL = some_images(48, 1), some_images(20, 2)
 
@@ -45,11 +35,7 @@ def begin(
 
 
 def no_cache(folder: Path) -> FeatureCache:
-    return FeatureCache(folder, 0, lambda: Pretrained([], []), lambda text: None)
-
-
-def cache_in(folder: Path) -> FeatureCache:
-    return FeatureCache(folder, 10**9, lambda: Pretrained([], []), lambda text: None)
+    return cache_in(folder, limit=0)
 
 
 ONE_STEP = TrainingSettings(
@@ -173,9 +159,8 @@ RESUMED = [
 ]
 
 
-def figures(training: Training) -> list[dict[str, Any]]:
-    clock = ("timestamp", "images_per_second")
-    return [{k: v for k, v in asdict(metrics).items() if k not in clock} for metrics in training.history]
+def figures_of(training: Training) -> list[dict[str, Any]]:
+    return figures([asdict(metrics) for metrics in training.history])
 
 
 def sources(training: Training, cache: FeatureCache) -> tuple[Source, Source]:
@@ -189,7 +174,7 @@ def test_resumed_and_with_cached_features_it_is_the_same_to_the_bit(
     settings = replace(SEVERAL, optimizer="adamw")
     whole = begin(Learning(**learning), no_cache(tmp_path), head, settings)
     list(train(whole, *sources(whole, no_cache(tmp_path)), settings))
-    assert len({epoch["train_loss"] for epoch in figures(whole)}) == 3
+    assert len({epoch["train_loss"] for epoch in figures_of(whole)}) == 3
 
     cached = begin(Learning(**learning), cache_in(tmp_path / "c"), head, settings)
     train_source, val_source = sources(cached, cache_in(tmp_path / "c"))
@@ -204,7 +189,7 @@ def test_resumed_and_with_cached_features_it_is_the_same_to_the_bit(
 
     list(epochs)
     for other in (cached, resumed):
-        assert figures(other) == figures(whole)
+        assert figures_of(other) == figures_of(whole)
         for name, tensor in whole.model.state_dict().items():
             assert torch.equal(other.model.state_dict()[name], tensor), name
         assert other.best_tensors.keys() == whole.best_tensors.keys()
@@ -223,8 +208,8 @@ def test_with_cached_features_each_way_is_the_same_to_the_bit(way: str, backbone
         list(train(training, train_source, val_source, settings))
         trainings.append(training)
     computed, cached = trainings
-    assert figures(cached) == figures(computed)
-    assert len(figures(cached)) >= 2
+    assert figures_of(cached) == figures_of(computed)
+    assert len(figures_of(cached)) >= 2
     for name, tensor in computed.best_tensors.items():
         assert torch.equal(cached.best_tensors[name], tensor), name
 
