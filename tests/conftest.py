@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import vl_convert
 from filelock import FileLock
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and by processes that tests start
@@ -208,6 +209,12 @@ def postgresql() -> Iterator[PostgreSQL]:
 @pytest.fixture
 def exported_champions() -> None:
     """The studies of `command` translate their champion's network into a program, which takes a second."""
+
+
+@pytest.fixture
+def plots_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have the definitions and texts of their plots, but no drawings, which take seconds."""
+    monkeypatch.setattr(vl_convert, "vegalite_to_svg", lambda definition: "<svg></svg>")
 
 
 @pytest.fixture

@@ -235,6 +235,15 @@ def fake_result(
     return fake_study(spec, results, [f"class {k}" for k in range(classes)])
 
 
+def with_validation(result: StudyResult, accuracies: Mapping[str, float]) -> StudyResult:
+    """Return a study in which all confirmation runs of an arm have this validation accuracy."""
+    arms = [
+        replace(arm, confirmations=[replace(run, val_accuracy=accuracies[arm.arm.name]) for run in arm.confirmations])
+        for arm in result.arms
+    ]
+    return replace(result, arms=arms)
+
+
 def begin_fake_summary(store: Store, result: StudyResult) -> Tracker:
     """Begin the summary run of a study, and return its tracker."""
     spec = result.spec

@@ -154,23 +154,8 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
     """Return the answer in plain words, a line per factor."""
     confirmed = [arm for arm in arms if arm.estimate is not None]
     if not confirmed:
-        tuned = [arm for arm in arms if arm.result.best]
-        highest = max(map(_tuned_goodness, tuned), default=None)
-        best = [arm for arm in tuned if _tuned_goodness(arm) == highest]
-        if not best:
-            return ["No trial has finished yet."]
-        has_run = any(run.test_accuracy is not None for arm in best for run in arm.result.confirmations)
-        reason = "no confirmation run has finished yet" if result.spec.confirm.seeds else "[confirm] seeds is 0"
-        if (superseded := sum(len(arm.result.superseded) for arm in arms)) and result.spec.confirm.seeds:
-            reason = f"none has finished of the configurations that are now the best ({superseded} of others have)"
-        its = "its" if len(best) == 1 else "their"
-        reason = f"the predictions of {its} confirmation runs are lost" if has_run else reason
-        if any(arm.result.held_back for arm in arms):
-            reason = f"the first planned look, at {result.spec.confirm.looks[0]} seeds, is not complete"
-        lacking = "without confirmation runs "
-        if any(arm.result.confirmed for arm in arms):
-            lacking, reason = "", "no arm is confirmed in every repeat of the tuning"
-        return [f"{_best_tuned(best, result.spec.goal)}, but {lacking}no answer is possible: {reason}."]
+        but = "but" if any(arm.confirmed for arm in result.arms) else "but without confirmation runs"
+        return [f"{_best_tuned(result)}, {but} no answer is possible: {_obstacle(result)}."]
     start = "Preliminary: " if _missing(result) else ""
     if len(arms) == 1:
         return [start + _found(result, confirmed[0])]
@@ -181,15 +166,41 @@ def verdict_of(result: StudyResult, arms: list[ArmSummary], compared: Comparison
     return [start + lines[0], *lines[1:]]
 
 
-def _best_tuned(best: list[ArmSummary], goal: Objective) -> str:
+def _leading(arms: Sequence[ArmResult]) -> list[ArmResult]:
+    """Return the arms in which tuning found the best value: one, or several that are equal."""
+    tuned = [(arm, arm.best.goodness) for arm in arms if arm.best is not None]
+    highest = max(goodness for _, goodness in tuned)
+    return [arm for arm, goodness in tuned if goodness == highest]
+
+
+def _obstacle(result: StudyResult) -> str:
+    """Return why a study without any confirmed arm has no answer."""
+    arms, confirm, leading = result.arms, result.spec.confirm, _leading(result.arms)
+    superseded = sum(len(arm.superseded) for arm in arms)
+    if any(arm.confirmed for arm in arms):
+        return "no arm is confirmed in every repeat of the tuning"
+    if any(arm.held_back for arm in arms):
+        return f"the first planned look, at {confirm.looks[0]} seeds, is not complete"
+    if any(run.test_accuracy is not None for arm in leading for run in arm.confirmations):
+        return f"the predictions of {'its' if len(leading) == 1 else 'their'} confirmation runs are lost"
+    if not confirm.seeds:
+        return "[confirm] seeds is 0"
+    if superseded:
+        return f"none has finished of the configurations that are now the best ({superseded} of others have)"
+    return "no confirmation run has finished yet"
+
+
+def _best_tuned(result: StudyResult) -> str:
     """Return which arm tuning found the best, or which are equal, with its value."""
-    counts = [sum(trial.val_accuracy is not None for trial in arm.result.trials) for arm in best]
-    trials = format_seeds((min(counts), max(counts)), "trial")
-    value = f"({_tuned_value(best[0], goal)}, the best of {trials}{'' if len(best) == 1 else ' each'})"
-    if len(best) == 1:
-        return f"The best tuned arm is {best[0].name} {value}"
-    names = join([arm.name for arm in best]) if len(best) <= MOST_EQUALS else f"{len(best)} arms"
-    return f"The best tuned arms, {names}, are equal {value}"
+    leading = _leading(result.arms)
+    counts = [sum(trial.val_accuracy is not None for trial in arm.trials) for arm in leading]
+    trials, best = format_seeds((min(counts), max(counts)), "trial"), leading[0].best
+    value = value_words("validation", (best.val_value if best else None) or 0.0, result.spec.goal)
+    if len(leading) == 1:
+        return f"The best tuned arm is {leading[0].arm.name} ({value}, the best of {trials})"
+    few = len(leading) <= MOST_EQUALS
+    names = join([arm.arm.name for arm in leading]) if few else f"{len(leading)} arms"
+    return f"The best tuned arms, {names}, are equal ({value}, the best of {trials} each)"
 
 
 def _found(result: StudyResult, arm: ArmSummary) -> str:
@@ -213,16 +224,6 @@ def _in_brackets(arm: ArmSummary) -> str:
     if arm.estimate.low is None:
         return f", of {'one ' + arm.test.unit if arm.test.seeds == 1 else seeds}, which proves nothing"
     return f" ({arm.estimate.low:.4f} to {arm.estimate.high:.4f}, {seeds})"
-
-
-def _tuned_goodness(arm: ArmSummary) -> float:
-    assert arm.result.best is not None
-    return arm.result.best.goodness
-
-
-def _tuned_value(arm: ArmSummary, goal: Objective) -> str:
-    assert arm.result.best is not None
-    return value_words("validation", arm.result.best.val_value or 0.0, goal)
 
 
 def _missing(result: StudyResult) -> list[str]:

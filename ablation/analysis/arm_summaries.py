@@ -95,18 +95,15 @@ class ArmSummary:
         estimate: its mean with its interval over seeds and images.
         balanced: balanced test accuracy over its confirmation runs, the mean of the classes' recalls.
         macro_f1: macro F1 of the test images over its confirmation runs, the mean of the classes' F1 scores.
-        class_accuracies_K: mean test accuracy of each class over seeds, NaN for a class without test images.
         confusion_KK: mean over seeds of the fraction of each true class (row) that is predicted as each class (column).
         best_so_far_T: the best validation value of the trials so far, in their order; NaN before the first finished.
         best_of: what fewer trials would have found.
         late_rise: how much `best_so_far_T` improves in the last third of the trials; None where fewer than three have
             ended.
-        trained_parameters: their number in the chosen configuration.
         training_seconds: mean over the confirmation runs, else of the best trial.
         training_runs: the number of runs in that mean.
         inference_operations: of classifying one image, the mean over confirmation runs.
         inference_seconds: that takes on the runs' devices, the mean over them.
-        failed: trials and confirmation runs that failed.
     """
 
     result: ArmResult
@@ -115,17 +112,14 @@ class ArmSummary:
     estimate: Estimate | None
     balanced: Summary | None
     macro_f1: Summary | None
-    class_accuracies_K: np.ndarray | None
     confusion_KK: np.ndarray | None
     best_so_far_T: np.ndarray
     best_of: BestOf | None
     late_rise: float | None
-    trained_parameters: int | None
     training_seconds: float | None
     training_runs: int
     inference_operations: float | None
     inference_seconds: float | None
-    failed: list[RunResult]
 
     @property
     def runs(self) -> int:
@@ -136,6 +130,16 @@ class ArmSummary:
     def name(self) -> str:
         """The arm's name."""
         return self.result.arm.name
+
+    @property
+    def class_accuracies_K(self) -> np.ndarray | None:
+        """Mean test accuracy of each class over seeds, NaN for a class without test images."""
+        return None if self.confusion_KK is None else np.diagonal(self.confusion_KK)
+
+    @property
+    def trained_parameters(self) -> int | None:
+        """Their number in the chosen configuration."""
+        return self.result.best.trained_parameters if self.result.best else None
 
 
 def summarise(values_S: np.ndarray, unit: str = "seed") -> Summary | None:
@@ -179,7 +183,6 @@ def own_estimate(arm: ArmResult) -> Estimate:
 
 def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
     """Return the summary of an arm's runs, in a study of this number of classes."""
-    val = summarise(confirmed_validation(arm))
     predictions = [run.predictions for run in arm.confirmed if run.predictions is not None]
     scores_S2 = np.array(
         [balanced_accuracy_and_macro_f1(p.labels_N, p.predicted_N, classes) for p in predictions], np.float64
@@ -192,22 +195,19 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
     best_so_far_T = best_so_far(arm.trials)
     return ArmSummary(
         result=arm,
-        val=val,
+        val=summarise(confirmed_validation(arm)),
         test=summarise(arm.test_values_S),
         estimate=own_estimate(arm) if arm.confirmed else None,
         balanced=summarise(scores_S2[:, 0]),
         macro_f1=summarise(scores_S2[:, 1]),
-        class_accuracies_K=None if confusion_KK is None else np.diagonal(confusion_KK).copy(),
         confusion_KK=confusion_KK,
         best_so_far_T=best_so_far_T,
         best_of=best_of(arm.trials),
         late_rise=late_rise(best_so_far_T),
-        trained_parameters=arm.best.trained_parameters if arm.best else None,
         training_seconds=float(np.mean(timed)) if timed else None,
         training_runs=len(timed),
         inference_operations=inference_operations(arm),
         inference_seconds=float(np.mean(inferred)) if inferred else None,
-        failed=[run for run in [*arm.trials, *arm.confirmations] if run.state == "failed"],
     )
 
 

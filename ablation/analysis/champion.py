@@ -12,6 +12,7 @@ import numpy as np
 
 from ablation.analysis.arm_summaries import confirmed_validation, inference_operations, leading_arms, winning_arm
 from ablation.analysis.best_arms import FromBest, compared_with_best
+from ablation.analysis.compared_repeats import repeats_of
 from ablation.analysis.estimator import Estimator
 from ablation.analysis.repeats import RepeatMoments
 from ablation.analysis.results import ArmResult, StudyResult
@@ -98,7 +99,7 @@ def distances_from_best(result: StudyResult) -> tuple[dict[str, FromBest], str]:
     if len(arms) < 2:
         return {}, "only one arm is confirmed"
     if result.spec.confirm.repeats > 1:
-        return _over_repeats(arms)
+        return _over_repeats(result, len(arms))
     predictions = {arm.arm.name: [run.predictions for run in arm.confirmed if run.predictions] for arm in arms}
     validation = {arm: [p.validation for p in each if p.validation is not None] for arm, each in predictions.items()}
     if any(len(validation[arm]) < len(predictions[arm]) for arm in predictions):
@@ -114,18 +115,16 @@ def distances_from_best(result: StudyResult) -> tuple[dict[str, FromBest], str]:
     return {}, "validation has a single image or group" if is_single else few
 
 
-def _over_repeats(arms: Sequence[ArmResult]) -> tuple[dict[str, FromBest], str]:
-    by_repeat: dict[int, dict[str, float]] = {}
-    for arm in arms:
-        for repeat in {run.repeat for run in arm.confirmations}:
-            of_repeat = [run.val_value for run in arm.confirmations if run.repeat == repeat]
-            values = [value for value in of_repeat if value is not None]
-            if values:
-                by_repeat.setdefault(repeat, {})[arm.arm.name] = float(np.mean(values))
-    complete = [values for values in by_repeat.values() if len(values) == len(arms)]
+def _over_repeats(result: StudyResult, arms: int) -> tuple[dict[str, FromBest], str]:
+    """Return the same over the repeats in which so many arms, all that have any, have confirmation runs."""
+    means = [
+        {arm.arm.name: float(values_S.mean()) for arm in repeat.arms if (values_S := confirmed_validation(arm)).size}
+        for repeat in repeats_of(result)
+    ]
+    complete = [of_arms for of_arms in means if len(of_arms) == arms]
     if len(complete) < FEWEST_SEEDS:
         return {}, f"{FEWEST_SEEDS} repeats in which all arms are confirmed are needed"
-    return compared_with_best(moments_of_repeats(complete, goal_of(arms[0].confirmations))), ""
+    return compared_with_best(moments_of_repeats(complete, result.spec.goal)), ""
 
 
 def moments_of_repeats(repeats: Sequence[Mapping[str, float]], objective: Objective = ACCURACY) -> RepeatMoments:

@@ -1,10 +1,8 @@
 """The repeats of a study's tuning, each as a study of its own, and which of them are compared."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from ablation.analysis.results import ArmResult, StudyResult
-from ablation.analysis.runs import RunResult
+from ablation.analysis.results import StudyResult
 from ablation.analysis.wording import join
 
 
@@ -36,9 +34,6 @@ def repeats_of(result: StudyResult) -> list[StudyResult]:
     if spec.confirm.repeats == 1:
         return [result]
 
-    def is_of(repeat: int) -> Callable[[RunResult], bool]:
-        return lambda run: run.repeat == repeat
-
     return [
         replace(
             result,
@@ -49,17 +44,7 @@ def repeats_of(result: StudyResult) -> list[StudyResult]:
                     "confirm": spec.confirm.model_copy(update={"repeats": 1}),
                 }
             ),
-            arms=[_with_runs(arm, is_of(repeat)) for arm in result.arms],
+            arms=[arm.of_repeat(repeat) for arm in result.arms],
         )
         for repeat in range(spec.confirm.repeats)
     ]
-
-
-def _with_runs(arm: ArmResult, is_wanted: Callable[[RunResult], bool]) -> ArmResult:
-    return replace(
-        arm,
-        trials=list(filter(is_wanted, arm.trials)),
-        confirmations=list(filter(is_wanted, arm.confirmations)),
-        superseded=list(filter(is_wanted, arm.superseded)),
-        deleted=list(filter(is_wanted, arm.deleted)),
-    )

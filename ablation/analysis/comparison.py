@@ -15,7 +15,6 @@ from ablation.analysis.contrasts import (
     label_pairs,
     level_comparisons,
     level_label,
-    matched_pairs,
     other_labels,
     pivots,
     places,
@@ -218,35 +217,33 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
         correct: its confirmed arms.
         estimator: of the differences.
     """
-    spec, unit = result.spec, estimator.unit
-    all_places = places(spec)
-    confirmed = {arm: all_places[arm] for arm in correct}
-    usable = estimator.usable(correct)
-    tested = {arm: all_places[arm] for arm in usable}
+    spec, all_places, usable = result.spec, places(result.spec), estimator.usable(correct)
+    tested, confirmed = ({arm: all_places[arm] for arm in of_arms} for of_arms in (usable, correct))
     pivot_of = pivots(spec, {factor: tuning_leader(result, factor) for factor in spec.compared_levels()})
     pairs = label_pairs(spec, pivot_of)
     comparisons = level_comparisons(tested, pairs)
     crossed, missing = interactions(tested, pairs)
     contrasts = [c.weights for c in comparisons] + [c.weights for c in crossed]
     estimates = estimator.simultaneous(contrasts, usable)
-    differences = {
-        (c.factor, c.first, c.second): _difference(c, estimate, correct, estimator)
-        for c, estimate in zip(comparisons, estimates[: len(comparisons)], strict=True)
-    }
-    found = [
-        _interaction(c, estimate, correct) for c, estimate in zip(crossed, estimates[len(comparisons) :], strict=True)
-    ]
+    of_levels, of_interactions = estimates[: len(comparisons)], estimates[len(comparisons) :]
+    found = {(c.factor, c.first, c.second): (c, estimate) for c, estimate in zip(comparisons, of_levels, strict=True)}
+    for c in level_comparisons(confirmed, pairs):
+        if (c.factor, c.first, c.second) not in found:  # too few seeds: a value and no more
+            value = estimator.contrast(c.weights, correct).value
+            found[c.factor, c.first, c.second] = (c, Estimate(value))
+    crossings = [_interaction(c, estimate, correct) for c, estimate in zip(crossed, of_interactions, strict=True)]
+    by_level = _at_levels(tested, pairs, [i.factors for i in crossings if i.is_shown], usable, estimator)
     is_single = not usable and any(len(y_SN) >= FEWEST_SEEDS for y_SN in correct.values())
-    lacking = "nothing is tested on a single image or group" if is_single else f"an arm lacks {FEWEST_SEEDS} {unit}s"
-    by_level = _at_levels(tested, pairs, [i.factors for i in found if i.is_shown], usable, estimator)
+    too_few = f"an arm lacks {FEWEST_SEEDS} {estimator.unit}s"
+    lacking = "nothing is tested on a single image or group" if is_single else too_few
+    factors = []
+    for factor, labels in pairs.items():
+        of_factor = {of_pair: found.get((factor, *of_pair)) for of_pair in labels}
+        analysis = _analyse_factor(result, factor, pivot_of.get(factor), of_factor, correct, estimator)
+        factors.append(replace(analysis, by_level=by_level.get(factor, {})))
     return Comparisons(
-        factors=[
-            _analyse_factor(
-                result, factor, correct, _Compared(confirmed, pairs[factor], differences, pivot_of, by_level, estimator)
-            )
-            for factor in pairs
-        ],
-        interactions=found,
+        factors=factors,
+        interactions=crossings,
         interaction_missing=[f"{first} with {second}: {lacking}" for first, second in missing],
         contrasts=contrasts,
         typical=_typical(comparisons, estimates),
@@ -257,11 +254,9 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
 
 def _typical(comparisons: list[Comparison], estimates: list[Estimate]) -> dict[str, int]:
     """Return factor -> the number of its difference of median precision."""
-    by_factor: dict[str, list[int]] = {}
-    for number, comparison in enumerate(comparisons):
-        by_factor.setdefault(comparison.factor, []).append(number)
     typical = {}
-    for factor, numbers in by_factor.items():
+    for factor in dict.fromkeys(c.factor for c in comparisons):
+        numbers = [number for number, c in enumerate(comparisons) if c.factor == factor]
         ranked = sorted(numbers, key=lambda number: estimates[number].standard_error or 0.0)
         typical[factor] = ranked[len(ranked) // 2]
     return typical
@@ -289,32 +284,22 @@ def findable_differences(compared: Comparisons) -> dict[str, list[float]]:
     return {factor: [size[n] for size in sizes] for n, factor in enumerate(compared.typical)}
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """What `_analyse_factor` needs of the comparisons."""
-
-    places: Mapping[str, Place]  # of confirmed arms
-    pairs: Sequence[tuple[str, str]]  # of the factor's labels
-    tested: Mapping[tuple[str, str, str], Difference]
-    pivots: Mapping[str, str]
-    by_level: Mapping[tuple[str, str], list[Difference]]
-    estimator: Estimator
-
-
 def _at_levels(
     tested: Mapping[str, Place],
     pairs: LabelPairs,
     shown: Iterable[tuple[str, str]],
     usable: Correct,
     estimator: Estimator,
-) -> dict[tuple[str, str], list[Difference]]:
-    """Return (factor, other factor) -> the differences at each level of the other, where an interaction is shown."""
+) -> dict[str, dict[str, list[Difference]]]:
+    """Return factor -> other factor -> the differences at each level of the other, where an interaction is shown."""
     both = [order for factors in dict.fromkeys(shown) for order in (factors, factors[::-1])]
     of_each = {order: comparisons_at(tested, pairs, [order]) for order in both}
     estimates = iter(estimator.simultaneous([c.weights for each in of_each.values() for c in each], usable))
-    return {
-        order: [_difference(c, next(estimates), usable, estimator) for c in each] for order, each in of_each.items()
-    }
+    by_level: dict[str, dict[str, list[Difference]]] = {}
+    for (factor, other), each in of_each.items():
+        differences = [_difference(c, next(estimates), usable, estimator) for c in each]
+        by_level.setdefault(factor, {})[other] = differences
+    return by_level
 
 
 def _difference(comparison: Comparison, estimate: Estimate, correct: Correct, estimator: Estimator) -> Difference:
@@ -335,45 +320,43 @@ def _interaction(crossed: CrossComparison, estimate: Estimate, correct: Correct)
     return Interaction(crossed.factors, *labels, estimate, _seeds(correct, list(crossed.weights)))
 
 
-def _analyse_factor(result: StudyResult, factor: str, correct: Correct, compared: _Compared) -> FactorAnalysis:
+def _analyse_factor(
+    result: StudyResult,
+    factor: str,
+    pivot: str | None,
+    found: Mapping[tuple[str, str], tuple[Comparison, Estimate] | None],
+    correct: Correct,
+    estimator: Estimator,
+) -> FactorAnalysis:
+    """Return the analysis of a factor; `found` has each pair of its levels that is to be compared, or None."""
     levels = result.spec.compared_levels()[factor]
-    combination_count = len(result.arms) // len(levels)
-    sign = compared.estimator.objective.sign
+    combinations = len(result.arms) // len(levels)
     family, not_compared, partial = [], [], []
-    for first, second in compared.pairs:
-        difference = compared.tested.get((factor, first, second))
-        common = matched_pairs(compared.places, factor, (first, second))
-        if not common:
+    for (first, second), compared in found.items():
+        if compared is None:
             not_compared.append(f"{first} and {second}: no combination of the other factors is confirmed for both")
             continue
-        if difference is None:  # too few seeds: a value and no more
-            comparison = Comparison(factor, first, second, common)
-            value = compared.estimator.contrast(comparison.weights, correct).value
-            difference = _difference(comparison, Estimate(value), correct, compared.estimator)
-        elif difference.arms < len(common):
-            common = tuple(pair for pair in common if min(len(correct[arm]) for arm in pair) >= FEWEST_SEEDS)
-        if len(common) < combination_count:
-            where = "; ".join(f"{a} against {b}" for a, b in common)
-            partial.append(f"{first} and {second}: over {len(common)} of {combination_count} combinations ({where})")
-        family.append(difference)
-    control = factor in result.spec.confirm.control
-    ahead = _leading(compared.places, factor, {name: sign * float(y_SN.mean()) for name, y_SN in correct.items()})
+        comparison, estimate = compared
+        count = len(comparison.pairs)
+        if count < combinations:
+            where = "; ".join(f"{a} against {b}" for a, b in comparison.pairs)
+            partial.append(f"{first} and {second}: over {count} of {combinations} combinations ({where})")
+        family.append(_difference(comparison, estimate, correct, estimator))
+    means = {name: estimator.objective.sign * float(y_SN.mean()) for name, y_SN in correct.items()}
+    ahead = _leading(result, factor, means)
     if any(difference.is_shown and difference.loser == ahead for difference in family):
         ahead = least_beaten(family)  # levels that no combination has in common: the best mean is of easier ones
     return FactorAnalysis(
         factor=factor,
-        control=compared.pivots[factor] if control else None,
-        pivot=compared.pivots.get(factor),
-        levels=[
-            _level_mean(result, factor, level_label(factor, level), correct, compared.estimator) for level in levels
-        ],
+        control=pivot if factor in result.spec.confirm.control else None,
+        pivot=pivot,
+        levels=[_level_mean(result, factor, level_label(factor, level), correct, estimator) for level in levels],
         family=family,
         not_compared=not_compared,
         partial=partial,
         ahead=ahead,
         confounded=_confounded(result, family) if result.spec.arms else {},
-        by_level={other: each for (name, other), each in compared.by_level.items() if name == factor},
-        objective=compared.estimator.objective,
+        objective=estimator.objective,
     )
 
 
@@ -390,37 +373,24 @@ def tuning_leader(result: StudyResult, factor: str) -> str | None:
 
     No confirmation run plays a part, so that comparisons with this level are free of the luck that chose it.
     """
-    tuned = {arm.arm.name: arm.best.goodness for arm in result.arms if arm.best is not None}
-    all_places = places(result.spec)
-    return _leading({name: all_places[name] for name in tuned}, factor, tuned)
+    return _leading(result, factor, {arm.arm.name: arm.best.goodness for arm in result.arms if arm.best is not None})
 
 
-def _leading(place_of: Mapping[str, Place], factor: str, values: Mapping[str, float]) -> str | None:
-    """Return the label with the highest mean value, the first of equals.
+def _leading(result: StudyResult, factor: str, values: Mapping[str, float]) -> str | None:
+    """Return the label of a factor with the highest mean of its arms' values, the first of equals.
 
     The mean is over the combinations of the other factors that all labels have, or over all where there are none.
     """
-    by_label, shared = _by_label(place_of, factor), _shared(place_of, factor)
+    by_label: dict[str, dict[tuple[str, ...], float]] = {}  # label -> combination of the other factors -> value
+    for arm, place in places(result.spec).items():
+        if arm in values:
+            by_label.setdefault(place[factor], {})[other_labels(place, factor)] = values[arm]
+    shared = set.intersection(*map(set, by_label.values())) if by_label else set()
 
     def mean(label: str) -> float:
-        arms = by_label[label].items()
-        return float(np.mean([values[arm] for others, arm in arms if others in shared or not shared]))
+        return float(np.mean([value for others, value in by_label[label].items() if others in shared or not shared]))
 
     return max(by_label, key=mean, default=None)
-
-
-def _by_label(place_of: Mapping[str, Place], factor: str) -> dict[str, dict[tuple[str, ...], str]]:
-    """Return label of a factor -> combination of the other factors -> arm."""
-    by_label: dict[str, dict[tuple[str, ...], str]] = {}
-    for arm, place in place_of.items():
-        by_label.setdefault(place[factor], {})[other_labels(place, factor)] = arm
-    return by_label
-
-
-def _shared(place_of: Mapping[str, Place], factor: str) -> list[tuple[str, ...]]:
-    """Return the combinations of the other factors that all labels of a factor have."""
-    first, *rest = list(_by_label(place_of, factor).values()) or [{}]
-    return [others for others in first if all(others in arms for arms in rest)]
 
 
 def _confounded(result: StudyResult, family: list[Difference]) -> dict[tuple[str, str], list[str]]:

@@ -17,8 +17,7 @@ from ablation.analysis.comparison import Comparisons, compare
 from ablation.analysis.estimator import Correct
 from ablation.analysis.looks import estimator_of
 from ablation.analysis.repeats import RepeatMoments, variance_components
-from ablation.analysis.results import StudyResult
-from ablation.analysis.runs import RunResult
+from ablation.analysis.results import RUN_LISTS, StudyResult
 from ablation.analysis.wording import join, points
 from ablation.base.errors import InputError
 from ablation.base.text import plural
@@ -158,28 +157,17 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
         }
     )
 
-    def renumbered(runs: Sequence[RunResult], repeat: int) -> list[RunResult]:
-        return [replace(run, spec=run.spec.model_copy(update={"repeat": repeat})) for run in runs]
-
     arms = []
     for of_repeats in zip(*(result.arms for result in repeats), strict=True):
-        trials, confirmations, superseded, deleted, held_back = (
-            [run for number, runs in enumerate(of_kind) for run in renumbered(runs, number)]
-            for of_kind in zip(
-                *((arm.trials, arm.confirmations, arm.superseded, arm.deleted, arm.held_back) for arm in of_repeats),
-                strict=True,
-            )
-        )
-        arms.append(
-            replace(
-                of_repeats[0],
-                trials=trials,
-                confirmations=confirmations,
-                superseded=superseded,
-                deleted=deleted,
-                held_back=held_back,
-            )
-        )
+        runs: dict[str, Any] = {
+            name: [
+                replace(run, spec=run.spec.model_copy(update={"repeat": repeat}))
+                for repeat, arm in enumerate(of_repeats)
+                for run in getattr(arm, name)
+            ]
+            for name in RUN_LISTS
+        }
+        arms.append(replace(of_repeats[0], **runs))
     return replace(first, spec=spec, arms=arms, forecast=[], tags={}, look=None, registration=None, studies=[*studies])
 
 

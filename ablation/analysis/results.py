@@ -41,6 +41,8 @@ from ablation.tracking.registration import Registration, read_registration
 
 T = TypeVar("T")
 
+RUN_LISTS = ("trials", "confirmations", "superseded", "deleted", "held_back")  # of an arm
+
 
 class NothingFinished(InputError):
     """No trial of a study has finished, so there is nothing to read."""
@@ -94,6 +96,13 @@ class ArmResult:
     def runs(self) -> list[RunResult]:
         """All of its runs but those that are deleted or held back."""
         return [*self.trials, *self.confirmations, *self.superseded]
+
+    def of_repeat(self, repeat: int) -> "ArmResult":
+        """Return the arm with the runs of one repeat of the tuning."""
+        of_repeat: dict[str, Any] = {
+            name: [run for run in getattr(self, name) if run.repeat == repeat] for name in RUN_LISTS
+        }
+        return replace(self, **of_repeat)
 
     def with_seeds(self, seeds: int) -> "ArmResult":
         """Return the arm with its first confirmation runs, by their number; the others are held back."""
@@ -278,10 +287,8 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
     results = [_arm_result(spec, arm, record) for arm in arms(spec)]
     if not any(result.best for result in results):
         raise NothingFinished(f"study {study!r} has no finished trial yet")
-    left_out = list(record.left_out)
     results, look = _at_look(spec, decisions_in(spec.confirm, record.summary.tags), results)
-    results = _with_details(store, record, results, left_out) if with_details else results
-    return StudyResult(
+    study_result = StudyResult(
         spec=spec,
         experiment_id=record.experiment_id,
         summary_run_id=record.summary.run_id,
@@ -294,15 +301,12 @@ def read_results(store: Store, study: str, *, with_details: bool = True) -> Stud
         val_images=about["val_images"],
         test_images=about["test_images"],
         arms=results,
-        left_out=left_out,
+        left_out=record.left_out,
         tags={**looks_of(record.earlier_summaries), **record.summary.tags},
         look=look,
         store=str(folder_to_name(store) or ""),
-        registration=read_registration(store, record.summary) if with_details else None,
-        samples=_optional(store, record.summary, SAMPLES_FILE, load_samples) if with_details else None,
-        images=_optional(store, record.summary, DATA_FILE, load_summary) if with_details else None,
-        forecast=(_optional(store, record.summary, FORECAST_FILE, _forecast) if with_details else None) or [],
     )
+    return _with_details(store, record, study_result) if with_details else study_result
 
 
 def _at_look(
@@ -381,15 +385,14 @@ def _of_blocks(run: RunRecord, metric: str) -> dict[str, float]:
     }
 
 
-def _with_details(
-    store: Store, record: StudyRecord, results: list[ArmResult], left_out: list[LeftOut]
-) -> list[ArmResult]:
-    """Return arms with the learning curves that the report draws, and the predictions of their confirmation runs.
+def _with_details(store: Store, record: StudyRecord, study: StudyResult) -> StudyResult:
+    """Return a study with what only its report needs.
 
-    Runs whose predictions cannot be read are added to `left_out`.
+    That is the registration, the summary run's files, the learning curves that are drawn, and the predictions of
+    confirmation runs; runs whose predictions cannot be read are left out.
     """
     records = {run.run_id: run for run in [*record.runs, *record.deleted]}
-    drawn = [run for result in results for run in result.drawn_runs]
+    drawn, left_out = [run for arm in study.arms for run in arm.drawn_runs], list(study.left_out)
     names = dict.fromkeys([*CURVES, *(run.spec.goal.val_metric for run in drawn)])
     curves = read_curves(store, [run.run_id for run in drawn], list(names))
 
@@ -400,15 +403,24 @@ def _with_details(
             predictions=None if run.test_accuracy is None else _predictions(store, records[run.run_id], left_out),
         )
 
-    def detailed_arm(result: ArmResult) -> ArmResult:
-        return replace(
-            result,
-            trials=[detailed(run) for run in result.trials],
-            confirmations=[detailed(run) for run in result.confirmations],
-            deleted=[run if run.is_confirmation else detailed(run) for run in result.deleted],
+    arms = [
+        replace(
+            arm,
+            trials=[detailed(run) for run in arm.trials],
+            confirmations=[detailed(run) for run in arm.confirmations],
+            deleted=[run if run.is_confirmation else detailed(run) for run in arm.deleted],
         )
-
-    return [detailed_arm(result) for result in results]
+        for arm in study.arms
+    ]
+    return replace(
+        study,
+        arms=arms,
+        left_out=left_out,
+        registration=read_registration(store, record.summary),
+        samples=_optional(store, record.summary, SAMPLES_FILE, load_samples),
+        images=_optional(store, record.summary, DATA_FILE, load_summary),
+        forecast=_optional(store, record.summary, FORECAST_FILE, _forecast) or [],
+    )
 
 
 def _predictions(store: Store, run: RunRecord, left_out: list[LeftOut]) -> Predictions | None:

@@ -9,23 +9,25 @@ from ablation.base.text import Table
 from ablation.reporting.content import Block, HeatMap, Paragraph
 from ablation.spec.architectures import block_names, kept_blocks
 
-MEASURES: dict[str, tuple[str, str]] = {  # metric -> title, what it is
+MEASURES = {  # metric -> its value in a frozen block, title, what it is
     "distance_moved": (
+        0.0,
         "How far the weights moved",
         "The distance between a block's weights at the end and at the start, over their norm at the start.",
     ),
     "mean_relative_gradient_norm": (
+        0.0,
         "How large the gradients were",
         "The norm of a block's gradients over that of its weights at the last step of an epoch, averaged over the "
         "epochs in which it is finite. A block that asks for a large change has a large value (Lee et al., 2023).",
     ),
     "similarity_to_start": (
+        1.0,
         "How similar the features stayed",
         "Linear centred kernel alignment of a block's features before training and at the best epoch, on up to 1,000 "
         "validation images: 1 is the same up to a rotation, 0 has nothing in common (Kornblith et al., 2019).",
     ),
 }
-OF_FROZEN_BLOCKS = {"distance_moved": 0.0, "mean_relative_gradient_norm": 0.0, "similarity_to_start": 1.0}
 
 
 def change_blocks(result: StudyResult) -> list[Block]:
@@ -52,7 +54,7 @@ def arm_changes(arm: ArmResult) -> dict[str, dict[str, float]]:
     there is no other.
     """
     changes: dict[str, dict[str, float]] = {}
-    for measure, of_frozen in OF_FROZEN_BLOCKS.items():
+    for measure, (of_frozen, _, _) in MEASURES.items():
         values: dict[str, list[float]] = {}
         for run in arm.drawn_runs:
             spec = run.spec
@@ -65,7 +67,7 @@ def arm_changes(arm: ArmResult) -> dict[str, dict[str, float]]:
 
 
 def _heat_map(measure: str, rows: Mapping[str, Mapping[str, float]], blocks: list[str]) -> HeatMap:
-    title, meaning = MEASURES[measure]
+    _, title, meaning = MEASURES[measure]
     cells = [
         [arm, *(f"{values[block]:.3g}" if block in values else "-" for block in blocks)] for arm, values in rows.items()
     ]

@@ -1,6 +1,7 @@
 """The report's section on what a study set, and on the machines and versions of its runs."""
 
 import json
+from collections import Counter
 
 from ablation.analysis.answer import StudyAnalysis
 from ablation.analysis.results import StudyResult
@@ -15,11 +16,8 @@ def environment_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return the fixed settings of the study, the machines and versions of its runs, and the command to repeat it."""
     result = analysis.result
     spec = result.spec
-    variants: dict[str, int] = {}
-    for arm in result.arms:
-        for run in arm.runs:
-            environment = json.dumps({**run.environment, "trained on": run.device}, sort_keys=True)
-            variants[environment] = variants.get(environment, 0) + 1
+    runs = [run for arm in result.arms for run in arm.runs]
+    variants = Counter(json.dumps({**run.environment, "trained on": run.device}, sort_keys=True) for run in runs)
     parsed = [json.loads(text) for text in variants]
     keys = sorted({key for variant in parsed for key in variant})
     counts = [plural(count, "run") for count in variants.values()]

@@ -55,9 +55,7 @@ def draw_figures(analysis: StudyAnalysis, kinds: Collection[str] | None = None) 
 
 def figure_files(pictures: dict[str, Picture]) -> dict[str, bytes]:
     """Return the files beside the text of a report: plots as SVG, images as PNG."""
-    return {file_name(name, picture): picture.png or picture.svg.encode() for name, picture in pictures.items()}
-
-
-def file_name(name: str, picture: Picture) -> str:
-    """Return the name of a picture's file."""
-    return f"{name}.png" if picture.png else f"{name}.svg"
+    return {
+        f"{name}.png" if picture.png else f"{name}.svg": picture.png or picture.svg.encode()
+        for name, picture in pictures.items()
+    }

@@ -102,20 +102,22 @@ def tuning_blocks(
     analysis: StudyAnalysis, pictures: Mapping[str, Picture], importances: Mapping[str, Mapping[str, float]]
 ) -> list[Block]:
     """Return the chosen configuration of each arm, and whether budget and ranges were wide enough."""
-    rows, goal = [], analysis.result.spec.goal
+    rows, goal, is_repeated = [], analysis.result.spec.goal, analysis.is_repeated
     for arm in analysis.arms:
         best = arm.result.best
+        chosen = (
+            "-" if best is None else format_params(searched_params(analysis.result.spec, best)) or "nothing searched"
+        )
+        tuned = optional_number(best.val_value if best else None)
+        gain = None if arm.best_of is None else arm.best_of.last_gain
         rows.append(
             [
                 arm.name,
-                "-"
-                if best is None
-                else format_params(searched_params(analysis.result.spec, best)) or "nothing searched",
-                "-" if best is None else f"{best.val_value:.4f}",
+                *([] if is_repeated else [chosen, tuned]),
                 optional_number(arm.val.mean if arm.val else None),
                 str(arm.val.seeds if arm.val else 0),
-                "-" if arm.late_rise is None else points(arm.late_rise, goal),
-                "-" if arm.best_of is None or arm.best_of.last_gain is None else points(arm.best_of.last_gain, goal),
+                *([] if is_repeated else ["-" if arm.late_rise is None else points(arm.late_rise, goal)]),
+                "-" if gain is None else points(gain, goal),
                 states_text(arm.result.trials),
             ]
         )
@@ -131,19 +133,20 @@ def tuning_blocks(
             f"best there in {by_luck:.1f} of them. A large {change} means that the budget was too small for the search "
             "to converge."
         )
-    columns = ["arm", "chosen configuration", f"tuned val. {goal.label}", f"confirmed val. {goal.label}"]
-    columns += [f"n ({analysis.compared.estimator.unit}s)", f"late {change} ({goal.unit})"]
-    columns += [f"last trial's gain ({goal.unit})", "trials"]
-    if analysis.is_repeated:  # whose configurations have a table of their own
-        of_configurations = (1, 2, columns.index(f"late {change} ({goal.unit})"))
-        columns, *rows = (
-            [cell for number, cell in enumerate(row) if number not in of_configurations] for row in (columns, *rows)
-        )
+    columns = [
+        "arm",
+        *([] if is_repeated else ["chosen configuration", f"tuned val. {goal.label}"]),  # else in a table of their own
+        f"confirmed val. {goal.label}",
+        f"n ({analysis.compared.estimator.unit}s)",
+        *([] if is_repeated else [f"late {change} ({goal.unit})"]),
+        f"last trial's gain ({goal.unit})",
+        "trials",
+    ]
     warnings = edge_texts(analysis)
     blocks: list[Block] = [
         *([Items(warnings)] if warnings else []),
         *figure_block("search", pictures, goal),
-        *([repeat_table(analysis)] if analysis.is_repeated else []),
+        *([repeat_table(analysis)] if is_repeated else []),
         Table("", columns, rows, notes),
         *figure_block("tuning", pictures, goal),
     ]

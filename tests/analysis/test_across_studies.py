@@ -20,7 +20,6 @@ from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.compare import cli
 from ablation.reporting import comparison_of_studies
-from ablation.reporting.comparison_of_studies import read_studies
 from ablation.storage.store import find_store
 from tests.fake_results import fake_result, store_study
 from tests.studies import signal_handlers_kept
@@ -130,17 +129,6 @@ def test_other_questions_are_refused(four: list[StudyAnalysis]) -> None:
 SMALL = {"images": 200, "seeds": 3, "trials_per_arm": 1, "epochs": 1}
 
 
-def test_what_is_refused_is_no_look(tmp_path: Path) -> None:
-    store = find_store(str(tmp_path / "s"))
-    store_study(store, study("flowers", **SMALL))
-    other = fake_result({"truncate_at": ["block3", "block4"]}, {"block3": 0.9, "block4": 0.8}, name="other", **SMALL)
-    store_study(store, other)
-    for names in (["flowers", "other"], ["flowers", "nobody"]):
-        with pytest.raises(InputError):
-            read_studies(store, names)
-    assert past_looks(read_results(store, "flowers").tags) == []
-
-
 @pytest.mark.parametrize("arguments", [["flowers"], ["flowers", "flowers"]])
 def test_one_study_is_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
@@ -149,24 +137,33 @@ def test_one_study_is_refused(arguments: list[str], monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each verdict that is shown is a look; those of studies that cannot be compared are not."""
     store = find_store(str(tmp_path / "s"))
-    for name in OF_DATA:
-        store_study(store, study(name, **SMALL))
+    two = {"truncate_at": ["block3", "block5"]}
+    for name, accuracies in OF_DATA.items():
+        store_study(store, fake_result(two, accuracies, name=name, **SMALL))
+    store_study(store, fake_result({"truncate_at": ["block3"]}, {"block3": 0.9}, name="other", **SMALL))
 
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["compare", *OF_DATA, "--store", str(tmp_path / "s"), *arguments])
+    def looks() -> list[int]:
+        return [len(past_looks(read_results(store, name).tags)) for name in OF_DATA]
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["compare", *arguments, "--store", str(tmp_path / "s")])
         with signal_handlers_kept():
-            assert run_command(cli) == 0
-        return capsys.readouterr().out
+            return run_command(cli), capsys.readouterr().out
 
-    text = " ".join(run().split())
-    assert "block3 is better than block5 over studies like these, by" in text
-    assert "it is ahead in 4 of 4." in text
-    figures = json.loads(run("--format", "json"))
+    assert run("flowers", "other")[0] == run("flowers", "nobody")[0] == 2
+    assert looks() == [0] * 4
+    status, text = run(*OF_DATA)
+    assert status == 0
+    assert "block3 is better than block5 over studies like these, by" in " ".join(text.split())
+    assert "it is ahead in 4 of 4." in " ".join(text.split())
+    status, text = run(*OF_DATA, "--format", "json")
+    assert status == 0
+    figures = json.loads(text)
     assert figures["arms"][0]["name"] == "block3"
-    assert figures["differences"][0]["wins"] == 3
-    for name in OF_DATA:  # each one's verdict was shown, of the same data twice
-        assert len(past_looks(read_results(store, name).tags)) == 1
+    assert figures["differences"][0]["wins"] == 4
+    assert looks() == [1] * 4  # of the same data twice
 
 
 def test_a_tie_is_no_win_of_either_side(monkeypatch: pytest.MonkeyPatch) -> None:

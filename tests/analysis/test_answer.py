@@ -10,7 +10,7 @@ from ablation.analysis.answer import analyse, chance_sentences, is_shown_by_pair
 from ablation.analysis.best_arms import FromBest
 from ablation.analysis.comparison import Difference
 from ablation.analysis.outliers import outlying_runs
-from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.results import StudyResult
 from ablation.analysis.statistics import Estimate
 from ablation.analysis.verdict import MOST_WORDS
 from ablation.analysis.wording import interval_points, join, points
@@ -25,6 +25,7 @@ from tests.fake_results import (
     fake_run,
     fake_spec,
     fake_study,
+    with_validation,
 )
 
 CUTS = ["block3", "block4", "block5"]
@@ -152,16 +153,6 @@ def test_the_best_can_differ_between_levels() -> None:
     analysis = analyse(fake_result(TWO_BY_TWO, crossed | {"block5,fine_tune_all": 0.85}, images=1000))
     assert analysis.verdict[0].startswith("truncate_at: with feature_extraction block3 is best, by 9.")
     assert "; with fine_tune_all block5 is best, by 1" in analysis.verdict[0]
-
-
-def with_validation(result: StudyResult, accuracies: dict[str, float]) -> StudyResult:
-    """Replace the validation accuracies of the confirmation runs."""
-
-    def change(arm: ArmResult) -> ArmResult:
-        runs = [dataclasses.replace(run, val_accuracy=accuracies[arm.arm.name]) for run in arm.confirmations]
-        return dataclasses.replace(arm, confirmations=runs)
-
-    return dataclasses.replace(result, arms=[change(arm) for arm in result.arms])
 
 
 def test_the_answer_is_truthful_where_the_test_images_say_the_opposite() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ablation.analysis.answer import analyse
 from ablation.analysis.arm_summaries import best_so_far, champion_run, confusion_matrix, late_rise, winning_arm
-from ablation.analysis.results import ArmResult, StudyResult
+from ablation.analysis.results import StudyResult
 from ablation.analysis.runs import RunResult
 from ablation.spec.arms import arms
 from tests.fake_results import (
@@ -21,6 +21,7 @@ from tests.fake_results import (
     fake_run,
     fake_spec,
     fake_study,
+    with_validation,
 )
 
 LABELS_N = np.array([0, 0, 1, 1])
@@ -49,13 +50,11 @@ def test_an_arm_by_hand() -> None:
     assert summary.confusion_KK is not None
     np.testing.assert_allclose(summary.class_accuracies_K, [1.0, 0.25])
     np.testing.assert_allclose(summary.confusion_KK, [[1.0, 0.0], [0.75, 0.25]])
-    assert [run.number for run in summary.failed] == [2]
     assert summary.training_runs == 2
 
     assert without.test is None
     assert without.estimate is None
     assert without.confusion_KK is None
-    assert len(without.failed) == 3
 
 
 def test_the_training_time_is_of_the_confirmation_runs_else_of_the_best_trial() -> None:
@@ -101,16 +100,6 @@ def test_the_first_of_equals_wins() -> None:
     assert chosen is not None
     assert chosen.arm.name == "block3"
     assert champion_run(chosen).number == 0
-
-
-def with_validation(result: StudyResult, accuracies: dict[str, float]) -> StudyResult:
-    """Replace the validation accuracies of the confirmation runs."""
-
-    def change(arm: ArmResult) -> ArmResult:
-        runs = [dataclasses.replace(run, val_accuracy=accuracies[arm.arm.name]) for run in arm.confirmations]
-        return dataclasses.replace(arm, confirmations=runs)
-
-    return dataclasses.replace(result, arms=[change(arm) for arm in result.arms])
 
 
 def spoil(change: Callable[[RunResult, np.random.Generator], RunResult], result: StudyResult) -> StudyResult:

@@ -19,19 +19,20 @@ import pytest
 from scipy import stats
 from sklearn.metrics import confusion_matrix
 
-from ablation.analysis.answer import analyse
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.runs import RunResult
 from ablation.reporting.charts import LAYOUT, Picture
 from ablation.reporting.figures import draw_figures
 from ablation.reporting.report import Report
-from tests.analysis.test_recomputed import ACCURACIES, FACTORS, error, raw
+from tests.analysis.recomputation import ACCURACIES, FACTORS, error, raw
 from tests.analysis.test_recomputed_report import (
     SEEDS_STUDY,
     Tables,
     definitions,
     drawn_report,
     embedded,
+    report_over_seeds,
+    study_over_seeds,
     tables_of,
     text_of,
 )
@@ -42,14 +43,14 @@ Interval = tuple[float, float, float]  # of a mean: its value and ends
 NUMBER = re.compile(r"\d[\d.,]*\d|\d")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def study() -> StudyResult:
-    return fake_result(FACTORS, ACCURACIES, **SEEDS_STUDY)
+    return study_over_seeds()
 
 
-@pytest.fixture(scope="module")
-def report(study: StudyResult) -> Report:
-    return drawn_report(study)
+@pytest.fixture
+def report() -> Report:
+    return report_over_seeds()
 
 
 def labels(arm: ArmResult) -> Row:
@@ -235,9 +236,11 @@ def rows_of(pictures: Mapping[str, Picture], plot: str) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def pictures(study: StudyResult) -> dict[str, Picture]:
+def pictures() -> dict[str, Picture]:
     kinds = ("arms", "effects", "interaction", "curves", "costs", "search")
-    return {name: picture for name, picture in draw_figures(analyse(study), kinds).items() if picture.spec}
+    return {
+        name: picture for name, picture in draw_figures(report_over_seeds().analysis, kinds).items() if picture.spec
+    }
 
 
 ROWS = ["arms", "means_truncate_at", "means_strategy", "differences_truncate_at", "differences_strategy"]

@@ -1,7 +1,6 @@
 """Contrasts tested together, against SciPy's tables, and simulation. Legend: S seeds, N test images."""
 
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -146,7 +145,3 @@ def test_moments_of_more_seeds_and_images() -> None:
     own_A = moments.variance_A - moments.residual_A
     assert larger.variance_A == pytest.approx(own_A + moments.residual_A / 4)
     assert larger.images_AA == pytest.approx(moments.images_AA / 4)
-
-
-def test_pairs_are_all_pairs() -> None:
-    assert len(pairs(ARMS)) == len(list(combinations(ARMS, 2)))

@@ -12,6 +12,7 @@ from ablation.reporting.content import HeatMap
 from ablation.reporting.report import build_report
 from tests.fake_results import fake_result
 
+pytestmark = pytest.mark.usefixtures("plots_are_not_drawn")
 ARMS = ("block1", "block2")
 
 

@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ablation.analysis.pooling import analyse_study
@@ -15,6 +16,7 @@ from ablation.reporting.report import Report, build_report
 from tests.analysis.test_label_errors import with_calls
 from tests.fake_results import fake_result
 
+pytestmark = pytest.mark.usefixtures("plots_are_not_drawn")
 PNG = io.BytesIO()
 Image.new("RGB", (640, 328), "red").save(PNG, "PNG")
 COUNTS_DK = np.array([[50, 40, 30, 20], [5, 4, 3, 2], [1, 2, 3, 1234]])

@@ -68,16 +68,6 @@ def test_csv_has_a_row_per_run_and_no_formulas(analysis: StudyAnalysis) -> None:
     assert float(rows[1]["lr"]) == arm.trials[1].spec.lr
 
 
-def test_json_has_the_figures(analysis: StudyAnalysis) -> None:
-    content = json.loads(export(analysis, "json"))
-    (difference,) = analysis.factors[0].family
-    assert content["verdict"] == analysis.verdict
-    (read,) = content["factors"][0]["differences"]
-    assert read["estimate"]["p"] == difference.estimate.p
-    assert read["shown"] is True
-    assert content["arms"][0]["accuracy"]["value"] == analysis.arms[0].estimate.value  # type: ignore[union-attr]
-
-
 def test_the_methods_paragraph_is_of_the_study(analysis: StudyAnalysis) -> None:
     text = methods(analysis)
     assert "2 arms (truncate_at (2 levels)) of vgg16 (weights: imagenet) on cifar10" in text

@@ -75,45 +75,6 @@ def test_a_study_of_two_factors_has_every_plot(pictures: dict[str, Picture]) -> 
     ]  # fmt: skip
 
 
-def test_the_plot_of_arms_has_their_numbers(analysis: StudyAnalysis, pictures: dict[str, Picture]) -> None:
-    """In the data, which hovering shows; as text in the file; and in the text alternative."""
-    picture = pictures["arms"]
-    rows = {row["arm"]: row for row in rows_of(picture)}
-    for arm in analysis.arms:
-        assert arm.estimate is not None
-        assert arm.estimate.low is not None
-        row = rows[arm.name]
-        assert row["value"] == pytest.approx(arm.estimate.value, rel=1e-5)
-        assert row["low"] == pytest.approx(arm.estimate.low, rel=1e-5)
-        assert row["seeds"] == pytest.approx(list(arm.result.test_accuracies_S), rel=1e-5)
-        assert arm.name in texts_of(picture.svg)
-        assert f"{arm.name} {arm.estimate.value:.4f} ({arm.estimate.low:.4f} to {arm.estimate.high:.4f})" in picture.alt
-    assert analysis.winner is not None
-    assert f"{analysis.winner.arm.name} \u2605 champion" in texts_of(picture.svg)
-
-
-def test_costs_are_the_parameters_the_training_and_the_classification(
-    analysis: StudyAnalysis, pictures: dict[str, Picture]
-) -> None:
-    """Each arm's cost, with its accuracy and interval, in the data and in the text alternative."""
-    for arm in analysis.arms:
-        assert arm.estimate is not None
-        runs = arm.result.confirmations
-        costs = {
-            "costs_parameters": float(arm.result.best.trained_parameters or 0) if arm.result.best else 0.0,
-            "costs_seconds": sum(run.training_seconds or 0 for run in runs) / len(runs),
-            "costs_inference": 1e3 * sum(run.inference_seconds or 0 for run in runs) / len(runs),
-        }
-        for name, cost in costs.items():
-            (row,) = [row for row in rows_of(pictures[name]) if row["arm"] == arm.name]
-            assert row["cost"] == pytest.approx(cost, rel=1e-5)
-            assert [row[end] for end in ("low", "value", "high")] == pytest.approx(
-                [arm.estimate.low, arm.estimate.value, arm.estimate.high], rel=1e-5
-            )
-            assert f"{arm.name} {arm.estimate.value:.4f} at " in pictures[name].alt
-    assert "time to classify an image (ms, logarithmic)" in texts_of(pictures["costs_inference"].svg)
-
-
 def test_short_times_are_in_the_unit_of_their_axis(analysis: StudyAnalysis) -> None:
     """'100m' on an axis in seconds would be read as minutes, and '0.0' in the table says nothing."""
     seconds = iter([0.034, 0.96, 2.5, 1234.56])
@@ -137,32 +98,6 @@ def test_runs_of_older_versions_have_no_time_of_inference(analysis: StudyAnalysi
     assert "operations per image (millions)" not in cost_table(old).columns
     cells = [float(row[3].replace(",", "")) for row in cost_table(analysis).rows]
     assert cells == [pytest.approx(1e-6 * (arm.inference_operations or 0)) for arm in analysis.arms]
-
-
-def test_the_plot_of_tuning_has_the_expected_best_of_k_with_its_band(
-    analysis: StudyAnalysis, pictures: dict[str, Picture]
-) -> None:
-    for arm in analysis.arms:
-        rows = [row for row in rows_of(pictures["tuning"]) if row["arm"] == arm.name]
-        assert arm.best_of is not None
-        for name, values_T in vars(arm.best_of).items():
-            field = name.removesuffix("_T")
-            assert [row[field] for row in rows] == pytest.approx(list(values_T), rel=1e-5), name
-        assert [row["k"] for row in rows] == [1, 2, 3]
-        assert rows[0]["low"] < rows[0]["expected"] < rows[0]["high"]
-    assert pictures["tuning"].spec is not None
-    layers = pictures["tuning"].spec["spec"]["layer"]
-    band = next(layer for layer in layers if layer["mark"]["type"] == "area")
-    assert (band["encoding"]["y"]["field"], band["encoding"]["y2"]["field"]) == ("low", "high")
-
-
-def test_differences_say_which_are_shown(analysis: StudyAnalysis, pictures: dict[str, Picture]) -> None:
-    (factor,) = [factor for factor in analysis.factors if factor.factor == "truncate_at"]
-    (row,) = rows_of(pictures["differences_truncate_at"])
-    (difference,) = factor.family
-    assert row["difference"] == "block3 \u2212 block5"
-    assert row["value"] == pytest.approx(100 * difference.estimate.value, rel=1e-5)
-    assert row["shown"] == "shown" if difference.is_shown else "not shown"
 
 
 def made_up(levels: int, names: str = "b{}") -> FactorAnalysis:

@@ -11,6 +11,7 @@ from ablation.reporting.forecast_section import forecast_blocks
 from ablation.reporting.report import build_report
 from tests.fake_results import fake_result
 
+pytestmark = pytest.mark.usefixtures("plots_are_not_drawn")
 CUTS = ["block1", "block2", "block3", "block4"]
 
 

@@ -16,12 +16,10 @@ import pytest
 
 from ablation.analysis import results as study_results
 from ablation.analysis.answer import analyse
-from ablation.analysis.estimator import OVER_SEEDS
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.predictions import Predictions
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.analysis.statistics import Estimate
-from ablation.analysis.tuning import tuned_minus_confirmed
 from ablation.analysis.wording import interval_points, points
 from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
@@ -178,19 +176,6 @@ def cells(markdown: str, start: str) -> list[str]:
     """Return the cells of the first row of a table that starts with these cells."""
     (line, *_) = [line for line in markdown.splitlines() if line.startswith(start)]
     return [cell.strip().replace("\\-", "-") for cell in line.strip("|").split(" | ")]
-
-
-def test_the_arms_table_has_the_figures_with_their_n(study_report: Report) -> None:
-    arm = study_report.analysis.result.arms[0]
-    row = cells(study_report.markdown, "| block3 | feature_extraction |")
-    assert row[2] == f"{arm.test_accuracies_S.mean():.4f}"
-    assert row[3] == f"{arm.test_accuracies_S.std(ddof=1):.4f}"
-    interval = OVER_SEEDS.contrast({"a": 1.0}, {"a": arm.scores_SN})
-    assert row[4] == f"{interval.low:.4f} to {interval.high:.4f}"
-    chance = f"{OVER_SEEDS.chances_of_best(study_report.analysis.result.scores)[arm.arm.name]:.3f}"
-    ends = OVER_SEEDS.from_best(study_report.analysis.result.scores)[arm.arm.name]
-    val = f"{np.mean([run.val_accuracy for run in arm.confirmed]):.4f}"
-    assert row[5:] == [val, "3", chance, interval_points(ends.low, ends.high), "3 finished"]
 
 
 def test_published_figures_stand_beside_ours() -> None:
@@ -487,15 +472,6 @@ def test_what_more_would_find_takes_the_place_of_seeds_needed() -> None:
     assert smallest[0] > smallest[1] > smallest[2] > 0
     assert "seeds needed" not in study_report.markdown.lower()
     assert "selection bias" not in study_report.markdown.lower()
-
-
-def test_tuning_says_what_the_best_gained_by_luck() -> None:
-    result = fake_result(CUTS, ACCURACIES)
-    gain = tuned_minus_confirmed(result.arms)
-    assert gain is not None
-    assert gain.standard_error is not None
-    text = f"Tuned minus confirmed: {points(gain.mean)} \u00b1 {points(gain.standard_error)} (standard error) points"
-    assert text in build_report(analyse_study(result)).markdown
 
 
 def test_a_chosen_value_near_an_end_is_a_warning() -> None:

@@ -1,25 +1,18 @@
-"""Every number of a report on its differences, recomputed from raw predictions by other code.
+"""The estimator over seeds and images in other code, by which tests recompute a report from raw predictions.
 
-Only the text of the report and the predictions are used: variances come from a table of squares by `np.var`, quantiles
-and p-values from `scipy.stats`, the simultaneous ones from a simulation of whole runs' errors that shares no code with
-`ablation.analysis`.
+Variances come from a table of squares by `np.var`, quantiles and p-values from `scipy.stats`, the simultaneous ones
+from a simulation of whole runs' errors that shares no code with `ablation.analysis`.
 
 Legend: S seeds, N test images.
 """
 
-import re
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-import pytest
 from scipy import stats
 
-from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import StudyResult
-from ablation.reporting import report
-from ablation.reporting.report import build_report
-from tests.fake_results import fake_result
 
 FACTORS: dict[str, list[Any]] = {
     "truncate_at": ["block3", "block4", "block5"],
@@ -29,17 +22,6 @@ ACCURACIES = {
     "block3,feature_extraction": 0.90, "block3,fine_tune_all": 0.92, "block4,feature_extraction": 0.893,
     "block4,fine_tune_all": 0.913, "block5,feature_extraction": 0.86, "block5,fine_tune_all": 0.885,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def study() -> StudyResult:
-    return fake_result(FACTORS, ACCURACIES, seeds=4, images=1500, seed_deviation=0.006)
-
-
-@pytest.fixture
-def markdown(study: StudyResult, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})
-    return build_report(analyse_study(study)).markdown.replace("\\", "").replace("&lt;", "<")
 
 
 def raw(study: StudyResult) -> dict[str, np.ndarray]:
@@ -74,39 +56,11 @@ def error(weights: dict[str, float], right: dict[str, np.ndarray]) -> tuple[floa
     return float(mean_N.mean()), variance**0.5, variance**2 / sum(part**2 / df for part, df in parts)
 
 
-def row(markdown: str, *start: str) -> list[str]:
-    (line,) = [line for line in markdown.splitlines() if line.startswith("| " + " | ".join(start) + " |")]
-    return [cell.strip() for cell in line.strip("|").split(" | ")]
-
-
 def marginal(factor: int, first: str, second: str) -> dict[str, float]:
     """Return the difference of two levels' means over the levels of the other factor."""
     of_level = [[arm for arm in ACCURACIES if arm.split(",")[factor] == level] for level in (first, second)]
     weights = {arm: 1 / len(of_level[0]) for arm in of_level[0]}
     return weights | {arm: -1 / len(of_level[1]) for arm in of_level[1]}
-
-
-def test_arms(study: StudyResult, markdown: str) -> None:
-    right = raw(study)
-    for arm, y_SN in right.items():
-        value, standard_error, df = error({arm: 1.0}, right)
-        low, high = stats.t(df, value, standard_error).interval(0.95)
-        cells = row(markdown, *arm.split(","))
-        assert cells[2] == f"{value:.4f}"
-        assert cells[3] == f"{y_SN.mean(axis=1).std(ddof=1):.4f}"
-        assert cells[4] == f"{low:.4f} to {high:.4f}"
-        assert cells[6] == "4"
-
-
-def test_marginal_means(study: StudyResult, markdown: str) -> None:
-    right = raw(study)
-    for factor, levels in enumerate(FACTORS.values()):
-        for level in levels:
-            arms = [arm for arm in right if arm.split(",")[factor] == level]
-            value, standard_error, df = error({arm: 1 / len(arms) for arm in arms}, right)
-            low, high = stats.t(df, value, standard_error).interval(0.95)
-            text = markdown.split("Marginal means of")[1 + factor]
-            assert row(text.split("**")[1], level)[1:3] == [f"{value:.4f}", f"{low:.4f} to {high:.4f}"]
 
 
 def family() -> dict[tuple[str, str], dict[str, float]]:
@@ -152,55 +106,3 @@ def largest_of_simulated_studies(
 def deviate(squared: Any, df: Any) -> Any:
     """Wallace's (1959) transformation of t, in its published form."""
     return (8 * df + 1) / (8 * df + 3) * np.sqrt(df * np.log(1 + squared / df))
-
-
-def test_differences_and_interactions(study: StudyResult, markdown: str) -> None:
-    """Simulated digits agree to the Monte-Carlo error of two simulations, the others as printed."""
-    right, contrasts = raw(study), family()
-    largest, found = largest_of_simulated_studies(list(contrasts.values()), right, 200_000)
-    critical = np.quantile(largest, 0.95)
-    shown = set()
-    for cells, (value, standard_error, df) in zip(contrasts, found, strict=True):
-        printed = row(markdown, *cells)
-        decimals = 1 if abs(100 * value) >= 1 else 2
-        assert printed[2] == f"{100 * value:.{decimals}f}"
-        statistic = deviate((value / standard_error) ** 2, df)
-        margin = np.sqrt(df * np.expm1((critical * (8 * df + 3) / (8 * df + 1)) ** 2 / df)) * standard_error
-        low, high = (float(end) / 100 for end in printed[3].split(" to "))
-        assert (low, high) == pytest.approx((value - margin, value + margin), abs=0.02 * margin + 6e-4)
-        p = float((largest >= statistic).mean())
-        if printed[4] == "< 0.001":
-            assert p < 0.0015
-        else:
-            assert float(printed[4]) == pytest.approx(p, abs=0.001 + 4 * np.sqrt(p * (1 - p) / 1e5))
-        assert printed[5] == ("yes" if p < 0.05 else "no")
-        shown.add(printed[5])
-    assert shown == {"yes", "no"}
-
-
-def test_the_sentences_repeat_the_tables(study: StudyResult, markdown: str) -> None:
-    cells = row(markdown, "strategy", "0 of 1")
-    assert cells[2] == "-"
-    evidence = re.search(
-        r"- strategy, averaged over truncate_at: fine_tune_all minus feature_extraction (\S+) \((\S+) to (\S+), p",
-        markdown,
-    )
-    assert evidence is not None
-    value, low, high = map(float, evidence.groups())
-    printed = row(markdown, "feature_extraction", "fine_tune_all")
-    assert float(printed[2]) == -value
-    assert printed[3] == f"{-high:.1f} to {-low:.1f}"
-    best = error({"block3,fine_tune_all": 1, "block4,fine_tune_all": -1}, raw(study))
-    chance = float(row(markdown, "block3", "fine_tune_all")[7])
-    assert chance == pytest.approx(stats.t(best[2]).cdf(best[0] / best[1]), abs=0.03)  # no other arm is near
-
-
-def test_tuned_minus_confirmed(study: StudyResult, markdown: str) -> None:
-    gains = []
-    for arm in study.arms:
-        tuned = max(run.val_accuracy or 0.0 for run in arm.trials)
-        gains.append(100 * (tuned - np.mean([run.val_accuracy or 0.0 for run in arm.confirmations])))
-    text = re.search(r"Tuned minus confirmed: (\S+) \u00b1 (\S+) \(standard error\)", markdown)
-    assert text is not None
-    assert float(text[1]) == pytest.approx(np.mean(gains), abs=0.005)
-    assert float(text[2]) == pytest.approx(stats.sem(gains), abs=0.005)
