@@ -110,12 +110,14 @@ def differences_across(analyses: Sequence[StudyAnalysis]) -> list[MeanDifference
             for difference in factor.family:
                 key, estimate = (factor.factor, difference.first, difference.second), difference.estimate
                 if (factor.factor, difference.second, difference.first) in found:  # a study leads with the other level
-                    key, estimate = (factor.factor, difference.second, difference.first), _reversed(estimate)
+                    key = (factor.factor, difference.second, difference.first)
+                    estimate = Estimate(-estimate.value, estimate.standard_error)
                 if estimate.standard_error:
                     found.setdefault(key, {})[analysis.result.spec.name] = estimate
     common = {key: of_studies for key, of_studies in found.items() if len(of_studies) > 1}
     means = [_mean(list(of_studies.values())) for of_studies in common.values()]
-    corrected = iter(_holm([mean.p for mean, _ in means if mean.p is not None]))
+    ps = [mean.p for mean, _ in means if mean.p is not None]
+    corrected = iter(multipletests(ps, method="holm")[1].tolist() if ps else [])
     return [
         MeanDifference(
             *key,
@@ -149,10 +151,6 @@ def arms_across(analyses: Sequence[StudyAnalysis]) -> list[ArmAcross]:
     return sorted(arms, key=lambda arm: -goal.goodness(arm.mean))
 
 
-def _reversed(estimate: Estimate) -> Estimate:
-    return Estimate(-estimate.value, estimate.standard_error)
-
-
 def _mean(estimates: Sequence[Estimate]) -> tuple[Estimate, float | None]:
     """Return the mean of studies' differences with its 95 % interval and p, and the spread between studies."""
     values_K = np.array([estimate.value for estimate in estimates])
@@ -165,7 +163,3 @@ def _mean(estimates: Sequence[Estimate]) -> tuple[Estimate, float | None]:
     half = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
     p = 2 * float(stats.t.sf(abs(value) / error, freedom))
     return Estimate(value, error, freedom, value - half, value + half, p), float(pooled.tau2) ** 0.5
-
-
-def _holm(ps: Sequence[float]) -> list[float]:
-    return [float(p) for p in multipletests(ps, method="holm")[1]] if ps else []

@@ -209,12 +209,9 @@ def _found(result: StudyResult, arm: ArmSummary) -> str:
     assert arm.result.best is not None
     is_one_tuning = arm.test is not None and arm.test.unit == "seed"
     searched = format_params(searched_params(result.spec, arm.result.best)) if is_one_tuning else ""
-    subject = f"The search found {searched}:" if searched else f"{_named(arm)} has"
+    name = arm.name if arm.result.arm.compared_levels else "The only arm"
+    subject = f"The search found {searched}:" if searched else f"{name} has"
     return f"{subject} {value_words('test', arm.estimate.value, result.spec.goal)}{_in_brackets(arm)}."
-
-
-def _named(arm: ArmSummary) -> str:
-    return arm.name if arm.result.arm.compared_levels else "The only arm"
 
 
 def _in_brackets(arm: ArmSummary) -> str:

@@ -175,12 +175,6 @@ def late_rise(best_so_far_T: np.ndarray) -> float | None:
     return abs(float(best_so_far_T[-1] - best_so_far_T[before]))
 
 
-def own_estimate(arm: ArmResult) -> Estimate:
-    """Return the mean of the objective over an arm's confirmed runs, with its interval over seeds and images."""
-    estimator = Estimator(groups_N=arm.test_groups_N, objective=goal_of(arm.confirmed))
-    return estimator.contrast({arm.arm.name: 1.0}, {arm.arm.name: arm.scores_SN})
-
-
 def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
     """Return the summary of an arm's runs, in a study of this number of classes."""
     predictions = [run.predictions for run in arm.confirmed if run.predictions is not None]
@@ -193,11 +187,12 @@ def summarise_arm(arm: ArmResult, classes: int) -> ArmSummary:
     timed = [run.training_seconds for run in arm.drawn_runs if run.training_seconds]
     inferred = [run.inference_seconds for run in arm.confirmations if run.inference_seconds is not None]
     best_so_far_T = best_so_far(arm.trials)
+    estimator = Estimator(groups_N=arm.test_groups_N, objective=goal_of(arm.confirmed))
     return ArmSummary(
         result=arm,
         val=summarise(confirmed_validation(arm)),
         test=summarise(arm.test_values_S),
-        estimate=own_estimate(arm) if arm.confirmed else None,
+        estimate=estimator.contrast({arm.arm.name: 1.0}, {arm.arm.name: arm.scores_SN}) if arm.confirmed else None,
         balanced=summarise(scores_S2[:, 0]),
         macro_f1=summarise(scores_S2[:, 1]),
         confusion_KK=confusion_KK,

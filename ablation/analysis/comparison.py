@@ -83,14 +83,9 @@ class Difference:
         return self.estimate.is_shown
 
     @property
-    def favours_first(self) -> bool:
-        """Whether the first is better."""
-        return self.gain > 0
-
-    @property
     def loser(self) -> str:
         """The label of the level that is not better."""
-        return self.second if self.favours_first else self.first
+        return self.second if self.gain > 0 else self.first
 
     @property
     def gain(self) -> float:

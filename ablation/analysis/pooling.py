@@ -38,7 +38,8 @@ def summarise_arms(result: StudyResult) -> list[ArmSummary]:
     """Return the summary of each arm: over its seeds, or over the repeats of its tuning."""
     if result.spec.confirm.repeats == 1:
         return [summarise_arm(arm, len(result.classes)) for arm in result.arms]
-    return _summaries(result, compared_repeats(result)[0])
+    repeats, _ = compared_repeats(result)
+    return _summaries(result, repeats, right_of(repeats))
 
 
 def analyse_pooled(studies: Sequence[StudyResult]) -> StudyAnalysis:
@@ -61,7 +62,7 @@ def _analyse_repeats(result: StudyResult, repeats: Sequence[StudyResult], left_o
         *left_out,
         *_left_out(repeats, right),
     ]
-    return analysis_of(result, repeats, _summaries(result, repeats), compared, limits)
+    return analysis_of(result, repeats, _summaries(result, repeats, right), compared, limits)
 
 
 def over_tunings(repeats: Sequence[StudyResult]) -> str:
@@ -171,9 +172,9 @@ def _merged(studies: Sequence[StudyResult], repeats: Sequence[StudyResult]) -> S
     return replace(first, spec=spec, arms=arms, forecast=[], tags={}, look=None, registration=None, studies=[*studies])
 
 
-def _summaries(result: StudyResult, repeats: Sequence[StudyResult]) -> list[ArmSummary]:
+def _summaries(result: StudyResult, repeats: Sequence[StudyResult], right: Correct) -> list[ArmSummary]:
     """Return summaries of arms whose means and deviations are over repeats."""
-    right, estimator, summaries = right_of(repeats), estimator_of(result), []
+    estimator, summaries = estimator_of(result), []
     for number, arm in enumerate(result.arms):
         name = arm.arm.name
         of_repeats = [confirmed_validation(repeat.arms[number]) for repeat in repeats]

@@ -39,7 +39,7 @@ from ablation.reporting.method_sections import (
     network_and_images,
     sampler_words,
 )
-from ablation.spec.objective import ACCURACY, Objective
+from ablation.spec.objective import ACCURACY
 from ablation.spec.parameters import Choices
 from ablation.tracking.client import REFUSAL_TAG
 
@@ -90,20 +90,17 @@ def answer_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
         if result.test_evaluations
         else f"nothing was retrained {planned}, so the test images have not been used"
     )
+    chosen_by = f" Epochs, trials and arms were chosen and compared by {spec.goal.label}."
+    chosen_by = "" if spec.goal == ACCURACY else chosen_by
     blocks.append(
         Paragraph(
             f"{method}: {network_and_images(spec)}, {result.train_images:,} training, {result.val_images:,} "
             f"validation and {result.test_images:,} test images of {len(result.classes)} classes. "
             f"{plural(len(result.arms), 'arm')}, with {trials} of {most_epochs(spec)} each, {tuned}; {confirm}."
-            f"{_chosen_by(spec.goal)}{early_ends_sentence(spec)}"
+            f"{chosen_by}{early_ends_sentence(spec)}"
         )
     )
     return blocks
-
-
-def _chosen_by(goal: Objective) -> str:
-    """Return what decides, as a sentence; nothing for accuracy."""
-    return "" if goal == ACCURACY else f" Epochs, trials and arms were chosen and compared by {goal.label}."
 
 
 def champion_blocks(analysis: StudyAnalysis) -> list[Block]:
@@ -189,14 +186,13 @@ def best_cells(analysis: StudyAnalysis, arm: str) -> list[str]:
 
 def metric_cells(arm: ArmSummary) -> list[str]:
     """Return an arm's cells for `metric_columns`."""
-    if arm.test is None:
-        return ["-", "-", "-", optional_number(arm.val.mean if arm.val else None), str(arm.val.seeds if arm.val else 0)]
+    test, val, counted = arm.test, arm.val, arm.test or arm.val
     return [
-        f"{arm.test.mean:.4f}",
-        optional_number(arm.test.standard_deviation),
+        optional_number(test.mean if test else None),
+        optional_number(test.standard_deviation if test else None),
         interval_text(arm.estimate),
-        optional_number(arm.val.mean if arm.val else None),
-        str(arm.test.seeds),
+        optional_number(val.mean if val else None),
+        str(counted.seeds if counted else 0),
     ]
 
 

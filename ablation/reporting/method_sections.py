@@ -28,7 +28,8 @@ def power_blocks(analysis: StudyAnalysis) -> list[Block]:
             continue
         undecided = [difference for difference in tested if not difference.is_shown]
         excluded = points(max(difference.bound for difference in undecided), goal) if undecided else "-"
-        possible = [_possible(difference, goal) for difference in findable[factor.factor]]
+        sizes = findable[factor.factor]
+        possible = [points(smallest, goal) if smallest <= goal.largest else "> 100" for smallest in sizes]
         rows.append([factor.factor, f"{len(undecided)} of {len(tested)}", excluded, *possible])
     if not rows:
         return []
@@ -51,8 +52,9 @@ def meaning_blocks(analysis: StudyAnalysis) -> list[Block]:
     """Return how often the test split was evaluated, and what each interval and p-value means."""
     result = analysis.result
     superseded = sum(run.test_accuracy is not None for arm in result.arms for run in arm.superseded)
+    times = "once" if result.test_evaluations == 1 else f"{result.test_evaluations:,} times"
     used = (
-        f"The test split ({result.test_images:,} images) was evaluated {_times(result.test_evaluations)} in this "
+        f"The test split ({result.test_images:,} images) was evaluated {times} in this "
         f"study, once by each confirmation run at its end, and {use_of_results(result)}."
         if result.test_evaluations
         else "The test split has not been evaluated."
@@ -208,12 +210,3 @@ def meaning_over_repeats(analysis: StudyAnalysis) -> list[Block]:
         independence(analysis.result),
     ]
     return [Items(texts)]
-
-
-def _possible(difference: float, goal: Objective) -> str:
-    """Return a difference in its unit, or that it is larger than metrics can differ."""
-    return points(difference, goal) if difference <= goal.largest else "> 100"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"

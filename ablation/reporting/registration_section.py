@@ -18,12 +18,10 @@ def registration_blocks(result: StudyResult) -> list[Block]:
     rows = [["sha256 of registration.json", registration.digest], ["sealed", f"{registration.time:%Y-%m-%d %H:%M} UTC"]]
     for name, value in sealed.items():
         items = value.items() if isinstance(value, dict) and name != "settings" else [("", value)]
-        rows += [[f"{name} {item}".strip(), value if isinstance(value, str) else _text(value)] for item, value in items]
+        for item, part in items:
+            text = part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+            rows.append([f"{name} {item}".strip(), text])
     return [
         Items(differing or ["Nothing differs from what was sealed before the first trial."]),
         Table("", ["what", "registered"], rows),
     ]
-
-
-def _text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

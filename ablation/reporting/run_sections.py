@@ -28,6 +28,7 @@ from ablation.reporting.content import (
 )
 from ablation.reporting.images import data_address
 from ablation.spec.objective import Objective
+from ablation.spec.study import StudySpec
 
 MOST_CLASSES = 12  # that fit into a table as columns
 MOST_CLASSES_OF_MATRIX = 20  # more would be illegible
@@ -48,7 +49,8 @@ def cost_table(analysis: StudyAnalysis) -> Table:
         ]
         for arm in analysis.arms
     ]
-    devices = sorted({_device(run) for arm in analysis.result.arms for run in [*arm.trials, *arm.confirmations]} - {""})
+    runs = [run for arm in analysis.result.arms for run in [*arm.trials, *arm.confirmations]]
+    devices = sorted({run.environment.get("device") or run.device for run in runs} - {""})
     once = "without the pass that computes features of frozen layers once for many runs"
     notes = [f"Training time: mean over n runs, on {', '.join(devices) or 'an unknown device'}, {once}."]
     if len(devices) > 1:
@@ -76,10 +78,6 @@ def _inference_cells(arm: ArmSummary) -> list[str]:
     ]
 
 
-def _device(run: RunResult) -> str:
-    return run.environment.get("device") or run.device
-
-
 def edge_texts(analysis: StudyAnalysis) -> list[str]:
     """Return a warning for each parameter whose chosen value is at an end of what was searched, or close to it."""
     texts = []
@@ -105,15 +103,12 @@ def tuning_blocks(
     rows, goal, is_repeated = [], analysis.result.spec.goal, analysis.is_repeated
     for arm in analysis.arms:
         best = arm.result.best
-        chosen = (
-            "-" if best is None else format_params(searched_params(analysis.result.spec, best)) or "nothing searched"
-        )
-        tuned = optional_number(best.val_value if best else None)
+        tuned = [_configuration(analysis.result.spec, best), optional_number(best.val_value if best else None)]
         gain = None if arm.best_of is None else arm.best_of.last_gain
         rows.append(
             [
                 arm.name,
-                *([] if is_repeated else [chosen, tuned]),
+                *([] if is_repeated else tuned),
                 optional_number(arm.val.mean if arm.val else None),
                 str(arm.val.seeds if arm.val else 0),
                 *([] if is_repeated else ["-" if arm.late_rise is None else points(arm.late_rise, goal)]),
@@ -159,7 +154,10 @@ def _importance_maps(importances: Mapping[str, Mapping[str, float]], goal: Objec
     if not known:
         return []
     parameters = list(dict.fromkeys(name for shares in known.values() for name in shares))
-    rows = [[arm, *(_share(shares.get(name)) for name in parameters)] for arm, shares in known.items()]
+    rows = [
+        [arm, *(f"{shares[name]:.2f}" if name in shares else "-" for name in parameters)]
+        for arm, shares in known.items()
+    ]
     metrics = "accuracies" if goal.name == "accuracy" else goal.label
     note = (
         f"Share of the variation of an arm's validation {metrics} that each parameter explains (functional ANOVA over "
@@ -167,10 +165,6 @@ def _importance_maps(importances: Mapping[str, Mapping[str, float]], goal: Objec
     )
     shades = [[shares.get(name, 0.0) for name in parameters] for shares in known.values()]
     return [HeatMap(Table("Importance of each parameter", ["arm", *parameters], rows, [note]), shades)]
-
-
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.2f}"
 
 
 def learning_blocks(pictures: Mapping[str, Picture], goal: Objective) -> list[Block]:
@@ -187,7 +181,7 @@ def repeat_table(analysis: StudyAnalysis) -> Table:
         [
             arm.arm.name,
             result.spec.name.removeprefix(own),
-            "-" if arm.best is None else format_params(searched_params(result.spec, arm.best)) or "nothing searched",
+            _configuration(result.spec, arm.best),
             optional_number(arm.best.val_value if arm.best else None),
             optional_number(float(arm.test_values_S.mean()) if arm.confirmed else None),
             str(len(arm.confirmed)),
@@ -198,6 +192,10 @@ def repeat_table(analysis: StudyAnalysis) -> Table:
     label = analysis.result.spec.goal.label
     columns = ["arm", "repeat", "chosen configuration", f"tuned val. {label}", f"test {label}", "n (seeds)"]
     return Table("Repeats of the tuning", columns, rows, [f"Test {label}: mean over n confirmation runs."])
+
+
+def _configuration(spec: StudySpec, run: RunResult | None) -> str:
+    return "-" if run is None else format_params(searched_params(spec, run)) or "nothing searched"
 
 
 def _luck_notes(analysis: StudyAnalysis) -> list[str]:
@@ -378,16 +376,15 @@ def sample_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> l
     rows = [
         (
             result.classes[k],
-            [_sample_tile(result.classes[k], view, images_VSSC[view]) for view in range(len(images_VSSC))],
+            [
+                Tile(data_address(image_SSC), f"{result.classes[k]}, view {number}")
+                for number, image_SSC in enumerate(images_VSSC, start=1)
+            ],
         )
         for k, images_IVSSC in zip(samples.classes_R, samples.images_RIVSSC, strict=True)
         for images_VSSC in [images_IVSSC.reshape(-1, *images_IVSSC.shape[2:])]
     ]
     return [Gallery("samples", pictures["samples"].alt, rows, caption)]
-
-
-def _sample_tile(name: str, number: int, image_SSC: np.ndarray) -> Tile:
-    return Tile(data_address(image_SSC), f"{name}, view {number + 1}")
 
 
 def mistake_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> list[Block]:

@@ -71,7 +71,7 @@ def test_the_winner_has_the_lowest_loss_although_its_accuracy_is_lower() -> None
     (difference,) = factor.family
     assert factor.ahead == "block4"
     assert difference.estimate.value == pytest.approx(0.5, abs=0.02)  # block3 minus block4, in nats
-    assert not difference.favours_first
+    assert difference.loser == "block3"
     assert analysis.verdict[0].startswith("By loss, block4 is clearly better than block3, by 0.")
     assert analysis.verdict[0].endswith(" nats.")
     assert "block4 minus block3 -0." in analysis.evidence[0]

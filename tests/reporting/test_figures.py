@@ -33,7 +33,7 @@ from ablation.reporting.comparison_charts import _differences
 from ablation.reporting.content import Figure, figure_block
 from ablation.reporting.figures import draw_figures, figure_files
 from ablation.reporting.images import data_address
-from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels, tuning_panels
+from ablation.reporting.run_charts import MOST_EPOCHS, curve_panels, overlay_chart, tuning_panels
 from ablation.reporting.run_sections import cost_table
 from ablation.spec.arms import arms
 from ablation.spec.colours import COLOURS
@@ -220,8 +220,9 @@ def test_panels_are_as_many_in_a_row_as_fit() -> None:
 def test_long_names_of_a_legend_stand_below_each_other_where_two_have_no_room() -> None:
     three = {**TWO_BY_TWO, "augmentation": ["none", "crop_flip"]}
     names = {f"{arm},{kind}": accuracy for arm, accuracy in FOUR.items() for kind in three["augmentation"]}
-    spec = draw_figures(analyse(fake_result(three, names)), ["curves"])["curves"].spec
-    short = draw_figures(analyse(fake_result(TWO_BY_TWO, FOUR)), ["curves"])["curves"].spec
+    results = (fake_result(three, names, images=50), fake_result(TWO_BY_TWO, FOUR, images=50))
+    analyses = [analyse(result) for result in results]
+    spec, short = (overlay_chart(analysis, ArmStyles(analysis)).spec for analysis in analyses)  # type: ignore[union-attr]
     assert spec is not None
     assert short is not None
     assert [fit(spec, width)["config"]["legend"]["columns"] for width in (NARROW, WIDE)] == [1, 2]
@@ -307,8 +308,8 @@ def test_a_second_factor_has_a_legend_where_the_first_has_a_single_level() -> No
 def test_names_in_pictures_keep_to_one_line_and_hidden_signs_are_shown() -> None:
     result = fake_result(SMALL, TWO, classes=len(NAMES))
     pictures = [
-        draw_figures(analyse(dataclasses.replace(result, classes=names))) for names in (NAMES, SHOWN_NAMES)
+        draw_figures(analyse(dataclasses.replace(result, classes=names)), ["images"]) for names in (NAMES, SHOWN_NAMES)
     ]  # fmt: skip
-    drawn = [{name: picture.png or picture.svg for name, picture in of_names.items()} for of_names in pictures]
+    drawn = [{name: picture.png for name, picture in of_names.items()} for of_names in pictures]
     assert drawn[0] == drawn[1]
     assert {"samples", "mistakes"} <= drawn[0].keys()

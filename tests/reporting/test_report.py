@@ -460,20 +460,6 @@ def test_different_environments_stand_side_by_side() -> None:
     assert "different environments" not in build_report(analyse_study(result)).markdown
 
 
-def test_what_more_would_find_takes_the_place_of_seeds_needed() -> None:
-    """Row 12 of the audit: a number of seeds for a difference that may not be there is noise."""
-    result = fake_result(CUTS, {"block3": 0.9, "block5": 0.89}, images=4000, seed_deviation=0.012)
-    study_report = build_report(analyse_study(result))
-    (difference,) = analyse(result).factors[0].family
-    assert not difference.is_shown
-    row = cells(study_report.markdown, "| truncate_at | 1 of 1 |")
-    assert row[2] == points(difference.bound)
-    smallest = [float(cell) for cell in row[3:]]
-    assert smallest[0] > smallest[1] > smallest[2] > 0
-    assert "seeds needed" not in study_report.markdown.lower()
-    assert "selection bias" not in study_report.markdown.lower()
-
-
 def test_a_chosen_value_near_an_end_is_a_warning() -> None:
     """Row 13 of the audit: the best of eight trials had the largest rate tried in 63 of 100 arms."""
     result = fake_result(CUTS, ACCURACIES)
