@@ -42,6 +42,7 @@ from tests.studies import (
     read_migrations_once,
     run_small_study,
     scale_digits_once,
+    set_options_once,
     signal_handlers_kept,
 )
 from tests.victims import Victims
@@ -51,6 +52,7 @@ configure_mlflow()
 configure_optuna()
 read_migrations_once()
 compile_statements_once()
+set_options_once()
 scale_digits_once()
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import inspect
+import re
 import shutil
 import signal
 import sqlite3
@@ -18,9 +20,12 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.store.db import utils
+from mlflow.store.model_registry import sqlalchemy_store as model_registry
 from PIL.Image import Image
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import LRUCache
 
 from ablation.base.interrupts import NAMES, forget_interrupts
@@ -104,6 +109,30 @@ def compile_statements_once() -> None:
     # A statement is found by the dialect it was compiled for, of which each database has its own.
     SQLiteDialect_pysqlite.__eq__ = lambda one, other: type(one) is type(other)  # type: ignore[method-assign]
     SQLiteDialect_pysqlite.__hash__ = lambda one: hash(type(one))  # type: ignore[method-assign, assignment]
+
+
+# What MLflow sets for each session on SQLite, from its own code.
+MLFLOWS_OPTIONS = re.findall(r'"(PRAGMA .+?);"', inspect.getsource(vars(utils)["_get_managed_session_maker"]))
+
+
+def set_options_once() -> None:
+    """Let MLflow set them once per connection: half of all its statements set them anew."""
+    assert MLFLOWS_OPTIONS
+    make: Callable[..., Any] = vars(utils)["_get_managed_session_maker"]
+
+    def set_options(connection: sqlite3.Connection, record: ConnectionPoolEntry, *_: object) -> None:
+        if "has_mlflows_options" not in record.info:
+            for option in MLFLOWS_OPTIONS:
+                connection.execute(option)
+            record.info["has_mlflows_options"] = True
+
+    def make_without_options(sessions: Any, database: str) -> Any:
+        if database == "sqlite":
+            event.listen(sessions.kw["bind"], "checkout", set_options)
+        return make(sessions, "a database that has no options")
+
+    for owner in (utils, model_registry):
+        vars(owner)["_get_managed_session_maker"] = make_without_options
 
 
 def scale_digits_once() -> None:

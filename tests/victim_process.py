@@ -49,7 +49,7 @@ from ablation.search import claims, studies
 from ablation.spec.reading import load_study
 from ablation.storage.locks import FileLocks
 from ablation.training import loop
-from tests.studies import compile_statements_once, read_migrations_once
+from tests.studies import compile_statements_once, read_migrations_once, set_options_once
 
 # What leaves a trace outside the process, besides the databases' transactions, and the two halves of an epoch.
 STEPS: list[tuple[Any, str]] = [
@@ -92,6 +92,7 @@ def main() -> None:
     trial.CHECKPOINT_SECONDS = 0
     read_migrations_once()
     compile_statements_once()
+    set_options_once()
     replace_slow_functions()
     run_once(sys.argv[1])
     answer("ready")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy
 
 import ablation
 from ablation import report
@@ -27,7 +26,17 @@ from ablation.tracking.client import KEY_TAG, find_experiment, reading_client
 from ablation.tracking.reading import LeftOut, RunRecord
 from tests.other_user import as_nobody, folder_for_all, needs_root
 from tests.outcomes import outcome
-from tests.studies import CONFIRM, ONE_ARM, Command, client, copy_store, patched_train, runs, signal_handlers_kept
+from tests.studies import (
+    CONFIRM,
+    MLFLOWS_OPTIONS,
+    ONE_ARM,
+    Command,
+    client,
+    copy_store,
+    patched_train,
+    runs,
+    signal_handlers_kept,
+)
 
 # Two trials, and two confirmation runs of the second.
 ARGUMENTS = [*ONE_ARM, *CONFIRM, "--epochs", "2"]
@@ -656,9 +665,6 @@ def test_a_locked_mlflow_database_is_waited_for(
     """By a backup, say: while a trial trains, its calls wait in the outbox; at the study's end they are delivered."""
     assert command(study_file, "--store", "other", *ARGUMENTS) == 0
 
-    def impatiently(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
-        return statement.replace("busy_timeout = 20000", "busy_timeout = 50"), parameters  # ms
-
     backup = None
 
     def lock(number: int, epoch: int) -> None:
@@ -669,11 +675,9 @@ def test_a_locked_mlflow_database_is_waited_for(
             threading.Timer(3, backup.close).start()
 
     patched_train(monkeypatch, lock)
-    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", impatiently, retval=True)
-    try:
-        assert command(study_file, "--store", "s", *ARGUMENTS) == 0
-    finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", impatiently)
+    impatient = [*MLFLOWS_OPTIONS, "PRAGMA busy_timeout = 50"]  # ms
+    monkeypatch.setattr("tests.studies.MLFLOWS_OPTIONS", impatient)
+    assert command(study_file, "--store", "s", *ARGUMENTS) == 0
     assert backup is not None
     assert "MLflow does not answer (database is locked); results are kept until it does" in caplog.text
     assert "MLflow answers again" in caplog.text
