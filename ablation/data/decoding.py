@@ -50,7 +50,7 @@ OpenImage = Callable[[str], Image]  # takes the path or name; the image is not d
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 TrackProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, total, description) -> the same items
-ReadImages = Callable[[np.ndarray, np.ndarray, TrackProgress], tuple[np.ndarray, np.ndarray]]
+ReadImages = Callable[[np.ndarray, np.ndarray, TrackProgress, bool], tuple[np.ndarray, np.ndarray]]
 
 
 def untracked(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
@@ -67,8 +67,8 @@ class ImageListing:
         test_labels_N: int64.
         classes: the class names, by label.
         side: height and width of the images that `read` returns, in pixels.
-        read: takes numbers of training images and of test images; returns the pixels of both, uint8 NHWC.
-        map: as `read`, but the pixels are memory maps of a file on disk; None for a source that is in memory anyway.
+        read: takes numbers of training images and of test images, what shows progress, and whether the pixels are to be
+            memory maps of a file on disk (for sources with `files` only); returns the pixels of both, uint8 NHWC.
         decoding: version of the decoding, for sources whose pixels depend on it.
         files: the files of the splits 'train' and 'test', for sources of image files.
         reading: how a folder was understood, in one line; empty for sources that leave no doubt.
@@ -81,7 +81,6 @@ class ImageListing:
     classes: list[str]
     side: int
     read: ReadImages
-    map: ReadImages | None = None
     decoding: int | None = None
     files: dict[str, list[File]] | None = None
     reading: str = ""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
@@ -16,14 +15,6 @@ from ablation.data.image_files import add_files, decode_file
 from ablation.spec.tables import Data
 
 
-@dataclass(frozen=True)
-class FileAudit:
-    """Attributes: `digests` of the files' pixels, in hexadecimal, None for those in `faults`: number -> reason."""
-
-    digests: list[str | None]
-    faults: dict[int, str]
-
-
 def pixel_digest(pixels_HWC: np.ndarray) -> str:
     """Return the digest of an image's pixels: the same for images that the network cannot tell apart."""
     return hashlib.blake2b(np.ascontiguousarray(pixels_HWC).data, digest_size=16).hexdigest()
@@ -31,8 +22,8 @@ def pixel_digest(pixels_HWC: np.ndarray) -> str:
 
 def audit_files(
     files: list[File], data: Data, track: TrackProgress, open_image: OpenImage = PIL.Image.open
-) -> FileAudit:
-    """Decode all files, or read what was found the last time, unless one has changed.
+) -> list[str | None]:
+    """Return the digest of each file's pixels, None for one that cannot be read; or what was found the last time.
 
     Faults of the system are not kept: a permission may be given, a disk may recover. Only these files are
     decoded again. Another version of Pillow may read other files.
@@ -48,28 +39,23 @@ def audit_files(
     folder = cache_folder()
     place = None if folder is None else folder / f"audit-{fingerprint.hexdigest()[:32]}.json"
     digests: list[str | None] = [None] * len(files)
-    faults: dict[int, str] = {}
+    faults: dict[int, str] = {}  # number of a file -> reason
     if place is not None:
         with suppress(OSError, ValueError, KeyError, AttributeError):
             stored = json.loads(place.read_text(encoding="utf-8"))
             digests, faults = stored["digests"], {int(number): reason for number, reason in stored["faults"].items()}
     unknown = [number for number, digest in enumerate(digests) if digest is None and number not in faults]
-    if not unknown:
-        return FileAudit(digests, faults)
-    of_system: dict[int, str] = {}  # faults that may be gone the next time
 
-    def digest(number: int) -> str | None:
+    def look(number: int) -> None:
         try:
-            return pixel_digest(decode_file(files[number][0], data.image_size, data.resize, open_image))
+            digests[number] = pixel_digest(decode_file(files[number][0], data.image_size, data.resize, open_image))
         except Exception as error:  # Pillow raises many kinds for broken files; its own errors have no `errno`
-            is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-            (of_system if is_of_system else faults)[number] = fault(error)
-            return None
+            if not isinstance(error, MemoryError) and getattr(error, "errno", None) is None:
+                faults[number] = fault(error)
 
-    found = track(in_order(digest, unknown), len(unknown), "Looking at all images")
-    for number, found_digest in zip(unknown, found, strict=True):
-        digests[number] = found_digest
-    if place is not None and len(of_system) < len(unknown):
+    for _ in track(in_order(look, unknown), len(unknown), "Looking at all images") if unknown else []:
+        pass
+    if place is not None and any(digests[number] is not None or number in faults for number in unknown):
         with suppress(StoreError):
             write_atomically(place, json.dumps({"digests": digests, "faults": faults}).encode())
-    return FileAudit(digests, faults | of_system)
+    return digests

@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import PIL.Image
@@ -21,8 +20,6 @@ from ablation.data.decoding import (
 )
 from ablation.data.image_cache import DecodedImages, map_decoded, read_decoded
 from ablation.spec.tables import Data, Resize
-
-Pixels = TypeVar("Pixels", bound=np.ndarray)
 
 
 def file_status(path: str) -> File:
@@ -52,10 +49,10 @@ def files_key(*splits: Iterable[File]) -> str:
     return key.hexdigest()
 
 
-def file_readers(
+def file_reader(
     files: dict[str, list[File]], data: Data, root: Path, open_image: OpenImage = PIL.Image.open
-) -> tuple[ReadImages, ReadImages]:
-    """Return the functions `read` and `map` of an `ImageListing` of files.
+) -> ReadImages:
+    """Return the function `read` of an `ImageListing` of files.
 
     Args:
         files: those of the splits 'train' and 'test'.
@@ -64,20 +61,18 @@ def file_readers(
         open_image: opens one.
     """
 
-    def through(load: Callable[[DecodedImages], dict[str, Pixels]]) -> ReadImages:
-        def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
-            chosen = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
-            # What `data.limit` leaves differs between seeds.
-            subset = "" if data.limit is None else hashlib.sha256(train_N.tobytes()).hexdigest()
-            identity = (
-                f"{root}\0{data.image_size}\0{data.classes}\0{subset}{'' if data.resize == 'crop' else data.resize}"
-            )
-            pixels = load(_decoded_images(chosen, identity, data, open_image, track))
-            return pixels["train"], pixels["test"]
+    def read(
+        train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress, is_mapped: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        chosen = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
+        # What `data.limit` leaves differs between seeds.
+        subset = "" if data.limit is None else hashlib.sha256(train_N.tobytes()).hexdigest()
+        identity = f"{root}\0{data.image_size}\0{data.classes}\0{subset}{'' if data.resize == 'crop' else data.resize}"
+        images = _decoded_images(chosen, identity, data, open_image, track)
+        pixels: Mapping[str, np.ndarray] = map_decoded(images) if is_mapped else read_decoded(images)
+        return pixels["train"], pixels["test"]
 
-        return read
-
-    return through(read_decoded), through(map_decoded)
+    return read
 
 
 def _decoded_images(

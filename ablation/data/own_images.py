@@ -18,7 +18,7 @@ from ablation.data.class_names import refuse_look_alikes
 from ablation.data.decoding import DECODING_VERSION, TEST_FRACTION, File, ImageListing, OpenImage
 from ablation.data.folder_walk import Passed, passed_text
 from ablation.data.groups import choose_groups, numbered, refuse_shared
-from ablation.data.image_files import file_readers
+from ablation.data.image_files import file_reader
 from ablation.spec.tables import Data
 
 FEWEST = 3  # images of a class of which a fifth is the test: to learn from, to validate and to test
@@ -80,14 +80,12 @@ def own_listing(images: OwnImages, data: Data) -> ImageListing:
     counts = f"{len(files['train']):,} training and {plural(len(files['test']), 'test image')}"
     over = passed_text(images.passed)
     passed = f"passed over: {over}" if over else "nothing passed over"
-    read, map_ = file_readers(files, data, images.source, images.open_image)
     return ImageListing(
         labels_N[numbers["train"]],
         labels_N[numbers["test"]],
         classes,
         data.image_size,
-        read,
-        map=map_,
+        file_reader(files, data, images.source, images.open_image),
         decoding=DECODING_VERSION,
         files=files,
         reading=f"{where}; {counts} of {len(classes)} classes; {passed}",

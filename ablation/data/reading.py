@@ -20,7 +20,6 @@ from ablation.data.class_names import refuse_unknown
 from ablation.data.decoding import (
     TEST_FRACTION,
     ImageListing,
-    ReadImages,
     TrackProgress,
     darkness_note,
     fit_image,
@@ -128,10 +127,10 @@ def list_images(data: Data, track: TrackProgress = untracked) -> ImageListing:
     notes: list[str] = []
     digests_N: Sequence[str | None]
     if listing.files is not None:
-        audit = audit_files(listing.files["train"] + listing.files["test"], data, track, listing.open_image)
-        digests_N = audit.digests
-        if audit.faults and data.unreadable == "skip":
-            notes.append(f"left out: {plural(len(audit.faults), 'unreadable image')}")
+        files = listing.files["train"] + listing.files["test"]
+        digests_N = audit_files(files, data, track, listing.open_image)
+        if data.unreadable == "skip" and None in digests_N:
+            notes.append(f"left out: {plural(digests_N.count(None), 'unreadable image')}")
     else:
         digests_N = _pixel_digests(read_listing(listing, track))
     stays_N = np.array([digest is not None or data.unreadable == "error" for digest in digests_N])
@@ -151,10 +150,6 @@ def list_images(data: Data, track: TrackProgress = untracked) -> ImageListing:
 
 def _chosen(listing: ImageListing, train_N: np.ndarray, test_N: np.ndarray) -> ImageListing:
     """Return the listing of some of its training and test images, by their numbers."""
-
-    def chosen(read: ReadImages) -> ReadImages:
-        return lambda train, test, track: read(train_N[train], test_N[test], track)
-
     numbers = (("train", train_N), ("test", test_N))
     files, groups = listing.files, listing.groups
     if files is not None:
@@ -165,8 +160,7 @@ def _chosen(listing: ImageListing, train_N: np.ndarray, test_N: np.ndarray) -> I
         listing,
         train_labels_N=listing.train_labels_N[train_N],
         test_labels_N=listing.test_labels_N[test_N],
-        read=chosen(listing.read),
-        map=None if listing.map is None else chosen(listing.map),
+        read=lambda train, test, track, is_mapped: listing.read(train_N[train], test_N[test], track, is_mapped),
         files=files,
         groups=groups,
     )
@@ -237,12 +231,10 @@ def _read_images(listing: ImageListing, train_N: np.ndarray, track: TrackProgres
     What does not fit into memory is read through a memory map.
     """
     test_N = np.arange(len(listing.test_labels_N))
-    read = listing.read
-    if listing.map is None:
+    if listing.files is None:
         check_memory(listing.side, len(train_N), len(test_N), processes)
-    elif not _fit_into_memory(listing.side, len(train_N), len(test_N), processes):
-        read = listing.map
-    train_images, test_images = read(train_N, test_N, track)
+    is_mapped = not _fit_into_memory(listing.side, len(train_N), len(test_N), processes)
+    train_images, test_images = listing.read(train_N, test_N, track, is_mapped)
     train_labels, test_labels = listing.train_labels_N[train_N], listing.test_labels_N
     digest = hashlib.sha256("\0".join(listing.classes).encode())
     brightest = 0
@@ -359,7 +351,7 @@ def _digits_listing(data: Data) -> ImageListing:
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=0)
 
-    def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
+    def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress, _: bool) -> tuple[np.ndarray, np.ndarray]:
         grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8 pixels, 17 grey levels
         train_images, test_images = (
             np.stack([fit_image(Image.fromarray(image), data.image_size) for image in grey[numbers_N]])

@@ -20,7 +20,7 @@ from ablation.data.decoding import (
     fit_image,
     in_memory,
 )
-from ablation.data.image_files import file_readers, file_status
+from ablation.data.image_files import file_reader, file_status
 from ablation.spec.tables import FILE_SOURCES, Data
 
 
@@ -46,7 +46,7 @@ def torchvision_listing(data: Data) -> ImageListing:
             with contextlib.suppress(OSError):
                 root.rmdir()  # torchvision made it for a download that failed
 
-    def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress) -> tuple[np.ndarray, np.ndarray]:
+    def read(train_N: np.ndarray, test_N: np.ndarray, track: TrackProgress, _: bool) -> tuple[np.ndarray, np.ndarray]:
         return (
             _pixels(train, train_N, data, track, "training image"),
             _pixels([test], test_N, data, track, "test image"),
@@ -68,8 +68,8 @@ def torchvision_listing(data: Data) -> ImageListing:
         split: [file_status(part[number][0]) for part in parts for number in range(len(part))]
         for split, parts in (("train", train), ("test", [test]))
     }
-    read_files, map_files = file_readers(files, data, root.resolve() / data.source)
-    return replace(listing, read=read_files, map=map_files, decoding=DECODING_VERSION, files=files)
+    read_files = file_reader(files, data, root.resolve() / data.source)
+    return replace(listing, read=read_files, decoding=DECODING_VERSION, files=files)
 
 
 def _missing(known: "TorchvisionSet", root: Path) -> tuple[str, str]:

@@ -117,14 +117,13 @@ class TrialSpec(Strict):
         """
         values: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
-            if name not in params and not field.is_required():
-                continue
-            if name not in params:
+            if name in params:
+                is_text = without_none(field.annotation) is str and params[name] != "null"
+                values[name] = params[name] if is_text else _from_json(params[name])
+            elif field.is_required():
                 raise InputError(
                     f"the run has no parameter {name!r}: it is not a trial, or was made by another version"
                 )
-            is_text = without_none(field.annotation) is str and params[name] != "null"
-            values[name] = params[name] if is_text else _from_json(params[name])
         return cls(**values)
 
 

@@ -116,7 +116,7 @@ def test_a_set_without_files_is_scaled_as_the_study_says(monkeypatch: pytest.Mon
     white: dict[str, list[int]] = {}
     for resize in ("crop", "squash", "pad"):
         listing = list_images(Data(source="oxford_pets", image_size=20, resize=resize))
-        pixels_NHWC, _ = listing.read(np.arange(1), np.arange(0), untracked)
+        pixels_NHWC, _ = listing.read(np.arange(1), np.arange(0), untracked, False)
         white[resize] = [int((pixels_NHWC[0, row, :, 0] > 127).sum()) for row in (0, 10)]
         assert listing.decoding == (None if resize == "crop" else DECODING_VERSION)
     assert white == {"crop": [0, 0], "squash": [5, 5], "pad": [0, 5]}
