@@ -10,12 +10,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from ablation.analysis.champion import choose_champion
 from ablation.analysis.results import StudyResult, read_results
 from ablation.data.image_set import ImageSet
 from ablation.data.reading import load_images
 from ablation.running.champion import register_champion
 from ablation.storage.store import Store, find_store
 from ablation.tracking.confirmed_models import MODEL_TYPE
+from ablation.tracking.registry import RegisteredVersion
 from tests.studies import copy_store
 
 FLOAT16_ROUNDING = 2**-12 + 1e-6  # half a step between 0.5 and 1, where it is largest, and float32's own error
@@ -45,6 +47,11 @@ class ChampionStudy:
         models = self.client.search_logged_models([self.result.experiment_id])
         return [model for model in models if model.model_type != MODEL_TYPE]
 
+    def register(self, result: StudyResult | None = None) -> RegisteredVersion | None:
+        """Register the champion of the study, or of what its results might have been."""
+        result = result or self.result
+        return register_champion(self.store, result, self.images, choose_champion(result))
+
     def forget(self) -> None:
         """Delete all registered and logged models, as if the study had never ended."""
         with contextlib.suppress(Exception):
@@ -68,8 +75,7 @@ def champion_study(champion_study_once: ChampionStudy) -> Iterator[ChampionStudy
     expected = winning_run(champion_study_once.result)
     if champion_study_once.versions() != {expected: "1"} or champion_study_once.champion().run_id != expected:
         champion_study_once.forget()
-        study = champion_study_once
-        assert register_champion(study.store, study.result, study.images) is not None
+        assert champion_study_once.register() is not None
 
 
 def winning_run(result: StudyResult) -> str:

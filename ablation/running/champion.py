@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ablation.analysis.arm_summaries import champion_run, confirmed_validation
-from ablation.analysis.champion import Choice, choose_champion
+from ablation.analysis.champion import Choice
 from ablation.analysis.results import StudyResult
 from ablation.analysis.runs import RunResult
 from ablation.analysis.wording import shown_question
@@ -43,29 +43,25 @@ def keep_examples(images: ImageSet) -> ImageSet:
 
 
 def register_champion(
-    store: Store, result: StudyResult, images: ImageSet, choice: Choice | None = None
+    store: Store, result: StudyResult, images: ImageSet, choice: Choice | None
 ) -> RegisteredVersion | None:
     """Register the champion of a complete study; an incomplete study keeps the champion that it has, if any.
 
-    Its arm is chosen by `analysis.champion`, and of its confirmation runs the one with the best validation metric
-    is the champion. Test metrics appear in the description, but no choice uses them. If
-    the model cannot be built, for example because the pretrained weights are gone, a warning says why, the study's
-    summary run keeps it, and the study has no new champion.
+    Of the confirmation runs of its arm, the one with the best validation metric is the champion. Test metrics appear in
+    the description, but no choice uses them. If the model cannot be built, for example because the pretrained weights
+    are gone, a warning says why, the study's summary run keeps it, and the study has no new champion.
 
     Args:
         store: where the study is.
         result: the study's results.
         images: the study's images; the first two test images become the model's input example.
-        choice: what its report has chosen, where there is one.
+        choice: the champion's arm, see `choose_champion`.
 
     Raises:
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    if result.spec.confirm.seeds == 0 or result.missing_trials or result.missing_confirmations:
-        return None
-    choice = choice or choose_champion(result)
-    if choice is None:
+    if choice is None or result.spec.confirm.seeds == 0 or result.missing_trials or result.missing_confirmations:
         return None
     arm = choice.arm
     run = champion_run(arm)

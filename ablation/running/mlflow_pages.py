@@ -1,7 +1,6 @@
 """What the MLflow UI shows of a study beside its trials: saved views, a run per arm, and models to rank."""
 
 import math
-from functools import partial
 
 from ablation.analysis.arm_summaries import ArmSummary, summarise
 from ablation.analysis.pooling import summarise_arms
@@ -54,17 +53,17 @@ def arm_runs(result: StudyResult) -> list[ArmRun]:
     """
     goal = result.spec.goal
     summaries = [summary for summary in summarise_arms(result) if summary.result.best is not None]
-    ranked = [summary.name for summary in sorted(summaries, key=partial(_rank, goal=goal), reverse=True)]
+
+    def rank(summary: ArmSummary) -> tuple[bool, float]:
+        """Return what ranks an arm: confirmed arms first, then the validation metric."""
+        return summary.val is not None, goal.goodness(_validation(summary))
+
+    ranked = [summary.name for summary in sorted(summaries, key=rank, reverse=True)]
     colours = arm_colours([arm.arm for arm in result.arms])
     return [
         _arm_run(summary, ranked.index(summary.name) + 1, len(ranked), goal, colours[summary.name])
         for summary in summaries
     ]
-
-
-def _rank(summary: ArmSummary, goal: Objective) -> tuple[bool, float]:
-    """Return what ranks an arm: confirmed arms first, then the validation metric."""
-    return summary.val is not None, goal.goodness(_validation(summary))
 
 
 def _validation(summary: ArmSummary) -> float | None:

@@ -45,7 +45,7 @@ def record_best(
 ) -> None:
     """Log the best epoch's metrics, its checkpoint, and how far its features are from where they started."""
     path = claim.folder / Path(CHECKPOINT_FILE).name
-    save_best(path, training, spec, workbench.classes, workbench.normalisation)
+    save_best(path, training, spec, workbench.session.images.classes, workbench.normalisation)
     best = training.best
     images = len(workbench.images_of(spec).train)
     values = {
@@ -75,16 +75,19 @@ def record_test(
         _save_predictions(path, model, workbench, spec, training, val_source)
     tensors, metadata = _read_tensors(path)
     labels_N, predicted_N = tensors["labels"].long().numpy(), tensors["predicted"].long().numpy()
-    balanced_accuracy, macro_f1 = balanced_accuracy_and_macro_f1(labels_N, predicted_N, len(workbench.classes))
+    classes = workbench.session.images.classes
+    balanced_accuracy, macro_f1 = balanced_accuracy_and_macro_f1(labels_N, predicted_N, len(classes))
+    operations = inference_operations(training.model, spec.image_size)
     values = {
         "test_accuracy": float((predicted_N == labels_N).mean()),
         "test_balanced_accuracy": balanced_accuracy,
         "test_macro_f1": macro_f1,
         "test_loss": float(metadata["loss"]),
-        **_inference_cost(spec, training),
+        "inference_operations": float(operations),
+        "inference_seconds": inference_seconds(training.model, spec.image_size, spec.precision, operations),
     }
     run.log_test(values, training.best.timestamp, path)
-    for name, picture in _test_pictures(tensors, predicted_N, labels_N, workbench.classes).items():
+    for name, picture in _test_pictures(tensors, predicted_N, labels_N, classes).items():
         write_over(claim.folder / name, picture)
         run.log_picture(claim.folder / name)
 
@@ -104,21 +107,14 @@ def _test_pictures(
     return {"mistakes.png": mistakes, "confusion.png": confusion_png(counts_KK, classes)}
 
 
-def _inference_cost(spec: TrialSpec, training: Training) -> dict[str, float]:
-    """Return what the classification of one image costs: operations, and seconds in the training's precision."""
-    size = spec.image_size
-    operations = inference_operations(training.model, size)
-    seconds = inference_seconds(training.model, size, spec.precision, operations)
-    return {"inference_operations": float(operations), "inference_seconds": seconds}
-
-
 def _save_predictions(
     path: Path, model: str, workbench: Workbench, spec: TrialSpec, training: Training, val_source: Source
 ) -> None:
-    labels_N = workbench.test_labels_N
+    dataset = workbench.session.images
+    labels_N = dataset.test_labels_N
     all_N = np.arange(len(labels_N))
     load_tensors(training.model, training.best_tensors)
-    images = to_device(workbench.test_images_NHWC, labels_N, all_N, workbench.device)
+    images = to_device(dataset.test_images_NHWC, labels_N, all_N, workbench.device)
     frozen = replace(training.frozen, precision="float32")
     with exact_float32():  # so that the champion computes the same on every device
         source = workbench.features.source(images, frozen, "none", beside=val_source)
@@ -127,10 +123,10 @@ def _save_predictions(
     val_logits_NK = predict(training.model, val_source, spec.precision).cpu()
     loss = cross_entropy(logits_NK.double(), torch.from_numpy(labels_N)).item()
     val_labels_N = val.val.labels_N.cpu()
-    number_type = torch.uint8 if len(workbench.classes) <= 256 else torch.int32
+    number_type = torch.uint8 if len(dataset.classes) <= 256 else torch.int32
     probabilities_NK, predicted_N = logits_NK.softmax(1).half(), logits_NK.argmax(1)
     mistakes_M = confident_mistakes(probabilities_NK.numpy(), predicted_N.numpy(), labels_N)
-    mistaken_MCHW = torch.from_numpy(workbench.test_images_NHWC[mistakes_M]).permute(0, 3, 1, 2)
+    mistaken_MCHW = torch.from_numpy(dataset.test_images_NHWC[mistakes_M]).permute(0, 3, 1, 2)
     tensors = {
         "probabilities": probabilities_NK,
         "predicted": predicted_N.to(number_type),  # float16 may make two probabilities equal
@@ -148,8 +144,8 @@ def _save_predictions(
         tensors["val_losses"] = cross_entropy(val_logits_NK.double(), val_labels_N, reduction="none")
     if val.val_groups_N is not None:
         tensors["val_groups"] = torch.from_numpy(val.val_groups_N)
-    if workbench.test_groups_N is not None:
-        tensors["groups"] = torch.from_numpy(workbench.test_groups_N)
+    if dataset.test_groups_N is not None:
+        tensors["groups"] = torch.from_numpy(dataset.test_groups_N)
     write_over(path, save(tensors, {"model": model, "loss": repr(loss)}))
 
 

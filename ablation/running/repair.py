@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from ablation.analysis.predictions import load_predictions
 from ablation.base.errors import InputError, StoreAway, StoreError
 from ablation.base.text import plural
 from ablation.search.identity import content_changes
@@ -38,7 +37,6 @@ from ablation.tracking.reading import (
     RunRecord,
     StudyRecord,
     artifact_path,
-    checksum_tag,
     edited_tags,
     read_runs,
     read_study,
@@ -172,9 +170,7 @@ def _fault(store: Store, run: RunRecord, *, thoroughly: bool) -> Kind | None:
     if "superseded" in run.tags or not (thoroughly or store.has_own_tracking):
         return None
     try:
-        with run_file(store, run, PREDICTIONS_FILE) as path:
-            if checksum_tag(PREDICTIONS_FILE) not in run.tags:  # of an older version
-                load_predictions(path)
+        with run_file(store, run, PREDICTIONS_FILE):
             return None
     except HiddenFile:
         return "hidden"

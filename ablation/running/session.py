@@ -153,12 +153,6 @@ def _check_begun(spec: StudySpec, store: Store) -> bool:
         return content is not None
 
 
-def _preferred_precision(spec: StudySpec, options: RunOptions) -> str:
-    device = check_device(worker_devices(options)[0])
-    is_faster = is_faster_in_bfloat16(spec.backbone.name)
-    return select_precision(spec.precision, device, is_faster_in_bfloat16=is_faster)
-
-
 def open_stores(
     spec: StudySpec, store: Store, content: dict[str, Any], options: RunOptions, *, is_worker: bool
 ) -> tuple[Locks, ArmStudies, Tracker, str]:
@@ -171,7 +165,8 @@ def open_stores(
         InputError: another study of the same name is in the store, or a store cannot be opened.
         StoreAway: a server does not answer.
     """
-    preferred = _preferred_precision(spec, options)
+    device, is_faster = check_device(worker_devices(options)[0]), is_faster_in_bfloat16(spec.backbone.name)
+    preferred = select_precision(spec.precision, device, is_faster_in_bfloat16=is_faster)
     own_weights = demo_weights_path(store, spec.backbone.name) if is_demo(spec, store) else None
     check = partial(check_identity, study=spec.name, content=content, own_weights=own_weights)
     storage = open_storage(store)  # once: it takes a tenth of a second
@@ -216,7 +211,7 @@ def deliver(session: Session) -> None:
     def complete(key: str, folder: Path, owner: str, is_best: bool, ensure_held: Callable[[], None]) -> bool:
         run = TrialRun(session.tracker, key, folder, owner, ensure_held)
         if only_best and not is_best:
-            run.delete_checkpoint()  # it may have been delivered after the better one
+            run.delete_checkpoint(key)  # it may have been delivered after the better one
         return run.complete()
 
     waiting_trials = clean_up_ended_trials(session.store, session.locks, session.studies, complete)

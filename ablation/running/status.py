@@ -28,7 +28,7 @@ def read_status(study: str, store: Store) -> tuple[Table, list[RunningTrial]]:
         StoreError: a store cannot be used.
     """
     store.check_reachable()
-    storage = None if store.is_empty else open_storage(store)
+    storage = open_storage(store)
     studies = study_arms(storage, study) if storage else ArmStudies({}, {})
     if not studies.tuning:
         names = (stored_studies(storage) if storage else []) or _similar_files(study)

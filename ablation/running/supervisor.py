@@ -138,6 +138,8 @@ def run_workers(  # noqa: C901 - one loop
     output: Output = queue.Queue()
 
     def start(number: int, device: str) -> None:
+        fixed = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        fixed[WORKER_VARIABLE] = str(workers_on(device, devices))
         process = subprocess.Popen(
             with_options(command, "--device", device),
             stdin=subprocess.PIPE,
@@ -145,7 +147,7 @@ def run_workers(  # noqa: C901 - one loop
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            env=_environment(len(devices), workers_on(device, devices)) | slice_variable(number),
+            env=os.environ | worker_variables(len(devices)) | slice_variable(number) | fixed,
             start_new_session=True,  # so that Ctrl-C reaches this process alone, which pauses the workers
         )
         worker = Worker(number, device, process, [])
@@ -218,12 +220,6 @@ def _reason(worker: Worker) -> str:
     lines = [line.strip() for line in worker.lines if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return errors[-1] if errors else " | ".join(lines)
-
-
-def _environment(workers: int, on_device: int) -> dict[str, str]:
-    """Return the environment of one of several workers, some of which share its device."""
-    fixed = {WORKER_VARIABLE: str(on_device), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    return os.environ | worker_variables(workers) | fixed
 
 
 def _listen(worker: Worker, output: Output) -> None:

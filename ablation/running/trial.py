@@ -21,6 +21,7 @@ from ablation.base.text import first_line
 from ablation.data.split import split_seed
 from ablation.running.outputs import record_best, record_test
 from ablation.running.repair import RUN_STATUS
+from ablation.running.session import run_files
 from ablation.running.workbench import Workbench, make_training, training_settings, training_sources
 from ablation.search.claims import (
     Claim,
@@ -35,7 +36,7 @@ from ablation.search.claims import (
 )
 from ablation.search.patient_storage import ClaimLost
 from ablation.search.space import suggest
-from ablation.search.studies import TrialEnd, best_trial, is_better
+from ablation.search.studies import TrialEnd, best_trial, is_better, trial_key
 from ablation.spec.metrics import EpochMetrics
 from ablation.spec.objective import Objective
 from ablation.spec.trial import TrialSpec
@@ -86,16 +87,17 @@ def run_trial(
     """
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    run = TrialRun(workbench.tracker, claim.key, claim.folder, claim.owner, partial(ensure_held, claim))
+    session = workbench.session
+    run = TrialRun(session.tracker, claim.key, claim.folder, claim.owner, partial(ensure_held, claim))
     try:
-        run.start(spec, workbench.study, claim.arm, workbench.device.type, workbench.files, workbench.environment)
+        run.start(spec, session.spec, claim.arm, workbench.device.type, run_files(session), workbench.environment)
         if claim.earlier is not None and not claim.earlier.intermediate_values:  # no epoch of it ended
             outcome = Outcome("failed", None)  # or whatever it was before
         elif claim.superseded:
             assert claim.best is not None
             outcome = Outcome("pruned", None, f"superseded: the arm's best trial is #{claim.best.number} now")
         else:
-            with run.system_metrics() if workbench.system_metrics else nullcontext():
+            with run.system_metrics() if session.options.system_metrics else nullcontext():
                 outcome = _train_and_record(workbench, claim, spec, run, on_epoch)
         outcome = _as_before(claim, spec, outcome)
         wait_out(lambda: _end_trial(workbench, claim, run, outcome), workbench.patience)
@@ -138,11 +140,12 @@ def _end_trial(workbench: Workbench, claim: Claim, run: TrialRun, outcome: Outco
     """
     assert outcome.state != "lost"
     ensure_held(claim)
-    only_best = workbench.study.tracking.checkpoints == "best_per_arm"
+    study = workbench.session.spec
+    only_best = study.tracking.checkpoints == "best_per_arm"
     # Under the study's lock, else two trials of an arm that end at once could both be its best.
-    with claim.locks.exclusive(study_lock(workbench.study.name)) if only_best else nullcontext():
+    with claim.locks.exclusive(study_lock(study.name)) if only_best else nullcontext():
         if only_best and outcome.value is not None:
-            _keep_best(claim, run, outcome.value, workbench.study.goal)
+            _keep_best(claim, run, outcome.value, study.goal)
         run.end(RUN_STATUS[outcome.state], outcome.reason)
         end_trial(claim, outcome.state, outcome.value, outcome.reason, run.run_id)
 
@@ -152,7 +155,7 @@ def _keep_best(claim: Claim, run: TrialRun, value: float, goal: Objective) -> No
     leader = best_trial(claim.study, claim.trial.user_attrs.get("confirms"))
     if leader is not None and leader.number != claim.trial.number:
         is_best = is_better(value, claim.trial.number, leader, goal)
-        run.delete_checkpoint_of(leader.number if is_best else claim.trial.number)
+        run.delete_checkpoint(trial_key(claim.study, leader.number) if is_best else claim.key)
 
 
 def find_or_create_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
@@ -171,7 +174,7 @@ def find_or_create_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
 
 def _confirming_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
     assert claim.best is not None
-    number, study = claim.trial.number, workbench.study
+    number, study = claim.trial.number, workbench.session.spec
     seed = repeat_seed(study.seed, study.repeat_of(claim.best.number))
     changes = {
         "trial": number,
@@ -184,7 +187,8 @@ def _confirming_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
 
 
 def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
-    study, number = workbench.study, claim.trial.number
+    session, number = workbench.session, claim.trial.number
+    study = session.spec
     repeat = study.repeat_of(number)
     seed = repeat_seed(study.seed, repeat)
     return TrialSpec(
@@ -196,22 +200,22 @@ def _new_spec(workbench: Workbench, claim: Claim) -> TrialSpec:
         seed=named_seed(seed, "trial", study.place_of(number)),
         epochs=study.epochs,
         objective=study.objective,
-        precision=workbench.precision,
+        precision=session.precision,
         compile=study.compile,
         deterministic=study.deterministic,
         threads=workbench.threads,
         backbone=study.backbone.name,
         backbone_module=study.backbone.module,
         weights=study.backbone.weights,
-        weights_digest=workbench.weights.digest if workbench.weights else None,
+        weights_digest=session.weights.digest if session.weights else None,
         missing_layers=study.backbone.missing_layers,
         data_source=study.data.source,
-        data_digest=workbench.data_digest,
+        data_digest=session.images.digest,
         data_seed=split_seed(seed),
         data_limit=study.data.limit,
         val_fraction=study.data.val_fraction,
         image_size=study.data.image_size,
-        num_classes=len(workbench.classes),
+        num_classes=len(session.images.classes),
         **suggest(claim.trial, study, claim.arm),
     )
 
@@ -230,7 +234,7 @@ def _train_and_record(
     val_source: Source | None = None
     # torch.compile's modes with CUDA graphs keep the memory of those of earlier trials.
     had_compiled = has_compiled() and spec.compile not in ("none", "default")
-    prunes = claim.ended == "pruned" or (workbench.study.search.pruner != "none" and spec.confirms is None)
+    prunes = claim.ended == "pruned" or (workbench.session.spec.search.pruner != "none" and spec.confirms is None)
     try:
         training = make_training(spec, workbench)
         training.may_capture = may_capture
@@ -293,7 +297,7 @@ def _save(workbench: Workbench, claim: Claim, run: TrialRun, training: Training)
     with suppress(StoreAway):
         ensure_held(claim)  # a process that was frozen must not write beside its successor
     path = save_resume_checkpoint(claim.folder, len(training.history), training.state_dict())
-    if workbench.tracker.shares_checkpoints:
+    if workbench.session.tracker.shares_checkpoints:
         run.upload_resume_checkpoint(path)
 
 
@@ -346,7 +350,7 @@ def _restore(training: Training, claim: Claim, run: TrialRun, workbench: Workben
 
 def _available_checkpoints(claim: Claim, run: TrialRun, workbench: Workbench, folder: Path) -> Iterator[Path]:
     local_checkpoints = resume_checkpoints(claim.folder)
-    if workbench.tracker.shares_checkpoints and claim.resumed:
+    if workbench.session.tracker.shares_checkpoints and claim.resumed:
         newest = local_checkpoints[0].name if local_checkpoints else ""
         yield from run.download_resume_checkpoints(folder, after=newest)
     yield from local_checkpoints

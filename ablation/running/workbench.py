@@ -15,12 +15,10 @@ from ablation.data.normalisation import Normalisation
 from ablation.data.split import Split, split_seed, split_train_val
 from ablation.networks.strategies import Learning
 from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
-from ablation.networks.weights import Weights
-from ablation.running.session import Session, run_files
+from ablation.running.session import Session
 from ablation.spec.parameters import STRATEGIES
 from ablation.spec.study import StudySpec
 from ablation.spec.trial import TrialSpec
-from ablation.tracking.experiment import Tracker
 from ablation.training.compiler import check_compiler
 from ablation.training.feature_cache import FeatureCache
 from ablation.training.settings import TrainingSettings
@@ -39,28 +37,22 @@ class SplitImages:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What all trials of a study share in one process: images and features on the device, weights, where results go.
+    """What all trials of a study share in one process: its session, images and features on the device.
 
-    Only confirmation runs use the test images (uint8 NHWC), once each.
+    Only confirmation runs use the test images of the session, once each.
     """
 
-    study: StudySpec
+    session: Session
     device: torch.device
     splits: list[SplitImages]  # one for each repeat of the tuning
-    test_images_NHWC: np.ndarray
-    test_labels_N: np.ndarray
-    test_groups_N: np.ndarray | None  # what the test images belong to
-    classes: list[str]
-    data_digest: str
-    weights: Weights | None
     features: FeatureCache
-    tracker: Tracker
-    files: dict[str, str]
     environment: dict[str, str]
-    precision: str  # of new trials; a resumed trial keeps its own
     threads: int | None  # of new trials on the CPU; a resumed trial keeps its own number
-    system_metrics: bool  # whether to log the use of the machine while a trial trains
-    patience: float  # seconds to wait for a database that is away
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a database that is away."""
+        return self.session.options.delivery_patience
 
     def images_of(self, spec: TrialSpec) -> SplitImages:
         """Return the images that a trial trains on and validates with."""
@@ -69,7 +61,7 @@ class Workbench:
     @property
     def normalisation(self) -> Normalisation:
         """The normalisation of the pretrained weights (ImageNet's if there are none) at the study's image size."""
-        return normalisation_for(self.weights, self.study.data.image_size)
+        return normalisation_for(self.session.weights, self.session.spec.data.image_size)
 
 
 def set_up_workbench(session: Session, device: torch.device, features: FeatureCache) -> Workbench:
@@ -97,23 +89,12 @@ def set_up_workbench(session: Session, device: torch.device, features: FeatureCa
         size = (len(split.train_N) + len(split.val_N)) * pixels[0].nbytes / 1e9
         raise InputError(f"data: {size:.1f} GB of images do not fit into {device}; set data.limit") from None
     return Workbench(
-        study=study,
+        session=session,
         device=device,
         splits=splits,
-        test_images_NHWC=images.test_images_NHWC,
-        test_labels_N=images.test_labels_N,
-        test_groups_N=images.test_groups_N,
-        classes=images.classes,
-        data_digest=images.digest,
-        weights=session.weights,
         features=features,
-        tracker=session.tracker,
-        files=run_files(session),
         environment=describe_environment(device),
-        precision=session.precision,
         threads=torch.get_num_threads() if device.type == "cpu" else None,
-        system_metrics=session.options.system_metrics,
-        patience=session.options.delivery_patience,
     )
 
 
@@ -171,7 +152,7 @@ def make_model(spec: TrialSpec) -> TransferModel:
 def make_training(spec: TrialSpec, workbench: Workbench) -> Training:
     """Build the trial's network and optimizer, before the first epoch."""
     model = make_model(spec)
-    weights = workbench.weights if STRATEGIES[spec.strategy].starts_pretrained else None
+    weights = workbench.session.weights if STRATEGIES[spec.strategy].starts_pretrained else None
     initialise(model, weights, spec.seed)
     model = model.to(workbench.device).to(memory_format=torch.channels_last)
     learning = Learning(

@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import suppress
+from functools import partial
 
 from ablation.base.command_line import WORKER_VARIABLE
 from ablation.base.core_use import BusyCores
@@ -57,6 +58,7 @@ def work_until_done(session: Session) -> None:
             int(os.environ.get(WORKER_VARIABLE, "1")),
         )
         workbench = set_up_workbench(session, device, features)
+        wait = partial(wait_out, patience=workbench.patience, say=progress.show_waiting)
         waits_for_mlflow = False
         shows_confirmations: bool | None = None
 
@@ -78,11 +80,11 @@ def work_until_done(session: Session) -> None:
                 with suppress(StoreAway):
                     deliver_and_reconcile(session)
                     waits_for_mlflow = False
-            claimed = wait_out(claim_next, workbench.patience, progress.show_waiting)
+            claimed = wait(claim_next)
             if claimed is None:
-                if wait_out(lambda: decide_due_look(session), workbench.patience, progress.show_waiting):
+                if wait(lambda: decide_due_look(session)):
                     continue
-                if wait_out(lambda: all_ended(spec, session.studies), workbench.patience, progress.show_waiting):
+                if wait(lambda: all_ended(spec, session.studies)):
                     return
                 progress.show_waiting("waiting for the trials of other workers")
                 time.sleep(WAIT_SECONDS)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from ablation.search.claims import interrupted_trial
 from ablation.search.space import known_params, optuna_name, suggest
@@ -94,11 +94,7 @@ def _ended(spec: StudySpec, arm: Arm, trial: KnownTrial) -> FrozenTrial:
 
 def _interrupted(spec: StudySpec, arm: Arm, number: int) -> FrozenTrial:
     known = known_params(spec, arm, number)
-    return FrozenTrial(
-        number=-1, trial_id=-1, state=TrialState.RUNNING, value=None, datetime_start=datetime.now(),
-        datetime_complete=None, params={}, distributions={}, user_attrs={},
-        system_attrs={} if known is None else {"fixed_params": known}, intermediate_values={},
-    )  # fmt: skip
+    return create_trial(state=TrialState.RUNNING, system_attrs={} if known is None else {"fixed_params": known})
 
 
 def _end(study: optuna.Study, trial: optuna.Trial, known: KnownTrial) -> None:

@@ -202,7 +202,7 @@ def read_stored(store: Store) -> Table:
         StoreError: Optuna's database cannot be used.
     """
     store.check_reachable()
-    storage = None if store.is_empty else open_storage(store)
+    storage = open_storage(store)
     if storage is None:
         raise InputError(f"{store.root}: is no store, or an empty one")
     locks = open_locks(store.optuna_url)

@@ -120,7 +120,7 @@ def open_storage(store: Store, *, create: bool = False) -> BaseStorage | None:
 @contextmanager
 def brief_storage(store: Store) -> Iterator[BaseStorage | None]:
     """Open Optuna's database as `open_storage` does for this context alone; of a server, each connection is scarce."""
-    storage = None if store.is_empty else open_storage(store)
+    storage = open_storage(store)
     try:
         yield storage
     finally:
@@ -178,9 +178,7 @@ def has_trials(storage: BaseStorage | None, study: str) -> bool:
 
 def is_known(storage: BaseStorage | None, study: str, keys: Collection[str]) -> bool:
     """Return whether a storage has trials of a study, or has one of these arms, by their keys."""
-    arms_of_study = {} if storage is None else stored_arms(storage, study)
-    known = [_key(name, attributes) for name, attributes in arms_of_study.items()]
-    return has_trials(storage, study) or bool(set(known) & set(keys))
+    return storage is not None and (has_trials(storage, study) or bool({*_stored_keys(storage, study)} & {*keys}))
 
 
 def stored_arms(storage: BaseStorage, study: str, *, confirmation: bool | None = None) -> dict[str, dict[str, Any]]:
@@ -436,6 +434,10 @@ def arm_key(study: optuna.Study) -> str:
     return _key(study.study_name, study.user_attrs)
 
 
+def _stored_keys(storage: BaseStorage, study: str) -> list[str]:
+    return [_key(name, attributes) for name, attributes in stored_arms(storage, study).items()]
+
+
 def _key(name: str, attributes: Mapping[str, Any]) -> str:
     if attributes.get("key") is None:
         raise StoreError(f"Optuna's database cannot be used (the study {name!r} in it has lost its key)")
@@ -470,6 +472,6 @@ def own_arm_keys(store: Store, study: str) -> list[str]:
     """
     try:
         with brief_storage(store) as storage:
-            return [] if storage is None else [arm_key(arm) for arm in study_arms(storage, study).all()]
+            return [] if storage is None else _stored_keys(storage, study)
     except (InputError, StoreAway, StoreError):
         return []

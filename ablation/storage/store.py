@@ -50,11 +50,6 @@ class Store:
         """Whether Optuna's database is in the folder."""
         return self.optuna_url == sqlite_url(self.root / "optuna.db")
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no study can have run here yet, as far as one can know without a database library."""
-        return not self.has_remote_optuna and not sqlite_path(self.optuna_url).exists()
-
     def check_reachable(self) -> None:
         """Refuse a folder that this user may not enter.
 
@@ -62,7 +57,7 @@ class Store:
             InputError: names the path.
         """
         with refusing_unreachable_paths():
-            _ = self.is_empty
+            _ = self.has_remote_optuna or sqlite_path(self.optuna_url).exists()
 
     @property
     def is_read_only(self) -> bool:

@@ -58,10 +58,10 @@ def ui_command(store: Store, study: str) -> str:
     return shlex.join(command)
 
 
-def ui_server(store: Store, port: int = 5000) -> str:
+def ui_server(store: Store) -> str:
     """Return the address of the MLflow UI: the tracking server's, else that of a UI on this machine."""
     if not is_server(store):
-        return f"http://127.0.0.1:{port}"
+        return "http://127.0.0.1:5000"
     scheme, place, path, *_ = urlsplit(store.tracking_uri)
     return f"{scheme}://{place.rpartition('@')[2]}{path.rstrip('/')}"  # without name and password
 
@@ -105,9 +105,10 @@ class PatientClient:
         StoreError: MLflow refuses the call, or its database cannot be used; `code` is MLflow's.
     """
 
-    def __init__(self, store: Store, registry_uri: str | None = None):
+    def __init__(self, store: Store):
         self._store = store
-        self._client = MlflowClient(_client_uri(store), registry_uri=registry_uri)
+        uri = _client_uri(store)
+        self._client = MlflowClient(uri, registry_uri=uri)  # whatever MLFLOW_REGISTRY_URI says
         self.tracking_uri: str = self._client.tracking_uri
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -227,17 +228,14 @@ def check_experiment(
         StoreAway: the server or database is away.
     """
     client = open_client(store)
-    if client is None:
-        if key is not None and not store.has_remote_tracking and not is_repair:
-            state = "is empty" if sqlite_path(store.tracking_uri).exists() else "does not exist"
-            raise InputError(
-                f"{_where(store)} {state}, but study {study!r} has trials whose runs were in it: restore it from a "
-                "backup, let --repair train them again, or choose another --name"
-            )
-        experiment = None
-    else:
-        with opening_errors(store):
-            experiment = experiment_of(client, study, key)
+    if client is None and key is not None and not store.has_remote_tracking and not is_repair:
+        state = "is empty" if sqlite_path(store.tracking_uri).exists() else "does not exist"
+        raise InputError(
+            f"{_where(store)} {state}, but study {study!r} has trials whose runs were in it: restore it from a backup, "
+            "let --repair train them again, or choose another --name"
+        )
+    with opening_errors(store):
+        experiment = None if client is None else experiment_of(client, study, key)
     if experiment is not None and experiment.lifecycle_stage == "deleted" and not is_redo:
         raise InputError(
             f"the MLflow experiment {experiment.name!r} was deleted; --redo restores it, or choose another --name"

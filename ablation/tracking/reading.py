@@ -4,7 +4,7 @@ import hashlib
 import json
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ CHECKSUM_TAG = "ablation.sha256"  # with a file's name behind it: the SHA-256 of
 
 
 class HiddenFile(InputError):
-    """A run's file is there, but this user may not read it."""
+    """A file of a run or a model is there, but this user may not read it."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,10 @@ def read_study(store: Store, study: str, arm_keys: Collection[str] = ()) -> Stud
     client = reading_client(store)
     experiment = find_experiment(client, store, study)
     runs = read_runs(client, experiment.experiment_id)
-    summary, about = _summary(store, study, runs, arm_keys)
+    # A run that somebody else has tagged as a summary has no key.
+    summaries = [run for run in runs if run.tags.get("kind") == "summary" and run.key and not run.is_deleted]
+    own = [run for run in summaries if not arm_keys or run.key.rpartition("/")[0] in arm_keys]
+    summary, about = _described(store, study, own)
     # An experiment may hold the runs of another Optuna database, and a run that was made a moment ago.
     records = runs_of_arms(runs, {*about.get("arm_keys", []), *arm_keys})
     active = [run for run in records if not run.is_deleted]
@@ -235,10 +238,10 @@ def read_study(store: Store, study: str, arm_keys: Collection[str] = ()) -> Stud
         LeftOut(f"{run_words(run)} (MLflow run {run.run_id}): its tag {name!r} was edited or deleted", is_mendable=True)
         for run in active for name in edited[run.run_id]
     ]  # fmt: skip
-    studies = {run.key for run in runs if run.tags.get("kind") == "summary" and run.key and not run.is_deleted}
-    if not arm_keys and len(studies) > 1:
-        namesakes = f"{len(studies)} studies are called {study!r} here; this is the one that was begun last"
-        left_out.append(LeftOut(namesakes, is_mendable=False))
+    namesakes = len({run.key for run in own})
+    if namesakes > 1:
+        text = f"{namesakes} studies are called {study!r} here; this is the one that was begun last"
+        left_out.append(LeftOut(text, is_mendable=False))
     readable = [run for run in active if not edited[run.run_id]]
     earlier = [run for run in runs if run.key == summary.key and run.run_id != summary.run_id]
     return StudyRecord(experiment.experiment_id, summary, about, readable, list(deleted.values()), left_out, earlier)
@@ -256,19 +259,12 @@ def runs_of_arms(runs: Iterable[RunRecord], arm_keys: Collection[str]) -> list[R
     ]
 
 
-def _summary(
-    store: Store, study: str, runs: Iterable[RunRecord], arm_keys: Collection[str]
-) -> tuple[RunRecord, dict[str, Any]]:
-    """Return the summary run of a study, and its description of the study; of several studies, that begun last.
-
-    A run that somebody else has tagged as a summary has no key.
+def _described(store: Store, study: str, summaries: Sequence[RunRecord]) -> tuple[RunRecord, dict[str, Any]]:
+    """Return the summary run that was begun last, of those whose description of the study can be read; and that.
 
     Raises:
         InputError: there is none that can be read.
     """
-    summaries = [run for run in runs if run.tags.get("kind") == "summary" and run.key and not run.is_deleted]
-    if arm_keys:
-        summaries = [run for run in summaries if run.key.rpartition("/")[0] in arm_keys]
     if not summaries:
         raise InputError(f"study {study!r} has no summary run: run the study once more, then it can be read")
     for run in sorted(summaries, key=lambda run: run.began or 0, reverse=True):
@@ -344,16 +340,35 @@ def run_file(store: Store, run: RunRecord, name: str) -> Iterator[Path]:
         HiddenFile: this user may not read it.
         StoreAway: the tracking server does not answer.
     """
-    if store.has_own_tracking:
-        path = artifact_path(store, run, name)
-        try:
-            file = path if may_read(path) else None
-        except OSError as error:
-            raise HiddenFile(f"run {run.run_id}: its {name} cannot be read ({error.strerror})") from None
+    with artifact(store, run.artifact_uri, name, levels=3, what=f"run {run.run_id}: its {name}") as file:
         yield _intact(run, name, file)
+
+
+@contextmanager
+def artifact(store: Store, address: str, name: str, levels: int, what: str) -> Iterator[Path | None]:
+    """Yield the path of an artifact, None if there is none; it is downloaded unless the store has its own database.
+
+    Args:
+        store: where it is.
+        address: of the artifacts of its run or logged model, as MLflow stored it.
+        name: the artifact's; "" is all that the address has.
+        levels: see `artifact_folder`.
+        what: what a person calls it.
+
+    Raises:
+        HiddenFile: this user may not read it.
+        StoreAway: the tracking server does not answer.
+    """
+    if not store.has_own_tracking:
+        with temporary_folder() as folder:
+            yield download(PatientClient(store), address, name, folder)
         return
-    with temporary_folder() as folder:
-        yield _intact(run, name, download(PatientClient(store), run.artifact_uri, name, folder))
+    path = artifact_folder(store, address, levels) / name
+    try:
+        is_there = may_read(path)
+    except OSError as error:
+        raise HiddenFile(f"{what} cannot be read ({error.strerror})") from None
+    yield path if is_there else None
 
 
 def _intact(run: RunRecord, name: str, file: Path | None) -> Path:

@@ -2,8 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +30,7 @@ from ablation.tracking.client import (
     link_model,
     reading_client,
 )
-from ablation.tracking.reading import artifact_folder, download, may_read
+from ablation.tracking.reading import artifact
 
 ALIAS = "champion"
 STUDY_TAG = "ablation.study"  # of a registered model: the key of its study
@@ -153,10 +152,7 @@ def register_version(store: Store, candidate: Candidate, build: Callable[[Path],
         StoreError: MLflow's store cannot be used.
     """
     study = candidate.study
-    try:
-        client = _registry_client(store)
-    except InputError as error:  # it was open a moment ago
-        raise StoreError(str(error)) from None
+    client = reading_client(store)
     is_known = _owns_model(client, candidate)
     version = _find_version(client, candidate)
     if version is None:
@@ -280,7 +276,7 @@ def keep_refusal(store: Store, run_id: str, reason: str) -> None:
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
-    client = _registry_client(store)
+    client = reading_client(store)
     if reason:
         client.set_tag(run_id, REFUSAL_TAG, reason[:LONGEST_REFUSAL])
     else:
@@ -297,16 +293,6 @@ def _refusal(client: PatientClient, experiment_id: str, model: RegisteredModel |
         query += f" and tags.`{KEY_TAG}` = '{model.tags[STUDY_TAG]}'"
     runs = client.search_runs([experiment_id], query)  # those that began last come first
     return str(runs[0].data.tags.get(REFUSAL_TAG, "")) if runs else ""
-
-
-def _registry_client(store: Store) -> PatientClient:
-    """Return a client whose registry is in the same store as the runs, whatever MLFLOW_REGISTRY_URI says.
-
-    Raises:
-        InputError: the store cannot be opened, or is empty.
-        StoreAway: the tracking server does not answer.
-    """
-    return PatientClient(store, registry_uri=reading_client(store).tracking_uri)
 
 
 def _find_champion(
@@ -341,7 +327,7 @@ def champion_texts(store: Store, study: str, *, is_complete: bool = True) -> lis
     """
     texts = []
     try:
-        client = _registry_client(store)
+        client = reading_client(store)
         experiment = find_experiment(client, store, study)
         model = _own_model(client, study, experiment)
         refusal = _refusal(client, experiment.experiment_id, model)
@@ -375,10 +361,14 @@ def load_champion(study: str, *, store: str | os.PathLike[str] | None = None) ->
         StoreError: MLflow's store cannot be used, or the champion's files are damaged.
     """
     place = find_store(store)
-    client = _registry_client(place)
+    client = reading_client(place)
     experiment = find_experiment(client, place, study)
     version = _find_champion(client, study, experiment, _own_model(client, study, experiment))
-    with _model_folder(place, version) as folder:
+    address = client.get_model_version_download_uri(study, str(version.version))
+    files = f"the files of the champion of {study!r}"
+    with artifact(place, address, "", levels=4, what=files) as folder:
+        if folder is None:
+            raise InputError(f"{files} are gone: MLflow has the address {address}")
         try:
             model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
         except Exception as error:  # whatever its code and torch raise for damaged files
@@ -405,31 +395,3 @@ def _check_images(images_NSSC: Any, size: int) -> None:
     if images_NSSC.dtype != np.uint8 or images_NSSC.ndim != 4 or images_NSSC.shape[1:] != (size, size, 3):
         shape = " x ".join(map(str, images_NSSC.shape))
         raise InputError(f"{expected}, not {images_NSSC.dtype} {shape}")
-
-
-@contextmanager
-def _model_folder(store: Store, version: ModelVersion) -> Iterator[Path]:
-    """Yield the folder of a version's files.
-
-    Raises:
-        InputError: the folder is gone.
-    """
-    if store.has_own_tracking:
-        folder = artifact_folder(store, str(version.source), levels=4)
-        try:
-            is_there = may_read(folder / "MLmodel")
-        except OSError as error:
-            raise InputError(
-                f"the files of the champion of {version.name!r} cannot be read ({error.strerror})"
-            ) from None
-        if not is_there:
-            raise InputError(f"the files of the champion of {version.name!r} are gone: no {folder}")
-        yield folder
-        return
-    client = _registry_client(store)
-    with temporary_folder() as target:
-        source = client.get_model_version_download_uri(version.name, version.version)
-        model = download(client, source, "", target)
-        if model is None:
-            raise InputError(f"the files of the champion of {version.name!r} are gone: none at {source}")
-        yield model

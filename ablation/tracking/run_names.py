@@ -10,11 +10,10 @@ def arm_title(arm: Arm) -> str:
     """Return an arm's name as people write it: `block3 / fine-tune all`; one that a study file gives stays as it is."""
     if arm.name != levels_name(arm.levels):
         return arm.name
-    return " / ".join(_level_title(levels_name({factor: level})) for factor, level in arm.levels.items())
-
-
-def _level_title(level: str) -> str:
-    return level.replace("fine_tune", "fine-tune").replace("_", " ") if level in STRATEGIES else level
+    levels = [levels_name({factor: level}) for factor, level in arm.levels.items()]
+    return " / ".join(
+        level.replace("fine_tune", "fine-tune").replace("_", " ") if level in STRATEGIES else level for level in levels
+    )
 
 
 def run_title(arm: Arm, number: int, *, is_confirmation: bool, repeat: int | None = None) -> str:

@@ -161,13 +161,9 @@ class TrialRun:
         """Log a picture of the test, which the MLflow UI shows among the run's files."""
         self._do("log_result", path, values={}, timestamp=0, folder="test")
 
-    def delete_checkpoint(self) -> None:
-        """Delete the checkpoint of this run, if it has one."""
-        self._do("delete_checkpoint", key=self._key)
-
-    def delete_checkpoint_of(self, number: int) -> None:
-        """Delete the checkpoint of the run of another trial of this arm, if it has one."""
-        self._do("delete_checkpoint", key=f"{self._key.rpartition('/')[0]}/{number}")
+    def delete_checkpoint(self, key: str) -> None:
+        """Delete the checkpoint of the run of a trial of this arm, if it has one."""
+        self._do("delete_checkpoint", key=key)
 
     def end(self, status: RunStatus, reason: str = "") -> None:
         """Close the run; a reason becomes a tag and the run's description."""

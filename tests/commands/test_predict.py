@@ -21,7 +21,6 @@ from sklearn.model_selection import train_test_split
 from ablation.analysis.predictions import load_predictions
 from ablation.base.command_line import run_command
 from ablation.predict import BATCH_SIZE, Prediction, as_csv, cli, predict_files, read_image
-from ablation.running.champion import register_champion
 from ablation.spec.tables import Resize
 from ablation.tracking.registry import load_champion
 from tests.champions import FLOAT16_ROUNDING, ChampionStudy, predictions_file, winning_run
@@ -159,7 +158,7 @@ def test_files_are_scaled_as_the_study_scaled_its_own(
     result = replace(study.result, spec=study.result.spec.model_copy(update={"data": data}))
     study.forget()
     try:
-        assert register_champion(study.store, result, study.images) is not None
+        assert study.register(result) is not None
         assert f'data.resize = "{resize}"' in study.champion().description
         champion = load_champion("small", store=str(study.store.root))
         status, output, _ = command("small", path, "--store", study.store.root, "--top", 10, "--format", "json")

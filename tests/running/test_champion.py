@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from ablation.analysis.champion import Choice, choose_champion
+from ablation.analysis.champion import Choice
 from ablation.analysis.results import read_results
 from ablation.base.errors import InputError, StoreAway
-from ablation.running import champion
-from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, register_champion, version_description
+from ablation.running.champion import EXAMPLE_IMAGES, keep_examples, version_description
 from ablation.running.status import read_status
 from ablation.spec.objective import ACCURACY
 from ablation.tracking.client import KEY_TAG, REFUSAL_TAG
@@ -60,7 +59,7 @@ def test_the_cheapest_arm_is_registered_and_says_why(champion_study: ChampionStu
     changed = replace(result, arms=arms, spec=result.spec.model_copy(update={"confirm": confirm}))
     costs = {arm.arm.name: arm.confirmations[0].inference_operations or 0 for arm in arms}
     trained = {arm.arm.name: arm.best.trained_parameters or 0 for arm in arms if arm.best}
-    registered = register_champion(champion_study.store, changed, champion_study.images)
+    registered = champion_study.register(changed)
     assert registered is not None
     cheapest = min(costs, key=lambda name: (costs[name], trained[name]))
     run = next(r for arm in arms for r in arm.confirmations if r.run_id == registered.run_id)
@@ -91,23 +90,13 @@ def test_the_validation_predictions_are_those_of_the_best_epoch(champion_study: 
             assert (run.inference_seconds or 0) > 0
 
 
-def test_what_a_report_has_chosen_is_not_chosen_again(
-    champion_study: ChampionStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choice = choose_champion(champion_study.result)
-    monkeypatch.setattr(champion, "choose_champion", None)
-    again = register_champion(champion_study.store, champion_study.result, champion_study.images, choice)
-    assert again is not None
-    assert again.run_id == winning_run(champion_study.result)
-
-
 def test_registering_again_changes_nothing(champion_study: ChampionStudy) -> None:
     before = (
         champion_study.versions(),
         champion_study.models()[0].to_dictionary(),
         champion_study.champion().last_updated_timestamp,
     )
-    again = register_champion(champion_study.store, champion_study.result, champion_study.images)
+    again = champion_study.register()
     assert again is not None
     assert (again.name, again.version, again.run_id) == ("small", "1", winning_run(champion_study.result))
     assert (
@@ -121,11 +110,9 @@ def test_the_alias_follows_the_winner_there_and_back(champion_study: ChampionStu
     first = winning_run(champion_study.result)
     other = next(arm for arm in champion_study.result.arms if all(run.run_id != first for run in arm.confirmations))
     second = other.confirmations[1].run_id
-    register_champion(
-        champion_study.store, with_val_accuracy(champion_study.result, second, 3.0), champion_study.images
-    )  # mean above 1: it must win
+    champion_study.register(with_val_accuracy(champion_study.result, second, 3.0))  # mean above 1: it must win
     assert (champion_study.champion().run_id, str(champion_study.champion().version)) == (second, "2")
-    register_champion(champion_study.store, champion_study.result, champion_study.images)
+    champion_study.register()
     assert (champion_study.champion().run_id, champion_study.versions()) == (first, {first: "1", second: "2"})
 
 
@@ -137,7 +124,7 @@ def test_test_accuracies_choose_nothing(champion_study: ChampionStudy) -> None:
         ])
         for arm in champion_study.result.arms
     ]  # fmt: skip
-    again = register_champion(champion_study.store, replace(champion_study.result, arms=arms), champion_study.images)
+    again = champion_study.register(replace(champion_study.result, arms=arms))
     assert again is not None
     assert again.run_id == winning_run(champion_study.result)
 
@@ -153,12 +140,7 @@ def test_an_incomplete_study_gets_no_champion(champion_study: ChampionStudy, mis
         arms[0] = replace(arms[0], trials=arms[0].trials[:1])
     else:
         spec = spec.model_copy(update={"confirm": spec.confirm.model_copy(update={"seeds": 0})})
-    assert (
-        register_champion(
-            champion_study.store, replace(champion_study.result, spec=spec, arms=arms), champion_study.images
-        )
-        is None
-    )
+    assert champion_study.register(replace(champion_study.result, spec=spec, arms=arms)) is None
     assert list(champion_study.client.search_registered_models()) == []
     with pytest.raises(
         InputError, match=r"study 'small' has no champion: it gets one when its command ends, after all"
@@ -171,7 +153,7 @@ def test_a_model_of_somebody_else_is_left_alone(
 ) -> None:
     champion_study.forget()
     champion_study.client.create_registered_model("small", tags={"team": "another"})
-    assert register_champion(champion_study.store, champion_study.result, champion_study.images) is None
+    assert champion_study.register() is None
     (message,) = [record.getMessage() for record in caplog.records if record.name == "ablation.running.champion"]
     assert "has a model 'small' that is not this study's" in message
     theirs = champion_study.client.get_registered_model("small")
@@ -190,10 +172,7 @@ def test_a_study_of_another_database_does_not_take_the_alias(
     (loser,) = [
         r for arm in other.arms for r in arm.confirmations if r.run_id != run and r.spec.arm == other.arms[0].arm.name
     ][:1]
-    assert (
-        register_champion(champion_study.store, with_val_accuracy(other, loser.run_id, 0.999), champion_study.images)
-        is None
-    )
+    assert champion_study.register(with_val_accuracy(other, loser.run_id, 0.999)) is None
     (message,) = [record.getMessage() for record in caplog.records if record.name == "ablation.running.champion"]
     assert "has a model 'small' that is the champion of a study of the same name in another Optuna database" in message
     assert champion_study.champion().run_id == run
@@ -212,7 +191,7 @@ def test_what_cannot_be_exported_costs_the_champion_alone(
     reason = "torch.export cannot export it (data-dependent control flow)"
     with monkeypatch.context() as patch:
         patch.setattr("torch.export.export", refuse)
-        assert register_champion(champion_study.store, champion_study.result, champion_study.images) is None
+        assert champion_study.register() is None
     assert caplog.messages.count(f"no champion is registered: {reason}") == 1
     assert list(champion_study.client.search_registered_models()) == []
     assert champion_study.models() == []
@@ -224,7 +203,7 @@ def test_what_cannot_be_exported_costs_the_champion_alone(
         load_champion("small", store=str(champion_study.store.root))
     assert str(refused.value) == f"study 'small' has no champion: {reason}"
     result = read_results(champion_study.store, "small")
-    assert register_champion(champion_study.store, result, champion_study.images) is not None
+    assert champion_study.register(result) is not None
     assert REFUSAL_TAG not in summary_tags(champion_study)
     (text,) = champion_texts(champion_study.store, "small")
     assert text.startswith("The champion is ")
@@ -244,13 +223,13 @@ def test_an_earlier_champion_stays_with_the_reason_why_the_best_run_is_none(
     result = with_val_accuracy(champion_study.result, other.confirmations[0].run_id, 3.0)
     with monkeypatch.context() as patch:
         patch.setattr("torch.export.export", refuse)
-        assert register_champion(champion_study.store, result, champion_study.images) is None
+        assert champion_study.register(result) is None
     assert champion_study.champion().run_id == champion.run_id
     assert len(champion_study.models()) == 1
     registered, refused = champion_texts(champion_study.store, "small")
     assert registered.startswith("The champion is ")
     assert refused.startswith("The best run is not registered as the champion: torch.export cannot")
-    register_champion(champion_study.store, read_results(champion_study.store, "small"), champion_study.images)
+    champion_study.register(read_results(champion_study.store, "small"))
     assert champion_texts(champion_study.store, "small") == [registered]
 
 
@@ -260,13 +239,11 @@ def test_lost_weights_cost_the_champion_alone(champion_study: ChampionStudy, cap
     result = with_val_accuracy(champion_study.result, arm.confirmations[0].run_id, 3.0)
     backbone = result.spec.backbone.model_copy(update={"weights": "moved.safetensors"})
     moved = replace(result, spec=result.spec.model_copy(update={"backbone": backbone}))
-    assert register_champion(champion_study.store, moved, champion_study.images) is None
+    assert champion_study.register(moved) is None
     assert "no champion is registered: backbone.weights: moved.safetensors: no such file" in caplog.text
     assert champion_study.models() == []
     tags = summary_tags(champion_study)
-    again = register_champion(  # they are where they were
-        champion_study.store, replace(result, tags=tags), champion_study.images
-    )
+    again = champion_study.register(replace(result, tags=tags))
     assert again is not None
     assert len(champion_study.models()) == 1
 
@@ -284,7 +261,7 @@ def test_a_server_that_went_away_is_said_to_be_away(champion_study: ChampionStud
     """So that the end of a study says what waits, and the same command goes on; no warning would do that."""
     store = replace(champion_study.store, tracking_uri=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(StoreAway):
-        register_champion(store, champion_study.result, champion_study.images)
+        replace(champion_study, store=store).register()
 
 
 @pytest.mark.parametrize(
@@ -318,8 +295,8 @@ def test_a_process_may_die_at_any_call(
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, call, dies)
         with pytest.raises(KeyboardInterrupt):
-            register_champion(champion_study.store, champion_study.result, champion_study.images)
-    register_champion(champion_study.store, champion_study.result, champion_study.images)
+            champion_study.register()
+    champion_study.register()
     run_id = winning_run(champion_study.result)
     assert (champion_study.champion().run_id, champion_study.versions()) == (run_id, {run_id: "1"})
     (model,) = champion_study.models()
@@ -334,6 +311,6 @@ def test_the_example_images_are_enough(champion_study: ChampionStudy) -> None:
     images = keep_examples(champion_study.images)
     assert images.train_images_NHWC.nbytes == 0
     assert len(images.test_images_NHWC) == EXAMPLE_IMAGES
-    assert register_champion(champion_study.store, champion_study.result, images) is not None
+    assert replace(champion_study, images=images).register() is not None
     champion = load_champion("small", store=str(champion_study.store.root))
     assert (champion.registered.run_id, champion.image_size) == (winning_run(champion_study.result), 32)

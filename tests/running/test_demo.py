@@ -14,6 +14,7 @@ from ablation.running.demo import demo_cut, demo_overrides, demo_part, demo_weig
 from ablation.running.options import RunOptions
 from ablation.running.session import open_stores
 from ablation.spec.reading import load_study, read_study_file
+from ablation.spec.study import StudySpec
 from ablation.storage.store import find_store
 from tests.studies import REPOSITORY
 
@@ -29,6 +30,14 @@ truncate_at = ["unit2_1", "unit3_4", "unit3_5", "block5"]
 seeds = 1
 control = { truncate_at = "unit3_5" }
 """
+
+
+def demo_of(file: str, folder: Path) -> StudySpec:
+    """Return the demo of a study file."""
+    path = folder / "other.toml"
+    path.write_text(file)
+    overrides = demo_overrides(read_study_file(path), find_store(str(folder / "store")))
+    return load_study(path, name="other-demo", overrides=overrides)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +67,7 @@ def test_a_demo_asks_of_its_own_images(tmp_path: Path) -> None:
 
 
 def test_a_study_of_another_network_has_a_demo(tmp_path: Path) -> None:
-    path = tmp_path / "other.toml"
-    path.write_text(STUDY)
-    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
-    spec = load_study(path, name="other-demo", overrides=changes)
+    spec = demo_of(STUDY, tmp_path)
     assert spec.factors.get("truncate_at") == ["conv2_1", "conv3_3", "block5"]
     assert spec.confirm.control == {"truncate_at": "conv3_3"}
 
@@ -85,10 +91,7 @@ learn = ["norms", "block9", "block12", "all"]
 @pytest.mark.parametrize(("depth", "expected"), [(2, 2), ('"unit2_1"', "conv2_1"), (0, 0), ('"unit1_2"', "conv1_2")])
 def test_what_learns_of_another_network_is_the_nearest(tmp_path: Path, depth: object, expected: object) -> None:
     """Its norms learn in a narrow network that has some."""
-    path = tmp_path / "other.toml"
-    path.write_text(PARTS.format(depth=depth))
-    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
-    spec = load_study(path, name="other-demo", overrides=changes)
+    spec = demo_of(PARTS.format(depth=depth), tmp_path)
     assert spec.backbone.name == "vgg16_narrow_bn"
     assert spec.factors.get("learn") == ["norms", "block5", "all"]
     assert spec.fixed.get("freeze_depth") == expected
@@ -124,17 +127,13 @@ name = "again"
 
 
 def test_listed_arms_and_known_configurations_have_the_nearest_cuts(tmp_path: Path) -> None:
-    path = tmp_path / "other.toml"
-    path.write_text(LISTED)
-    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
-    spec = load_study(path, name="other-demo", overrides=changes)
+    spec = demo_of(LISTED, tmp_path)
     assert [known.entries() for known in spec.known] == [{"truncate_at": "conv2_1"}, {"truncate_at": "conv3_3"}]
     assert [arm.label for arm in spec.arms] == ["lr=0.1", "lr=0.2"]
 
-    path.write_text(STUDY.partition("[factors]")[0] + "".join(
-        f'[[arms]]\ntruncate_at = "{cut}"\n' for cut in ("unit2_1", "unit3_4", "unit3_5", "block5")))  # fmt: skip
-    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
-    spec = load_study(path, name="other-demo", overrides=changes)
+    cuts = ("unit2_1", "unit3_4", "unit3_5", "block5")
+    listed = "".join(f'[[arms]]\ntruncate_at = "{cut}"\n' for cut in cuts)
+    spec = demo_of(STUDY.partition("[factors]")[0] + listed, tmp_path)
     assert [arm.label for arm in spec.arms] == ["conv2_1", "conv3_3", "block5"]
 
 
@@ -178,12 +177,8 @@ THREE = [
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_demo_is_made_to_fit(tables: str, expected: dict[str, object], tmp_path: Path) -> None:
-    path = tmp_path / "other.toml"
-    path.write_text(f"question = '?'\ntrials_per_arm = 4\nepochs = 30\n{tables}\n")
-    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
-    spec = load_study(path, overrides=changes)
     ((key, value),) = expected.items()
-    found: object = spec
+    found: object = demo_of(f"question = '?'\ntrials_per_arm = 4\nepochs = 30\n{tables}\n", tmp_path)
     for name in key.split("."):
         found = getattr(found, name)
     assert (found.model_dump(exclude_defaults=True) if isinstance(found, BaseModel) else found) == value
@@ -212,20 +207,16 @@ def test_arms_of_the_command_line_may_lack_the_control(tmp_path: Path) -> None:
 def test_known_depths_are_those_that_the_search_of_the_demo_can_choose(
     search: str, known: list[int], expected: list[int], tmp_path: Path
 ) -> None:
-    path = tmp_path / "other.toml"
     tables = "".join(f"[[known]]\nfreeze_depth = {depth}\n" for depth in known)
-    path.write_text(f"question = '?'\ntrials_per_arm = 4\nepochs = 30\n{VIT}[fixed]\n{TOP}\n"
-                    f"[search]\nfreeze_depth = {search}\n{tables}")  # fmt: skip
-    changes = demo_overrides(read_study_file(path), find_store(str(tmp_path / "store")))
-    assert [each.get("freeze_depth") for each in load_study(path, overrides=changes).known] == expected
+    head = f"question = '?'\ntrials_per_arm = 4\nepochs = 30\n{VIT}[fixed]\n{TOP}\n"
+    spec = demo_of(f"{head}[search]\nfreeze_depth = {search}\n{tables}", tmp_path)
+    assert [each.get("freeze_depth") for each in spec.known] == expected
 
 
 @pytest.mark.parametrize("question", ["", "question = 5\n"])
 def test_a_study_without_a_question_has_no_demo(question: str, tmp_path: Path) -> None:
-    path = tmp_path / "other.toml"
-    path.write_text(f"{question}trials_per_arm = 4\nepochs = 3\n")
     with pytest.raises(InputError, match=r"question: (field required|input should be a valid string, got 5)$"):
-        load_study(path, overrides=demo_overrides(read_study_file(path), find_store(str(tmp_path / "store"))))
+        demo_of(f"{question}trials_per_arm = 4\nepochs = 3\n", tmp_path)
 
 
 def test_the_network_is_the_same_whatever_the_number_of_threads(
@@ -289,9 +280,7 @@ def test_a_demo_that_changes_its_network_is_begun_anew_until_it_has_a_trial(tmp_
     store = find_store(str(tmp_path / "store"))
 
     def begin(file: str) -> optuna.Study:
-        path = tmp_path / "other.toml"
-        path.write_text(file)
-        spec = load_study(path, name="other-demo", overrides=demo_overrides(read_study_file(path), store))
+        spec = demo_of(file, tmp_path)
         content = spec.content()
         content["backbone"]["weights_digest"] = spec.backbone.name
         _, studies, *_ = open_stores(spec, store, content, RunOptions(), is_worker=False)

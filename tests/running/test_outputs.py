@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ablation.base.generators import generator
+from ablation.data.image_set import ImageSet
 from ablation.data.images import Images
 from ablation.data.normalisation import Normalisation
 from ablation.networks.strategies import Learning
@@ -49,15 +50,15 @@ def test_only_the_test_images_are_read_anew(tmp_path: Path) -> None:
     val_source = ImageSource(val_images, training.frozen, "none")
     list(train(training, ImageSource(train_images, training.frozen, "none"), val_source, SETTINGS))
     features = Features()
+    no_NHWC = np.zeros((0, 32, 32, 3), np.uint8)
+    test_NHWC = np.ascontiguousarray(test_images.images_NCHW.permute(0, 2, 3, 1).numpy())
+    dataset = ImageSet(no_NHWC, np.array([], np.int64), test_NHWC, test_images.labels_N.numpy(), ["a", "b"], "")
     workbench: Any = SimpleNamespace(
         images_of=lambda spec: SplitImages(train_images, val_images),
         features=features,
-        classes=["a", "b"],
         normalisation=NORMALISATION,
         device=torch.device("cpu"),
-        test_images_NHWC=np.ascontiguousarray(test_images.images_NCHW.permute(0, 2, 3, 1).numpy()),
-        test_labels_N=test_images.labels_N.numpy(),
-        test_groups_N=None,
+        session=SimpleNamespace(images=dataset),
     )
     spec: Any = SimpleNamespace(
         goal=ACCURACY, objective="accuracy", precision="float32", image_size=32, augmentation="none", to_params=dict

@@ -528,23 +528,6 @@ def test_damaged_predictions_are_repaired(
     assert len(arm.confirmed) == 2
 
 
-def test_predictions_without_a_checksum(whole: Path, resume: Callable[..., int]) -> None:
-    """Those of older versions are read; of damages, those are found, and repaired, that can be."""
-    execute(whole / "mlflow.db", "DELETE FROM tags WHERE key LIKE 'ablation.sha256%'")
-    (arm,) = read_results(find_store(str(whole)), "small").arms
-    assert len(arm.confirmed) == 2
-    assert resume() == 0
-    (run, _) = runs(whole, "small", "confirmation")
-    path = predictions_of(whole, run)
-    path.write_bytes(path.read_bytes().replace(b'"predicted"', b'"predictes"'))
-    result = read_results(find_store(str(whole)), "small")
-    assert len(result.arms[0].confirmed) == 1
-    assert "is damaged" in result.left_out[0].text
-    assert resume("--repair") == 0
-    (arm,) = read_results(find_store(str(whole)), "small").arms
-    assert len(arm.confirmed) == 2
-
-
 @pytest.mark.parametrize("kind", ["trial", "confirmation", "summary"])
 def test_a_run_that_is_there_twice_is_no_row_and_is_deleted(
     whole: Path, resume: Callable[..., int], trained: list[int], kind: str

@@ -83,28 +83,10 @@ def test_a_study_that_is_stopped_while_it_begins_is_marked_as_one_that_will_resu
     assert summary.info.status == "SCHEDULED"
 
 
-def test_the_first_view_shows_trials_until_a_confirmation_run_has_finished(
+def test_views_show_trials_until_a_confirmation_run_of_the_best_has_finished(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown: list[str] = []
-
-    def note(trial: int, epoch: int) -> None:
-        (experiment,) = (e for e in client(Path("mlruns")).search_experiments() if e.name == "small")
-        shown.append(view_state(experiment.tags[VIEW_TAG + BEST_ARM_VIEW])["searchFilter"])
-
-    patched_train(monkeypatch, note)
-    settings = (*ONE_ARM, "--trials", "2", "--epochs", "1")
-    assert command(study_file, *settings, "--set", "confirm.seeds=3") == 0
-    assert shown == ["tags.kind = 'trial'"] * 3 + [CURRENT_CONFIRMATIONS] * 2
-    shown.clear()
-    assert command(study_file, *settings, "--set", "confirm.seeds=4") == 0  # not those of the arms of before
-    assert shown == [CURRENT_CONFIRMATIONS]
-
-
-def test_a_study_that_is_extended_shows_nothing_of_before_as_its_answer(
-    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither runs of a configuration that is no longer the best, nor the answer."""
+    """A study that is extended shows neither runs of a configuration that is no longer the best, nor its old answer."""
     moments: list[tuple[str, int, bool]] = []
 
     def note(trial: int, epoch: int) -> None:
@@ -114,8 +96,10 @@ def test_a_study_that_is_extended_shows_nothing_of_before_as_its_answer(
         moments.append((shown, len(found), "\n" in experiment.tags[NOTE_TAG] or "**" in experiment.tags[NOTE_TAG]))
 
     settings = (*ONE_ARM, "--epochs", "1", "--set", "confirm.seeds=2")
-    assert command(study_file, *settings, "--trials", "1") == 0
     patched_train(monkeypatch, note)
+    assert command(study_file, *settings, "--trials", "1") == 0
+    assert moments == [("tags.kind = 'trial'", 1, False)] * 2 + [(CURRENT_CONFIRMATIONS, 2, False)]
+    moments.clear()
     assert command(study_file, *settings, "--trials", "6") == 0
     assert len(runs(Path("mlruns"), "small", "confirmation")) == 4  # another trial is the best now
     assert moments == [(CURRENT_CONFIRMATIONS, 2, False)] * 5 + [

@@ -51,12 +51,9 @@ def claim_all(spec: StudySpec, store: Store) -> list[Claim]:
     return claims
 
 
-TWO_ARMS = (
-    'factors={truncate_at=["block1","block2"]}',
-    "search={lr={low=1e-4,high=1e-1}}",
-    "trials_per_arm=2",
-    "confirm.seeds=2",
-)
+ONE_ARM = ('factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+ONE_CONFIRMED = (*ONE_ARM, "trials_per_arm=2", "confirm.seeds=2")
+TWO_ARMS = (*ONE_CONFIRMED, 'factors={truncate_at=["block1","block2"]}')
 
 
 def confirmations(study: optuna.Study) -> list[tuple[int, int, str]]:

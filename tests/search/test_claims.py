@@ -24,7 +24,19 @@ from ablation.spec.metrics import EpochMetrics
 from ablation.spec.objective import ACCURACY
 from ablation.storage.locks import FileLocks, open_locks
 from ablation.storage.store import Store, find_store, sqlite_path
-from tests.search.steps import CONTENT, TWO_ARMS, begin, claim_all, claim_next, confirmations, end, records, study
+from tests.search.steps import (
+    CONTENT,
+    ONE_ARM,
+    ONE_CONFIRMED,
+    TWO_ARMS,
+    begin,
+    claim_all,
+    claim_next,
+    confirmations,
+    end,
+    records,
+    study,
+)
 
 
 def test_budgets_are_totals_and_arms_take_turns(store: Store) -> None:
@@ -38,8 +50,7 @@ def test_budgets_are_totals_and_arms_take_turns(store: Store) -> None:
 
 
 def test_failed_and_pruned_trials_count_and_interrupted_ones_are_continued(store: Store) -> None:
-    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}",
-                 "trials_per_arm=3")  # fmt: skip
+    spec = study("vgg_truncation", *ONE_ARM, "trials_per_arm=3")
     studies = begin(spec, store)
     for state in ("failed", "pruned"):
         claim = claim_next(spec, store, studies)
@@ -48,7 +59,6 @@ def test_failed_and_pruned_trials_count_and_interrupted_ones_are_continued(store
         end(claim, state, None, f"it {state}")
 
     interrupted = claim_next(spec, store, studies)
-    assert interrupted is not None
     rate = suggest(interrupted.trial, spec, interrupted.arm)["lr"]
     assert claim_next(spec, store, studies) is None  # its owner lives, and the budget is spent
     (record,) = records(studies, store)[2:]
@@ -58,7 +68,6 @@ def test_failed_and_pruned_trials_count_and_interrupted_ones_are_continued(store
     assert states == ["failed", "pruned", "interrupted"]
 
     continued = claim_next(spec, store, begin(spec, store))
-    assert continued is not None
     assert continued.trial.number == 2
     assert suggest(continued.trial, spec, continued.arm)["lr"] == rate
     end(continued, "finished", 0.75)
@@ -74,15 +83,12 @@ def test_a_trial_killed_before_its_parameters_gets_the_same_ones(store: Store, t
     spec = study("vgg_truncation", "trials_per_arm=1")
     studies = begin(spec, store)
     claim = claim_next(spec, store, studies)
-    assert claim is not None
     claim.release()  # nothing was suggested yet
     again = claim_next(spec, store, begin(spec, store))
-    assert again is not None
     assert again.trial.number == claim.trial.number
     other = find_store(str(tmp_path / "other"))
     other.root.mkdir()
     untouched = claim_next(spec, other, begin(spec, other))
-    assert untouched is not None
     assert suggest(again.trial, spec, again.arm) == suggest(untouched.trial, spec, untouched.arm)
 
 
@@ -122,7 +128,7 @@ def test_confirmation_runs_come_after_tuning_and_arms_take_turns(store: Store) -
 
 
 def test_a_larger_budget_supersedes_the_confirmation_of_what_is_not_the_best_any_more(store: Store) -> None:
-    spec = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}')
+    spec = study("vgg_truncation", *ONE_CONFIRMED)
     studies = begin(spec, store)
     for value in (0.5, 0.7, 0.6):
         end(claim_next(spec, store, studies), "finished", value)
@@ -131,7 +137,7 @@ def test_a_larger_budget_supersedes_the_confirmation_of_what_is_not_the_best_any
     store_spec(interrupted, {"it has": "begun"})
     interrupted.release()
 
-    more = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "trials_per_arm=3")
+    more = study("vgg_truncation", *ONE_CONFIRMED, "trials_per_arm=3")
     end(claim_next(more, store, studies), "finished", 0.8)
     old = claim_next(more, store, studies)
     assert (old.trial.number, old.superseded, old.best.number) == (1, True, 2)
@@ -150,7 +156,7 @@ def test_a_larger_budget_supersedes_the_confirmation_of_what_is_not_the_best_any
     assert superseded_keys(spec, studies) == [f"{key}/0", f"{key}/1"]
     assert best_trial(confirmation, confirms=1).number == 0
     # More seeds top up, fewer take nothing away.
-    end(claim_next(study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "trials_per_arm=3",
+    end(claim_next(study("vgg_truncation", *ONE_CONFIRMED, "trials_per_arm=3",
                          "confirm.seeds=3"), store, studies), "finished", 0.5)  # fmt: skip
     assert claim_next(more, store, studies) is None
     assert len(confirmations(confirmation)) == 5
@@ -195,9 +201,7 @@ def test_each_repeat_has_its_best_trial_confirmed(store: Store) -> None:
 
 def test_an_interrupted_run_of_a_repeat_that_lost_its_trials_is_superseded(store: Store) -> None:
     """Somebody restored an old copy of the database, in which the second repeat's trial has not finished."""
-    spec = study(
-        "vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "confirm.repeats=2", "confirm.seeds=1"
-    )
+    spec = study("vgg_truncation", *ONE_CONFIRMED, "confirm.repeats=2", "confirm.seeds=1")
     studies = begin(spec, store)
     for value in (0.5, 0.6):
         end(claim_next(spec, store, studies), "finished", value)
@@ -217,7 +221,7 @@ def test_an_interrupted_run_of_a_repeat_that_lost_its_trials_is_superseded(store
 
 def test_trials_that_somebody_deleted_are_trained_again_and_stay_confirmed(store: Store) -> None:
     """In Optuna's dashboard, which deletes an arm's trials and leaves their confirmation runs."""
-    spec = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}')
+    spec = study("vgg_truncation", *ONE_CONFIRMED)
     claim_all(spec, store)
     before = records(begin(spec, store), store)
     optuna.delete_study(study_name="vgg_truncation/block1", storage=begin(spec, store).tuning["block1"]._storage)
@@ -229,14 +233,12 @@ def test_trials_that_somebody_deleted_are_trained_again_and_stay_confirmed(store
 
 
 def test_a_lost_run_is_trained_again_though_what_it_confirms_was_deleted(store: Store) -> None:
-    spec = study("vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "confirm.seeds=1")
+    spec = study("vgg_truncation", *ONE_CONFIRMED, "confirm.seeds=1")
     studies = begin(spec, store)
     for value in (0.5, 0.6, 0.5):
         end(claim_next(spec, store, studies), "finished", value)
     optuna.delete_study(study_name="vgg_truncation/block1", storage=studies.tuning["block1"]._storage)
-    fewer = study(
-        "vgg_truncation", *TWO_ARMS, 'factors={truncate_at=["block1"]}', "confirm.seeds=0", "trials_per_arm=1"
-    )
+    fewer = study("vgg_truncation", *ONE_CONFIRMED, "confirm.seeds=0", "trials_per_arm=1")
     studies = begin(fewer, store)
     train_again(studies.confirmation["block1"], [0])
     end(claim_next(fewer, store, studies), "finished", 0.5)
@@ -258,7 +260,7 @@ def test_an_arm_without_a_finished_trial_is_not_confirmed(store: Store) -> None:
 
 
 def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
-    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    spec = study("vgg_truncation", *ONE_ARM)
     studies = begin(spec, store)
     ended, waits, interrupted, running = (claim_next(spec, store, studies) for _ in range(4))
     for claim in (ended, waits):
@@ -283,7 +285,7 @@ def test_leftovers_of_ended_trials_are_swept(store: Store) -> None:
 
 def test_who_lost_the_lock_leaves_the_folder_to_its_new_owner(store: Store) -> None:
     """Whether it ended the trial itself or sweeps: what another process delivers must not be deleted meanwhile."""
-    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    spec = study("vgg_truncation", *ONE_ARM)
     studies = begin(spec, store)
     claim = claim_next(spec, store, studies)
     end_trial(claim, "finished", 0.5, "", None)
@@ -304,7 +306,7 @@ def test_who_lost_the_lock_leaves_the_folder_to_its_new_owner(store: Store) -> N
 
 
 def test_another_study_of_the_same_name_begun_at_the_same_time_is_noticed(store: Store) -> None:
-    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    spec = study("vgg_truncation", *ONE_ARM)
     studies = begin(spec, store)
     storage = studies.tuning["block1"]._storage
     # Before our first trial, another process sees no trial and makes the name its own; a larger budget alone may come.
@@ -317,7 +319,7 @@ def test_another_study_of_the_same_name_begun_at_the_same_time_is_noticed(store:
 
 
 def test_equal_values_leave_the_first_trial_in_front(store: Store) -> None:
-    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}")
+    spec = study("vgg_truncation", *ONE_ARM)
     studies = begin(spec, store)
     claims = [claim_next(spec, store, studies) for _ in range(3)]
     for number in (1, 0, 2):  # they need not end in order
@@ -465,8 +467,7 @@ def test_a_claim_asks_as_little_beside_many_workers_as_beside_one(store: Store) 
 
 
 def test_the_steps_of_a_trial_do_not_read_the_whole_study(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}",
-                 "trials_per_arm=1")  # fmt: skip
+    spec = study("vgg_truncation", *ONE_ARM, "trials_per_arm=1")
     studies = begin(spec, store)
     claim = claim_next(spec, store, studies)
     suggest(claim.trial, spec, claim.arm)
@@ -483,8 +484,7 @@ def test_the_steps_of_a_trial_do_not_read_the_whole_study(store: Store, monkeypa
 
 
 def test_records_of_ended_trials_are_kept_up_to_the_first_that_has_not_ended(store: Store) -> None:
-    spec = study("vgg_truncation", 'factors={truncate_at=["block1"]}', "search={lr={low=1e-4,high=1e-1}}",
-                 "trials_per_arm=3")  # fmt: skip
+    spec = study("vgg_truncation", *ONE_ARM, "trials_per_arm=3")
     studies, locks = begin(spec, store), open_locks(store.optuna_url)
     claims = [claim_next(spec, store, studies) for _ in range(3)]
     for claim in claims:

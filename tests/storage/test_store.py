@@ -64,12 +64,10 @@ def test_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert default.root == tmp_path / "mlruns"
     assert default.has_own_optuna
     assert default.has_own_tracking
-    assert default.is_empty
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://u:secret@nowhere/x")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     given = find_store(None)
     assert (given.optuna_url, given.tracking_uri) == ("postgresql://u:secret@nowhere/x", "http://127.0.0.1:1")
-    assert not given.is_empty
     chosen = find_store("here")
     assert chosen.optuna_url == f"sqlite:///{tmp_path}/here/optuna.db"
     assert chosen.has_own_tracking

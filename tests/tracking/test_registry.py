@@ -20,7 +20,6 @@ from ablation.analysis.predictions import load_predictions
 from ablation.analysis.results import read_results
 from ablation.base.errors import InputError, StoreError
 from ablation.data.reading import load_images
-from ablation.running.champion import register_champion
 from ablation.spec.tables import Data
 from ablation.storage.store import find_store
 from ablation.tracking.registry import RegisteredVersion, load_champion
@@ -105,9 +104,7 @@ def test_frozen_layers_are_in_the_model(champion_study: ChampionStudy) -> None:
     """The checkpoint does not hold them; the champion of a frozen arm needs no weights file."""
     arm = next(arm for arm in champion_study.result.arms if arm.arm.levels["strategy"] == "feature_extraction")
     run = arm.confirmations[0]
-    register_champion(
-        champion_study.store, with_val_accuracy(champion_study.result, run.run_id, 3.0), champion_study.images
-    )
+    champion_study.register(with_val_accuracy(champion_study.result, run.run_id, 3.0))
     weights = Path(str(champion_study.result.spec.backbone.weights))
     hidden = weights.rename(weights.with_suffix(".hidden"))
     try:
@@ -151,7 +148,7 @@ def test_the_model_holds_what_it_needs_and_nothing_of_the_working_folder(
     monkeypatch.chdir(tmp_path)
     for name in ("uv.lock", "pyproject.toml"):  # MLflow packs those that it finds
         (tmp_path / name).write_text('[project]\nname = "unrelated"\n')
-    register_champion(champion_study.store, champion_study.result, champion_study.images)
+    champion_study.register()
     folder = model_folder(champion_study, champion_study.store)
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
         "MLmodel", "artifacts/program.pt2", "champion_model.py", "conda.yaml", "input_example.json", "python_env.yaml",
@@ -221,5 +218,5 @@ def test_a_tracking_server_keeps_it_too(
     choice = choose_champion(study.result)
     assert choice is not None
     registered = RegisteredVersion("small", "1", run.run_id, choice.reason)
-    assert register_champion(store, study.result, study.images) == registered
+    assert study.register() == registered
     assert (study.versions(), len(study.models())) == ({run.run_id: "1"}, 1)

@@ -34,7 +34,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None] = lam
 
     def counting(path: Path, model: str, workbench: Workbench, *arguments: Any) -> None:
         real(path, model, workbench, *arguments)
-        seen.append(len(workbench.test_labels_N))
+        seen.append(len(workbench.session.images.test_labels_N))
         fault()
 
     monkeypatch.setattr(outputs, "_save_predictions", counting)
