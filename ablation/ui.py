@@ -110,8 +110,8 @@ def running(command: list[str], environment: dict[str, str], log: IO[bytes]) -> 
 def pages_to_open(store: Store, study: str | None, address: str) -> list[tuple[str, str]]:
     """Return names and addresses of pages of the UI, the one to open first.
 
-    They are a study's saved views, of the store's only study where none is named; else the list of studies. A study of
-    an older version has no views until it is run once more: its confirmation runs are opened.
+    They are a study's saved views, of the store's only study where none is named; else the list of studies. Of a study
+    whose views somebody has deleted, its runs are opened.
 
     Raises:
         InputError: there is no such study.

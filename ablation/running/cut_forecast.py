@@ -57,7 +57,7 @@ def show_forecast(session: Session, device_name: str) -> None:
         with session.locks.exclusive(f"{study_lock(spec.name)}/forecast"):  # of several processes, one computes it
             forecast, origin = _kept(session), "Kept from the study's start"
             if forecast is None and all_ended(spec, session.studies):
-                return  # of an older version, which had no forecasts
+                return  # it could not be computed when there were trials to come
             if forecast is None:
                 began = time.perf_counter()
                 with waiting("Forecast from the features of each cut, before any training"):

@@ -80,7 +80,7 @@ def _trials(content: dict[str, Any]) -> int:
 def _epochs(content: dict[str, Any]) -> int:
     """Return the epochs of a trial: more than the demo's number where a study needs more to be accepted.
 
-    A warm-up of exactly that number stays, as in demos of earlier versions.
+    A warm-up of exactly that number stays.
     """
     tables, epochs = _tables(content, "fixed", "factors", "search"), EPOCHS
     for table, (name, most) in product(tables, (("head_warmup_epochs", EPOCHS), ("unfreeze_every", EPOCHS - 1))):

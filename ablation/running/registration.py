@@ -6,21 +6,14 @@ from ablation.base.source import source_digest
 from ablation.base.terminal import say
 from ablation.running.session import Session
 from ablation.search.studies import begun_trials
-from ablation.tracking.registration import (
-    CODE_TAG,
-    REGISTRATION_FILE,
-    REGISTRATION_TAG,
-    content_digest,
-    registration_bytes,
-    registration_tag,
-)
+from ablation.tracking.registration import CODE_TAG, REGISTRATION_TAG, log_registration
 
 
 def seal(session: Session) -> None:
     """Register a study that asks for it and has no trial yet, and record which code works on it.
 
-    The caller holds the study's lock. The tag with the digest is set last: a registration whose process died before is
-    made again. One that exists is never written again, and one that is lost is not replaced once there are trials.
+    The caller holds the study's lock. A registration that exists is never written again, and one that is lost is not
+    replaced once there are trials.
 
     Raises:
         StoreAway: the tracking server does not answer.
@@ -32,9 +25,7 @@ def seal(session: Session) -> None:
     if REGISTRATION_TAG not in session.summary.tags() and not has_begun:
         weights_digest = session.weights.digest if session.weights else None
         code = {"version": __version__, "digest": source}
-        file = registration_bytes(registration_content(session.spec, session.images.digest, weights_digest, code))
-        digest = content_digest(file)
-        session.summary.log_file(REGISTRATION_FILE, file)
-        session.summary.set_tags(registration_tag(digest))
+        content = registration_content(session.spec, session.images.digest, weights_digest, code)
+        digest = log_registration(session.summary, content)
         say(f"Registered before the first trial: sha256 {digest}")
     session.summary.set_tags({f"{CODE_TAG}.{source}": f"ablation {__version__}"})

@@ -228,7 +228,7 @@ def stored_content(storage: BaseStorage, study: str) -> dict[str, Any] | None:
 def settle_precision(storage: BaseStorage, study: str, studies: ArmStudies, precision: str) -> str:
     """Return what a study's trials compute in: what was settled before, else this, which is then settled.
 
-    A study with trials of a version that settled nothing keeps the precision of one of them. The caller holds the lock.
+    A study whose database was lost, and told of its trials again, keeps their precision. The caller holds the lock.
     """
     tuning = studies.tuning.values()
     stored = stored_arms(storage, study, confirmation=False)

@@ -10,6 +10,7 @@ from typing import Any
 from ablation.base.errors import InputError
 from ablation.storage.store import Store
 from ablation.tracking.reading import HiddenFile, RunRecord, run_file
+from ablation.tracking.summary_run import SummaryRun
 
 REGISTRATION_FILE = "registration.json"
 REGISTRATION_TAG = "ablation.registration"  # the digest of that file, and when it was written; set last
@@ -43,9 +44,19 @@ def content_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def registration_tag(digest: str) -> dict[str, str]:
-    """Return the tag that seals a registration now."""
-    return {REGISTRATION_TAG: json.dumps({"sha256": digest, "time": datetime.now(UTC).isoformat(timespec="seconds")})}
+def log_registration(summary: SummaryRun, content: Mapping[str, Any]) -> str:
+    """Seal a registration now; return its digest.
+
+    The tag with the digest is set last: a registration whose process died before is made again.
+
+    Raises:
+        StoreAway: the tracking server does not answer.
+    """
+    file = registration_bytes(content)
+    sealed = {"sha256": content_digest(file), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    summary.log_file(REGISTRATION_FILE, file)
+    summary.set_tags({REGISTRATION_TAG: json.dumps(sealed)})
+    return sealed["sha256"]
 
 
 def read_registration(store: Store, summary: RunRecord) -> Registration | None:
