@@ -305,18 +305,20 @@ class TrialRun:
     def _log_system_metrics(self, _: None, points: list[dict[str, Any]]) -> None:
         """Log the points that the run does not have yet, under the next steps, whatever time their clock showed."""
         run_id = self._required_run_id()
-        if self._points is None:
+        logged, self._points = self._points, None  # after Ctrl-C in a call, they are read again
+        if logged is None:
             history = self._client.get_metric_history(run_id, next(iter(points[0]["values"])))
-            self._points = [metric.timestamp for metric in history]
-        new = [point for point in points if point["timestamp"] not in self._points]
+            logged = [metric.timestamp for metric in history]
+        new = [point for point in points if point["timestamp"] not in logged]
         for batch in _batches(new):
             metrics = [
                 Metric(name, value, point["timestamp"], step)
-                for step, point in enumerate(batch, start=len(self._points))
+                for step, point in enumerate(batch, start=len(logged))
                 for name, value in point["values"].items()
             ]
             self._client.log_batch(run_id, metrics=metrics)
-            self._points += [point["timestamp"] for point in batch]
+            logged += [point["timestamp"] for point in batch]
+        self._points = logged
 
     def _set_tag(self, _: None, tag: str, value: str) -> None:
         self._client.set_tag(self._required_run_id(), tag, value)

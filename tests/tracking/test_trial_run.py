@@ -255,6 +255,23 @@ def test_points_that_are_handed_over_twice_are_logged_once(tracker: Tracker, tmp
         assert logged == [(number, 1000 + number, sign * number) for number in range(25)]
 
 
+def test_points_that_ctrl_c_interrupts_are_counted(tracker: Tracker, tmp_path: Path) -> None:
+    """It comes through at the end of the call that stores them; the others are logged when the run is paused."""
+    run_id, _ = tracker.find_or_create("a/0", "run", {})
+    run, real = TrialRun(tracker, "a/0", tmp_path, ""), tracker.client.log_batch
+
+    def interrupted(_: object, *arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PatientClient, "log_batch", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            run._do("log_system_metrics", points=[{"timestamp": 1, "values": {CPU: 1.0}}])
+    run._do("log_system_metrics", points=[{"timestamp": 2, "values": {CPU: 2.0}}])
+    assert [point.step for point in tracker.client.get_metric_history(run_id, CPU)] == [0, 1]
+
+
 class Taken(Exception):
     """Another worker has the trial now."""
 
