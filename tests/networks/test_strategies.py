@@ -129,9 +129,11 @@ def test_rates_of_the_blocks_of_every_family(backbone: str) -> None:
         ("densenet121", "block2", "unit1_1", "blocks.block2.unit2_1.denselayer1.norm1.weight"),
         ("vgg16", "conv2_2", "conv2_1", "blocks.block2.conv2_2.weight"),
         ("alexnet", "block3", "conv3_2", "blocks.block3.conv3_3.weight"),
+        ("vit_b_16", "block2", "unit1_1", "blocks.block1.unit1_2.ln_1.weight"),
+        ("vit_b_16", "block2", 1, "blocks.block2.unit2_1.ln_1.weight"),
     ],
 )
-def test_everything_up_to_a_unit_is_frozen(backbone: str, cut: str, depth: str, first: str) -> None:
+def test_everything_up_to_a_unit_or_block_is_frozen(backbone: str, cut: str, depth: str | int, first: str) -> None:
     with torch.device("meta"):
         net = build_model(backbone, cut, Head(8), 5, 64)
     apply_strategy(net, Learning("fine_tune_top", 0.1, freeze_depth=depth))

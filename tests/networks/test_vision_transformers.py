@@ -207,38 +207,6 @@ def test_images_that_are_no_patches_are_refused(tmp_path: Path) -> None:
         load_study(file)
 
 
-@pytest.mark.parametrize(
-    ("learn", "names"),
-    [
-        ("norms", {"ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"}),
-        ("biases", {"ln_1.bias", "ln_2.bias", "self_attention.in_proj_bias", "self_attention.out_proj.bias",
-                    "mlp.0.bias", "mlp.3.bias"}),
-        ("block2", {"ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", "self_attention.in_proj_weight",
-                    "self_attention.in_proj_bias", "self_attention.out_proj.weight", "self_attention.out_proj.bias",
-                    "mlp.0.weight", "mlp.0.bias", "mlp.3.weight", "mlp.3.bias"}),
-    ],
-)  # fmt: skip
-def test_what_learns(learn: str, names: set[str]) -> None:
-    """`learn` chooses in encoder layers as elsewhere; block2 is the second of them."""
-    model = build_model("vit_b_16", "block2", Head(4, 1), 2, 32)
-    apply_strategy(model, Learning("fine_tune_all", 0.1, learn=learn))
-    learning = {name for name, parameter in model.blocks.named_parameters() if parameter.requires_grad}
-    expected = {f"block2.unit2_1.{name}" for name in names}
-    if learn != "block2":
-        expected |= {f"block1.unit1_2.{name}" for name in names}
-    if learn == "biases":
-        expected.add("block1.unit1_1.network.conv_proj.bias")
-    assert learning == expected
-
-
-def test_frozen_up_to_the_embedding_or_a_layer() -> None:
-    for depth, learning in (("unit1_1", {"block1.unit1_2", "block2.unit2_1"}), (1, {"block2.unit2_1"})):
-        model = build_model("vit_b_16", "block2", Head(4, 1), 2, 32)
-        apply_strategy(model, Learning("fine_tune_top", 0.1, freeze_depth=depth))
-        names = (name for name, parameter in model.blocks.named_parameters() if parameter.requires_grad)
-        assert {".".join(name.split(".")[:2]) for name in names} == learning
-
-
 def test_class_token_and_positions_are_not_decayed() -> None:
     model = build_model("vit_b_16", "block1", Head(4, 1), 2, 32)
     groups = apply_strategy(model, Learning("fine_tune_all", 0.1, weight_decay=0.1))
