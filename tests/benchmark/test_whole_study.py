@@ -14,6 +14,7 @@ from ablation.base.command_line import run_command
 from ablation.bench import cli
 from ablation.benchmark import whole_study
 from ablation.benchmark.whole_study import OTHER, PARTS, START, Load, Stopwatch
+from ablation.reporting import report
 from ablation.running import trial
 from tests.studies import patched_train, signal_handlers_kept
 
@@ -158,6 +159,7 @@ def test_a_driver_that_does_not_say(error: Exception, monkeypatch: pytest.Monkey
 
 
 def bench(arguments: list[object], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
+    monkeypatch.setattr(report, "draw_figures", lambda analysis, kinds: {})  # which takes seconds
     monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
     monkeypatch.chdir(folder)
     with signal_handlers_kept():
