@@ -47,7 +47,7 @@ _state = _State()
 def handle_interrupts() -> None:
     """Let the signals in `NAMES` pause this process from now on; SIGHUP stays ignored where it is, as by `nohup`."""
     forget_interrupts()
-    for number in _signals():
+    for number in (signal.Signals[name] for name in NAMES if hasattr(signal, name)):
         if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     if WITH_PARENT in os.environ:
@@ -60,10 +60,6 @@ def forget_interrupts() -> None:
     for timer in _state.timers:
         timer.cancel()
     _state = _State()
-
-
-def _signals() -> list[signal.Signals]:
-    return [signal.Signals[name] for name in NAMES if hasattr(signal, name)]
 
 
 def set_grace(seconds: float) -> None:

@@ -74,10 +74,6 @@ def _efficientnet(network: nn.Module) -> Iterator[Step]:
     yield {"unit": last}
 
 
-def _mobilenet(network: nn.Module) -> Iterator[Step]:
-    yield from _children(network, "features")
-
-
 def _convnext(network: nn.Module) -> Iterator[Step]:
     for number in (0, 2, 4, 6):
         first, *others = _children(network, f"features.{number + 1}")
@@ -112,7 +108,7 @@ FAMILIES: dict[str, Callable[[nn.Module], Iterator[Step]]] = {
     "wide_resnet": _resnet,
     "densenet": _densenet,
     "efficientnet": _efficientnet,
-    "mobilenet": _mobilenet,
+    "mobilenet": functools.partial(_children, path="features"),
     "convnext": _convnext,
     "regnet": _regnet,
     "vit": _transformer,

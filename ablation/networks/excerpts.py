@@ -7,15 +7,18 @@ from torch import nn
 
 
 class Excerpt(nn.Module):
-    """A part of a network that is no module of it: `network` holds its modules and tensors at their paths.
+    """A part of a network that is no module of it."""
 
-    Attributes:
-        network: see above.
-        paths: the paths of its modules, and of tensors that no module of it has.
-    """
+    def __init__(self, network: nn.Module, paths: list[str]):
+        """Make a part.
 
-    network: nn.Module
-    paths: list[str]
+        Args:
+            network: holds its modules and tensors at their paths.
+            paths: of its modules, and of tensors that no module of it has.
+        """
+        super().__init__()
+        self.network = network
+        self.paths = paths
 
 
 def named_tensors(path: str, part: nn.Module) -> dict[str, torch.Tensor]:

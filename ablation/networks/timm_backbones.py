@@ -29,11 +29,6 @@ Three = tuple[float, float, float]
 class Beginning(Excerpt):
     """A network of timm's whose later modules are identities; in its own code, it adds class token and positions."""
 
-    def __init__(self, network: nn.Module, paths: list[str]):
-        super().__init__()
-        self.network = network
-        self.paths = paths
-
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Return tokens NTD for normalised images NCHW."""
         tokens_NTD: torch.Tensor = self.network.forward_features(images_NCHW)  # type: ignore[operator]
@@ -44,9 +39,7 @@ class Stage(Excerpt):
     """Modules of a network of timm's that run one after the other."""
 
     def __init__(self, modules: Mapping[str, nn.Module], *, gets_nhwc: bool, gives_nhwc: bool):
-        super().__init__()
-        self.network = assemble(modules)
-        self.paths = list(modules)
+        super().__init__(assemble(modules), list(modules))
         self.gets_nhwc = gets_nhwc
         self.gives_nhwc = gives_nhwc
 

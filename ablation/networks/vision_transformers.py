@@ -22,12 +22,11 @@ class Embedding(Excerpt):
     network: VisionTransformer
 
     def __init__(self, network: VisionTransformer):
-        super().__init__()
-        self.network = copy.deepcopy(network)
-        self.network.encoder.layers = nn.Sequential()
-        self.network.encoder.ln = nn.Identity()
-        self.network.heads = nn.Sequential()
-        self.paths = ["conv_proj", "class_token", POSITIONS]
+        network = copy.deepcopy(network)
+        network.encoder.layers = nn.Sequential()
+        network.encoder.ln = nn.Identity()
+        network.heads = nn.Sequential()
+        super().__init__(network, ["conv_proj", "class_token", POSITIONS])
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Return tokens NTD, the class token first, for normalised images NCHW."""
