@@ -44,6 +44,13 @@ def _refusal(text: str) -> InputError:
     return InputError(one_line(text))
 
 
+def _two_ways(folder: Path, ways: str) -> InputError:
+    return _refusal(
+        f"data.root: {folder} can be read in two ways: {ways}; set data.train and data.test to the folders of the "
+        "splits, or data.train = '.' for classes alone"
+    )
+
+
 @dataclass
 class _Layout:
     """A folder while it is being understood. Folders are paths; `passed` fills up on the way."""
@@ -83,70 +90,57 @@ class _Layout:
         base = self._unwrapped(self.root)
         splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
         for name in self.walk.level(base).folders:
-            if (split := split_of(name)) is not None:
+            split = split_of(name)
+            if split == "val" and not self.walk.below(base / name).images:
+                self.passed["empty folder", name] += 1
+            elif split is not None:
                 splits[split].append(name)
         names = [name for group in splits.values() for name in group]
         others = [name for name in self.with_images(base) if name not in names]
-        empty = [name for name in splits["val"] if not self.walk.below(base / name).images]
-        self.passed += Counter(("empty folder", name) for name in empty)
-        splits["val"] = [name for name in splits["val"] if name not in empty]
-        names = [name for name in names if name not in empty]
-        holders = [name for name in names if self.with_images(self._unwrapped(base / name))]
-        if not names or (others and not holders and len(names) == 1):
+        inner = {name: self._unwrapped(base / name) for name in names}
+        classes = {name: found for name in names if (found := self.with_images(inner[name]))}
+        if not names or (others and not classes and len(names) == 1):
             self._refuse_splits_in_classes(base)
             self._refuse_same_folders(base)
             return {"train": [base], "test": []}
-        if others and (len(holders) < 2 or not self._agree(base, holders) or not splits["train"]):
-            raise _refusal(
-                f"data.root: {base} can be read in two ways: as splits ({', '.join(names)}) beside other folders "
-                f"({', '.join(others[:5])}), or as classes; set data.train and data.test to the folders of the splits, "
-                "or data.train = '.' for classes alone"
-            )
-        for name in holders:
-            self._refuse_images_beside_classes(self._unwrapped(base / name))
+        if others and (len(classes) < 2 or len(set(map(tuple, classes.values()))) > 1 or not splits["train"]):
+            beside = f"as splits ({', '.join(names)}) beside other folders ({', '.join(others[:5])}), or as classes"
+            raise _two_ways(base, beside)
+        for name in classes:  # images beside these may mean that the folder is a class, which holds folders
+            if images := self.walk.level(inner[name]).images:
+                beside = f"with {plural(len(images), 'image')} beside the folders of its classes"
+                raise _two_ways(inner[name], f"as a split, {beside}, or as a class; move the images")
         for name in others:
             self.passed["folder beside the splits", name] += 1
-        for split in ("train", "test"):
-            if len(splits[split]) > 1:
+        test = splits["test"] or splits["val"][:1]
+        for split, group in (("train", splits["train"]), ("test", test)):
+            if len(group) > 1:
                 raise _refusal(
-                    f"data.root: in {base}, {' and '.join(splits[split])} may both hold the {split} images; name one "
-                    f"by {'data.train' if split == 'train' else 'data.test (and data.train)'}"
+                    f"data.root: in {base}, {' and '.join(group)} may both hold the {split} images; name one by "
+                    f"{'data.train' if split == 'train' else 'data.test (and data.train)'}"
                 )
-        return self._by_split(base, splits)
-
-    def _by_split(self, base: Path, splits: dict[str, list[str]]) -> dict[str, list[Path]]:
-        for split, is_present in (("train", splits["train"]), ("test", splits["test"] or splits["val"])):
-            if not is_present:
+            if not group:
                 raise _refusal(
                     f"data.root: {base} must hold {FORM} alone, but there is no folder {split}; data.train names one, "
                     "of whose classes a fifth is the test"
                 )
-        folders = {split: [self._unwrapped(base / name) for name in group] for split, group in splits.items()}
-        if not folders["test"]:
-            return {"train": folders["train"], "test": folders["val"][:1]}
-        return {"train": folders["train"] + folders["val"], "test": folders["test"]}
+        train = splits["train"] + (splits["val"] if splits["test"] else [])
+        return {"train": [inner[name] for name in train], "test": [inner[name] for name in test]}
 
     def _unwrapped(self, folder: Path) -> Path:
         """Return the folder that holds the splits or classes: below seg_train/seg_train, images or train/images."""
-        while True:
-            names = self.with_images(folder)
-            if len(names) != 1 or (self.walk.level(folder).images and folder != self.root):
-                break
+        while len(names := self.with_images(folder)) == 1:
             inner = folder / names[0]
             own_split, split = split_of(folder.name), split_of(names[0])
             is_filler = re.fullmatch(f"{FILLER}+", re.sub("[^a-z0-9]", "", names[0].lower())) is not None
             is_repeated = split is not None and split == own_split and folder != self.root
             below = self.with_images(inner)
             holds_splits = split is None and sum(split_of(name) is not None for name in below) > 1
-            if not below or not (is_filler or is_repeated or holds_splits):
+            is_class = self.walk.level(folder).images and folder != self.root
+            if is_class or not below or not (is_filler or is_repeated or holds_splits):
                 break
             folder = inner
         return folder
-
-    def _agree(self, base: Path, names: list[str]) -> bool:
-        """Return whether folders hold the same classes."""
-        classes = [self.with_images(self._unwrapped(base / name)) for name in names]
-        return all(each == classes[0] for each in classes)
 
     def _refuse_splits_in_classes(self, base: Path) -> None:
         """Refuse <class>/train/*, whose images would otherwise be mixed."""
@@ -168,20 +162,8 @@ class _Layout:
             return
         shared = set.intersection(*(set(self.with_images(base / name)) for name in names))
         if len(shared) > 1 and not any(self.walk.level(base / name).images for name in names):
-            raise _refusal(
-                f"data.root: {base} can be read in two ways: {' and '.join(names[:5])} hold folders "
-                f"{', '.join(sorted(shared)[:5])}, as splits do, or they are classes; set data.train and data.test to "
-                "the folders of the splits, or data.train = '.' for classes alone"
-            )
-
-    def _refuse_images_beside_classes(self, folder: Path) -> None:
-        """Refuse a split's folder that holds images, because it may be a class that holds folders."""
-        if images := self.walk.level(folder).images:
-            raise _refusal(
-                f"data.root: {folder} can be read in two ways: as a split, with {plural(len(images), 'image')} beside "
-                "the folders of its classes, or as a class; move the images, or set data.train and data.test to the "
-                "folders of the splits, or data.train = '.' for classes alone"
-            )
+            hold = f"{' and '.join(names[:5])} hold folders {', '.join(sorted(shared)[:5])}"
+            raise _two_ways(base, f"{hold}, as splits do, or they are classes")
 
     def images(self, places: dict[str, list[Path]]) -> OwnImages:
         """Return the images of the splits in these folders."""
