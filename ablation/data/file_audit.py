@@ -10,7 +10,7 @@ import PIL.Image
 from ablation.base.errors import StoreError
 from ablation.base.files import write_atomically
 from ablation.data.decoding import DECODING_VERSION, File, OpenImage, TrackProgress, fault, in_order
-from ablation.data.image_cache import cache_folder
+from ablation.data.image_cache import cache_file
 from ablation.data.image_files import add_files, decode_file
 from ablation.spec.tables import Data
 
@@ -36,8 +36,7 @@ def audit_files(
     """
     fingerprint = hashlib.sha256(f"{PIL.__version__}\0{DECODING_VERSION}\0{data.image_size}\0{data.resize}".encode())
     add_files(fingerprint, files)
-    folder = cache_folder()
-    place = None if folder is None else folder / f"audit-{fingerprint.hexdigest()[:32]}.json"
+    place = cache_file(f"audit-{fingerprint.hexdigest()[:32]}.json")
     digests: list[str | None] = [None] * len(files)
     faults: dict[int, str] = {}  # number of a file -> reason
     if place is not None:

@@ -46,6 +46,11 @@ class DecodedImages:
     decode: Callable[[str], Iterator[np.ndarray]]
 
     @property
+    def file_name(self) -> str:
+        """The name of their file."""
+        return f"imagefolder-{self.name}.safetensors"
+
+    @property
     def size(self) -> int:
         """Bytes of all pixels."""
         return sum(map(math.prod, self.shapes.values()))
@@ -65,6 +70,12 @@ def cache_folder() -> Path | None:
     except RuntimeError:
         return None
     return folder if folder.is_absolute() else None  # older versions of platformdirs leave "~" where home is unknown
+
+
+def cache_file(name: str) -> Path | None:
+    """Return the path of a file in the cache; None without a cache."""
+    folder = cache_folder()
+    return None if folder is None else folder / name
 
 
 def cache_limit() -> int:
@@ -91,8 +102,7 @@ def read_decoded(images: DecodedImages) -> dict[str, np.ndarray]:
     Raises:
         InputError: see `cache_limit`; or from decoding.
     """
-    folder, limit = cache_folder(), cache_limit()
-    file = None if folder is None else _file(folder, images)
+    file, limit = cache_file(images.file_name), cache_limit()
     if file is not None and _is_of(file, images):
         with suppress(OSError, SafetensorError), safe_open(file, framework="numpy") as cached:
             return {name: cached.get_tensor(name) for name in images.shapes}
@@ -117,23 +127,22 @@ def map_decoded(images: DecodedImages) -> dict[str, np.memmap]:
         InputError: the disk has no room, or cannot be written; see `cache_limit`; or from decoding.
     """
     size = f"{images.size / 1e9:.1f} GB of decoded images, which do not fit into memory"
-    folder, limit = cache_folder(), cache_limit()
-    if folder is None:
+    file, limit = cache_file(images.file_name), cache_limit()
+    if file is None:
         raise InputError(f"ABLATION_CACHE: must name a folder on a disk with room for {size}")
-    file = _file(folder, images)
     try:
-        with _locked(folder, timeout=-1):
+        with _locked(file.parent, timeout=-1):
             if not _is_of(file, images):
                 if not _make_room(file, images.size, limit if images.size <= limit else sys.maxsize):
                     raise InputError(
-                        f"data: {size}, do not fit on the disk of {folder} either; set ABLATION_CACHE to a folder on "
-                        "another disk, set data.limit, or make data.image_size smaller"
+                        f"data: {size}, do not fit on the disk of {file.parent} either; set ABLATION_CACHE to a folder "
+                        "on another disk, set data.limit, or make data.image_size smaller"
                     )
                 _write(file, images, (image for name in images.shapes for image in images.decode(name)))
             return _memory_maps(file)
     except (OSError, NotImplementedError) as error:  # the last: a file system without locks
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"ABLATION_CACHE: {folder} cannot take {size} ({reason})") from None
+        raise InputError(f"ABLATION_CACHE: {file.parent} cannot take {size} ({reason})") from None
 
 
 def cache_files() -> list[tuple[Path, int, bool]]:
@@ -179,10 +188,6 @@ def clear_cache() -> int:
     except (OSError, NotImplementedError) as error:
         raise InputError(f"ABLATION_CACHE: {folder} cannot be cleaned ({error})") from None
     return len(unused)
-
-
-def _file(folder: Path, images: DecodedImages) -> Path:
-    return folder / f"imagefolder-{images.name}.safetensors"
 
 
 def _is_of(file: Path, images: DecodedImages) -> bool:

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 from ablation.base.errors import InputError, StoreError
 from ablation.base.files import write_atomically
 from ablation.data.decoding import OpenImage, fit_image
-from ablation.data.image_cache import cache_folder
+from ablation.data.image_cache import cache_file
 from ablation.data.near_duplicates import NearDuplicates, Picture, open_picture
 
 MOST_PAIRS = 12  # that are kept with their thumbnails
@@ -100,8 +100,7 @@ def kept_comparison(key: str) -> Comparison | None:
 
 
 def _place(key: str) -> Path | None:
-    folder = cache_folder()
-    return None if folder is None else folder / f"near-{key[:32]}.safetensors"
+    return cache_file(f"near-{key[:32]}.safetensors")
 
 
 def comparison_file(comparison: Comparison) -> bytes:

@@ -63,6 +63,10 @@ def own_listing(images: OwnImages, data: Data) -> ImageListing:
     if data.classes is None:
         refuse_look_alikes(classes)
     if is_test_N is None:
+        for name, count in Counter(images.labels).items():
+            if count < FEWEST:
+                need = "needs three: to learn from, to validate and to test"
+                raise InputError(f"data: class {name!r} has {plural(count, 'image')}, but {need} ({where})")
         is_test_N = a_fifth(images.labels, images.groups)
         where += f", a fifth of {'each class' if images.groups is None else 'the groups'} is the test"
     numbers = {"train": np.flatnonzero(~is_test_N).tolist(), "test": np.flatnonzero(is_test_N).tolist()}
@@ -98,14 +102,8 @@ def a_fifth(labels: Sequence[str], groups: Sequence[str] | None) -> np.ndarray:
     """Return which images are the test, bool N: a fifth of each class (three images or more), or whole groups.
 
     Raises:
-        InputError: there are too few images of a class, or too few groups.
+        InputError: there are too few groups.
     """
-    for name, count in Counter(labels).items():
-        if count < FEWEST:
-            raise InputError(
-                f"data: class {name!r} has {plural(count, 'image')}, but needs three: to learn from, to validate and "
-                "to test"
-            )
     labels_N = numbered(labels)
     if groups is not None:
         return choose_groups(labels_N, numbered(groups), TEST_FRACTION, seed=0, left=2)
