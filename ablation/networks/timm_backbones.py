@@ -95,16 +95,15 @@ def load_timm_backbone(name: str, image_size: int) -> str:
         ValueError: timm is not installed or has no such network, the network does not run on such images, or it is not
             a row of blocks. The message begins with the key of [backbone] that is wrong.
     """
-    title = f"name: {name}"
     network = _create(name, image_size, 0)
-    plan = _plan(network, image_size, title)
-    blocks = _blocks(network, plan, title)
+    plan = _plan(network, name, image_size)
+    blocks = _blocks(network, plan, name)
     descriptions = [[path, module_description(block)] for path, block in blocks.items()]
     digest = hashlib.sha256(repr([_timm().__version__, descriptions]).encode()).hexdigest()
     backbone = f"{name}@{digest[:DIGEST_LENGTH]}"
 
     def make_blocks(seed: int) -> dict[str, nn.Module]:
-        return _blocks(_create(name, image_size, seed), plan, title)
+        return _blocks(_create(name, image_size, seed), plan, name)
 
     add_loaded_backbone(backbone, blocks, make_blocks, plan.extra_tokens)
     _IMAGE_SIZES[backbone] = image_size
@@ -215,7 +214,7 @@ def _too_small(name: str, image_size: int, error: Exception) -> str:
 
 
 @torch.no_grad()
-def _plan(network: Any, image_size: int, title: str) -> _Plan:
+def _plan(network: Any, name: str, image_size: int) -> _Plan:
     """Divide a network into stages, and check that these compute what the network does.
 
     Raises:
@@ -229,11 +228,11 @@ def _plan(network: Any, image_size: int, title: str) -> _Plan:
     try:
         expected = network.forward_features(images_NCHW)
     except Exception as error:
-        raise ValueError(_too_small(title.removeprefix("name: "), image_size, error)) from None
+        raise ValueError(_too_small(name, image_size, error)) from None
     finally:
         for hook in hooks:
             hook.remove()
-    refusal = f"{title} is no row of blocks: timm's code does more between its feature stages than to call modules"
+    refusal = f"name: {name} is no row of blocks: timm's code does more between its feature stages than to call modules"
     if not features or len(set(calls)) < len(calls) or not set(features) <= set(calls):
         raise ValueError(refusal)
     ends = [calls.index(path) + 1 for path in features]
@@ -247,7 +246,7 @@ def _plan(network: Any, image_size: int, title: str) -> _Plan:
         raise ValueError(refusal)
     try:
         activations = images_NCHW
-        for block in _blocks(network, plan, title).values():
+        for block in _blocks(network, plan, name).values():
             activations = block(activations)
     except Exception:
         raise ValueError(refusal) from None
@@ -266,7 +265,7 @@ def _leaves(module: nn.Module, features: list[str], above: str = "") -> Iterator
             yield path, child
 
 
-def _blocks(network: nn.Module, plan: _Plan, title: str) -> dict[str, nn.Module]:
+def _blocks(network: nn.Module, plan: _Plan, name: str) -> dict[str, nn.Module]:
     """Return the blocks of a network, which are made of its modules, by the names stage1, stage2, ..."""
     modules = {path: network.get_submodule(path) for stage in plan.stages for path in stage}
     blocks: dict[str, nn.Module] = {}
@@ -278,4 +277,4 @@ def _blocks(network: nn.Module, plan: _Plan, title: str) -> dict[str, nn.Module]
             network.set_submodule(path, nn.Identity())
         tokens = [name for name, _ in network.named_parameters(recurse=False)]
         blocks["stage1"] = Beginning(network, [*tokens, *plan.stages[0]])
-    return checked_blocks(blocks, title)
+    return checked_blocks(blocks, f"name: {name}")

@@ -13,7 +13,7 @@ from ablation.networks.blocks import run_parts
 from ablation.networks.strategies import Learning, apply_strategy
 from ablation.networks.transfer_model import Head, build_model, feature_count
 from ablation.planning.probe import Conditions, Kind
-from ablation.spec.architectures import TIMM, is_faster_in_bfloat16, kept_units
+from ablation.spec.architectures import TIMM, is_faster_in_bfloat16
 from ablation.spec.arms import Arm, arms
 from ablation.spec.parameters import CACHEABLE, STRATEGIES, HeadPool
 from ablation.spec.reuse import Reuse, cut_at_end
@@ -176,16 +176,11 @@ def frozen_parts(spec: StudySpec) -> list[tuple[str, int]]:
 
     The features of all others are computed on the way to these.
     """
-    backbone = spec.backbone.name
-    whole: list[tuple[str, int]] = []
-    parts: list[tuple[str, int]] = []
-    for levels in spec.combinations():
-        for reuse in spec.reuses(levels):
-            if reuse.frozen > 0:
-                (whole if reuse.frozen == reuse.kept else parts).append((reuse.truncate_at, reuse.frozen))
-    longest = max(whole, key=lambda part: kept_units(backbone, part[0]), default=None)
-    deepest = max(parts, key=lambda part: part[1], default=None)
-    return [part for part in (longest, deepest) if part is not None]
+    frozen = [reuse for levels in spec.combinations() for reuse in spec.reuses(levels) if reuse.frozen > 0]
+    whole = [reuse for reuse in frozen if reuse.frozen == reuse.kept]
+    parts = [reuse for reuse in frozen if reuse.frozen < reuse.kept]
+    deepest = [max(reuses, key=lambda reuse: reuse.frozen) for reuses in (whole, parts) if reuses]
+    return [(reuse.truncate_at, reuse.frozen) for reuse in deepest]
 
 
 def shared_conditions(spec: StudySpec, size: DataSize, device: torch.device) -> Conditions:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -281,10 +281,7 @@ class FeatureCache:
         Returns:
             Whether there was room for them.
         """
-        alone = frozen.layers, _digests(origin, frozen.layer_digests), [frozen.end]
-        for layers, digests, points in (self._shared(frozen, origin), alone):
-            if not points:
-                continue
+        for layers, digests, points in self._passes(frozen, origin):
             two_NCHW = normalise(images.images_NCHW[:2].to(images.labels_N.device), frozen.normalisation)
             samples = run_layers(two_NCHW, layers, points, frozen.precision)
             if self._make_room(len(images) * sum(sample[0].nbytes for sample in samples)):
@@ -294,18 +291,20 @@ class FeatureCache:
             logger.warning("features that exceed --feature-cache, or the disk, are computed in every epoch")
         return False
 
-    def _shared(self, frozen: FrozenPart, origin: str) -> tuple[list[nn.Module], list[str], list[Point]]:
-        """Return the study's longest frozen network, and its points that are not stored yet.
+    def _passes(self, frozen: FrozenPart, origin: str) -> Iterator[tuple[list[nn.Module], list[str], list[Point]]]:
+        """Yield what a pass over the images can compute, as (layers, digests of their outputs, points to store).
 
-        There are no points if the frozen part does not end at one of them.
+        First the points of the study, if the frozen part ends at one of them: that one, whose file may be damaged, and
+        those that are not stored. Then its end alone.
         """
+        own_digests = _digests(origin, frozen.layer_digests)
+        wanted = _name(own_digests, frozen.end)
         digests = _digests(origin, self.pretrained.layer_digests)
         points = {_name(digests, point): point for point in self.pretrained.points}
-        wanted = _name(_digests(origin, frozen.layer_digests), frozen.end)
-        if wanted not in points:
-            return [], [], []  # a part of a network, or a network with random layers
-        missing = {name for name in points if not self._paths(name)[0].exists()} | {wanted}  # its file may be damaged
-        return self.pretrained.layers, digests, [point for name, point in points.items() if name in missing]
+        if wanted in points:  # else it is a part of a network, or a network with random layers
+            is_needed = {name: name == wanted or not self._paths(name)[0].exists() for name in points}
+            yield self.pretrained.layers, digests, [point for name, point in points.items() if is_needed[name]]
+        yield frozen.layers, own_digests, [frozen.end]
 
     def _make_room(self, needed: int) -> bool:
         """Delete files of crashed processes and, if necessary, the least recently used, to make room for some bytes.
