@@ -91,19 +91,15 @@ def test_the_validation_predictions_are_those_of_the_best_epoch(champion_study: 
 
 
 def test_registering_again_changes_nothing(champion_study: ChampionStudy) -> None:
-    before = (
-        champion_study.versions(),
-        champion_study.models()[0].to_dictionary(),
-        champion_study.champion().last_updated_timestamp,
-    )
+    def state() -> tuple[object, ...]:
+        study = champion_study
+        return study.versions(), study.models()[0].to_dictionary(), study.champion().last_updated_timestamp
+
+    before = state()
     again = champion_study.register()
     assert again is not None
     assert (again.name, again.version, again.run_id) == ("small", "1", winning_run(champion_study.result))
-    assert (
-        champion_study.versions(),
-        champion_study.models()[0].to_dictionary(),
-        champion_study.champion().last_updated_timestamp,
-    ) == before
+    assert state() == before
 
 
 def test_the_alias_follows_the_winner_there_and_back(champion_study: ChampionStudy) -> None:

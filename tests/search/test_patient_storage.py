@@ -19,7 +19,7 @@ from ablation.search.studies import brief_storage, create_arms, open_storage, se
 from ablation.storage.locks import open_locks
 from ablation.storage.store import Store, find_store
 from tests.launching.slurm_cluster import wait_for
-from tests.search.steps import CONTENT, TWO_ARMS, claim_next, end, study
+from tests.search.steps import CONTENT, TWO_ARMS, begin, claim_next, end, study
 from tests.servers import PostgreSQL, TcpProxy
 
 SPEC = study("vgg_truncation", *TWO_ARMS)
@@ -67,9 +67,7 @@ def broken_at_every_packet(proxy: TcpProxy, task: Callable[[], object], every: i
 @pytest.mark.usefixtures("impatient")
 def test_opening_and_checking(proxy: TcpProxy, remote: Store, caplog: Any) -> None:
     """From the locks over the tables to the study's identity and precision; no library says a word."""
-    made = open_storage(remote, create=True)
-    assert made is not None
-    keys = {arm.user_attrs["key"] for arm in create_arms(made, SPEC, CONTENT, "e").all()}
+    keys = {arm.user_attrs["key"] for arm in begin(SPEC, remote).all()}
 
     def task() -> tuple[list[str], set[str], str]:
         storage = open_storage(remote, create=True)
@@ -88,9 +86,7 @@ def test_opening_and_checking(proxy: TcpProxy, remote: Store, caplog: Any) -> No
 @pytest.mark.usefixtures("impatient")
 def test_reading_trials(proxy: TcpProxy, remote: Store, caplog: Any) -> None:
     """Optuna itself asks a second time within the transaction that has failed; its warning is not shown."""
-    storage = open_storage(remote, create=True)
-    assert storage is not None
-    arms = create_arms(storage, SPEC, CONTENT, "e")
+    arms = begin(SPEC, remote)
     claim = claim_next(SPEC, remote, arms)
     claim.trial.report(0.5, 1)
     end(claim, "finished", 0.5)
@@ -107,13 +103,10 @@ def test_reading_trials(proxy: TcpProxy, remote: Store, caplog: Any) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("seed", range(1))
-def test_trials_are_claimed_and_ended_once(proxy: TcpProxy, remote: Store, seed: int) -> None:
+def test_trials_are_claimed_and_ended_once(proxy: TcpProxy, remote: Store) -> None:
     """While 1 % of all packets break: exactly the budget, and each trial has its value."""
-    storage = open_storage(remote, create=True)
-    assert storage is not None
-    arms, locks = create_arms(storage, SPEC, CONTENT, "e"), open_locks(remote.optuna_url)
-    proxy.fail_at_random(0.01, seed)
+    arms, locks = begin(SPEC, remote), open_locks(remote.optuna_url)
+    proxy.fail_at_random(0.01, 0)
 
     def claim_or_none() -> Any:
         try:
@@ -137,9 +130,7 @@ def test_trials_are_claimed_and_ended_once(proxy: TcpProxy, remote: Store, seed:
 
 def test_an_ended_trial_is_never_changed(store: Store) -> None:
     """The answer to its end was lost, and the end is repeated."""
-    storage = open_storage(store, create=True)
-    assert storage is not None
-    arm = create_arms(storage, SPEC, CONTENT, "e").tuning["block1"]
+    arm = begin(SPEC, store).tuning["block1"]
     trial = arm.ask()
     arm.tell(trial, 0.5)
     with pytest.raises(Exception, match="another worker has ended it"):
