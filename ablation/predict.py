@@ -147,15 +147,13 @@ def read_image(path: Path, size: int, resize: "Resize") -> "np.ndarray":
     Raises:
         InputError: it cannot be read as an image; says why.
     """
-    from PIL import Image
-
-    from ablation.data.decoding import fault, fit_image
+    from ablation.data.decoding import fault
+    from ablation.data.image_files import decode_file
 
     try:
         if path.is_fifo():
             raise ValueError("a pipe")  # which would keep its reader waiting
-        with Image.open(path) as image:
-            return fit_image(image, size, resize=resize)
+        return decode_file(str(path), size, resize)
     except Exception as error:  # Pillow raises many kinds for broken files
         raise InputError(f"{path}: cannot be read as an image ({fault(error)})") from None
 

@@ -21,15 +21,15 @@ def refuse_look_alikes(names: Iterable[str]) -> None:
     """Refuse two classes that are one to a reader. Single letters may differ in case: A and a.
 
     Raises:
-        InputError: names the two, and says in what they differ.
+        InputError: names the two.
     """
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(folded(name), name)
         if other != name:
             raise InputError(
-                f"data: the classes {other!r} and {name!r} differ in {_difference(other, name)} alone: give them one "
-                "name, or name both in data.classes"
+                f"data: the classes {other!r} and {name!r} differ only in case, spaces or how letters are written: "
+                "give them one name, or name both in data.classes"
             )
 
 
@@ -37,12 +37,3 @@ def folded(name: str) -> str:
     """Return what is the same for names that look alike."""
     name = " ".join(unicodedata.normalize("NFC", name).split())
     return name if len(name) == 1 else unicodedata.normalize("NFC", name.casefold())
-
-
-def _difference(name: str, other: str) -> str:
-    composed = [unicodedata.normalize("NFC", each) for each in (name, other)]
-    if composed[0] == composed[1]:
-        return "how Unicode writes their accents"
-    if composed[0].split() == composed[1].split():
-        return "spaces"
-    return "case" if composed[0].lower() == composed[1].lower() else "the spelling of letters"

@@ -67,37 +67,31 @@ def file_reader(
         chosen = {"train": [files["train"][n] for n in train_N], "test": [files["test"][n] for n in test_N]}
         # What `data.limit` leaves differs between seeds.
         subset = "" if data.limit is None else hashlib.sha256(train_N.tobytes()).hexdigest()
-        identity = f"{root}\0{data.image_size}\0{data.classes}\0{subset}{'' if data.resize == 'crop' else data.resize}"
-        images = _decoded_images(chosen, identity, data, open_image, track)
+        size, resize = data.image_size, "" if data.resize == "crop" else data.resize
+        identity = f"{root}\0{size}\0{data.classes}\0{subset}{resize}"
+        fingerprint = hashlib.sha256(f"{DECODING_VERSION}\0{size}{resize}".encode())
+        for split_files in chosen.values():
+            add_files(fingerprint, split_files)
+
+        def decode(split: str) -> Iterator[np.ndarray]:
+            paths = [path for path, _ in chosen[split]]
+            return decode_images(
+                paths,
+                lambda number: decode_file(paths[number], size, data.resize, open_image),
+                track,
+                f"Decoding {split} images",
+            )
+
+        images = DecodedImages(
+            name=hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16],
+            fingerprint=fingerprint.hexdigest(),
+            shapes={split: (len(split_files), size, size, 3) for split, split_files in chosen.items()},
+            decode=decode,
+        )
         pixels: Mapping[str, np.ndarray] = map_decoded(images) if is_mapped else read_decoded(images)
         return pixels["train"], pixels["test"]
 
     return read
-
-
-def _decoded_images(
-    files: dict[str, list[File]], identity: str, data: Data, open_image: OpenImage, track: TrackProgress
-) -> DecodedImages:
-    size = data.image_size
-    fingerprint = hashlib.sha256(f"{DECODING_VERSION}\0{size}{'' if data.resize == 'crop' else data.resize}".encode())
-    for split_files in files.values():
-        add_files(fingerprint, split_files)
-
-    def decode(split: str) -> Iterator[np.ndarray]:
-        paths = [path for path, _ in files[split]]
-        return decode_images(
-            paths,
-            lambda number: decode_file(paths[number], size, data.resize, open_image),
-            track,
-            f"Decoding {split} images",
-        )
-
-    return DecodedImages(
-        name=hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16],
-        fingerprint=fingerprint.hexdigest(),
-        shapes={split: (len(split_files), size, size, 3) for split, split_files in files.items()},
-        decode=decode,
-    )
 
 
 def decode_file(path: str, size: int, resize: Resize = "crop", open_image: OpenImage = PIL.Image.open) -> np.ndarray:

@@ -47,7 +47,7 @@ class Images:
     def read(self, chosen_B: torch.Tensor) -> torch.Tensor:
         """Return the images with these numbers on the device; the numbers are where the pixels are, or on the host."""
         rows_B = chosen_B if self.rows_N is None else self.rows_N[chosen_B]
-        return gather_rows(self.images_NCHW, rows_B, self.labels_N.device)
+        return copy_to(self.images_NCHW[rows_B], self.labels_N.device)
 
     def in_order(self, batch_size: int) -> Iterator[torch.Tensor]:
         """Yield all images in order, on the device."""
@@ -97,11 +97,6 @@ def to_device(images_NHWC: np.ndarray, labels_N: np.ndarray, indices: np.ndarray
         copied_NCHW[first : first + len(images_BCHW)] = images_BCHW
         first += len(images_BCHW)
     return Images(copied_NCHW, chosen_labels_N)
-
-
-def gather_rows(rows_N: torch.Tensor, chosen_B: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the chosen rows on the device; `chosen_B` (numbers) is where the rows are."""
-    return copy_to(rows_N[chosen_B], device)
 
 
 def copy_to(rows_B: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -53,12 +53,11 @@ def torchvision_listing(data: Data) -> ImageListing:
         )
 
     labels = [label for part in train for label in labels_of(part)]
-    side = len(train[0].data[0][0]) if hasattr(train[0], "data") else data.image_size
     listing = ImageListing(
         np.array(labels, np.int64),
         np.array(labels_of(test), np.int64),
         class_names(train[0], known.classes),
-        side,
+        SIDES.get(data.source, data.image_size),
         read,
         decoding=DECODING_VERSION if data.resize != "crop" else None,
     )
@@ -83,7 +82,7 @@ def _missing(known: "TorchvisionSet", root: Path) -> tuple[str, str]:
 
 def _pixels(parts: Sequence[Any], chosen_N: np.ndarray, data: Data, track: TrackProgress, kind: str) -> np.ndarray:
     """Return the pixels of chosen images, uint8 NHWC; the images of all parts are numbered through from 0."""
-    if hasattr(parts[0], "data"):
+    if data.source in SIDES:
         pixels: np.ndarray = np.concatenate([_channels_last(part.data) for part in parts])[chosen_N]
         return pixels
     places = [(part, number) for part in parts for number in range(len(part))]  # files of many sizes

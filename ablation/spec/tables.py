@@ -169,14 +169,14 @@ class Data(Grown):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.source == "imagefolder" and self.root is None:
-            raise ValueError("source = 'imagefolder' needs root = <folder with train/<class>/* and test/<class>/*>")
+        roots = {"imagefolder": "folder with train/<class>/* and test/<class>/*",
+                 "huggingface": "a folder of save_to_disk, or Parquet files"}  # fmt: skip
+        if self.source in roots and self.root is None:
+            raise ValueError(f"source = {self.source!r} needs root = <{roots[self.source]}>")
         if (self.source == "manifest") != (self.manifest is not None):
             raise ValueError("source = 'manifest' needs manifest = <a .csv or .parquet file>; no other has one")
         if self.manifest is not None and not self.manifest.lower().endswith(MANIFEST_FILES):
             raise ValueError(f"manifest must be a .csv or .parquet file, got {self.manifest!r}")
-        if self.source == "huggingface" and self.root is None:
-            raise ValueError("source = 'huggingface' needs root = <a folder of save_to_disk, or Parquet files>")
         if self.source not in TABLES and any(getattr(self, name) is not None for name in COLUMNS):
             raise ValueError(f"{', '.join(COLUMNS)} are for source = 'manifest' and 'huggingface'")
         self._check_groups()

@@ -13,7 +13,7 @@ from torch import nn
 
 from ablation.base.device import autocast
 from ablation.data.augmentation import Draws, augment, draw, own_share
-from ablation.data.images import Images, copy_to, evaluation_batch_size, gather_rows, normalise
+from ablation.data.images import Images, copy_to, evaluation_batch_size, normalise
 from ablation.data.normalisation import Normalisation
 from ablation.networks.code_digest import module_description
 from ablation.networks.transfer_model import TransferModel
@@ -227,11 +227,11 @@ class FeatureSource:
     def read(self, epoch: EpochOrder, places_B: slice | torch.Tensor) -> Batch:
         """Return the features at these places of an epoch; flips are those of `ImageSource`."""
         device = self.labels_N.device
-        rows = gather_rows(self.features, epoch.order_N[places_B], device)
+        rows = copy_to(self.features[epoch.order_N[places_B]], device)
         if self.mirrored is not None:
             assert epoch.draws.flip_N is not None
             flip = epoch.draws.flip_N[places_B].view(-1, *(1,) * (rows.ndim - 1))
-            rows = torch.where(flip, gather_rows(self.mirrored, epoch.order_N[places_B], device), rows)
+            rows = torch.where(flip, copy_to(self.mirrored[epoch.order_N[places_B]], device), rows)
         return Batch(channels_first(rows), self.labels_N[epoch.order_N[places_B].to(device)])
 
     def in_order(self) -> Iterator[torch.Tensor]:

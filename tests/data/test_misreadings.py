@@ -61,21 +61,21 @@ def test_classes_whose_images_are_by_camera_are_classes(tmp_path: Path) -> None:
 
 
 LOOK_ALIKES = [
-    ("Cat", "cat", "case"),
-    ("straße", "strasse", "the spelling of letters"),
-    (COMPOSED, DECOMPOSED, "how Unicode writes their accents"),
-    ("cat", "cat ", "spaces"),
-    ("black cat", "black  cat", "spaces"),
+    ("Cat", "cat"),
+    ("straße", "strasse"),
+    (COMPOSED, DECOMPOSED),
+    ("cat", "cat "),
+    ("black cat", "black  cat"),
 ]
 
 
-@pytest.mark.parametrize(("one", "other", "difference"), LOOK_ALIKES)
-def test_classes_that_look_the_same(tmp_path: Path, one: str, other: str, difference: str) -> None:
+@pytest.mark.parametrize(("one", "other"), LOOK_ALIKES)
+def test_classes_that_look_the_same(tmp_path: Path, one: str, other: str) -> None:
     tree(tmp_path, one, other, "dog")
-    refused(folder(tmp_path), f"data: the classes '.*' and '.*' differ in {difference} alone: give them one name")
+    refused(folder(tmp_path), "data: the classes '.*' and '.*' differ only in case, spaces or .*: give them one name")
     assert load_images(folder(tmp_path, classes=[one, other])).classes == [one, other]
     splits = tree(tmp_path / "splits", f"train/{one}", f"test/{other}", "train/dog", "test/dog")
-    refused(folder(splits), f"data: the classes '.*' and '.*' differ in {difference} alone: give them one name")
+    refused(folder(splits), "data: the classes '.*' and '.*' differ only in case, spaces or .*: give them one name")
 
 
 def test_letters_are_classes_in_both_cases(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_missing_label_is_no_class(photos: Path, label: str) -> None:
 
 def test_labels_that_look_the_same(photos: Path) -> None:
     data = manifest(photos, lambda n: ("Cat", "cat", "dog")[n % 3])
-    refused(data, "data: the classes 'Cat' and 'cat' differ in case alone")
+    refused(data, "data: the classes 'Cat' and 'cat' differ only in case, spaces or")
     assert load_images(data.model_copy(update={"classes": ["Cat", "cat"]})).classes == ["Cat", "cat"]
 
 

@@ -135,7 +135,7 @@ def study_of_folder(root: Path, classes: list[str], test_from: int) -> StudySpec
 
 @pytest.mark.parametrize(
     ("classes", "test_from", "match"),
-    [(["a", "b"], 0, "the same image in training and test"), (["cat", "Cat"], 50, "differ in case alone")],
+    [(["a", "b"], 0, "the same image in training and test"), (["cat", "Cat"], 50, "differ only in case, spaces or")],
 )
 def test_images_are_read_before_a_study_is_called_fine(
     classes: list[str], test_from: int, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
