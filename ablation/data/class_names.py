@@ -12,8 +12,9 @@ def refuse_unknown(chosen: Iterable[str], known: Collection[str]) -> None:
     Raises:
         InputError: names it, and the classes that there are.
     """
+    names = set(known)
     for name in chosen:
-        if name not in known:
+        if name not in names:
             raise InputError(f"data.classes: no class {name!r}; known: {', '.join(known)}")
 
 
