@@ -2,8 +2,8 @@
 
 import os
 import textwrap
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -128,19 +128,14 @@ def track_progress(things: Iterable[Any], total: int, description: str) -> Itera
     return track(things, escape(visible(description)), total, console=console, transient=True)
 
 
-@contextmanager
-def loading(libraries: str) -> Iterator[None]:
-    """Show on a terminal that libraries are imported, which takes seconds; print nothing elsewhere."""
-    with console.status(f"Loading {libraries}") if is_live() else nullcontext():
-        yield
+def loading(libraries: str) -> AbstractContextManager[object]:
+    """Return a context in which a terminal shows that libraries are imported, which takes seconds."""
+    return console.status(f"Loading {libraries}") if is_live() else nullcontext()
 
 
-@contextmanager
-def waiting(text: str) -> Iterator[None]:
-    """Show a text while the body runs, which takes a while."""
+def waiting(text: str) -> AbstractContextManager[object]:
+    """Return a context in which a text is shown, for what takes a while; it is a line if the output is no terminal."""
     if is_live():
-        with console.status(Text(visible(text))):
-            yield
-    else:
-        say(text)
-        yield
+        return console.status(Text(visible(text)))
+    say(text)
+    return nullcontext()

@@ -10,18 +10,17 @@ from ablation.base.generators import generator
 from ablation.data.images import Images
 from ablation.data.normalisation import Normalisation
 from ablation.networks.blocks import build_blocks, kept_parts
-from ablation.networks.strategies import Learning, apply_strategy
+from ablation.networks.strategies import Learning
 from ablation.networks.timm_backbones import load_timm_backbone
-from ablation.networks.transfer_model import Head, TransferModel, build_model, calibrate, initialise
+from ablation.networks.transfer_model import Head, TransferModel, build_model, initialise
 from ablation.spec.architectures import block_names, is_timm, smallest_image
 from ablation.spec.parameters import STRATEGIES, StrategyName
 from ablation.training.feature_cache import FeatureCache, Pretrained
 from ablation.training.loop import train
 from ablation.training.settings import TrainingSettings
 from ablation.training.sources import FeatureSource, frozen_part
-from ablation.training.state import Training, make_optimizer
+from ablation.training.state import begin_training
 
-CPU = torch.device("cpu")
 NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 
 # The smallest network of each, and the middle one of its cuts.
@@ -77,15 +76,14 @@ def test_what_is_frozen_stays_and_all_else_learns(name: str, cut: str, strategy:
     size = max(32, smallest_image(name, cut))
     images = some_images(7, size)  # a batch of three and one of four: none of one image
     model = network(name, cut, size)
-    groups = apply_strategy(model, Learning(strategy, 0.01, freeze_depth=1, weight_decay=0.1))
-    frozen = frozen_part(model, model.learning_layers.start, NORMALISATION, "float32")
-    source = FeatureCache(tmp_path, 10**8, lambda: Pretrained([], []), lambda text: None).source(images, frozen, "none")
+    settings = TrainingSettings(epochs=1, batch_size=3, seed=0, precision="float32", schedule="constant")
+    cache = FeatureCache(tmp_path, 10**8, lambda: Pretrained([], []), lambda text: None)
+    learning = Learning(strategy, 0.01, freeze_depth=1, weight_decay=0.1)
+    training = begin_training(model, learning, settings, NORMALISATION, lambda part: cache.source(images, part, "none"))
+    source = cache.source(images, training.frozen, "none")
     blocks = {"all": len(model.blocks), "freeze_depth": 1, "none": 0}[STRATEGIES[strategy].freezes]
     assert isinstance(source, FeatureSource) == (blocks > 0)
-    calibrate(model, source.in_order(), source.start, "float32")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    training = Training(model, frozen, make_optimizer("sgd", groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
-    settings = TrainingSettings(epochs=1, batch_size=3, seed=0, precision="float32", schedule="constant")
     (epoch,) = train(training, source, source, settings)
     assert 0 < epoch.val_loss < 100
 

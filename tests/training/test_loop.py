@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 from ablation.base.generators import generator
 from ablation.data.images import Images, normalise
 from ablation.data.normalisation import Normalisation
-from ablation.networks.strategies import Learning, apply_strategy
-from ablation.networks.transfer_model import Head, build_model, calibrate, initialise
+from ablation.networks.strategies import Learning
+from ablation.networks.transfer_model import Head, build_model, initialise
 from ablation.spec.parameters import Augmentation
 from ablation.training import loop
 from ablation.training.checkpoint import load_resume_checkpoint, save_resume_checkpoint
@@ -21,13 +21,12 @@ from ablation.training.loop import Diverged, train
 from ablation.training.loss import balanced_weights, weighted_loss
 from ablation.training.schedule import lr_factor
 from ablation.training.settings import TrainingSettings
-from ablation.training.sources import FrozenPart, ImageSource, frozen_part
+from ablation.training.sources import FrozenPart, ImageSource
 from ablation.training.state import (
     Training,
     begin_training,
     calibration_sample,
     load_tensors,
-    make_optimizer,
     trained_tensors,
 )
 
@@ -46,20 +45,26 @@ def some_images(n: int, seed: int) -> Images:
 TRAIN, VAL = some_images(96, 1), some_images(30, 2)
 
 
-def training(strategy: str = "fine_tune_all", lr: float = 0.02, optimizer: str = "sgd", **more: Any) -> Training:
-    model = build_model("vgg16_narrow", "block2", Head(8, 2), 3, 32)
-    initialise(model, None, 0)
-    calibrate(model, ImageSource(TRAIN, AS_THEY_ARE, "none").in_order(), 0, "float32")
-    settings = {"freeze_depth": None, "backbone_lr_scale": 0.5, "weight_decay": 5e-4} | more
-    groups = apply_strategy(model, Learning(strategy, lr, **settings))
-    frozen = frozen_part(model, model.learning_layers.start, NORMALISATION, "float32")
-    return Training(model, frozen, make_optimizer(optimizer, groups, CPU), torch.amp.GradScaler("cpu", enabled=False))
-
-
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch_size": 16, "schedule": "cosine", "label_smoothing": 0.0, "class_weights": "none",
     "max_grad_norm": 1e9, "head_warmup_epochs": 0, "precision": "float32", "seed": 5,
 }  # fmt: skip
+
+
+def begun(
+    settings: TrainingSettings, augmentation: Augmentation = "none", backbone: str = "vgg16_narrow", **learning: Any
+) -> Training:
+    """Return a training as a trial begins it."""
+    model = build_model(backbone, "block2", Head(8, 2), 3, 32)
+    initialise(model, None, 0)
+    of = {"strategy": "fine_tune_all", "lr": 0.02, "backbone_lr_scale": 0.5} | learning
+    return begin_training(
+        model, Learning(**of), settings, NORMALISATION, lambda frozen: sources(frozen, augmentation)[0]
+    )
+
+
+def training(strategy: str = "fine_tune_all", optimizer: str = "sgd", **learning: Any) -> Training:
+    return begun(TrainingSettings(**(SETTINGS | {"optimizer": optimizer})), strategy=strategy, **learning)
 
 
 def run(state: Training, augmentation: Augmentation = "crop_flip", **more: Any) -> list[dict[str, Any]]:
@@ -273,20 +278,6 @@ def test_compiled_training_is_close_and_compiled_once(monkeypatch: pytest.Monkey
             for mine, theirs in zip(compiled, eager, strict=True):
                 assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
                 assert mine["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=1 / 30 + 1e-9)
-
-
-def begun(
-    settings: TrainingSettings,
-    augmentation: Augmentation = "none",
-    strategy: str = "fine_tune_all",
-    freeze_depth: int | None = None,
-    backbone: str = "vgg16_narrow",
-) -> Training:
-    """Return a training as a trial begins it."""
-    model = build_model(backbone, "block2", Head(8, 2), 3, 32)
-    initialise(model, None, 0)
-    learning = Learning(strategy, 0.02, freeze_depth, backbone_lr_scale=0.5)
-    return begin_training(model, learning, settings, NORMALISATION, lambda frozen: sources(frozen, augmentation)[0])
 
 
 WAYS = {
