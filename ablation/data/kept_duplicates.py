@@ -92,7 +92,7 @@ def keep_comparison(comparison: Comparison, key: str) -> None:
 
 def kept_comparison(key: str) -> Comparison | None:
     """Return the comparison that was kept under a key; None without one."""
-    place = _place(key) if key else None
+    place = _place(key)
     try:
         return None if place is None else load_comparison(place.read_bytes())
     except (OSError, InputError):
