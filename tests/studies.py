@@ -116,7 +116,10 @@ MLFLOWS_OPTIONS = re.findall(r'"(PRAGMA .+?);"', inspect.getsource(vars(utils)["
 
 
 def set_options_once() -> None:
-    """Let MLflow set them once per connection: half of all its statements set them anew."""
+    """Let MLflow set them once per connection: half of all its statements set them anew.
+
+    Its sessions do not check either that they write only where its developers meant to, as they do under pytest alone.
+    """
     assert MLFLOWS_OPTIONS
     make: Callable[..., Any] = vars(utils)["_get_managed_session_maker"]
 
@@ -129,7 +132,8 @@ def set_options_once() -> None:
     def make_without_options(sessions: Any, database: str) -> Any:
         if database == "sqlite":
             event.listen(sessions.kw["bind"], "checkout", set_options)
-        return make(sessions, "a database that has no options")
+        open_session = make(sessions, "a database that has no options")
+        return lambda read_only=True: open_session(read_only=False)
 
     for owner in (utils, model_registry):
         vars(owner)["_get_managed_session_maker"] = make_without_options

@@ -1,6 +1,5 @@
 """The tables of `python -m ablation.backbones`."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,9 +7,11 @@ import pytest
 import timm
 
 from ablation.backbones import all_backbones, cli, cuts_table, weights_table
+from ablation.base.command_line import run_command
 from ablation.base.errors import InputError
 from ablation.networks import timm_backbones
 from ablation.spec.architectures import ARCHITECTURES, cut_names
+from tests.studies import signal_handlers_kept
 
 
 def rows(name: str, image_size: int) -> dict[str, list[str]]:
@@ -85,11 +86,13 @@ def test_all_backbones_are_listed() -> None:
         (["resnet50", "--image-size", "0"], "error: Invalid value for '--image-size': 0 is not in the range x>=1."),
     ],
 )
-def test_bad_input(arguments: list[str], said: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ablation.backbones", *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr.strip(), done.stdout) == (2, said, "")
+def test_bad_input(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["backbones", *arguments])
+    with signal_handlers_kept():
+        assert run_command(cli) == 2
+    assert capsys.readouterr() == ("", f"{said}\n")
 
 
 def test_without_weights_there_is_a_line_and_no_empty_table(
