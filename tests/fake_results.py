@@ -301,5 +301,7 @@ def _store_run(target: TrialRun, study: StudySpec, arm: Arm, run: RunResult, fol
         if run.spec.objective == "loss" and run.predictions.losses_N is not None:
             arrays["losses"] = run.predictions.losses_N
         save_file({**arrays, "labels": run.predictions.labels_N}, predictions)
-        target.log_test({"test_accuracy": run.test_accuracy, run.spec.goal.test_metric: run.test_value}, 1, predictions)
+        costs = {name: getattr(run, name) for name in ("inference_operations", "inference_seconds")}
+        metrics = {"test_accuracy": run.test_accuracy, run.spec.goal.test_metric: run.test_value, **costs}
+        target.log_test(metrics, 1, predictions)
     target.end(RUN_STATUS[run.state], run.reason)

@@ -52,16 +52,12 @@ def choose_champion(result: StudyResult) -> Choice | None:
     if not obstacle and best.arm.name not in ends:
         obstacle = f"the best arm has no {FEWEST_SEEDS} runs with validation predictions"
     not_worse = {arm: end.low for arm, end in ends.items() if end.low > -margin}
-    costs = {arm.arm.name: inference_operations(arm) for arm in result.arms}
-    candidates = [arm for arm in result.arms if arm is best or arm.arm.name in not_worse]
-    candidates = [arm for arm in candidates if costs[arm.arm.name] is not None]
-    if obstacle or costs[best.arm.name] is None:
-        why = obstacle or "its runs do not say what classifying an image costs"
-        return Choice(best, f"{_best_reason(result, best)}; no cheaper arm could be chosen, because {why}")
-    chosen = min(candidates, key=lambda arm: _cost(arm, costs[arm.arm.name]))
+    if obstacle:
+        return Choice(best, f"{_best_reason(result, best)}; no cheaper arm could be chosen, because {obstacle}")
+    chosen = min((arm for arm in result.arms if arm is best or arm.arm.name in not_worse), key=_cost)
     if chosen is best:
         return Choice(best, f"{_best_reason(result, best)}, and no cheaper arm is shown to be {less}")
-    share = (costs[chosen.arm.name] or 0.0) / (costs[best.arm.name] or 1.0)
+    share = _cost(chosen)[0] / _cost(best)[0]
     bound = points(-not_worse[chosen.arm.name], goal)
     return Choice(
         chosen,
@@ -70,10 +66,11 @@ def choose_champion(result: StudyResult) -> Choice | None:
     )
 
 
-def _cost(arm: ArmResult, operations: float | None) -> tuple[float, float, float]:
+def _cost(arm: ArmResult) -> tuple[float, float, float]:
+    """Return what the cheapest of confirmed arms has the least of, the first of these before the others."""
     trained = arm.best.trained_parameters if arm.best is not None else None
-    goal = goal_of(arm.confirmations)
-    return operations or 0.0, float(trained or 0), -goal.goodness(float(confirmed_validation(arm).mean()))
+    goodness = goal_of(arm.confirmations).goodness(float(confirmed_validation(arm).mean()))
+    return inference_operations(arm) or 0.0, float(trained or 0), -goodness
 
 
 def _best_reason(result: StudyResult, arm: ArmResult) -> str:

@@ -212,10 +212,9 @@ def compare(result: StudyResult, correct: Correct, estimator: Estimator = OVER_S
         correct: its confirmed arms.
         estimator: of the differences.
     """
-    spec, all_places, usable = result.spec, places(result.spec), estimator.usable(correct)
+    all_places, usable = places(result.spec), estimator.usable(correct)
     tested, confirmed = ({arm: all_places[arm] for arm in of_arms} for of_arms in (usable, correct))
-    pivot_of = pivots(spec, {factor: tuning_leader(result, factor) for factor in spec.compared_levels()})
-    pairs = label_pairs(spec, pivot_of)
+    pivot_of, pairs = compared_pairs(result)
     comparisons = level_comparisons(tested, pairs)
     crossed, missing = interactions(tested, pairs)
     contrasts = [c.weights for c in comparisons] + [c.weights for c in crossed]
@@ -361,6 +360,13 @@ def least_beaten(differences: Sequence[Difference]) -> str:
     for difference in differences:
         losses[difference.loser] += 1
     return min(losses, key=lambda label: losses[label])
+
+
+def compared_pairs(result: StudyResult) -> tuple[dict[str, str], LabelPairs]:
+    """Return the levels that others of their factor are compared with, by factor, and the pairs that are compared."""
+    spec = result.spec
+    pivot_of = pivots(spec, {factor: tuning_leader(result, factor) for factor in spec.compared_levels()})
+    return pivot_of, label_pairs(spec, pivot_of)
 
 
 def tuning_leader(result: StudyResult, factor: str) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from ablation.analysis.boundaries import planned_levels, unplanned_level
 from ablation.analysis.compared_repeats import compared_repeats
-from ablation.analysis.comparison import Difference, compare, tuning_leader
-from ablation.analysis.contrasts import label_pairs, level_comparisons, pivots, places
+from ablation.analysis.comparison import Difference, compare, compared_pairs
+from ablation.analysis.contrasts import level_comparisons, places
 from ablation.analysis.estimator import Estimator
 from ablation.analysis.results import StudyResult, read_results
 from ablation.analysis.simultaneous import FEWEST_SEEDS
@@ -85,8 +85,7 @@ def this_look(result: StudyResult) -> PastLook | None:
         return None
     usable = [name for name, units in _tested_units(result).items() if units >= FEWEST_SEEDS]
     all_places = places(result.spec)
-    leaders = {factor: tuning_leader(result, factor) for factor in result.spec.compared_levels()}
-    pairs = label_pairs(result.spec, pivots(result.spec, leaders))
+    _, pairs = compared_pairs(result)
     if not level_comparisons({name: all_places[name] for name in usable}, pairs):
         return None
     confirm = result.spec.confirm

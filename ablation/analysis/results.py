@@ -351,7 +351,10 @@ def _run_result(run: RunRecord) -> RunResult:
     def metric(name: str) -> float | None:
         return run.metrics.get(name) if state == "finished" else None
 
-    best_epoch, trained_parameters = metric("best_epoch"), metric("trained_parameters")
+    def count(name: str) -> int | None:
+        value = metric(name)
+        return None if value is None else int(value)
+
     return RunResult(
         run_id=run.run_id,
         number=int(run.params["trial"]),
@@ -362,8 +365,8 @@ def _run_result(run: RunRecord) -> RunResult:
         environment=json.loads(run.tags.get("environment", "{}")),
         curves={},
         val_accuracy=metric("best_val_accuracy"),
-        best_epoch=None if best_epoch is None else int(best_epoch),
-        trained_parameters=None if trained_parameters is None else int(trained_parameters),
+        best_epoch=count("best_epoch"),
+        trained_parameters=count("trained_parameters"),
         training_seconds=metric("training_seconds"),
         test_accuracy=metric("test_accuracy"),
         test_loss=metric("test_loss"),

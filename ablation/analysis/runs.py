@@ -44,7 +44,7 @@ class RunResult:
     val_loss: float | None = None  # of the best epoch; the three of them in runs of studies with that objective alone
     val_balanced_accuracy: float | None = None
     val_macro_f1: float | None = None
-    inference_operations: float | None = None  # of classifying one image; None in runs of older versions
+    inference_operations: float | None = None  # of classifying one image; of confirmation runs
     inference_seconds: float | None = None
     predictions: Predictions | None = None
     changes: dict[str, dict[str, float]] = field(default_factory=dict)

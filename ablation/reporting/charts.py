@@ -204,20 +204,20 @@ class ArmStyles:
 
     def colour(self, *, with_legend: bool = True) -> alt.Color:
         """Return the channel of colours."""
-        scale = alt.Scale(domain=self.firsts, range=_cycle(COLOURS, self.firsts))
+        scale = alt.Scale(domain=self.firsts, range=cycle(COLOURS, self.firsts))
         return alt.Color("first:N", scale=scale, legend=self.legend(0) if with_legend else None)
 
     def shape(self, *, with_legend: bool = True) -> alt.Shape:
         """Return the channel of markers."""
         field, labels, place = self._second()
-        scale = alt.Scale(domain=labels, range=_cycle(SHAPES, labels))
+        scale = alt.Scale(domain=labels, range=cycle(SHAPES, labels))
         return alt.Shape(f"{field}:N", scale=scale, legend=self.legend(place) if with_legend else None)
 
     def dash(self) -> alt.StrokeDash:
         """Return the channel of dashes; lines of one factor are all solid."""
         field, labels, place = self._second()
         dashes = DASHES if self.others else DASHES[:1]
-        scale = alt.Scale(domain=labels, range=_cycle(dashes, labels))
+        scale = alt.Scale(domain=labels, range=cycle(dashes, labels))
         return alt.StrokeDash(f"{field}:N", scale=scale, legend=self.legend(place))
 
     def _second(self) -> tuple[str, list[str], int]:
@@ -232,20 +232,31 @@ class ArmStyles:
         return alt.Legend(title=self.titles[place], labelExpr=label)
 
 
-def _cycle(values: Sequence[Any], labels: Sequence[str]) -> list[Any]:
+def cycle(values: Sequence[Any], labels: Sequence[str]) -> list[Any]:
+    """Return a value for each label; where there are too few, again from the first."""
     return [values[number % len(values)] for number in range(len(labels))]
 
 
 def of_arms(rows: Sequence[Row]) -> alt.Chart:
     """Return a chart without marks, of rows with a field `arm`; the page hides arms by its two parameters."""
     parameters = [alt.param(name=name, value=[]) for name in ("hidden", "hidden_labels")]
-    chart = alt.Chart(alt.InlineData(values=[*rows])).add_params(*parameters)
-    return chart.transform_filter("indexof(hidden, datum.arm) < 0")
+    return of_rows(rows).add_params(*parameters).transform_filter("indexof(hidden, datum.arm) < 0")
 
 
 def of_rows(rows: Sequence[Row]) -> alt.Chart:
     """Return a chart without marks."""
     return alt.Chart(alt.InlineData(values=[*rows]))
+
+
+def value_axis(title: str, field: str = "value") -> alt.Y:
+    """Return the vertical axis of numbers, which need not contain 0."""
+    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
+
+
+def intervals(base: alt.Chart) -> alt.Chart:
+    """Return a vertical line from `low` to `high` for each row that has them."""
+    lines: alt.Chart = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5)
+    return lines.encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
 
 
 def rounded(value: float | None) -> float | None:

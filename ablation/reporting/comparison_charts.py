@@ -23,12 +23,15 @@ from ablation.reporting.charts import (
     Picture,
     Row,
     as_json,
+    cycle,
     estimate_fields,
+    intervals,
     number_tip,
     of_arms,
     of_rows,
     render,
     rounded,
+    value_axis,
     values_text,
 )
 from ablation.spec.colours import COLOURS
@@ -124,16 +127,17 @@ def _means(analysis: StudyAnalysis, factor: FactorAnalysis) -> Picture:
     labels = [row["level"] for row in rows]
     placed = _rows("level", {label: _lines(label) for label in labels})
     levels = [level.label for level in factor.levels]
-    numbers = [levels.index(label) for label in labels]
-    scale = alt.Scale(domain=labels, range=[COLOURS[number % len(COLOURS)] for number in numbers])
-    shapes = alt.Scale(domain=labels, range=[SHAPES[number % len(SHAPES)] for number in numbers])
+    colours, shapes = (dict(zip(levels, cycle(values, levels), strict=True)) for values in (COLOURS, SHAPES))
+    scale = alt.Scale(domain=labels, range=[colours[label] for label in labels])
     colour = alt.Color("level:N", scale=scale, legend=None)
     tips = [_tip("level"), *_estimate_tips("marginal mean", ".4f"), alt.Tooltip("n:N")]
     base = of_rows(rows)
     dots = base.mark_point(filled=True, size=80, opacity=1, yOffset=placed.below).encode(
         _x("value", f"{factor.factor}: marginal mean test {goal.label}{better}"),
         color=colour,
-        shape=alt.Shape("level:N", scale=shapes, legend=None),
+        shape=alt.Shape(
+            "level:N", scale=alt.Scale(domain=labels, range=[shapes[label] for label in labels]), legend=None
+        ),
         tooltip=tips,
     )
     chart = alt.layer(_interval(base, placed.below).encode(color=colour), dots).encode(y=placed.y)
@@ -213,17 +217,14 @@ def interaction_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | N
         return None
     base = of_arms(rows)
     x = alt.X("other:N", sort=styles.others, title=styles.titles[1], axis=alt.Axis(labelAngle=0))
-    y = alt.Y("value:Q", title=axis_title("test", goal), scale=alt.Scale(zero=False))
+    y = value_axis(axis_title("test", goal))
     offset = alt.XOffset("first:N", sort=styles.firsts, scale=alt.Scale(paddingOuter=1))
-    shapes = [SHAPES[number % len(SHAPES)] for number in range(len(styles.firsts))]
-    shape = alt.Shape("first:N", scale=alt.Scale(domain=styles.firsts, range=shapes), legend=styles.legend(0))
+    shapes = alt.Scale(domain=styles.firsts, range=cycle(SHAPES, styles.firsts))
+    shape = alt.Shape("first:N", scale=shapes, legend=styles.legend(0))
     tips = [_tip("arm"), *_estimate_tips("mean", ".4f")]
-    bars = (
-        base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
-    )
     chart = alt.layer(
         base.mark_line(strokeWidth=1.5).encode(y=y, color=styles.colour(), detail="first:N"),
-        bars.encode(color=styles.colour()),
+        intervals(base).encode(color=styles.colour()),
         base.mark_point(filled=True, size=70, opacity=1).encode(y=y, color=styles.colour(), shape=shape, tooltip=tips),
     ).encode(x=x, xOffset=offset)
     text = f"Mean test {goal.label} of each combination of {' and '.join(styles.titles[:2])}: {values_text(texts)}."

@@ -23,10 +23,12 @@ from ablation.reporting.charts import (
     Picture,
     Row,
     estimate_fields,
+    intervals,
     number_tip,
     of_arms,
     render,
     rounded,
+    value_axis,
     values_text,
 )
 from ablation.spec.colours import COLOURS
@@ -38,6 +40,11 @@ MOST_POINTS = 10_000  # of all curves together
 MOST_PANELS = 40
 FEWEST_TRIALS = 3  # of an arm whose search is drawn
 PANEL_HEIGHT = 110  # pixels
+COSTS = {  # plot -> a cost of an arm, what it is multiplied by, its title, its format in texts and on the axis
+    "costs_parameters": ("trained_parameters", 1, "trained parameters (count, logarithmic)", ",.0f", "~s"),
+    "costs_seconds": ("training_seconds", 1, "training time of a run (s, logarithmic)", ",.3g", "~g"),
+    "costs_inference": ("inference_seconds", 1e3, "time to classify an image (ms, logarithmic)", ",.3g", "~g"),
+}
 
 
 def overlay_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
@@ -59,7 +66,7 @@ def overlay_chart(analysis: StudyAnalysis, styles: ArmStyles) -> Picture | None:
     chart = alt.layer(
         base.mark_line(strokeWidth=1.6).encode(strokeDash=styles.dash(), detail="arm:N"),
         dots.encode(shape=styles.shape(), tooltip=tips),
-    ).encode(x=_epochs(), y=_y(f"{axis_title('validation', goal)}, mean over runs"), color=styles.colour())
+    ).encode(x=_epochs(), y=value_axis(f"{axis_title('validation', goal)}, mean over runs"), color=styles.colour())
     text = f"Mean validation {goal.label} by epoch, from the first to the last, of each arm: {values_text(texts)}."
     return render(chart.properties(height=280), text)
 
@@ -94,7 +101,7 @@ def curve_panels(analysis: StudyAnalysis, quantity: ObjectiveName, label: str) -
     base = alt.Chart()
     lines = base.mark_line(strokeWidth=1.1, opacity=0.8).encode(strokeDash=dash, detail="run:N")
     dots = base.mark_point(filled=True, size=12, opacity=0.8).encode(tooltip=tips).properties(name="dots")
-    unit = alt.layer(lines, dots).encode(x=_epochs(), y=_y(label), color=colour)
+    unit = alt.layer(lines, dots).encode(x=_epochs(), y=value_axis(label), color=colour)
     unit = unit.transform_flatten(["epoch", "value"])
     kinds_text = "Training and validation" if any(row["kind"] == "training" for row in rows) else "Validation"
     words = OBJECTIVES[quantity].label
@@ -119,20 +126,14 @@ def _points(curve_E: np.ndarray, most_epochs: int) -> dict[str, list[float | Non
 
 def cost_charts(analysis: StudyAnalysis, styles: ArmStyles) -> dict[str, Picture]:
     """Draw the objective (test images) against costs: trained parameters, seconds of training and of inference."""
-    arms = [a for a in analysis.arms if a.estimate is not None and a.trained_parameters and a.training_seconds]
-    goal = analysis.result.spec.goal
+    measured = [name for name, *_ in COSTS.values()]
+    arms = [arm for arm in analysis.arms if arm.estimate and all(getattr(arm, name) for name in measured)]
     if len(arms) < 2:  # nothing to compare
         return {}
-    parameters = "trained parameters (count, logarithmic)", ",.0f", "~s"
-    seconds = "training time of a run (s, logarithmic)", ",.3g", "~g"
-    inference = "time to classify an image (ms, logarithmic)", ",.3g", "~g"
-    pictures = {
-        "costs_parameters": _cost([(arm, arm.trained_parameters or 0) for arm in arms], *parameters, styles, goal),
-        "costs_seconds": _cost([(arm, arm.training_seconds or 0) for arm in arms], *seconds, styles, goal),
-    }
-    timed = [(arm, 1e3 * arm.inference_seconds) for arm in arms if arm.inference_seconds]
-    if len(timed) > 1:  # runs of older versions did not measure it
-        pictures["costs_inference"] = _cost(timed, *inference, styles, goal)
+    pictures = {}
+    for plot, (name, factor, title, form, axis_form) in COSTS.items():
+        costs = [(arm, factor * getattr(arm, name)) for arm in arms]
+        pictures[plot] = _cost(costs, title, form, axis_form, styles, analysis.result.spec.goal)
     return pictures
 
 
@@ -157,11 +158,10 @@ def _cost(
         number_tip("cost", title, form),
         number_tip("value", f"mean test {goal.label}", ".4f"),
     ]
-    ends = {"y": alt.Y("low:Q"), "y2": alt.Y2("high:Q")}
     dots = base.mark_point(filled=True, size=80, opacity=1)
     chart = alt.layer(
-        base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5).encode(**ends),
-        dots.encode(y=_y(axis_title("test", goal)), shape=styles.shape(), tooltip=tips),
+        intervals(base),
+        dots.encode(y=value_axis(axis_title("test", goal)), shape=styles.shape(), tooltip=tips),
     ).encode(x=x, color=styles.colour())
     return render(chart.properties(height=240), f"Test {goal.label} against {title} of each arm: {values_text(texts)}.")
 
@@ -209,7 +209,7 @@ def _slice(rows: Sequence[Row], styles: ArmStyles, search: tuple[str, Any], goal
     tips = [alt.Tooltip("arm:N"), alt.Tooltip("trial:Q"), tip, number_tip("value", f"validation {goal.label}", ".4f")]
     points = of_arms(rows).mark_point(filled=True, size=50, opacity=0.9)
     chart = points.encode(
-        x=x, y=_y(axis_title("validation", goal)), color=styles.colour(), shape=styles.shape(), tooltip=tips
+        x=x, y=value_axis(axis_title("validation", goal)), color=styles.colour(), shape=styles.shape(), tooltip=tips
     )
     best = max(rows, key=lambda row: goal.goodness(row["value"]))
     text = (
@@ -239,16 +239,16 @@ def tuning_panels(analysis: StudyAnalysis) -> Picture | None:
 
     dots: list[alt.Chart] = [
         base.mark_point(filled=True, size=26, opacity=1)
-        .encode(x=x, y=_y(axis, label), color=alt.ColorDatum(label), tooltip=tips)
+        .encode(x=x, y=value_axis(axis, label), color=alt.ColorDatum(label), tooltip=tips)
         .properties(name=f"dots_{number}")
         for number, label in enumerate(labels)
     ]
     found = base.mark_line(strokeWidth=1.5, interpolate="step-after")
     expected = base.mark_line(strokeWidth=1, strokeDash=[3, 2])
     layers = [
-        base.mark_area(opacity=0.15, color=INK).encode(x=x, y=_y(axis, "low"), y2=alt.Y2("high:Q")),
-        expected.encode(x=x, y=_y(axis, "expected"), color=alt.ColorDatum("expected best")),
-        found.encode(x=x, y=_y(axis, "best"), color=alt.ColorDatum("best so far")),
+        base.mark_area(opacity=0.15, color=INK).encode(x=x, y=value_axis(axis, "low"), y2=alt.Y2("high:Q")),
+        expected.encode(x=x, y=value_axis(axis, "expected"), color=alt.ColorDatum("expected best")),
+        found.encode(x=x, y=value_axis(axis, "best"), color=alt.ColorDatum("best so far")),
         *dots,
     ]
     unit = alt.LayerChart(layer=layers)
@@ -294,7 +294,3 @@ def _epochs() -> alt.X:
 def _count_axis(ticks: int) -> alt.Axis:
     """Return an axis of whole numbers; Vega also has ticks between them where they are few, which stay unlabelled."""
     return alt.Axis(tickMinStep=1, tickCount=ticks, format="d", labelExpr="datum.value % 1 ? '' : datum.label")
-
-
-def _y(title: str, field: str = "value") -> alt.Y:
-    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))

@@ -15,7 +15,6 @@ from PIL import Image
 
 from ablation.analysis.answer import StudyAnalysis, analyse
 from ablation.analysis.comparison import Difference, FactorAnalysis
-from ablation.analysis.runs import RunResult
 from ablation.analysis.statistics import Estimate
 from ablation.reporting import run_charts
 from ablation.reporting.charts import (
@@ -83,21 +82,6 @@ def test_short_times_are_in_the_unit_of_their_axis(analysis: StudyAnalysis) -> N
     ticks = texts_of(draw_figures(quick, ["costs"])["costs_seconds"].svg)
     assert {"0.1", "1", "10", "100"} <= set(ticks.split(" | "))
     assert [row[2] for row in cost_table(quick).rows[:4]] == ["0.034", "0.96", "2.5", "1,234.6"]
-
-
-def test_runs_of_older_versions_have_no_time_of_inference(analysis: StudyAnalysis) -> None:
-    def older(run: RunResult) -> RunResult:
-        return dataclasses.replace(run, inference_operations=None, inference_seconds=None)
-
-    arms = [
-        dataclasses.replace(arm, confirmations=[older(run) for run in arm.confirmations])
-        for arm in analysis.result.arms
-    ]
-    old = analyse(dataclasses.replace(analysis.result, arms=arms))
-    assert list(draw_figures(old, ["costs"])) == ["costs_parameters", "costs_seconds"]
-    assert "operations per image (millions)" not in cost_table(old).columns
-    cells = [float(row[3].replace(",", "")) for row in cost_table(analysis).rows]
-    assert cells == [pytest.approx(1e-6 * (arm.inference_operations or 0)) for arm in analysis.arms]
 
 
 def made_up(levels: int, names: str = "b{}") -> FactorAnalysis:
