@@ -134,11 +134,13 @@ def champion_blocks(analysis: StudyAnalysis) -> list[Block]:
     ]
 
 
-def arm_addresses(analysis: StudyAnalysis, server: str) -> list[str]:
-    """Return the address of each arm's runs in the MLflow UI at an address."""
+def arm_links(analysis: StudyAnalysis, server: str) -> dict[tuple[int, int], str]:
+    """Return the links of `arm_table` to each arm's runs in the MLflow UI at an address; none without one."""
+    if not server:
+        return {}
     # The UI opens in its GenAI mode without the workflow.
     page = f"{server}/#/experiments/{analysis.result.experiment_id}/runs?workflowType=machine_learning&searchFilter="
-    return [page + quote(f"tags.arm = '{arm.name}'") for arm in analysis.arms]
+    return {(row, 0): page + quote(f"tags.arm = '{arm.name}'") for row, arm in enumerate(analysis.arms)}
 
 
 def _range(value: Any) -> str:

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from ablation.analysis.results import ArmResult, StudyResult
 from ablation.base.text import Table
-from ablation.reporting.content import Block, HeatMap, Paragraph
+from ablation.reporting.content import Block, Paragraph, RichTable
 from ablation.spec.architectures import block_names, kept_blocks
 
 MEASURES = {  # metric -> its value in a frozen block, title, what it is
@@ -66,7 +66,7 @@ def arm_changes(arm: ArmResult) -> dict[str, dict[str, float]]:
     return changes
 
 
-def _heat_map(measure: str, rows: Mapping[str, Mapping[str, float]], blocks: list[str]) -> HeatMap:
+def _heat_map(measure: str, rows: Mapping[str, Mapping[str, float]], blocks: list[str]) -> RichTable:
     _, title, meaning = MEASURES[measure]
     cells = [
         [arm, *(f"{values[block]:.3g}" if block in values else "-" for block in blocks)] for arm, values in rows.items()
@@ -78,4 +78,4 @@ def _heat_map(measure: str, rows: Mapping[str, Mapping[str, float]], blocks: lis
         [min(value / largest, 1.0) if value >= 0 else 0.0 for value in (values.get(block, 0.0) for block in blocks)]
         for values in rows.values()
     ]
-    return HeatMap(Table(title, ["arm", *blocks], cells, [meaning]), shades)
+    return RichTable(Table(title, ["arm", *blocks], cells, [meaning]), shades)

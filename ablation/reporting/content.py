@@ -98,23 +98,16 @@ class Folded:
 
 
 @dataclass(frozen=True)
-class HeatMap:
-    """A table of numbers behind a first column of names.
+class RichTable:
+    """A table with shaded or linked cells.
 
-    `shades` are from 0 to 1, one for each number; `links` are addresses in the page, by row and number.
+    `shades` are from 0 to 1, one for each cell but the first of a row; or there are none. `links` are addresses by row
+    and column.
     """
 
     table: Table
-    shades: list[list[float]]
+    shades: list[list[float]] = field(default_factory=list)
     links: dict[tuple[int, int], str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Linked:
-    """A table whose first cells are links; `addresses` has one for each row."""
-
-    table: Table
-    addresses: list[str]
 
 
 @dataclass(frozen=True)
@@ -133,9 +126,7 @@ class Beside:
     narrow: list["Block"]
 
 
-Block = (
-    Paragraph | Answer | Items | Code | Figure | Gallery | Sheet | Folded | HeatMap | Linked | Details | Beside | Table
-)
+Block = Paragraph | Answer | Items | Code | Figure | Gallery | Sheet | Folded | RichTable | Details | Beside | Table
 
 
 @dataclass(frozen=True)

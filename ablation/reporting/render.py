@@ -33,9 +33,8 @@ from ablation.reporting.content import (
     Figure,
     Folded,
     Gallery,
-    HeatMap,
     Items,
-    Linked,
+    RichTable,
     Section,
     Sheet,
     behind_column,
@@ -231,7 +230,7 @@ def render_markdown(result: StudyResult, sections: list[Section]) -> str:
 
 
 def _block_markdown(block: Block) -> str:
-    if isinstance(block, Folded | HeatMap | Linked):
+    if isinstance(block, Folded | RichTable):
         return _block_markdown(block.table)
     if isinstance(block, Table):
         title = f"**{escape_markdown(block.title)}**" if block.title else ""

@@ -15,7 +15,7 @@ from ablation.base.terminal import say, say_prose, show_table
 from ablation.base.text import Table
 from ablation.reporting.answer_sections import (
     answer_blocks,
-    arm_addresses,
+    arm_links,
     arm_table,
     comparison_sections,
     missing_runs_text,
@@ -23,7 +23,7 @@ from ablation.reporting.answer_sections import (
 )
 from ablation.reporting.change_section import change_blocks
 from ablation.reporting.charts import Picture
-from ablation.reporting.content import Linked, Section, figure_block
+from ablation.reporting.content import RichTable, Section, figure_block
 from ablation.reporting.data_section import data_blocks, duplicate_blocks, has_near_duplicates, suspect_blocks
 from ablation.reporting.environment_section import environment_blocks
 from ablation.reporting.exports import paper_block
@@ -223,7 +223,7 @@ def _sections(analysis: StudyAnalysis, pictures: Mapping[str, Picture], server: 
     return [
         Section("missing", "What is missing", missing_runs_text(analysis)),
         Section("answer", "Answer", answer_blocks(analysis, pictures)),
-        Section("arms", "Arms", [Linked(arms, arm_addresses(analysis, server)) if server else arms]),
+        Section("arms", "Arms", [RichTable(arms, links=arm_links(analysis, server))]),
         Section("published", "Published results", [*published_tables(analysis)]),
         *comparison_sections(analysis, pictures),
         Section("power", "What more would find", power_blocks(analysis), is_folded=True),

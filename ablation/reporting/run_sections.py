@@ -18,8 +18,8 @@ from ablation.reporting.content import (
     Details,
     Folded,
     Gallery,
-    HeatMap,
     Items,
+    RichTable,
     Tile,
     figure_block,
     optional_number,
@@ -148,7 +148,7 @@ def tuning_blocks(
     return [*blocks, *_known_tables(analysis.result), *_importance_maps(importances, goal)]
 
 
-def _importance_maps(importances: Mapping[str, Mapping[str, float]], goal: Objective) -> list[HeatMap]:
+def _importance_maps(importances: Mapping[str, Mapping[str, float]], goal: Objective) -> list[RichTable]:
     """Return the share of each parameter in the variation of an arm's trials; nothing without any."""
     known = {arm: shares for arm, shares in importances.items() if shares}
     if not known:
@@ -164,7 +164,7 @@ def _importance_maps(importances: Mapping[str, Mapping[str, float]], goal: Objec
         "a random forest). Arms with few trials are left out; with less than a few dozen, this is only a hint."
     )
     shades = [[shares.get(name, 0.0) for name in parameters] for shares in known.values()]
-    return [HeatMap(Table("Importance of each parameter", ["arm", *parameters], rows, [note]), shades)]
+    return [RichTable(Table("Importance of each parameter", ["arm", *parameters], rows, [note]), shades)]
 
 
 def learning_blocks(pictures: Mapping[str, Picture], goal: Objective) -> list[Block]:
@@ -289,7 +289,7 @@ def class_blocks(analysis: StudyAnalysis, pictures: Mapping[str, Picture]) -> li
     return [metrics, table, *_confusion_maps(analysis), _confusions_table(analysis)]
 
 
-def _confusion_maps(analysis: StudyAnalysis) -> list[HeatMap]:
+def _confusion_maps(analysis: StudyAnalysis) -> list[RichTable]:
     """Return the winner's confusion matrix; nothing with more classes than a page has room for."""
     arm = next((arm for arm in analysis.arms if arm.result is analysis.winner), None)
     classes = analysis.result.classes
@@ -301,14 +301,14 @@ def _confusion_maps(analysis: StudyAnalysis) -> list[HeatMap]:
     ]
     links: dict[tuple[int, int], str] = {}
     for mistake in analysis.mistakes:
-        place = classes.index(mistake.true), classes.index(mistake.predicted)
+        place = classes.index(mistake.true), 1 + classes.index(mistake.predicted)
         links.setdefault(place, f"#{mistake_key(mistake)}")
     title = f"Confusion matrix of {arm.name} (mean of n = {plural(arm.runs, 'seed')})"
     note = "The fraction of each true class (row) that is classified as each class (column); each row sums to 1."
     if links:
         note += " Linked cells lead to the champion's mistakes that this page shows."
     shades_KK = np.nan_to_num(arm.confusion_KK)
-    return [HeatMap(Table(title, ["true class", *classes], rows, [note]), shades_KK.tolist(), links)]
+    return [RichTable(Table(title, ["true class", *classes], rows, [note]), shades_KK.tolist(), links)]
 
 
 def _confusions_table(analysis: StudyAnalysis) -> Table:

@@ -8,7 +8,7 @@ import pytest
 from ablation.analysis.pooling import analyse_study
 from ablation.analysis.results import StudyResult
 from ablation.reporting.change_section import arm_changes, change_blocks
-from ablation.reporting.content import HeatMap
+from ablation.reporting.content import RichTable
 from ablation.reporting.report import build_report
 from tests.fake_results import fake_result
 
@@ -36,8 +36,8 @@ def test_changes_are_means_over_seeds_and_frozen_blocks_did_not_change() -> None
 
 def test_a_heat_map_has_a_row_for_each_arm_and_no_value_where_the_cut_is_before_the_block() -> None:
     _, moved, _, similarity = change_blocks(changed_result())
-    assert isinstance(moved, HeatMap)
-    assert isinstance(similarity, HeatMap)
+    assert isinstance(moved, RichTable)
+    assert isinstance(similarity, RichTable)
     assert moved.table.columns == ["arm", "block1", "block2"]
     assert moved.table.rows == [["block1", "0", "-"], ["block2", "0", "0.5"]]
     assert moved.shades == [[0.0, 0.0], [0.0, 1.0]]  # of the largest value
@@ -53,8 +53,8 @@ def test_values_that_are_no_numbers_shade_nothing() -> None:
     changes = {name: {"block2": value} for name, value in values.items()}
     runs = [replace(run, changes=changes) for run in second.confirmations]
     _, *maps = change_blocks(replace(result, arms=[first, replace(second, confirmations=runs)]))
-    assert [heat.shades[1] for heat in maps if isinstance(heat, HeatMap)] == [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
-    assert [heat.table.rows[1][2] for heat in maps if isinstance(heat, HeatMap)] == ["nan", "nan", "nan"]
+    assert [heat.shades[1] for heat in maps if isinstance(heat, RichTable)] == [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+    assert [heat.table.rows[1][2] for heat in maps if isinstance(heat, RichTable)] == ["nan", "nan", "nan"]
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
