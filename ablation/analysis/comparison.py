@@ -322,7 +322,16 @@ def _analyse_factor(
     correct: Correct,
     estimator: Estimator,
 ) -> FactorAnalysis:
-    """Return the analysis of a factor; `found` has each pair of its levels that is to be compared, or None."""
+    """Return the analysis of a factor.
+
+    Args:
+        result: the study.
+        factor: its name.
+        pivot: the label that others are compared with; None for all pairs.
+        found: each pair of labels that is compared, None where no arms differ in nothing else.
+        correct: the study's confirmed arms.
+        estimator: of the differences.
+    """
     levels = result.spec.compared_levels()[factor]
     combinations = len(result.arms) // len(levels)
     family, not_compared, partial = [], [], []
