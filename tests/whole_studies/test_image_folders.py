@@ -76,7 +76,7 @@ def test_a_study_of_another_decoding_is_refused(
     settings = (study_file, *folder(root), "--set", 'factors={strategy=["fine_tune_all"]}', "--set",
                 "fixed.truncate_at=block1")  # fmt: skip
     with monkeypatch.context() as older:
-        older.setattr("ablation.data.image_folder.DECODING_VERSION", 5)
+        older.setattr("ablation.data.own_images.DECODING_VERSION", 5)
         assert command(*settings, "--trials", "1") == 0
     content = arm_study(Path("mlruns"), "small/fine_tune_all").user_attrs["content"]
     assert content["data"]["decoding"] == 5
