@@ -264,10 +264,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
 
 
-def pytest_collection_finish() -> None:
-    """Keep what all tests share out of the searches for garbage, of half a second each, after every lack of memory."""
+@pytest.fixture(scope="module", autouse=True)
+def _searches_for_garbage_are_short() -> None:
+    """What earlier files and all libraries left is out of the searches, of up to a second, after a lack of memory."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
     atexit.register(gc.unfreeze)  # else libraries report all that is left at the end
 
 
