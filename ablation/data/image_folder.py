@@ -112,7 +112,7 @@ class _Layout:
                 raise _two_ways(inner[name], f"as a split, {beside}, or as a class; move the images")
         for name in others:
             self.passed["folder beside the splits", name] += 1
-        test = splits["test"] or splits["val"][:1]
+        test = splits["test"] or splits["val"]
         for split, group in (("train", splits["train"]), ("test", test)):
             if len(group) > 1:
                 raise _refusal(

@@ -107,6 +107,8 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
     refused(root, "Train and training may both hold the train images|two ways")
     root = tree(tmp_path / "c", "Train/cat", "Train/dog", "train/cat", "train/dog", "test/cat", "test/dog")
     refused(root, "Train and train may both hold the train images; name one by data.train")
+    twice = tree(tmp_path / "v", "train/cat", "train/dog", "val/cat", "val/dog", "valid/cat", "valid/dog")
+    refused(twice, r"val and valid may both hold the test images; name one by data.test \(and data.train\)")
     assert places(root, train="Train", test="test")["train"] == {"Train/cat", "Train/dog"}
     root = tree(tmp_path / "d", "Training", "Testing")
     refused(root, "no images in <class>")
