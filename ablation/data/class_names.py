@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Collection, Iterable
 
 from ablation.base.errors import InputError
+from ablation.base.text import one_line
 
 
 def refuse_unknown(chosen: Iterable[str], known: Collection[str]) -> None:
@@ -15,7 +16,7 @@ def refuse_unknown(chosen: Iterable[str], known: Collection[str]) -> None:
     names = set(known)
     for name in chosen:
         if name not in names:
-            raise InputError(f"data.classes: no class {name!r}; known: {', '.join(known)}")
+            raise InputError(one_line(f"data.classes: no class {name!r}; known: {', '.join(known)}"))
 
 
 def refuse_look_alikes(names: Iterable[str]) -> None:

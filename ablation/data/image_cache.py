@@ -256,13 +256,18 @@ def _make_room(file: Path, size: int, limit: int) -> bool:
     Files in use are neither deleted nor counted. One that exceeds the limit goes first once it is not in use.
     """
     folder = file.parent
-    last_used = {}
-    for other, bytes_used, in_use in cache_files():
-        if other == file or (not in_use and is_damaged(other)):  # its writer has crashed
+    others = []
+    for other in folder.glob("imagefolder-*"):
+        if other != file and is_in_use(other):
+            continue
+        if other == file or is_damaged(other):  # nobody else writes such a file: its writer has crashed
             with suppress(OSError):  # on Windows, while another process reads it
                 other.unlink()
-        elif not in_use:
-            last_used[other] = 0 if bytes_used > limit else other.stat().st_mtime
+        else:
+            others.append(other)
+    others += [*folder.glob("audit-*"), *folder.glob("near-*")]
+    status = {other: other.stat() for other in others}
+    last_used = {other: 0 if status[other].st_size > limit else status[other].st_mtime for other in others}
     evicted = files_to_evict(folder, last_used, size, limit)
     for other in evicted or []:
         other.unlink()

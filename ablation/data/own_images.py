@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 
 from ablation.base.errors import InputError
 from ablation.base.text import one_line, plural
-from ablation.data.class_names import refuse_look_alikes
+from ablation.data.class_names import folded, refuse_look_alikes
 from ablation.data.decoding import DECODING_VERSION, TEST_FRACTION, File, ImageListing, OpenImage
 from ablation.data.folder_walk import Passed, passed_text
 from ablation.data.groups import choose_groups, numbered, refuse_shared
@@ -60,8 +60,6 @@ def own_listing(images: OwnImages, data: Data) -> ImageListing:
     if len(classes) < 2:
         named = "".join(map(repr, classes)) or "none"
         raise InputError(f"data: must have images of two classes or more, not of {named} ({where})")
-    if data.classes is None:
-        refuse_look_alikes(classes)
     if is_test_N is None:
         for name, count in Counter(images.labels).items():
             if count < FEWEST:
@@ -73,8 +71,13 @@ def own_listing(images: OwnImages, data: Data) -> ImageListing:
     labels_N = numbered(images.labels)
     sides = {split: set(labels_N[chosen].tolist()) for split, chosen in numbers.items()}
     if one_sided := sides["train"] ^ sides["test"]:
+        name = classes[min(one_sided)]
         only = "training" if min(one_sided) in sides["train"] else "test"
-        raise InputError(f"data: class {classes[min(one_sided)]!r} has {only} images only ({where})")
+        alike = [each for each in classes if each != name and folded(each) == folded(name)]
+        hint = f"; is {alike[0]!r} the same class in another spelling?" if alike else ""
+        raise InputError(f"data: class {name!r} has {only} images only{hint} ({where})")
+    if data.classes is None:
+        refuse_look_alikes(classes)
     files = {split: [images.files[n] for n in chosen] for split, chosen in numbers.items()}
     groups = None
     if images.groups is not None:
@@ -92,7 +95,7 @@ def own_listing(images: OwnImages, data: Data) -> ImageListing:
         file_reader(files, data, images.source, images.open_image),
         decoding=DECODING_VERSION,
         files=files,
-        reading=f"{where}; {counts} of {len(classes)} classes; {passed}",
+        reading=one_line(f"{where}; {counts} of {len(classes)} classes; {passed}"),
         groups=groups,
         open_image=images.open_image,
     )

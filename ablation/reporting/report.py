@@ -117,10 +117,13 @@ def read_studies(store: Store, names: Sequence[str]) -> list[StudyResult]:
     """Read a study, or several that differ in their seed alone.
 
     Raises:
-        InputError: a study cannot be read, or they differ in anything but their seed.
+        InputError: a study cannot be read, is named twice, or they differ in anything but their seed.
         StoreAway: the tracking server does not answer.
         StoreError: MLflow's store cannot be used.
     """
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is named twice")
     results = [read_results(store, name) for name in names]
     check_repeats(results)
     return results

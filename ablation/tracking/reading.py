@@ -239,7 +239,7 @@ def read_study(store: Store, study: str, arm_keys: Collection[str] = ()) -> Stud
         for run in active for name in edited[run.run_id]
     ]  # fmt: skip
     namesakes = len({run.key for run in own})
-    if namesakes > 1:
+    if namesakes > 1 and not arm_keys:  # an earlier draft of the study may have left a summary, too
         text = f"{namesakes} studies are called {study!r} here; this is the one that was begun last"
         left_out.append(LeftOut(text, is_mendable=False))
     readable = [run for run in active if not edited[run.run_id]]
@@ -388,14 +388,15 @@ def _intact(run: RunRecord, name: str, file: Path | None) -> Path:
 
 
 def may_read(path: Path) -> bool:
-    """Return whether a file or folder is there.
+    """Return whether a file is there, or a folder with something in it.
 
     Raises:
         OSError: it, or a folder above it, may not be read.
     """
     try:
-        if not stat.S_ISDIR(path.stat().st_mode):
-            path.open("rb").close()
+        if stat.S_ISDIR(path.stat().st_mode):
+            return any(path.iterdir())
+        path.open("rb").close()
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True

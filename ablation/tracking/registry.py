@@ -152,7 +152,10 @@ def register_version(store: Store, candidate: Candidate, build: Callable[[Path],
         StoreError: MLflow's store cannot be used.
     """
     study = candidate.study
-    client = reading_client(store)
+    try:
+        client = reading_client(store)
+    except InputError as error:  # it was open a moment ago
+        raise StoreError(str(error)) from None
     is_known = _owns_model(client, candidate)
     version = _find_version(client, candidate)
     if version is None:

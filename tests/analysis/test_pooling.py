@@ -151,7 +151,7 @@ def test_the_command_pools_what_the_store_has(
     assert "over 3 tunings" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["report", names[0], names[0], "--store", str(tmp_path / "store")])
     assert run_command(cli) == 2
-    assert "both have seed = 0, so that they are the same study" in capsys.readouterr().err
+    assert "cuts-0 is named twice" in capsys.readouterr().err
 
 
 def test_what_planned_looks_stopped_is_not_missing() -> None:

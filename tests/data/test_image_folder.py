@@ -185,6 +185,8 @@ def test_what_stands_beside_the_splits_is_counted(tmp_path: Path) -> None:
     picture(root / "stray.png")
     assert places(root)["train"] == {"images/a", "images/b"}
     assert "passed over: 1 image outside class folders" in image_folder_listing(data(root)).reading
+    (root / "em\npty").mkdir()
+    assert "\n" not in image_folder_listing(data(root)).reading
 
 
 def test_a_class_can_be_left_out(tmp_path: Path) -> None:

@@ -458,6 +458,18 @@ def test_who_begins_a_name_that_is_replaced_is_refused(
     assert line.startswith("error: another study called 'small' was begun at the same time: objective (was 'loss'")
 
 
+def test_a_draft_that_was_changed_before_its_first_trial_is_no_second_study(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arms and its summary run stay in the stores; the study is complete without them."""
+    with monkeypatch.context() as begun:
+        begun.setattr(running_study, "work_until_done", lambda session: None)
+        command(study_file, "--store", "s", "--set", "factors.strategy=['feature_extraction', 'fine_tune_all']")
+    arguments = ["--store", "s", *ONE_ARM, "--trials", 1, "--set", "confirm.seeds=1"]
+    assert command(study_file, *arguments) == 0
+    assert command(study_file, *arguments) == 0
+
+
 def test_the_report_says_whether_there_is_a_champion_to_load(
     command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
