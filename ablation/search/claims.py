@@ -3,7 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Claim:
     superseded: bool
     earlier: FrozenTrial | None = None
     """The trial as it ended before MLflow lost its run; None unless it is trained again for that reason."""
+    reported: set[int] = field(default_factory=set)
+    """The epochs that Optuna's database has."""
 
     @property
     def ended(self) -> TrialEnd | None:
@@ -270,6 +272,7 @@ def _claim(
     return Claim(
         arm, trial.study, trial, key, store.trial_folder(key), locks,
         resumed=resumed, owner=owner, best=best, superseded=superseded,
+        reported={*_stored(trial).intermediate_values} if resumed else set(),
     )  # fmt: skip
 
 
@@ -287,7 +290,7 @@ def ensure_held(claim: Claim) -> None:
     if not claim.locks.try_acquire(trial_lock(claim.key)):
         raise ClaimLost("another worker has taken it over")
     try:
-        frozen = _stored_trial(claim)
+        frozen = _stored(claim.trial)
     except StoreAway:
         claim.release()  # the owner is unknown, so the next call must check again
         raise
@@ -297,9 +300,9 @@ def ensure_held(claim: Claim) -> None:
         raise ClaimLost("another worker took it over while the database was away")
 
 
-def _stored_trial(claim: Claim) -> FrozenTrial:
-    """Return the trial as Optuna's database has it; one trial takes as long in a large study as in a small one."""
-    return claim.trial.storage.get_trial(claim.trial._trial_id)
+def _stored(trial: optuna.Trial) -> FrozenTrial:
+    """Return a trial as Optuna's database has it; one trial takes as long in a large study as in a small one."""
+    return trial.storage.get_trial(trial._trial_id)
 
 
 def stored_spec(claim: Claim) -> dict[str, str] | None:
@@ -317,10 +320,10 @@ def report_epochs(claim: Claim, history: Iterable[EpochMetrics], objective: Obje
     """Report the objective's validation values of epochs to Optuna, except those that were reported before."""
     if claim.earlier is not None:
         return
-    reported = _stored_trial(claim).intermediate_values
     for metrics in history:
-        if metrics.epoch not in reported:
+        if metrics.epoch not in claim.reported:
             claim.trial.report(metrics.value(objective), metrics.epoch)
+            claim.reported.add(metrics.epoch)
 
 
 def should_prune(claim: Claim) -> bool:
@@ -332,7 +335,7 @@ def has_ended(claim: Claim) -> bool:
     """Return whether the trial has ended in Optuna's database; one that is trained again, whether that has ended."""
     if claim.earlier is not None:
         return claim.trial.number not in again_numbers(claim.study)
-    return _stored_trial(claim).state.is_finished()
+    return _stored(claim.trial).state.is_finished()
 
 
 def end_trial(claim: Claim, state: TrialEnd, value: float | None, reason: str, run_id: str | None) -> None:

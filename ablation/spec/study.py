@@ -152,7 +152,8 @@ class StudySpec(Grown):
 
     def arm_parameters(self) -> list[str]:
         """Return the factors, or the parameters that at least one of [[arms]] sets."""
-        return [name for name in Hyperparameters.model_fields if any(name in levels for levels in self.combinations())]
+        names = {name for levels in self.combinations() for name in levels}
+        return [name for name in Hyperparameters.model_fields if name in names]
 
     def compared_levels(self) -> dict[str, list[Any]]:
         """Return what the report compares: factor -> its levels, or 'arm' -> the names of [[arms]]."""
@@ -211,9 +212,10 @@ class StudySpec(Grown):
 
     def leaves_out(self, parameter: str) -> bool:
         """Return whether what is stored leaves a parameter out: it is new, and has its default in every arm."""
-        is_varied = parameter in self.arm_parameters() or self.search.get(parameter) is not None
+        if parameter not in ADDED or self.search.get(parameter) is not None:
+            return False
         is_default = self.default(parameter) == Hyperparameters.model_fields[parameter].default
-        return parameter in ADDED and is_default and not is_varied
+        return is_default and parameter not in self.arm_parameters()
 
     def default(self, parameter: str) -> Any:
         """Return the fixed value of a parameter that is neither a factor nor searched."""
@@ -234,7 +236,7 @@ class StudySpec(Grown):
             content[table] = [
                 {key: value for key, value in item.items() if value is not None} for item in content[table]
             ]
-        set_by_all = {name for name in self.arm_parameters() if all(name in levels for levels in self.combinations())}
+        set_by_all = set.intersection(*({*levels} for levels in self.combinations()))
         varied = content["search"].keys() | set_by_all
         content["fixed"] = {name: self.default(name) for name in Hyperparameters.model_fields if name not in varied}
         # Left out at their defaults, so that studies stored before these options existed keep their identity.

@@ -64,7 +64,7 @@ def keep_arm_runs(
             run = tracker.delete_doubles(key)
             _log_changes(tracker, run, arm.metrics, params)
             if run.info.end_time is None:
-                tracker.end_run(run, "FINISHED")
+                tracker.end_run(run.info, "FINISHED")
             else:  # its end stays the first one: else the UI would show days, in which nothing was trained
                 tracker.client.update_run(run_id, status="FINISHED")
         summary_id = summary.find()

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Run, RunInfo, ViewType
 
 from ablation.base.errors import StoreAway, StoreError
 from ablation.base.retries import repeat_briefly
@@ -60,7 +60,8 @@ class Tracker:
         self.study = study
         self.away: StoreAway | None = None  # why the server did not answer the last call
         self._away_until = 0.0  # time.monotonic(); no calls of trials until then
-        self.run_ids: dict[str, str] = {}  # by key
+        self.run_infos: dict[str, RunInfo] = {}  # by key: of the runs in use, as they began
+        self.has_server = is_server(store)
         with opening_errors(store):
             by_name = experiment_id is None
             experiment = client.get_experiment_by_name(study) if by_name else client.get_experiment(experiment_id)
@@ -68,7 +69,7 @@ class Tracker:
                 client.restore_experiment(experiment.experiment_id)
             if experiment is None:
                 try:
-                    location = None if is_server(store) else artifact_location(store, study)
+                    location = None if self.has_server else artifact_location(store, study)
                     client.create_experiment(study, artifact_location=location, tags={NOTE_TAG: question})
                 except StoreError as error:
                     if error.code != "RESOURCE_ALREADY_EXISTS":  # another machine may have been faster
@@ -106,16 +107,17 @@ class Tracker:
 
     def run_id(self, key: str) -> str | None:
         """Return the id of the run with a key; None where there is none."""
-        if key not in self.run_ids:
+        if key not in self.run_infos:
             runs = self._runs(key)
             if not runs:
                 return None
-            self.run_ids[key] = max(runs, key=_completeness).info.run_id
-        return self.run_ids[key]
+            self.run_infos[key] = max(runs, key=_completeness).info
+        run_id: str = self.run_infos[key].run_id
+        return run_id
 
     def was_deleted(self, key: str) -> bool:
         """Return whether a person has deleted the run with a key, which this process found or created before."""
-        self.run_ids.pop(key, None)
+        self.run_infos.pop(key, None)
         return self.run_id(key) is None
 
     def restored_run_id(self, key: str) -> str | None:
@@ -148,21 +150,21 @@ class Tracker:
     def find_or_create(self, key: str, name: str, tags: dict[str, str]) -> tuple[str, bool]:
         """Return the id of the run with a key, and whether the run is new; one that had ended is reopened."""
         tags = {**tags, KEY_TAG: key, "mlflow.source.name": "ablation.study", "mlflow.source.type": "LOCAL"}
-        self.run_ids.pop(key, None)  # another process may have deleted it as a double
+        self.run_infos.pop(key, None)  # another process may have deleted it as a double
 
         def attempt() -> tuple[str, bool]:
             run_id = self.run_id(key)
             if run_id is not None:
                 self.client.update_run(run_id, status="RUNNING")
                 return run_id, False
-            self.run_ids[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
-            return self.run_ids[key], True
+            self.run_infos[key] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info
+            return self.run_infos[key].run_id, True
 
         return repeat_briefly(attempt)
 
-    def end_run(self, run: Run, status: RunStatus) -> None:
+    def end_run(self, run: RunInfo, status: RunStatus) -> None:
         """Close a run. Its end is not before its begin, though the clock may have been set back: MLflow shows both."""
-        self.client.set_terminated(run.info.run_id, status, max(run.info.start_time, time.time_ns() // 1_000_000))
+        self.client.set_terminated(run.run_id, status, max(run.start_time, time.time_ns() // 1_000_000))
 
     def reconcile(self, statuses: Callable[[], Mapping[str, RunStatus | None]]) -> None:
         """Leave one run of every trial that has ended, and close those that are open.
@@ -188,7 +190,7 @@ class Tracker:
             for double in doubles:
                 self.client.delete_run(double.info.run_id)
             if run.info.status not in ("FINISHED", status):
-                self.end_run(run, status)
+                self.end_run(run.info, status)
 
     def mark_superseded(self, keys: Collection[str]) -> None:
         """Tag confirmation runs, by their keys, whose configuration is not their arm's best any more, once each."""

@@ -103,7 +103,7 @@ class SummaryRun:
     def end(self, status: RunStatus) -> None:
         """Close the run."""
         if self.find() is not None:
-            self.tracker.end_run(self.tracker.delete_doubles(self.key), status)
+            self.tracker.end_run(self.tracker.delete_doubles(self.key).info, status)
 
     def pause(self) -> None:
         """Mark the run as one that will resume, unless another process has ended it."""

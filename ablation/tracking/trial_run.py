@@ -69,7 +69,8 @@ class TrialRun:
     @property
     def run_id(self) -> str | None:
         """The run's id; None until the server that creates the run has answered."""
-        return self._tracker.run_ids.get(self._key)
+        info = self._tracker.run_infos.get(self._key)
+        return None if info is None else info.run_id
 
     def start(
         self,
@@ -343,11 +344,12 @@ class TrialRun:
             self._delete_artifact(run_id, CHECKPOINT_FILE)
 
     def _end(self, _: None, status: RunStatus, reason: str) -> None:
-        run = self._tracker.delete_doubles(self._key)
+        if self._tracker.has_server:
+            self._tracker.delete_doubles(self._key)
         if reason:
             notes = [RunTag("reason", reason), RunTag(NOTE_TAG, escape_markdown(reason))]
-            self._client.log_batch(run.info.run_id, tags=notes)
-        self._tracker.end_run(run, status)
+            self._client.log_batch(self._required_run_id(), tags=notes)
+        self._tracker.end_run(self._tracker.run_infos[self._key], status)
 
     def _pause(self, _: None) -> None:
         run_id = self._tracker.run_id(self._key)

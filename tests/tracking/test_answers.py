@@ -139,13 +139,17 @@ def test_curves_and_files_are_whole(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_double_is_deleted_when_its_trial_ends(tracker: Tracker) -> None:
+@pytest.mark.parametrize("by_its_process", [True, False])
+def test_a_double_is_deleted_when_its_trial_ends(tracker: Tracker, tmp_path: Path, by_its_process: bool) -> None:
     """The server carried out a creation after its client had given up."""
     run_id, _ = tracker.find_or_create("key/0", "run", {"kind": "trial"})
     tracker.client.log_metric(run_id, "loss", 1.0)
     late = tracker.client.create_run(tracker.experiment_id, tags={"ablation.key": "key/0", "kind": "trial"})
     other = tracker.client.create_run(tracker.experiment_id, tags={"ablation.key": "key/1", "kind": "trial"})
-    tracker.reconcile(lambda: {"key/0": "FINISHED", "key/1": None})
+    if by_its_process:
+        TrialRun(tracker, "key/0", tmp_path, "").end("FINISHED")
+    else:
+        tracker.reconcile(lambda: {"key/0": "FINISHED", "key/1": None})
     left = {run.info.run_id: run.info.status for run in tracker.client.search_runs([tracker.experiment_id])}
     assert left == {run_id: "FINISHED", other.info.run_id: "RUNNING"}
     assert late.info.run_id not in left

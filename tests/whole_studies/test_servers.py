@@ -281,16 +281,16 @@ def test_whose_a_trial_is_has_to_be_seen(
             database = tables_made["OPTUNA_STORAGE"].rpartition("/")[2]
             postgresql.query("UPDATE trial_user_attributes SET value_json = '\"-other\"' WHERE key = 'owner'", database)
 
-    real = claims._stored_trial
+    real = claims._stored
 
-    def failing_once(claim: Claim) -> Any:
+    def failing_once(trial: optuna.Trial) -> Any:
         if not seen and sys._getframe(1).f_code.co_name == "ensure_held":
             seen.append(1)
             raise StoreAway("starting up")
-        return real(claim)
+        return real(trial)
 
     patched_train(monkeypatch, lose)
-    monkeypatch.setattr(claims, "_stored_trial", failing_once)
+    monkeypatch.setattr(claims, "_stored", failing_once)
     monkeypatch.setattr(
         "ablation.running.study.run_study", lambda *arguments: work_until_done(open_session(*arguments))
     )
