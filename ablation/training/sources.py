@@ -226,13 +226,13 @@ class FeatureSource:
 
     def read(self, epoch: EpochOrder, places_B: slice | torch.Tensor) -> Batch:
         """Return the features at these places of an epoch; flips are those of `ImageSource`."""
-        device = self.labels_N.device
-        rows = copy_to(self.features[epoch.order_N[places_B]], device)
+        device, chosen_B = self.labels_N.device, epoch.order_N[places_B]
+        rows = copy_to(_rows(self.features, chosen_B), device)
         if self.mirrored is not None:
             assert epoch.draws.flip_N is not None
             flip = epoch.draws.flip_N[places_B].view(-1, *(1,) * (rows.ndim - 1))
-            rows = torch.where(flip, copy_to(self.mirrored[epoch.order_N[places_B]], device), rows)
-        return Batch(channels_first(rows), self.labels_N[epoch.order_N[places_B].to(device)])
+            rows = torch.where(flip, copy_to(_rows(self.mirrored, chosen_B), device), rows)
+        return Batch(channels_first(rows), self.labels_N[chosen_B.to(device)])
 
     def in_order(self) -> Iterator[torch.Tensor]:
         """Yield the inputs of the rest of the network in order, in the batches of `ImageSource`."""
@@ -246,6 +246,11 @@ class FeatureSource:
 
 
 Source = ImageSource | FeatureSource
+
+
+def _rows(features: torch.Tensor, chosen_B: torch.Tensor) -> torch.Tensor:
+    """Return the chosen rows. On a CPU, `index_select` copies whole rows, which takes a fifth of indexing's time."""
+    return features.index_select(0, chosen_B) if features.device.type == "cpu" else features[chosen_B]
 
 
 def channels_first(rows: torch.Tensor) -> torch.Tensor:
