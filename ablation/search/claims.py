@@ -64,7 +64,7 @@ class Claim:
     earlier: FrozenTrial | None = None
     """The trial as it ended before MLflow lost its run; None unless it is trained again for that reason."""
     reported: set[int] = field(default_factory=set)
-    """The epochs that Optuna's database has."""
+    """The epochs that Optuna's database has; empty for a trial that is trained again, which reports none."""
 
     @property
     def ended(self) -> TrialEnd | None:

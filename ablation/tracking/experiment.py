@@ -60,7 +60,7 @@ class Tracker:
         self.study = study
         self.away: StoreAway | None = None  # why the server did not answer the last call
         self._away_until = 0.0  # time.monotonic(); no calls of trials until then
-        self.run_infos: dict[str, RunInfo] = {}  # by key: of the runs in use, as they began
+        self.run_infos: dict[str, RunInfo] = {}  # by key: of the runs in use; only their ids and begins stay true
         self.has_server = is_server(store)
         with opening_errors(store):
             by_name = experiment_id is None

@@ -344,7 +344,7 @@ class TrialRun:
             self._delete_artifact(run_id, CHECKPOINT_FILE)
 
     def _end(self, _: None, status: RunStatus, reason: str) -> None:
-        if self._tracker.has_server:
+        if self._tracker.has_server:  # else no call is carried out after it was given up
             self._tracker.delete_doubles(self._key)
         if reason:
             notes = [RunTag("reason", reason), RunTag(NOTE_TAG, escape_markdown(reason))]

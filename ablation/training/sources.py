@@ -249,7 +249,7 @@ Source = ImageSource | FeatureSource
 
 
 def _rows(features: torch.Tensor, chosen_B: torch.Tensor) -> torch.Tensor:
-    """Return the chosen rows. On a CPU, `index_select` copies whole rows, which takes a fifth of indexing's time."""
+    """Return the chosen rows. On a CPU, `index_select` copies whole rows, which takes a tenth to 0.8 of the time."""
     return features.index_select(0, chosen_B) if features.device.type == "cpu" else features[chosen_B]
 
 

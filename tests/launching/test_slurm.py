@@ -280,7 +280,11 @@ def wait_for_lines(launch: Launch, log: Path, line: str, number: int, seconds: f
 
 
 def wait_for_the_end(launch: Launch, seconds: float = 60) -> None:
-    wait_for(lambda: slurm.workers(launch.label, {}) == [], seconds, lambda: outputs(launch))
+    wait_for(
+        lambda: slurm.workers(launch.label, {}) == [],
+        seconds,
+        lambda: (slurm.workers(launch.label, {}), outputs(launch)),
+    )
 
 
 def high_priority_job(cluster: SlurmCluster, tmp_path: Path) -> str:
@@ -313,7 +317,7 @@ def test_workers_are_placed_listed_and_a_finished_study_ends_those_that_wait(
     assert third.id.partition("_")[0] == first.id.partition("_")[0]
     assert all(re.match(r"\d{4}-\d\d-\d\dT", worker.since) for worker in (first, second, third))
     assert slurm.workers("ablation-another", {}) == []
-    wait_for_the_end(launch, 30)
+    wait_for_the_end(launch)
     assert count(log, "start") == 2  # the third never ran
 
 
