@@ -56,6 +56,12 @@ TEXTS: dict[Kind, str] = {
     "missing_in_optuna": "Optuna's database lacks {}, which MLflow has: the study's next start adds them",
     "orphan": "MLflow has runs of trials that do not exist: {}",
 }
+BY_REPAIR: dict[Kind, str] = {  # what `--repair` says instead, which does it now
+    "lost": "MLflow lacks the runs of {}: they are trained again",
+    "damaged": "The test predictions of {} are lost or damaged: they are trained again",
+    "edited": "Tags of the runs of {} were edited or deleted, and are written again",
+}
+BY_REDO: dict[Kind, str] = {"deleted": "Deleted in MLflow, and restored: {}"}
 MOST_NAMES = 5  # in a text
 
 RUN_STATUS: dict[TrialEnd, RunStatus] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -120,10 +126,10 @@ def _kind(is_known: bool, end: TrialEnd | None, run: RunRecord | None) -> Kind |
     return "edited" if edited_tags(run) else None
 
 
-def difference_texts(differences: Sequence[Difference]) -> list[str]:
-    """Return differences as lines for people, one for each kind."""
+def difference_texts(differences: Sequence[Difference], mended: Mapping[Kind, str] | None = None) -> list[str]:
+    """Return differences as lines for people, one for each kind; `mended`: the texts of those that are mended now."""
     texts = []
-    for kind, text in TEXTS.items():
+    for kind, text in {**TEXTS, **(mended or {})}.items():
         names = [difference.words for difference in differences if difference.kind == kind]
         if names:
             more = [f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []

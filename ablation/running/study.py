@@ -25,7 +25,15 @@ from ablation.running.looks import share_decisions
 from ablation.running.mlflow_pages import conclude_pages, write_views
 from ablation.running.options import RunOptions, worker_devices
 from ablation.running.registration import seal
-from ablation.running.repair import Difference, difference_texts, find_differences, mend, restore_deleted
+from ablation.running.repair import (
+    BY_REDO,
+    BY_REPAIR,
+    Difference,
+    difference_texts,
+    find_differences,
+    mend,
+    restore_deleted,
+)
 from ablation.running.session import (
     Session,
     deliver_and_reconcile,
@@ -90,7 +98,8 @@ def mend_stores(session: Session) -> None:
     # Of two repairs at once, the later one sees what the earlier one has noted: nothing is trained twice.
     with session.locks.exclusive(study_lock(session.spec.name)) if options.repair or options.redo else nullcontext():
         differences = session_differences(session, thoroughly=options.repair)
-        for text in difference_texts(differences):
+        mended = (BY_REDO if options.redo else {}) | (BY_REPAIR if options.repair else {})
+        for text in difference_texts(differences, mended):
             say_prose(text)
         if options.redo:
             restore_deleted(differences, tracker)

@@ -51,10 +51,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def whole(command: Command, study_file: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The store of a study that has ended, in a folder of its own, as if it had always been there."""
-    # Else MLflow would write the files of a run to the folder of the test before.
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())
     if not pristine.exists():
         assert command(study_file, "--store", pristine, *ARGUMENTS) == 0
+    # Else MLflow would write the files of a run to the folder of the test before, or to the pristine one.
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())
     return copy_store(pristine, Path("s").absolute())
 
 
@@ -201,6 +201,9 @@ def test_runs_that_mlflow_lost_are_trained_again(
     (arm,) = read_results(find_store(str(whole)), "small").arms
     assert [run.number for run in arm.confirmations] == [1]  # it still confirms the arm's best trial
     assert resume("--repair") == 0
+    said = one_line(capsys.readouterr().out)
+    assert "MLflow lacks the runs of trial #1 of fine_tune_all, confirmation run #0 of fine_tune_all: they are" in said
+    assert "--repair" not in said
     assert trained == [1, 2, 1, 2]
     assert stored(whole) == before
     assert resume() == 0
@@ -311,6 +314,9 @@ def test_a_run_that_was_deleted_on_purpose_stays_out(
         assert run_command(report.cli) == 0
     assert f"Deleted in MLflow, and left out: {words}" in one_line(capsys.readouterr().out)
     assert resume("--redo") == 0
+    said = one_line(capsys.readouterr().out)
+    assert f"Deleted in MLflow, and restored: {words} " in said
+    assert "--redo restores" not in said
     assert trained == []
     assert stored(whole) == before
 
