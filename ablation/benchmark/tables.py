@@ -90,7 +90,7 @@ def result_tables(measurements: dict[str, Any]) -> list[Table]:
         ["training in a small trial (s)", f"{small['of_which_training']:.3f}"],
         [f"growth of memory in {small['trials']} trials (MB)", f"{small['memory_growth_bytes'] / 1e6:,.0f}"],
         [
-            f"MLflow in a trial of {minute['trial_seconds']:.0f} s",
+            f"MLflow in a trial of {minute['trial_seconds']:.0f} s, {minute['epochs']} epochs",
             f"{minute['tracking_seconds']:.2f} s, {share:.2f} %",
         ],
         ["from the command to the first trial, new store (s)", Measured(start["new_store"]).text(1)],

@@ -328,15 +328,17 @@ class TrialRun:
         self, file: Path | None, values: dict[str, float], timestamp: int, folder: str = "checkpoint"
     ) -> None:
         run_id = self._required_run_id()
+        metrics, tags = [], []
         if values:  # a trial that is trained again, because Optuna's database was older, adds no second points
             logged = {} if self._has_no_result else self._client.get_run(run_id).data.metrics
             metrics = [Metric(name, value, timestamp, 0) for name, value in values.items() if name not in logged]
-            self._client.log_batch(run_id, metrics=metrics)
-            self._has_no_result = False
         if file is not None:
             self._client.log_artifact(run_id, str(file), folder)
             if file.suffix == ".safetensors":  # what is read again; pictures are for people
-                self._client.set_tag(run_id, checksum_tag(f"{folder}/{file.name}"), file_checksum(file))
+                tags = [RunTag(checksum_tag(f"{folder}/{file.name}"), file_checksum(file))]
+        if metrics or tags:
+            self._client.log_batch(run_id, metrics=metrics, tags=tags)
+            self._has_no_result = False
 
     def _delete_checkpoint(self, _: None, key: str) -> None:
         run_id = self._tracker.run_id(key)

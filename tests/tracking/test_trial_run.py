@@ -406,8 +406,10 @@ def test_a_file_that_another_process_has_delivered_is_no_error(
 
 def test_a_call_that_is_refused_for_another_reason_is_an_error(tracker: Tracker, tmp_path: Path) -> None:
     tracker.find_or_create("a/0", "run", {})
+    predictions = tmp_path / "predictions.safetensors"
+    predictions.write_bytes(b"predictions")
     with pytest.raises(StoreError, match='Invalid value "50 %"'):
-        TrialRun(tracker, "a/0", tmp_path / "trial", "").log_test({"50 %": 0.5}, 1, tmp_path / "none.safetensors")
+        TrialRun(tracker, "a/0", tmp_path / "trial", "").log_test({"50 %": 0.5}, 1, predictions)
 
 
 def test_a_summary_that_another_process_has_ended_is_not_paused(tracker: Tracker) -> None:
