@@ -97,18 +97,9 @@ def cli(
             raise InputError(f"--{name}: not with --study; {instead}")
     spec = None if study is None else spec_to_measure(study, images, weights, changes)
 
-    from ablation.search import configure_optuna
-    from ablation.tracking import configure_mlflow
+    from ablation.base.terminal import loading
 
-    configure_mlflow()
-    configure_optuna()
-    with tempfile.TemporaryDirectory(prefix="ablation-bench-") as name:
-        folder = Path(name)
-        if scale is not None:
-            return measure_scale(scale, workers, folder, target)
-        if spec is not None:
-            return measure_study(spec, device, folder, target)
-
+    with loading("torch, MLflow and Optuna"):
         from ablation.base.core_use import core_use, read_core_times
         from ablation.benchmark.measures import (
             feature_extraction,
@@ -122,7 +113,17 @@ def cli(
         from ablation.benchmark.step_modes import step_modes
         from ablation.benchmark.subject import load_subject
         from ablation.benchmark.tables import provenance, result_tables
+        from ablation.search import configure_optuna
+        from ablation.tracking import configure_mlflow
 
+    configure_mlflow()
+    configure_optuna()
+    with tempfile.TemporaryDirectory(prefix="ablation-bench-") as name:
+        folder = Path(name)
+        if scale is not None:
+            return measure_scale(scale, workers, folder, target)
+        if spec is not None:
+            return measure_study(spec, device, folder, target)
         measures = (
             feature_extraction, fine_tuning, training_steps, step_modes, small_trials, tracking_overhead, start_up
         )  # fmt: skip

@@ -31,10 +31,12 @@ def cli(names: tuple[str, ...], store_folder: str | None, form: str, patience: f
     store.check_reachable()
 
     from ablation.base.retries import wait_out
-    from ablation.base.terminal import say, say_prose, show_table
-    from ablation.reporting.comparison_of_studies import across_json, across_sentences, across_tables, read_studies
-    from ablation.search import configure_optuna
-    from ablation.tracking import configure_mlflow
+    from ablation.base.terminal import loading, say, say_prose, show_table
+
+    with loading("MLflow and Optuna"):
+        from ablation.reporting.comparison_of_studies import across_json, across_sentences, across_tables, read_studies
+        from ablation.search import configure_optuna
+        from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     configure_optuna()

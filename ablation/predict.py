@@ -81,8 +81,10 @@ def cli(
             raise InputError(f"{store.root}: is no store, or an empty one")
 
     from ablation.base.retries import wait_out
-    from ablation.base.terminal import show_table, waiting
-    from ablation.tracking.registry import load_champion
+    from ablation.base.terminal import loading, show_table, waiting
+
+    with loading("torch and MLflow"):
+        from ablation.tracking.registry import load_champion
 
     is_text = output_format == "text"
     with waiting("Loading the champion") if is_text else nullcontext():

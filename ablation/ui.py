@@ -116,8 +116,11 @@ def pages_to_open(store: Store, study: str | None, address: str) -> list[tuple[s
     Raises:
         InputError: there is no such study.
     """
-    from ablation.tracking import configure_mlflow
-    from ablation.tracking.saved_views import stored_views
+    from ablation.base.terminal import loading
+
+    with loading("MLflow"):
+        from ablation.tracking import configure_mlflow
+        from ablation.tracking.saved_views import stored_views
 
     configure_mlflow()
     experiment_id, views = stored_views(store, study, address)

@@ -1,10 +1,13 @@
 """Tables and sentences on a terminal."""
 
+import gc
+from contextlib import suppress
+
 import pytest
 from rich.console import Console
 
 from ablation.base import terminal
-from ablation.base.terminal import columns_that_fit, say_prose, show_table
+from ablation.base.terminal import columns_that_fit, loading, say_prose, show_table
 from ablation.base.text import Table
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
@@ -121,3 +124,18 @@ def test_prose_wraps_at_words_below_its_own_beginning(monkeypatch: pytest.Monkey
     with pipe.capture() as capture:
         say_prose(text, "Answer  ")
     assert capture.get() == f"Answer  {text}\n"
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_no_search_for_garbage_looks_at_what_was_imported(is_missing: bool) -> None:
+    """Those after it are made again, also where a library is missing."""
+    with suppress(ModuleNotFoundError), loading("libraries"):
+        assert not gc.isenabled()
+        imported: list[object] = []
+        if is_missing:
+            raise ModuleNotFoundError
+    own: list[object] = []
+    assert gc.isenabled()
+    searched = {id(thing) for thing in gc.get_objects()}
+    assert id(own) in searched
+    assert id(imported) not in searched
