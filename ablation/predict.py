@@ -11,7 +11,6 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,14 +80,14 @@ def cli(
             raise InputError(f"{store.root}: is no store, or an empty one")
 
     from ablation.base.retries import wait_out
-    from ablation.base.terminal import loading, show_table, waiting
+    from ablation.base.terminal import loading, show_table
 
     with loading("torch and MLflow"):
+        import torch  # noqa: F401 - which the champion would import
+
         from ablation.tracking.registry import load_champion
 
-    is_text = output_format == "text"
-    with waiting("Loading the champion") if is_text else nullcontext():
-        champion = wait_out(lambda: load_champion(name, store=store_folder), patience)
+    champion = wait_out(lambda: load_champion(name, store=store_folder), patience)
     faults: list[InputError] = []
     predictions: list[Prediction] = []
 
@@ -100,7 +99,7 @@ def cli(
         if output_format == "csv":
             click.echo(as_csv(batch, with_heading=not predictions), nl=False)
         predictions += batch
-    if is_text and predictions:
+    if output_format == "text" and predictions:
         show_table(prediction_table(champion, predictions, top))
     if output_format == "json" and predictions:
         click.echo(as_json(champion, predictions), nl=False)

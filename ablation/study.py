@@ -264,7 +264,10 @@ def may_have_begun(store: Store, study: str) -> bool:
 
 def load_backbone(module: str | None, name: str, image_size: int) -> str:
     """Load a custom backbone, or one of timm's networks; torch is imported only for a study of these."""
-    from ablation.networks import timm_backbones
+    from ablation.base.terminal import loading
+
+    with loading("torch"):
+        from ablation.networks import timm_backbones
 
     return timm_backbones.load_backbone(module, name, image_size)
 

@@ -16,14 +16,16 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ablation.base.interrupts import uninterrupted
 from ablation.base.text import Table, one_line, visible
 
 console = Console()
+error_console = Console(stderr=True)
 
 GAP = 2  # characters between two columns
 
 
-def is_live() -> bool:
+def is_live(console: Console = console) -> bool:
     """Return whether lines may be drawn over: not in a pipe, in CI, in a notebook, or where no colours are wanted."""
     wants_plain = os.environ.get("CI") or os.environ.get("NO_COLOR")
     return console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter and not wants_plain
@@ -134,16 +136,19 @@ def track_progress(things: Iterable[Any], total: int, description: str) -> Itera
 def loading(libraries: str) -> Iterator[None]:
     """Show in a terminal that libraries are imported in this context, which takes seconds.
 
-    No search for garbage looks at what they make, now or later: the commands of a study spent 0.8 s on it.
+    It is shown on the standard error, because a program may read the output. An interrupt waits for the end: inside an
+    import, it could abort the process. No search for garbage looks at what the imports make, now or later: the commands
+    of a study spent 0.8 s on it.
     """
-    gc.disable()
-    try:
-        with console.status(f"Loading {libraries}") if is_live() else nullcontext():
-            yield
-    finally:
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # else some libraries list at the end all that is left
-        gc.enable()
+    with uninterrupted():
+        gc.disable()
+        try:
+            with error_console.status(f"Loading {libraries}") if is_live(error_console) else nullcontext():
+                yield
+        finally:
+            gc.freeze()
+            atexit.register(gc.unfreeze)  # else some libraries list at the end all that is left
+            gc.enable()
 
 
 def waiting(text: str) -> AbstractContextManager[object]:

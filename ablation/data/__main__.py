@@ -143,9 +143,10 @@ def check(data: Data, out: Path | None) -> None:
 
     from ablation.base.terminal import say, say_prose, track_progress, waiting
     from ablation.data.kept_duplicates import comparison_of, keep_comparison
-    from ablation.data.near_duplicates import MOST_EQUAL, Picture, find_near_duplicates
+    from ablation.data.near_duplicates import MOST_EQUAL, Picture, find_near_duplicates, hashing_library
     from ablation.data.reading import image_names, list_images, listing_key, read_listing
 
+    hashing_library()  # refused before the images are read
     listing = list_images(data, track_progress)
     labels_N, train = np.concatenate([listing.train_labels_N, listing.test_labels_N]), len(listing.train_labels_N)
     names = image_names(listing)
@@ -184,14 +185,16 @@ def check(data: Data, out: Path | None) -> None:
 
 def show_suspects(name: str, store: str | None, out: Path | None) -> None:
     """Print the test images of a study whose label all confirmation runs contradict."""
-    from ablation.analysis.label_errors import suspected_labels
-    from ablation.analysis.results import read_results
-    from ablation.base.terminal import say, show_table, track_progress
+    from ablation.base.terminal import loading, say, show_table, track_progress
     from ablation.base.text import Table
-    from ablation.data.reading import image_names, list_images, load_split
-    from ablation.data.split import split_seed
     from ablation.storage.store import find_store
-    from ablation.tracking import configure_mlflow
+
+    with loading("torch and MLflow"):
+        from ablation.analysis.label_errors import suspected_labels
+        from ablation.analysis.results import read_results
+        from ablation.data.reading import image_names, list_images, load_split
+        from ablation.data.split import split_seed
+        from ablation.tracking import configure_mlflow
 
     configure_mlflow()
     result = read_results(find_store(store), check_name(name))

@@ -68,7 +68,7 @@ def find_near_duplicates(pictures: Sequence[Picture], open_image: OpenImage = PI
     Raises:
         InputError: the optional library is missing.
     """
-    _library()
+    hashing_library()
     chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
     look = partial(_look, open_image)
     if len(pictures) <= FEW and not isinstance(pictures[0], str):
@@ -97,7 +97,7 @@ def find_near_duplicates(pictures: Sequence[Picture], open_image: OpenImage = PI
     return NearDuplicates(*pairs, int((~readable_N).sum()), len(represented_P))
 
 
-def _library() -> Any:
+def hashing_library() -> Any:
     """Return the optional library imagehash.
 
     Raises:
@@ -143,7 +143,7 @@ def _beyond_the_most(
 
 
 def _hash(grey: Image) -> np.uint64:
-    bits: np.ndarray = _library().phash(grey).hash
+    bits: np.ndarray = hashing_library().phash(grey).hash
     return np.uint64(np.packbits(bits.flatten()).view(np.uint64)[0])
 
 

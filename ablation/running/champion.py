@@ -23,6 +23,7 @@ from ablation.running.outputs import load_model
 from ablation.storage.store import Store
 from ablation.tracking.client import KEY_TAG, REFUSAL_TAG
 from ablation.tracking.registry import (
+    PROGRAM_FILE,
     Candidate,
     Program,
     RegisteredVersion,
@@ -72,7 +73,7 @@ def register_champion(
         option = str(store.root) if store.has_own_tracking else None
         model = load_model(run.run_id, store=option, weights=spec.backbone.weights, module=spec.backbone.module)
         examples_NSSC = images.test_images_NHWC[:EXAMPLE_IMAGES].copy()
-        program = folder / "program.pt2"
+        program = folder / PROGRAM_FILE
         export_program(model, torch.from_numpy(examples_NSSC), program)
         about = {"study": spec.name, "arm": arm.arm.name, "run_id": run.run_id, "resize": spec.data.resize}
         return Program(program, examples_NSSC, model.classes, about)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -37,6 +38,7 @@ STUDY_TAG = "ablation.study"  # of a registered model: the key of its study
 REASON_TAG = "ablation.chosen"  # of a version: why it became the champion
 LONGEST_REFUSAL = 500  # characters; an error of torch may be pages long
 MODEL_CODE = Path(__file__).with_name("champion_model.py")  # MLflow runs a copy of it where the model is loaded
+PROGRAM_FILE = "program.pt2"  # a zip archive
 MODEL_NAME = "champion-candidate"  # in MLflow's list of an experiment's models; the alias says which one it is now
 
 
@@ -373,6 +375,7 @@ def load_champion(study: str, *, store: str | os.PathLike[str] | None = None) ->
         if folder is None:
             raise InputError(f"{files} are gone: MLflow has the address {address}")
         try:
+            _check_program(folder)
             model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
         except Exception as error:  # whatever its code and torch raise for damaged files
             raise StoreError(f"the champion of {study!r} cannot be loaded ({first_line(error)})") from None
@@ -388,6 +391,14 @@ def load_champion(study: str, *, store: str | os.PathLike[str] | None = None) ->
         return probabilities_NK
 
     return Champion(registered, about["arm"], list(about["classes"]), size, about["resize"], probabilities)
+
+
+def _check_program(model: Path) -> None:
+    """Raise an error if a model's program is damaged: torch loads one without a look at the checksums in it."""
+    path = model / "artifacts" / PROGRAM_FILE
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{PROGRAM_FILE} is damaged: the checksum of its {damaged} is wrong")
 
 
 def _check_images(images_NSSC: Any, size: int) -> None:

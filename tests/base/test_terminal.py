@@ -1,14 +1,20 @@
 """Tables and sentences on a terminal."""
 
 import gc
+import io
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
 from rich.console import Console
 
 from ablation.base import terminal
+from ablation.base.interrupts import handle_interrupts
 from ablation.base.terminal import columns_that_fit, loading, say_prose, show_table
 from ablation.base.text import Table
+from tests.studies import signal_handlers_kept
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
 STATUS = Table(
@@ -139,3 +145,40 @@ def test_no_search_for_garbage_looks_at_what_was_imported(is_missing: bool) -> N
     searched = {id(thing) for thing in gc.get_objects()}
     assert id(own) in searched
     assert id(imported) not in searched
+
+
+def test_imports_are_shown_where_no_program_reads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("CI", "NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "error_console", Console(file=screen, force_terminal=True))
+    monkeypatch.setattr(terminal, "console", Console(force_terminal=True))
+    with loading("torch and MLflow"):
+        pass
+    assert "Loading torch and MLflow" in screen.getvalue()
+    assert capsys.readouterr().out == ""
+
+
+def test_an_interrupt_waits_for_the_end_of_imports() -> None:
+    done = []
+
+    def import_libraries() -> None:
+        with loading("libraries"):
+            signal.raise_signal(signal.SIGINT)
+            done.append("imported")
+
+    with signal_handlers_kept():
+        handle_interrupts()
+        with pytest.raises(KeyboardInterrupt):
+            import_libraries()
+    assert done == ["imported"]
+    assert gc.isenabled()
+
+
+def test_libraries_report_nothing_at_the_end() -> None:
+    """Triton's bindings list what is left, and the garbage that was never looked at would be."""
+    code = "from ablation.base.terminal import loading\nwith loading('torch'):\n    import torch._dynamo"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

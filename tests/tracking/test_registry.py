@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +134,28 @@ def test_a_copied_store_answers_where_it_is(champion_study: ChampionStudy, tmp_p
         hidden.rename(champion_study.store.root)
 
 
-def test_a_damaged_model_is_one_line(champion_study: ChampionStudy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut off", "in a weight"])
+def test_a_damaged_model_is_one_line(
+    champion_study: ChampionStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    """Torch would log its traceback for the first, and answer with the damaged weights for the second."""
     shutil.copytree(champion_study.store.root, tmp_path / "copy")
     store = find_store(str(tmp_path / "copy"))
     program = model_folder(champion_study, store) / "artifacts" / "program.pt2"
-    program.write_bytes(program.read_bytes()[:1000])
+    content = bytearray(program.read_bytes())
+    if damage == "cut off":
+        del content[1000:]
+    else:
+        with zipfile.ZipFile(program) as archive:
+            weight = max(
+                (info for info in archive.infolist() if "/weights/" in info.filename), key=attrgetter("file_size")
+            )
+        middle = weight.header_offset + weight.file_size // 2
+        content[middle : middle + 100] = bytes(100)
+    program.write_bytes(content)
     with pytest.raises(StoreError, match="the champion of 'small' cannot be loaded"):
         load_champion("small", store=str(store.root))
+    assert capfd.readouterr().err == ""
 
 
 def test_the_model_holds_what_it_needs_and_nothing_of_the_working_folder(

@@ -298,7 +298,7 @@ def test_a_clock_that_is_set_back(
     assert (info.status, info.end_time - info.start_time) == ("FINISHED", 0)
 
 
-@pytest.mark.parametrize("calls", range(1, 7))
+@pytest.mark.parametrize("calls", range(1, 6))
 def test_a_worker_that_was_frozen_between_two_calls_writes_no_more(
     calls: int, store: Store, tracker: Tracker, tmp_path: Path
 ) -> None:
@@ -402,6 +402,25 @@ def test_a_file_that_another_process_has_delivered_is_no_error(
         run.deliver()
     is_there = False
     assert not run.deliver()
+
+
+def test_a_run_without_its_file_has_no_metrics_of_it(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = tracker.client
+    run_id, _ = tracker.find_or_create("a/0", "run", {})
+    file = tmp_path / "predictions.safetensors"
+    file.write_bytes(b"predictions")
+
+    def upload(*_: object) -> None:
+        raise StoreError("MLflow's store cannot be used (no space)")
+
+    monkeypatch.setattr(PatientClient, "log_artifact", upload, raising=False)
+    with pytest.raises(StoreError, match="no space"):
+        TrialRun(tracker, "a/0", tmp_path / "trial", "").log_test({"test_accuracy": 0.5}, 1, file)
+    data = client.get_run(run_id).data
+    assert "test_accuracy" not in data.metrics
+    assert checksum_tag("test/predictions.safetensors") not in data.tags
 
 
 def test_a_call_that_is_refused_for_another_reason_is_an_error(tracker: Tracker, tmp_path: Path) -> None:
