@@ -33,6 +33,8 @@ class _State:
     first: signal.Signals | None = None  # the signal that asked for it
     began: float = 0.0  # time.monotonic() of it
     is_waiting: bool = False  # for the end of a context below
+    text: str = ""  # for what it waits, in words
+    has_view: bool = False  # which shows the text
     is_late: bool = False  # the running epoch is no longer waited for
     uninterrupted_depth: int = 0
     checks_depth: int = 0
@@ -82,6 +84,16 @@ def pause_requested() -> bool:
     return _state.is_waiting
 
 
+def pause_text() -> str:
+    """Return for what a pause waits; "" without one."""
+    return _state.text
+
+
+def set_view(*, is_open: bool) -> None:
+    """Leave `pause_text` to a view while it is open: a line on the standard error would be drawn over."""
+    _state.has_view = is_open
+
+
 def request_pause() -> None:
     """Pause this process, from any thread, as SIGTERM does; nothing happens if it pauses already."""
     _signal_main_thread("parent")
@@ -113,7 +125,11 @@ def _interrupt(number: int, _: object) -> None:
         _set_timer(_state.grace, _end_late)
         if _state.checks_depth:
             _set_timer(EPOCH_SHARE * _state.grace, lambda: _signal_main_thread("late"))
-            _say(f"pausing ({_state.first.name}): the running epoch has {EPOCH_SHARE * _state.grace:.0f} s to end")
+            _state.text = (
+                f"pausing ({_state.first.name}): the running epoch has {EPOCH_SHARE * _state.grace:.0f} s to end"
+            )
+            if not _state.has_view:
+                _say(_state.text)
         _state.is_waiting = bool(_state.checks_depth or _state.uninterrupted_depth)
         if not _state.is_waiting:
             raise KeyboardInterrupt

@@ -25,10 +25,11 @@ error_console = Console(stderr=True)
 GAP = 2  # characters between two columns
 
 
-def is_live(console: Console = console) -> bool:
+def is_live(on: Console | None = None) -> bool:
     """Return whether lines may be drawn over: not in a pipe, in CI, in a notebook, or where no colours are wanted."""
+    on = on or console
     wants_plain = os.environ.get("CI") or os.environ.get("NO_COLOR")
-    return console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter and not wants_plain
+    return on.is_terminal and not on.is_dumb_terminal and not on.is_jupyter and not wants_plain
 
 
 def show_table(table: Table) -> None:

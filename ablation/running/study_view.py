@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ablation.base.command_line import WORKER_VARIABLE
 from ablation.base.core_use import BusyCores
+from ablation.base.interrupts import pause_text, set_view
 from ablation.base.terminal import console, is_live, say
 from ablation.base.text import format_duration, visible
 from ablation.running.time_left import Runs, SeedsLeft, TimeLeft
@@ -61,10 +62,12 @@ class StudyView:
         if self.is_live:
             self.live.start()
             console.push_render_hook(CleanerAfterResize())
+            set_view(is_open=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.is_live:
+            set_view(is_open=False)
             console.pop_render_hook()
             self.live.stop()
 
@@ -112,7 +115,7 @@ class StudyView:
         lines = [Text(whole_items(text, width - 1)) for text in texts]
         if not lines:
             state = whole_items(f"{self.label}  {self.state}".strip(), width - 1)
-            lines = [Text(self.waits_for or state), Text(self.params, style="dim")]
+            lines = [Text(pause_text() or self.waits_for or state), Text(self.params, style="dim")]
         known = {self.label, *(line.label for line in self.workers.values())}
         elsewhere = [
             run

@@ -44,7 +44,11 @@ def supervise_workers(session: Session, devices: list[str]) -> None:
         # The workers have ended before this process has to.
         command = [sys.executable, "-m", "ablation.study", *sys.argv[1:]]
         command = with_options(command, "--grace", f"{0.8 * grace_left():g}")
-        run_workers(command, devices, view.show_worker_line, progress)
+        try:
+            run_workers(command, devices, view.show_worker_line, progress)
+        finally:
+            with suppress(StoreAway, StoreError):  # they must not hide why the workers ended
+                show_progress(session, view)
 
 
 POLL_SECONDS = 1  # between two queries for the trials that are left, at least

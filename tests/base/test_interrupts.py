@@ -14,9 +14,11 @@ from ablation.base.interrupts import (
     handle_interrupts,
     pause_requested,
     pause_status,
+    pause_text,
     paused_at_checks,
     request_pause,
     set_grace,
+    set_view,
     uninterrupted,
 )
 from tests.studies import signal_handlers_kept
@@ -183,3 +185,19 @@ def test_the_grace_period_of_an_ended_command_is_over() -> None:
     assert timers
     interrupts.forget_interrupts()
     assert all(timer.finished.is_set() for timer in timers)
+
+
+@pytest.mark.parametrize("has_view", [False, True])
+def test_a_pause_is_announced_once(capfd: pytest.CaptureFixture[str], has_view: bool) -> None:
+    """By a view that is open, else on the standard error."""
+    set_view(is_open=has_view)
+    assert pause_text() == ""
+
+    def epoch() -> None:
+        with paused_at_checks():
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        epoch()
+    assert pause_text() == "pausing (SIGINT): the running epoch has 18 s to end"
+    assert capfd.readouterr().err == ("" if has_view else f"{pause_text()}\n")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pytest
 from rich.console import Console
 
+from ablation.base import interrupts
 from ablation.base import terminal as base_terminal
 from ablation.base.terminal import is_live
 from ablation.running import study_view
@@ -97,6 +98,19 @@ def test_it_shows_phase_arms_trials_seeds_failures_and_the_running_epoch() -> No
     assert text[6].split() == ["block1", "0.9000", "●", "2/2", "0/2", "1", "failed"]
     assert text[7].split() == ["block2", "0.9400", "·", "●", "◆", "2/2", "1/2"]
     assert text[8:] == ["· trial  ● best trial  ◆ confirmation run"]
+
+
+def test_a_pause_is_shown_in_place_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by nothing else: what the signal's handler prints is drawn over and moves the view."""
+    set_console(monkeypatch, Console(file=io.StringIO(), force_terminal=True, width=100, height=30))
+    for name in ("CI", "NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(interrupts, "_state", interrupts._State())
+    with halfway() as view:
+        assert interrupts._state.has_view
+        interrupts._state.text = "pausing"
+        assert shown(view)[2] == "pausing"
+    assert not interrupts._state.has_view
 
 
 def test_the_legend_has_the_marks_that_can_occur() -> None:

@@ -151,11 +151,26 @@ def noted(function: Callable[..., float], results: list[float]) -> Callable[...,
     return call
 
 
+def test_the_view_shows_what_ended_while_workers_paused(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def pause(*_: object) -> None:
+        done.append("the workers paused")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(supervisor, "run_workers", pause)
+    monkeypatch.setattr(supervisor, "show_progress", lambda *_: done.append("shown"))
+    with pytest.raises(KeyboardInterrupt):
+        supervise_workers(cast(Session, SimpleNamespace(spec=load_study(study_file, name="small"))), ["cpu"])
+    assert done == ["the workers paused", "shown"]
+
+
 def test_options_stand_before_what_ends_them(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in `study --workers 2 -- NAME`, after which another option would be a second name."""
     commands: list[list[str]] = []
     monkeypatch.setattr(sys, "argv", ["study", "--workers", "2", "--", str(study_file)])
     monkeypatch.setattr(supervisor, "run_workers", lambda command, *_: commands.append(command))
+    monkeypatch.setattr(supervisor, "show_progress", lambda *_: None)
     supervise_workers(cast(Session, SimpleNamespace(spec=load_study(study_file, name="small"))), ["cpu"])
     assert commands[0][2:5] == ["ablation.study", "--workers", "2"]
     assert commands[0][5:] == ["--grace", f"{0.8 * grace_left():g}", "--", str(study_file)]
