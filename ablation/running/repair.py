@@ -298,6 +298,12 @@ def logged_study(store: Store, study: str) -> StudyRecord | None:
     return record if record.runs else None
 
 
+def runs_without_trials(study: str, record: StudyRecord) -> str:
+    """Return in words that Optuna's database lacks a study of which MLflow has a record."""
+    runs = plural(len(record.runs), "run")
+    return f"MLflow has {runs} of a study {study!r}, of which Optuna's database has no trial"
+
+
 def adopted_keys(spec: StudySpec, content: dict[str, Any], record: StudyRecord, *, is_repair: bool) -> dict[str, str]:
     """Return the keys of the Optuna studies whose runs MLflow has, where Optuna's database has no trial of the study.
 
@@ -313,8 +319,7 @@ def adopted_keys(spec: StudySpec, content: dict[str, Any], record: StudyRecord, 
     Raises:
         InputError: nobody has said so, or the runs are of a study with other settings.
     """
-    runs = plural(len(record.runs), "run")
-    has = f"MLflow has {runs} of a study {spec.name!r}, of which Optuna's database has no trial"
+    has = runs_without_trials(spec.name, record)
     if not is_repair:
         raise InputError(f"{has}: if its trials were lost, --repair tells it of them; else choose another --name")
     names = [f"{spec.name}/{arm.name}{end}" for end in ("", CONFIRMATION) for arm in arms(spec)]

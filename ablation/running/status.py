@@ -1,11 +1,12 @@
 """What a store has of a study, for --status: its arms, their runs by state, what trains now."""
 
 import difflib
+from contextlib import suppress
 from dataclasses import replace
 
-from ablation.base.errors import NoSuchStudy
+from ablation.base.errors import InputError, NoSuchStudy, StoreAway, StoreError
 from ablation.base.text import Table, nearest
-from ablation.running.repair import stored_differences
+from ablation.running.repair import logged_study, runs_without_trials, stored_differences
 from ablation.running.running_trials import RunningTrial, running_trials
 from ablation.search.status import count_runs, status_table, trial_records
 from ablation.search.studies import ArmStudies, open_storage, stored_decisions, stored_studies, study_arms
@@ -24,6 +25,7 @@ def read_status(study: str, store: Store) -> tuple[Table, list[RunningTrial]]:
 
     Raises:
         NoSuchStudy: the store has no study of this name.
+        InputError: Optuna's database has lost it.
         StoreAway: a server does not answer.
         StoreError: a store cannot be used.
     """
@@ -31,6 +33,9 @@ def read_status(study: str, store: Store) -> tuple[Table, list[RunningTrial]]:
     storage = open_storage(store)
     studies = study_arms(storage, study) if storage else ArmStudies({}, {})
     if not studies.tuning:
+        with suppress(StoreAway, StoreError):
+            if (record := logged_study(store, study)) is not None:
+                raise InputError(f"{runs_without_trials(study, record)}: --repair tells it of them")
         names = (stored_studies(storage) if storage else []) or _similar_files(study)
         raise NoSuchStudy(f"{store.root}: has no study {study!r}{nearest(study, names) if names else ''}")
     contents = [arm.user_attrs.get("content", {}) for arm in studies.tuning.values()]

@@ -357,6 +357,16 @@ def test_a_copied_store_is_read_where_it_is(finished: Path, tmp_path: Path, comm
     assert "is a copy, and MLflow keeps the address of its artifacts" in capsys.readouterr().err
 
 
+def test_a_study_that_optuna_has_lost_is_not_denied(
+    finished: Path, command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    store = copy_store(finished / "store", tmp_path / "store")
+    (store / "optuna.db").unlink()
+    assert command(finished / "small.toml", "--status", "--store", str(store)) == 2
+    said = "MLflow has 16 runs of a study 'small', of which Optuna's database has no trial: --repair tells it of them"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_what_only_reads_a_study_loads_no_library_that_it_does_not_need(finished: Path, tmp_path: Path) -> None:
     """Loading torch takes seconds and hundreds of megabytes."""
     store = str(copy_store(finished / "store", tmp_path / "store"))
