@@ -137,13 +137,14 @@ def test_images_come_in_order_from_threads_that_hold_few_of_them() -> None:
         return items
 
     begun_then: list[int] = []
+    threads = threading.active_count()  # another test may have left some
     names = [str(number) for number in range(400)]
     pixels = in_memory(decode_images(names, decode, observed, "Decoding"), (400, 2, 2, 3))
     assert pixels[:, 0, 0, 0].tolist() == [number % 256 for number in range(400)]
     assert sorted(begun) == list(range(400))
     if usable_cores() > 1:  # else nothing runs beside the first
         assert 1 < begun_then[0] <= AHEAD * usable_cores() + 1
-    assert threading.active_count() < 5
+    assert threading.active_count() <= threads + 1  # the timer may be about to end
 
 
 LEFT_OUT = "; data.unreadable = 'skip' leaves such files out"
